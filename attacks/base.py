@@ -1,0 +1,61 @@
+"""The contract of an attack."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge
+from torch import Tensor
+
+from attacks.target import AttackableDefense, Target
+from attacks.threat import Norm
+
+Knowledge = Literal["oblivious", "white-box", "score", "decision"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """An attack with its parameters, for one threat model.
+
+    Its dataclass fields are what a matrix file may set, checked against their types; together with `version` they
+    are the attack's identity. Raise `version` whenever the same parameters would give other results.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    """The norms it can be asked for."""
+    version: ClassVar[int] = 1
+    open_parameters: ClassVar[bool] = False
+    """For adapters, named `library:Class`: the part after the colon becomes the field `attack`, and keys of the matrix
+    file that are not fields become the field `parameters`."""
+
+    norm: Norm = "linf"
+    max_forwards: Annotated[int, Ge(1)] | None = None
+    """Forward passes an input may cost at most; the attack fails when it asks for more."""
+
+    @property
+    @abstractmethod
+    def knowledge(self) -> Knowledge:
+        """What the attacker knows: nothing of the defense, everything, its scores, its decisions."""
+
+    @property
+    def minimal(self) -> bool:
+        """Whether it looks for the smallest perturbation (one run serves all ε) instead of working within an ε."""
+        return False
+
+    @abstractmethod
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        """Adversarial images for x [N,C,H,W] in [0,1] with labels y [N], within eps in `norm`, in [0,1].
+
+        A minimal attack ignores eps. What it returns is judged afresh by the harness; where it found nothing it
+        may return anything valid (x, or its best attempt).
+        """
+
+    @abstractmethod
+    def passes(self) -> tuple[int, int]:
+        """Forward and backward passes that one input costs at the most, at one ε (an estimate, for the plan)."""
+
+    def unsuited(self, defense: AttackableDefense) -> str | None:
+        """Why this attack makes no sense on that defense, or None; the plan skips the pair with this reason."""
+        return None

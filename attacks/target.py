@@ -1,0 +1,198 @@
+"""A defense as an attack sees it: every pass through it counted, its parts handed out, its gradients as declared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 8
+"""Batches are padded to a multiple of this. Matrix kernels round differently for ragged row counts; with whole
+blocks an input's logits and gradients are the same bits whatever batch it is in."""
+
+Part = Literal["defense", "classifier"]
+GradientMode = Literal["default", "identity", "unrolled"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The deployed answer. labels: [N] int64 in 0..K−1 (also where rejected); rejected: [N] bool."""
+
+    labels: Tensor
+    rejected: Tensor
+
+    def wrong(self, y: Tensor) -> Tensor:
+        """Accepted and not y → [N] bool."""
+        return ~self.rejected & (self.labels != y)
+
+
+class AttackableDefense(Protocol):
+    """What a Target needs to know of a defense; `defenses.base.Defense` fulfils it.
+
+    `attack_forward` is asked for only where `gradient_modes` names more than "default".
+    """
+
+    num_classes: int
+    rejects: bool
+    randomized: bool
+    gradient_modes: tuple[str, ...]
+    classifier: Any  # a module, or None where the defense has no separable one
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def verdict(self, x: Tensor) -> Verdict: ...
+
+
+class BudgetExhausted(RuntimeError):
+    """The attack asked for more passes than the matrix file allows it."""
+
+
+def pad_to_block(x: Tensor) -> Tensor:
+    """x [N,...] with its last row repeated up to a multiple of BLOCK."""
+    missing = -len(x) % BLOCK
+    return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
+
+
+def blockwise(function: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 256) -> Tensor:
+    """function(x) [N,...] in padded batches, without gradient; the same bits for an input in any batch."""
+    with torch.no_grad():
+        return torch.cat([function(pad_to_block(part))[: len(part)] for part in x.split(batch_size)])
+
+
+class Target:
+    """A defense under attack, for one batch of n inputs.
+
+    `forwards` and `backwards` [n] count passes per input. An attack addresses inputs by `rows` (indices into the
+    batch it was given), so those that leave the batch stop counting.
+    """
+
+    def __init__(self, defense: AttackableDefense, n: int, *, max_forwards: int | None = None) -> None:
+        self.defense = defense
+        self.num_classes = defense.num_classes
+        self.forwards = torch.zeros(n, dtype=torch.float64)
+        self.backwards = torch.zeros(n, dtype=torch.float64)
+        self.max_forwards = max_forwards
+
+    def count(self, rows: Tensor | None, forwards: int, backwards: int, queries: int = 0) -> None:
+        """Adds passes to those rows; without rows, `queries` inputs in all are spread evenly over the batch."""
+        if rows is None:
+            share = queries / max(len(self.forwards), 1)
+            self.forwards += share * forwards
+            self.backwards += share * backwards
+        else:
+            rows = rows.cpu()
+            self.forwards[rows] += forwards
+            self.backwards[rows] += backwards
+        if self.max_forwards is not None and len(self.forwards) and self.forwards.max() > self.max_forwards:
+            raise BudgetExhausted(f"more than {self.max_forwards} forward passes for one input")
+
+    def verdict(self, x: Tensor, rows: Tensor | None = None) -> Verdict:
+        """The full-strength answer for those rows, counted as one forward pass. x: [N,C,H,W]."""
+        self.count(rows, 1, 0, queries=len(x))
+        with torch.no_grad():
+            answer = self.defense.verdict(pad_to_block(x))
+        return Verdict(answer.labels[: len(x)], answer.rejected[: len(x)])
+
+    def view(self, part: Part = "defense", gradient: GradientMode = "default", inner_steps: int = 20) -> View:
+        """What the attack differentiates: the whole defense, or its classifier alone (an oblivious attacker)."""
+        return View(self, part, gradient, inner_steps)
+
+    def module(self, part: Part = "defense", gradient: GradientMode = "default", inner_steps: int = 20) -> nn.Module:
+        """The same as a plain module of [N,C,H,W] → logits, for attacks of other libraries; passes are counted."""
+        return CountedModule(self.view(part, gradient, inner_steps))
+
+
+class View:
+    """One way to look at a target: `logits`, and the gradient of a loss on them.
+
+    `exact` says whether its answers are the deployed ones; where they are not (a part, a cheaper inner
+    optimisation, a randomized defense) a success seen here has to be confirmed by `Target.verdict`.
+    """
+
+    def __init__(self, target: Target, part: Part, gradient: GradientMode, inner_steps: int) -> None:
+        defense = target.defense
+        self.target = target
+        self.num_classes = target.num_classes
+        self.part = part
+        self.gradient_mode = gradient
+        self.inner_steps = inner_steps
+        self.memory: Tensor | None = None
+        if part == "classifier":
+            if defense.classifier is None:
+                raise ValueError("this defense has no classifier of its own to attack")
+            self.rejects = False
+        else:
+            self.rejects = defense.rejects
+            if gradient != "default" and gradient not in defense.gradient_modes:
+                raise ValueError(f"gradients of this defense: {', '.join(defense.gradient_modes)}; not {gradient!r}")
+        self.iterative = part == "defense" and len(defense.gradient_modes) > 1
+        self.exact = part == "defense" and not self.iterative and not defense.randomized
+
+    def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """[N,C,H,W] → [N,K] or [N,K+1]; differentiable in x. Not counted: `answer` and `ascent` do that."""
+        padded = pad_to_block(x)
+        if self.part == "classifier":
+            return self.target.defense.classifier(padded)[: len(x)]
+        if not self.iterative:
+            return self.target.defense(padded)[: len(x)]
+        return self._iterated(padded, len(x), rows)
+
+    def _iterated(self, padded: Tensor, n: int, rows: Tensor | None) -> Tensor:
+        """A defense that optimises at inference: start where the last call for the same rows ended."""
+        defense: Any = self.target.defense
+        mode = defense.gradient_modes[0] if self.gradient_mode == "default" else self.gradient_mode
+        start = None
+        if self.memory is not None and rows is not None:
+            start = pad_to_block(self.memory[rows])
+            if not start.isfinite().all():  # some of these rows have never been seen
+                start = None
+        logits, end = defense.attack_forward(padded, mode, start, self.inner_steps)
+        if rows is not None:
+            if self.memory is None:
+                self.memory = end.new_full((len(self.target.forwards), *end.shape[1:]), torch.nan)
+            self.memory[rows] = end[:n]
+        return logits[:n]
+
+    def answer(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits without gradient, counted as one forward pass."""
+        self.target.count(rows, 1, 0, queries=len(x))
+        with torch.no_grad():
+            return self.logits(x, rows)
+
+    def ascent(
+        self, x: Tensor, loss: Callable[[Tensor], Tensor], rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, loss [N] and its gradient [N,C,H,W] at x; counted as one forward and one backward pass.
+
+        A gradient that isn't finite is no direction: it comes back as zero.
+        """
+        self.target.count(rows, 1, 1, queries=len(x))
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            logits = self.logits(x, rows)
+            values = loss(logits)
+            (gradient,) = torch.autograd.grad(values.sum(), x)
+        return logits.detach(), values.detach(), gradient.nan_to_num(0.0, 0.0, 0.0)
+
+
+class CountedModule(nn.Module):
+    """A view as a module. Its passes are spread evenly over the inputs: who asked for which is not known here."""
+
+    def __init__(self, view: View) -> None:
+        super().__init__()
+        self.view = view
+        self.num_classes = view.num_classes
+        self.rejects = view.rejects
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.view.target.count(None, 1, 0, queries=len(x))
+        logits = self.view.logits(x)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.view.target.count(None, 0, 1, queries=len(gradient))

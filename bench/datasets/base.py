@@ -1,0 +1,80 @@
+"""The contract of a data set."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from defenses.base import LabelledImages
+
+
+@dataclass(frozen=True)
+class Dataset(ABC):
+    """Images with labels in three splits. Nothing learnt or calibrated ever sees `test`.
+
+    data: the folder of the user's data files (`--data`), for data sets that need files.
+    """
+
+    name: ClassVar[str]
+    shape: ClassVar[tuple[int, int, int]]
+    num_classes: ClassVar[int]
+    revision: ClassVar[str]
+    """Changes whenever an image, a label, a split or the order of the test images does."""
+    zoo: ClassVar[str]
+    """The name under which the zoo keeps weights for this data: data sets of the same kind of image share them."""
+
+    data: Path | None = None
+
+    @property
+    @abstractmethod
+    def test(self) -> LabelledImages: ...
+
+    @property
+    @abstractmethod
+    def train(self) -> LabelledImages: ...
+
+    @property
+    @abstractmethod
+    def validation(self) -> LabelledImages: ...
+
+    def chosen(self, n: int | None) -> np.ndarray:
+        """Indices of the first n test images (all, where None) in a fixed shuffled order.
+
+        A smaller choice is part of every larger one, whatever the seed of the run: runs stay comparable by input.
+        """
+        order = np.random.default_rng(20_190_125).permutation(len(self.test))
+        return np.sort(order[:n])
+
+
+def as_images(pixels: np.ndarray, labels: np.ndarray, largest: float) -> LabelledImages:
+    """pixels [N,H,W] or [N,H,W,C] from 0 to `largest`, labels [N] → LabelledImages."""
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32))
+    return LabelledImages(images / largest, torch.from_numpy(np.asarray(labels, dtype=np.int64)))
+
+
+def split_rows(labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a random choice with that many of every class, and the other rows; both sorted."""
+    random = np.random.default_rng(seed)
+    chosen = np.concatenate([random.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.unique(labels)])
+    return np.sort(chosen), np.setdiff1d(np.arange(len(labels)), chosen)
+
+
+def select(data: LabelledImages, rows: np.ndarray) -> LabelledImages:
+    """Those rows of it."""
+    index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
+    return LabelledImages(data.images[index], data.labels[index])
+
+
+def image_hashes(images: torch.Tensor) -> list[str]:
+    """sha256 of each image [N,C,H,W] as it enters a defense (float32 bytes)."""
+    return [hashlib.sha256(image.tobytes()).hexdigest() for image in images.contiguous().numpy()]
+
+

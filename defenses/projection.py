@@ -1,0 +1,96 @@
+"""Projection on the range of a generator: z*(x) = argmin_z ‖G(z) − x‖², and its gradients.
+
+The starts are drawn once from a seed and are the same for every input, so the projection is a function of the input
+alone: the same answer in any batch, at any time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentumSolver:
+    """Momentum descent on the mean squared error over pixels of each image (reference code of Ilyas et al. 2017).
+
+    steps, rate, momentum: of the descent. starts: how many points z₀ ~ N(0, I) are tried; the best result counts.
+    """
+
+    steps: Annotated[int, Ge(1)] = 1000
+    rate: Annotated[float, Gt(0)] = 100.0
+    momentum: float = 0.9
+    starts: Annotated[int, Ge(1)] = 1
+
+    def start(self, n: int, latent: int, seed: int, like: Tensor) -> Tensor:
+        """[n, starts, latent], the same for each of the n inputs."""
+        z = torch.randn(self.starts, latent, generator=torch.Generator().manual_seed(seed))
+        return z.to(like.device, like.dtype).expand(n, -1, -1).contiguous()
+
+    def solve(self, generator: nn.Module, x: Tensor, start: Tensor, steps: int, unroll: bool = False) -> Tensor:
+        """`steps` steps from start [N,R,k] towards x [N,C,H,W] → the latents reached, [N,R,k].
+
+        Without `unroll` the best iterate of each start is returned, detached; with it the last one, differentiable
+        in x through every step.
+        """
+        n, starts, latent = start.shape
+        aim = x if unroll else x.detach()
+        aim = aim.repeat_interleave(starts, 0)
+        z = start.detach().reshape(-1, latent)
+        velocity = torch.zeros_like(z)
+        best, best_error = z, z.new_full((len(z),), torch.inf)
+        # An attack may ask for predictions under no_grad, and autograd.Function switches gradients off
+        with torch.enable_grad():
+            for _ in range(steps):
+                if not z.requires_grad:
+                    z.requires_grad_(True)
+                error = mean_squared_error(generator(z), aim)
+                (gradient,) = torch.autograd.grad(error.sum(), z, create_graph=unroll)
+                if not unroll:
+                    z = z.detach()
+                    better = error.detach() < best_error
+                    best = torch.where(better[:, None], z, best)
+                    best_error = torch.where(better, error.detach(), best_error)
+                velocity = self.momentum * velocity - self.rate * gradient
+                z = z + velocity
+        if unroll:
+            return z.view(n, starts, latent)
+        with torch.no_grad():
+            better = mean_squared_error(generator(z), aim) < best_error
+        return torch.where(better[:, None], z, best).view(n, starts, latent)
+
+
+def mean_squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """Per image: [N,C,H,W] twice → [N]."""
+    return (a - b).square().flatten(1).mean(1)
+
+
+def best_start(generator: nn.Module, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Of latents z [N,R,k], the one nearest to x [N,C,H,W] by G(z): → latents [N,k], images [N,C,H,W]."""
+    n, starts, latent = z.shape
+    images = generator(z.reshape(-1, latent))
+    if starts == 1:
+        return z[:, 0], images
+    error = mean_squared_error(images.detach(), x.detach().repeat_interleave(starts, 0)).view(n, starts)
+    chosen = torch.arange(n, device=z.device) * starts + error.argmin(1)
+    return z.reshape(-1, latent)[chosen], images[chosen]
+
+
+class BackwardIdentity(torch.autograd.Function):
+    """Forward: `value`; backward: the gradient goes to `x` as if value were x (BPDA, Athalye et al. 2018)."""
+
+    @staticmethod
+    def forward(x: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None

@@ -1,0 +1,140 @@
+"""One training loop: seeded, resumable at every epoch, with progress."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from defenses.base import LabelledImages, Progress
+
+Step = Callable[[Tensor, Tensor, float], Tensor]
+"""images [N,C,H,W], labels [N], share of the training done in [0,1] → the loss to descend."""
+
+
+def epoch_generator(seed: int, stage: str, epoch: int) -> torch.Generator:
+    """The randomness of one epoch; it doesn't depend on earlier ones, so a resumed training draws the same."""
+    mixed = hash_of(f"{seed}/{stage}/{epoch}")
+    return torch.Generator().manual_seed(mixed)
+
+
+def hash_of(text: str) -> int:
+    """A stable 56-bit number for a text."""
+    import hashlib
+
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
+
+
+def minibatches(data: LabelledImages, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled batches; a last one smaller than half a batch is dropped."""
+    for rows in torch.randperm(len(data), generator=generator).split(batch_size):
+        if len(rows) * 2 >= min(batch_size, len(data)):
+            yield data.images[rows], data.labels[rows]
+
+
+def train_module(
+    module: nn.Module,
+    step: Step,
+    data: LabelledImages,
+    *,
+    stage: str,
+    epochs: int,
+    batch_size: int,
+    rate: float,
+    seed: int,
+    progress: Progress,
+    weight_decay: float = 0.0,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+) -> None:
+    """Trains `module` in place by Adam under a one-cycle learning rate that peaks at `rate` after a fifth of the way.
+
+    With `progress.checkpoints` an unfinished training continues after its last complete epoch, and ends with the
+    same weights as one that was never interrupted. Leaves the module in eval mode.
+    """
+    optimizer = torch.optim.Adam(module.parameters(), lr=rate, weight_decay=weight_decay)
+    checkpoint = progress.checkpoints / f"{stage}.safetensors" if progress.checkpoints else None
+    device = next(module.parameters()).device
+    first = _resume(module, optimizer, checkpoint)
+    batches = max(1, round(len(data) / batch_size))
+    for epoch in range(first, epochs):
+        module.train()
+        generator = epoch_generator(seed, stage, epoch)
+        total, count = 0.0, 0
+        with torch.random.fork_rng():
+            torch.manual_seed(hash_of(f"{seed}/{stage}/{epoch}/torch"))  # dropout and noise inside the step
+            for number, (images, labels) in enumerate(minibatches(data, batch_size, generator)):
+                done = min(1.0, (epoch + number / batches) / epochs)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * one_cycle(done)
+                loss = step(images.to(device), labels.to(device), done)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total, count = total + loss.item(), count + 1
+        module.eval()
+        if not torch.isfinite(torch.tensor(total)):
+            raise FloatingPointError(f"training stage {stage!r}: the loss is not finite in epoch {epoch + 1}")
+        figures = {"loss": total / max(count, 1)} | (evaluate() if evaluate else {})
+        _save(module, optimizer, epoch + 1, checkpoint)
+        progress.epoch(stage, epoch + 1, epochs, **figures)
+    module.eval()
+
+
+def one_cycle(done: float, peak: float = 0.2) -> float:
+    """Share of the peak learning rate after that share of the training: linear up, then linear down to 0.01."""
+    return 0.1 + 0.9 * done / peak if done < peak else max(0.01, (1 - done) / (1 - peak))
+
+
+def accuracy(classify: Callable[[Tensor], Tensor], data: LabelledImages, batch_size: int = 500) -> float:
+    """Share of images whose argmax over classify(images) is the label."""
+    with torch.no_grad():
+        right = [
+            (classify(images).argmax(1).cpu() == labels).sum()
+            for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True)
+        ]
+    return float(torch.stack(right).sum()) / len(data)
+
+
+def epochs_for(budget: float, epochs: int) -> int:
+    """That share of the epochs, at least one."""
+    return max(1, round(budget * epochs))
+
+
+def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file that is either complete or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, draft, metadata)
+    os.replace(draft, path)
+
+
+def _save(module: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, path: Path | None) -> None:
+    if path is None:
+        return
+    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    atomic_save(tensors, path, {"epoch": json.dumps(epoch)})
+
+
+def _resume(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path | None) -> int:
+    """Loads the checkpoint, if there is one that fits; returns the number of epochs it has behind it."""
+    if path is None or not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        epoch = int(json.loads(file.metadata()["epoch"]))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    module.load_state_dict({n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, field = name.split(".", 2)
+            state.setdefault(int(number), {})[field] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return epoch

@@ -1,0 +1,97 @@
+"""No defense: a plainly trained classifier, what every defense is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from defenses.base import Defense, DefenseSpec, LabelledImages, Progress
+from defenses.networks import StridedCNN
+from defenses.training import accuracy, epochs_for, train_module
+
+
+@dataclass(frozen=True, kw_only=True)
+class UndefendedSpec(DefenseSpec):
+    """width, hidden: size of the network. epochs, batch_size, rate: its training (Adam, one cycle)."""
+
+    width: int = 32
+    hidden: int = 256
+    epochs: int = 12
+    batch_size: int = 128
+    rate: float = 2e-3
+
+
+class Undefended(Defense):
+    """The classifier alone. Trained on images shifted by up to one pixel in sixteen."""
+
+    Spec: ClassVar = UndefendedSpec
+    spec: UndefendedSpec
+
+    def __init__(self, spec: UndefendedSpec) -> None:
+        super().__init__(spec)
+        self.network = StridedCNN(spec.shape, spec.num_classes, spec.width, spec.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+    def fit(
+        self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
+    ) -> dict[str, float]:
+        spec = self.spec
+        fit_classifier(
+            self.network, train, validation, seed=seed, progress=progress,
+            epochs=epochs_for(budget, spec.epochs), batch_size=spec.batch_size, rate=spec.rate,
+        )  # fmt: skip
+        return {"validation_accuracy": accuracy(self, validation)}
+
+
+def fit_classifier(
+    network: nn.Module,
+    data: LabelledImages,
+    validation: LabelledImages,
+    *,
+    epochs: int,
+    batch_size: int,
+    rate: float,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Plain training by cross-entropy from seeded initial weights, images shifted at random."""
+    initialise(network, seed)
+    most = data.images.shape[-1] // 16
+
+    def step(images: Tensor, labels: Tensor, done: float) -> Tensor:
+        return F.cross_entropy(network(shifted(images, most)), labels)
+
+    train_module(
+        network, step, data, stage="classifier", epochs=epochs, batch_size=batch_size, rate=rate, seed=seed,
+        progress=progress, evaluate=lambda: {"validation_accuracy": accuracy(network, validation)},
+    )  # fmt: skip
+
+
+def initialise(module: nn.Module, seed: int) -> None:
+    """Draws every layer's initial weights afresh from that seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for layer in module.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+
+
+def shifted(images: Tensor, most: int) -> Tensor:
+    """Each image [N,C,H,W] moved by up to `most` pixels in both directions, zeros moving in."""
+    if most == 0:
+        return images
+    size = images.shape[-1]
+    padded = F.pad(images, [most] * 4)
+    offsets = torch.randint(0, 2 * most + 1, (2, len(images)), device=images.device)
+    span = torch.arange(size, device=images.device)
+    height = torch.arange(images.shape[-2], device=images.device)
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    rows = (offsets[0][:, None] + height)[:, :, None]
+    columns = (offsets[1][:, None] + span)[:, None, :]
+    return padded.transpose(1, 3).transpose(1, 2)[batch, rows, columns].permute(0, 3, 1, 2)
