@@ -40,6 +40,11 @@ class Attack(ABC):
         """What the attacker knows: nothing of the defense, everything, its scores, its decisions."""
 
     @property
+    def revision(self) -> str:
+        """The version as it enters a result's identity; adapters add that of the library they call."""
+        return str(self.version)
+
+    @property
     def minimal(self) -> bool:
         """Whether it looks for the smallest perturbation (one run serves all ε) instead of working within an ε."""
         return False

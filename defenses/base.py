@@ -78,6 +78,11 @@ class Defense(nn.Module):
         answer = logits.argmax(1)
         return Verdict(labels=logits[:, : self.num_classes].argmax(1), rejected=answer == self.num_classes)
 
+    @property
+    def inference_steps(self) -> int:
+        """Steps of the optimisation inside a full-strength answer; 0 where there is none. For estimates of time."""
+        return 0
+
     def attack_forward(
         self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int
     ) -> tuple[Tensor, Tensor]:

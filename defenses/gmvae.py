@@ -70,7 +70,6 @@ class GaussianMixtureVAE(Defense):
 
     Spec: ClassVar = GaussianMixtureVAESpec
     spec: GaussianMixtureVAESpec
-    rejects = True
     precision: Tensor
     tau_enc: Tensor
     tau_dec: Tensor
@@ -87,6 +86,10 @@ class GaussianMixtureVAE(Defense):
         self.register_buffer("precision", prior.repeat(spec.num_classes, 1, 1))
         self.register_buffer("tau_enc", torch.tensor(torch.inf))
         self.register_buffer("tau_dec", torch.tensor(torch.inf))
+
+    @property
+    def rejects(self) -> bool:
+        return True
 
     @property
     def encoder(self) -> nn.Module:

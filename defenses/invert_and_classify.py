@@ -66,6 +66,10 @@ class InvertAndClassify(Defense):
     def rejects(self) -> bool:
         return self.spec.quantile < 1
 
+    @property
+    def inference_steps(self) -> int:
+        return self.spec.solver.steps
+
     def forward(self, x: Tensor) -> Tensor:
         return self.attack_forward(x, self.gradient_modes[0], None, 0)[0]
 

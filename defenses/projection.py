@@ -7,7 +7,7 @@ alone: the same answer in any batch, at any time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge, Gt
@@ -20,6 +20,8 @@ class MomentumSolver:
 
     steps, rate, momentum: of the descent. starts: how many points z₀ ~ N(0, I) are tried; the best result counts.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # a misspelt key in a matrix file must not pass
 
     steps: Annotated[int, Ge(1)] = 1000
     rate: Annotated[float, Gt(0)] = 100.0

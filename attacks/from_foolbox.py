@@ -1,0 +1,219 @@
+"""Attacks of Foolbox, a module as a Foolbox model, and the criterion that knows rejection.
+
+Foolbox is imported when the first of these is made.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.base import Knowledge
+from attacks.libraries import LibraryAttack, check_parameters, constructor_parameters, unknown_name
+from attacks.threat import Norm
+
+REFUSED: Mapping[str, str] = {
+    "Attack": "it is the base class",
+    "BinarizationRefinementAttack": "it refines another attack's result",
+    "DatasetAttack": "it has to be fed with images by hand",
+    "GenAttack": "it needs target classes",
+}
+"""Why a class can't be used."""
+
+DECISION = (
+    "additive_noise", "blended_noise", "blur", "boundary_attack", "contrast", "contrast_min", "hop_skip_jump",
+    "inversion", "pointwise", "saltandpepper", "spatial_attack",
+)  # fmt: skip
+"""Modules of Foolbox whose attacks look at predicted labels only."""
+
+OURS = ("distance", "constraint", "init_attack", "tensorboard")
+"""Constructor parameters that are not the matrix file's to set."""
+
+NOISE_DRAWS = 50
+"""Random images tried as a starting point where no image of the batch is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoolboxAttack(LibraryAttack):
+    """An attack class of `foolbox.attacks`, untargeted.
+
+    Classes with a distance of their own work in that norm only (L1 minimisers are judged in L2; Foolbox' L0 counts
+    numbers, not pixels); those that can minimise any get `norm`. An `abs_stepsize` that is not given is
+    2.5 ε / steps: the library's relative one assumes its own number of steps. Attacks from the far side of the
+    boundary start from the nearest image of the batch that is accepted as another class, else from noise.
+    """
+
+    def __post_init__(self) -> None:
+        name = f"foolbox:{self.attack}"
+        accepted = constructor_parameters(self._class())
+        check_parameters(name, self.parameters, {k: p for k, p in accepted.items() if k not in OURS})
+        try:
+            attack = self._attack(eps=0.1)
+        except (AssertionError, ImportError, TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from error
+        norms = _norms(attack)
+        if self.norm not in norms:
+            raise ValueError(f"{name} perturbs in {' or '.join(norms) or 'L1'}, not {self.norm!r}")
+
+    def _class(self) -> Any:
+        """The class; ValueError with the nearest names, or with the reason why it can't be used."""
+        if self.attack in REFUSED:
+            raise ValueError(f"foolbox:{self.attack} can't be used: {REFUSED[self.attack]}")
+        usable = foolbox_attacks()
+        if self.attack not in usable:
+            raise unknown_name(f"foolbox:{self.attack}", self.attack, usable)
+        return usable[self.attack]
+
+    @property
+    def knowledge(self) -> Knowledge:
+        if self._class().__module__.rpartition(".")[2] in DECISION:
+            return "decision"
+        return "white-box" if self.part == "defense" else "oblivious"
+
+    @property
+    def minimal(self) -> bool:
+        return issubclass(self._class(), _library().attacks.base.MinimizationAttack)
+
+    def passes(self) -> tuple[int, int]:
+        values = {k: p.default for k, p in constructor_parameters(self._class()).items()} | dict(self.parameters)
+        if self.attack == "HopSkipJumpAttack":
+            first, most = int(values["initial_gradient_eval_steps"]), int(values["max_gradient_eval_steps"])
+            steps = range(1, int(values["steps"]) + 1)
+            return sum(min(int(first * i**0.5), most) for i in steps) + 40 * len(steps), 0
+        knobs = ("steps", "binary_search_steps", "repeats", "random_steps")
+        forwards = 1
+        for knob in knobs:
+            forwards *= max(int(values.get(knob) or 1), 1)
+        candidates = int(values.get("candidates") or 1)
+        return forwards + 2, 0 if self.knowledge == "decision" else forwards * candidates
+
+    def search(self, module: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, others: Tensor) -> Tensor:
+        library = _library()
+        attack = self._attack(eps)
+        model = foolbox_model(module, x.device)
+        options: dict[str, Any] = {}
+        rows = torch.arange(len(x), device=x.device)
+        if _needs_start(attack):
+            starts, started = starting_points(module, x, y, others)
+            rows = started.nonzero()[:, 0]
+            options["starting_points"] = starts[rows]
+        found = x.clone()
+        if len(rows):
+            criterion = library.criteria.Misclassification(y[rows])
+            epsilons = None if self.minimal else eps
+            if isinstance(attack, library.attacks.base.AttackWithDistance):
+                options["epsilons"] = epsilons
+            found[rows] = attack(model, x[rows], criterion, **options)[1]
+        return found
+
+    def _attack(self, eps: float) -> Any:
+        """The library's attack at that ε."""
+        cls = self._class()
+        accepted = constructor_parameters(cls)
+        ours: dict[str, Any] = {}
+        if "distance" in accepted and self.norm != "unrestricted":
+            ours["distance"] = getattr(_library().distances, self.norm)
+        if "constraint" in accepted:
+            ours["constraint"] = self.norm
+        if "abs_stepsize" in accepted and not {"abs_stepsize", "rel_stepsize"} & set(self.parameters):
+            ours["abs_stepsize"] = 2.5 * eps / self.parameters.get("steps", accepted["steps"].default)  # type: ignore[operator]
+        return cls(**ours, **self.parameters)
+
+
+def foolbox_model(module: nn.Module, device: torch.device | str = "cpu") -> Any:
+    """A Foolbox model over a module of images [N,C,H,W] in [0,1] → logits, on that device."""
+    return _library().models.PyTorchModel(module.eval(), bounds=(0, 1), device=torch.device(device))
+
+
+def accepted_and_wrong(labels: Tensor, num_classes: int) -> Any:
+    """A Foolbox criterion for outputs [N,K+1]: the answer is a class (not rejection), and not `labels` [N].
+
+    It tells Foolbox what success is; the losses inside its attacks still don't know rejection. `RejectFolded`
+    changes both, for inputs of one class.
+    """
+    return _criterion_class()(labels, num_classes)
+
+
+@cache
+def _criterion_class() -> Any:
+    import eagerpy as ep
+
+    class AcceptedAndWrong(_library().criteria.Misclassification):  # type: ignore[misc]
+        """See `accepted_and_wrong`. Several attacks read `labels`, so it is a `Misclassification`."""
+
+        def __init__(self, labels: Tensor, num_classes: int) -> None:
+            super().__init__(labels)
+            self.num_classes = num_classes
+
+        def __call__(self, perturbed: Any, outputs: Any) -> Any:
+            logits, restore = ep.astensor_(outputs)
+            answer = logits.argmax(axis=-1)
+            return restore(ep.logical_and(answer != self.labels, answer < self.num_classes))
+
+    return AcceptedAndWrong
+
+
+def starting_points(module: nn.Module, x: Tensor, y: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """For each x [N,C,H,W] with label y [N] an image [N,C,H,W] that the module answers otherwise, and whether found.
+
+    The nearest of `others` [M,C,H,W] in L2, else the first of `NOISE_DRAWS` uniform random images that is one.
+    """
+    starts, found = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    with torch.no_grad():
+        wrong = module(others).argmax(1)[None, :] != y[:, None]
+        distances = torch.cdist(x.flatten(1), others.flatten(1)).masked_fill(~wrong, torch.inf)
+        nearest = distances.argmin(1)
+        found |= wrong.any(1)
+        starts[found] = others[nearest[found]]
+        for _ in range(NOISE_DRAWS):
+            rest = (~found).nonzero()[:, 0]
+            if not len(rest):
+                break
+            noise = torch.rand_like(x[rest])
+            hit = module(noise).argmax(1) != y[rest]
+            starts[rest[hit]] = noise[hit]
+            found[rest[hit]] = True
+    return starts, found
+
+
+@cache
+def _library() -> Any:
+    """Foolbox, imported. Without a `git` program its import would fail if GitPython were not told to be quiet."""
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    import foolbox
+
+    return foolbox
+
+
+@cache
+def foolbox_attacks() -> Mapping[str, Any]:
+    """The usable attack classes of `foolbox.attacks` by name."""
+    attacks = _library().attacks
+    classes = {n: c for n, c in vars(attacks).items() if isinstance(c, type) and issubclass(c, attacks.Attack)}
+    return {name: cls for name, cls in sorted(classes.items()) if name not in REFUSED}
+
+
+def _norms(attack: Any) -> tuple[Norm, ...]:
+    """The norms a Foolbox attack can be asked for; none for an ε-ball in L1."""
+    base = _library().attacks.base
+    if not isinstance(attack, base.AttackWithDistance):
+        return ("unrestricted",)
+    by_power: dict[float, tuple[Norm, ...]] = {0: ("l0",), 2: ("l2",), float("inf"): ("linf",)}
+    if isinstance(attack, base.FlexibleDistanceMinimizationAttack) and getattr(attack, "_distance", None) is None:
+        return ("linf", "l2", "l0")
+    if attack.distance.p == 1:
+        return ("l2",) if isinstance(attack, base.MinimizationAttack) else ()
+    return by_power[attack.distance.p]
+
+
+def _needs_start(attack: Any) -> bool:
+    """Whether it walks from an adversarial starting point; the fast minimum-norm attacks merely can."""
+    takes = "starting_points" in inspect.signature(attack.run).parameters if hasattr(attack, "run") else False
+    return takes and not type(attack).__name__.endswith("FMNAttack")

@@ -1,0 +1,268 @@
+"""Every figure of the benchmark, as a function of per-input records (bench.records)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bench.records import CLEAN, WORST_CASE
+
+RIGHT, REJECTED, WRONG = 0, 1, 2
+"""What came of one answer, in the order in which it hurts: accepted and right, rejected, accepted and wrong."""
+
+SUMMARY_COLUMNS = (
+    "dataset",
+    "defense",
+    "attack",
+    "norm",
+    "eps",
+    "n",
+    "status",
+    "accuracy",
+    "error",
+    "rejection",
+    "robust_accuracy",
+    "robust_low",
+    "robust_high",
+    "strict_robust_accuracy",
+    "median_distance",
+    "valid",
+    "forwards",
+    "backwards",
+    "seconds",
+    "reason",
+)
+
+
+class MissingCells(ValueError):  # noqa: N818
+    """A figure over several attacks was asked for, but an input lacks one of them, or a cell failed or was skipped."""
+
+
+class Estimate(NamedTuple):
+    """A share of `n` inputs with its 95 % Wilson interval; value, low and high are NaN where n = 0."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def wilson(count: int, n: int) -> Estimate:
+    """count of n inputs → their share with its 95 % Wilson score interval (Wilson 1927)."""
+    if n == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(count, n, alpha=0.05, method="wilson")
+    return Estimate(count / n, float(low), float(high), n)
+
+
+def outcomes(records: pd.DataFrame) -> np.ndarray:
+    """RIGHT, REJECTED or WRONG, int [N], for each of N rows: the clean answer's in a clean cell, else the attacked."""
+    clean = records["attack"].to_numpy() == CLEAN
+    label = np.where(clean, records["clean_label"], records["adv_label"])
+    rejected = np.where(clean, records["clean_rejected"], records["adv_rejected"])
+    return np.where(rejected, REJECTED, np.where(label == records["label"], RIGHT, WRONG))
+
+
+def per_input(records: pd.DataFrame) -> pd.DataFrame:
+    """One row per input, indexed by sample, over all attacks and strengths in `records`.
+
+    records: rows of one data set and defense, all with status ok; a single cell or several.
+    Columns: `worst`, the worst outcome of any row (wrong > rejected > right); `robust`, the clean input is accepted
+    and right and no valid output is accepted and wrong; `strict`, robust and no output is rejected.
+    Raises MissingCells where a row's status is not ok or an input lacks one of the cells: a figure over what is left
+    would pass for a figure over all of it.
+    """
+    cells = ["attack", "norm", "eps"]
+    lacking = records.loc[records["status"] != "ok", [*cells, "status"]].drop_duplicates()
+    if len(lacking):
+        named = ", ".join(f"{attack} {norm} ε = {eps:g}: {status}" for attack, norm, eps, status in lacking.to_numpy())
+        raise MissingCells(f"no figure over cells that are not ok: {named}")
+    inputs = records["sample"].nunique()
+    for (attack, norm, eps), cell in records.groupby(cells, sort=False):
+        lack = inputs - cell["sample"].nunique()
+        if lack:
+            raise MissingCells(f"{lack} of {inputs} inputs lack {attack} {norm} ε = {eps:g}")
+    outcome = outcomes(records)
+    clean_right = ~records["clean_rejected"] & (records["clean_label"] == records["label"])
+    rows = pd.DataFrame(
+        {
+            "sample": records["sample"],
+            "worst": outcome,
+            "robust": clean_right & ~records["success"],
+            "strict": clean_right & ~records["success"] & (outcome != REJECTED),
+        }
+    )
+    # a minimum over booleans is "all of them"
+    return rows.groupby("sample").agg({"worst": "max", "robust": "min", "strict": "min"})
+
+
+def _share(hits: pd.Series) -> Estimate:
+    return wilson(int(hits.sum()), len(hits))
+
+
+def accuracy(records: pd.DataFrame) -> Estimate:
+    """Share of inputs whose worst answer in `records` is accepted and right. Arguments and errors as in per_input."""
+    return _share(per_input(records)["worst"] == RIGHT)
+
+
+def error(records: pd.DataFrame) -> Estimate:
+    """Share of inputs whose worst answer in `records` is accepted and wrong. Arguments and errors as in per_input."""
+    return _share(per_input(records)["worst"] == WRONG)
+
+
+def rejection(records: pd.DataFrame) -> Estimate:
+    """Share of inputs whose worst answer in `records` is a rejection: 1 − accuracy − error. As in per_input."""
+    return _share(per_input(records)["worst"] == REJECTED)
+
+
+def robust_accuracy(records: pd.DataFrame) -> Estimate:
+    """Share of inputs accepted and right when clean and never accepted and wrong under any attack in `records`.
+
+    The mean over inputs of the worst over attacks ('per-example', Carlini et al. 2019), never the worst over attacks
+    of the mean. Rejecting an adversarial input counts as a win. Arguments and errors as in per_input.
+    """
+    return _share(per_input(records)["robust"])
+
+
+def strict_robust_accuracy(records: pd.DataFrame) -> Estimate:
+    """As robust_accuracy, and every adversarial input is accepted too: rejecting one counts as a loss."""
+    return _share(per_input(records)["strict"])
+
+
+def median_distance(records: pd.DataFrame) -> float:
+    """Median over inputs of the smallest distance, in the cells' norm, at which any attack in `records` beat them.
+
+    0 for an input that is wrong without an attack, ∞ for one that was never beaten, so the median is ∞ where fewer
+    than half were. NaN for a clean cell and for no rows.
+    """
+    attacked = records[records["attack"] != CLEAN]
+    return float(np.median(attacked.groupby("sample")["distance"].min())) if len(attacked) else np.nan
+
+
+def security_curve(records: pd.DataFrame) -> pd.DataFrame:
+    """Robust accuracy over ε for one attack or a set of them; columns eps, value, low, high, n, ascending in eps.
+
+    records: rows of one data set, defense and norm, all ok. The balls are nested, so a point at ε is taken over the
+    rows at every ε' ≤ ε and the curve never rises. At ε = 0 stands the share accepted and right without an attack.
+    An attack that finds minimal perturbations has a row per ε too, a success exactly where its distance is within ε;
+    between those ε its curve is distance_curve. Raises MissingCells as per_input does.
+    """
+    clean_right = ~records["clean_rejected"] & (records["clean_label"] == records["label"])
+    points = [(0.0, *_share(clean_right.groupby(records["sample"]).min()))]
+    points += [(eps, *robust_accuracy(records[records["eps"] <= eps])) for eps in sorted(records["eps"].unique())]
+    return pd.DataFrame(points, columns=["eps", *Estimate._fields])
+
+
+def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
+    """Robust accuracy at any ε from the distances of attacks that find minimal perturbations; columns as above.
+
+    records: rows of one data set, defense and norm, all ok. An input is robust at ε where it is accepted and right
+    when clean and no attack beat it at a distance ≤ ε (already wrong = 0, not found = ∞).
+    """
+    clean_right = ~records["clean_rejected"] & (records["clean_label"] == records["label"])
+    right = clean_right.groupby(records["sample"]).min()
+    distance = records.groupby("sample")["distance"].min()
+    points = [(value, *_share(right & (distance > value))) for value in eps]
+    return pd.DataFrame(points, columns=["eps", *Estimate._fields])
+
+
+def summary(records: pd.DataFrame) -> pd.DataFrame:
+    """The columns SUMMARY_COLUMNS, one row per cell and ε, clean cells and worst cases included.
+
+    - A clean cell has attack "clean", norm "none", ε 0; its robust accuracy is the share accepted and right.
+    - A cell that failed or was skipped has n = its number of inputs, its reason, and NaN for every figure. The reason
+      of a cell that is ok is what its records remark on it, mostly nothing.
+    - A worst case has attack "worst-case", one row per data set, defense, norm and ε: see worst_case.
+    - `valid` is the share of valid outputs; `forwards` and `backwards` are means per input of the passes at this ε;
+      `seconds` is the sum. A figure that is undefined is NaN, never 0.
+    """
+    rows = []
+    for (dataset, defense), of_defense in records.groupby(["dataset", "defense"]):
+        for (norm, attack, eps), cell in of_defense.groupby(["norm", "attack", "eps"]):
+            row = {"dataset": dataset, "defense": defense, "attack": attack, "norm": norm, "eps": eps}
+            rows.append(row | _cell_figures(cell))
+        for norm, of_norm in of_defense[of_defense["attack"] != CLEAN].groupby("norm"):
+            for eps in sorted(of_norm["eps"].unique()):
+                row = {"dataset": dataset, "defense": defense, "attack": WORST_CASE, "norm": norm, "eps": eps}
+                rows.append(row | worst_case(of_norm, eps))
+    table = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
+    # the clean cell leads its defense, the worst case closes its norm
+    order = pd.DataFrame({"clean": table["attack"] != CLEAN, "last": table["attack"] == WORST_CASE})
+    keys = ["dataset", "defense", "clean", "norm", "last", "attack", "eps"]
+    return table.assign(**order).sort_values(keys, ignore_index=True)[list(SUMMARY_COLUMNS)]
+
+
+def worst_case(records: pd.DataFrame, eps: float) -> dict[str, object]:
+    """The worst case over all attacks of one norm at one ε: the columns of a summary row from `n` on.
+
+    records: all rows of one data set, defense and norm, of whatever status. Taken over every ok row at ε' ≤ ε, because
+    an input beaten in a smaller ball is beaten in the larger one; `reason` names the attacks. Accuracy, error and
+    rejection are those of each input's worst outcome; passes and seconds are those of all the attacks together.
+
+    Status is `partial` where an attack failed at some ε' ≤ ε, or where the attacks do not share all inputs and the
+    figures are over the common ones; the reason says which. Skipped attacks make no sense for this defense and take
+    nothing away. Where no attack is ok at ε itself, status is `failed` (or `skipped` if all were) and figures are NaN.
+    """
+    within = records[records["eps"] <= eps]
+    here = within[within["eps"] == eps]
+    failed = within[within["status"] == "failed"]
+    if not (here["status"] == "ok").any():
+        status = "failed" if (here["status"] == "failed").any() else "skipped"
+        reasons = _named_reasons(here[here["status"] == status])
+        return _no_figures(status, reasons, here["sample"].nunique())
+    ok = within[within["status"] == "ok"]
+    reason = f"over {', '.join(sorted(ok['attack'].unique()))}"
+    if len(failed):
+        reason += f"; failed: {_named_reasons(failed)}"
+    cells = ok.groupby("sample").size()
+    common = cells.index[cells == len(ok[["attack", "eps"]].drop_duplicates())]
+    if len(common) < len(cells):
+        reason += f"; over the {len(common)} inputs of {len(cells)} that all of them attacked"
+    whole = len(failed) == 0 and len(common) == len(cells)
+    return _figures(ok[ok["sample"].isin(common)]) | {"status": "ok" if whole else "partial", "reason": reason}
+
+
+def _cell_figures(cell: pd.DataFrame) -> dict[str, object]:
+    """The columns from `n` on for the rows of one cell at one ε."""
+    first = cell.sort_values("status").iloc[0]  # failed before ok: a cell is ok where all of it is
+    status, reason = str(first["status"]), str(first["reason"])
+    if status != "ok":
+        return _no_figures(status, reason, len(cell))
+    return _figures(cell) | {"status": status, "reason": reason}
+
+
+def _figures(records: pd.DataFrame) -> dict[str, object]:
+    inputs = per_input(records)
+    n = len(inputs)
+    robust = _share(inputs["robust"])
+    return {
+        "n": n,
+        "accuracy": _share(inputs["worst"] == RIGHT).value,
+        "error": _share(inputs["worst"] == WRONG).value,
+        "rejection": _share(inputs["worst"] == REJECTED).value,
+        "robust_accuracy": robust.value,
+        "robust_low": robust.low,
+        "robust_high": robust.high,
+        "strict_robust_accuracy": _share(inputs["strict"]).value,
+        "median_distance": median_distance(records),
+        "valid": records["valid"].mean(),
+        "forwards": records["forwards"].sum() / n if n else np.nan,
+        "backwards": records["backwards"].sum() / n if n else np.nan,
+        "seconds": records["seconds"].sum() if n else np.nan,
+    }
+
+
+def _no_figures(status: str, reason: str, n: int) -> dict[str, object]:
+    figures = SUMMARY_COLUMNS[SUMMARY_COLUMNS.index("accuracy") : SUMMARY_COLUMNS.index("reason")]
+    return dict.fromkeys(figures, np.nan) | {"n": n, "status": status, "reason": reason}
+
+
+def _named_reasons(records: pd.DataFrame) -> str:
+    """`pgd (out of memory), cw (timed out)` for the attacks in the rows."""
+    pairs: Iterable[tuple[str, str]] = records[["attack", "reason"]].drop_duplicates().itertuples(index=False)
+    return ", ".join(f"{attack} ({reason})" for attack, reason in sorted(pairs))

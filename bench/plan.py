@@ -1,0 +1,298 @@
+"""From a matrix to jobs: each a (data set, defense, attack, norm) with its ladder of ε, an identity and an estimate."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+
+from attacks.base import Attack
+from bench.datasets.base import Dataset
+from bench.errors import InputError
+from bench.judge import protocol
+from bench.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix
+from bench.records import CLEAN
+from bench.registry import find, registered
+from defenses import weights
+from defenses.base import Defense, DefenseSpec
+
+TRAINING_SEED = 0
+"""Seed of trainings that a run starts by itself; `python -m bench.train --seed` makes others."""
+
+
+@dataclass(frozen=True)
+class DatasetRef:
+    """A data set by name, small enough to send to another process."""
+
+    name: str
+    data: Path | None
+
+    def load(self) -> Dataset:
+        return load_dataset(self)
+
+
+@cache
+def load_dataset(ref: DatasetRef) -> Dataset:
+    """The data set, once per process."""
+    return find("datasets", ref.name)(data=ref.data)
+
+
+@dataclass(frozen=True)
+class DefenseRef:
+    """A defense for a data set: its name and label, its spec, and where its weights are.
+
+    weights: file, or None for a defense that learns nothing. weights_sha256: None until it is trained.
+    """
+
+    name: str
+    label: str
+    spec: DefenseSpec
+    weights: Path | None
+    weights_sha256: str | None
+    source_sha256: str | None
+
+    @property
+    def cls(self) -> type[Defense]:
+        return find("defenses", self.name)
+
+    def build(self) -> Defense:
+        """The module with its initial weights, always the same ones."""
+        with torch.random.fork_rng():
+            torch.manual_seed(TRAINING_SEED)
+            return self.cls(self.spec)
+
+    def load(self, device: str = "cpu") -> Defense:
+        """The trained module, frozen, in eval mode; raises WeightsError."""
+        defense = self.build()
+        if self.weights is not None:
+            weights.load_into(defense, self.weights, self.weights_sha256 or "")
+        return weights.freeze(defense).to(device)
+
+    @property
+    def trained(self) -> bool:
+        return self.weights_sha256 is not None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What runs at once. attack is None for the clean pass, which every other job of the defense reads.
+
+    identity: everything the result depends on; key: its hash. skip: why the pair makes no sense.
+    forwards, backwards: estimated passes for one input at one ε, at the most.
+    """
+
+    dataset: DatasetRef
+    indices: tuple[int, ...]
+    defense: DefenseRef
+    attack: Attack | None
+    label: str
+    norm: str
+    eps: tuple[float, ...]
+    seed: int
+    draws: int
+    device: str
+    identity: dict[str, Any] = field(repr=False)
+    forwards: float = 1.0
+    backwards: float = 0.0
+    skip: str | None = None
+    clean_key: str = ""
+
+    @property
+    def key(self) -> str:
+        return key_of(self.identity)
+
+    @property
+    def n(self) -> int:
+        return len(self.indices)
+
+    @property
+    def title(self) -> str:
+        norm = "" if self.attack is None else f" {self.norm}"
+        return f"{self.dataset.name} / {self.defense.label} / {self.label}{norm}"
+
+    @property
+    def passes(self) -> float:
+        """Estimated passes in all."""
+        return (self.forwards + self.backwards) * self.n * len(self.eps)
+
+
+def key_of(identity: dict[str, Any]) -> str:
+    """The key of a result: a hash of everything it depends on, the same for the plan and for the stored record."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line adds to a matrix; None and empty leave the matrix as it is."""
+
+    data: Path | None = None
+    n: int | None = None
+    device: str = "cpu"
+
+
+def dataset_refs(matrix: Matrix, options: Options) -> list[tuple[DatasetRef, tuple[int, ...]]]:
+    """The data sets with the chosen test images; reads the data, so that what is missing is said at once."""
+    refs = []
+    for entry in matrix.datasets:
+        ref = DatasetRef(entry.name, options.data)
+        refs.append((ref, _chosen(ref, entry, options.n)))
+    return refs
+
+
+def _chosen(ref: DatasetRef, entry: DatasetEntry, n: int | None) -> tuple[int, ...]:
+    dataset = ref.load()
+    wanted = entry.n if n is None else n
+    if wanted is not None and wanted > len(dataset.test):
+        raise InputError(f"n = {wanted}: data set {ref.name!r} has {len(dataset.test)} test images")
+    return tuple(int(index) for index in dataset.chosen(wanted))
+
+
+def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:
+    """Finds the weights of a defense for a data set: in the zoo, in the cache, or nowhere yet.
+
+    Raises InputError where the parameters don't suit the data or the weights are damaged.
+    """
+    try:
+        spec = choice.spec(dataset.shape, dataset.num_classes)
+        ref = DefenseRef(choice.name, choice.label, spec, None, None, source_hash(choice.name, choice.cls))
+        module = ref.build()
+    except ValueError as error:
+        raise InputError(f"defense {choice.label!r} on data set {dataset.name!r}: {error}") from error
+    if choice.cls.fit is Defense.fit:
+        return dataclasses.replace(ref, weights_sha256=weights.weights_hash(module))
+    try:
+        for path in (weights.zoo_file(dataset.zoo, choice.name), cache_file(ref, dataset)):
+            if not weights.card_path(path).exists():
+                continue
+            card = weights.read_card(path)
+            if card.defense != weights.class_path(choice.cls) or card.version != choice.cls.version:
+                continue
+            if card.spec != weights.spec_json(spec) or card.data != dataset.zoo:
+                continue
+            weights.load_into(module, path, card.weights_sha256)
+            return dataclasses.replace(ref, weights=path, weights_sha256=card.weights_sha256)
+    except weights.WeightsError as error:
+        raise InputError(str(error)) from error
+    return dataclasses.replace(ref, weights=cache_file(ref, dataset))
+
+
+def source_hash(name: str, cls: type) -> str | None:
+    """sha256 of the source file of a class named as `module:Class`: such code has no release to go by."""
+    if ":" not in name or name.partition(":")[0] in registered("attacks"):
+        return None
+    path = inspect.getsourcefile(cls)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+
+
+def cache_file(ref: DefenseRef, dataset: Dataset, seed: int = TRAINING_SEED, budget: float = 1.0) -> Path:
+    """Where a defense trained here is kept; the name depends on everything that the training does."""
+    identity = {
+        "class": weights.class_path(ref.cls),
+        "version": ref.cls.version,
+        "source": ref.source_sha256,
+        "spec": weights.spec_json(ref.spec),
+        "data": [dataset.name, dataset.revision],
+        "seed": seed,
+        "budget": budget,
+    }
+    name = ref.name.replace(":", ".").replace("/", "-")
+    return cache_folder() / f"{dataset.name}--{name}--{key_of(identity)[:16]}.safetensors"
+
+
+def cache_folder() -> Path:
+    """MANIFOLD_BENCH_CACHE, or the user's cache folder."""
+    import os
+
+    return Path(os.environ.get("MANIFOLD_BENCH_CACHE") or platformdirs.user_cache_dir("manifold-bench")) / "weights"
+
+
+def make_jobs(
+    matrix: Matrix, options: Options, datasets: list[tuple[DatasetRef, tuple[int, ...]]], refs: dict[str, list[DefenseRef]]
+) -> list[Job]:
+    """Every cell of the matrix as jobs, clean passes included; refs: data set name → its defenses."""
+    jobs: list[Job] = []
+    for dataset, indices in datasets:
+        for ref in refs[dataset.name]:
+            module = ref.build()
+            clean = _job(matrix, options, dataset, indices, ref, module, None)
+            jobs.append(clean)
+            jobs += [
+                dataclasses.replace(
+                    _job(matrix, options, dataset, indices, ref, module, choice),
+                    clean_key=clean.key,
+                    skip=choice.attack.unsuited(module),
+                )
+                for choice in matrix.attacks
+            ]
+    return jobs
+
+
+def _job(
+    matrix: Matrix,
+    options: Options,
+    dataset: DatasetRef,
+    indices: tuple[int, ...],
+    ref: DefenseRef,
+    module: Defense,
+    choice: AttackChoice | None,
+) -> Job:
+    data = dataset.load()
+    attack = choice.attack if choice else None
+    label = choice.label if choice else CLEAN
+    norm = attack.norm if attack else "none"
+    eps = choice.eps if choice else (0.0,)
+    forwards, backwards = attack.passes() if attack else (1, 0)
+    if attack is not None and module.inference_steps:
+        # in units of a full-strength answer: the inner optimisation is cheaper while it is attacked
+        share = min(1.0, getattr(attack, "inner_steps", module.inference_steps) / module.inference_steps)
+        forwards, backwards = forwards * share + 1, backwards * share
+    identity = {
+        "dataset": {
+            "name": data.name,
+            "revision": data.revision,
+            "split": "test",
+            "indices_sha256": hashlib.sha256(json.dumps(indices).encode()).hexdigest(),
+            "n": len(indices),
+        },
+        "defense": {
+            "name": ref.label,
+            "class": weights.class_path(ref.cls),
+            "version": ref.cls.version,
+            "spec": weights.spec_json(ref.spec),
+            "weights_sha256": ref.weights_sha256,
+            "source_sha256": ref.source_sha256,
+        },
+        "attack": _attack_identity(choice, label),
+        "norm": norm,
+        "eps": [repr(value) for value in eps],
+        "seed": matrix.seed,
+        "protocol": protocol(module.randomized, matrix.draws),
+        "device": options.device,
+        "shape": list(data.shape),
+        "num_classes": data.num_classes,
+    }
+    return Job(
+        dataset, indices, ref, attack, label, norm, eps, matrix.seed, matrix.draws, options.device,
+        identity=identity, forwards=forwards, backwards=backwards,
+    )  # fmt: skip
+
+
+def _attack_identity(choice: AttackChoice | None, label: str) -> dict[str, Any]:
+    if choice is None:
+        return {"label": label, "name": label, "version": "1", "parameters": {}, "source_sha256": None}
+    return {
+        "label": label,
+        "name": choice.name,
+        "version": choice.attack.revision,
+        "parameters": weights.spec_json(choice.attack),
+        "source_sha256": source_hash(choice.name, type(choice.attack)),
+    }

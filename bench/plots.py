@@ -1,0 +1,210 @@
+"""Plots of a run: security curves, defense × attack heat maps, and grids of what was attacked and seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from bench.records import CLEAN, IMAGE_COLUMNS, WORST_CASE
+from bench.tables import eps_text, find, norm_text, panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Colours that every kind of colour vision tells apart (Okabe and Ito 2008), without the yellow that white swallows."""
+
+LINE_STYLES = ("-", "--", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "savefig.bbox": "tight",
+    "svg.hashsalt": "manifold-bench",  # the same records give the same file
+}
+
+SHOWN_INPUTS = 3
+"""Inputs per row of an image grid."""
+
+ROWS_PER_GRID = 14
+"""Rows of an image grid; what goes beyond continues in a further file."""
+
+
+def write_plots(
+    records: pd.DataFrame, summary: pd.DataFrame, identities: dict[str, dict[str, Any]], folder: Path
+) -> list[Path]:
+    """Writes every plot as SVG and PNG into `folder` and returns the paths of the PNGs.
+
+    records: as in bench.records, with the job's `key`; summary: bench.figures.summary of them; identities: per key,
+    of which the image shape is read.
+    """
+    import matplotlib as mpl
+
+    from bench.store import file_name
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with mpl.rc_context(STYLE):
+        for parts, figure in _figures(records, summary, identities):
+            name = file_name(*parts)
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            figure.savefig(folder / f"{name}.png", dpi=150)
+            written.append(folder / f"{name}.png")
+    return written
+
+
+def _figures(
+    records: pd.DataFrame, summary: pd.DataFrame, identities: dict[str, dict[str, Any]]
+) -> Iterator[tuple[tuple[str, ...], Figure]]:
+    """Every plot with the parts of its file's name."""
+    for dataset, norm, clean, attacked in panels(summary):
+        if np.isfinite(attacked["eps"]).all():
+            yield (dataset, norm, "curves"), security_curves(dataset, norm, clean, attacked)
+        yield (dataset, norm, "heatmap"), heat_map(dataset, norm, clean, attacked)
+    for dataset, rows in _shown(records):
+        for page, start in enumerate(range(0, len(rows), ROWS_PER_GRID), 1):
+            yield (dataset, "images", str(page)), image_grid(dataset, rows[start : start + ROWS_PER_GRID], identities)
+
+
+def security_curves(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame) -> Figure:
+    """Worst-case robust accuracy over ε with its 95 % Wilson band, a line per defense, clean accuracy at ε = 0.
+
+    clean, attacked: rows of a summary. A hollow marker is a partial worst case: an attack failed, or the attacks
+    share only some inputs. A failed or skipped worst case leaves a gap.
+    """
+    figure, axes = _new_figure(6.4, 4.0)
+    worst = attacked[attacked["attack"] == WORST_CASE]
+    for i, (defense, rows) in enumerate(worst.groupby("defense")):
+        points = pd.concat([clean[clean["defense"] == defense], rows]).sort_values("eps")
+        colour = OKABE_ITO[i % len(OKABE_ITO)]
+        x, y = points["eps"].to_numpy(), 100 * points["robust_accuracy"].to_numpy()
+        dashes, marker = LINE_STYLES[i // len(OKABE_ITO) % len(LINE_STYLES)], MARKERS[i % len(MARKERS)]
+        line = {"color": colour, "marker": marker, "ms": 5, "clip_on": False}
+        axes.plot(x, y, dashes, label=str(defense), lw=1.6, zorder=3, **line)
+        partial = (points["status"] == "partial").to_numpy(dtype=bool)
+        axes.plot(x[partial], y[partial], " ", markerfacecolor="white", zorder=4, **line)
+        low, high = 100 * points["robust_low"], 100 * points["robust_high"]
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+    axes.set(xlabel=f"ε ({norm_text(norm)}; pixels span 0 to 1)", ylabel="robust accuracy, % of inputs", ylim=(0, 100))
+    axes.set_xlim(left=0)
+    axes.set_title(f"{dataset}: worst case over all {norm_text(norm)} attacks", loc="left")
+    axes.grid(alpha=0.25)
+    _, handles = axes.get_legend_handles_labels()
+    if handles:
+        title = "defense" + ("\n(hollow: partial)" if (worst["status"] == "partial").any() else "")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, title=title)
+    return figure
+
+
+def heat_map(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame) -> Figure:
+    """Robust accuracy of every defense under every attack at that attack's largest ε; clean accuracy leads.
+
+    clean, attacked: rows of a summary. Hatched grey: failed, skipped, or not in the run (–).
+    """
+    defenses = sorted({*clean["defense"], *attacked["defense"]})
+    attacks = [name for name in sorted(attacked["attack"].unique()) if name != WORST_CASE] + [WORST_CASE]
+    largest = attacked.groupby("attack")["eps"].max()
+    columns = [(CLEAN, CLEAN, 0.0)]
+    columns += [(f"{attack}\nε = {eps_text(largest[attack])}", attack, largest[attack]) for attack in attacks]
+    everything = pd.concat([clean, attacked])
+    figure, axes = _new_figure(2.6 + 0.62 * len(columns), 2.3 + 0.36 * len(defenses))
+    shares = np.full((len(defenses), len(columns)), np.nan)
+    for i, defense in enumerate(defenses):
+        for j, (_, attack, eps) in enumerate(columns):
+            row = find(everything, defense=defense, attack=attack, eps=eps)
+            if row is None or np.isnan(row["robust_accuracy"]):
+                _hatched(axes, j, i, "–" if row is None else str(row["status"]))
+                continue
+            shares[i, j] = row["robust_accuracy"]
+            text = f"{100 * shares[i, j]:.0f}" + ("‡" if row["status"] == "partial" else "")
+            # viridis is dark at its lower end
+            colour = "white" if shares[i, j] < 0.6 else "black"
+            axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
+    image = axes.imshow(100 * shares, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(
+        range(len(columns)),
+        [name for name, _, _ in columns],
+        rotation=50,
+        ha="right",
+        rotation_mode="anchor",
+        fontsize=7.5,
+    )
+    axes.get_xticklabels()[-1].set_fontweight("bold")
+    axes.set_yticks(range(len(defenses)), defenses)
+    axes.set(xlabel="attack (‡ partial; – not in this run)", ylabel="defense")
+    axes.set_title(f"{dataset}, {norm_text(norm)}: robust accuracy at each attack's largest ε", loc="left")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, label="robust accuracy, %", fraction=0.05, pad=0.02)
+    return figure
+
+
+def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dict[str, Any]]) -> Figure:
+    """What was attacked: per row a defense and an attack, per input the original, the adversarial and the seen image.
+
+    rows: records of one cell at one ε each, inputs with images only. Above an image stands what it is or what the
+    defense says of it, in orange where it is accepted and wrong. A grey field: the defense makes no image.
+    """
+    height, trio = 1.35, 3.35  # of a row and of an input's three images, in image widths
+    figure, axes = _new_figure(2 + 0.75 * trio * SHOWN_INPUTS, 0.4 + 0.75 * height * len(rows))
+    for i, cell in enumerate(rows):
+        first = cell.iloc[0]
+        shape = identities[first["key"]]["shape"]
+        where = f"{first['defense']}\n{first['attack']}\n{norm_text(first['norm'])}, ε = {eps_text(first['eps'])}"
+        axes.text(-0.15, height * i + 0.5, where, ha="right", va="center", fontsize=7.5)
+        for j, record in enumerate(cell.head(SHOWN_INPUTS).to_dict("records")):
+            answer = "rejected" if record["adv_rejected"] else f"says {record['adv_label']}"
+            for k, title in enumerate((f"is {record['label']}", answer, "sees")):
+                left, top = trio * j + 1.05 * k, height * i
+                colour = OKABE_ITO[1] if k == 1 and record["success"] else "black"
+                axes.text(left + 0.5, top - 0.04, title, ha="center", va="bottom", fontsize=7, color=colour)
+                image = _pixels(record[IMAGE_COLUMNS[k]], shape)
+                axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(left, left + 1, top + 1, top))
+    axes.set(xlim=(0, trio * SHOWN_INPUTS), ylim=(height * len(rows), -0.3), aspect="equal")
+    axes.set_axis_off()
+    axes.set_title(f"{dataset}: original, adversarial, and what the defense saw", loc="left", fontsize=9)
+    return figure
+
+
+def _pixels(raw: object, shape: list[int]) -> np.ndarray:
+    """uint8 [H,W] or [H,W,3] of a stored image of that shape [C,H,W]; one light grey pixel where there is none."""
+    if not isinstance(raw, bytes):
+        return np.full((1, 1), 230, dtype=np.uint8)
+    image = np.frombuffer(raw, dtype=np.uint8).reshape(shape).transpose(1, 2, 0)
+    return image if shape[0] == 3 else image[:, :, 0]
+
+
+def _new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of that size in inches, outside pyplot's registry: nothing has to be closed, no display is asked for."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _hatched(axes: Axes, x: float, y: float, text: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.9", edgecolor="0.75", hatch="////", lw=0))
+    axes.text(
+        x, y, text, ha="center", va="center", fontsize=7, bbox={"facecolor": "0.95", "edgecolor": "none", "pad": 1}
+    )
+
+
+def _shown(records: pd.DataFrame) -> Iterator[tuple[str, list[pd.DataFrame]]]:
+    """Per data set, the rows with images of each attacked cell at its largest ε."""
+    if IMAGE_COLUMNS[0] not in records:
+        return
+    pictured = records[records[IMAGE_COLUMNS[0]].notna() & (records["attack"] != CLEAN) & (records["status"] == "ok")]
+    for dataset, rows in pictured.groupby("dataset"):
+        cells = [cell for _, cell in rows.groupby(["defense", "norm", "attack"])]
+        yield str(dataset), [cell[cell["eps"] == cell["eps"].max()] for cell in cells]

@@ -1,0 +1,55 @@
+"""Where results come from: code revision, versions, machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "manifold-bench", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "mlxtend", "safetensors",
+    "adversarial-robustness-toolbox", "foolbox",
+)  # fmt: skip
+
+
+def code_revision() -> str:
+    """The checkout's commit, with `+dirty` where tracked files differ from it; the package's version elsewhere."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        if (root / ".git").exists():
+            commit = _git(root, "rev-parse", "HEAD")
+            return commit + ("+dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        pass  # no git program, or no commit yet
+    return f"manifold-bench {package_version('manifold-bench')}"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+
+def package_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def provenance() -> dict[str, Any]:
+    """Code, versions and machine, as plain data."""
+    return {
+        "code": code_revision(),
+        "python": platform.python_version(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+        },
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }

@@ -1,0 +1,72 @@
+"""Names to code: packaging entry points for what is installed, `package.module:Name` for anything else."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from bench.errors import InputError
+
+Kind = Literal["datasets", "defenses", "attacks"]
+SINGULAR: dict[Kind, str] = {"datasets": "data set", "defenses": "defense", "attacks": "attack"}
+
+
+@cache
+def registered(kind: Kind) -> dict[str, EntryPoint]:
+    """Every name of that kind that an installed package registers, with its entry point (not loaded)."""
+    points = entry_points(group=f"manifold_bench.{kind}")
+    return {point.name: point for point in sorted(points, key=lambda point: point.name)}
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """«; did you mean 'x'?» for the nearest known word, or nothing."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def find(kind: Kind, name: str) -> type[Any]:
+    """The class of that name; raises InputError with the nearest known name.
+
+    `library:Class` is an attack adapter's name (art:DeepFool) where `library` is registered, else a module's.
+    """
+    points = registered(kind)
+    prefix, colon, attribute = name.partition(":")
+    if name in points or (kind == "attacks" and colon and prefix in points):
+        return _load(kind, points[name if name in points else prefix])
+    if not colon:
+        known = list(points)
+        raise InputError(
+            f"unknown {SINGULAR[kind]} {name!r}{nearest(name, known)} "
+            f"`python -m bench.run --list` names all {len(known)}; package.module:Name is allowed too"
+        )
+    try:
+        module = importlib.import_module(prefix)
+    except ImportError as error:
+        raise InputError(f"{SINGULAR[kind]} {name!r}: cannot import {prefix!r} ({error})") from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        public = [word for word in vars(module) if not word.startswith("_")]
+        raise InputError(f"{SINGULAR[kind]} {name!r}: {prefix!r} has no {attribute!r}{nearest(attribute, public)}")
+    return _checked(kind, name, found)
+
+
+def _load(kind: Kind, point: EntryPoint) -> type[Any]:
+    try:
+        return _checked(kind, point.name, point.load())
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{SINGULAR[kind]} {point.name!r}: cannot load {point.value!r} ({error})") from error
+
+
+def _checked(kind: Kind, name: str, found: Any) -> type[Any]:
+    """Imported late: `--help` and `--list` must not wait for torch."""
+    from attacks.base import Attack
+    from bench.datasets.base import Dataset
+    from defenses.base import Defense
+
+    base = {"datasets": Dataset, "defenses": Defense, "attacks": Attack}[kind]
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise InputError(f"{SINGULAR[kind]} {name!r}: {found!r} is not a subclass of {base.__module__}.{base.__name__}")
+    return found

@@ -1,0 +1,81 @@
+"""Everything a run shows, rebuilt from its records alone: `python -m bench.report DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bench.tables import Table
+
+
+def write_report(folder: Path) -> pd.DataFrame:
+    """Writes summary.csv, tables/*.md, tables/*.tex, plots/*.svg, plots/*.png and report.md; returns the summary.
+
+    folder: a run's output folder. What an earlier report left in tables/ and plots/ is replaced.
+    Raises InputError where there are no records or a file of them is damaged.
+    """
+    from bench.figures import summary
+    from bench.plots import write_plots
+    from bench.store import Store, file_name
+    from bench.tables import latex, markdown, tables
+
+    records, identities = Store(folder).load()
+    figures = summary(records)
+    figures.to_csv(folder / "summary.csv", index=False)
+    # a table or plot of cells that are no longer in the run would pass for one of this run
+    for pattern in ("tables/*.md", "tables/*.tex", "plots/*.svg", "plots/*.png"):
+        for old in folder.glob(pattern):
+            old.unlink()
+    (folder / "tables").mkdir(exist_ok=True)
+    made = tables(figures)
+    for table in made:
+        name = file_name(*table.name)
+        (folder / "tables" / f"{name}.md").write_text(markdown(table), encoding="utf-8")
+        (folder / "tables" / f"{name}.tex").write_text(latex(table), encoding="utf-8")
+    plots = write_plots(records, figures, identities, folder / "plots")
+    (folder / "report.md").write_text(_page(figures, made, plots), encoding="utf-8")
+    return figures
+
+
+def _page(summary: pd.DataFrame, made: list[Table], plots: list[Path]) -> str:
+    """report.md: how many cells ended how, every table, every plot."""
+    from bench.records import WORST_CASE
+    from bench.tables import markdown
+
+    cells = summary.loc[summary["attack"] != WORST_CASE, "status"].value_counts()
+    counts = ", ".join(f"{cells.get(status, 0)} {status}" for status in ("ok", "failed", "skipped"))
+    parts = [f"# Report\n\nCells (data set, defense, attack, norm, ε): {counts}. All figures: `summary.csv`.\n"]
+    parts += [markdown(table) for table in made]
+    parts += [f"![{plot.stem}](plots/{plot.name})\n" for plot in plots]
+    return "\n".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns 0, or 2 for bad input."""
+    from bench.errors import InputError
+
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a run's output folder, which holds records/")
+    arguments = parser.parse_args(argv)
+    try:
+        figures = write_report(arguments.folder)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from rich.console import Console
+
+    from bench.tables import print_tables
+
+    print_tables(figures, Console())
+    print(f"summary.csv, report.md, tables/ and plots/ are in {arguments.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,365 @@
+"""The main command: `python -m bench.run --matrix NAME|FILE` from a matrix to records, tables, plots and a report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import InputError, report_errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.engines.local import LocalEngine
+    from bench.matrix import Matrix
+    from bench.plan import DatasetRef, DefenseRef, Job, Options
+    from bench.store import Store
+
+DATA_VARIABLE = "MANIFOLD_BENCH_DATA"
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m bench.run",
+        description="Put defenses through attacks and tell what is left. The same command again runs what is missing.",
+        epilog="Exit codes: 0 done, 1 finished with failed jobs, 2 bad input.",
+    )
+    p.add_argument("--matrix", metavar="NAME|FILE", help="what is crossed: smoke, quick, full, or a TOML file")
+    p.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: results/<matrix>)")
+    p.add_argument("--data", type=Path, metavar="DIR", help=f"folder of data files (default: {DATA_VARIABLE})")
+    p.add_argument("--n", type=positive, metavar="N", help="test images per data set, instead of the matrix' numbers")
+    p.add_argument("--seed", type=natural, metavar="N", help="seed of the attacks, instead of the matrix' seed")
+    p.add_argument("--workers", type=positive, metavar="N", help="parallel jobs (default: the number of cores)")
+    p.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
+    for kind in ("defense", "attack", "dataset"):
+        p.add_argument(
+            f"--{kind}", action="append", default=[], metavar="NAME",
+            help=f"only this {kind} (repeatable); one that is not in the matrix is added, package.module:Name too",
+        )  # fmt: skip
+    p.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    p.add_argument("--list", action="store_true", help="show every known data set, defense, attack and matrix")
+    return p
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not allowed; give a whole number ≥ 1")
+    return value
+
+
+def natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is not allowed; give a whole number ≥ 0")
+    return value
+
+
+@report_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    command = parser()
+    given = command.parse_args(arguments)
+    if given.list:
+        return show_list()
+    if not given.matrix:
+        raise InputError("--matrix: missing; name a matrix (smoke, quick, full) or a TOML file; --list shows all")
+    from rich.console import Console
+
+    from bench.matrix import read_matrix
+    from bench.plan import Options
+
+    console = Console()
+    matrix = filtered(read_matrix(given.matrix), given)
+    options = Options(data_folder(given.data), given.n, checked_device(given.device))
+    out = given.out or Path("results") / Path(given.matrix).stem
+    return Run(matrix, options, out, given.workers or os.cpu_count() or 1, console).execute(given.dry_run)
+
+
+def data_folder(given: Path | None) -> Path | None:
+    """--data, or the environment's."""
+    if given is not None and not given.is_dir():
+        raise InputError(f"--data: {given} is not a folder")
+    fallback = os.environ.get(DATA_VARIABLE)
+    return given or (Path(fallback) if fallback else None)
+
+
+def checked_device(name: str) -> str:
+    """The device, if it is there."""
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
+    return name
+
+
+def filtered(matrix: Matrix, given: argparse.Namespace) -> Matrix:
+    """The matrix cut down to what --defense, --attack and --dataset name; unknown ones are added from the registry.
+
+    A name selects every entry of that name or label. An attack that is not in the matrix takes the ε of the first
+    entry for its norm.
+    """
+    import dataclasses
+
+    from bench.matrix import AttackEntry, DatasetEntry, attack_choice, defense_choice
+    from bench.registry import find
+
+    datasets, defenses, attacks = matrix.datasets, matrix.defenses, matrix.attacks
+    if given.dataset:
+        for name in given.dataset:
+            find("datasets", name)
+        known = {entry.name: entry for entry in datasets}
+        datasets = tuple(known.get(name) or DatasetEntry(name=name, n=datasets[0].n) for name in unique(given.dataset))
+    if given.defense:
+        defenses = tuple(
+            choice
+            for name in unique(given.defense)
+            for choice in ([d for d in matrix.defenses if name in (d.name, d.label)] or [defense_choice(name)])
+        )
+    if given.attack:
+        chosen = []
+        for name in unique(given.attack):
+            there = [a for a in matrix.attacks if name in (a.name, a.label)]
+            if not there:
+                first = matrix.attacks[0]
+                entry = AttackEntry(name=name, norm=first.attack.norm, eps=list(first.eps))
+                there = [attack_choice(entry, "--attack")]
+            chosen += there
+        attacks = tuple(chosen)
+    seed = matrix.seed if given.seed is None else given.seed
+    return dataclasses.replace(matrix, datasets=datasets, defenses=defenses, attacks=attacks, seed=seed)
+
+
+def unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def show_list() -> int:
+    """Names alone, without importing what they stand for."""
+    from bench.registry import registered
+
+    for kind in ("datasets", "defenses", "attacks"):
+        print(f"{kind}:")
+        for name, point in registered(kind).items():
+            adapter = kind == "attacks" and name in ("art", "foolbox")
+            print(f"  {name + ':ClassName' if adapter else name:<20} {point.value}")
+    print("matrices:")
+    for path in sorted((Path(__file__).parent / "matrices").glob("*.toml")):
+        print(f"  {path.stem}")
+    return 0
+
+
+class Run:
+    """One execution of a matrix: plan, jobs, records, report."""
+
+    def __init__(self, matrix: Matrix, options: Options, out: Path, workers: int, console: Console) -> None:
+        from bench.store import Store
+
+        self.matrix = matrix
+        self.options = options
+        self.out = out
+        self.workers = workers
+        self.console = console
+        self.store: Store = Store(out)
+        self.begun = time.time()
+
+    def execute(self, dry_run: bool) -> int:
+        """Runs what is missing and writes the report; returns the exit code."""
+        from bench.plan import dataset_refs, make_jobs
+
+        datasets = dataset_refs(self.matrix, self.options)
+        refs = self._defense_refs([ref for ref, _ in datasets])
+        if dry_run:
+            self._show_plan(make_jobs(self.matrix, self.options, datasets, refs))
+            return 0
+        self._writable()
+        from bench.engines.local import LocalEngine
+        from bench.progress import Board
+
+        with LocalEngine(self.workers) as engine, Board(self.console, self.workers) as board:
+            failures = self._train(engine, board, [ref for ref, _ in datasets], refs)
+            jobs = make_jobs(self.matrix, self.options, datasets, refs)
+            self.store.write_index(jobs)
+            self._write_run_json(jobs, finished=False)
+            self._run_jobs(engine, board, jobs, failures)
+        states = {job.key: self.store.status(job) for job in jobs}
+        self._write_run_json(jobs, finished=True)
+        return self._report(jobs, states)
+
+    def _writable(self) -> None:
+        try:
+            self.store.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.store.folder / f".{os.getpid()}.probe"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(f"--out: {self.out} cannot be written to ({error.strerror})") from error
+
+    def _defense_refs(self, datasets: list[DatasetRef]) -> dict[str, list[DefenseRef]]:
+        from bench.plan import defense_ref
+
+        return {ref.name: [defense_ref(choice, ref.load()) for choice in self.matrix.defenses] for ref in datasets}
+
+    def _train(
+        self, engine: LocalEngine, board: Any, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]
+    ) -> dict[tuple[str, str], str]:
+        """Trains what has no weights yet; returns why a defense of a data set has none even so."""
+        from bench.engines.local import Call
+        from bench.plan import defense_ref
+        from bench.train import fit_job
+
+        wanted = [(dataset, ref) for dataset in datasets for ref in refs[dataset.name] if not ref.trained]
+        calls = [
+            Call((dataset.name, ref.label), fit_job, (ref, dataset, self.options.device), timeout=None)
+            for dataset, ref in wanted
+        ]
+        failures = {}
+        board.expect({call.id: 1.0 for call in calls})
+        for call in calls:
+            board.line(f"training {call.id[1]} on {call.id[0]}: no weights in the zoo or the cache yet")
+        for outcome in engine.run(calls):
+            board.done(outcome.id, f"trained {outcome.id[1]} on {outcome.id[0]}", outcome.failure)
+            if outcome.failure:
+                failures[outcome.id] = f"training failed: {outcome.failure}"
+        for dataset in datasets:
+            by_label = {choice.label: choice for choice in self.matrix.defenses}
+            refs[dataset.name] = [
+                ref if ref.trained or (dataset.name, ref.label) in failures
+                else defense_ref(by_label[ref.label], dataset.load())
+                for ref in refs[dataset.name]
+            ]  # fmt: skip
+        return failures
+
+    def _run_jobs(
+        self, engine: LocalEngine, board: Any, jobs: list[Job], failures: dict[tuple[str, str], str]
+    ) -> None:
+        """Clean passes first, then attacks, long ones first; what is stored already is left alone."""
+        from bench.engines.local import Call
+        from bench.job import empty_records, run_job
+
+        waiting = []
+        for job in jobs:
+            state = self.store.status(job)
+            if state == "ok":
+                continue
+            if state == "damaged":
+                board.line(f"damaged records, computed again: {self.store.path(job)}")
+            if job.skip:
+                self.store.write(job, empty_records(job, "skipped", job.skip))
+            elif (job.dataset.name, job.defense.label) in failures:
+                reason = failures[job.dataset.name, job.defense.label]
+                self.store.write(job, empty_records(job, "failed", reason))
+            else:
+                waiting.append(job)
+        runnable = [job for job in jobs if not job.skip]
+        stored = len(runnable) - len(waiting)
+        if stored:
+            board.line(f"{stored} of {len(runnable)} jobs are finished already and stay as they are")
+        board.expect({job.key: board.cost(job) for job in waiting})
+        for phase in (
+            [job for job in waiting if job.attack is None],
+            sorted((job for job in waiting if job.attack is not None), key=lambda job: -board.cost(job)),
+        ):
+            by_key = {job.key: job for job in phase}
+            calls = [Call(job.key, run_job, (job, self.out), self.matrix.timeout) for job in phase]
+            for outcome in engine.run(calls):
+                job = by_key[outcome.id]
+                if outcome.failure:
+                    self.store.write(job, empty_records(job, "failed", outcome.failure))
+                rows, _ = self.store.read(self.store.path(job))
+                failed = rows["status"].iloc[0] == "failed"
+                board.done(job.key, job.title, rows["reason"].iloc[0] if failed else None, job=job, rows=rows)
+
+    def _report(self, jobs: list[Job], states: dict[str, str]) -> int:
+        from bench.report import write_report
+        from bench.tables import print_tables
+
+        summary = write_report(self.out)
+        print_tables(summary, self.console)
+        failed = [job for job in jobs if states[job.key] not in ("ok", "skipped")]
+        skipped = sum(state == "skipped" for state in states.values())
+        minutes, seconds = divmod(round(time.time() - self.begun), 60)
+        self.console.print(
+            f"{len(jobs) - skipped} jobs ({len(failed)} failed), {skipped} skipped, {minutes}:{seconds:02} min; "
+            f"results in {self.out}", highlight=False,
+        )  # fmt: skip
+        return 1 if failed else 0
+
+    def _write_run_json(self, jobs: list[Job], finished: bool) -> None:
+        """Provenance: what ran, where, from which code, how long."""
+        import json
+
+        from bench.provenance import provenance
+        from bench.store import atomic_write
+
+        content = {
+            **provenance(),
+            "finished": finished,
+            "wall_seconds": round(time.time() - self.begun, 1),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.begun)),
+            "workers": self.workers,
+            "device": self.options.device,
+            "seed": self.matrix.seed,
+            "draws": self.matrix.draws,
+            "matrix": matrix_json(self.matrix, self.options),
+            "jobs": [{"title": job.title, "key": job.key, "skipped": job.skip} for job in jobs],
+        }
+        atomic_write(self.out / "run.json", json.dumps(content, indent=1, default=str) + "\n")
+
+    def _show_plan(self, jobs: list[Job]) -> None:
+        """The plan: jobs, skips with reasons, estimated passes."""
+        from rich import box
+        from rich.table import Table
+
+        for dataset in unique(job.dataset.name for job in jobs):
+            there = [job for job in jobs if job.dataset.name == dataset]
+            table = Table(title=f"{dataset}, n = {there[0].n}", box=box.SIMPLE, title_justify="left")
+            for column in ("defense", "attack", "norm", "ε"):
+                table.add_column(column, overflow="fold")
+            table.add_column("passes", justify="right")
+            table.add_column("state", overflow="fold")
+            for job in there:
+                eps = "" if job.attack is None else " ".join(f"{value:g}" for value in job.eps)
+                state = f"skipped: {job.skip}" if job.skip else self._state(job)
+                passes = "" if job.skip else f"{job.passes:,.0f}"
+                table.add_row(job.defense.label, job.label, job.norm if job.attack else "", eps, passes, state)
+            self.console.print(table)
+        runnable = [job for job in jobs if not job.skip]
+        total = sum(job.passes for job in runnable)
+        self.console.print(
+            f"{len(runnable)} jobs, {len(jobs) - len(runnable)} skipped, at most {total:,.0f} passes through a defense",
+            highlight=False,
+        )
+
+    def _state(self, job: Job) -> str:
+        if not job.defense.trained:
+            return "to run, after training its defense"
+        return {"ok": "finished", "missing": "to run", "failed": "failed before: to run again"}.get(
+            self.store.status(job), "to run again"
+        )
+
+
+def matrix_json(matrix: Matrix, options: Options) -> dict[str, Any]:
+    """The matrix as it was run, as plain data."""
+    return {
+        "source": matrix.source,
+        "datasets": [{"name": entry.name, "n": options.n or entry.n} for entry in matrix.datasets],
+        "defenses": [
+            {"name": choice.name, "label": choice.label, "parameters": choice.parameters} for choice in matrix.defenses
+        ],
+        "attacks": [
+            {"name": c.name, "label": c.label, "norm": c.attack.norm, "eps": list(c.eps), "attack": repr(c.attack)}
+            for c in matrix.attacks
+        ],
+        "timeout": matrix.timeout,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The records of a run on disk: one parquet file per job, complete and checked, or not there.
+
+records/<data set>--<defense>--<attack>--<norm>--<key>.parquet   the rows; identity and status in its metadata
+records/<…>.sha256                                                its checksum, written first
+records/index.json                                                the jobs of the last run, in the plan's order
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.errors import InputError
+from bench.plan import Job
+from bench.records import typed
+
+INDEX = "index.json"
+IDENTITY = b"manifold_bench.identity"
+
+
+class DamagedRecords(InputError):
+    """A record file that cannot be what was written."""
+
+
+class Store:
+    """The folder `records` in a run's output folder. Several processes may write different jobs at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "records"
+
+    def path(self, job: Job) -> Path:
+        """The file of a job: readable, and unique by its key."""
+        return self.folder / f"{file_name(job.dataset.name, job.defense.label, job.label, job.norm)}--{job.key[:16]}.parquet"
+
+    def write(self, job: Job, rows: pd.DataFrame) -> None:
+        """Stores a job's rows: atomically, the checksum first, so that a file that is there is whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        table = pa.Table.from_pandas(typed(rows), preserve_index=False)
+        metadata = {**(table.schema.metadata or {}), IDENTITY: json.dumps(job.identity).encode()}
+        path = self.path(job)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        pq.write_table(table.replace_schema_metadata(metadata), draft, compression="zstd")
+        with draft.open("rb+") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+            os.fsync(file.fileno())
+        atomic_write(checksum_path(path), digest + "\n")
+        os.replace(draft, path)
+
+    def read(self, path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """A job's rows and its identity; raises DamagedRecords."""
+        try:
+            raw = path.read_bytes()
+            expected = checksum_path(path).read_text(encoding="utf-8").strip()
+            if hashlib.sha256(raw).hexdigest() != expected:
+                raise DamagedRecords(f"{path}: damaged: its content doesn't match its checksum; delete it and run again")
+            table = pq.read_table(pa.BufferReader(raw))
+            identity = json.loads(table.schema.metadata[IDENTITY])
+            return typed(table.to_pandas()), identity
+        except DamagedRecords:
+            raise
+        except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+            first = str(error).splitlines()[0]
+            raise DamagedRecords(f"{path}: damaged or not a record file ({first}); delete it and run again") from error
+
+    def status(self, job: Job) -> str:
+        """ok, failed or skipped as stored; missing; or damaged."""
+        path = self.path(job)
+        if not path.exists():
+            return "missing"
+        try:
+            rows, identity = self.read(path)
+        except DamagedRecords:
+            return "damaged"
+        if identity != json.loads(json.dumps(job.identity)) or rows.empty:
+            return "damaged"
+        return str(rows["status"].iloc[0])
+
+    def write_index(self, jobs: list[Job]) -> None:
+        """Says which jobs the run consists of: what else lies in the folder is older and not part of the report."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        entries = [{"file": self.path(job).name, "title": job.title} for job in jobs]
+        atomic_write(self.folder / INDEX, json.dumps({"jobs": entries}, indent=1) + "\n")
+
+    def load(self) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
+        """All records of the run with their job's `key` as a further column, and each key's identity.
+
+        Without an index every file in the folder belongs. Raises InputError where there is nothing, or where a file
+        is damaged.
+        """
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder.parent}: no records here; a run's folder holds records/*.parquet")
+        paths = sorted(self.folder.glob("*.parquet"))
+        index = self.folder / INDEX
+        if index.exists():
+            try:
+                wanted = [entry["file"] for entry in json.loads(index.read_text(encoding="utf-8"))["jobs"]]
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{index}: damaged ({error}); delete it to use every record in the folder") from error
+            there = {path.name: path for path in paths}
+            paths = [there[name] for name in wanted if name in there]
+        if not paths:
+            raise InputError(f"{self.folder}: no records here yet")
+        frames, identities = [], {}
+        for path in paths:
+            rows, identity = self.read(path)
+            key = path.stem.rsplit("--", 1)[1]
+            identities[key] = identity
+            frames.append(rows.assign(key=key))
+        whole = pd.concat(frames, ignore_index=True)
+        return whole, identities
+
+
+def checksum_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def file_name(*parts: str) -> str:
+    """Parts joined into a name that every file system takes; the key behind it tells similar ones apart."""
+    return "--".join(re.sub(r"[^A-Za-z0-9.=,+-]+", "_", part).strip("_")[:60] for part in parts)
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Writes a text file that is either complete or as it was before."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)

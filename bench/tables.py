@@ -1,0 +1,287 @@
+"""Tables of a summary (bench.figures.summary): Markdown, LaTeX, and the screen."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from bench.figures import wilson
+from bench.records import CLEAN, WORST_CASE
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NORM_NAMES = {"linf": "L∞", "l2": "L2", "l0": "L0"}
+
+NOT_RUN = "–"
+"""Stands where the run has no such cell: neither 0 nor robust."""
+
+LEGEND = (
+    "Percent of inputs, with 95 % Wilson intervals. Robust: accepted and right when clean, never accepted and wrong "
+    f"under attack; strict: never rejected under attack either. † some outputs invalid; ‡ partial; {NOT_RUN} not in "
+    "this run."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text: `notes` are the numbered reasons its cells point to as (1), (2), …"""
+
+    name: tuple[str, str, str]  # data set, norm and kind: parts of its file's name
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+@dataclass
+class _Marks:
+    """The reasons a table's cells point to, numbered as they first appear."""
+
+    attacked: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
+
+    def number(self, note: str) -> str:
+        if note not in self.notes:
+            self.notes.append(note)
+        return f"({self.notes.index(note) + 1})"
+
+    def cell(self, row: pd.Series | None, text: str) -> str:
+        """What stands in the table for a summary row: its text with marks, or why there is none."""
+        if row is None:
+            return NOT_RUN
+        status, reason, attack = row["status"], row["reason"], row["attack"]
+        if status in ("failed", "skipped"):
+            return f"{status} {self.number(f'{status}: {reason}')}"
+        who = f"{row['defense']} × {attack}"
+        if row["valid"] < 1:
+            same = self.attacked[(self.attacked["defense"] == row["defense"]) & (self.attacked["attack"] == attack)]
+            share = f"{100 * (1 - same['valid'].min()):.1f} %"
+            text += " †" + self.number(f"† {who}: up to {share} of the outputs are invalid and count as no success")
+        if status == "partial":
+            text += " ‡" + self.number(f"‡ partial: {who}: {reason}")
+        elif reason and attack != WORST_CASE:
+            text += " " + self.number(f"note: {who}: {reason}")
+        return text
+
+
+def eps_text(eps: float) -> str:
+    """0.1 → 0.1, inf → ∞."""
+    return "∞" if np.isinf(eps) else f"{eps:g}"
+
+
+def norm_text(norm: str) -> str:
+    """linf → L∞; a name without a symbol stays as it is."""
+    return NORM_NAMES.get(norm, norm)
+
+
+def percent(value: float) -> str:
+    """0.8612 → 86.1; NaN → undefined."""
+    return "undefined" if np.isnan(value) else f"{100 * value:.1f}"
+
+
+def percent_interval(value: float, n: int) -> str:
+    """The share of n inputs in percent with its Wilson interval: 86.1 [78.0, 91.5]."""
+    if np.isnan(value):
+        return "undefined"
+    share = wilson(round(value * n), n)
+    return f"{100 * share.value:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+def distance_text(value: float) -> str:
+    """1.2345 → 1.234, inf → ∞ (fewer than half the inputs were beaten)."""
+    return "undefined" if np.isnan(value) else "∞" if np.isinf(value) else f"{value:.3f}"
+
+
+def panels(summary: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame]]:
+    """Data set, norm, the clean rows of that data set, and the attacked rows: one table or plot each."""
+    for dataset, rows in summary.groupby("dataset"):
+        clean = rows[rows["attack"] == CLEAN]
+        for norm, attacked in rows[rows["attack"] != CLEAN].groupby("norm"):
+            yield str(dataset), str(norm), clean, attacked
+
+
+def find(rows: pd.DataFrame, **where: object) -> pd.Series | None:
+    """The one row with these values, or None where there is none."""
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    return rows.iloc[0] if len(rows) else None
+
+
+def tables(summary: pd.DataFrame) -> list[Table]:
+    """Two tables per data set and norm: what the defenses are worth, and what each attack does to each."""
+    made = []
+    for dataset, norm, clean, attacked in panels(summary):
+        made.append(_robustness(dataset, norm, clean, attacked))
+        made.append(_attacks(dataset, norm, clean, attacked))
+    return made
+
+
+def _robustness(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame) -> Table:
+    """Rows: defenses. Columns: clean accuracy and rejection, then the worst case over attacks at each ε."""
+    worst = attacked[attacked["attack"] == WORST_CASE]
+    ladder = sorted(worst["eps"].unique())
+    marks = _Marks(attacked)
+    rows = []
+    for defense in _defenses(clean, attacked):
+        row = [defense, *_clean_cells(clean, defense, marks)]
+        for eps in ladder:
+            at = find(worst, defense=defense, eps=eps)
+            row.append(marks.cell(at, "" if at is None else percent_interval(at["robust_accuracy"], at["n"])))
+            row.append(marks.cell(at, "" if at is None else percent_interval(at["strict_robust_accuracy"], at["n"])))
+        rows.append(row)
+    header = ["defense", "n", "clean accuracy", "clean rejection"]
+    for eps in ladder:
+        header += [f"robust, ε = {eps_text(eps)}", f"strict, ε = {eps_text(eps)}"]
+    title = f"{dataset}, {norm_text(norm)}: robust accuracy, worst case over attacks"
+    return Table((dataset, norm, "robustness"), title, header, rows, marks.notes)
+
+
+def _attacks(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame) -> Table:
+    """Rows: defense and attack. Columns: clean accuracy and rejection, then robust accuracy at each ε."""
+    ladder = sorted(attacked["eps"].unique())
+    marks = _Marks(attacked)
+    rows = []
+    for defense in _defenses(clean, attacked):
+        for attack in attacked.loc[attacked["defense"] == defense, "attack"].unique():
+            row = [defense, attack, *_clean_cells(clean, defense, marks)]
+            for eps in ladder:
+                at = find(attacked, defense=defense, attack=attack, eps=eps)
+                row.append(marks.cell(at, "" if at is None else percent_interval(at["robust_accuracy"], at["n"])))
+            rows.append(row)
+    header = ["defense", "attack", "n", "clean accuracy", "clean rejection"]
+    header += [f"robust, ε = {eps_text(eps)}" for eps in ladder]
+    title = f"{dataset}, {norm_text(norm)}: robust accuracy under each attack"
+    return Table((dataset, norm, "attacks"), title, header, rows, marks.notes)
+
+
+def _defenses(clean: pd.DataFrame, attacked: pd.DataFrame) -> list[str]:
+    return sorted({*clean["defense"], *attacked["defense"]})
+
+
+def _clean_cells(clean: pd.DataFrame, defense: str, marks: _Marks) -> list[str]:
+    """Number of inputs, clean accuracy and clean rejection of a defense."""
+    row = find(clean, defense=defense)
+    if row is None:
+        return [NOT_RUN] * 3
+    accuracy, rejection = (percent_interval(row[figure], row["n"]) for figure in ("accuracy", "rejection"))
+    return [str(row["n"]), marks.cell(row, accuracy), marks.cell(row, rejection)]
+
+
+def markdown(table: Table) -> str:
+    """The table as GitHub Markdown with its title, notes and legend."""
+
+    def line(cells: list[str]) -> str:
+        return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
+
+    text = [f"### {table.title}", "", line(table.header), line(["---"] * len(table.header))]
+    text += [line(row) for row in table.rows]
+    text += ["", LEGEND, ""]
+    text += [f"- ({i}) {' '.join(note.split())}" for i, note in enumerate(table.notes, 1)]
+    return "\n".join(text).rstrip() + "\n"
+
+
+LATEX_ESCAPES = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # after \\ a bare bracket would be read as an optional argument
+    "ε": r"$\varepsilon$",
+    "∞": r"$\infty$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "→": r"$\to$",
+    "†": r"\dag{}",
+    "‡": r"\ddag{}",
+    "–": "--",
+}
+
+
+def latex_escaped(text: str) -> str:
+    """Text in which no character means anything to LaTeX."""
+    return "".join(LATEX_ESCAPES.get(character, character) for character in " ".join(text.split()))
+
+
+def latex(table: Table) -> str:
+    r"""The table as a LaTeX float with booktabs rules; needs \usepackage{booktabs}."""
+
+    def line(cells: list[str]) -> str:
+        return " & ".join(latex_escaped(cell) for cell in cells) + r" \\"
+
+    notes = [f"({i}) {note}" for i, note in enumerate(table.notes, 1)]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+            rf"\caption{{{latex_escaped(table.title)}}}",
+            rf"\begin{{tabular}}{{{'l' * len(table.header)}}}",
+            r"\toprule",
+            line(table.header),
+            r"\midrule",
+            *(line(row) for row in table.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            *(rf"\par {latex_escaped(text)}" for text in [LEGEND, *notes]),
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def print_tables(summary: pd.DataFrame, console: Console) -> None:
+    """Two tables per data set and norm on the screen, within 100 columns: worst cases, and every attack."""
+    from rich.table import Table as ScreenTable
+    from rich.text import Text
+
+    for dataset, norm, clean, attacked in panels(summary):
+        marks = _Marks(attacked)
+        where = f"{dataset}, {norm_text(norm)}"
+        worst = ScreenTable(title=f"{where}: worst case over attacks, percent of inputs", title_justify="left")
+        each = ScreenTable(title=f"{where}: robust accuracy under each attack, percent", title_justify="left")
+        for column in ("defense", "ε", "n", "clean", "rejected", "robust", "95 %", "strict", "median dist."):
+            worst.add_column(column, justify="left" if column == "defense" else "right", overflow="fold")
+        ladder = sorted(attacked["eps"].unique())
+        for column in ("defense", "attack", "clean", "rejected", *(f"ε = {eps_text(eps)}" for eps in ladder)):
+            each.add_column(column, justify="left" if column in ("defense", "attack") else "right", overflow="fold")
+        for defense in _defenses(clean, attacked):
+            unattacked = find(clean, defense=defense)
+            before = [
+                marks.cell(unattacked, "" if unattacked is None else percent(unattacked[figure]))
+                for figure in ("accuracy", "rejection")
+            ]
+            for attack, cells in attacked[attacked["defense"] == defense].groupby("attack", sort=False):
+                at = [find(cells, eps=eps) for eps in ladder]
+                robust = [marks.cell(row, "" if row is None else percent(row["robust_accuracy"])) for row in at]
+                if attack != WORST_CASE:
+                    each.add_row(*map(Text, (defense, str(attack), *before, *robust)))
+                    continue
+                for row, text in zip(at, robust, strict=True):
+                    if row is not None:
+                        figures = _worst_figures(row)
+                        line = (defense, eps_text(row["eps"]), str(row["n"]), *before, text, *figures)
+                        worst.add_row(*map(Text, line))
+            worst.add_section()
+            each.add_section()
+        console.print(worst)
+        console.print(each)
+        for i, note in enumerate(marks.notes, 1):
+            short = textwrap.shorten(note, 300, placeholder=" …")
+            console.print(Text(f"({i}) {short}"))
+        console.print()
+
+
+def _worst_figures(row: pd.Series) -> list[str]:
+    """Interval, strict robust accuracy and median distance of a worst case on the screen."""
+    if row["status"] in ("failed", "skipped"):
+        return [NOT_RUN] * 3
+    interval = "undefined" if row["n"] == 0 else f"{100 * row['robust_low']:.1f}–{100 * row['robust_high']:.1f}"
+    return [interval, percent(row["strict_robust_accuracy"]), distance_text(row["median_distance"])]

@@ -1,0 +1,121 @@
+"""Training a defense: `python -m bench.train --dataset mnist --defense gmvae --data DIR`.
+
+Seeded, and resumable: the same command goes on after the last complete epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.errors import InputError, report_errors
+
+if TYPE_CHECKING:
+    from bench.plan import DatasetRef, DefenseRef
+    from defenses.base import Defense
+
+
+def train_defense(
+    ref: DefenseRef,
+    dataset: DatasetRef,
+    path: Path,
+    *,
+    seed: int,
+    budget: float = 1.0,
+    device: str = "cpu",
+    report: Callable[[str], None] | None = None,
+) -> Defense:
+    """Trains a defense on a data set and writes its weights and card to `path`; checkpoints lie beside it meanwhile."""
+    import shutil
+
+    import torch
+
+    from bench.provenance import code_revision
+    from defenses import weights
+    from defenses.base import Progress
+
+    class Reporting(Progress):
+        checkpoints = path.with_suffix(".checkpoints")
+
+        def epoch(self, stage: str, done: int, epochs: int, **figures: float) -> None:
+            if report:
+                shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+                report(f"{stage}: epoch {done} of {epochs}  {shown}")
+
+    data = dataset.load()
+    Reporting.checkpoints.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
+    defense = ref.build().to(device)
+    figures = defense.fit(data.train, data.validation, budget, seed, Reporting())
+    defense = weights.freeze(defense).cpu()
+    card = weights.Card(
+        defense=weights.class_path(ref.cls),
+        version=ref.cls.version,
+        spec=weights.spec_json(ref.spec),
+        data=data.zoo,
+        revision=data.revision,
+        seed=seed,
+        budget=budget,
+        command=f"python -m bench.train --dataset {data.name} --defense {ref.name} --seed {seed} --budget {budget:g}",
+        code=code_revision(),
+        torch=torch.__version__,
+        seconds=round(time.perf_counter() - begun, 1),
+        figures={name: round(value, 6) for name, value in figures.items()},
+        weights_sha256=weights.weights_hash(defense),
+    )
+    weights.save(defense, card, path)
+    shutil.rmtree(Reporting.checkpoints)
+    return defense
+
+
+def fit_job(ref: DefenseRef, dataset: DatasetRef, device: str) -> None:
+    """Trains what a run needs, in a worker; the weights go to the cache."""
+    from bench.plan import TRAINING_SEED
+
+    assert ref.weights is not None
+    train_defense(ref, dataset, ref.weights, seed=TRAINING_SEED, device=device)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m bench.train", description="Train a defense from scratch.")
+    p.add_argument("--dataset", required=True, metavar="NAME", help="data set to train on")
+    p.add_argument("--defense", required=True, metavar="NAME", help="defense, or package.module:Name")
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder of the data files (default: MANIFOLD_BENCH_DATA)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--budget", type=float, default=1.0, help="share of the full training, in (0, 1] (default 1)")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--out", type=Path, metavar="FILE", help="where to write the .safetensors (default: the cache)")
+    return p
+
+
+@report_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    from bench.matrix import defense_choice
+    from bench.plan import DatasetRef, cache_file, defense_ref
+    from bench.run import checked_device, data_folder
+
+    if not 0 < options.budget <= 1:
+        raise InputError(f"--budget: {options.budget} is not allowed; give a share in (0, 1]")
+    if options.out and options.out.suffix != ".safetensors":
+        raise InputError(f"--out: {options.out} does not end in .safetensors")
+    choice = defense_choice(options.defense)
+    dataset = DatasetRef(options.dataset, data_folder(options.data))
+    data = dataset.load()
+    ref = dataclasses.replace(defense_ref(choice, data), weights=None, weights_sha256=None)
+    path = options.out or cache_file(ref, data, options.seed, options.budget)
+    train_defense(
+        ref, dataset, path, seed=options.seed, budget=options.budget, device=checked_device(options.device),
+        report=lambda line: print(line, flush=True),
+    )  # fmt: skip
+    print(f"weights: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""A defense as other libraries see it: an ART classifier, an ART preprocessor, a Foolbox model."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attacks.from_art import module_classifier
+from attacks.from_foolbox import accepted_and_wrong, foolbox_model
+from defenses.base import Defense
+from defenses.invert_and_classify import InvertAndClassify
+from defenses.projection import BackwardIdentity, best_start
+
+__all__ = ["accepted_and_wrong", "projection_preprocessor", "to_art", "to_foolbox"]
+
+
+def to_art(defense: Defense) -> Any:
+    """The defense as an ART `PyTorchClassifier` with K classes, or K+1 where it rejects (the last means rejected).
+
+    Losses and gradients go through the defense as it declares them (`gradient_modes[0]`).
+    """
+    outputs = defense.num_classes + defense.rejects
+    return module_classifier(defense.eval(), defense.spec.shape, outputs, device_of(defense))
+
+
+def to_foolbox(defense: Defense) -> Any:
+    """The defense as a Foolbox model of [N,C,H,W] in [0,1] → [N,K], or [N,K+1] where it rejects.
+
+    With K+1 outputs give attacks `accepted_and_wrong(labels, K)` as the criterion instead of the labels.
+    """
+    return foolbox_model(defense, device_of(defense))
+
+
+def projection_preprocessor(defense: InvertAndClassify) -> Any:
+    """G(z*(x)) of that defense as an ART `PreprocessorPyTorch`, to go before any classifier's own module.
+
+    Its gradient is the identity (BPDA), inside `forward`: ART asks for no `estimate_forward` when it differentiates
+    a PyTorchClassifier (its issue 1526). It projects and rejects nothing.
+    """
+    return _preprocessor_class()(defense)
+
+
+@cache
+def _preprocessor_class() -> Any:
+    from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+
+    class ProjectionPreprocessor(PreprocessorPyTorch):
+        """See `projection_preprocessor`."""
+
+        def __init__(self, defense: InvertAndClassify) -> None:
+            device = "cpu" if device_of(defense).type == "cpu" else "gpu"
+            super().__init__(device_type=device, is_fitted=True, apply_fit=False, apply_predict=True)
+            self.defense = defense.eval()
+
+        def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+            """x: [N,C,H,W] → G(z*(x)), same shape; y unchanged."""
+            latents = self.defense.invert(x)
+            with torch.no_grad():
+                _, nearest = best_start(self.defense.generator, x, latents)
+            return BackwardIdentity.apply(x, nearest), y
+
+    return ProjectionPreprocessor
+
+
+def device_of(defense: Defense) -> torch.device:
+    """Where its weights are; the CPU where it has none."""
+    return next((w.device for w in defense.parameters()), torch.device("cpu"))

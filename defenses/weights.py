@@ -1,0 +1,136 @@
+"""Trained weights: safetensors files with a JSON card beside each; nothing is ever unpickled.
+
+The zoo inside the package holds small ones for the built-in data; everything else is trained once and cached.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from defenses.base import Defense
+from defenses.training import atomic_save
+
+ZOO = Path(__file__).parent / "zoo"
+
+
+class WeightsError(Exception):
+    """A weights file or its card is missing, damaged, or belongs to something else; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a weights file is: enough to train it again, and what it reached.
+
+    defense: `module:Class`. data: the data set's name in the zoo; revision: of the data it was trained on.
+    figures: measured on validation data at the end of the training. notes: anything measured afterwards.
+    """
+
+    defense: str
+    version: int
+    spec: dict[str, Any]
+    data: str
+    revision: str
+    seed: int
+    budget: float
+    command: str
+    code: str
+    torch: str
+    seconds: float
+    figures: dict[str, float]
+    weights_sha256: str
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def class_path(cls: type) -> str:
+    """`module:Class`."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def spec_json(spec: Any) -> dict[str, Any]:
+    """A spec as plain JSON data: tuples become lists, so that it equals what a card holds."""
+    return json.loads(json.dumps(dataclasses.asdict(spec)))
+
+
+def weights_hash(defense: Defense) -> str:
+    """sha256 over the names, types, shapes and bytes of every parameter and buffer."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(defense.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{plain.dtype}|{tuple(plain.shape)}|".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    return digest.hexdigest()
+
+
+def save(defense: Defense, card: Card, path: Path) -> None:
+    """Writes path (…safetensors) and its card; the card comes last, so weights with a card are complete."""
+    card_path(path).unlink(missing_ok=True)
+    atomic_save(defense.state_dict(), path)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft.write_text(json.dumps(dataclasses.asdict(card), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(draft, card_path(path))
+
+
+def card_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def read_card(path: Path) -> Card:
+    """The card beside a weights file; raises WeightsError."""
+    try:
+        return TypeAdapter(Card).validate_json(card_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise WeightsError(f"{card_path(path)}: not a readable card ({first}); restore it, or delete both") from error
+
+
+def load_into(defense: Defense, path: Path, expected: str) -> None:
+    """Fills the module from the file, checks it against the expected `weights_hash`, freezes it in eval mode.
+
+    Raises WeightsError where the file is missing, damaged or doesn't fit.
+    """
+    advice = "restore it (the zoo comes with the installation), or delete it and its card to train anew"
+    try:
+        state = load_file(path)
+        defense.load_state_dict(state)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise WeightsError(f"weights {path} are damaged or belong to another network ({first}); {advice}") from error
+    found = weights_hash(defense)
+    if found != expected:
+        raise WeightsError(f"weights {path} are damaged: sha256 {found[:12]}…, expected {expected[:12]}…; {advice}")
+    freeze(defense)
+
+
+def freeze(defense: Defense) -> Defense:
+    """Eval mode, and no gradients for the weights: attacks ask for those of the input alone."""
+    return defense.eval().requires_grad_(False)
+
+
+def zoo_file(data: str, name: str) -> Path:
+    """Where the zoo keeps (or would keep) the weights of a defense by its registered name."""
+    return ZOO / f"{data}--{name}.safetensors"
+
+
+def from_zoo(name: str, data: str) -> Defense:
+    """A trained defense out of the zoo, by its registered name and the data's: from_zoo("undefended", "mnist")."""
+    path = zoo_file(data, name)
+    if not path.exists():
+        raise WeightsError(f"the zoo has no {name!r} for {data!r}; it has {', '.join(sorted(p.stem for p in ZOO.glob('*.safetensors')))}")
+    card = read_card(path)
+    module, _, qualified = card.defense.partition(":")
+    cls: type[Defense] = getattr(importlib.import_module(module), qualified)
+    defense = cls(TypeAdapter(cls.Spec).validate_json(json.dumps(card.spec)))
+    load_into(defense, path, card.weights_sha256)
+    return defense

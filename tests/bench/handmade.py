@@ -1,0 +1,121 @@
+"""Records made by hand, small enough that every figure of them can be checked on paper."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bench.records import CLEAN, IMAGE_COLUMNS, typed
+
+REJECT = -7
+"""An answer in the lists below that stands for a rejection."""
+
+
+def cell(
+    attack: str = "a",
+    eps: Sequence[float] = (0.1,),
+    labels: Sequence[int] = (0, 1, 2, 3),
+    clean: Sequence[int] | None = None,
+    adv: Mapping[float, Sequence[int]] | Sequence[int] | None = None,
+    *,
+    dataset: str = "digits",
+    defense: str = "d",
+    norm: str = "linf",
+    status: str = "ok",
+    reason: str = "",
+    invalid: Sequence[int] = (),
+    distance: Sequence[float] | None = None,
+    samples: Sequence[int] | None = None,
+    passes: tuple[float, float] = (10.0, 5.0),
+    images: Mapping[int, tuple[bytes | None, bytes | None, bytes | None]] | None = None,
+) -> pd.DataFrame:
+    """Rows of one job, input by input for each ε.
+
+    clean, adv: the defense's answer per input (adv: for all ε, or per ε), REJECT for a rejection; right where not
+    given. invalid: positions of inputs whose output broke the rules. distance: per input; derived where not given.
+    """
+    if attack == CLEAN:
+        norm, eps = "none", (0.0,)
+    clean = list(labels if clean is None else clean)
+    adv = clean if adv is None else adv
+    ladder = {e: list(adv[e] if isinstance(adv, Mapping) else adv) for e in eps}
+    samples = range(len(labels)) if samples is None else samples
+    ok = status == "ok"
+    rows: list[dict[str, Any]] = []
+    for i, (sample, label) in enumerate(zip(samples, labels, strict=True)):
+        beaten = [e for e in eps if ladder[e][i] not in (REJECT, label) and i not in invalid]
+        found = 0.0 if clean[i] not in (REJECT, label) else min(beaten, default=float("inf"))
+        for e in eps:
+            answer = clean[i] if i in invalid else ladder[e][i]
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "split": "test",
+                    "sample": sample,
+                    "input_sha256": hashlib.sha256(f"{dataset}-{sample}".encode()).hexdigest(),
+                    "label": label,
+                    "defense": defense,
+                    "attack": attack,
+                    "norm": norm,
+                    "eps": e,
+                    "seed": 0,
+                    "protocol": "deterministic",
+                    "clean_label": (label if clean[i] == REJECT else clean[i]) if ok else 0,
+                    "clean_rejected": ok and clean[i] == REJECT,
+                    "adv_label": (label if answer == REJECT else answer) if ok else 0,
+                    "adv_rejected": ok and answer == REJECT,
+                    "linf": e if ok else 0.0,
+                    "l2": e if ok else 0.0,
+                    "l0": 1.0 if ok else 0.0,
+                    "distance": (found if distance is None else distance[i]) if ok else 0.0,
+                    "valid": ok and i not in invalid,
+                    "success": ok and i not in invalid and answer not in (REJECT, label),
+                    "forwards": passes[0] if ok else 0.0,
+                    "backwards": passes[1] if ok else 0.0,
+                    "seconds": 0.5,
+                    "status": status,
+                    "reason": reason,
+                    **dict(zip(IMAGE_COLUMNS, (images or {}).get(i, (None, None, None)), strict=True)),
+                }
+            )
+    frame = typed(pd.DataFrame(rows))
+    return frame.assign(key=f"{dataset}/{defense}/{attack}/{norm}")
+
+
+def run(*cells: pd.DataFrame) -> pd.DataFrame:
+    """The records of a run that holds these cells."""
+    return pd.concat(cells, ignore_index=True)
+
+
+def identities(records: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """A made-up identity for every job key in the records, alike wherever the names are."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, rows in records.groupby("key"):
+        first = rows.iloc[0]
+        found[str(key)] = {
+            "dataset": {
+                "name": first["dataset"],
+                "revision": "1",
+                "split": "test",
+                "indices_sha256": "00",
+                "n": rows["sample"].nunique(),
+            },
+            "defense": {
+                "name": first["defense"],
+                "version": "1",
+                "spec": {"width": 32},
+                "weights_sha256": "aa",
+                "source_sha256": "bb",
+            },
+            "attack": {"label": first["attack"], "name": "pgd", "version": "1", "parameters": {"steps": 40}},
+            "norm": first["norm"],
+            "eps": sorted(rows["eps"].unique().tolist()),
+            "seed": 0,
+            "protocol": "deterministic",
+            "shape": [1, 8, 8],
+            "num_classes": 10,
+        }
+    return found
