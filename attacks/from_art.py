@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -73,6 +73,7 @@ OURS = ("estimator", "classifier", "eps", "norm", "targeted", "minimal", "verbos
 """Constructor parameters that are not the matrix file's to set."""
 
 ROUND: Mapping[str, tuple[int, int]] = {
+    "AutoProjectedGradientDescent": (3, 1),
     "CarliniL0Method": (200, 350),
     "CarliniL2Method": (8, 20),
     "CarliniLInfMethod": (60, 30),
@@ -101,6 +102,8 @@ class ArtAttack(LibraryAttack):
     Where the class takes ε and a norm it gets the harness'; a class without ε looks for the smallest perturbation.
     A step size `eps_step` that is not given is 2.5 ε / max_iter, and 2 ε for AutoPGD and AutoAttack (their paper's).
     """
+
+    distribution: ClassVar = "adversarial-robustness-toolbox"
 
     def __post_init__(self) -> None:
         name = f"art:{self.attack}"
@@ -149,7 +152,7 @@ class ArtAttack(LibraryAttack):
             case "SignOPTAttack":
                 return int(values["query_limit"]), 0
             case "AutoAttack":  # two APGD of 5 restarts, DeepFool, Square of 5 restarts
-                return 2 * 5 * 100 + 100 + 5 * 5000, 2 * 5 * 100 + 10 * 100
+                return 2 * 5 * 150 + 200 + 5 * 8000, 2 * 5 * 100 + 1000
         knobs = ("max_iter", "nb_steps", "binary_search_steps", "nb_restarts", "nb_random_init", "num_random_init",
                  "num_trial", "sample_size", "num_translations", "num_rotations")  # fmt: skip
         rounds = math.prod(max(int(values[k]), 1) for k in knobs if values.get(k) is not None)
@@ -165,6 +168,8 @@ class ArtAttack(LibraryAttack):
             module = Probabilities(module)
         classifier = module_classifier(module, tuple(x.shape[1:]), classes, x.device)
         attack = cls(classifier, **self._arguments(eps, constructor_parameters(cls)))
+        for part in getattr(attack, "attacks", ()):  # of AutoAttack, each with its progress bar
+            part.verbose = False
         images, labels = x.cpu().numpy(), F.one_hot(y, classes).cpu().numpy()
 
         def generate(rows: slice) -> Any:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ DECISION = (
 OURS = ("distance", "constraint", "init_attack", "tensorboard")
 """Constructor parameters that are not the matrix file's to set."""
 
+BLACK_WHERE_FAILED = ("EADAttack", "L2CarliniWagnerAttack")
+"""Classes that return an image of zeros where they found nothing."""
+
 NOISE_DRAWS = 50
 """Random images tried as a starting point where no image of the batch is one."""
 
@@ -49,6 +52,8 @@ class FoolboxAttack(LibraryAttack):
     2.5 ε / steps: the library's relative one assumes its own number of steps. Attacks from the far side of the
     boundary start from the nearest image of the batch that is accepted as another class, else from noise.
     """
+
+    distribution: ClassVar = "foolbox"
 
     def __post_init__(self) -> None:
         name = f"foolbox:{self.attack}"
@@ -111,6 +116,9 @@ class FoolboxAttack(LibraryAttack):
             if isinstance(attack, library.attacks.base.AttackWithDistance):
                 options["epsilons"] = epsilons
             found[rows] = attack(model, x[rows], criterion, **options)[1]
+        if self.attack in BLACK_WHERE_FAILED:
+            black = (found == 0).flatten(1).all(1)
+            found[black] = x[black]
         return found
 
     def _attack(self, eps: float) -> Any:

@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -43,12 +44,18 @@ class LibraryAttack(Attack):
 
     norms = NORMS
     open_parameters: ClassVar[bool] = True
+    distribution: ClassVar[str]
+    """The library's name on the package index."""
 
     attack: str
     parameters: Mapping[str, Parameter] = field(default_factory=dict, hash=False)
     part: Part = "defense"
     gradient: GradientMode = "default"
     inner_steps: Annotated[int, Ge(1)] = 20
+
+    @property
+    def revision(self) -> str:
+        return f"{self.version}/{self.distribution}-{metadata.version(self.distribution)}"
 
     @abstractmethod
     def search(self, module: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, others: Tensor) -> Tensor:

@@ -77,28 +77,32 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
     Raises MissingCells where a row's status is not ok or an input lacks one of the cells: a figure over what is left
     would pass for a figure over all of it.
     """
-    cells = ["attack", "norm", "eps"]
-    lacking = records.loc[records["status"] != "ok", [*cells, "status"]].drop_duplicates()
-    if len(lacking):
-        named = ", ".join(f"{attack} {norm} ε = {eps:g}: {status}" for attack, norm, eps, status in lacking.to_numpy())
+    names = ["attack", "norm", "eps"]
+    bad = records.loc[records["status"] != "ok", [*names, "status"]].drop_duplicates()
+    if len(bad):
+        named = ", ".join(f"{attack} {norm} ε = {eps:g}: {status}" for attack, norm, eps, status in bad.to_numpy())
         raise MissingCells(f"no figure over cells that are not ok: {named}")
-    inputs = records["sample"].nunique()
-    for (attack, norm, eps), cell in records.groupby(cells, sort=False):
-        lack = inputs - cell["sample"].nunique()
-        if lack:
-            raise MissingCells(f"{lack} of {inputs} inputs lack {attack} {norm} ε = {eps:g}")
+    samples, place = np.unique(records["sample"].to_numpy(), return_inverse=True)
+    cell = records.groupby(names, sort=False).ngroup().to_numpy()
+    there = np.zeros((len(samples), cell.max(initial=-1) + 1), dtype=bool)
+    there[place, cell] = True
+    for short in np.flatnonzero(~there.all(axis=0)):
+        attack, norm, eps = records.loc[cell == short, names].iloc[0]
+        lack = (~there[:, short]).sum()
+        raise MissingCells(f"{lack} of {len(samples)} inputs lack {attack} {norm} ε = {eps:g}")
     outcome = outcomes(records)
-    clean_right = ~records["clean_rejected"] & (records["clean_label"] == records["label"])
-    rows = pd.DataFrame(
-        {
-            "sample": records["sample"],
-            "worst": outcome,
-            "robust": clean_right & ~records["success"],
-            "strict": clean_right & ~records["success"] & (outcome != REJECTED),
-        }
-    )
-    # a minimum over booleans is "all of them"
-    return rows.groupby("sample").agg({"worst": "max", "robust": "min", "strict": "min"})
+    stands = (_clean_right(records) & ~records["success"]).to_numpy()
+    worst = np.full(len(samples), RIGHT)
+    np.maximum.at(worst, place, outcome)
+    robust, strict = np.ones(len(samples), dtype=bool), np.ones(len(samples), dtype=bool)
+    np.logical_and.at(robust, place, stands)
+    np.logical_and.at(strict, place, stands & (outcome != REJECTED))
+    return pd.DataFrame({"worst": worst, "robust": robust, "strict": strict}, index=pd.Index(samples, name="sample"))
+
+
+def _clean_right(records: pd.DataFrame) -> pd.Series:
+    """Per row, whether the clean input is accepted and right."""
+    return ~records["clean_rejected"] & (records["clean_label"] == records["label"])
 
 
 def _share(hits: pd.Series) -> Estimate:
@@ -152,8 +156,7 @@ def security_curve(records: pd.DataFrame) -> pd.DataFrame:
     An attack that finds minimal perturbations has a row per ε too, a success exactly where its distance is within ε;
     between those ε its curve is distance_curve. Raises MissingCells as per_input does.
     """
-    clean_right = ~records["clean_rejected"] & (records["clean_label"] == records["label"])
-    points = [(0.0, *_share(clean_right.groupby(records["sample"]).min()))]
+    points = [(0.0, *_share(_clean_right(records).groupby(records["sample"]).min()))]
     points += [(eps, *robust_accuracy(records[records["eps"] <= eps])) for eps in sorted(records["eps"].unique())]
     return pd.DataFrame(points, columns=["eps", *Estimate._fields])
 
@@ -164,8 +167,7 @@ def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
     records: rows of one data set, defense and norm, all ok. An input is robust at ε where it is accepted and right
     when clean and no attack beat it at a distance ≤ ε (already wrong = 0, not found = ∞).
     """
-    clean_right = ~records["clean_rejected"] & (records["clean_label"] == records["label"])
-    right = clean_right.groupby(records["sample"]).min()
+    right = _clean_right(records).groupby(records["sample"]).min()
     distance = records.groupby("sample")["distance"].min()
     points = [(value, *_share(right & (distance > value))) for value in eps]
     return pd.DataFrame(points, columns=["eps", *Estimate._fields])

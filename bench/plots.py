@@ -79,17 +79,18 @@ def security_curves(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.D
     clean, attacked: rows of a summary. A hollow marker is a partial worst case: an attack failed, or the attacks
     share only some inputs. A failed or skipped worst case leaves a gap.
     """
-    figure, axes = _new_figure(6.4, 4.0)
     worst = attacked[attacked["attack"] == WORST_CASE]
+    figure, axes = _new_figure(6.4, max(4.0, 0.6 + 0.2 * worst["defense"].nunique()))
     for i, (defense, rows) in enumerate(worst.groupby("defense")):
         points = pd.concat([clean[clean["defense"] == defense], rows]).sort_values("eps")
         colour = OKABE_ITO[i % len(OKABE_ITO)]
         x, y = points["eps"].to_numpy(), 100 * points["robust_accuracy"].to_numpy()
         dashes, marker = LINE_STYLES[i // len(OKABE_ITO) % len(LINE_STYLES)], MARKERS[i % len(MARKERS)]
-        line = {"color": colour, "marker": marker, "ms": 5, "clip_on": False}
+        line: dict[str, Any] = {"color": colour, "marker": marker, "ms": 5, "clip_on": False}
         axes.plot(x, y, dashes, label=str(defense), lw=1.6, zorder=3, **line)
         partial = (points["status"] == "partial").to_numpy(dtype=bool)
-        axes.plot(x[partial], y[partial], " ", markerfacecolor="white", zorder=4, **line)
+        if partial.any():
+            axes.plot(x[partial], y[partial], " ", markerfacecolor="white", zorder=4, **line)
         low, high = 100 * points["robust_low"], 100 * points["robust_high"]
         axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
     axes.set(xlabel=f"ε ({norm_text(norm)}; pixels span 0 to 1)", ylabel="robust accuracy, % of inputs", ylim=(0, 100))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.errors import report_errors
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -56,24 +58,19 @@ def _page(summary: pd.DataFrame, made: list[Table], plots: list[Path]) -> str:
     return "\n".join(parts)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@report_errors
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0, or 2 for bad input."""
-    from bench.errors import InputError
-
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a run's output folder, which holds records/")
-    arguments = parser.parse_args(argv)
-    try:
-        figures = write_report(arguments.folder)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder = parser.parse_args(arguments).folder
+    figures = write_report(folder)
     from rich.console import Console
 
     from bench.tables import print_tables
 
     print_tables(figures, Console())
-    print(f"summary.csv, report.md, tables/ and plots/ are in {arguments.folder}")
+    print(f"summary.csv, report.md, tables/ and plots/ are in {folder}")
     return 0
 
 

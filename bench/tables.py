@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,11 @@ LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals. Robust: accepted and right when clean, never accepted and wrong "
     f"under attack; strict: never rejected under attack either. † some outputs invalid; ‡ partial; {NOT_RUN} not in "
     "this run."
+)
+
+SCREEN_LEGEND = (
+    "clean, rej.: share of clean inputs accepted and right, and rejected; robust: right when clean and never accepted "
+    "and wrong under attack; strict: never rejected under attack either; median: distance that beats half of them"
 )
 
 
@@ -239,19 +244,24 @@ def latex(table: Table) -> str:
 
 def print_tables(summary: pd.DataFrame, console: Console) -> None:
     """Two tables per data set and norm on the screen, within 100 columns: worst cases, and every attack."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as ScreenTable
     from rich.text import Text
 
+    narrow: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
     for dataset, norm, clean, attacked in panels(summary):
         marks = _Marks(attacked)
         where = f"{dataset}, {norm_text(norm)}"
-        worst = ScreenTable(title=f"{where}: worst case over attacks, percent of inputs", title_justify="left")
-        each = ScreenTable(title=f"{where}: robust accuracy under each attack, percent", title_justify="left")
-        for column in ("defense", "ε", "n", "clean", "rejected", "robust", "95 %", "strict", "median dist."):
-            worst.add_column(column, justify="left" if column == "defense" else "right", overflow="fold")
+        titles = "worst case over attacks, % of inputs", "robust accuracy under each attack, % of inputs"
+        worst, each = (ScreenTable(title=f"{where}: {title}", title_justify="left", **narrow) for title in titles)
         ladder = sorted(attacked["eps"].unique())
-        for column in ("defense", "attack", "clean", "rejected", *(f"ε = {eps_text(eps)}" for eps in ladder)):
-            each.add_column(column, justify="left" if column in ("defense", "attack") else "right", overflow="fold")
+        worst.add_column("defense", overflow="fold")
+        for column in ("ε", "n", "clean", "rej.", "robust", "95 %", "strict", "median"):
+            worst.add_column(column, justify="right", no_wrap=True)
+        each.add_column("defense", no_wrap=True)
+        each.add_column("attack", overflow="fold")
+        for column in ("clean", "rej.", *(f"ε={eps_text(eps)}" for eps in ladder)):
+            each.add_column(column, justify="right", overflow="fold")
         for defense in _defenses(clean, attacked):
             unattacked = find(clean, defense=defense)
             before = [
@@ -272,11 +282,13 @@ def print_tables(summary: pd.DataFrame, console: Console) -> None:
             worst.add_section()
             each.add_section()
         console.print(worst)
+        console.print()
         console.print(each)
         for i, note in enumerate(marks.notes, 1):
             short = textwrap.shorten(note, 300, placeholder=" …")
             console.print(Text(f"({i}) {short}"))
         console.print()
+    console.print(SCREEN_LEGEND)
 
 
 def _worst_figures(row: pd.Series) -> list[str]:

@@ -131,7 +131,7 @@ class GaussianMixtureVAE(Defense):
 
         train_module(
             self, step, train, stage="gmvae", seed=seed, progress=progress,
-            epochs=epochs_for(budget, spec.epochs), batch_size=spec.batch_size, rate=spec.rate,
+            epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
             evaluate=lambda: self.figures(validation),
         )  # fmt: skip
         self.set_thresholds(train)

@@ -112,7 +112,7 @@ class InvertAndClassify(Defense):
         spec = self.spec
         fit_classifier(
             self.classifier, train, validation, seed=seed, progress=progress,
-            epochs=epochs_for(budget, spec.epochs), batch_size=spec.batch_size, rate=spec.rate,
+            epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
         )  # fmt: skip
         self.fit_generator(train, budget, seed, progress)
         some = validation.images[: spec.calibration_images].to(self.eta.device)
@@ -144,6 +144,6 @@ class InvertAndClassify(Defense):
             return (error + divergence) / len(images)
 
         train_module(
-            pair, step, data, stage="generator", epochs=epochs_for(budget, spec.generator_epochs),
+            pair, step, data, stage="generator", epochs=epochs_for(budget, spec.generator_epochs, len(data)),
             batch_size=spec.batch_size, rate=spec.generator_rate, seed=seed, progress=progress,
         )  # fmt: skip

@@ -63,7 +63,7 @@ class PGDTraining(Defense):
 
         train_module(
             self.network, step, train, stage="pgd-training", seed=seed, progress=progress,
-            epochs=epochs_for(budget, spec.epochs), batch_size=spec.batch_size, rate=spec.rate,
+            epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
             evaluate=lambda: self.figures(validation),
         )  # fmt: skip
         return self.figures(validation)

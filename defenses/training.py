@@ -101,9 +101,10 @@ def accuracy(classify: Callable[[Tensor], Tensor], data: LabelledImages, batch_s
     return float(torch.stack(right).sum()) / len(data)
 
 
-def epochs_for(budget: float, epochs: int) -> int:
-    """That share of the epochs, at least one."""
-    return max(1, round(budget * epochs))
+def epochs_for(budget: float, epochs: int, images: int) -> int:
+    """That share of the epochs, at least one. Fewer than 10,000 images are gone through more often in proportion:
+    what counts is the number of steps."""
+    return max(1, round(budget * epochs * max(1.0, 10_000 / images)))
 
 
 def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -44,7 +44,7 @@ class Undefended(Defense):
         spec = self.spec
         fit_classifier(
             self.network, train, validation, seed=seed, progress=progress,
-            epochs=epochs_for(budget, spec.epochs), batch_size=spec.batch_size, rate=spec.rate,
+            epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
         )  # fmt: skip
         return {"validation_accuracy": accuracy(self, validation)}
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pandas as pd
 
 from bench.records import CLEAN, IMAGE_COLUMNS, typed
+from bench.store import Store
 
 REJECT = -7
 """An answer in the lists below that stands for a rejection."""
@@ -119,3 +122,20 @@ def identities(records: pd.DataFrame) -> dict[str, dict[str, Any]]:
             "num_classes": 10,
         }
     return found
+
+
+def write_run(folder: Path, records: pd.DataFrame) -> Path:
+    """Stores the records as a run's output folder, a file per job; returns the folder."""
+    known = identities(records)
+    for key, rows in records.groupby("key"):
+        identity = known[str(key)]
+        job = SimpleNamespace(
+            dataset=SimpleNamespace(name=identity["dataset"]["name"]),
+            defense=SimpleNamespace(label=identity["defense"]["name"]),
+            label=identity["attack"]["label"],
+            norm=identity["norm"],
+            identity=identity,
+            key=hashlib.sha256(str(key).encode()).hexdigest(),
+        )
+        Store(folder).write(cast(Any, job), rows)
+    return folder

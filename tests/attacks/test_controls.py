@@ -1,0 +1,77 @@
+"""Noise: the attack that must not work, except where anything would."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.controls import RandomNoise
+from attacks.target import BudgetExhausted, Target, Verdict
+from attacks.threat import NORMS, inside, random_in_ball
+
+
+class Threshold(nn.Module):
+    """Class 1 where the mean of the image [N,1,2,2] exceeds `at`; rejects where it exceeds `reject`."""
+
+    num_classes = 2
+    rejects = True
+    randomized = False
+    gradient_modes = ("default",)
+    classifier = None
+
+    def __init__(self, at: float, reject: float = 2.0) -> None:
+        super().__init__()
+        self.at, self.reject = at, reject
+
+    def verdict(self, x: Tensor) -> Verdict:
+        mean = x.mean((1, 2, 3))
+        return Verdict((mean > self.at).long(), mean > self.reject)
+
+
+X = torch.rand(6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+ZEROS = torch.zeros(6, dtype=torch.long)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_noise_stays_in_its_ball_and_depends_on_no_batch(norm):
+    eps = 2.0 if norm == "l0" else 0.3
+    attack = RandomNoise(norm=norm, draws=4)
+    out = attack.run(Target(Threshold(0.9), 6), X, ZEROS, eps, 5)
+    assert inside(out, X, norm, eps).all()
+    for i in (0, 3):
+        alone = attack.run(Target(Threshold(0.9), 1), X[i : i + 1], ZEROS[:1], eps, 5)
+        assert torch.equal(alone[0], out[i])
+
+
+def test_every_draw_is_asked_for_once_until_one_succeeds():
+    never, always = Target(Threshold(2.0), 6), Target(Threshold(-1.0), 6)
+    RandomNoise(draws=7).run(never, X, ZEROS, 0.1, 0)
+    assert never.forwards.tolist() == [7] * 6
+    RandomNoise(draws=7).run(always, X, ZEROS, 0.1, 0)
+    assert always.forwards.tolist() == [1] * 6
+    assert not never.backwards.any() and RandomNoise(draws=7).passes() == (7, 0)
+
+
+def test_the_first_success_is_what_comes_back():
+    defense, attack = Threshold(0.55), RandomNoise(draws=50)
+    x = torch.full((6, 1, 2, 2), 0.5) + 0.01 * X
+    target = Target(defense, 6)
+    out = attack.run(target, x, ZEROS, 0.3, 0)
+    assert defense.verdict(out).wrong(ZEROS).all()
+    for i, used in enumerate(target.forwards.int().tolist()):
+        draws = torch.cat([random_in_ball(x[i : i + 1], "linf", 0.3, draw) for draw in range(used)])
+        assert defense.verdict(draws).wrong(ZEROS[:1]).tolist() == [False] * (used - 1) + [True]
+        assert torch.equal(draws[-1], out[i])
+
+
+def test_a_rejected_draw_is_no_success():
+    target = Target(Threshold(at=-1.0, reject=-1.0), 6)
+    RandomNoise(draws=3).run(target, X, ZEROS, 0.3, 0)
+    assert target.forwards.tolist() == [3] * 6
+
+
+def test_noise_knows_only_decisions_and_keeps_to_its_budget():
+    assert RandomNoise().knowledge == "decision"
+    with pytest.raises(BudgetExhausted):
+        RandomNoise(draws=5).run(Target(Threshold(2.0), 6, max_forwards=4), X, ZEROS, 0.3, 0)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from linear import comparable, interior_inputs, l2
+from rejecting import BAND, Band, images_below
+
+from attacks.from_art import ArtAttack, module_classifier
+from attacks.gradient import PGD
+from attacks.target import BudgetExhausted, Target
+
+HOP_SKIP_JUMP = {"max_iter": 15, "init_eval": 50, "max_eval": 200}
+
+
+def test_art_is_not_imported_with_the_module():
+    code = "import sys, attacks.from_art; sys.exit('art' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("attack", "parameters", "factor"),
+    [
+        ("DeepFool", {}, 1.02),
+        ("HopSkipJump", HOP_SKIP_JUMP, 1.4),  # sees decisions only
+    ],
+)
+def test_linear_model_distance_is_the_closed_form(linear_model, attack, parameters, factor):
+    x, y, distance = interior_inputs(linear_model, 8)
+    found = ArtAttack(attack=attack, norm="l2", parameters=parameters).run(Target(linear_model, 8), x, y, 0.0, seed=0)
+    assert linear_model.verdict(found).wrong(y).all()
+    assert (l2(found, x) >= 0.999 * distance).all()
+    assert (l2(found, x) / distance).median() <= factor
+    assert (l2(found, x) <= 2 * factor * distance).all()
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm", "parameters"),
+    [
+        ("HopSkipJump", "l2", {"max_iter": 2, "init_eval": 10}),
+        ("BoundaryAttack", "l2", {"max_iter": 5}),
+        ("SquareAttack", "linf", {"max_iter": 10}),
+        ("ProjectedGradientDescent", "linf", {"max_iter": 2, "num_random_init": 1, "eps_step": 0.01}),
+    ],
+)
+def test_the_seed_decides(digits, digits_cnn, attack, norm, parameters):
+    x, y = digits.test.images[:4], digits.test.labels[:4]
+
+    def run(seed: int) -> torch.Tensor:
+        adapter = ArtAttack(attack=attack, norm=norm, parameters=parameters)
+        return adapter.run(Target(digits_cnn, 4), x, y, 0.1, seed)
+
+    state = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    first = run(1)
+    assert (np.random.get_state()[1] == state[0]).all()  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), state[1])
+    assert torch.equal(first, run(1))
+    assert not torch.equal(first, run(2))
+
+
+def test_decision_based_results_do_not_depend_on_the_batch(linear_model):
+    x, y, _ = interior_inputs(linear_model, 4)
+    attack = ArtAttack(attack="HopSkipJump", norm="l2", parameters={"max_iter": 2, "init_eval": 10})
+    whole = attack.run(Target(linear_model, 4), x, y, 0.0, seed=0)
+    assert torch.equal(whole[2:], attack.run(Target(linear_model, 2), x[2:], y[2:], 0.0, seed=0))
+
+
+def test_pgd_is_arts_pgd(digits, digits_cnn):
+    """Where the last step is the best: ours returns the best point, and stops where an input is beaten."""
+    x, y = digits.test.images[:128], digits.test.labels[:128]
+    ours = PGD(steps=5, step_size=0.01, random_start=False, loss="cross-entropy")
+    theirs = ArtAttack(
+        attack="ProjectedGradientDescentPyTorch", parameters={"max_iter": 5, "eps_step": 0.01, "batch_size": 128}
+    )
+    a = ours.run(Target(digits_cnn, 128), x, y, 0.05, seed=0)
+    b = theirs.run(Target(digits_cnn, 128), x, y, 0.05, seed=0)
+    same = comparable(digits_cnn, x, a, b, y)
+    assert same.sum() > 32
+    assert torch.allclose(a[same], b[same], atol=1e-5)
+    assert torch.equal(digits_cnn.verdict(a).wrong(y), digits_cnn.verdict(b).wrong(y))
+
+
+@pytest.mark.parametrize(
+    ("attack", "parameters"),
+    [("DeepFool", {}), ("HopSkipJump", HOP_SKIP_JUMP), ("BoundaryAttack", {"max_iter": 100})],
+)
+def test_rejection_is_not_success(attack, parameters):
+    x, y = images_below(4)
+    naive = naive_result(attack, parameters, x)
+    assert Band().verdict(naive).rejected.all()
+
+    found = ArtAttack(attack=attack, norm="l2", parameters=parameters).run(Target(Band(), 4), x, y, 0.0, seed=0)
+    assert Band().verdict(found).wrong(y).all()
+    assert (l2(found, x) <= 1.3 * (BAND[1] - x[:, 0, 0, 0]) + 0.05).all()
+
+
+def naive_result(attack: str, parameters: dict, x: torch.Tensor) -> torch.Tensor:
+    """That ART attack as a user would run it on all K+1 outputs."""
+    import art.attacks.evasion
+
+    cls = getattr(art.attacks.evasion, attack)
+    untargeted = {} if attack == "DeepFool" else {"targeted": False}
+    np.random.seed(0)  # noqa: NPY002
+    classifier = module_classifier(Band(), Band.shape, 3)
+    return torch.from_numpy(cls(classifier, verbose=False, **untargeted, **parameters).generate(x.numpy()))
+
+
+def test_an_input_without_a_start_comes_back_and_the_others_do_not(linear_model):
+    class Stubborn(type(linear_model)):  # type: ignore[misc]
+        """Answers 0 wherever the first pixel of the second row is less than .9: noise hardly ever is a start."""
+
+        def forward(self, x):
+            logits = super().forward(x)
+            shut = (x[:, 0, 1, 0] < 0.9)[:, None]
+            return torch.where(shut, torch.tensor([5.0, 0, 0]).expand_as(logits), logits)
+
+    model = Stubborn()
+    x, _, _ = interior_inputs(linear_model, 2)
+    y = torch.tensor([0, 0])
+    attack = ArtAttack(attack="HopSkipJump", norm="l2", parameters={"max_iter": 1, "init_eval": 5, "init_size": 10})
+    found = torch.cat([attack.run(Target(model, 2), x, y, 0.0, seed) for seed in range(4)])
+    wrong = model.verdict(found).wrong(y.repeat(4))
+    assert 0 < wrong.sum() < len(wrong)
+    assert torch.equal(found[~wrong], x.repeat(4, 1, 1, 1)[~wrong])
+
+
+def test_what_is_wrong_already_stays_as_it_is(linear_model):
+    x, y, _ = interior_inputs(linear_model, 4)
+    y = (y + torch.tensor([1, 0, 1, 0])) % 3
+    for attack in (ArtAttack(attack="DeepFool", norm="l2"), ArtAttack(attack="FastGradientMethod")):
+        found = attack.run(Target(linear_model, 4), x, y, 0.2, seed=0)
+        assert torch.equal(found[::2], x[::2])
+        assert not torch.isclose(found[1::2], x[1::2]).all()
+
+
+def test_passes_are_counted_and_capped(linear_model):
+    x, y, _ = interior_inputs(linear_model, 8)
+    target = Target(linear_model, 8)
+    ArtAttack(attack="ProjectedGradientDescent", parameters={"max_iter": 7}).run(target, x, y, 0.01, seed=0)
+    assert target.backwards.sum() == 7 * 8
+    assert target.forwards.sum() >= 7 * 8
+    attack = ArtAttack(attack="HopSkipJump", norm="l2")
+    with pytest.raises(BudgetExhausted):
+        attack.run(Target(linear_model, 8, max_forwards=20), x, y, 0.0, seed=0)
+
+
+def test_the_defense_is_left_as_it_was(digits, digits_cnn):
+    x, y = digits.test.images[:8], digits.test.labels[:8]
+    digits_cnn.zero_grad()
+    ArtAttack(attack="FastGradientMethod").run(Target(digits_cnn, 8), x, y, 0.1, seed=0)
+    assert all(w.requires_grad and w.grad is None for w in digits_cnn.parameters())
+
+
+def test_a_fault_of_the_defense_is_not_swallowed(linear_model):
+    class Broken(type(linear_model)):  # type: ignore[misc]
+        def forward(self, x):
+            if x.min() < 0.2:  # only noise is that dark
+                raise RuntimeError("out of order")
+            return super().forward(x)
+
+    x, y, _ = interior_inputs(linear_model, 4)
+    with pytest.raises(RuntimeError, match="out of order"):
+        ArtAttack(attack="HopSkipJump", norm="l2").run(Target(Broken(), 4), x, y, 0.0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"attack": "DeepFol"}, "did you mean 'DeepFool'"),
+        ({"attack": "GeoDA"}, "NumPy 2"),
+        ({"attack": "DPatch"}, "no such attack"),
+        ({"attack": "DeepFool", "norm": "linf"}, "perturbs in l2"),
+        (
+            {"attack": "DeepFool", "norm": "l2", "parameters": {"max_iters": 3}},
+            "allowed: batch_size, epsilon, max_iter",
+        ),
+        ({"attack": "DeepFool", "norm": "l2", "parameters": {"max_iter": -3}}, "iterations"),
+        ({"attack": "ProjectedGradientDescent", "parameters": {"eps": 0.1}}, "'eps' is not a parameter to set here"),
+        ({"attack": "ProjectedGradientDescent", "norm": "l0"}, "linf or l2"),
+    ],
+)
+def test_what_cannot_work_is_one_clear_error(given, says):
+    with pytest.raises(ValueError, match=says) as error:
+        ArtAttack(**given)
+    assert str(error.value).startswith(f"art:{given['attack']}")
+    assert "\n" not in str(error.value)
+
+
+def test_knowledge_and_kind():
+    def known(attack: str, norm: str) -> tuple[str, bool]:
+        adapter = ArtAttack(attack=attack, norm=norm)
+        return adapter.knowledge, adapter.minimal
+
+    assert known("ProjectedGradientDescent", "linf") == ("white-box", False)
+    assert known("DeepFool", "l2") == ("white-box", True)
+    assert known("HopSkipJump", "linf") == ("decision", True)
+    assert known("SquareAttack", "linf") == ("score", False)
+    assert ArtAttack(attack="DeepFool", norm="l2", part="classifier").knowledge == "oblivious"
+    assert hash(ArtAttack(attack="DeepFool", norm="l2", parameters={"max_iter": 3}))

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from linear import comparable, interior_inputs, l2
+from rejecting import BAND, Band, images_below
+
+from attacks.from_foolbox import FoolboxAttack, foolbox_model, starting_points
+from attacks.gradient import PGD
+from attacks.target import Target, Verdict
+
+CARLINI = {"steps": 200, "binary_search_steps": 6, "stepsize": 0.01, "initial_const": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("attack", "parameters", "factor"),
+    [
+        ("L2CarliniWagnerAttack", CARLINI, 1.05),
+        ("L2DeepFoolAttack", {}, 1.05),
+        ("BoundaryAttack", {"steps": 1500}, 1.3),  # sees decisions only
+    ],
+)
+def test_linear_model_distance_is_the_closed_form(linear_model, attack, parameters, factor):
+    x, y, distance = interior_inputs(linear_model, 8)
+    adapter = FoolboxAttack(attack=attack, norm="l2", parameters=parameters)
+    found = adapter.run(Target(linear_model, 8), x, y, 0.0, seed=0)
+    assert linear_model.verdict(found).wrong(y).all()
+    assert (l2(found, x) >= 0.999 * distance).all()
+    assert (l2(found, x) / distance).median() <= factor
+    assert (l2(found, x) <= 2 * factor * distance).all()
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm", "parameters"),
+    [
+        ("BoundaryAttack", "l2", {"steps": 30}),
+        ("HopSkipJumpAttack", "l2", {"steps": 2}),
+        ("LinfPGD", "linf", {"steps": 2, "abs_stepsize": 0.01}),
+    ],
+)
+def test_the_seed_decides(digits, digits_cnn, attack, norm, parameters):
+    x, y = digits.test.images[:4], digits.test.labels[:4]
+
+    def run(seed: int) -> torch.Tensor:
+        adapter = FoolboxAttack(attack=attack, norm=norm, parameters=parameters)
+        return adapter.run(Target(digits_cnn, 4), x, y, 0.1, seed)
+
+    state = torch.get_rng_state()
+    first = run(1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, run(1))
+    assert not torch.equal(first, run(2))
+
+
+def test_pgd_is_foolboxs_pgd(digits, digits_cnn):
+    """Where the last step is the best: ours returns the best point, and stops where an input is beaten."""
+    x, y = digits.test.images[:128], digits.test.labels[:128]
+    ours = PGD(steps=5, step_size=0.01, random_start=False, loss="cross-entropy")
+    theirs = FoolboxAttack(attack="LinfPGD", parameters={"steps": 5, "abs_stepsize": 0.01, "random_start": False})
+    a = ours.run(Target(digits_cnn, 128), x, y, 0.05, seed=0)
+    b = theirs.run(Target(digits_cnn, 128), x, y, 0.05, seed=0)
+    same = comparable(digits_cnn, x, a, b, y)
+    assert same.sum() > 32
+    assert torch.allclose(a[same], b[same], atol=1e-5)
+    assert torch.equal(digits_cnn.verdict(a).wrong(y), digits_cnn.verdict(b).wrong(y))
+
+
+def test_the_step_follows_eps(linear_model):
+    """Three steps of 2.5 ε / 3 reach the edge of the ball; the library's own relative step would not."""
+    x, y, _ = interior_inputs(linear_model, 4)
+    attack = FoolboxAttack(attack="LinfPGD", parameters={"steps": 3, "random_start": False})
+    found = attack.run(Target(linear_model, 4), x, y, 0.001, seed=0)
+    assert torch.allclose((found - x).abs().flatten(1).amax(1), torch.tensor(0.001), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attack", "parameters"),
+    [
+        ("L2CarliniWagnerAttack", CARLINI | {"stepsize": 0.05}),
+        ("L2DeepFoolAttack", {}),
+        ("BoundaryAttack", {"steps": 500}),
+    ],
+)
+def test_rejection_is_not_success(attack, parameters):
+    import foolbox
+
+    x, y = images_below(4)
+    naive = getattr(foolbox.attacks, attack)(**parameters)
+    start = {"starting_points": torch.full_like(x, 0.6)} if attack == "BoundaryAttack" else {}
+    _, reached, _ = naive(foolbox_model(Band()), x, y, epsilons=None, **start)
+    assert Band().verdict(reached).rejected.all()
+
+    adapter = FoolboxAttack(attack=attack, norm="l2", parameters=parameters)
+    found = adapter.run(Target(Band(), 4), x, y, 0.0, seed=0)
+    assert Band().verdict(found).wrong(y).all()
+    assert (l2(found, x) <= 1.5 * (BAND[1] - x[:, 0, 0, 0])).all()
+
+
+def test_pgd_climbs_over_rejection():
+    """Within ε = .55 every input can reach class 1, across the band."""
+    x, y = images_below(4)
+    attack = FoolboxAttack(attack="LinfPGD", parameters={"steps": 20, "random_start": False})
+    found = attack.run(Target(Band(), 4), x, y, 0.55, seed=0)
+    assert Band().verdict(found).wrong(y).all()
+
+
+def test_failed_inputs_come_back_unperturbed(linear_model):
+    """Foolbox returns black images there; some of them are even wrong, but nothing that the attack found."""
+    x, y, _ = interior_inputs(linear_model, 8)
+    hopeless = {"steps": 1, "binary_search_steps": 1, "initial_const": 1e-6}
+    found = FoolboxAttack(attack="L2CarliniWagnerAttack", norm="l2", parameters=hopeless).run(
+        Target(linear_model, 8), x, y, 0.0, seed=0
+    )
+    assert torch.equal(found, x)
+
+
+def test_an_input_without_a_start_does_not_kill_the_batch(linear_model):
+    class Partly(type(linear_model)):  # type: ignore[misc]
+        """Images with a bright last pixel are class 0 whatever else they are, and so is all noise but theirs."""
+
+        def forward(self, x):
+            return super().forward(x) + 100 * (x[:, 0, 1, 1] > 0.7)[:, None] * torch.tensor([1.0, 0, 0])
+
+        def verdict(self, x):
+            labels = self(x).argmax(1)
+            return Verdict(labels, torch.zeros_like(labels, dtype=torch.bool))
+
+    x, y, _ = interior_inputs(linear_model, 6)
+    attack = FoolboxAttack(attack="BoundaryAttack", norm="l2", parameters={"steps": 20})
+    found = attack.run(Target(Partly(), 6), x, y, 0.0, seed=0)
+    assert Partly().verdict(found).wrong(y).all()
+
+    class Constant(Partly):
+        def forward(self, x):
+            return torch.tensor([1.0, 0, 0]).expand(len(x), 3) + 0 * x.flatten(1)[:, :1]
+
+    zeros = torch.zeros_like(y)
+    assert torch.equal(attack.run(Target(Constant(), 6), x, zeros, 0.0, seed=0), x)
+
+
+def test_starting_points_are_the_nearest_image_of_another_class(linear_model):
+    x, y, _ = interior_inputs(linear_model, 16)
+    starts, found = starting_points(linear_model, x, y, x)
+    assert found.all()
+    assert (linear_model(starts).argmax(1) != y).all()
+    distances = torch.cdist(x.flatten(1), x.flatten(1)).masked_fill(y[:, None] == y[None], torch.inf)
+    assert torch.allclose(l2(starts, x), distances.amin(1))
+
+
+def test_the_defense_is_left_as_it_was(digits, digits_cnn):
+    x, y = digits.test.images[:8], digits.test.labels[:8]
+    target = Target(digits_cnn, 8)
+    digits_cnn.zero_grad()
+    attack = FoolboxAttack(attack="LinfPGD", parameters={"steps": 4, "random_start": False})
+    attack.run(target, x, y, 0.05, seed=0)
+    assert all(w.requires_grad and w.grad is None for w in digits_cnn.parameters())
+    assert target.backwards.sum() == 4 * digits_cnn.verdict(x).labels.eq(y).sum()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"attack": "L2CarliniWagner", "norm": "l2"}, "did you mean 'L2CarliniWagnerAttack'"),
+        ({"attack": "GenAttack"}, "target"),
+        ({"attack": "L2PGD", "norm": "linf"}, "perturbs in l2, not 'linf'"),
+        ({"attack": "L1PGD", "norm": "l2"}, "L1"),
+        ({"attack": "LinfPGD", "parameters": {"step": 3}}, "allowed: abs_stepsize, .*steps"),
+        ({"attack": "VirtualAdversarialAttack", "norm": "l2"}, "needs steps"),
+    ],
+)
+def test_what_cannot_work_is_one_clear_error(given, says):
+    with pytest.raises(ValueError, match=says) as error:
+        FoolboxAttack(**given)
+    assert str(error.value).startswith(f"foolbox:{given['attack']}")
+    assert "\n" not in str(error.value)
+
+
+def test_knowledge_and_kind():
+    assert FoolboxAttack(attack="LinfPGD").knowledge == "white-box"
+    assert not FoolboxAttack(attack="LinfPGD").minimal
+    boundary = FoolboxAttack(attack="BoundaryAttack", norm="l2")
+    assert boundary.minimal and boundary.knowledge == "decision"
+    assert FoolboxAttack(attack="InversionAttack", norm="linf").minimal

@@ -1,0 +1,181 @@
+"""Counting passes, whole blocks, and what an attack is handed of a defense."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.target import BLOCK, BudgetExhausted, Target, Verdict, View, blockwise, pad_to_block
+from defenses.networks import StridedCNN
+
+X = torch.rand(21, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Plain(nn.Module):
+    """A small CNN with random weights, its own classifier; notes the batch sizes that reach it."""
+
+    num_classes = 10
+    rejects = False
+    randomized = False
+    gradient_modes: tuple[str, ...] = ("default",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.classifier = StridedCNN((1, 8, 8), 10, 4, 16).requires_grad_(False)
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return self.classifier(x)
+
+    def verdict(self, x: Tensor) -> Verdict:
+        labels = self(x).argmax(1)
+        return Verdict(labels, labels == 9)
+
+
+def total(logits: Tensor) -> Tensor:
+    return logits.square().sum(1)
+
+
+def test_passes_count_for_the_rows_they_were_made_for():
+    target = Target(Plain(), 4)
+    view = target.view()
+    rows = torch.tensor([1, 3])
+    view.answer(X[:2], rows)
+    view.ascent(X[:2], total, rows)
+    target.verdict(X[:1], rows[:1])
+    assert target.forwards.tolist() == [0, 3, 0, 2]
+    assert target.backwards.tolist() == [0, 1, 0, 1]
+
+
+def test_passes_without_rows_are_spread_evenly():
+    target = Target(Plain(), 4)
+    target.view().answer(X[:2])
+    assert target.forwards.tolist() == [0.5] * 4
+    target.view().ascent(X[:4], total)
+    assert target.forwards.tolist() == [1.5] * 4
+    assert target.backwards.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 21])
+def test_padding_repeats_the_last_row_up_to_a_whole_block(n):
+    padded = pad_to_block(X[:n])
+    assert len(padded) % BLOCK == 0 and len(padded) - n < BLOCK
+    assert torch.equal(padded[:n], X[:n])
+    assert (padded[n:] == X[n - 1]).all()
+
+
+def test_padding_never_changes_an_answer():
+    defense = Plain()
+    view = Target(defense, len(X)).view()
+    whole = view.answer(X)
+    _, loss, gradient = view.ascent(X, total)
+    for n in (1, 3, 8, 13, 20):
+        assert torch.equal(view.answer(X[:n]), whole[:n])
+        _, part_loss, part_gradient = view.ascent(X[:n], total)
+        assert torch.equal(part_loss, loss[:n]) and torch.equal(part_gradient, gradient[:n])
+        assert torch.equal(Target(defense, n).verdict(X[:n]).labels, whole[:n].argmax(1))
+    assert torch.allclose(whole, defense(X), atol=1e-6)
+    assert all(size % BLOCK == 0 for size in defense.sizes[:-1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 8, 16, 256])
+def test_blockwise_answers_are_the_same_bits_in_any_batch(batch_size):
+    defense = Plain()
+    whole = blockwise(defense, X)
+    assert whole.shape == (21, 10) and not whole.requires_grad
+    assert torch.equal(blockwise(defense, X, batch_size), whole)
+    order = torch.randperm(len(X), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(blockwise(defense, X[order], batch_size), whole[order])
+
+
+def test_verdict_has_one_answer_per_input():
+    verdict = Target(Plain(), 5).verdict(X[:5])
+    assert verdict.labels.shape == verdict.rejected.shape == (5,)
+    assert verdict.rejected.dtype is torch.bool
+
+
+def test_gradient_of_an_input_is_its_own():
+    view = Target(Plain(), 3).view()
+    x = X[:3].clone().requires_grad_(True)
+    (expected,) = torch.autograd.grad(total(view.logits(x)).sum(), x)
+    logits, values, gradient = view.ascent(X[:3], total)
+    assert torch.allclose(gradient, expected)
+    assert not logits.requires_grad and not values.requires_grad
+    with torch.no_grad():
+        assert torch.equal(view.ascent(X[:3], total)[2], gradient)  # whatever the caller's gradient mode
+
+
+def test_module_is_the_view_with_its_passes_counted():
+    target = Target(Plain(), 4)
+    module = target.module()
+    assert torch.equal(module(X[:4]), target.view().logits(X[:4]))
+    assert target.forwards.tolist() == [1] * 4
+    x = X[:4].clone().requires_grad_(True)
+    module(x).sum().backward()
+    assert target.forwards.tolist() == [2] * 4 and target.backwards.tolist() == [1] * 4
+    assert x.grad is not None
+    assert module.num_classes == 10 and not module.rejects
+    assert not list(module.parameters())  # nothing another library could train or move
+
+
+def test_too_many_passes_are_refused():
+    target = Target(Plain(), 2, max_forwards=3)
+    rows = torch.tensor([1])
+    for _ in range(3):
+        target.view().answer(X[:1], rows)
+    with pytest.raises(BudgetExhausted, match="3"):
+        target.view().answer(X[:1], rows)
+
+
+class Projecting(Plain):
+    """Optimises at inference: hands out where it ended, and remembers how it was asked."""
+
+    gradient_modes = ("identity", "unrolled")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, bool, int]] = []
+
+    def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
+        self.asked.append((gradient, start is not None, inner_steps))
+        ended = x.detach().flatten(1)[:, None, :3] if start is None else start + 1
+        return self.classifier(x), ended
+
+
+def test_what_is_exact_and_what_has_to_be_confirmed():
+    assert Target(Plain(), 1).view().exact
+    assert not Target(Plain(), 1).view("classifier").exact
+    assert not Target(Projecting(), 1).view().exact
+    stochastic = Plain()
+    stochastic.randomized = True
+    assert not Target(stochastic, 1).view().exact
+
+
+def test_an_inner_optimisation_goes_on_where_it_ended_for_the_same_rows():
+    defense = Projecting()
+    view: View = Target(defense, 4).view(inner_steps=7)
+    rows = torch.arange(4)
+    view.answer(X[:4], rows)
+    view.answer(X[:2], rows[2:])
+    assert defense.asked == [("identity", False, 7), ("identity", True, 7)]
+    assert view.memory is not None
+    expected = X[:4].flatten(1)[:, None, :3].clone()
+    expected[2:] += 1
+    assert torch.equal(view.memory, expected)
+    view.answer(X[:4])  # rows not known: nothing to go on from
+    assert defense.asked[-1] == ("identity", False, 7)
+    Target(defense, 4).view(gradient="unrolled").answer(X[:4], rows)
+    assert defense.asked[-1][0] == "unrolled"
+
+
+def test_parts_and_modes_that_are_not_there_are_refused():
+    whole = Plain()
+    whole.classifier = None  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="classifier"):
+        Target(whole, 1).view("classifier")
+    with pytest.raises(ValueError, match="unrolled"):
+        Target(Plain(), 1).view(gradient="unrolled")

@@ -1,0 +1,217 @@
+"""One run against another: every verdict, with what the command exits with."""
+
+import copy
+
+import pandas as pd
+import pytest
+from handmade import cell, identities, run
+
+from bench import compare as comparison
+from bench.compare import Comparison, Run, compare, main, mcnemar
+from bench.errors import InputError
+
+N = 20
+CLEAN = cell("clean", labels=[0] * N)
+CELL = ("digits", "d", "a", "linf", 0.1)
+
+
+def attacked(beaten: int, **more: object) -> pd.DataFrame:
+    """An attack that beats the first `beaten` of N inputs."""
+    return cell("a", labels=[0] * N, adv=[1] * beaten + [0] * (N - beaten), **more)
+
+
+def verdicts(before: pd.DataFrame, after: pd.DataFrame, changes: dict[str, object] | None = None) -> list[Comparison]:
+    """Compares; changes: dotted paths in the new identities of the attack's job and their values."""
+    old, new = identities(before), copy.deepcopy(identities(after))
+    for path, value in (changes or {}).items():
+        *above, name = path.split(".")
+        for key, identity in new.items():
+            if "/clean/" not in key:
+                for part in above:
+                    identity = identity[part]
+                identity[name] = value
+    return compare(a_run(before, old), a_run(after, new))
+
+
+def a_run(records: pd.DataFrame, ids: dict[str, dict[str, object]]) -> Run:
+    return Run(dict(list(records.groupby(["dataset", "defense", "attack", "norm", "eps"]))), ids)
+
+
+def verdict(before: pd.DataFrame, after: pd.DataFrame, **changes: object) -> Comparison:
+    """The one on the attack's cell, beside an unchanged clean one."""
+    dotted = {path.replace("__", "."): value for path, value in changes.items()}
+    return next(v for v in verdicts(run(CLEAN, before), run(CLEAN, after), dotted) if v.cell == CELL)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "p"),
+    [
+        (6, 0, 2 / 2**6),
+        (0, 6, 2 / 2**6),
+        (5, 1, 2 * (1 + 6) / 2**6),  # at most one of six coins shows heads, either way
+        (3, 3, 1),
+        (0, 0, 1),
+    ],
+)
+def test_mcnemar_by_hand(lost, gained, p):
+    assert mcnemar(lost, gained) == pytest.approx(p)
+
+
+def test_no_difference():
+    found = verdict(attacked(3), attacked(3))
+    assert (found.verdict, found.n, found.lost, found.gained) == ("=", N, 0, 0)
+
+
+def test_worse_and_better_with_holm_over_all_cells():
+    # eight lost of eight: p = 2 / 2^8, doubled because the clean cell is tested too
+    worse = verdict(attacked(0), attacked(8))
+    assert (worse.verdict, worse.lost, worse.gained, worse.baseline, worse.new) == ("-", 8, 0, 1, 0.6)
+    assert worse.p == pytest.approx(2 * 2 / 2**8)
+    better = verdict(attacked(8), attacked(0))
+    assert (better.verdict, better.lost, better.gained) == ("+", 0, 8)
+
+
+def test_six_one_way_are_significant_alone_but_not_among_two():
+    (alone,) = verdicts(attacked(0), attacked(6))
+    assert (alone.verdict, alone.p) == ("-", pytest.approx(2 / 2**6))
+    among = verdict(attacked(0), attacked(6))
+    assert (among.verdict, among.p) == ("~", pytest.approx(4 / 2**6))
+
+
+def test_clean_cells_are_compared_too():
+    wrong = cell("clean", labels=[0] * N, clean=[1] * 10 + [0] * 10)
+    (found,) = verdicts(CLEAN, wrong)
+    assert (found.verdict, found.lost) == ("-", 10)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("dataset__revision", "2"),
+        ("dataset__split", "validation"),
+        ("defense__version", "2"),
+        ("defense__spec", {"width": 64}),
+        ("attack__version", "2"),
+        ("attack__parameters", {"steps": 100}),
+        ("protocol", "worst-of-5"),
+        ("eps", ["0.05", "0.1"]),
+    ],
+)
+def test_what_was_measured_changed(path, value):
+    found = verdict(attacked(0), attacked(20), **{path: value})
+    assert found.verdict == "x"
+    assert " → " in found.note
+    assert found.p is None
+
+
+def test_the_note_names_the_parameter():
+    found = verdict(attacked(0), attacked(20), attack__parameters={"steps": 100})
+    assert found.note == "attack.parameters.steps 40 → 100"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("defense__weights_sha256", "cc"),
+        ("defense__source_sha256", "dd"),
+        ("dataset__n", 7),
+        ("dataset__indices_sha256", "ee"),
+        ("seed", 1),
+        ("eps", ["0.1", "0.5"]),
+    ],
+)
+def test_a_retrained_defense_or_other_inputs_are_what_a_gate_is_for(path, value):
+    assert verdict(attacked(0), attacked(20), **{path: value}).verdict == "-"
+
+
+def test_only_shared_inputs_count():
+    # ten inputs in common, of which the new run loses the first; what it has beyond them is lost altogether
+    more = cell("a", labels=[0] * N, adv=[1] * N, samples=range(N - 1, 2 * N - 1))
+    found = verdict(attacked(0), more)
+    assert (found.n, found.lost) == (1, 1)
+    other = cell("a", labels=[0] * N, samples=range(100, 100 + N))
+    found = verdict(attacked(0), other)
+    assert (found.verdict, found.note) == ("x", "no shared inputs")
+
+
+def test_the_same_image_under_another_label_is_another_input():
+    relabelled = cell("a", labels=[1] * N)
+    assert verdict(attacked(0), relabelled).note == "no shared inputs"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("ok", "failed", "!"),
+        ("ok", "skipped", "?"),
+        ("failed", "failed", "="),
+        ("skipped", "skipped", "="),
+        ("skipped", "failed", "!"),
+        ("failed", "ok", "x"),
+        ("skipped", "ok", "x"),
+    ],
+)
+def test_cells_without_figures(before, after, expected):
+    old, new = (attacked(0, status=status, reason="" if status == "ok" else "why") for status in (before, after))
+    assert verdict(old, new).verdict == expected
+
+
+def test_a_failed_cell_fails_even_where_its_version_changed():
+    assert verdict(attacked(0), attacked(0, status="failed", reason="why"), attack__version="2").verdict == "!"
+
+
+def test_vanished_whatever_it_was():
+    assert [v.verdict for v in verdicts(run(CLEAN, attacked(0)), CLEAN)] == ["=", "?"]
+    assert [v.verdict for v in verdicts(run(CLEAN, attacked(0, status="skipped")), CLEAN)] == ["=", "?"]
+
+
+def command(monkeypatch, capsys, before: pd.DataFrame, after: pd.DataFrame) -> tuple[int, str]:
+    """Exit code and output of the command on two runs."""
+    runs = {"old": before, "new": after}
+    monkeypatch.setattr(Run, "load", lambda folder: a_run(runs[folder.name], identities(runs[folder.name])))
+    return main(["old", "new"]), capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code", "closing"),
+    [
+        (attacked(0), attacked(0), 0, "PASS: 1 = (no difference)"),
+        (attacked(8), attacked(0), 0, "PASS: 1 + (better)"),
+        (attacked(0), attacked(1), 0, "PASS: 1 ~ (difference not significant)"),
+        (attacked(0, status="failed"), attacked(0), 0, "PASS: 1 x (not comparable); no cell could be compared"),
+        (attacked(0), attacked(8), 1, "FAIL: 1 - (worse)"),
+        (attacked(0), attacked(0, status="failed", reason="[out] of memory"), 1, "FAIL: 1 ! (failed in the new run)"),
+        (run(CLEAN, attacked(0)), CLEAN, 1, "FAIL: 1 = (no difference), 1 ? (vanished from the new run)"),
+    ],
+)
+def test_exit_code_and_closing_line(monkeypatch, capsys, before, after, code, closing):
+    got, output = command(monkeypatch, capsys, before, after)
+    assert got == code
+    assert closing in output.splitlines()[-1]
+
+
+def test_a_reason_is_printed_as_it_is(monkeypatch, capsys):
+    failed = attacked(0, status="failed", reason="[out] of memory")
+    assert "[out] of memory" in command(monkeypatch, capsys, attacked(0), failed)[1]
+
+
+def test_cells_only_in_the_new_run_are_told_and_pass(monkeypatch, capsys):
+    code, output = command(monkeypatch, capsys, CLEAN, run(CLEAN, attacked(20)))
+    assert code == 0
+    assert "new, not in the baseline: digits / d / a linf ε = 0.1" in output
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
+    assert main([str(tmp_path / "nowhere"), str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+
+
+def test_a_damaged_file_is_bad_input(monkeypatch, capsys):
+    def damaged(folder):
+        raise InputError(f"{folder}/records/a.parquet: damaged")
+
+    monkeypatch.setattr(comparison.Run, "load", damaged)
+    assert main(["old", "new"]) == 2
+    assert capsys.readouterr().err == "error: old/records/a.parquet: damaged\n"

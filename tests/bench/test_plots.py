@@ -1,0 +1,81 @@
+"""Plots are drawn from what is there, and what is not there is drawn as that."""
+
+import numpy as np
+import pytest
+from handmade import cell, identities, run
+
+from bench import plots
+from bench.figures import summary
+from bench.records import CLEAN
+
+LABELS = [0] * 10
+PIXELS = np.arange(64, dtype=np.uint8).tobytes()
+
+
+@pytest.fixture(scope="module")
+def records():
+    return run(
+        cell(CLEAN, labels=LABELS, defense="d"),
+        cell("pgd", (0.1, 0.2), LABELS, adv=[1] * 4 + [0] * 6, defense="d", images={0: (PIXELS, PIXELS, None)}),
+        cell("cw", (0.1, 0.2), LABELS, defense="d", status="failed", reason="why"),
+        cell(CLEAN, labels=LABELS, defense="e"),
+        cell("pgd", (0.1, 0.2), LABELS, defense="e", status="skipped", reason="why"),
+    )
+
+
+@pytest.fixture(scope="module")
+def drawn(records):
+    return dict(plots._figures(records, summary(records), identities(records)))
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_every_plot_is_written_as_svg_and_png_and_the_same_each_time(records, tmp_path):
+    for folder in (tmp_path / "once", tmp_path / "again"):
+        paths = plots.write_plots(records, summary(records), identities(records), folder)
+    names = ["digits--linf--curves", "digits--linf--heatmap", "digits--images--1"]
+    assert [path.stem for path in paths] == names
+    for name in names:
+        assert (tmp_path / "once" / f"{name}.svg").read_bytes() == (tmp_path / "again" / f"{name}.svg").read_bytes()
+        assert (tmp_path / "once" / f"{name}.png").stat().st_size > 1000
+
+
+def test_the_curve_starts_at_the_clean_accuracy_and_leaves_out_what_has_no_figure(drawn):
+    axes = drawn["digits", "linf", "curves"].axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    np.testing.assert_allclose(lines["d"].get_xydata(), [(0, 100), (0.1, 60), (0.2, 60)])
+    assert np.isnan(lines["e"].get_ydata()[1:]).all()
+    assert "ε" in axes.get_xlabel()
+    assert "%" in axes.get_ylabel()
+
+
+def test_the_heat_map_names_failed_and_skipped_cells_and_hatches_them(drawn):
+    axes = drawn["digits", "linf", "heatmap"].axes[0]
+    # columns: clean, cw, pgd, worst-case; the last is partial for d, because cw failed
+    assert texts(drawn["digits", "linf", "heatmap"]) == [
+        "100", "failed", "60", "60‡", "100", "–", "skipped", "skipped",
+    ]  # fmt: skip
+    assert len(axes.patches) == 4
+    assert all(patch.get_hatch() for patch in axes.patches)
+    np.testing.assert_allclose(axes.images[0].get_array().filled(-1), [[100, -1, 60, 60], [100, -1, -1, -1]])
+
+
+def test_the_image_grid_shows_the_largest_strength_and_what_the_defense_says(drawn):
+    figure = drawn["digits", "images", "1"]
+    assert texts(figure) == ["d\npgd\nL∞, ε = 0.2", "is 0", "says 1", "sees"]
+    shown = [np.asarray(image.get_array()) for image in figure.axes[0].images]
+    np.testing.assert_array_equal(shown[0], np.arange(64).reshape(8, 8))
+    assert shown[2].shape == (1, 1)  # the defense makes no image
+
+
+def test_colour_images_keep_their_colours():
+    pixels = np.arange(3 * 4 * 5, dtype=np.uint8)
+    shown = plots._pixels(pixels.tobytes(), [3, 4, 5])
+    np.testing.assert_array_equal(shown.transpose(2, 0, 1).ravel(), pixels)
+
+
+def test_without_images_there_is_no_grid():
+    plain = run(cell(CLEAN), cell())
+    assert not list(plots._shown(plain))

@@ -1,0 +1,105 @@
+"""A report is rebuilt from the records alone."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from handmade import cell, run, write_run
+
+from bench import compare, plots
+from bench.figures import SUMMARY_COLUMNS
+from bench.records import CLEAN
+from bench.report import main, write_report
+
+PIXELS = np.zeros(64, dtype=np.uint8).tobytes()
+CELLS = (
+    cell(CLEAN, labels=[0] * 20),
+    cell("pgd", (0.1, 0.2), [0] * 20, adv=[1] * 9 + [0] * 11, images={0: (PIXELS, PIXELS, PIXELS)}),
+    cell("cw", (0.5,), [0] * 20, norm="l2", status="failed", reason="out of memory"),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = write_run(tmp_path_factory.mktemp("runs") / "run", run(*CELLS))
+    (folder / "plots").mkdir()
+    (folder / "plots" / "gone.png").touch()
+    write_report(folder)
+    return folder
+
+
+def test_all_of_it_is_written(folder):
+    files = {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "records" not in str(path)
+    }
+    assert files == {
+        "summary.csv",
+        "report.md",
+        *(
+            f"tables/digits--{norm}--{kind}.{ending}"
+            for norm in ("linf", "l2")
+            for kind in ("robustness", "attacks")
+            for ending in ("md", "tex")
+        ),
+        *(
+            f"plots/digits--{name}.{ending}"
+            for name in ("linf--curves", "linf--heatmap", "l2--curves", "l2--heatmap", "images--1")
+            for ending in ("svg", "png")
+        ),
+    }
+
+
+def test_summary_csv_reads_back(folder):
+    table = pd.read_csv(folder / "summary.csv")
+    assert tuple(table.columns) == SUMMARY_COLUMNS
+    robust = table.set_index(["attack", "norm", "eps"])["robust_accuracy"]
+    assert robust["pgd", "linf", 0.2] == robust["worst-case", "linf", 0.2] == 0.55
+    assert np.isnan(robust["cw", "l2", 0.5])
+
+
+def test_the_page_links_plots_that_exist_and_explains_failures(folder):
+    page = (folder / "report.md").read_text(encoding="utf-8")
+    assert "3 ok, 1 failed, 0 skipped" in page
+    assert "failed: out of memory" in page
+    links = [line.split("(")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]
+    assert len(links) == 5
+    assert all((folder / link).is_file() for link in links)
+
+
+def test_the_command_prints_the_tables(folder, capsys, monkeypatch):
+    monkeypatch.setattr(plots, "write_plots", lambda *_: [])
+    assert main([str(folder)]) == 0
+    assert "worst case over attacks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.touch()])
+def test_no_records_is_one_line_and_exit_code_2(tmp_path, capsys, make):
+    make(tmp_path / "run")
+    assert main([str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert str(tmp_path / "run") in message
+    assert message.count("\n") == 1
+
+
+def test_a_damaged_file_is_named(tmp_path, capsys):
+    write_run(tmp_path, run(*CELLS))
+    damaged = next((tmp_path / "records").glob("*.parquet"))
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    assert main([str(tmp_path)]) == 2
+    assert damaged.name in capsys.readouterr().err
+
+
+def test_stored_runs_compare(folder, tmp_path, capsys):
+    assert compare.main([str(folder), str(folder)]) == 0
+    worse = write_run(tmp_path, run(CELLS[0], cell("pgd", (0.1, 0.2), [0] * 20, adv=[1] * 20), CELLS[2]))
+    assert compare.main([str(folder), str(worse)]) == 1
+    assert "2 - (worse)" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("module", ["bench.report", "bench.compare", "bench.figures", "bench.tables", "bench.plots"])
+def test_nothing_heavy_is_imported_to_say_how_it_is_used(module):
+    code = f"import sys, {module}; print([m for m in ('matplotlib', 'statsmodels', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from attacks.gradient import PGD
+from attacks.target import Target
+from defenses.estimators import accepted_and_wrong, projection_preprocessor, to_art, to_foolbox
+from defenses.invert_and_classify import InvertAndClassify
+from defenses.projection import MomentumSolver
+
+
+@pytest.fixture(scope="module")
+def inc() -> InvertAndClassify:
+    """Untrained: the gradients are what is tested."""
+    torch.manual_seed(0)
+    spec = InvertAndClassify.Spec(
+        shape=(1, 8, 8), num_classes=10, latent=4, generator_width=4, width=8, hidden=32,
+        solver=MomentumSolver(steps=20, rate=5.0, starts=2),
+    )  # fmt: skip
+    defense = InvertAndClassify(spec).eval()
+    defense.eta.fill_(2.0)
+    return defense
+
+
+def test_art_classifier_answers_as_the_defense(digits, digits_cnn, inc):
+    x = digits.test.images[:16]
+    for defense in (digits_cnn, inc):
+        classifier = to_art(defense)
+        answers = classifier.predict(x.double().numpy())
+        assert answers.dtype == np.float32
+        assert classifier.nb_classes == answers.shape[1] == 10 + defense.rejects
+        assert classifier.clip_values is not None and tuple(map(float, classifier.clip_values)) == (0.0, 1.0)
+        with torch.no_grad():
+            assert torch.allclose(torch.from_numpy(answers), defense(x), atol=1e-5)
+
+
+def test_art_gradients_are_those_of_the_defense(digits, digits_cnn):
+    x, y = digits.test.images[:8], digits.test.labels[:8]
+    classifier = to_art(digits_cnn)
+    theirs = classifier.loss_gradient(x.numpy(), F.one_hot(y, 10).numpy())
+    point = x.clone().requires_grad_(True)
+    (ours,) = torch.autograd.grad(F.cross_entropy(digits_cnn(point), y), point)
+    assert torch.allclose(torch.from_numpy(theirs), ours, atol=1e-6)
+    by_class = classifier.class_gradient(x.numpy(), label=3)[:, 0]
+    (ours,) = torch.autograd.grad(digits_cnn(point)[:, 3].sum(), point)
+    assert torch.allclose(torch.from_numpy(by_class), ours, atol=1e-5)
+
+
+def test_foolbox_model_and_criterion(digits, inc):
+    x = digits.test.images[:16]
+    with torch.no_grad():
+        logits = inc(x)
+        assert torch.allclose(to_foolbox(inc)(x), logits, atol=1e-5)
+    y = digits.test.labels[:16]
+    verdict = inc.verdict(x)
+    assert torch.equal(accepted_and_wrong(y, 10)(x, logits), verdict.wrong(y))
+
+
+def test_the_criterion_excludes_rejection():
+    outputs = torch.tensor([[3.0, 1, 2], [1, 3, 2], [1, 2, 3]])
+    assert accepted_and_wrong(torch.tensor([0, 0, 0]), 2)(outputs, outputs).tolist() == [False, True, False]
+
+
+def test_preprocessor_gradient_is_the_classifiers_at_the_projection(digits, inc):
+    from art.estimators.classification import PyTorchClassifier
+
+    x, y = digits.test.images[:8], digits.test.labels[:8]
+    classifier = PyTorchClassifier(
+        model=inc.classifier, loss=torch.nn.CrossEntropyLoss(), input_shape=(1, 8, 8), nb_classes=10,
+        clip_values=(0.0, 1.0), preprocessing_defences=[projection_preprocessor(inc)], device_type="cpu",
+    )  # fmt: skip
+    theirs = classifier.loss_gradient(x.numpy(), F.one_hot(y, 10).numpy())
+
+    projected = inc.perceived(x).requires_grad_(True)
+    (ours,) = torch.autograd.grad(F.cross_entropy(inc.classifier(projected), y), projected)
+    assert ours.abs().max() > 1e-4
+    assert torch.allclose(torch.from_numpy(theirs), ours, atol=1e-6)
+    assert not torch.allclose(projected, x, atol=0.1)
+    with torch.no_grad():
+        assert np.allclose(classifier.predict(x.numpy()), inc.classifier(inc.perceived(x)), atol=1e-4)
+
+
+def test_pgd_called_directly_in_both_libraries(digits, digits_cnn):
+    """The same steps give the same images in ART, in Foolbox and here, where ours neither stops early nor turns back.
+
+    A loss that is 0 in float32 before and after is no progress: ours keeps the input, others return where they are.
+    """
+    import foolbox
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+
+    x, y = digits.test.images[:128], digits.test.labels[:128]
+    art = ProjectedGradientDescentPyTorch(
+        to_art(digits_cnn), eps=0.05, eps_step=0.01, max_iter=5, batch_size=128, verbose=False
+    )
+    by_art = torch.from_numpy(art.generate(x.numpy(), y=F.one_hot(y, 10).numpy()))
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=0.01, steps=5, random_start=False)
+    _, by_foolbox, _ = attack(to_foolbox(digits_cnn), x, y, epsilons=0.05)
+    ours = PGD(steps=5, step_size=0.01, random_start=False, loss="cross-entropy").run(
+        Target(digits_cnn, 128), x, y, 0.05, seed=0
+    )
+    with torch.no_grad():
+        rise = F.cross_entropy(digits_cnn(by_art), y, reduction="none") - F.cross_entropy(
+            digits_cnn(x), y, reduction="none"
+        )
+    rest = ~digits_cnn.verdict(ours).wrong(y) & (rise > 1e-4)
+    assert rest.sum() > 32
+    assert torch.allclose(ours[rest], by_art[rest], atol=1e-5)
+    assert torch.allclose(ours[rest], by_foolbox[rest], atol=1e-5)

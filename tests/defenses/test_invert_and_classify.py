@@ -1,0 +1,167 @@
+"""Invert and classify: rejects by distance, classifies projections, and hands out honest gradients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attacks.gradient import PGD
+from attacks.target import Target, blockwise
+from bench.datasets.base import select
+from bench.datasets.digits import Digits
+from defenses.base import Progress
+from defenses.invert_and_classify import InvertAndClassify
+from defenses.projection import MomentumSolver
+from defenses.weights import freeze, weights_hash
+
+SPEC = InvertAndClassify.Spec(
+    shape=(1, 8, 8), num_classes=10, latent=6, generator_width=4, width=8, hidden=32, epochs=24, generator_epochs=60,
+    generator_rate=5e-3,
+    solver=MomentumSolver(steps=40, rate=20.0, starts=2),
+)  # fmt: skip
+
+
+def fitted(digits: Digits, spec=SPEC, seed: int = 0, budget: float = 0.001) -> InvertAndClassify:
+    defense = InvertAndClassify(spec)
+    train = select(digits.train, range(0, 1000, 4))
+    defense.fit(train, digits.validation, budget, seed, Progress())
+    return defense
+
+
+@pytest.fixture(scope="module")
+def defense(digits) -> InvertAndClassify:
+    defense = InvertAndClassify(SPEC)
+    defense.fit(digits.train, digits.validation, 0.1, 0, Progress())
+    assert isinstance(freeze(defense), InvertAndClassify)
+    return defense
+
+
+@pytest.fixture(scope="module")
+def mixed(digits) -> torch.Tensor:
+    """Digits, and images no generator of digits reaches."""
+    return torch.cat([digits.test.images[::12], torch.rand(22, 1, 8, 8, generator=torch.Generator().manual_seed(0))])
+
+
+def test_the_verdict_is_the_largest_of_its_outputs(defense, mixed):
+    logits, verdict = defense(mixed), defense.verdict(mixed)
+    assert logits.shape == (64, 11) and defense.rejects
+    assert torch.equal(verdict.rejected, logits.argmax(1) == 10) and 0 < verdict.rejected.sum() < 64
+    assert torch.equal(verdict.labels, logits[:, :10].argmax(1))
+
+
+def test_it_classifies_the_projection_and_rejects_by_its_distance(defense, mixed):
+    seen = defense.perceived(mixed)
+    assert torch.equal(defense(mixed)[:, :10], defense.classifier(seen))
+    distance = (mixed - seen).flatten(1).norm(dim=1)
+    assert torch.equal(defense.verdict(mixed).rejected, distance > defense.eta)
+
+
+def test_one_percent_of_the_validation_images_is_rejected(defense, digits):
+    """η is a quantile of 200 distances: two of them lie above it."""
+    distance = (defense.perceived(digits.validation.images) - digits.validation.images).flatten(1).norm(dim=1)
+    assert float(defense.eta) == pytest.approx(float(torch.quantile(distance, 0.99)), rel=1e-5)
+    assert defense.verdict(digits.validation.images).rejected.sum() == 2
+
+
+def test_a_quantile_of_one_never_rejects_and_has_no_reject_score(digits, mixed):
+    defense = fitted(digits, replace(SPEC, quantile=1.0, solver=MomentumSolver(steps=3)))
+    assert not defense.rejects and defense.eta.isinf()
+    assert defense(mixed).shape == (64, 10)
+    assert not defense.verdict(mixed).rejected.any()
+
+
+def test_a_seed_gives_the_same_weights_whatever_happened_before(digits):
+    spec = replace(SPEC, solver=MomentumSolver(steps=3))
+    torch.manual_seed(1)
+    first = weights_hash(fitted(digits, spec))
+    torch.manual_seed(2)
+    assert first == weights_hash(fitted(digits, spec)) != weights_hash(fitted(digits, spec, seed=1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 30, 64])
+def test_answers_are_the_same_bits_in_any_batch(defense, mixed, batch_size):
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(blockwise(defense, mixed[order], batch_size), blockwise(defense, mixed)[order])
+
+
+@pytest.mark.parametrize("mode", ["identity", "unrolled"])
+def test_an_attack_on_an_input_is_the_same_in_any_company(defense, digits, mode):
+    x, y = digits.test.images[::40], digits.test.labels[::40]
+    attack = PGD(steps=3, gradient=mode, inner_steps=4)
+    together = attack.run(Target(defense, len(x)), x, y, 0.1, 0)
+    alone = attack.run(Target(defense, 1), x[4:5], y[4:5], 0.1, 0)
+    order = torch.arange(len(x) - 1, -1, -1)
+    shuffled = attack.run(Target(defense, len(x)), x[order], y[order], 0.1, 0)
+    assert torch.equal(alone[0], together[4]) and torch.equal(shuffled, together[order])
+
+
+def test_the_gradient_of_the_distance_is_the_slope_of_the_distance():
+    """Envelope theorem: at the optimum the derivative of min_z ‖G(z) − x‖ needs no derivative of z."""
+    solver = MomentumSolver(steps=1500, rate=3.0, momentum=0.95)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        defense = InvertAndClassify(replace(SPEC, latent=2, generator_width=2, solver=solver)).double().eval()
+    freeze(defense)
+    defense.generator.dense.weight *= 4
+    for layer in defense.generator.layers:
+        layer.weight *= 3
+    defense.eta = torch.tensor(0.5, dtype=torch.float64)
+    random = torch.Generator().manual_seed(1)
+    x = defense.generator(torch.tensor([[0.4, -0.3]], dtype=torch.float64))
+    x = (x + 0.1 * torch.randn(x.shape, generator=random, dtype=torch.float64)).clamp(0, 1)
+    directions = torch.randn(5, 1, 8, 8, generator=random, dtype=torch.float64)
+    directions /= directions.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    h = 1e-4
+
+    def excess(images: torch.Tensor) -> torch.Tensor:
+        outputs = defense(images)
+        return outputs[:, 10] - outputs[:, :10].amax(1)
+
+    one = x.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(excess(one).sum(), one)
+    with torch.no_grad():
+        slopes = (excess(x + h * directions) - excess(x - h * directions)) / (2 * h)
+    assert torch.allclose((gradient * directions).flatten(1).sum(1), slopes, atol=1e-4)
+    assert slopes.abs().amax() > 0.05
+
+
+def test_the_two_modes_agree_on_the_answer_and_differ_in_the_gradient(defense, digits):
+    x = digits.test.images[::50].clone().requires_grad_(True)
+    answers, gradients = [], []
+    for mode in ("identity", "unrolled"):
+        logits, ended = defense.attack_forward(x, mode, None, 3)
+        answers.append(logits.detach())
+        gradients.append(torch.autograd.grad(logits[:, :10].square().sum(), x)[0])
+        assert ended.shape == (10, 2, 6)
+    agreeing = answers[0].argmax(1) == answers[1].argmax(1)
+    assert agreeing.float().mean() >= 0.8  # three more steps of the descent may move one
+    assert all(g.isfinite().all() and g.flatten(1).any(1).all() for g in gradients)
+    assert not torch.allclose(gradients[0], gradients[1], rtol=0.1)
+
+
+def test_identity_sends_the_gradient_of_the_classifier_straight_to_the_input(defense, digits):
+    x = digits.test.images[:8].clone().requires_grad_(True)
+    (through,) = torch.autograd.grad(defense(x)[:, :10].square().sum(), x)
+    seen = defense.perceived(x.detach()).requires_grad_(True)
+    (own,) = torch.autograd.grad(defense.classifier(seen).square().sum(), seen)
+    assert torch.allclose(through, own, rtol=1e-5, atol=1e-6)
+
+
+def test_a_start_is_gone_on_from(defense, digits):
+    x = digits.test.images[:8]
+    _, ended = defense.attack_forward(x, "identity", None, 0)
+    _, same = defense.attack_forward(x, "identity", ended, 1)
+
+    def errors(z: torch.Tensor) -> torch.Tensor:
+        images = defense.generator(z.reshape(-1, 6)).view(8, 2, -1)
+        return (images - x.view(8, 1, -1)).square().mean(2)
+
+    assert (errors(same) <= errors(ended) + 1e-7).all()
+
+
+def test_predictions_work_without_gradients(defense, mixed):
+    expected = defense(mixed).detach()
+    with torch.no_grad():
+        assert torch.equal(defense(mixed), expected)
