@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 from torch import Tensor
 
-from attacks.target import AttackableDefense, Target
+from attacks.target import AttackableDefense, GradientMode, Part, Target, View
 from attacks.threat import Norm
 
 Knowledge = Literal["oblivious", "white-box", "score", "decision"]
@@ -63,4 +63,30 @@ class Attack(ABC):
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
         """Why this attack makes no sense on that defense, or None; the plan skips the pair with this reason."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewAttack(Attack):
+    """An attack that computes with a view of the defense, and chooses which.
+
+    part: what is computed with: the whole `defense`, or its `classifier` alone by an attacker who doesn't know the
+    rest; the result is judged by the whole defense all the same.
+    gradient: how gradients pass what isn't differentiable; `default` is the defense's own choice.
+    inner_steps: steps an optimisation inside the defense takes while it is attacked (after its first, full one).
+    """
+
+    part: Part = "defense"
+    gradient: GradientMode = "default"
+    inner_steps: Annotated[int, Ge(1)] = 20
+
+    def view(self, target: Target) -> View:
+        """The view of the target that these choices name."""
+        return target.view(self.part, self.gradient, self.inner_steps)
+
+    def unsuited(self, defense: AttackableDefense) -> str | None:
+        if self.part == "classifier" and defense.classifier is None:
+            return "the defense has no classifier apart from itself: the attack on the defense is this one"
+        if self.gradient != "default" and (self.part != "defense" or self.gradient not in defense.gradient_modes):
+            return f"gradient = {self.gradient!r} is for defenses that project, attacked as a whole"
         return None

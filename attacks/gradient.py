@@ -7,15 +7,16 @@ they are beaten.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from attacks.base import Attack, Knowledge
+from attacks.base import Knowledge, ViewAttack
 from attacks.losses import LossName, accepted_and_wrong, named_loss
-from attacks.target import AttackableDefense, GradientMode, Part, Target
+from attacks.target import Target
 from attacks.threat import Norm, expand, flat_norm, project, random_in_ball
 
 CONFIRM_EVERY = 10
@@ -30,31 +31,14 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientAttack(Attack):
-    """What gradient attacks share: which part, through which gradients, up which loss.
+class GradientAttack(ViewAttack):
+    """What gradient attacks share beside their view. loss: what is climbed, see `attacks.losses.named_loss`."""
 
-    part: what is differentiated: the whole `defense`, or its `classifier` alone by an attacker who doesn't know the
-    rest; the result is judged by the whole defense all the same.
-    gradient: how gradients pass what isn't differentiable; `default` is the defense's own choice.
-    inner_steps: steps an optimisation inside the defense takes while it is attacked (after its first, full one).
-    loss: `auto` is cross-entropy, and the selective margin where the outputs can reject.
-    """
-
-    part: Part = "defense"
-    gradient: GradientMode = "default"
-    inner_steps: Annotated[int, Ge(1)] = 20
     loss: LossName = "auto"
 
     @property
     def knowledge(self) -> Knowledge:
         return "white-box" if self.part == "defense" else "oblivious"
-
-    def unsuited(self, defense: AttackableDefense) -> str | None:
-        if self.part == "classifier" and defense.classifier is None:
-            return "the defense has no classifier apart from itself: the attack on the defense is this one"
-        if self.gradient != "default" and (self.part != "defense" or self.gradient not in defense.gradient_modes):
-            return f"gradient = {self.gradient!r} is for defenses that project, attacked as a whole"
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +46,10 @@ class FGSM(GradientAttack):
     """Fast gradient method: one step of size ε (Goodfellow et al. 2015); in L2 along the normalised gradient."""
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        view = target.view(self.part, self.gradient, self.inner_steps)
-        loss = named_loss(self.loss, view.rejects)
+        view = self.view(target)
+        loss = named_loss(self.loss, view.rejects, targeted=False)
         rows = torch.arange(len(x), device=x.device)
-        _, _, gradient = view.ascent(x, lambda z: loss(z, y, view.num_classes), rows)
+        _, _, gradient = view.ascent(x, lambda z: loss(z, y, view.num_classes, None), rows)
         return project(x + eps * steepest(gradient, self.norm), x, self.norm, eps)
 
     def passes(self) -> tuple[int, int]:
@@ -78,44 +62,62 @@ class PGD(GradientAttack):
 
     step_size: None means 2.5 ε / steps. Without random_start and with one restart it is BIM (Kurakin et al. 2017).
     An input leaves the batch as soon as it is beaten.
+    targeted: instead of away from the label, towards every wrong class in turn, with all restarts for each; not for
+    cross-entropy.
     """
 
     steps: Annotated[int, Ge(1)] = 40
     restarts: Annotated[int, Ge(1)] = 1
     step_size: Annotated[float, Gt(0)] | None = None
     random_start: bool = True
+    targeted: bool = False
+
+    def __post_init__(self) -> None:
+        if self.targeted and self.loss == "cross-entropy":
+            raise ValueError("targeted: not for loss = 'cross-entropy'; leave the loss out or use a margin")
 
     def passes(self) -> tuple[int, int]:
-        return self.restarts * (self.steps + 1), self.restarts * self.steps
+        climbs = self.restarts * (9 if self.targeted else 1)  # a guess: the classes aren't known here
+        return climbs * (self.steps + 1), climbs * self.steps
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         best = Best(x.clone(), x.new_full((len(x),), -torch.inf))
         rows = torch.arange(len(x), device=x.device)
-        for restart in range(self.restarts):
-            start = random_in_ball(x[rows], self.norm, eps, seed + restart) if self.random_start else x[rows]
-            rows = self._climb(target, x, y, rows, start, eps, best)
+        offsets = range(1, target.num_classes) if self.targeted else (None,)
+        for climb, (_, offset) in enumerate(product(range(self.restarts), offsets)):
+            start = random_in_ball(x[rows], self.norm, eps, seed + climb) if self.random_start else x[rows]
+            aims = None if offset is None else (y + offset) % target.num_classes
+            rows = self._climb(target, x, y, aims, rows, start, eps, best)
             if not len(rows):
                 break
         return best.point
 
     def _climb(
-        self, target: Target, x: Tensor, y: Tensor, rows: Tensor, point: Tensor, eps: float, best: Best
-    ) -> Tensor:
-        """One ascent of those rows from `point`; updates `best` and returns the rows that are not beaten yet."""
-        view = target.view(self.part, self.gradient, self.inner_steps)
-        loss = named_loss(self.loss, view.rejects)
+        self, target: Target, x: Tensor, y: Tensor, aims: Tensor | None, rows: Tensor, point: Tensor, eps: float,
+        best: Best,
+    ) -> Tensor:  # fmt: skip
+        """One ascent of those rows from `point`, towards the classes `aims` [N] where given.
+
+        Updates `best` and returns the rows that are not beaten yet.
+        """
+        view = self.view(target)
+        climbed = named_loss(self.loss, view.rejects, self.targeted)
         size = 2.5 * eps / self.steps if self.step_size is None else self.step_size
+
+        def loss(logits: Tensor) -> Tensor:
+            wanted = None if aims is None else aims[rows]
+            return climbed(logits, y[rows], view.num_classes, wanted)
+
         for step in range(self.steps + 1):
             last = step == self.steps
-            labels = y[rows]
             if last:
                 logits = view.answer(point, rows)
-                values = loss(logits, labels, view.num_classes)
+                values = loss(logits)
             else:
-                logits, values, gradient = view.ascent(point, lambda z: loss(z, y[rows], view.num_classes), rows)
-            beaten = accepted_and_wrong(logits, labels, view.num_classes)
+                logits, values, gradient = view.ascent(point, loss, rows)
+            beaten = accepted_and_wrong(logits, y[rows], view.num_classes)
             if not view.exact:
-                beaten = self._confirmed(target, point, labels, rows, beaten, due=last or step % CONFIRM_EVERY == 0)
+                beaten = self._confirmed(target, point, y[rows], rows, beaten, due=last or step % CONFIRM_EVERY == 0)
             best.update(rows, point, values, beaten)
             if beaten.any():
                 rows, point = rows[~beaten], point[~beaten]

@@ -10,20 +10,20 @@ import difflib
 import inspect
 import random
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from annotated_types import Ge
 from torch import Tensor, nn
 
-from attacks.base import Attack
+from attacks.base import ViewAttack
 from attacks.losses import accepted_and_wrong
-from attacks.target import AttackableDefense, GradientMode, Part, Target, View
+from attacks.target import Target, View
 from attacks.threat import NORMS, project
 
 Parameter = bool | int | float | str | list[bool | int | float | str]
@@ -31,11 +31,10 @@ Parameter = bool | int | float | str | list[bool | int | float | str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LibraryAttack(Attack):
+class LibraryAttack(ViewAttack):
     """An attack class of another library by its name, with its own parameters.
 
     attack: the class. parameters: of its constructor, as the library names them; defaults are the library's.
-    part, gradient, inner_steps: what is attacked and through which gradients, as in `attacks.gradient`.
 
     Inputs that are accepted and wrong as they are come back unchanged; so do those for which a minimal attack found
     nothing (some libraries return an empty image there). Raises ValueError where the class doesn't exist or can't
@@ -49,9 +48,6 @@ class LibraryAttack(Attack):
 
     attack: str
     parameters: Mapping[str, Parameter] = field(default_factory=dict, hash=False)
-    part: Part = "defense"
-    gradient: GradientMode = "default"
-    inner_steps: Annotated[int, Ge(1)] = 20
 
     @property
     def revision(self) -> str:
@@ -65,13 +61,13 @@ class LibraryAttack(Attack):
         """
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        view = target.view(self.part, self.gradient, self.inner_steps)
-        module = target.module(self.part, self.gradient, self.inner_steps).eval()
+        view = self.view(target)
         found = x.clone()
         with seeded(seed), frozen(target.defense):
             open_rows = (~self._beaten(target, view, x, y)).nonzero()[:, 0]
-            for rows, answers in by_class(module, y, open_rows, view.num_classes, view.rejects):
-                found[rows] = self.search(answers, x[rows], y[rows], eps, seed, x).to(x)
+            for rows, fold in by_class(y, open_rows, view):
+                module = fold(target.module(self.view(target), rows)).eval()
+                found[rows] = self.search(module, x[rows], y[rows], eps, seed, x).to(x)
             if not self.minimal:
                 return project(found, x, self.norm, eps)
             found = found.clamp(0, 1)
@@ -87,13 +83,6 @@ class LibraryAttack(Attack):
         if self.part == "defense":
             return target.verdict(x, rows).wrong(y)
         return accepted_and_wrong(view.answer(x, rows), y, view.num_classes)
-
-    def unsuited(self, defense: AttackableDefense) -> str | None:
-        if self.part == "classifier" and defense.classifier is None:
-            return "the defense has no classifier apart from itself: the attack on the defense is this one"
-        if self.gradient != "default" and (self.part != "defense" or self.gradient not in defense.gradient_modes):
-            return f"gradient = {self.gradient!r} is for defenses that project, attacked as a whole"
-        return None
 
 
 class RejectFolded(nn.Module):
@@ -117,20 +106,19 @@ class RejectFolded(nn.Module):
         return torch.stack(columns, dim=1)
 
 
-def by_class(
-    module: nn.Module, y: Tensor, rows: Tensor, classes: int, rejects: bool
-) -> Iterator[tuple[Tensor, nn.Module]]:
-    """Groups of `rows`, each with a module of K logits whose argmax ≠ y means accepted and wrong.
+def by_class(y: Tensor, rows: Tensor, view: View) -> Iterator[tuple[Tensor, Callable[[nn.Module], nn.Module]]]:
+    """Groups of `rows`, each with what turns the view's module into one of K logits whose argmax ≠ y means accepted
+    and wrong.
 
     One group is enough where nothing is rejected; else there is one for each true class, because the module has to
     know it. y: labels [N] of the whole batch.
     """
-    if not rejects:
+    if not view.rejects:
         if len(rows):
-            yield rows, module
+            yield rows, lambda module: module
         return
     for label in y[rows].unique().tolist():
-        yield rows[y[rows] == label], RejectFolded(module, label, classes)
+        yield rows[y[rows] == label], partial(RejectFolded, label=label, classes=view.num_classes)
 
 
 @contextmanager

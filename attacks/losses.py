@@ -1,4 +1,8 @@
-"""What a gradient attack climbs. logits: [N,K], or [N,K+1] with the reject score last; y: [N] → [N]."""
+"""What a gradient attack climbs.
+
+Every loss takes logits [N,K], or [N,K+1] with the reject score last, labels y [N], the number of classes K, and the
+classes aimed at [N] or None for «any but y»; it gives [N].
+"""
 
 from __future__ import annotations
 
@@ -9,42 +13,67 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LossName = Literal["auto", "cross-entropy", "margin", "selective-margin"]
-Loss = Callable[[Tensor, Tensor, int], Tensor]
+LossName = Literal["auto", "cross-entropy", "margin", "selective-margin", "selective"]
+Loss = Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
 
 
-def largest_wrong(logits: Tensor, y: Tensor, classes: int) -> Tensor:
-    """The largest logit of a wrong class, the reject score left out → [N]."""
-    true = F.one_hot(y, classes).bool()
-    return logits[:, :classes].masked_fill(true, -torch.inf).amax(1)
+def largest_other(logits: Tensor, y: Tensor, classes: int) -> Tensor:
+    """The largest logit of a class that is not y, the reject score left out → [N]."""
+    own = F.one_hot(y, classes).bool()
+    return logits[:, :classes].masked_fill(own, -torch.inf).amax(1)
 
 
-def cross_entropy(logits: Tensor, y: Tensor, classes: int) -> Tensor:
-    """−log softmax(logits)_y over every output, the reject score included."""
+def cross_entropy(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
+    """−log softmax(logits)_y over every output, the reject score included; untargeted."""
     return F.cross_entropy(logits, y, reduction="none")
 
 
-def margin(logits: Tensor, y: Tensor, classes: int) -> Tensor:
-    """Largest wrong logit minus the true one (Carlini & Wagner 2017); rejection is not seen."""
-    return largest_wrong(logits, y, classes) - logits.gather(1, y[:, None])[:, 0]
+def margin(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
+    """Largest wrong logit minus the true one (Carlini & Wagner 2017); rejection is not seen.
 
-
-def selective_margin(logits: Tensor, y: Tensor, classes: int) -> Tensor:
-    """Largest wrong logit minus the larger of the true logit and the reject score.
-
-    Positive exactly where the input is accepted and wrong. With K outputs it is `margin`.
+    With aims: the logit aimed at minus the largest other.
     """
-    true = logits.gather(1, y[:, None])[:, 0]
-    if logits.shape[1] > classes:
-        true = torch.maximum(true, logits[:, classes])
-    return largest_wrong(logits, y, classes) - true
+    if aims is None:
+        return largest_other(logits, y, classes) - logits.gather(1, y[:, None])[:, 0]
+    return logits.gather(1, aims[:, None])[:, 0] - largest_other(logits, aims, classes)
 
 
-def named_loss(name: LossName, rejects: bool) -> Loss:
-    """The loss of that name; `auto` is cross-entropy, and the selective margin where the outputs can reject."""
+def selective_margin(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
+    """The wrong logit minus the larger of its rivals and the reject score: `margin` with the reject score as a rival.
+
+    Without aims it is positive exactly where the input is accepted and wrong. With K outputs it is `margin`.
+    """
+    plain = margin(logits, y, classes, aims)
+    if logits.shape[1] == classes:
+        return plain
+    wrong = largest_other(logits, y, classes) if aims is None else logits.gather(1, aims[:, None])[:, 0]
+    return torch.minimum(plain, wrong - logits[:, classes])
+
+
+def selective(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
+    """First wrong, then accepted: `margin` until the answer is the wrong class, from there minus the reject excess.
+
+    A detector that is tight around each class is a wall between them: a loss that minds it on the way (the selective
+    margin) stays on its side, one that minds it on arrival gets across (the idea of orthogonal and selective PGD,
+    Bryniarski et al. 2022). Positive exactly where the input is accepted and wrong; with K outputs it is `margin`.
+    """
+    plain = margin(logits, y, classes, aims)
+    if logits.shape[1] == classes:
+        return plain
+    excess = logits[:, classes] - logits[:, :classes].amax(1)
+    return torch.where(plain <= 0, plain, -excess)
+
+
+def named_loss(name: LossName, rejects: bool, targeted: bool) -> Loss:
+    """The loss of that name; `auto` is `selective` where outputs can reject, else cross-entropy (targeted: margin)."""
     if name == "auto":
-        name = "selective-margin" if rejects else "cross-entropy"
-    return {"cross-entropy": cross_entropy, "margin": margin, "selective-margin": selective_margin}[name]
+        name = "selective" if rejects else "margin" if targeted else "cross-entropy"
+    return {
+        "cross-entropy": cross_entropy,
+        "margin": margin,
+        "selective-margin": selective_margin,
+        "selective": selective,
+    }[name]
 
 
 def accepted_and_wrong(logits: Tensor, y: Tensor, classes: int) -> Tensor:

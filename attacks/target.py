@@ -36,12 +36,18 @@ class AttackableDefense(Protocol):
     """
 
     num_classes: int
-    rejects: bool
-    randomized: bool
-    gradient_modes: tuple[str, ...]
     classifier: Any  # a module, or None where the defense has no separable one
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    @property
+    def rejects(self) -> bool: ...
+
+    @property
+    def randomized(self) -> bool: ...
+
+    @property
+    def gradient_modes(self) -> tuple[str, ...]: ...
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
 
     def verdict(self, x: Tensor) -> Verdict: ...
 
@@ -76,22 +82,17 @@ class Target:
         self.backwards = torch.zeros(n, dtype=torch.float64)
         self.max_forwards = max_forwards
 
-    def count(self, rows: Tensor | None, forwards: int, backwards: int, queries: int = 0) -> None:
-        """Adds passes to those rows; without rows, `queries` inputs in all are spread evenly over the batch."""
-        if rows is None:
-            share = queries / max(len(self.forwards), 1)
-            self.forwards += share * forwards
-            self.backwards += share * backwards
-        else:
-            rows = rows.cpu()
-            self.forwards[rows] += forwards
-            self.backwards[rows] += backwards
+    def count(self, rows: Tensor, forwards: float, backwards: float) -> None:
+        """Adds passes to each of those rows."""
+        rows = rows.cpu()
+        self.forwards[rows] += forwards
+        self.backwards[rows] += backwards
         if self.max_forwards is not None and len(self.forwards) and self.forwards.max() > self.max_forwards:
             raise BudgetExhausted(f"more than {self.max_forwards} forward passes for one input")
 
-    def verdict(self, x: Tensor, rows: Tensor | None = None) -> Verdict:
+    def verdict(self, x: Tensor, rows: Tensor) -> Verdict:
         """The full-strength answer for those rows, counted as one forward pass. x: [N,C,H,W]."""
-        self.count(rows, 1, 0, queries=len(x))
+        self.count(rows, 1, 0)
         with torch.no_grad():
             answer = self.defense.verdict(pad_to_block(x))
         return Verdict(answer.labels[: len(x)], answer.rejected[: len(x)])
@@ -100,9 +101,9 @@ class Target:
         """What the attack differentiates: the whole defense, or its classifier alone (an oblivious attacker)."""
         return View(self, part, gradient, inner_steps)
 
-    def module(self, part: Part = "defense", gradient: GradientMode = "default", inner_steps: int = 20) -> nn.Module:
-        """The same as a plain module of [N,C,H,W] → logits, for attacks of other libraries; passes are counted."""
-        return CountedModule(self.view(part, gradient, inner_steps))
+    def module(self, view: View, rows: Tensor) -> nn.Module:
+        """A view as a plain module of [N,C,H,W] → logits, for attacks of other libraries on those rows."""
+        return CountedModule(view, rows)
 
 
 class View:
@@ -131,8 +132,11 @@ class View:
         self.iterative = part == "defense" and len(defense.gradient_modes) > 1
         self.exact = part == "defense" and not self.iterative and not defense.randomized
 
-    def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
-        """[N,C,H,W] → [N,K] or [N,K+1]; differentiable in x. Not counted: `answer` and `ascent` do that."""
+    def logits(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        """[N,C,H,W] → [N,K] or [N,K+1]; differentiable in x. Not counted: `answer` and `ascent` do that.
+
+        rows: which inputs these are, None where that isn't known (then every inner optimisation is a full one).
+        """
         padded = pad_to_block(x)
         if self.part == "classifier":
             return self.target.defense.classifier(padded)[: len(x)]
@@ -156,20 +160,18 @@ class View:
             self.memory[rows] = end[:n]
         return logits[:n]
 
-    def answer(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+    def answer(self, x: Tensor, rows: Tensor) -> Tensor:
         """Logits without gradient, counted as one forward pass."""
-        self.target.count(rows, 1, 0, queries=len(x))
+        self.target.count(rows, 1, 0)
         with torch.no_grad():
             return self.logits(x, rows)
 
-    def ascent(
-        self, x: Tensor, loss: Callable[[Tensor], Tensor], rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def ascent(self, x: Tensor, loss: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, loss [N] and its gradient [N,C,H,W] at x; counted as one forward and one backward pass.
 
         A gradient that isn't finite is no direction: it comes back as zero.
         """
-        self.target.count(rows, 1, 1, queries=len(x))
+        self.target.count(rows, 1, 1)
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             logits = self.logits(x, rows)
@@ -179,20 +181,23 @@ class View:
 
 
 class CountedModule(nn.Module):
-    """A view as a module. Its passes are spread evenly over the inputs: who asked for which is not known here."""
+    """A view as a module that answers for certain rows of the batch.
 
-    def __init__(self, view: View) -> None:
+    Called with as many inputs as rows it takes them for those rows, in order. Called otherwise it can't know which
+    they are: the passes are spread evenly over the rows.
+    """
+
+    def __init__(self, view: View, rows: Tensor) -> None:
         super().__init__()
         self.view = view
+        self.rows = rows
         self.num_classes = view.num_classes
         self.rejects = view.rejects
 
     def forward(self, x: Tensor) -> Tensor:
-        self.view.target.count(None, 1, 0, queries=len(x))
-        logits = self.view.logits(x)
+        share = len(x) / max(len(self.rows), 1)
+        self.view.target.count(self.rows, share, 0)
+        logits = self.view.logits(x, self.rows if len(x) == len(self.rows) else None)
         if logits.requires_grad:
-            logits.register_hook(self._count_backward)
+            logits.register_hook(lambda _: self.view.target.count(self.rows, 0, share))
         return logits
-
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.view.target.count(None, 0, 1, queries=len(gradient))

@@ -37,7 +37,7 @@ SUMMARY_COLUMNS = (
 )
 
 
-class MissingCells(ValueError):  # noqa: N818
+class MissingCells(ValueError):
     """A figure over several attacks was asked for, but an input lacks one of them, or a cell failed or was skipped."""
 
 

@@ -85,7 +85,9 @@ def attack_records(job: Job, attack: Attack, store: Store) -> pd.DataFrame:
     x, y = inputs(job)
     defense = _loaded(job.defense, job.device)
     clean = _clean_verdict(job, store, x.device)
-    ladder = _minimal(job, attack, defense, x, y, clean) if attack.minimal else _fixed(job, attack, defense, x, y, clean)
+    ladder = (
+        _minimal(job, attack, defense, x, y, clean) if attack.minimal else _fixed(job, attack, defense, x, y, clean)
+    )
     return pd.concat(ladder, ignore_index=True)
 
 
@@ -104,9 +106,7 @@ def _clean_verdict(job: Job, store: Store, device: torch.device) -> Verdict:
     )
 
 
-def _fixed(
-    job: Job, attack: Attack, defense: Defense, x: Tensor, y: Tensor, clean: Verdict
-) -> list[pd.DataFrame]:
+def _fixed(job: Job, attack: Attack, defense: Defense, x: Tensor, y: Tensor, clean: Verdict) -> list[pd.DataFrame]:
     adversarial = x.clone()
     state = _untouched(x, y, clean)
     distance = torch.where(state.success, 0.0, torch.inf)
@@ -130,9 +130,7 @@ def _fixed(
     return [frame.assign(distance=final) for frame in frames]
 
 
-def _minimal(
-    job: Job, attack: Attack, defense: Defense, x: Tensor, y: Tensor, clean: Verdict
-) -> list[pd.DataFrame]:
+def _minimal(job: Job, attack: Attack, defense: Defense, x: Tensor, y: Tensor, clean: Verdict) -> list[pd.DataFrame]:
     """One run; at each ε the inputs whose perturbation is no larger count as beaten, the others stand as they were.
 
     The passes are those of the run: they are recorded at the smallest ε and nowhere else.
@@ -161,9 +159,7 @@ def _minimal(
         )
         shown = torch.where(expand(within, x), adversarial, x)
         once = 1.0 if number == 0 else 0.0
-        frame = _rows(
-            job, eps, x, y, clean, state, distance, forwards * once, backwards * once, seconds * once
-        )
+        frame = _rows(job, eps, x, y, clean, state, distance, forwards * once, backwards * once, seconds * once)
         frames.append(frame.assign(**_images(job, defense, x, shown)))
     return frames
 
@@ -283,17 +279,15 @@ def empty_records(job: Job, status: str, reason: str) -> pd.DataFrame:
     return typed(pd.concat([_skeleton(job, eps).assign(**nothing) for eps in job.eps], ignore_index=True))
 
 
-def _images(job: Job, defense: Defense, x: Tensor, adversarial: Tensor) -> dict[str, list[bytes | None]]:
+def _images(job: Job, defense: Defense, x: Tensor, adversarial: Tensor) -> dict[str, Any]:
     """The image columns: pixels of the first few inputs, none of the others."""
     few = min(SHOWN, len(x))
     shown = adversarial[:few].nan_to_num(0.0).clamp(0, 1)
     seen = defense.perceived(shown)
     columns = {"image_original": x[:few], "image_adversarial": shown, "image_seen": seen}
-    rest: list[bytes | None] = [None] * (len(x) - few)
-    return {name: [_pixels(image) for image in images] + rest for name, images in columns.items()}
+    rest = [None] * (len(x) - few)
+    return {name: [*map(_pixels, images), *rest] for name, images in columns.items()}
 
 
 def _pixels(image: Tensor) -> bytes:
     return (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy().tobytes()
-
-

@@ -125,7 +125,9 @@ def matrix_path(name: str) -> Path:
         if not path.is_file():
             raise InputError(f"--matrix: {name}: no such file")
         return path
-    raise InputError(f"--matrix: no matrix {name!r}{nearest(name, known)} known: {', '.join(known)}; or give a TOML file")
+    raise InputError(
+        f"--matrix: no matrix {name!r}{nearest(name, known)} known: {', '.join(known)}; or give a TOML file"
+    )
 
 
 def read_matrix(name: str) -> Matrix:
@@ -177,7 +179,7 @@ def _defense(entry: SystemEntry, place: str) -> DefenseChoice:
     cls = with_place(place, lambda: find("defenses", entry.name))
     fields = {f.name for f in dataclasses.fields(cls.Spec)} - {f.name for f in dataclasses.fields(DefenseSpec)}
     values = _known(entry.parameters, fields, place, entry.name)
-    choice = DefenseChoice(entry.name, entry.label or label(entry.name, values), cls, values)
+    choice = DefenseChoice(entry.name, entry.label or label(entry.name, _unusual(cls.Spec, values)), cls, values)
     try:
         choice.spec((1, 32, 32), 10)  # any shape: the parameters are what is checked here
     except ValidationError as error:
@@ -195,7 +197,9 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
     if cls.open_parameters:
         prefix, _, suffix = entry.name.partition(":")
         if not suffix:
-            raise InputError(f"{place}.name: {prefix!r} runs that library's attacks: name one, as in {prefix}:ClassName")
+            raise InputError(
+                f"{place}.name: {prefix!r} runs that library's attacks: name one, as in {prefix}:ClassName"
+            )
         fields -= {"attack", "parameters"}
         inner = {key: value for key, value in values.items() if key not in fields}
         given = {key: value for key, value in values.items() if key in fields}
@@ -210,7 +214,9 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
         raise InputError(f"{place}: {error}") from error
     if entry.norm not in attack.norms:
         raise InputError(f"{place}.norm: {entry.name!r} is not for {entry.norm!r}; it is for {', '.join(attack.norms)}")
-    return AttackChoice(entry.name, entry.label or label(entry.name, values), attack, _ladder(entry, place))
+    return AttackChoice(
+        entry.name, entry.label or label(entry.name, _unusual(cls, values)), attack, _ladder(entry, place)
+    )
 
 
 def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:
@@ -237,6 +243,12 @@ def label(name: str, parameters: dict[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={plain(value)}' for key, value in sorted(parameters.items()))})"
 
 
+def _unusual(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values that differ from the defaults of a dataclass' fields."""
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    return {key: value for key, value in values.items() if value != defaults.get(key, dataclasses.MISSING)}
+
+
 def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value).replace('"', "")
 
@@ -254,7 +266,9 @@ def _known(values: dict[str, Any], fields: Iterable[str], place: str, name: str)
 def _unique(source: str, key: str, labels: list[str]) -> None:
     for index, name in enumerate(labels):
         if name in labels[:index]:
-            raise InputError(f"{source}: {key}[{index}]: {name!r} stands there twice; give one of them a label of its own")
+            raise InputError(
+                f"{source}: {key}[{index}]: {name!r} stands there twice; give one of them a label of its own"
+            )
         if name.split(" in ")[0] in (CLEAN, WORST_CASE):
             raise InputError(f"{source}: {key}[{index}]: {name!r} is a reserved name; choose another label")
 

@@ -216,7 +216,10 @@ def cache_folder() -> Path:
 
 
 def make_jobs(
-    matrix: Matrix, options: Options, datasets: list[tuple[DatasetRef, tuple[int, ...]]], refs: dict[str, list[DefenseRef]]
+    matrix: Matrix,
+    options: Options,
+    datasets: list[tuple[DatasetRef, tuple[int, ...]]],
+    refs: dict[str, list[DefenseRef]],
 ) -> list[Job]:
     """Every cell of the matrix as jobs, clean passes included; refs: data set name → its defenses."""
     jobs: list[Job] = []
@@ -250,7 +253,7 @@ def _job(
     label = choice.label if choice else CLEAN
     norm = attack.norm if attack else "none"
     eps = choice.eps if choice else (0.0,)
-    forwards, backwards = attack.passes() if attack else (1, 0)
+    forwards, backwards = map(float, attack.passes() if attack else (1, 0))
     if attack is not None and module.inference_steps:
         # in units of a full-strength answer: the inner optimisation is cheaper while it is attacked
         share = min(1.0, getattr(attack, "inner_steps", module.inference_steps) / module.inference_steps)

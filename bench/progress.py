@@ -83,5 +83,3 @@ class Board:
         """Seconds: the share of the estimated work that is left, at the pace so far."""
         left = sum(self.costs.values())
         return (time.perf_counter() - self.begun) * left / self.spent if self.spent else None
-
-

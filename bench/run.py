@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bench.plan import Options
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=110)  # a log file has no width of its own
     matrix = filtered(read_matrix(given.matrix), given)
     options = Options(data_folder(given.data), given.n, checked_device(given.device))
     out = given.out or Path("results") / Path(given.matrix).stem
@@ -236,9 +238,7 @@ class Run:
             ]  # fmt: skip
         return failures
 
-    def _run_jobs(
-        self, engine: LocalEngine, board: Any, jobs: list[Job], failures: dict[tuple[str, str], str]
-    ) -> None:
+    def _run_jobs(self, engine: LocalEngine, board: Any, jobs: list[Job], failures: dict[tuple[str, str], str]) -> None:
         """Clean passes first, then attacks, long ones first; what is stored already is left alone."""
         from bench.engines.local import Call
         from bench.job import empty_records, run_job

@@ -38,7 +38,10 @@ class Store:
 
     def path(self, job: Job) -> Path:
         """The file of a job: readable, and unique by its key."""
-        return self.folder / f"{file_name(job.dataset.name, job.defense.label, job.label, job.norm)}--{job.key[:16]}.parquet"
+        return (
+            self.folder
+            / f"{file_name(job.dataset.name, job.defense.label, job.label, job.norm)}--{job.key[:16]}.parquet"
+        )
 
     def write(self, job: Job, rows: pd.DataFrame) -> None:
         """Stores a job's rows: atomically, the checksum first, so that a file that is there is whole."""
@@ -52,7 +55,7 @@ class Store:
             digest = hashlib.sha256(file.read()).hexdigest()
             os.fsync(file.fileno())
         atomic_write(checksum_path(path), digest + "\n")
-        os.replace(draft, path)
+        draft.replace(path)
 
     def read(self, path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         """A job's rows and its identity; raises DamagedRecords."""
@@ -60,7 +63,9 @@ class Store:
             raw = path.read_bytes()
             expected = checksum_path(path).read_text(encoding="utf-8").strip()
             if hashlib.sha256(raw).hexdigest() != expected:
-                raise DamagedRecords(f"{path}: damaged: its content doesn't match its checksum; delete it and run again")
+                raise DamagedRecords(
+                    f"{path}: damaged: its content doesn't match its checksum; delete it and run again"
+                )
             table = pq.read_table(pa.BufferReader(raw))
             identity = json.loads(table.schema.metadata[IDENTITY])
             return typed(table.to_pandas()), identity
@@ -131,4 +136,4 @@ def atomic_write(path: Path, text: str) -> None:
     """Writes a text file that is either complete or as it was before."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    draft.replace(path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +48,6 @@ def train_defense(
 
     data = dataset.load()
     Reporting.checkpoints.mkdir(parents=True, exist_ok=True)
-    begun = time.perf_counter()
     defense = ref.build().to(device)
     figures = defense.fit(data.train, data.validation, budget, seed, Reporting())
     defense = weights.freeze(defense).cpu()
@@ -64,7 +62,6 @@ def train_defense(
         command=f"python -m bench.train --dataset {data.name} --defense {ref.name} --seed {seed} --budget {budget:g}",
         code=code_revision(),
         torch=torch.__version__,
-        seconds=round(time.perf_counter() - begun, 1),
         figures={name: round(value, 6) for name, value in figures.items()},
         weights_sha256=weights.weights_hash(defense),
     )

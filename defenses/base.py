@@ -83,9 +83,7 @@ class Defense(nn.Module):
         """Steps of the optimisation inside a full-strength answer; 0 where there is none. For estimates of time."""
         return 0
 
-    def attack_forward(
-        self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int
-    ) -> tuple[Tensor, Tensor]:
+    def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
         """The logits as an attacker computes them: gradients by that mode, the inner optimisation from `start`.
 
         Only for defenses with several `gradient_modes`. Returns the logits and where the inner optimisation ended,
@@ -94,7 +92,7 @@ class Defense(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} declares gradient modes but no attack_forward")
 
     def perceived(self, x: Tensor) -> Tensor:
-        """What the defense sees in place of x [N,C,H,W]: a projection, a reconstruction; x itself where there is none."""
+        """What the defense sees in place of x [N,C,H,W]: a projection or reconstruction; x where there is none."""
         return x
 
     def fit(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,8 +32,7 @@ class DeconvolutionalGenerator(nn.Module):
         self.dense = nn.Linear(latent, 4 * width * self.sizes[0][0] * self.sizes[0][1])
         maps = [4 * width, 2 * width, width, channels]
         self.layers = nn.ModuleList(
-            nn.ConvTranspose2d(a, b, 5, stride=2, padding=2, output_padding=1)
-            for a, b in zip(maps, maps[1:], strict=False)
+            nn.ConvTranspose2d(a, b, 5, stride=2, padding=2, output_padding=1) for a, b in pairwise(maps)
         )
 
     def forward(self, z: Tensor) -> Tensor:

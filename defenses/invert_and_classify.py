@@ -80,9 +80,7 @@ class InvertAndClassify(Defense):
             start = solver.start(len(x), self.spec.latent, self.spec.seed, x)
         return solver.solve(self.generator, x, start, solver.steps if steps is None else steps)
 
-    def attack_forward(
-        self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int
-    ) -> tuple[Tensor, Tensor]:
+    def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
         """See `Defense.attack_forward`. `unrolled` goes through `inner_steps` solver steps."""
         if gradient == "unrolled":
             latents = start if start is not None else self.invert(x)

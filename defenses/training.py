@@ -112,7 +112,7 @@ def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, draft, metadata)
-    os.replace(draft, path)
+    draft.replace(path)
 
 
 def _save(module: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, path: Path | None) -> None:

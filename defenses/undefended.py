@@ -78,8 +78,9 @@ def initialise(module: nn.Module, seed: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for layer in module.modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
 
 
 def shifted(images: Tensor, most: int) -> Tensor:

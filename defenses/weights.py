@@ -47,7 +47,6 @@ class Card:
     command: str
     code: str
     torch: str
-    seconds: float
     figures: dict[str, float]
     weights_sha256: str
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -79,7 +78,7 @@ def save(defense: Defense, card: Card, path: Path) -> None:
     atomic_save(defense.state_dict(), path)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     draft.write_text(json.dumps(dataclasses.asdict(card), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(draft, card_path(path))
+    draft.replace(card_path(path))
 
 
 def card_path(path: Path) -> Path:
@@ -127,7 +126,8 @@ def from_zoo(name: str, data: str) -> Defense:
     """A trained defense out of the zoo, by its registered name and the data's: from_zoo("undefended", "mnist")."""
     path = zoo_file(data, name)
     if not path.exists():
-        raise WeightsError(f"the zoo has no {name!r} for {data!r}; it has {', '.join(sorted(p.stem for p in ZOO.glob('*.safetensors')))}")
+        known = ", ".join(sorted(path.stem for path in ZOO.glob("*.safetensors")))
+        raise WeightsError(f"the zoo has no {name!r} for {data!r}; it has {known}")
     card = read_card(path)
     module, _, qualified = card.defense.partition(":")
     cls: type[Defense] = getattr(importlib.import_module(module), qualified)

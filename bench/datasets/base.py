@@ -76,5 +76,3 @@ def select(data: LabelledImages, rows: np.ndarray) -> LabelledImages:
 def image_hashes(images: torch.Tensor) -> list[str]:
     """sha256 of each image [N,C,H,W] as it enters a defense (float32 bytes)."""
     return [hashlib.sha256(image.tobytes()).hexdigest() for image in images.contiguous().numpy()]
-
-

@@ -54,7 +54,7 @@ class Linear(Toy):
         self.weight = torch.zeros(classes, 16)
         for c in range(classes):
             signs = torch.randint(0, 2, values.shape, generator=random) * 2 - 1
-            self.weight[c, c :: classes][: len(values)] = values * signs
+            self.weight[c, c::classes][: len(values)] = values * signs
         self.bias = -self.weight.sum(1) / 2
 
     def answer(self, x: Tensor) -> Tensor:
@@ -156,6 +156,28 @@ class Pocket(Toy):
     def answer(self, x: Tensor) -> Tensor:
         top = x.flatten(1).amax(1)
         return torch.stack([torch.where(top > 0.62, -1.0, 1.0) + 0 * top, -0.01 * top], dim=1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_targeted_attack_tries_every_wrong_class(norm):
+    """One after the other, the nearest wherever among them; exact on a linear model as the untargeted one is."""
+    model, x = Linear(4), near_the_middle(12)
+    y = model.verdict(x).labels
+    distance = model.distance(x, y, norm)
+    attack = PGD(norm=norm, steps=20, random_start=False, targeted=True)
+    for i, d in enumerate(distance.tolist()):
+        one, label = x[i : i + 1], y[i : i + 1]
+        for share, falls in ((0.99, False), (1.01, True)):
+            target = Target(model, 1)
+            out = attack.run(target, one, label, share * d, seed=0)
+            assert beaten(model, out, label) == [falls]
+            if not falls:
+                assert target.forwards.tolist() == [3 * 21] and target.backwards.tolist() == [3 * 20]
+
+
+def test_cross_entropy_has_no_target():
+    with pytest.raises(ValueError, match="cross-entropy"):
+        PGD(targeted=True, loss="cross-entropy")
 
 
 def test_restarts_find_what_one_start_misses_and_stop_when_they_have():
@@ -265,6 +287,24 @@ def test_only_a_loss_that_knows_of_rejection_gets_past_it(norm):
     assert beaten(Tripwire(), aware.run(Target(Tripwire(), 3), x, y, eps, 0), y) == [True] * 3
 
 
+class Walled(Toy):
+    """By the first pixel t: class 0 near .2, class 1 near .8, rejects further than .15 from the centre of its class."""
+
+    rejects = True
+
+    def answer(self, x: Tensor) -> Tensor:
+        distance = (x[:, 0, 0, :1] - torch.tensor([0.2, 0.8])).abs()
+        return append_reject_score(-distance.square(), distance.amin(1) / 0.15 - 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_loss_that_minds_rejection_on_arrival_gets_over_the_wall_between_two_classes(norm):
+    x, y = torch.full((3, 1, 2, 2), 0.25), torch.zeros(3, dtype=torch.long)
+    on_the_way, on_arrival = (PGD(norm=norm, loss=loss, random_start=False) for loss in ("selective-margin", "auto"))
+    assert beaten(Walled(), on_the_way.run(Target(Walled(), 3), x, y, 0.6, 0), y) == [False] * 3
+    assert beaten(Walled(), on_arrival.run(Target(Walled(), 3), x, y, 0.6, 0), y) == [True] * 3
+
+
 class Cracked(Linear):
     """A linear model whose gradient is NaN at one pixel for every other input, its logits being right."""
 
@@ -287,7 +327,7 @@ def test_a_gradient_that_is_not_finite_is_no_direction(attack, norm):
     assert 0 < whole.sum() < 12
     plain = attack.run(Target(Linear(2), 12), x, y, eps, 0)
     assert torch.equal(out[whole], plain[whole])
-    _, _, gradient = Target(model, 12).view().ascent(x, lambda z: z[:, 0])
+    _, _, gradient = Target(model, 12).view().ascent(x, lambda z: z[:, 0], torch.arange(12))
     assert gradient.isfinite().all() and (gradient[~whole][:, 0, 0, 0] == 0).all()
 
 

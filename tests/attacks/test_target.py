@@ -10,6 +10,7 @@ from attacks.target import BLOCK, BudgetExhausted, Target, Verdict, View, blockw
 from defenses.networks import StridedCNN
 
 X = torch.rand(21, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+ALL = torch.arange(21)
 
 
 class Plain(nn.Module):
@@ -51,15 +52,6 @@ def test_passes_count_for_the_rows_they_were_made_for():
     assert target.backwards.tolist() == [0, 1, 0, 1]
 
 
-def test_passes_without_rows_are_spread_evenly():
-    target = Target(Plain(), 4)
-    target.view().answer(X[:2])
-    assert target.forwards.tolist() == [0.5] * 4
-    target.view().ascent(X[:4], total)
-    assert target.forwards.tolist() == [1.5] * 4
-    assert target.backwards.tolist() == [1.0] * 4
-
-
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 21])
 def test_padding_repeats_the_last_row_up_to_a_whole_block(n):
     padded = pad_to_block(X[:n])
@@ -71,13 +63,13 @@ def test_padding_repeats_the_last_row_up_to_a_whole_block(n):
 def test_padding_never_changes_an_answer():
     defense = Plain()
     view = Target(defense, len(X)).view()
-    whole = view.answer(X)
-    _, loss, gradient = view.ascent(X, total)
+    whole = view.answer(X, ALL)
+    _, loss, gradient = view.ascent(X, total, ALL)
     for n in (1, 3, 8, 13, 20):
-        assert torch.equal(view.answer(X[:n]), whole[:n])
-        _, part_loss, part_gradient = view.ascent(X[:n], total)
+        assert torch.equal(view.answer(X[:n], ALL[:n]), whole[:n])
+        _, part_loss, part_gradient = view.ascent(X[:n], total, ALL[:n])
         assert torch.equal(part_loss, loss[:n]) and torch.equal(part_gradient, gradient[:n])
-        assert torch.equal(Target(defense, n).verdict(X[:n]).labels, whole[:n].argmax(1))
+        assert torch.equal(Target(defense, n).verdict(X[:n], ALL[:n]).labels, whole[:n].argmax(1))
     assert torch.allclose(whole, defense(X), atol=1e-6)
     assert all(size % BLOCK == 0 for size in defense.sizes[:-1])
 
@@ -93,7 +85,7 @@ def test_blockwise_answers_are_the_same_bits_in_any_batch(batch_size):
 
 
 def test_verdict_has_one_answer_per_input():
-    verdict = Target(Plain(), 5).verdict(X[:5])
+    verdict = Target(Plain(), 5).verdict(X[:5], ALL[:5])
     assert verdict.labels.shape == verdict.rejected.shape == (5,)
     assert verdict.rejected.dtype is torch.bool
 
@@ -101,25 +93,35 @@ def test_verdict_has_one_answer_per_input():
 def test_gradient_of_an_input_is_its_own():
     view = Target(Plain(), 3).view()
     x = X[:3].clone().requires_grad_(True)
-    (expected,) = torch.autograd.grad(total(view.logits(x)).sum(), x)
-    logits, values, gradient = view.ascent(X[:3], total)
+    (expected,) = torch.autograd.grad(total(view.logits(x, None)).sum(), x)
+    logits, values, gradient = view.ascent(X[:3], total, ALL[:3])
     assert torch.allclose(gradient, expected)
     assert not logits.requires_grad and not values.requires_grad
     with torch.no_grad():
-        assert torch.equal(view.ascent(X[:3], total)[2], gradient)  # whatever the caller's gradient mode
+        assert torch.equal(view.ascent(X[:3], total, ALL[:3])[2], gradient)  # whatever the caller's gradient mode
 
 
 def test_module_is_the_view_with_its_passes_counted():
-    target = Target(Plain(), 4)
-    module = target.module()
-    assert torch.equal(module(X[:4]), target.view().logits(X[:4]))
-    assert target.forwards.tolist() == [1] * 4
+    target, rows = Target(Plain(), 6), torch.tensor([1, 2, 3, 5])
+    module = target.module(target.view(), rows)
+    assert torch.equal(module(X[:4]), target.view().logits(X[:4], None))
+    assert target.forwards.tolist() == [0, 1, 1, 1, 0, 1]
     x = X[:4].clone().requires_grad_(True)
     module(x).sum().backward()
-    assert target.forwards.tolist() == [2] * 4 and target.backwards.tolist() == [1] * 4
+    assert target.forwards.tolist() == [0, 2, 2, 2, 0, 2] and target.backwards.tolist() == [0, 1, 1, 1, 0, 1]
     assert x.grad is not None
     assert module.num_classes == 10 and not module.rejects
     assert not list(module.parameters())  # nothing another library could train or move
+
+
+def test_a_module_asked_for_fewer_or_more_inputs_spreads_the_passes_over_its_rows():
+    target = Target(Plain(), 6)
+    module = target.module(target.view(), torch.tensor([0, 1, 2, 3]))
+    module(X[:2])
+    assert target.forwards.tolist() == [0.5] * 4 + [0, 0]
+    x = X[:8].clone().requires_grad_(True)
+    module(x).sum().backward()
+    assert target.forwards.tolist() == [2.5] * 4 + [0, 0] and target.backwards.tolist() == [2] * 4 + [0, 0]
 
 
 def test_too_many_passes_are_refused():
@@ -166,7 +168,7 @@ def test_an_inner_optimisation_goes_on_where_it_ended_for_the_same_rows():
     expected = X[:4].flatten(1)[:, None, :3].clone()
     expected[2:] += 1
     assert torch.equal(view.memory, expected)
-    view.answer(X[:4])  # rows not known: nothing to go on from
+    view.logits(X[:4], None)  # rows not known: nothing to go on from
     assert defense.asked[-1] == ("identity", False, 7)
     Target(defense, 4).view(gradient="unrolled").answer(X[:4], rows)
     assert defense.asked[-1][0] == "unrolled"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -100,7 +102,7 @@ def test_more_steps_are_never_further_away(images):
     for steps in (0, 1, 5, 25):
         reached = SOLVER.solve(generator, images, start, steps).view(-1, 3)
         errors.append(mean_squared_error(generator(reached), images.repeat_interleave(3, 0)))
-    assert all((later <= earlier).all() for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all((later <= earlier).all() for earlier, later in pairwise(errors))
     assert torch.equal(SOLVER.solve(generator, images, start, 0), start)
 
 
@@ -154,7 +156,7 @@ def test_neither_image_nor_start_is_written_to(images):
     assert not start.requires_grad and not images.requires_grad
 
 
-@pytest.mark.xfail(strict=True, reason="solve: `best` begins as the leaf that requires a gradient, and stays in a graph")
+@pytest.mark.xfail(strict=True, reason="solve: `best` begins as a leaf with a gradient and stays in a graph")
 def test_what_is_reached_is_detached(images):
     reached = SOLVER.solve(LinearGenerator(), images, SOLVER.start(5, 3, 0, images), 10)
     assert not reached.requires_grad

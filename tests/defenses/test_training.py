@@ -22,7 +22,7 @@ from defenses.undefended import Undefended
 from defenses.weights import weights_hash
 
 
-class Interrupted(Exception):
+class StopError(Exception):
     pass
 
 
@@ -36,7 +36,7 @@ class Journal(Progress):
     def epoch(self, stage: str, done: int, epochs: int, **figures: float) -> None:
         self.epochs.append((stage, done))
         if self.stop == (stage, done):
-            raise Interrupted
+            raise StopError
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,13 @@ def data() -> LabelledImages:
 def network(seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+        hidden = [nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3)]
+        return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(8, 3))
 
 
-def train(module: nn.Module, data: LabelledImages, progress: Progress, *, seed: int = 0, epochs: int = 5, fail: int = -1):
+def train(
+    module: nn.Module, data: LabelledImages, progress: Progress, *, seed: int = 0, epochs: int = 5, fail: int = -1
+) -> dict[str, Tensor]:
     """Five epochs with dropout and noise; raises in the step of that number."""
     steps = 0
 
@@ -59,7 +62,7 @@ def train(module: nn.Module, data: LabelledImages, progress: Progress, *, seed: 
         nonlocal steps
         steps += 1
         if steps == fail:
-            raise Interrupted
+            raise StopError
         return F.cross_entropy(module(images + 0.1 * torch.randn_like(images)), labels)
 
     train_module(
@@ -76,7 +79,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_a_resumed_training_ends_with_the_same_weights(tmp_path, data, stops):
     whole = train(network(), data, Progress())
     for stop in stops:
-        with pytest.raises(Interrupted):
+        with pytest.raises(StopError):
             train(network(seed=stops.index(stop)), data, Journal(tmp_path, ("s", stop)))
     torch.manual_seed(123)  # whatever the new process has drawn
     journal = Journal(tmp_path)
@@ -86,7 +89,7 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path, data, stops):
 
 def test_a_training_stopped_within_an_epoch_repeats_that_epoch(tmp_path, data):
     whole = train(network(), data, Progress())
-    with pytest.raises(Interrupted):
+    with pytest.raises(StopError):
         train(network(), data, Journal(tmp_path), fail=10)
     journal = Journal(tmp_path)
     assert same(train(network(seed=9), data, journal), whole)
@@ -103,7 +106,7 @@ def test_a_finished_training_is_not_gone_on_with(tmp_path, data):
 @pytest.mark.parametrize("damage", ["truncated", "another network"])
 def test_a_checkpoint_that_does_not_fit_is_left_aside(tmp_path, data, damage):
     whole = train(network(), data, Progress())
-    with pytest.raises(Interrupted):
+    with pytest.raises(StopError):
         train(network() if damage == "truncated" else nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), data,
               Journal(tmp_path, ("s", 2)))  # fmt: skip
     (checkpoint,) = tmp_path.iterdir()
@@ -116,7 +119,7 @@ def test_a_checkpoint_that_does_not_fit_is_left_aside(tmp_path, data, damage):
 @pytest.mark.parametrize("other", [{"seed": 1}, {"epochs": 3}])
 def test_a_checkpoint_of_another_training_is_left_aside(tmp_path, data, other):
     whole = train(network(), data, Progress())
-    with pytest.raises(Interrupted):
+    with pytest.raises(StopError):
         train(network(), data, Journal(tmp_path, ("s", 2)), **other)
     assert same(train(network(), data, Journal(tmp_path)), whole)
 
@@ -155,7 +158,7 @@ def test_every_defense_resumes_to_the_same_weights(tmp_path, digits, cls, more, 
         return weights_hash(defense)
 
     whole = fit(Progress())
-    with pytest.raises(Interrupted):
+    with pytest.raises(StopError):
         fit(Journal(tmp_path, stop))
     torch.manual_seed(5)
     assert fit(Journal(tmp_path)) == whole

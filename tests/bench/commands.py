@@ -1,0 +1,70 @@
+"""The commands as a user starts them: in a process of their own, which finds the systems of `tiny`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from bench.records import IMAGE_COLUMNS
+
+HERE = Path(__file__).parent
+
+
+def environment(cache: Path, **more: str) -> dict[str, str]:
+    """As it is, with a cache of its own and this folder on the path."""
+    path = os.pathsep.join([str(HERE), *filter(None, [more.pop("path", ""), os.environ.get("PYTHONPATH", "")])])
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TINY_", "MANIFOLD_BENCH_"))}
+    return {**kept, "PYTHONPATH": path, "MANIFOLD_BENCH_CACHE": str(cache), "COLUMNS": "200", **more}
+
+
+def command(module: str, *arguments: object, cache: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """`python -m bench.<module>` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", f"bench.{module}", *map(str, arguments)],
+        env=environment(cache, **more), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def bench_run(matrix: object, out: Path, *arguments: object, workers: int = 2, **more: str):
+    """`python -m bench.run` with a cache beside the output folder."""
+    return command(
+        "run", "--matrix", matrix, "--out", out, "--workers", workers, *arguments, cache=out.parent / "cache", **more
+    )
+
+
+def record_files(out: Path) -> dict[str, tuple[int, int]]:
+    """Name → (inode, time of the last change) of every record file and checksum."""
+    found = sorted((out / "records").glob("*--*.*"))
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found if path.is_file()}
+
+
+def records(out: Path) -> pd.DataFrame:
+    """All records of a run but the seconds, in an order of their own."""
+    from bench.store import Store
+
+    rows, _ = Store(out).load()
+    return rows.drop(columns="seconds").sort_values(["key", "eps", "sample"], ignore_index=True)
+
+
+def figures(out: Path) -> pd.DataFrame:
+    """summary.csv by cell: (defense, attack, eps)."""
+    return pd.read_csv(out / "summary.csv", keep_default_na=False, na_values=[""]).set_index(
+        ["defense", "attack", "eps"]
+    )
+
+
+def one_error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The message of a command that ended with bad input: exit code 2, one line, no traceback."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0]
+
+
+__all__ = [
+    "HERE", "IMAGE_COLUMNS", "bench_run", "command", "environment", "figures", "one_error_line", "record_files", "records",
+]  # fmt: skip

@@ -1,0 +1,125 @@
+"""Names to code: every registered name loads, an unknown one is answered with the nearest."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+
+import pytest
+
+from attacks.base import Attack
+from attacks.gradient import PGD
+from bench.datasets.base import Dataset
+from bench.errors import InputError
+from bench.registry import find, nearest, registered
+from defenses.base import Defense
+
+BASES = {"datasets": Dataset, "defenses": Defense, "attacks": Attack}
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_every_registered_name_is_a_class_of_its_kind(kind):
+    assert registered(kind)
+    for name in registered(kind):
+        assert issubclass(find(kind, name), BASES[kind])
+
+
+def test_names_of_the_house_are_there():
+    assert {"digits", "mnist", "mnist5k"} <= set(registered("datasets"))
+    assert {"undefended", "pgd-training", "inc", "gmvae"} <= set(registered("defenses"))
+    assert {"noise", "fgsm", "pgd", "art", "foolbox"} <= set(registered("attacks"))
+
+
+def test_a_class_by_its_module():
+    assert find("attacks", "attacks.gradient:PGD") is PGD is find("attacks", "pgd")
+
+
+def test_a_library_attack_by_its_class():
+    assert find("attacks", "art:DeepFool") is find("attacks", "art")
+
+
+def refused(kind: str, name: str) -> str:
+    with pytest.raises(InputError) as caught:
+        find(kind, name)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "meant"),
+    [
+        ("defenses", "undefnded", "undefended"),
+        ("defenses", "pgd_training", "pgd-training"),
+        ("attacks", "fgms", "fgsm"),
+        ("datasets", "minst", "mnist"),
+        ("datasets", "mnist-5k", "mnist5k"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(kind, name, meant):
+    text = refused(kind, name)
+    assert f"{name!r}; did you mean {meant!r}?" in text and "--list" in text
+
+
+@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("name", ["zzzzzzzz", "", "0", "a b", "zzz\nzzz"])
+def test_a_name_like_no_other_is_said_to_be_unknown(kind, name):
+    text = refused(kind, name)
+    assert "unknown" in text and "did you mean" not in text and repr(name) in text
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("no.such.module:Thing", "cannot import"),
+        ("attacks.gradient:PDG", "did you mean 'PGD'?"),
+        ("attacks.gradient:Nothing9", "has no 'Nothing9'"),
+        ("attacks.gradient:steepest", "not a subclass"),
+        ("defenses.undefended:Undefended", "not a subclass"),
+        ("attacks.gradient:", "has no ''"),
+    ],
+)
+def test_a_module_without_that_class_is_named(name, hint):
+    text = refused("attacks", name)
+    assert hint in text and repr(name) in text
+
+
+@pytest.mark.parametrize("name", [":PGD", ":", ".:PGD", "..gradient:PGD"])
+@pytest.mark.xfail(strict=True, reason="find: import_module raises ValueError and TypeError here")
+def test_a_module_that_cannot_have_a_name_is_named(name):
+    assert repr(name) in refused("attacks", name)
+
+
+@pytest.mark.parametrize("source", ["def broken(:", "raise RuntimeError('no')", "1 / 0"])
+@pytest.mark.xfail(strict=True, reason="find: only ImportError is caught while a user's module is imported")
+def test_a_module_that_breaks_when_imported_is_named(tmp_path, monkeypatch, source):
+    (tmp_path / "broken_plugin.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "broken_plugin" in refused("attacks", "broken_plugin:Thing")
+
+
+@pytest.mark.parametrize("name", ["pgd:Other", "fgsm:DeepFool", "noise:"])
+@pytest.mark.xfail(strict=True, reason="find: what follows the colon is dropped, though only adapters take a class")
+def test_only_adapters_take_a_class_of_their_own(name):
+    assert repr(name) in refused("attacks", name)
+
+
+def test_a_package_from_outside_is_found(tmp_path, monkeypatch):
+    (tmp_path / "outside_package.py").write_text(
+        textwrap.dedent("""
+            from defenses.base import Defense
+            class Mine(Defense):
+                def forward(self, x):
+                    return x.flatten(1)[:, : self.num_classes]
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert find("defenses", "outside_package:Mine").__name__ == "Mine"
+    finally:
+        sys.modules.pop("outside_package", None)
+
+
+def test_the_nearest_word():
+    assert nearest("stepz", ["steps", "norm"]) == "; did you mean 'steps'?"
+    assert nearest("qqq", ["steps", "norm"]) == nearest("x", []) == ""

@@ -1,0 +1,316 @@
+"""Systems small enough for a run of seconds, good and bad ones, named in matrix files as `tiny:Name`."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from attacks.base import Attack, Knowledge
+from attacks.target import Target, Verdict
+from attacks.threat import NORMS, Norm
+from bench.datasets.base import Dataset
+from bench.datasets.digits import Digits
+from defenses.base import Defense, DefenseSpec, LabelledImages, Progress
+
+WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 1.5])
+BIAS = -0.5
+
+
+@dataclass(frozen=True)
+class Grey(Dataset):
+    """Images of 2×2 pixels so far inside [0,1] that the closed forms hold; the labels are those of `Linear`.
+
+    Every sixth label is the wrong one, so that some inputs are beaten before any attack.
+    """
+
+    name = "grey"
+    shape = (1, 2, 2)
+    num_classes = 2
+    revision = "1"
+    zoo = "grey"
+
+    @cached_property
+    def test(self) -> LabelledImages:
+        images = 0.35 + 0.3 * torch.rand(24, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+        labels = (images.flatten(1) @ WEIGHTS + BIAS > 0).long()
+        return LabelledImages(images, torch.where(torch.arange(24) % 6 == 0, 1 - labels, labels))
+
+    @property
+    def train(self) -> LabelledImages:
+        return self.test
+
+    @property
+    def validation(self) -> LabelledImages:
+        return self.test
+
+
+class Linear(Defense):
+    """Two classes, logits 0 and w·x + b: the distance to the boundary is |w·x + b| / ‖w‖ in the dual norm."""
+
+    def __init__(self, spec: DefenseSpec) -> None:
+        super().__init__(spec)
+        self.register_buffer("weights", WEIGHTS.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = (x.flatten(1) * self.weights).sum(1) + BIAS
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+class NearestMean(Defense):
+    """The class whose mean training digit is nearest: deterministic, linear, nothing to train."""
+
+    def __init__(self, spec: DefenseSpec) -> None:
+        super().__init__(spec)
+        data = Digits().train
+        self.register_buffer(
+            "means", torch.stack([data.images[data.labels == c].mean(0) for c in range(10)]).flatten(1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (2 * x.flatten(1)[:, None] * self.means - self.means.square()).sum(2)
+
+
+class Coin(NearestMean):
+    """Answers at random between the two nearest means."""
+
+    randomized: ClassVar[bool] = True
+
+    def verdict(self, x: Tensor) -> Verdict:
+        two = self(x).topk(2, dim=1).indices
+        labels = two.gather(1, torch.randint(0, 2, (len(x), 1)))[:, 0]
+        return Verdict(labels, torch.zeros(len(x), dtype=torch.bool))
+
+
+class Jury(NearestMean):
+    """Answers by what the whole batch looks like: alone, an input is right; in a batch, all get one answer."""
+
+    def verdict(self, x: Tensor) -> Verdict:
+        labels = self(x).mean(0, keepdim=True).argmax(1).expand(len(x)) if len(x) > 1 else self(x).argmax(1)
+        return Verdict(labels, torch.zeros(len(x), dtype=torch.bool))
+
+
+class NanLogits(NearestMean):
+    """No number for any input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.nan
+
+
+class NanWhereAttacked(NearestMean):
+    """No number for what is not a digit of 17 grey levels: as good as an answer, to a careless judge."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = (x * 16 - (x * 16).round()).abs().flatten(1).amax(1) < 1e-4
+        return torch.where(level[:, None], super().forward(x), torch.nan)
+
+
+class TooManyOutputs(NearestMean):
+    """Two outputs more than classes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([super().forward(x), torch.full((len(x), 2), 1e3)], dim=1)
+
+
+class TooFewOutputs(NearestMean):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, :4]
+
+
+class Dies(NearestMean):
+    """Takes its process with it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        os._exit(3)
+
+
+class Hangs(NearestMean):
+    """Never answers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(3600)
+        return super().forward(x)
+
+
+class Trained(Defense):
+    """One layer, a few steps of training; says on the environment's file that it was trained."""
+
+    def __init__(self, spec: DefenseSpec) -> None:
+        super().__init__(spec)
+        self.layer = nn.Linear(64, spec.num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1))
+
+    def fit(
+        self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
+    ) -> dict[str, float]:
+        if "TINY_UNTRAINABLE" in os.environ:
+            raise ArithmeticError("the loss went through the roof")
+        from defenses.training import accuracy, train_module
+        from defenses.undefended import initialise
+
+        initialise(self, seed)
+        train_module(
+            self, lambda images, labels, _: nn.functional.cross_entropy(self(images), labels), train, stage="layer",
+            epochs=max(1, round(4 * budget)), batch_size=64, rate=0.05, seed=seed, progress=progress,
+        )  # fmt: skip
+        return {"validation_accuracy": accuracy(self, validation)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny(Attack):
+    """What the attacks below share."""
+
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
+    number: int = 0
+    """Tells one from another."""
+
+    @property
+    def knowledge(self) -> Knowledge:
+        return "decision"
+
+    def passes(self) -> tuple[int, int]:
+        return 1, 1
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Tiny):
+    """Moves every pixel by ε away from the label of `Linear`: exact in L∞. Says on the defense how many it was given."""
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        SEEN.append((eps, len(x)))
+        target.count(torch.arange(len(x)), 1, 1)
+        away = (1 - 2 * y).view(-1, 1, 1, 1)
+        return x + eps * away * WEIGHTS.sign().view(1, 1, 2, 2)
+
+
+SEEN: list[tuple[float, int]] = []
+"""What `Step` and `Exact` were asked in this process: ε and the number of inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backwards(Tiny):
+    """Finds every input at the smallest ε and none at a larger one."""
+
+    smallest: float
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        return Step(norm=self.norm).run(target, x, y, eps, seed) if eps == self.smallest else x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact(Tiny):
+    """The smallest perturbation of `Linear` in L2, a hair beyond the boundary; NaN where `fails` says so."""
+
+    fails: bool = False
+
+    @property
+    def minimal(self) -> bool:
+        return True
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        SEEN.append((eps, len(x)))
+        target.count(torch.arange(len(x)), 7, 3)
+        if self.fails:
+            return torch.full_like(x, torch.nan)
+        score = x.flatten(1) @ WEIGHTS + BIAS
+        step = -score * 1.0001 / WEIGHTS.square().sum()
+        return x + step.view(-1, 1, 1, 1) * WEIGHTS.view(1, 1, 2, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(Tiny):
+    """Random noise that takes its time: as many seconds as the environment says."""
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        time.sleep(float(os.environ.get("TINY_SECONDS", "0")))
+        generator = torch.Generator().manual_seed(seed + self.number)
+        return (x + eps * (2 * torch.rand(x.shape, generator=generator) - 1)).clamp(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raises(Tiny):
+    """Breaks, unless the environment says that it was mended."""
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        if "TINY_MENDED" not in os.environ:
+            raise ArithmeticError("out of luck\nand a second line")
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsideBall(Tiny):
+    """Another digit altogether, whatever ε."""
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        return x.flip(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsideBox(Tiny):
+    """Within ε, but no image."""
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        return x - eps
+
+
+@dataclass(frozen=True, kw_only=True)
+class NanPixels(Tiny):
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        return torch.full_like(x, torch.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongShape(Tiny):
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        return x[:1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoTensor(Tiny):
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        return None  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InPlace(Tiny):
+    """Makes its input and its labels its own: an ε of 1 that passes for 0 where originals are not kept safe."""
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        x.copy_(x.flip(0))
+        y.zero_()
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vandal(Tiny):
+    """Breaks the defense itself, so that the next one to load it would find it broken."""
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        target.defense.means.zero_()  # type: ignore[attr-defined]
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kills(Tiny):
+    """Takes its process with it."""
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        os._exit(9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsuited(Tiny):
+    """Makes no sense anywhere."""
+
+    def unsuited(self, defense: object) -> str | None:
+        return "it makes no sense here"
