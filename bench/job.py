@@ -18,10 +18,11 @@ from attacks.target import Target, Verdict
 from attacks.threat import expand
 from bench.datasets.base import image_hashes
 from bench.judge import BATCH, Judgement, batch_invariant, judge, protocol, verdict
-from bench.plan import DefenseRef, Job
+from bench.plan import Job
 from bench.records import typed
 from bench.store import Store
 from defenses.base import Defense
+from defenses.weights import weights_hash
 
 SHOWN = 8
 """Images kept of each cell, for the image grid."""
@@ -29,10 +30,22 @@ SHOWN = 8
 TOLERANCE = {"linf": 1e-6, "l2": 1e-5, "l0": 0.0, "unrestricted": 0.0}
 
 
-@lru_cache(maxsize=4)
-def _loaded(ref: DefenseRef, device: str) -> Defense:
-    """The defense, once per process; nothing in a job changes it."""
-    return ref.load(device)
+def _loaded(job: Job) -> Defense:
+    """The job's defense, fresh: what another job may have done to it is gone."""
+    defense = job.defense.load(job.device)
+    defense.register_forward_hook(_must_answer)
+    return defense
+
+
+def _must_answer(defense: Defense, arguments: tuple[Tensor, ...], logits: Tensor) -> None:
+    """Raises ValueError for outputs that are no answer: NaN has an argmax too, and would pass for one."""
+    x = arguments[0]
+    expected = (len(x), defense.num_classes + int(defense.rejects))
+    if tuple(logits.shape) != expected:
+        raise ValueError(f"the defense returned shape {tuple(logits.shape)}, not {expected}: one output per class"
+                         f"{' and the reject score' if defense.rejects else ''}")
+    if logits.isnan().any() and not x.isnan().any():
+        raise ValueError("the defense returned NaN for an image")
 
 
 def run_job(job: Job, folder: Path) -> str:
@@ -64,7 +77,7 @@ def inputs(job: Job) -> tuple[Tensor, Tensor]:
 def clean_records(job: Job) -> pd.DataFrame:
     """The answers to the unperturbed inputs, one row each."""
     x, y = inputs(job)
-    defense = _loaded(job.defense, job.device)
+    defense = _loaded(job)
     begun = time.perf_counter()
     answer = verdict(defense, x, y, job.draws, job.seed)
     seconds = time.perf_counter() - begun
@@ -83,7 +96,7 @@ def clean_records(job: Job) -> pd.DataFrame:
 def attack_records(job: Job, attack: Attack, store: Store) -> pd.DataFrame:
     """The whole ladder of ε: what is beaten at a smaller ε stays beaten, the larger ones attack the rest."""
     x, y = inputs(job)
-    defense = _loaded(job.defense, job.device)
+    defense = _loaded(job)
     clean = _clean_verdict(job, store, x.device)
     ladder = (
         _minimal(job, attack, defense, x, y, clean) if attack.minimal else _fixed(job, attack, defense, x, y, clean)
@@ -173,10 +186,12 @@ def _attack(
     for part in torch.arange(len(active)).split(BATCH):
         rows = active[part.to(active.device)]
         target = Target(defense, len(rows), max_forwards=attack.max_forwards)
-        found = attack.run(target, x[rows].clone(), y[rows].clone(), eps, seed).detach().to(x.device, x.dtype)
+        found = attack.run(target, x[rows].clone(), y[rows].clone(), eps, seed)
+        if not isinstance(found, Tensor):
+            raise TypeError(f"the attack returned {type(found).__name__}, not a tensor of images")
         if found.shape != x[rows].shape:
             raise ValueError(f"the attack returned shape {tuple(found.shape)} for inputs {tuple(x[rows].shape)}")
-        outputs[part.to(outputs.device)] = found
+        outputs[part.to(outputs.device)] = found.detach().to(x.device, x.dtype)
         forwards[rows.cpu()], backwards[rows.cpu()] = target.forwards, target.backwards
     return outputs, forwards, backwards
 
