@@ -6,12 +6,13 @@ they are beaten.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from attacks.base import Knowledge, ViewAttack
@@ -27,7 +28,9 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     """The unit step of steepest ascent: the sign in L∞, the normalised gradient in L2. [N,C,H,W] → same."""
     if norm == "linf":
         return gradient.sign()
-    return gradient / expand(flat_norm(gradient, "l2").clamp_min(1e-12), gradient)
+    # First by the largest entry: the squares of a confident model's tiny gradients would vanish
+    scaled = gradient / expand(flat_norm(gradient, "linf").clamp_min(1e-37), gradient)
+    return scaled / expand(flat_norm(scaled, "l2").clamp_min(1e-12), gradient)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ class PGD(GradientAttack):
 
     steps: Annotated[int, Ge(1)] = 40
     restarts: Annotated[int, Ge(1)] = 1
-    step_size: Annotated[float, Gt(0)] | None = None
+    step_size: Annotated[float, Gt(0), Lt(math.inf)] | None = None
     random_start: bool = True
     targeted: bool = False
 

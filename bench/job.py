@@ -42,8 +42,10 @@ def _must_answer(defense: Defense, arguments: tuple[Tensor, ...], logits: Tensor
     x = arguments[0]
     expected = (len(x), defense.num_classes + int(defense.rejects))
     if tuple(logits.shape) != expected:
-        raise ValueError(f"the defense returned shape {tuple(logits.shape)}, not {expected}: one output per class"
-                         f"{' and the reject score' if defense.rejects else ''}")
+        raise ValueError(
+            f"the defense returned shape {tuple(logits.shape)}, not {expected}: one output per class"
+            f"{' and the reject score' if defense.rejects else ''}"
+        )
     if logits.isnan().any() and not x.isnan().any():
         raise ValueError("the defense returned NaN for an image")
 
@@ -101,6 +103,8 @@ def attack_records(job: Job, attack: Attack, store: Store) -> pd.DataFrame:
     ladder = (
         _minimal(job, attack, defense, x, y, clean) if attack.minimal else _fixed(job, attack, defense, x, y, clean)
     )
+    if weights_hash(defense) != job.defense.weights_sha256:
+        raise RuntimeError("the attack changed the defense's weights or buffers: its answers count for nothing")
     return pd.concat(ladder, ignore_index=True)
 
 

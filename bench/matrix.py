@@ -9,12 +9,12 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from attacks.base import Attack
-from attacks.threat import NORMS, Norm
+from attacks.threat import Norm
 from bench.errors import InputError
 from bench.records import CLEAN, WORST_CASE
 from bench.registry import find, nearest
@@ -69,9 +69,9 @@ class MatrixFile(BaseModel):
     datasets: Annotated[tuple[DatasetEntry, ...], Field(min_length=1)]
     defenses: Annotated[tuple[SystemEntry, ...], Field(min_length=1)]
     attacks: Annotated[tuple[AttackEntry, ...], Field(min_length=1)]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     draws: Annotated[int, Field(ge=1)] = 1
-    timeout: Annotated[float, Field(gt=0)] = 4 * 3600.0
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class DefenseChoice:
 
     def spec(self, shape: tuple[int, int, int], num_classes: int) -> DefenseSpec:
         values = {"shape": list(shape), "num_classes": num_classes, **self.parameters}
-        return TypeAdapter(self.cls.Spec).validate_json(json.dumps(values))
+        return TypeAdapter(self.cls.Spec).validate_json(json.dumps(values), strict=True)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def matrix_path(name: str) -> Path:
             raise InputError(f"--matrix: {name}: no such file")
         return path
     raise InputError(
-        f"--matrix: no matrix {name!r}{nearest(name, known)} known: {', '.join(known)}; or give a TOML file"
+        f"--matrix: no matrix {name!r}{nearest(name, known)}; known: {', '.join(known)}; or give a TOML file"
     )
 
 
@@ -149,7 +149,7 @@ def parse_matrix(raw: dict[str, Any], source: str) -> Matrix:
         # as JSON: strict about types, yet lists may stand for tuples
         file = MatrixFile.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        raise InputError(f"{source}: {explain(error, raw, tuple(MatrixFile.model_fields))}") from error
+        raise InputError(f"{source}: {explain(error, '', MatrixFile)}") from error
     except ValueError as error:
         raise InputError(f"{source}: {error}") from error
     for index, dataset in enumerate(file.datasets):
@@ -159,6 +159,9 @@ def parse_matrix(raw: dict[str, Any], source: str) -> Matrix:
     _unique(source, "datasets", [entry.name for entry in file.datasets])
     _unique(source, "defenses", [choice.label for choice in defenses])
     _unique(source, "attacks", [f"{choice.label} in {choice.attack.norm}" for choice in attacks])
+    for index, choice in enumerate(attacks):
+        if choice.label in (CLEAN, WORST_CASE):
+            raise InputError(f"{source}: attacks[{index}]: {choice.label!r} is a reserved name; choose another label")
     return Matrix(source, file.datasets, defenses, attacks, file.seed, file.draws, file.timeout)
 
 
@@ -172,7 +175,22 @@ def with_place(place: str, action: Any) -> Any:
 
 def defense_choice(name: str) -> DefenseChoice:
     """A defense by name alone, as on the command line."""
+    find("defenses", name)
     return _defense(SystemEntry(name=name), "--defense")
+
+
+def attack_by_name(name: str, others: tuple[AttackChoice, ...]) -> AttackChoice:
+    """An attack by name alone, as on the command line: in the first norm of `others` that it works in, with its ε."""
+    find("attacks", name)
+    refusals = []
+    for other in others:
+        norm = other.attack.norm
+        eps = None if norm == "unrestricted" else list(other.eps)
+        try:
+            return attack_choice(AttackEntry(name=name, norm=norm, eps=eps), "--attack")
+        except InputError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def _defense(entry: SystemEntry, place: str) -> DefenseChoice:
@@ -183,7 +201,7 @@ def _defense(entry: SystemEntry, place: str) -> DefenseChoice:
     try:
         choice.spec((1, 32, 32), 10)  # any shape: the parameters are what is checked here
     except ValidationError as error:
-        raise InputError(f"{place}: {explain(error, {**values}, tuple(sorted(fields)))}") from error
+        raise InputError(explain(error, place, cls.Spec)) from error
     except ValueError as error:
         raise InputError(f"{place}: {error}") from error
     return choice
@@ -207,9 +225,9 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
     else:
         arguments = _known(values, fields, place, entry.name)
     try:
-        attack = TypeAdapter(cls).validate_json(json.dumps({**arguments, "norm": entry.norm}))
+        attack = TypeAdapter(cls).validate_json(json.dumps({**arguments, "norm": entry.norm}), strict=True)
     except ValidationError as error:
-        raise InputError(f"{place}: {explain(error, arguments, tuple(sorted(fields)))}") from error
+        raise InputError(explain(error, place, cls)) from error
     except ValueError as error:
         raise InputError(f"{place}: {error}") from error
     if entry.norm not in attack.norms:
@@ -258,7 +276,7 @@ def _known(values: dict[str, Any], fields: Iterable[str], place: str, name: str)
     for key in values:
         if key not in allowed:
             raise InputError(
-                f"{place}.{key}: {name!r} has no such parameter{nearest(key, allowed)} allowed: {', '.join(allowed)}"
+                f"{place}.{one_line(key)}: {name!r} has no such parameter{nearest(key, allowed)}; allowed: {', '.join(allowed)}"
             )
     return values
 
@@ -269,33 +287,34 @@ def _unique(source: str, key: str, labels: list[str]) -> None:
             raise InputError(
                 f"{source}: {key}[{index}]: {name!r} stands there twice; give one of them a label of its own"
             )
-        if name.split(" in ")[0] in (CLEAN, WORST_CASE):
-            raise InputError(f"{source}: {key}[{index}]: {name!r} is a reserved name; choose another label")
 
 
-def explain(error: ValidationError, given: Any, allowed: tuple[str, ...]) -> str:
-    """The first fault of a validation as `key[2].sub: value is not …; what is allowed`."""
+def explain(error: ValidationError, place: str, owner: type[Any]) -> str:
+    """The first fault of a validation as `place.key[2]: value is not …; what is allowed`.
+
+    owner: the model or dataclass whose values these are, for what is allowed in place of a misspelt key.
+    """
     fault = error.errors()[0]
-    place = ""
     for part in fault["loc"]:
-        if isinstance(part, int):
-            place += f"[{part}]"
-        else:
-            place += f".{part}" if place else str(part)
-    if fault["type"] == "extra_forbidden":
-        word = str(fault["loc"][-1])
-        siblings = list(allowed) if len(fault["loc"]) == 1 else list(DatasetEntry.model_fields)
-        return f"{place}: unknown key{nearest(word, siblings)} allowed: {', '.join(siblings)}"
-    if fault["type"] == "missing":
+        place += f"[{part}]" if isinstance(part, int) else f".{one_line(part)}" if place else one_line(part)
+    context: dict[str, Any] = fault.get("ctx", {})
+    kind, value = fault["type"], fault["input"]
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = keys_at(owner, fault["loc"][:-1])
+        return f"{place}: unknown key{nearest(str(fault['loc'][-1]), known)}; allowed: {', '.join(known)}"
+    if kind == "missing":
         return f"{place}: missing; it has to be there"
-    value = fault["input"]
-    shown = json.dumps(value, default=str)
+    if kind == "value_error":
+        return f"{place}: {one_line(context['error'])}"
+    shown = one_line(json.dumps(value, default=str, ensure_ascii=False))
     shown = shown if len(shown) <= 60 else shown[:57] + "…"
+    if place.startswith("attacks") and ".eps" in place and kind == "greater_than":
+        return f"{place}: {shown} is not a perturbation size; give numbers > 0 (L∞: at most 1)"
     hint = {
         "greater_than": "is not allowed; give a number > {gt}",
         "greater_than_equal": "is not allowed; give a number ≥ {ge}",
         "less_than_equal": "is not allowed; give a number ≤ {le}",
-        "less_than": "is not allowed; give a number < {lt}",
+        "less_than": "is not allowed; give a finite number < {lt}",
         "too_short": "is empty; give at least one",
         "literal_error": "is not allowed; give {expected}",
         "finite_number": "is not allowed; give a finite number",
@@ -307,10 +326,20 @@ def explain(error: ValidationError, given: Any, allowed: tuple[str, ...]) -> str
         "tuple_type": "is not a list",
         "list_type": "is not a list",
         "model_type": "is not a name or a table with one",
-        "model_attributes_type": "is not a name or a table with one",
-    }.get(fault["type"])
-    context = fault.get("ctx", {})
-    message = hint.format(**context) if hint else f"is not allowed: {fault['msg']}"
-    if place.startswith("attacks") and ".eps" in place and fault["type"] == "greater_than":
-        message = f"is not a perturbation size; give numbers > 0 ({', '.join(NORMS[:1])}: at most 1)"
-    return f"{place}: {shown} {message}"
+        "dataclass_type": "is not a table of parameters",
+        "dataclass_exact_type": "is not a table of parameters",
+    }.get(kind)
+    return f"{place}: {shown} {hint.format(**context) if hint else 'is not allowed: ' + one_line(fault['msg'])}"
+
+
+def keys_at(owner: type[Any], path: Iterable[str | int]) -> list[str]:
+    """The names of the fields of what lies at that path in a model or dataclass."""
+    for name in path:
+        if isinstance(name, str):
+            hint = get_type_hints(owner)[name]
+            owner = next(part for part in (*get_args(hint), hint) if isinstance(part, type))
+    return sorted(get_type_hints(owner))
+
+
+def one_line(text: Any) -> str:
+    return " ".join(str(text).split())

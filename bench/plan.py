@@ -20,7 +20,7 @@ from bench.errors import InputError
 from bench.judge import protocol
 from bench.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix
 from bench.records import CLEAN
-from bench.registry import find, registered
+from bench.registry import find, one_line, registered
 from defenses import weights
 from defenses.base import Defense, DefenseSpec
 
@@ -165,8 +165,8 @@ def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:
         spec = choice.spec(dataset.shape, dataset.num_classes)
         ref = DefenseRef(choice.name, choice.label, spec, None, None, source_hash(choice.name, choice.cls))
         module = ref.build()
-    except ValueError as error:
-        raise InputError(f"defense {choice.label!r} on data set {dataset.name!r}: {error}") from error
+    except Exception as error:  # it may be a user's code: anything may happen
+        raise InputError(f"defense {choice.label!r} on data set {dataset.name!r}: {one_line(error)}") from error
     if choice.cls.fit is Defense.fit:
         return dataclasses.replace(ref, weights_sha256=weights.weights_hash(module))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
@@ -34,18 +35,25 @@ def find(kind: Kind, name: str) -> type[Any]:
     """
     points = registered(kind)
     prefix, colon, attribute = name.partition(":")
-    if name in points or (kind == "attacks" and colon and prefix in points):
-        return _load(kind, points[name if name in points else prefix])
+    if name in points:
+        return _load(kind, points[name])
+    if kind == "attacks" and colon and prefix in points:
+        adapter = _load(kind, points[prefix])
+        if not adapter.open_parameters:
+            raise InputError(f"unknown attack {name!r}; {prefix!r} takes nothing behind a colon")
+        return adapter
     if not colon:
         known = list(points)
         raise InputError(
-            f"unknown {SINGULAR[kind]} {name!r}{nearest(name, known)} "
+            f"unknown {SINGULAR[kind]} {name!r}{nearest(name, known)}; "
             f"`python -m bench.run --list` names all {len(known)}; package.module:Name is allowed too"
         )
+    if not all(part.isidentifier() for part in [*prefix.split("."), *attribute.split(".")]):
+        raise InputError(f"unknown {SINGULAR[kind]} {name!r}; give a registered name or package.module:Name")
     try:
         module = importlib.import_module(prefix)
-    except ImportError as error:
-        raise InputError(f"{SINGULAR[kind]} {name!r}: cannot import {prefix!r} ({error})") from error
+    except Exception as error:  # it is the user's code: anything may happen
+        raise InputError(f"{SINGULAR[kind]} {name!r}: cannot import {prefix!r} ({one_line(error)})") from error
     found = getattr(module, attribute, None)
     if found is None:
         public = [word for word in vars(module) if not word.startswith("_")]
@@ -53,11 +61,16 @@ def find(kind: Kind, name: str) -> type[Any]:
     return _checked(kind, name, found)
 
 
+def one_line(error: Exception) -> str:
+    """An exception's kind and message on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def _load(kind: Kind, point: EntryPoint) -> type[Any]:
     try:
         return _checked(kind, point.name, point.load())
     except (ImportError, AttributeError) as error:
-        raise InputError(f"{SINGULAR[kind]} {point.name!r}: cannot load {point.value!r} ({error})") from error
+        raise InputError(f"{SINGULAR[kind]} {point.name!r}: cannot load {point.value!r} ({one_line(error)})") from error
 
 
 def _checked(kind: Kind, name: str, found: Any) -> type[Any]:
@@ -69,4 +82,6 @@ def _checked(kind: Kind, name: str, found: Any) -> type[Any]:
     base = {"datasets": Dataset, "defenses": Defense, "attacks": Attack}[kind]
     if not (isinstance(found, type) and issubclass(found, base)):
         raise InputError(f"{SINGULAR[kind]} {name!r}: {found!r} is not a subclass of {base.__module__}.{base.__name__}")
+    if inspect.isabstract(found):
+        raise InputError(f"{SINGULAR[kind]} {name!r}: {found.__name__} is abstract; name a complete class")
     return found

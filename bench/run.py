@@ -6,9 +6,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bench.errors import InputError, report_errors
 
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.engines.local import LocalEngine
-    from bench.matrix import Matrix
+    from bench.matrix import AttackChoice, DefenseChoice, Matrix
     from bench.plan import DatasetRef, DefenseRef, Job, Options
     from bench.store import Store
 
 DATA_VARIABLE = "MANIFOLD_BENCH_DATA"
+
+C = TypeVar("C", bound="DefenseChoice | AttackChoice")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -95,7 +97,7 @@ def checked_device(name: str) -> str:
     import torch
 
     try:
-        torch.empty(1, device=name)
+        torch.ones(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
     return name
@@ -104,12 +106,12 @@ def checked_device(name: str) -> str:
 def filtered(matrix: Matrix, given: argparse.Namespace) -> Matrix:
     """The matrix cut down to what --defense, --attack and --dataset name; unknown ones are added from the registry.
 
-    A name selects every entry of that name or label. An attack that is not in the matrix takes the ε of the first
-    entry for its norm.
+    A name selects every entry of that name or label. An attack that is not in the matrix takes the first norm of the
+    matrix that it works in, with the ε there.
     """
     import dataclasses
 
-    from bench.matrix import AttackEntry, DatasetEntry, attack_choice, defense_choice
+    from bench.matrix import DatasetEntry, attack_by_name, defense_choice
     from bench.registry import find
 
     datasets, defenses, attacks = matrix.datasets, matrix.defenses, matrix.attacks
@@ -119,23 +121,20 @@ def filtered(matrix: Matrix, given: argparse.Namespace) -> Matrix:
         known = {entry.name: entry for entry in datasets}
         datasets = tuple(known.get(name) or DatasetEntry(name=name, n=datasets[0].n) for name in unique(given.dataset))
     if given.defense:
-        defenses = tuple(
-            choice
-            for name in unique(given.defense)
-            for choice in ([d for d in matrix.defenses if name in (d.name, d.label)] or [defense_choice(name)])
-        )
+        defenses = selected(defenses, given.defense, defense_choice)
     if given.attack:
-        chosen = []
-        for name in unique(given.attack):
-            there = [a for a in matrix.attacks if name in (a.name, a.label)]
-            if not there:
-                first = matrix.attacks[0]
-                entry = AttackEntry(name=name, norm=first.attack.norm, eps=list(first.eps))
-                there = [attack_choice(entry, "--attack")]
-            chosen += there
-        attacks = tuple(chosen)
+        attacks = selected(attacks, given.attack, lambda name: attack_by_name(name, matrix.attacks))
     seed = matrix.seed if given.seed is None else given.seed
     return dataclasses.replace(matrix, datasets=datasets, defenses=defenses, attacks=attacks, seed=seed)
+
+
+def selected(choices: tuple[C, ...], names: Iterable[str], add: Callable[[str], C]) -> tuple[C, ...]:
+    """The choices of those names or labels, each once, in the order of the names; `add` makes what is not there."""
+    found: list[C] = []
+    for name in names:
+        there = [choice for choice in (*found, *choices) if name in (choice.name, choice.label)] or [add(name)]
+        found += [choice for choice in there if choice not in found]
+    return tuple(found)
 
 
 def unique(names: Iterable[str]) -> list[str]:
@@ -246,7 +245,7 @@ class Run:
         waiting = []
         for job in jobs:
             state = self.store.status(job)
-            if state == "ok":
+            if state == "ok" or (state == "skipped" and job.skip):
                 continue
             if state == "damaged":
                 board.line(f"damaged records, computed again: {self.store.path(job)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,12 +30,12 @@ class PGDTrainingSpec(DefenseSpec):
     eps: Annotated[float, Gt(0)] = 0.3
     steps: Annotated[int, Ge(1)] = 40
     step_size: Annotated[float, Gt(0)] = 0.01
-    warm_up: float = 0.3
-    width: int = 32
-    hidden: int = 256
-    epochs: int = 14
-    batch_size: int = 128
-    rate: float = 1e-3
+    warm_up: Annotated[float, Ge(0), Le(1)] = 0.3
+    width: Annotated[int, Ge(1)] = 32
+    hidden: Annotated[int, Ge(1)] = 256
+    epochs: Annotated[int, Ge(1)] = 14
+    batch_size: Annotated[int, Ge(1)] = 128
+    rate: Annotated[float, Gt(0)] = 1e-3
 
 
 class PGDTraining(Defense):
@@ -66,6 +66,7 @@ class PGDTraining(Defense):
             epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
             evaluate=lambda: self.figures(validation),
         )  # fmt: skip
+        self.eval()
         return self.figures(validation)
 
     def perturbed(self, images: Tensor, labels: Tensor, ramp: float) -> Tensor:
@@ -89,8 +90,11 @@ class PGDTraining(Defense):
 
     def figures(self, validation: LabelledImages) -> dict[str, float]:
         """Accuracy on the validation images, clean and under the training's own attack (its first 1,000)."""
-        some = LabelledImages(validation.images[:1000], validation.labels[:1000])
-        attacked = LabelledImages(self.perturbed(some.images, some.labels, 1.0), some.labels)
+        device = next(self.parameters()).device
+        images, labels = validation.images[:1000].to(device), validation.labels[:1000]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            attacked = LabelledImages(self.perturbed(images, labels.to(device), 1.0), labels)
         return {
             "validation_accuracy": accuracy(self.network, validation),
             "validation_accuracy_under_training_attack": accuracy(self.network, attacked),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 
@@ -25,7 +25,7 @@ class MomentumSolver:
 
     steps: Annotated[int, Ge(1)] = 1000
     rate: Annotated[float, Gt(0)] = 100.0
-    momentum: float = 0.9
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     starts: Annotated[int, Ge(1)] = 1
 
     def start(self, n: int, latent: int, seed: int, like: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class MomentumSolver:
         aim = aim.repeat_interleave(starts, 0)
         z = start.detach().reshape(-1, latent)
         velocity = torch.zeros_like(z)
-        best, best_error = z, z.new_full((len(z),), torch.inf)
+        best, best_error = z.clone(), z.new_full((len(z),), torch.inf)
         # An attack may ask for predictions under no_grad, and autograd.Function switches gradients off
         with torch.enable_grad():
             for _ in range(steps):
@@ -63,7 +63,7 @@ class MomentumSolver:
             return z.view(n, starts, latent)
         with torch.no_grad():
             better = mean_squared_error(generator(z), aim) < best_error
-        return torch.where(better[:, None], z, best).view(n, starts, latent)
+            return torch.where(better[:, None], z, best).view(n, starts, latent)
 
 
 def mean_squared_error(a: Tensor, b: Tensor) -> Tensor:

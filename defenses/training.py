@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -26,16 +27,17 @@ def epoch_generator(seed: int, stage: str, epoch: int) -> torch.Generator:
 
 def hash_of(text: str) -> int:
     """A stable 56-bit number for a text."""
-    import hashlib
-
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
 
 
 def minibatches(data: LabelledImages, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Shuffled batches; a last one smaller than half a batch is dropped."""
-    for rows in torch.randperm(len(data), generator=generator).split(batch_size):
-        if len(rows) * 2 >= min(batch_size, len(data)):
-            yield data.images[rows], data.labels[rows]
+    for rows in _row_batches(torch.randperm(len(data), generator=generator), batch_size):
+        yield data.images[rows], data.labels[rows]
+
+
+def _row_batches(order: Tensor, batch_size: int) -> Iterator[Tensor]:
+    return (rows for rows in order.split(batch_size) if len(rows) * 2 >= min(batch_size, len(order)))
 
 
 def train_module(
@@ -60,8 +62,10 @@ def train_module(
     optimizer = torch.optim.Adam(module.parameters(), lr=rate, weight_decay=weight_decay)
     checkpoint = progress.checkpoints / f"{stage}.safetensors" if progress.checkpoints else None
     device = next(module.parameters()).device
-    first = _resume(module, optimizer, checkpoint)
-    batches = max(1, round(len(data) / batch_size))
+    # what a checkpoint has to agree with to be continued
+    training = json.dumps([seed, epochs, batch_size, rate, weight_decay, len(data)])
+    first = _resume(module, optimizer, checkpoint, training)
+    batches = sum(1 for _ in _row_batches(torch.arange(len(data)), batch_size))
     for epoch in range(first, epochs):
         module.train()
         generator = epoch_generator(seed, stage, epoch)
@@ -81,7 +85,7 @@ def train_module(
         if not torch.isfinite(torch.tensor(total)):
             raise FloatingPointError(f"training stage {stage!r}: the loss is not finite in epoch {epoch + 1}")
         figures = {"loss": total / max(count, 1)} | (evaluate() if evaluate else {})
-        _save(module, optimizer, epoch + 1, checkpoint)
+        _save(module, optimizer, epoch + 1, checkpoint, training)
         progress.epoch(stage, epoch + 1, epochs, **figures)
     module.eval()
 
@@ -91,11 +95,12 @@ def one_cycle(done: float, peak: float = 0.2) -> float:
     return 0.1 + 0.9 * done / peak if done < peak else max(0.01, (1 - done) / (1 - peak))
 
 
-def accuracy(classify: Callable[[Tensor], Tensor], data: LabelledImages, batch_size: int = 500) -> float:
-    """Share of images whose argmax over classify(images) is the label."""
+def accuracy(module: nn.Module, data: LabelledImages, batch_size: int = 500) -> float:
+    """Share of images whose argmax over module(images) is the label."""
+    device = next((weight.device for weight in module.parameters()), torch.device("cpu"))
     with torch.no_grad():
         right = [
-            (classify(images).argmax(1).cpu() == labels).sum()
+            (module(images.to(device)).argmax(1).cpu() == labels).sum()
             for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True)
         ]
     return float(torch.stack(right).sum()) / len(data)
@@ -115,27 +120,37 @@ def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]
     draft.replace(path)
 
 
-def _save(module: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, path: Path | None) -> None:
+def _save(module: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, path: Path | None, training: str) -> None:
     if path is None:
         return
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    atomic_save(tensors, path, {"epoch": json.dumps(epoch)})
+    atomic_save(tensors, path, {"epoch": json.dumps(epoch), "training": training})
 
 
-def _resume(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path | None) -> int:
-    """Loads the checkpoint, if there is one that fits; returns the number of epochs it has behind it."""
+def _resume(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path | None, training: str) -> int:
+    """Loads the checkpoint, if there is one of this very training; returns the number of epochs it has behind it.
+
+    One that is damaged, or of another training, is left aside: the training starts anew.
+    """
     if path is None or not path.exists():
         return 0
-    with safe_open(path, "pt") as file:
-        epoch = int(json.loads(file.metadata()["epoch"]))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    module.load_state_dict({n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")})
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return 0
+    own = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if metadata.get("training") != training or {name: tensor.shape for name, tensor in own.items()} != shapes:
+        return 0
+    module.load_state_dict(own)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, number, field = name.split(".", 2)
             state.setdefault(int(number), {})[field] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return epoch
+    return int(json.loads(metadata["epoch"]))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,11 +19,11 @@ from defenses.training import accuracy, epochs_for, train_module
 class UndefendedSpec(DefenseSpec):
     """width, hidden: size of the network. epochs, batch_size, rate: its training (Adam, one cycle)."""
 
-    width: int = 32
-    hidden: int = 256
-    epochs: int = 12
-    batch_size: int = 128
-    rate: float = 2e-3
+    width: Annotated[int, Ge(1)] = 32
+    hidden: Annotated[int, Ge(1)] = 256
+    epochs: Annotated[int, Ge(1)] = 12
+    batch_size: Annotated[int, Ge(1)] = 128
+    rate: Annotated[float, Gt(0)] = 2e-3
 
 
 class Undefended(Defense):
@@ -46,6 +47,7 @@ class Undefended(Defense):
             self.network, train, validation, seed=seed, progress=progress,
             epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
         )  # fmt: skip
+        self.eval()
         return {"validation_accuracy": accuracy(self, validation)}
 
 

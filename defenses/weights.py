@@ -130,7 +130,11 @@ def from_zoo(name: str, data: str) -> Defense:
         raise WeightsError(f"the zoo has no {name!r} for {data!r}; it has {known}")
     card = read_card(path)
     module, _, qualified = card.defense.partition(":")
-    cls: type[Defense] = getattr(importlib.import_module(module), qualified)
-    defense = cls(TypeAdapter(cls.Spec).validate_json(json.dumps(card.spec)))
+    try:
+        cls: type[Defense] = getattr(importlib.import_module(module), qualified)
+        defense = cls(TypeAdapter(cls.Spec).validate_json(json.dumps(card.spec)))
+    except (ImportError, AttributeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise WeightsError(f"{card_path(path)}: names no defense that is here ({first}); restore it") from error
     load_into(defense, path, card.weights_sha256)
     return defense

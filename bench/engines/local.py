@@ -54,7 +54,9 @@ class LocalEngine:
 
     def run(self, calls: Iterable[Call]) -> Iterator[Outcome]:
         """Runs the calls, in that order as workers become free; yields outcomes as they come."""
-        futures: dict[Any, Call] = {self._pool.schedule(c.function, args=c.arguments, timeout=c.timeout): c for c in calls}
+        futures: dict[Any, Call] = {
+            self._pool.schedule(c.function, args=c.arguments, timeout=c.timeout): c for c in calls
+        }
         while futures:
             done, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in done:

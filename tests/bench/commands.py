@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.records import IMAGE_COLUMNS
-
 HERE = Path(__file__).parent
 
 
@@ -38,8 +36,8 @@ def bench_run(matrix: object, out: Path, *arguments: object, workers: int = 2, *
 
 def record_files(out: Path) -> dict[str, tuple[int, int]]:
     """Name → (inode, time of the last change) of every record file and checksum."""
-    found = sorted((out / "records").glob("*--*.*"))
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found if path.is_file()}
+    found = sorted((out / "records").glob("[!.]*--*.*"))
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
 
 
 def records(out: Path) -> pd.DataFrame:
@@ -63,8 +61,3 @@ def one_error_line(done: subprocess.CompletedProcess[str]) -> str:
     lines = done.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     return lines[0]
-
-
-__all__ = [
-    "HERE", "IMAGE_COLUMNS", "bench_run", "command", "environment", "figures", "one_error_line", "record_files", "records",
-]  # fmt: skip

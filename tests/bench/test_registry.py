@@ -76,7 +76,6 @@ def test_a_name_like_no_other_is_said_to_be_unknown(kind, name):
         ("attacks.gradient:Nothing9", "has no 'Nothing9'"),
         ("attacks.gradient:steepest", "not a subclass"),
         ("defenses.undefended:Undefended", "not a subclass"),
-        ("attacks.gradient:", "has no ''"),
     ],
 )
 def test_a_module_without_that_class_is_named(name, hint):
@@ -84,14 +83,12 @@ def test_a_module_without_that_class_is_named(name, hint):
     assert hint in text and repr(name) in text
 
 
-@pytest.mark.parametrize("name", [":PGD", ":", ".:PGD", "..gradient:PGD"])
-@pytest.mark.xfail(strict=True, reason="find: import_module raises ValueError and TypeError here")
+@pytest.mark.parametrize("name", [":PGD", ":", "attacks.gradient:", ".:PGD", "..gradient:PGD"])
 def test_a_module_that_cannot_have_a_name_is_named(name):
     assert repr(name) in refused("attacks", name)
 
 
 @pytest.mark.parametrize("source", ["def broken(:", "raise RuntimeError('no')", "1 / 0"])
-@pytest.mark.xfail(strict=True, reason="find: only ImportError is caught while a user's module is imported")
 def test_a_module_that_breaks_when_imported_is_named(tmp_path, monkeypatch, source):
     (tmp_path / "broken_plugin.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
@@ -99,7 +96,6 @@ def test_a_module_that_breaks_when_imported_is_named(tmp_path, monkeypatch, sour
 
 
 @pytest.mark.parametrize("name", ["pgd:Other", "fgsm:DeepFool", "noise:"])
-@pytest.mark.xfail(strict=True, reason="find: what follows the colon is dropped, though only adapters take a class")
 def test_only_adapters_take_a_class_of_their_own(name):
     assert repr(name) in refused("attacks", name)
 

@@ -37,7 +37,17 @@ name = "tiny:Unsuited"
 eps = [0.1]
 """
 
-BAD_ATTACKS = ("Raises", "OutsideBall", "OutsideBox", "NanPixels", "WrongShape", "NoTensor", "InPlace", "Vandal", "Kills")
+BAD_ATTACKS = (
+    "Raises",
+    "OutsideBall",
+    "OutsideBox",
+    "NanPixels",
+    "WrongShape",
+    "NoTensor",
+    "InPlace",
+    "Vandal",
+    "Kills",
+)
 TROUBLE = """
 datasets = [{ name = "digits", n = 12 }]
 defenses = ["tiny:NearestMean", "tiny:NanLogits", "tiny:NanWhereAttacked", "tiny:TooManyOutputs", "tiny:TooFewOutputs",
@@ -161,11 +171,23 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(good, tmp_path, capsys):
 def test_list_names_everything(capsys):
     assert main(["--list"]) == 0
     shown = capsys.readouterr().out
-    for name in ("digits", "mnist5k", "undefended", "gmvae", "pgd", "art:ClassName", "foolbox:ClassName", "smoke", "quick"):
+    for name in (
+        "digits",
+        "mnist5k",
+        "undefended",
+        "gmvae",
+        "pgd",
+        "art:ClassName",
+        "foolbox:ClassName",
+        "smoke",
+        "quick",
+    ):
         assert f"\n  {name}" in shown
 
 
-@pytest.mark.parametrize("option", [["--nonsense"], ["--n", "0"], ["--n", "many"], ["--workers", "0"], ["--seed", "-1"]])
+@pytest.mark.parametrize(
+    "option", [["--nonsense"], ["--n", "0"], ["--n", "many"], ["--workers", "0"], ["--seed", "-1"]]
+)
 def test_an_option_that_cannot_be_is_refused(option, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--matrix", "smoke", *option])
@@ -203,11 +225,14 @@ def test_an_option_that_cannot_be_is_refused(option, capsys):
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, hint, good, tmp_path, capsys):
-    places = {"tmp": str(tmp_path), "broken": str(tmp_path / "broken.toml"), "unrestricted": str(tmp_path / "free.toml")}
+    places = {
+        "tmp": str(tmp_path),
+        "broken": str(tmp_path / "broken.toml"),
+        "unrestricted": str(tmp_path / "free.toml"),
+    }
     Path(places["broken"]).write_text("datasets = [", encoding="utf-8")
     Path(places["unrestricted"]).write_text(
-        'datasets = ["digits"]\ndefenses = ["tiny:NearestMean"]\n'
-        '[[attacks]]\nname = "noise"\nnorm = "unrestricted"\n',
+        'datasets = ["digits"]\ndefenses = ["tiny:NearestMean"]\n[[attacks]]\nname = "noise"\nnorm = "unrestricted"\n',
         encoding="utf-8",
     )
     given = [argument.format(**places) for argument in arguments]
@@ -318,7 +343,11 @@ def test_a_run_killed_in_the_middle_resumes_to_the_same_records(tmp_path):
     assert workers
     until(lambda: not any(alive(pid) for pid in workers))
 
-    finished = {name: stat for name, stat in record_files(out).items() if (out / "records" / name).with_suffix(".parquet").exists()}
+    finished = {
+        name: stat
+        for name, stat in record_files(out).items()
+        if (out / "records" / name).with_suffix(".parquet").exists()
+    }
     assert len([name for name in finished if "Slow" in name and name.endswith(".parquet")]) < 6
     (out / "records" / ".digits--half--written.parquet.1.tmp").write_bytes(b"PAR1 half")
     assert json.loads((out / "run.json").read_text(encoding="utf-8"))["finished"] is False

@@ -86,7 +86,7 @@ def test_preprocessor_gradient_is_the_classifiers_at_the_projection(digits, inc)
 def test_pgd_called_directly_in_both_libraries(digits, digits_cnn):
     """The same steps give the same images in ART, in Foolbox and here, where ours neither stops early nor turns back.
 
-    A loss that is 0 in float32 before and after is no progress: ours keeps the input, others return where they are.
+    Below 1e-4 the softmax of the true class is so near 1 that the libraries' float32 gradient is rounding noise.
     """
     import foolbox
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
@@ -102,10 +102,9 @@ def test_pgd_called_directly_in_both_libraries(digits, digits_cnn):
         Target(digits_cnn, 128), x, y, 0.05, seed=0
     )
     with torch.no_grad():
-        rise = F.cross_entropy(digits_cnn(by_art), y, reduction="none") - F.cross_entropy(
-            digits_cnn(x), y, reduction="none"
-        )
-    rest = ~digits_cnn.verdict(ours).wrong(y) & (rise > 1e-4)
+        before = F.cross_entropy(digits_cnn(x), y, reduction="none")
+        after = F.cross_entropy(digits_cnn(by_art), y, reduction="none")
+    rest = ~digits_cnn.verdict(ours).wrong(y) & (before > 1e-4) & (after > before)
     assert rest.sum() > 32
     assert torch.allclose(ours[rest], by_art[rest], atol=1e-5)
     assert torch.allclose(ours[rest], by_foolbox[rest], atol=1e-5)

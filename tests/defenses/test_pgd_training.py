@@ -55,7 +55,6 @@ def test_the_inner_attack_leaves_the_weights_as_they_were(defense, digits):
         assert [p.requires_grad for p in defense.parameters()] == learning
 
 
-@pytest.mark.xfail(strict=True, reason="fit: only the network inside is in eval mode, the defense itself is not")
 def test_fit_leaves_it_in_eval_mode(defense):
     assert not defense.training
 
@@ -74,7 +73,6 @@ def test_a_seed_gives_the_same_weights_whatever_happened_before(digits):
     assert weights_hash(first) == weights_hash(fitted(digits)[0]) != weights_hash(fitted(digits, seed=1)[0])
 
 
-@pytest.mark.xfail(strict=True, reason="figures: the random start of the attack is drawn from the global state")
 def test_figures_do_not_touch_the_random_state(defense, digits):
     before = torch.get_rng_state()
     defense.figures(digits.validation)

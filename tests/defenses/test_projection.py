@@ -156,7 +156,6 @@ def test_neither_image_nor_start_is_written_to(images):
     assert not start.requires_grad and not images.requires_grad
 
 
-@pytest.mark.xfail(strict=True, reason="solve: `best` begins as a leaf with a gradient and stays in a graph")
 def test_what_is_reached_is_detached(images):
     reached = SOLVER.solve(LinearGenerator(), images, SOLVER.start(5, 3, 0, images), 10)
     assert not reached.requires_grad

@@ -39,7 +39,6 @@ def test_it_learns_and_answers_for_every_class(defense, digits):
     assert not verdict.rejected.any()
 
 
-@pytest.mark.xfail(strict=True, reason="fit: only the network inside is in eval mode, the defense itself is not")
 def test_fit_leaves_it_in_eval_mode(defense):
     assert not defense.training
 

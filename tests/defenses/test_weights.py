@@ -180,7 +180,6 @@ def test_the_zoo_gives_a_defense_ready_to_use(saved, monkeypatch):
     ("key", "value"),
     [("defense", "nowhere.at.all:Thing"), ("defense", "defenses.undefended:Nothing"), ("spec", {"width": "many"})],
 )
-@pytest.mark.xfail(strict=True, reason="from_zoo: only read_card and load_into raise WeightsError")
 def test_a_card_that_says_nonsense_is_named(saved, monkeypatch, key, value):
     monkeypatch.setattr(weights, "ZOO", saved.parent)
     card = saved.with_suffix(".json")

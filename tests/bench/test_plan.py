@@ -1,0 +1,207 @@
+"""The plan: an identity that changes with everything a result depends on, skips with reasons, honest estimates."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.errors import InputError
+from bench.matrix import parse_matrix
+from bench.plan import DatasetRef, Job, Options, cache_file, dataset_refs, defense_ref, key_of, make_jobs
+from bench.train import train_defense
+
+MATRIX = {
+    "datasets": [{"name": "digits", "n": 10}],
+    "defenses": ["tiny:Coin"],
+    "attacks": [{"name": "pgd", "eps": [0.1, 0.2], "steps": 10}],
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANIFOLD_BENCH_CACHE", str(tmp_path / "cache"))
+
+
+def planned(options: Options | None = None, **changes) -> list[Job]:
+    """The jobs of MATRIX with those changes."""
+    matrix = parse_matrix(MATRIX | changes, "test.toml")
+    options = options or Options()
+    datasets = dataset_refs(matrix, options)
+    refs = {ref.name: [defense_ref(choice, ref.load()) for choice in matrix.defenses] for ref, _ in datasets}
+    return make_jobs(matrix, options, datasets, refs)
+
+
+def key(options: Options | None = None, **changes) -> str:
+    """The key of the attack's job."""
+    return planned(options, **changes)[1].key
+
+
+def attack(**changes) -> list[dict]:
+    return [MATRIX["attacks"][0] | changes]
+
+
+def test_the_same_matrix_has_the_same_keys_whatever_is_written_around_it():
+    assert [job.key for job in planned()] == [job.key for job in planned(timeout=5)]
+    assert key() == key(attacks=[{"steps": 10, "eps": [0.2, 0.1], "name": "pgd", "norm": "linf"}])
+    assert key(Options(n=10)) == key()
+
+
+def test_every_ingredient_changes_the_key(monkeypatch):
+    keys = {
+        "as it is": key(),
+        "n": key(datasets=[{"name": "digits", "n": 11}]),
+        "n of the command": key(Options(n=12)),
+        "device": key(Options(device="meta")),
+        "data": key(datasets=[{"name": "tiny:Grey", "n": 10}], defenses=["tiny:Linear"]),
+        "defense": key(defenses=["tiny:Jury"]),
+        "spec": key(defenses=[{"name": "undefended", "width": 4, "hidden": 8}]),
+        "other spec": key(defenses=[{"name": "undefended", "width": 4, "hidden": 9}]),
+        "label of the defense": key(defenses=[{"name": "tiny:Coin", "label": "coin"}]),
+        "seed": key(seed=1),
+        "draws": key(draws=5),
+        "norm": key(attacks=attack(norm="l2")),
+        "a further ε": key(attacks=attack(eps=[0.1, 0.2, 0.3])),
+        "other ε": key(attacks=attack(eps=[0.1, 0.2000001])),
+        "steps": key(attacks=attack(steps=11)),
+        "random start": key(attacks=attack(random_start=False)),
+        "passes allowed": key(attacks=attack(max_forwards=100)),
+        "attack": key(attacks=[{"name": "fgsm", "eps": [0.1, 0.2]}]),
+        "label of the attack": key(attacks=attack(label="mine")),
+        "attack by its module": key(attacks=attack(name="attacks.gradient:PGD")),
+        "library attack": key(attacks=[{"name": "art:DeepFool", "norm": "l2", "eps": [0.1, 0.2]}]),
+        "its parameters": key(attacks=[{"name": "art:DeepFool", "norm": "l2", "eps": [0.1, 0.2], "max_iter": 3}]),
+        "clean": planned()[0].key,
+    }
+    from attacks.gradient import PGD
+    from bench.datasets.digits import Digits
+    from tiny import Coin
+
+    for name, (cls, attribute, value) in {
+        "version of the attack": (PGD, "version", 99),
+        "version of the defense": (Coin, "version", 99),
+        "revision of the data": (Digits, "revision", "other"),
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(cls, attribute, value)
+            keys[name] = key()
+    with monkeypatch.context() as patch:
+        first = Coin.__init__
+
+        def brighter(self, spec):
+            first(self, spec)
+            self.means += 1e-7
+
+        patch.setattr(Coin, "__init__", brighter)
+        keys["weights"] = key()
+    for (one, a), (other, b) in itertools.combinations(keys.items(), 2):
+        assert a != b, f"{one} and {other} share a key"
+
+
+def test_draws_matter_to_randomized_defenses_alone():
+    sure = ["tiny:NearestMean"]
+    assert key(defenses=sure, draws=5) == key(defenses=sure)
+    assert planned(draws=5)[0].key != planned()[0].key
+
+
+@pytest.mark.parametrize("kind", ["defenses", "attacks"])
+def test_the_source_of_code_outside_is_part_of_the_key(kind, tmp_path, monkeypatch):
+    def keyed(source: str) -> str:
+        (tmp_path / "theirs.py").write_text(source, encoding="utf-8")
+        sys.modules.pop("theirs", None)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        name = {"defenses": ["theirs:Coin"], "attacks": [{"name": "theirs:Slow", "eps": [0.1]}]}[kind]
+        return key(**{kind: name})
+
+    original = (Path(__file__).parent / "tiny.py").read_text(encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert keyed(original) == keyed(original) != keyed(original + "\n# another answer\n")
+    finally:
+        sys.modules.pop("theirs", None)
+
+
+def test_trained_weights_are_part_of_the_key(tmp_path):
+    matrix = parse_matrix(MATRIX | {"defenses": ["tiny:Trained"]}, "test.toml")
+    data = DatasetRef("digits", None)
+    untrained = defense_ref(matrix.defenses[0], data.load())
+    assert (
+        not untrained.trained
+        and untrained.weights is not None
+        and untrained.weights.parent.parent == tmp_path / "cache"
+    )
+    keys = [key(defenses=["tiny:Trained"])]
+    for seed in (0, 1):
+        train_defense(untrained, data, untrained.weights, seed=seed, budget=0.25)
+        trained = defense_ref(matrix.defenses[0], data.load())
+        assert trained.trained and trained.weights == untrained.weights
+        keys.append(key(defenses=["tiny:Trained"]))
+    assert len(set(keys)) == 3
+
+
+def test_the_cache_tells_trainings_apart():
+    matrix = parse_matrix(MATRIX | {"defenses": ["tiny:Trained"]}, "test.toml")
+    digits, grey = DatasetRef("digits", None).load(), DatasetRef("tiny:Grey", None).load()
+    ref = defense_ref(matrix.defenses[0], digits)
+    files = [
+        cache_file(ref, digits), cache_file(ref, grey), cache_file(ref, digits, seed=1), cache_file(ref, digits, budget=0.5),
+        cache_file(dataclasses.replace(ref, source_sha256="other"), digits),
+    ]  # fmt: skip
+    assert len(set(files)) == len(files)
+
+
+def test_a_pair_that_makes_no_sense_is_skipped_with_its_reason():
+    jobs = planned(
+        defenses=["tiny:Coin", {"name": "gmvae", "label": "gmvae"}],
+        attacks=[*attack(), *attack(label="part", part="classifier"), *attack(label="unrolled", gradient="unrolled")],
+    )
+    skipped = {(job.defense.label, job.label): job.skip for job in jobs}
+    assert skipped["tiny:Coin", "clean"] is None and skipped["tiny:Coin", "pgd(steps=10)"] is None
+    assert "no classifier" in skipped["tiny:Coin", "part"] and "project" in skipped["tiny:Coin", "unrolled"]
+    assert skipped["gmvae", "part"] is None and skipped["gmvae", "unrolled"]
+    assert all(job.clean_key == jobs[0].key for job in jobs[1:4]) and all(
+        job.clean_key == jobs[4].key for job in jobs[5:]
+    )
+
+
+def test_estimates_are_positive_and_grow_with_the_work():
+    jobs = planned(
+        defenses=["tiny:Coin", "undefended", "inc"],
+        attacks=[
+            *attack(), *attack(steps=20), {"name": "noise", "norm": "l2", "eps": [1]},
+            {"name": "art:HopSkipJump", "norm": "l2", "eps": [1]}, {"name": "foolbox:BoundaryAttack", "norm": "l2", "eps": [1]},
+        ],
+    )  # fmt: skip
+    for job in jobs:
+        assert job.forwards > 0 and job.backwards >= 0 and job.passes >= job.n * len(job.eps)
+    ours = {job.label: job.passes for job in jobs if job.defense.label == "tiny:Coin"}
+    assert ours["pgd(steps=10)"] < ours["pgd(steps=20)"]
+
+
+def test_fewer_images_are_some_of_the_more():
+    few, many = planned(Options(n=5))[0].indices, planned(Options(n=50))[0].indices
+    assert len(set(few)) == 5 and set(few) < set(many)
+
+
+def test_more_images_than_there_are_is_said_before_anything_runs():
+    with pytest.raises(InputError, match="500 test images"):
+        planned(Options(n=501))
+
+
+def test_a_defense_that_does_not_suit_the_data_is_said_before_anything_runs():
+    assert planned(defenses=["tiny:Picky"])
+    with pytest.raises(InputError) as caught:
+        planned(datasets=["tiny:Grey"], defenses=["tiny:Picky"])
+    text = str(caught.value)
+    assert "'tiny:Picky'" in text and "'grey'" in text and "no use for (1, 2, 2)" in text and "\n" not in text
+
+
+def test_a_key_never_changes_by_itself():
+    identity = {"a": 1, "b": [0.1, "ε"]}
+    written = '{"a":1,"b":[0.1,"\\u03b5"]}'
+    assert key_of(identity) == key_of({"b": [0.1, "ε"], "a": 1}) == hashlib.sha256(written.encode()).hexdigest()

@@ -1,0 +1,213 @@
+"""Records on disk: whole, checked, and never taken for another cell's."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from commands import bench_run, command, one_error_line, record_files, records
+from handmade import cell, write_run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.plan import key_of
+from bench.store import DamagedRecords, Store, checksum_path, file_name
+
+MATRIX = """
+datasets = [{ name = "digits", n = 10 }]
+defenses = ["tiny:NearestMean"]
+[[attacks]]
+name = "tiny:Slow"
+eps = [0.1, 0.2]
+[[attacks]]
+name = "tiny:OutsideBox"
+eps = [0.1]
+"""
+
+
+@dataclass
+class StoredJob:
+    """As much of a job as the store looks at."""
+
+    identity: dict[str, Any]
+    label: str = "a"
+    norm: str = "linf"
+    dataset: Any = field(default_factory=lambda: SimpleNamespace(name="digits"))
+    defense: Any = field(default_factory=lambda: SimpleNamespace(label="d"))
+    title: str = "digits / d / a"
+
+    @property
+    def key(self) -> str:
+        return key_of(self.identity)
+
+
+def flip_byte(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(bytes(raw))
+
+
+DAMAGES = {
+    "a flipped byte": flip_byte,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "empty": lambda path: path.write_bytes(b""),
+    "no parquet at all": lambda path: path.write_bytes(b"PAR1 garbage"),
+    "no checksum": lambda path: checksum_path(path).unlink(),
+    "garbage for a checksum": lambda path: checksum_path(path).write_bytes(b"\xff\x00"),
+    "somebody else's file": lambda path: path.write_bytes(sorted(path.parent.glob("*clean*.parquet"))[0].read_bytes()),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Matrix file and output folder of a finished run."""
+    folder = tmp_path_factory.mktemp("store")
+    (folder / "matrix.toml").write_text(MATRIX, encoding="utf-8")
+    assert bench_run(folder / "matrix.toml", folder / "out").returncode == 0
+    return folder / "matrix.toml", folder / "out"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found_and_named(tmp_path, damage):
+    write_run(tmp_path, pd.concat([cell("clean"), cell("a", (0.1,)), cell("b", (0.1,))], ignore_index=True))
+    store = Store(tmp_path)
+    path = sorted(store.folder.glob("*--b--*.parquet"))[0]
+    DAMAGES[damage](path)
+    with pytest.raises(DamagedRecords) as caught:
+        store.load()
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_damaged_records_are_reported_by_the_report_and_computed_again_by_the_run(run):
+    matrix, out = run
+    before, whole = record_files(out), records(out)
+    clean, slow, box = (next((out / "records").glob(f"*{name}*.parquet")) for name in ("clean", "Slow", "OutsideBox"))
+    flip_byte(slow)
+    done = command("report", out, cache=out.parent / "cache")
+    assert str(slow) in one_error_line(done)
+    checksum_path(box).unlink()
+    (out / "records" / "index.json").write_text("garbage", encoding="utf-8")
+    done = command("report", out, cache=out.parent / "cache")
+    assert "index.json" in one_error_line(done)
+    (out / "records" / f".{slow.name}.4711.tmp").write_bytes(b"PAR1 half")
+
+    done = bench_run(matrix, out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.replace("\n", "").count("damaged records, computed again") == 2
+    after = record_files(out)
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {slow.name, box.name, checksum_path(slow).name, checksum_path(box).name} and clean.exists()
+    pd.testing.assert_frame_equal(records(out), whole)
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    images = {0: (b"\x00" * 64, b"\xff" * 64, b"\x01" * 64)}
+    rows = cell("a", (0.1, 0.2), adv={0.1: [0, 1, 2, -7], 0.2: [1, 1, 2, -7]}, images=images).drop(columns="key")
+    job = StoredJob({"ε": [0.1, "∞"], "n": 4})
+    store = Store(tmp_path)
+    assert store.status(job) == "missing"
+    store.write(job, rows)
+    read, identity = store.read(store.path(job))
+    pd.testing.assert_frame_equal(read, rows)
+    assert identity == job.identity and store.status(job) == "ok"
+    assert {path.name for path in store.folder.iterdir()} == {store.path(job).name, checksum_path(store.path(job)).name}
+
+
+@pytest.mark.parametrize("status", ["ok", "failed", "skipped"])
+def test_the_status_is_that_of_the_rows(tmp_path, status):
+    job = StoredJob({"n": 4})
+    Store(tmp_path).write(job, cell("a", (0.1,), status=status, reason="why").drop(columns="key"))
+    assert Store(tmp_path).status(job) == status
+
+
+def test_a_file_under_a_name_that_is_not_its_own_is_no_result(tmp_path):
+    """Same file name, another identity: a renamed or forged file, or a hash cut too short."""
+    store, one, other = Store(tmp_path), StoredJob({"n": 4}), StoredJob({"n": 5})
+    store.write(one, cell("a", (0.1,)).drop(columns="key"))
+    os.rename(store.path(one), store.path(other))
+    os.rename(checksum_path(store.path(one)), checksum_path(store.path(other)))
+    assert store.status(other) == "damaged" and store.status(one) == "missing"
+
+
+def test_drafts_are_never_read(tmp_path):
+    job, store = StoredJob({"n": 4}), Store(tmp_path)
+    store.write(job, cell("a", (0.1,)).drop(columns="key"))
+    for name in (f".{store.path(job).name}.1.tmp", "x.parquet.tmp"):
+        (store.folder / name).write_bytes(store.path(job).read_bytes()[:200])
+    rows, _ = store.load()
+    assert len(rows) == 4
+
+
+def test_what_the_index_does_not_name_is_not_part_of_the_run(tmp_path):
+    store, old, new = Store(tmp_path), StoredJob({"n": 4}), StoredJob({"n": 5}, label="b")
+    store.write(old, cell("a", (0.1,)).drop(columns="key"))
+    store.write(new, cell("b", (0.1,)).drop(columns="key"))
+    assert set(store.load()[0]["attack"]) == {"a", "b"}
+    store.write_index([new])
+    assert set(store.load()[0]["attack"]) == {"b"}
+
+
+plain = st.one_of(
+    st.none(), st.booleans(), st.integers(-(10**12), 10**12), st.floats(allow_nan=False), st.text(max_size=8)
+)
+parameters = st.dictionaries(st.text(min_size=1, max_size=6), st.one_of(plain, st.lists(plain, max_size=3)), max_size=4)
+cells = st.fixed_dictionaries(
+    {
+        "dataset": st.fixed_dictionaries({"name": st.text(), "revision": st.text(), "n": st.integers(1, 10**6)}),
+        "defense": st.fixed_dictionaries(
+            {
+                "name": st.text(),
+                "version": st.integers(),
+                "spec": parameters,
+                "weights_sha256": st.one_of(st.none(), st.text()),
+            }
+        ),
+        "attack": st.fixed_dictionaries({"name": st.text(), "version": st.text(), "parameters": parameters}),
+        "norm": st.sampled_from(["linf", "l2", "l0", "unrestricted"]),
+        "eps": st.lists(st.floats(0, 10).map(repr), max_size=4),
+        "seed": st.integers(0, 2**63),
+        "protocol": st.text(),
+    }
+)
+
+
+def shape_of(value: Any) -> Any:
+    """Equal exactly where the JSON is: 1, 1.0 and True are three different values."""
+    if isinstance(value, dict):
+        return {key: shape_of(part) for key, part in value.items()}
+    return [shape_of(part) for part in value] if isinstance(value, list) else (type(value), repr(value))
+
+
+@given(cells, cells)
+def test_two_different_cells_never_share_a_key(a, b):
+    assert (key_of(a) == key_of(b)) == (shape_of(a) == shape_of(b))
+
+
+@given(cells, st.data())
+def test_any_changed_field_changes_the_key(identity, data):
+    changed = copy.deepcopy(identity)
+    place: Any = changed
+    name = data.draw(st.sampled_from(sorted(changed)))
+    while isinstance(place[name], dict) and place[name]:
+        place = place[name]
+        name = data.draw(st.sampled_from(sorted(place)))
+    place[name] = [place[name], "other"]
+    assert key_of(changed) != key_of(identity)
+
+
+@given(cells, st.randoms(use_true_random=False))
+def test_the_order_in_which_fields_are_written_is_no_part_of_the_key(identity, random):
+    shuffled = dict(random.sample(list(identity.items()), len(identity)))
+    assert key_of(shuffled) == key_of(identity)
+
+
+@given(st.lists(st.text(min_size=1), min_size=4, max_size=4))
+def test_a_file_name_is_one_that_every_file_system_takes(parts):
+    name = file_name(*parts)
+    assert set(name) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.=,+-_") and len(name) < 250
