@@ -41,6 +41,8 @@ def verdict(defense: Defense, x: Tensor, y: Tensor, draws: int, seed: int) -> Ve
 
 
 def _as_columns(answer: Verdict) -> Tensor:
+    if answer.labels.shape != answer.rejected.shape or answer.labels.dim() != 1:
+        raise ValueError(f"the verdict has shapes {tuple(answer.labels.shape)} and {tuple(answer.rejected.shape)}")
     return torch.stack([answer.labels, answer.rejected.to(answer.labels.dtype)], dim=1)
 
 
@@ -54,12 +56,9 @@ def protocol(randomized: bool, draws: int) -> str:
 def batch_invariant(defense: Defense, x: Tensor) -> bool:
     """Whether a deterministic defense answers the same for inputs alone and in a batch (the first eight of x)."""
     some = x[:8]
-    together = defense.verdict(some)
-    for i in range(len(some)):
-        alone = defense.verdict(some[i : i + 1])
-        if alone.labels[0] != together.labels[i] or alone.rejected[0] != together.rejected[i]:
-            return False
-    return True
+    together = blockwise(lambda part: _as_columns(defense.verdict(part)), some)
+    alone = blockwise(lambda part: _as_columns(defense.verdict(part)), some, batch_size=1)
+    return torch.equal(together, alone)
 
 
 @dataclass(frozen=True)

@@ -275,9 +275,8 @@ def _known(values: dict[str, Any], fields: Iterable[str], place: str, name: str)
     allowed = sorted(fields)
     for key in values:
         if key not in allowed:
-            raise InputError(
-                f"{place}.{one_line(key)}: {name!r} has no such parameter{nearest(key, allowed)}; allowed: {', '.join(allowed)}"
-            )
+            listed = f"{nearest(key, allowed)}; allowed: {', '.join(allowed)}"
+            raise InputError(f"{place}.{one_line(key)}: {name!r} has no such parameter{listed}")
     return values
 
 

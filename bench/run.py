@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
@@ -78,10 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)  # a log file has no width of its own
-    matrix = filtered(read_matrix(given.matrix), given)
+    matrix = read_matrix(given.matrix)
+    if given.seed is not None:
+        matrix = dataclasses.replace(matrix, seed=given.seed)
     options = Options(data_folder(given.data), given.n, checked_device(given.device))
     out = given.out or Path("results") / Path(given.matrix).stem
-    return Run(matrix, options, out, given.workers or os.cpu_count() or 1, console).execute(given.dry_run)
+    run = Run(filtered(matrix, given), matrix, options, out, given.workers or os.cpu_count() or 1, console)
+    return run.execute(given.dry_run)
 
 
 def data_folder(given: Path | None) -> Path | None:
@@ -109,8 +113,6 @@ def filtered(matrix: Matrix, given: argparse.Namespace) -> Matrix:
     A name selects every entry of that name or label. An attack that is not in the matrix takes the first norm of the
     matrix that it works in, with the ε there.
     """
-    import dataclasses
-
     from bench.matrix import DatasetEntry, attack_by_name, defense_choice
     from bench.registry import find
 
@@ -124,8 +126,7 @@ def filtered(matrix: Matrix, given: argparse.Namespace) -> Matrix:
         defenses = selected(defenses, given.defense, defense_choice)
     if given.attack:
         attacks = selected(attacks, given.attack, lambda name: attack_by_name(name, matrix.attacks))
-    seed = matrix.seed if given.seed is None else given.seed
-    return dataclasses.replace(matrix, datasets=datasets, defenses=defenses, attacks=attacks, seed=seed)
+    return dataclasses.replace(matrix, datasets=datasets, defenses=defenses, attacks=attacks)
 
 
 def selected(choices: tuple[C, ...], names: Iterable[str], add: Callable[[str], C]) -> tuple[C, ...]:
@@ -157,12 +158,18 @@ def show_list() -> int:
 
 
 class Run:
-    """One execution of a matrix: plan, jobs, records, report."""
+    """One execution of a matrix: plan, jobs, records, report.
 
-    def __init__(self, matrix: Matrix, options: Options, out: Path, workers: int, console: Console) -> None:
+    matrix: what runs. whole: the matrix that it was filtered from: what of it is stored already is shown beside.
+    """
+
+    def __init__(
+        self, matrix: Matrix, whole: Matrix, options: Options, out: Path, workers: int, console: Console
+    ) -> None:
         from bench.store import Store
 
         self.matrix = matrix
+        self.whole = whole
         self.options = options
         self.out = out
         self.workers = workers
@@ -175,7 +182,7 @@ class Run:
         from bench.plan import dataset_refs, make_jobs
 
         datasets = dataset_refs(self.matrix, self.options)
-        refs = self._defense_refs([ref for ref, _ in datasets])
+        refs = self._defense_refs(self.matrix, [ref for ref, _ in datasets])
         if dry_run:
             self._show_plan(make_jobs(self.matrix, self.options, datasets, refs))
             return 0
@@ -186,7 +193,7 @@ class Run:
         with LocalEngine(self.workers) as engine, Board(self.console, self.workers) as board:
             failures = self._train(engine, board, [ref for ref, _ in datasets], refs)
             jobs = make_jobs(self.matrix, self.options, datasets, refs)
-            self.store.write_index(jobs)
+            self.store.write_index([*self._stored_beside(jobs, datasets), *jobs])
             self._write_run_json(jobs, finished=False)
             self._run_jobs(engine, board, jobs, failures)
         states = {job.key: self.store.status(job) for job in jobs}
@@ -202,10 +209,24 @@ class Run:
         except OSError as error:
             raise InputError(f"--out: {self.out} cannot be written to ({error.strerror})") from error
 
-    def _defense_refs(self, datasets: list[DatasetRef]) -> dict[str, list[DefenseRef]]:
+    def _defense_refs(self, matrix: Matrix, datasets: list[DatasetRef]) -> dict[str, list[DefenseRef]]:
         from bench.plan import defense_ref
 
-        return {ref.name: [defense_ref(choice, ref.load()) for choice in self.matrix.defenses] for ref in datasets}
+        return {ref.name: [defense_ref(choice, ref.load()) for choice in matrix.defenses] for ref in datasets}
+
+    def _stored_beside(self, jobs: list[Job], datasets: list[tuple[DatasetRef, tuple[int, ...]]]) -> list[Job]:
+        """Jobs of the whole matrix, on these data sets, that don't run now and have their records from before."""
+        from bench.plan import make_jobs
+
+        if self.whole == self.matrix:
+            return []
+        defenses = {choice.label: choice for choice in (*self.whole.defenses, *self.matrix.defenses)}
+        attacks = {(choice.label, choice.attack.norm): choice for choice in (*self.whole.attacks, *self.matrix.attacks)}
+        joined = dataclasses.replace(self.whole, defenses=tuple(defenses.values()), attacks=tuple(attacks.values()))
+        refs = self._defense_refs(joined, [ref for ref, _ in datasets])
+        running = {job.key for job in jobs}
+        others = [job for job in make_jobs(joined, self.options, datasets, refs) if job.key not in running]
+        return [job for job in others if self.store.status(job) in ("ok", "failed", "skipped")]
 
     def _train(
         self, engine: LocalEngine, board: Any, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]

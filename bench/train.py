@@ -46,6 +46,7 @@ def train_defense(
                 shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
                 report(f"{stage}: epoch {done} of {epochs}  {shown}")
 
+    torch.set_num_threads(1)  # more threads sum in another order: the same seed would give other weights
     data = dataset.load()
     Reporting.checkpoints.mkdir(parents=True, exist_ok=True)
     defense = ref.build().to(device)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score
 from defenses.generators import PoolingEncoder, UpsamplingDecoder
-from defenses.training import epochs_for, train_module
+from defenses.training import train_module
 from defenses.undefended import initialise, shifted
 
 
@@ -36,6 +36,10 @@ class GaussianMixtureVAESpec(DefenseSpec):
     epochs: Annotated[int, Ge(1)] = 30
     batch_size: Annotated[int, Ge(1)] = 128
     rate: Annotated[float, Gt(0)] = 2e-3
+
+    def __post_init__(self) -> None:
+        if self.latent < self.num_classes:
+            raise ValueError(f"latent: {self.latent} is less than the {self.num_classes} classes, each has a mean")
 
 
 class NearestMean(nn.Module):
@@ -76,8 +80,6 @@ class GaussianMixtureVAE(Defense):
 
     def __init__(self, spec: GaussianMixtureVAESpec) -> None:
         super().__init__(spec)
-        if spec.latent < spec.num_classes:
-            raise ValueError(f"latent: {spec.latent} is less than the {spec.num_classes} classes, one mean each")
         means = torch.eye(spec.num_classes, spec.latent)
         encoder = PoolingEncoder(spec.shape, spec.latent, spec.width, spec.hidden)
         self.classifier: NearestMean = NearestMean(encoder, means)
@@ -119,6 +121,8 @@ class GaussianMixtureVAE(Defense):
     ) -> dict[str, float]:
         spec = self.spec
         initialise(self, seed)
+        # Not more often for few images: that tightens their own encodings, and with them the thresholds
+        epochs = max(1, round(budget * spec.epochs))
         most = spec.shape[-1] // 16
 
         def step(images: Tensor, labels: Tensor, done: float) -> Tensor:
@@ -131,7 +135,7 @@ class GaussianMixtureVAE(Defense):
 
         train_module(
             self, step, train, stage="gmvae", seed=seed, progress=progress,
-            epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
+            epochs=epochs, batch_size=spec.batch_size, rate=spec.rate,
             evaluate=lambda: self.figures(validation),
         )  # fmt: skip
         self.set_thresholds(train)

@@ -19,12 +19,16 @@ class MomentumSolver:
     """Momentum descent on the mean squared error over pixels of each image (reference code of Ilyas et al. 2017).
 
     steps, rate, momentum: of the descent. starts: how many points z₀ ~ N(0, I) are tried; the best result counts.
+
+    The reference code's rate is 100, for its own generators. On ours it never settles: on 100 validation images of
+    MNIST the median distance to the range is 1.85 at rate 50, 1.43 at 20, 1.36 at 10 and 1.37 at 3, with the smallest
+    99 % quantile at 3 (2.64, against 3.41 at 10).
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # a misspelt key in a matrix file must not pass
 
     steps: Annotated[int, Ge(1)] = 1000
-    rate: Annotated[float, Gt(0)] = 100.0
+    rate: Annotated[float, Gt(0)] = 5.0
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     starts: Annotated[int, Ge(1)] = 1
 

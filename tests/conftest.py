@@ -58,7 +58,7 @@ def digits() -> Digits:
 @pytest.fixture(scope="session")
 def digits_cnn(digits: Digits) -> Undefended:
     """About 95 % right on the digits; trained in seconds."""
-    spec = Undefended.Spec(shape=digits.shape, num_classes=digits.num_classes, width=16, hidden=128, epochs=40)
+    spec = Undefended.Spec(shape=digits.shape, num_classes=digits.num_classes, width=16, hidden=128, epochs=3)
     defense = Undefended(spec)
     defense.fit(digits.train, digits.validation, budget=1.0, seed=0, progress=Progress())
     return defense.eval()

@@ -13,10 +13,11 @@ HERE = Path(__file__).parent
 
 
 def environment(cache: Path, **more: str) -> dict[str, str]:
-    """As it is, with a cache of its own and this folder on the path."""
+    """As it is, with a cache of its own and this folder on the path; one thread, for the same sums everywhere."""
     path = os.pathsep.join([str(HERE), *filter(None, [more.pop("path", ""), os.environ.get("PYTHONPATH", "")])])
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("TINY_", "MANIFOLD_BENCH_"))}
-    return {**kept, "PYTHONPATH": path, "MANIFOLD_BENCH_CACHE": str(cache), "COLUMNS": "200", **more}
+    own = {"PYTHONPATH": path, "MANIFOLD_BENCH_CACHE": str(cache), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    return {**kept, **own, **more}
 
 
 def command(module: str, *arguments: object, cache: Path, **more: str) -> subprocess.CompletedProcess[str]:

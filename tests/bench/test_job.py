@@ -61,7 +61,7 @@ def test_success_at_each_strength_is_the_closed_form(tmp_path, attack):
     _, rows = ran(tmp_path, {"name": attack, "eps": LADDER})
     assert (rows["status"] == "ok").all() and rows["valid"].all()
     distance = exact("linf")
-    assert 3 < (distance > LADDER[0]).sum() and (distance < LADDER[-1]).sum() > 3
+    assert (distance > LADDER[0]).sum() > 3 and (distance < LADDER[-1]).sum() > 3
     for eps, cell in by_eps(rows).items():
         assert cell["success"].tolist() == (distance < eps).tolist()
         assert (cell["linf"] <= eps + 1e-6).all()
@@ -71,7 +71,7 @@ def test_the_ladder_is_climbed_by_survivors_alone_and_the_beaten_stay_beaten(tmp
     _, rows = ran(tmp_path, {"name": "tiny:Step", "eps": LADDER})
     distance = exact("linf")
     survivors = [int((distance >= lower).sum()) for lower in [1e-9, *LADDER]]
-    assert tiny.SEEN == [(eps, n) for eps, n in zip(LADDER, survivors, strict=False) if n]
+    assert [(eps, n) for eps, n in zip(LADDER, survivors, strict=False) if n] == tiny.SEEN
     cells = by_eps(rows)
     for lower, eps in zip([0.0, *LADDER], LADDER, strict=False):
         assert (
@@ -107,7 +107,7 @@ def test_distance_is_zero_where_wrong_already_and_infinite_where_never_beaten(tm
 def test_one_run_of_a_minimal_attack_serves_every_strength(tmp_path):
     ladder = [0.05, 0.1, 0.2, 0.4]
     _, rows = ran(tmp_path, {"name": "tiny:Exact", "norm": "l2", "eps": ladder})
-    assert tiny.SEEN == [(math.inf, 24 - len(BEATEN_BEFORE))]
+    assert [(math.inf, 24 - len(BEATEN_BEFORE))] == tiny.SEEN
     distance = exact("l2")
     cells = by_eps(rows)
     for eps, cell in cells.items():

@@ -30,7 +30,8 @@ class Blur(Defense):
     def __init__(self, spec):
         super().__init__(spec)
         data = Digits().train
-        self.register_buffer("means", torch.stack([data.images[data.labels == c].mean(0) for c in range(10)]).flatten(1))
+        means = [data.images[data.labels == c].mean(0).flatten() for c in range(10)]
+        self.register_buffer("means", torch.stack(means))
 
     def perceived(self, x):
         return (1 - self.spec.share) * x + self.spec.share * torch.nn.functional.avg_pool2d(x, 3, 1, 1)

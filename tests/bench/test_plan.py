@@ -78,9 +78,10 @@ def test_every_ingredient_changes_the_key(monkeypatch):
         "its parameters": key(attacks=[{"name": "art:DeepFool", "norm": "l2", "eps": [0.1, 0.2], "max_iter": 3}]),
         "clean": planned()[0].key,
     }
+    from tiny import Coin
+
     from attacks.gradient import PGD
     from bench.datasets.digits import Digits
-    from tiny import Coin
 
     for name, (cls, attribute, value) in {
         "version of the attack": (PGD, "version", 99),
@@ -149,9 +150,12 @@ def test_the_cache_tells_trainings_apart():
     digits, grey = DatasetRef("digits", None).load(), DatasetRef("tiny:Grey", None).load()
     ref = defense_ref(matrix.defenses[0], digits)
     files = [
-        cache_file(ref, digits), cache_file(ref, grey), cache_file(ref, digits, seed=1), cache_file(ref, digits, budget=0.5),
+        cache_file(ref, digits),
+        cache_file(ref, grey),
+        cache_file(ref, digits, seed=1),
+        cache_file(ref, digits, budget=0.5),
         cache_file(dataclasses.replace(ref, source_sha256="other"), digits),
-    ]  # fmt: skip
+    ]
     assert len(set(files)) == len(files)
 
 
@@ -174,7 +178,8 @@ def test_estimates_are_positive_and_grow_with_the_work():
         defenses=["tiny:Coin", "undefended", "inc"],
         attacks=[
             *attack(), *attack(steps=20), {"name": "noise", "norm": "l2", "eps": [1]},
-            {"name": "art:HopSkipJump", "norm": "l2", "eps": [1]}, {"name": "foolbox:BoundaryAttack", "norm": "l2", "eps": [1]},
+            {"name": "art:HopSkipJump", "norm": "l2", "eps": [1]},
+            {"name": "foolbox:BoundaryAttack", "norm": "l2", "eps": [1]},
         ],
     )  # fmt: skip
     for job in jobs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,8 +129,8 @@ def test_a_file_under_a_name_that_is_not_its_own_is_no_result(tmp_path):
     """Same file name, another identity: a renamed or forged file, or a hash cut too short."""
     store, one, other = Store(tmp_path), StoredJob({"n": 4}), StoredJob({"n": 5})
     store.write(one, cell("a", (0.1,)).drop(columns="key"))
-    os.rename(store.path(one), store.path(other))
-    os.rename(checksum_path(store.path(one)), checksum_path(store.path(other)))
+    checksum_path(store.path(one)).rename(checksum_path(store.path(other)))
+    store.path(one).rename(store.path(other))
     assert store.status(other) == "damaged" and store.status(one) == "missing"
 
 

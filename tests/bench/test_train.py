@@ -1,0 +1,140 @@
+"""`python -m bench.train`: seeded, resumable, and what it leaves is what a run takes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from commands import bench_run, command, figures, one_error_line, record_files
+from safetensors.torch import load_file
+
+from bench import run, train
+
+MATRIX = """
+datasets = [{ name = "digits", n = 10 }]
+defenses = ["tiny:Trained", "tiny:NearestMean"]
+[[attacks]]
+name = "tiny:Slow"
+eps = [0.1]
+"""
+TRAIN = ("--dataset", "digits", "--defense", "tiny:Trained")
+
+
+def files(cache):
+    """Every file of weights in the cache, its card, and whatever else is there."""
+    return {path.name: path for path in (cache / "weights").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder with a `cache` that holds a training broken off half way and then gone on with; the two commands."""
+    folder = tmp_path_factory.mktemp("train")
+    (folder / "matrix.toml").write_text(MATRIX, encoding="utf-8")
+    broken = command("train", *TRAIN, cache=folder / "cache", TINY_TRAINING_STOPS_AT="0.5")
+    assert broken.returncode != 0 and not list((folder / "cache" / "weights").glob("*.safetensors"))
+    done = command("train", *TRAIN, cache=folder / "cache")
+    assert done.returncode == 0, done.stderr
+    return folder, broken, done
+
+
+def test_it_goes_on_where_it_was_broken_off(trained):
+    _, broken, done = trained
+    assert "epoch 2 of 4" in broken.stdout and "epoch 3" not in broken.stdout
+    assert "epoch 3 of 4" in done.stdout and "epoch 2" not in done.stdout
+
+
+def test_it_leaves_weights_and_a_card_and_nothing_else(trained):
+    folder, _, done = trained
+    left = files(folder / "cache")
+    assert sorted(path.suffix for path in left.values()) == [".json", ".safetensors"]
+    weights = next(path for path in left.values() if path.suffix == ".safetensors")
+    assert f"weights: {weights}" in done.stdout
+    card = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+    assert card["defense"] == "tiny:Trained" and card["data"] == "digits" and card["seed"] == 0 and card["budget"] == 1
+    assert 0.5 < card["figures"]["validation_accuracy"] <= 1
+    assert card["command"].startswith("python -m bench.train ")
+
+
+def test_the_same_command_elsewhere_gives_the_same_weights_and_another_seed_others(trained, tmp_path):
+    (known,) = (path for path in files(trained[0] / "cache").values() if path.suffix == ".safetensors")
+    for seed, same in (("0", True), ("1", False)):
+        out = tmp_path / f"{seed}.safetensors"
+        assert command("train", *TRAIN, "--seed", seed, "--out", out, cache=tmp_path).returncode == 0
+        weights, expected = load_file(out), load_file(known)
+        assert weights.keys() == expected.keys()
+        assert all(bool((weights[name] == expected[name]).all()) for name in weights) == same
+
+
+def test_a_run_takes_what_was_trained(trained):
+    folder = trained[0]
+    before = {name: path.stat().st_mtime_ns for name, path in files(folder / "cache").items()}
+    done = bench_run(folder / "matrix.toml", folder / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "training" not in done.stdout
+    assert {name: path.stat().st_mtime_ns for name, path in files(folder / "cache").items()} == before
+
+
+def test_a_run_trains_what_is_missing_once_and_says_so(trained, tmp_path):
+    (known,) = (path for path in files(trained[0] / "cache").values() if path.suffix == ".safetensors")
+    failed = bench_run(trained[0] / "matrix.toml", tmp_path / "out", TINY_TRAINING_STOPS_AT="0")
+    assert failed.returncode == 1, failed.stderr
+    shown = figures(tmp_path / "out")
+    assert set(shown.loc["tiny:Trained", "status"]) == {"failed"}
+    assert "training failed: ArithmeticError" in shown.loc[("tiny:Trained", "clean", 0.0), "reason"]
+    assert set(shown.loc["tiny:NearestMean", "status"]) == {"ok"}
+
+    done = bench_run(trained[0] / "matrix.toml", tmp_path / "out")
+    assert done.returncode == 0 and "training tiny:Trained on digits" in done.stdout
+    weights = files(tmp_path / "cache")
+    assert known.name in weights and weights[known.name].read_bytes() == known.read_bytes()
+    assert set(figures(tmp_path / "out")["status"]) == {"ok"}
+    names = {name.rsplit("--", 1)[0] for name in record_files(tmp_path / "out") if "Trained--clean" in name}
+    assert len(names) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    {
+        "a flipped byte": lambda weights: weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f"),
+        "truncated": lambda weights: weights.write_bytes(weights.read_bytes()[:50]),
+        "gone": lambda weights: weights.unlink(),
+        "a card of garbage": lambda weights: weights.with_suffix(".json").write_text("{", encoding="utf-8"),
+    }.values(),
+    ids=["a flipped byte", "truncated", "gone", "a card of garbage"],
+)
+def test_damaged_weights_are_named_and_nothing_is_lost(trained, tmp_path, monkeypatch, capsys, damage):
+    shutil.copytree(trained[0] / "cache", tmp_path / "cache")
+    monkeypatch.setenv("MANIFOLD_BENCH_CACHE", str(tmp_path / "cache"))
+    (weights,) = (tmp_path / "cache" / "weights").glob("*.safetensors")
+    damage(weights)
+    assert run.main(["--matrix", str(trained[0] / "matrix.toml"), "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1 and str(weights.with_suffix("")) in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--budget", "0"], "--budget"),
+        (["--budget", "1.5"], "--budget"),
+        (["--budget", "nan"], "--budget"),
+        (["--out", "weights.pt"], ".safetensors"),
+        (["--defense", "undefnded"], "did you mean 'undefended'"),
+        (["--dataset", "digit"], "did you mean 'digits'"),
+        (["--device", "nonsense"], "--device"),
+        (["--data", "/nowhere/at/all"], "is not a folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, hint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MANIFOLD_BENCH_CACHE", str(tmp_path / "cache"))
+    assert train.main([*TRAIN, *arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1 and hint in message
+    assert not (tmp_path / "cache").exists()
+
+
+def test_bad_input_shows_no_traceback(tmp_path):
+    done = command("train", "--dataset", "digits", "--defense", "no.such:D", cache=tmp_path)
+    assert "no.such" in one_error_line(done)
