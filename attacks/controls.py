@@ -32,6 +32,8 @@ class RandomNoise(Attack):
         for draw in range(self.draws):
             candidate = random_in_ball(x[rows], self.norm, eps, seed + draw)
             best[rows] = candidate
+            if draw == self.draws - 1:
+                break  # the judge asks anyway
             rows = rows[~target.verdict(candidate, rows).wrong(y[rows])]
             if not len(rows):
                 break

@@ -14,9 +14,6 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 
-_KILLED = " (killed: out of memory?)"
-
-
 @dataclass(frozen=True)
 class Call:
     """A function of the module level with its arguments, and how many seconds it may take (None: any number)."""
@@ -69,10 +66,8 @@ class LocalEngine:
                 except TimeoutError:
                     yield Outcome(call.id, failure=f"it took more than {call.timeout:g} s and was stopped")
                 except ProcessExpired as error:
-                    yield Outcome(
-                        call.id,
-                        failure=f"its process died with exit code {error.exitcode}{_KILLED if error.exitcode == -9 else ''}",
-                    )
+                    hint = " (killed: out of memory?)" if error.exitcode == -9 else ""
+                    yield Outcome(call.id, failure=f"its process died with exit code {error.exitcode}{hint}")
                 except Exception as error:
                     yield Outcome(call.id, failure=f"{type(error).__name__}: {error}".splitlines()[0])
 
