@@ -47,10 +47,10 @@ def test_noise_stays_in_its_ball_and_depends_on_no_batch(norm):
 def test_every_draw_is_asked_for_once_until_one_succeeds():
     never, always = Target(Threshold(2.0), 6), Target(Threshold(-1.0), 6)
     RandomNoise(draws=7).run(never, X, ZEROS, 0.1, 0)
-    assert never.forwards.tolist() == [7] * 6
+    assert never.forwards.tolist() == [6] * 6  # the last one is the judge's to ask for
     RandomNoise(draws=7).run(always, X, ZEROS, 0.1, 0)
     assert always.forwards.tolist() == [1] * 6
-    assert not never.backwards.any() and RandomNoise(draws=7).passes() == (7, 0)
+    assert not never.backwards.any() and RandomNoise(draws=7).passes() == (6, 0)
 
 
 def test_the_first_success_is_what_comes_back():
@@ -68,10 +68,10 @@ def test_the_first_success_is_what_comes_back():
 def test_a_rejected_draw_is_no_success():
     target = Target(Threshold(at=-1.0, reject=-1.0), 6)
     RandomNoise(draws=3).run(target, X, ZEROS, 0.3, 0)
-    assert target.forwards.tolist() == [3] * 6
+    assert target.forwards.tolist() == [2] * 6
 
 
 def test_noise_knows_only_decisions_and_keeps_to_its_budget():
     assert RandomNoise().knowledge == "decision"
     with pytest.raises(BudgetExhausted):
-        RandomNoise(draws=5).run(Target(Threshold(2.0), 6, max_forwards=4), X, ZEROS, 0.3, 0)
+        RandomNoise(draws=6).run(Target(Threshold(2.0), 6, max_forwards=4), X, ZEROS, 0.3, 0)

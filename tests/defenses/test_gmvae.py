@@ -19,7 +19,7 @@ SPEC = GaussianMixtureVAE.Spec(shape=(1, 8, 8), num_classes=10, width=8, hidden=
 
 
 def fitted(
-    digits: Digits, seed: int = 0, budget: float = 0.01, validation: LabelledImages | None = None
+    digits: Digits, seed: int = 0, budget: float = 0.1, validation: LabelledImages | None = None
 ) -> GaussianMixtureVAE:
     defense = GaussianMixtureVAE(SPEC)
     train = select(digits.train, range(0, 1000, 4))
@@ -30,7 +30,7 @@ def fitted(
 @pytest.fixture(scope="module")
 def defense(digits) -> GaussianMixtureVAE:
     defense = GaussianMixtureVAE(SPEC)
-    defense.fit(digits.train, digits.validation, 0.1, 0, Progress())
+    defense.fit(digits.train, digits.validation, 1.0, 0, Progress())
     return defense.requires_grad_(False)
 
 

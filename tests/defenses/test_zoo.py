@@ -1,0 +1,66 @@
+"""What the zoo's weights reach: on images that the installation brings, and (slow) on the official MNIST test set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from attacks.gradient import PGD
+from attacks.target import Target, blockwise
+from bench.datasets.base import Dataset
+from bench.datasets.mnist import Mnist, Mnist5k
+from defenses.weights import ZOO, from_zoo
+
+
+def answers(name: str, dataset: Dataset, n: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels of the first n test images."""
+    rows = torch.from_numpy(dataset.chosen(n))
+    images, labels = dataset.test.images[rows], dataset.test.labels[rows]
+    return blockwise(from_zoo(name, "mnist"), images), labels
+
+
+def share(hits: torch.Tensor) -> float:
+    return float(hits.float().mean())
+
+
+@pytest.mark.parametrize(("name", "least"), [("undefended", 0.985), ("pgd-training", 0.98), ("gmvae", 0.985)])
+def test_accuracy_without_rejection_on_mnist5k(name, least):
+    logits, labels = answers(name, Mnist5k())
+    assert share(logits[:, :10].argmax(1) == labels) >= least
+
+
+def test_inc_answers_most_of_mnist5k_right():
+    logits, labels = answers("inc", Mnist5k(), 40)
+    assert share(logits.argmax(1) == labels) >= 0.9
+
+
+def test_the_zoo_stays_small():
+    assert sum(path.stat().st_size for path in ZOO.iterdir()) < 25e6
+
+
+@pytest.fixture
+def mnist() -> Mnist:
+    folder = os.environ.get("MANIFOLD_BENCH_DATA")
+    if not folder:
+        pytest.skip("MANIFOLD_BENCH_DATA names no folder with MNIST's files")
+    return Mnist(Path(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least"), [("undefended", 0.99), ("gmvae", 0.988), ("pgd-training", 0.98)])
+def test_accuracy_without_rejection_on_the_official_test_set(mnist, name, least):
+    logits, labels = answers(name, mnist)
+    assert share(logits[:, :10].argmax(1) == labels) >= least
+
+
+@pytest.mark.slow
+def test_pgd_training_withstands_pgd_100(mnist):
+    """100 steps of .01 at L∞ .3 (Madry et al. 2018), on 1,000 images of the official test set."""
+    defense = from_zoo("pgd-training", "mnist")
+    rows = torch.from_numpy(mnist.chosen(1000))
+    x, y = mnist.test.images[rows], mnist.test.labels[rows]
+    found = PGD(steps=100, step_size=0.01).run(Target(defense, 1000), x, y, 0.3, seed=0)
+    assert share(blockwise(defense, found).argmax(1) == y) >= 0.85
