@@ -86,7 +86,7 @@ class Job:
     """What runs at once. attack is None for the clean pass, which every other job of the defense reads.
 
     identity: everything the result depends on; key: its hash. skip: why the pair makes no sense.
-    forwards, backwards: estimated passes for one input at one ε, at the most.
+    forwards, backwards: estimated passes for one input at one ε, at the most. inference_steps: of the defense.
     """
 
     dataset: DatasetRef
@@ -102,6 +102,7 @@ class Job:
     identity: dict[str, Any] = field(repr=False)
     forwards: float = 1.0
     backwards: float = 0.0
+    inference_steps: int = 0
     skip: str | None = None
     clean_key: str = ""
 
@@ -285,7 +286,7 @@ def _job(
     }
     return Job(
         dataset, indices, ref, attack, label, norm, eps, matrix.seed, matrix.draws, options.device,
-        identity=identity, forwards=forwards, backwards=backwards,
+        identity=identity, forwards=forwards, backwards=backwards, inference_steps=module.inference_steps,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -18,24 +18,27 @@ if TYPE_CHECKING:
 
 
 class TimeLeft(ProgressColumn):
-    """From the passes left and the measured time of those done."""
+    """The last estimate, counted down."""
 
     def render(self, task: Task) -> Text:
-        left = task.fields.get("left")
-        return Text("time left …" if left is None else f"time left {timedelta(seconds=round(left))}", style="cyan")
+        end = task.fields.get("end")
+        left = "…" if end is None else timedelta(seconds=max(0, round(end - time.perf_counter())))
+        return Text(f"time left {left}", style="cyan")
 
 
 class Board:
-    """A progress bar on a terminal, plain lines elsewhere."""
+    """A progress bar on a terminal, plain lines elsewhere.
+
+    The time left is that of the passes left: what a full-strength answer of each defense takes is measured in its
+    clean pass, and how far estimates and measurements are apart in the jobs that are done.
+    """
 
     def __init__(self, console: Console, workers: int) -> None:
         self.console = console
         self.workers = workers
-        self.costs: dict[Hashable, float] = {}
+        self.waiting: dict[Hashable, Job | None] = {}
         self.unit: dict[tuple[str, str], float] = {}  # seconds a full-strength answer takes: (data set, defense)
-        self.spent = 0.0
-        self.begun = time.perf_counter()
-        self.jobs: dict[Hashable, Job] = {}
+        self.estimated, self.measured = 0.0, 0.0  # seconds, of the attacks that are done
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -57,33 +60,36 @@ class Board:
         self.console.print(text, highlight=False, markup=False)
 
     def cost(self, job: Job) -> float:
-        """Estimated seconds of work, relative where nothing has been measured yet."""
-        steps = max(1, job.defense.build().inference_steps)
-        return job.passes * self.unit.get((job.dataset.name, job.defense.label), 1e-4 * steps)
+        """Estimated seconds of work; only relative before the defense's clean pass has been measured."""
+        guess = 1e-4 * max(1, job.inference_steps)
+        return job.passes * self.unit.get((job.dataset.name, job.defense.label), guess)
 
-    def expect(self, costs: dict[Hashable, float]) -> None:
-        """Adds work that is to come, with its estimated costs."""
-        self.costs |= costs
-        total = (self.progress.tasks[0].total or 0) + len(costs)
-        self.progress.update(self.task, total=total)
+    def expect(self, work: Mapping[Hashable, Job | None]) -> None:
+        """Adds work that is to come: jobs, or None for what can't be estimated."""
+        self.waiting |= work
+        self.progress.update(self.task, total=(self.progress.tasks[0].total or 0) + len(work))
 
-    def done(
-        self, id: Hashable, title: str, failure: str | None, *, job: Job | None = None, rows: pd.DataFrame | None = None
-    ) -> None:
-        """Notes a finished piece of work and what it cost."""
-        self.spent += self.costs.pop(id, 0.0)
-        seconds = 0.0
-        if job is not None and rows is not None:
-            seconds = float(rows["seconds"].sum())
-            if job.attack is None and not failure:
+    def done(self, id: Hashable, title: str, failure: str | None, rows: pd.DataFrame | None = None) -> None:
+        """Notes a finished piece of work; rows are its records."""
+        job = self.waiting.pop(id, None)
+        seconds = 0.0 if rows is None else float(rows["seconds"].sum())
+        if job is not None and not failure:
+            if job.attack is None:
                 self.unit[job.dataset.name, job.defense.label] = seconds / max(job.n, 1)
-        self.progress.update(self.task, advance=1, left=self._left())
+            else:
+                self.estimated += self.cost(job)
+                self.measured += seconds
+        self.progress.update(self.task, advance=1, end=self._end())
         if failure:
             self.line(f"FAILED {title}: {failure}")
         elif not self.console.is_terminal:
             self.line(f"done   {title}  {seconds:.1f} s")
 
-    def _left(self) -> float | None:
-        """Seconds: the share of the estimated work that is left, at the pace so far."""
-        left = sum(self.costs.values())
-        return (time.perf_counter() - self.begun) * left / self.spent if self.spent else None
+    def _end(self) -> float | None:
+        """When the last job will be done, on the clock of time.perf_counter; None while nothing is known."""
+        jobs = [job for job in self.waiting.values() if job is not None]
+        if not jobs or not self.unit:
+            return None
+        ratio = self.measured / self.estimated if self.estimated else 1.0
+        costs = [self.cost(job) * ratio for job in jobs]
+        return time.perf_counter() + max(sum(costs) / self.workers, max(costs))

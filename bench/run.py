@@ -242,7 +242,7 @@ class Run:
             for dataset, ref in wanted
         ]
         failures = {}
-        board.expect({call.id: 1.0 for call in calls})
+        board.expect(dict.fromkeys(call.id for call in calls))
         for call in calls:
             board.line(f"training {call.id[1]} on {call.id[0]}: no weights in the zoo or the cache yet")
         for outcome in engine.run(calls):
@@ -281,11 +281,10 @@ class Run:
         stored = len(runnable) - len(waiting)
         if stored:
             board.line(f"{stored} of {len(runnable)} jobs are finished already and stay as they are")
-        board.expect({job.key: board.cost(job) for job in waiting})
-        for phase in (
-            [job for job in waiting if job.attack is None],
-            sorted((job for job in waiting if job.attack is not None), key=lambda job: -board.cost(job)),
-        ):
+        board.expect({job.key: job for job in waiting})
+        for attacking in (False, True):
+            phase = [job for job in waiting if (job.attack is not None) == attacking]
+            phase.sort(key=board.cost, reverse=True)
             by_key = {job.key: job for job in phase}
             calls = [Call(job.key, run_job, (job, self.out), self.matrix.timeout) for job in phase]
             for outcome in engine.run(calls):
@@ -294,7 +293,7 @@ class Run:
                     self.store.write(job, empty_records(job, "failed", outcome.failure))
                 rows, _ = self.store.read(self.store.path(job))
                 failed = rows["status"].iloc[0] == "failed"
-                board.done(job.key, job.title, rows["reason"].iloc[0] if failed else None, job=job, rows=rows)
+                board.done(job.key, job.title, rows["reason"].iloc[0] if failed else None, rows)
 
     def _report(self, jobs: list[Job], states: dict[str, str]) -> int:
         from bench.report import write_report
