@@ -121,8 +121,9 @@ class Job:
 
     @property
     def passes(self) -> float:
-        """Estimated passes in all."""
-        return (self.forwards + self.backwards) * self.n * len(self.eps)
+        """Estimated passes in all: a minimal-distance attack runs once, others once for each ε."""
+        runs = 1 if self.attack is not None and self.attack.minimal else len(self.eps)
+        return (self.forwards + self.backwards) * self.n * runs
 
 
 def key_of(identity: dict[str, Any]) -> str:
