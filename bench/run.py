@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bench.arguments import DATA_VARIABLE, checked_device, data_folder, natural, positive
 from bench.errors import InputError, report_errors
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from bench.matrix import AttackChoice, DefenseChoice, Matrix
     from bench.plan import DatasetRef, DefenseRef, Job, Options
     from bench.store import Store
-
-DATA_VARIABLE = "MANIFOLD_BENCH_DATA"
 
 C = TypeVar("C", bound="DefenseChoice | AttackChoice")
 
@@ -49,20 +48,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not allowed; give a whole number ≥ 1")
-    return value
-
-
-def natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is not allowed; give a whole number ≥ 0")
-    return value
-
-
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     command = parser()
@@ -86,25 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = given.out or Path("results") / Path(given.matrix).stem
     run = Run(filtered(matrix, given), matrix, options, out, given.workers or os.cpu_count() or 1, console)
     return run.execute(given.dry_run)
-
-
-def data_folder(given: Path | None) -> Path | None:
-    """--data, or the environment's."""
-    if given is not None and not given.is_dir():
-        raise InputError(f"--data: {given} is not a folder")
-    fallback = os.environ.get(DATA_VARIABLE)
-    return given or (Path(fallback) if fallback else None)
-
-
-def checked_device(name: str) -> str:
-    """The device, if it is there."""
-    import torch
-
-    try:
-        torch.ones(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
-    return name
 
 
 def filtered(matrix: Matrix, given: argparse.Namespace) -> Matrix:

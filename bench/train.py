@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.arguments import checked_device, data_folder, natural
 from bench.errors import InputError, report_errors
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dataset", required=True, metavar="NAME", help="data set to train on")
     p.add_argument("--defense", required=True, metavar="NAME", help="defense, or package.module:Name")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of the data files (default: MANIFOLD_BENCH_DATA)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=natural, default=0, metavar="N")
     p.add_argument("--budget", type=float, default=1.0, help="share of the full training, in (0, 1] (default 1)")
     p.add_argument("--device", default="cpu")
     p.add_argument("--out", type=Path, metavar="FILE", help="where to write the .safetensors (default: the cache)")
@@ -96,7 +97,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     from bench.matrix import defense_choice
     from bench.plan import DatasetRef, cache_file, defense_ref
-    from bench.run import checked_device, data_folder
 
     if not 0 < options.budget <= 1:
         raise InputError(f"--budget: {options.budget} is not allowed; give a share in (0, 1]")

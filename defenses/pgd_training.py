@@ -13,14 +13,13 @@ from torch.nn import functional as F
 
 from attacks.gradient import steepest
 from attacks.threat import project
-from defenses.base import Defense, DefenseSpec, LabelledImages, Progress
-from defenses.networks import StridedCNN
+from defenses.base import LabelledImages, Progress
 from defenses.training import accuracy, epochs_for, train_module
-from defenses.undefended import initialise
+from defenses.undefended import Undefended, UndefendedSpec, initialise
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGDTrainingSpec(DefenseSpec):
+class PGDTrainingSpec(UndefendedSpec):
     """eps: L∞ radius trained for. steps, step_size: the inner PGD from a random start (paper: 40 of .01).
 
     warm_up: share of the training over which the radius grows from 0 to eps (without it the network collapses to a
@@ -31,25 +30,15 @@ class PGDTrainingSpec(DefenseSpec):
     steps: Annotated[int, Ge(1)] = 40
     step_size: Annotated[float, Gt(0)] = 0.01
     warm_up: Annotated[float, Ge(0), Le(1)] = 0.3
-    width: Annotated[int, Ge(1)] = 32
-    hidden: Annotated[int, Ge(1)] = 256
     epochs: Annotated[int, Ge(1)] = 14
-    batch_size: Annotated[int, Ge(1)] = 128
     rate: Annotated[float, Gt(0)] = 1e-3
 
 
-class PGDTraining(Defense):
-    """A classifier trained on the worst inputs that PGD finds in the ε-ball around the training images."""
+class PGDTraining(Undefended):
+    """The undefended classifier's network, trained on the worst inputs that PGD finds in the ε-balls around images."""
 
     Spec: ClassVar = PGDTrainingSpec
     spec: PGDTrainingSpec
-
-    def __init__(self, spec: PGDTrainingSpec) -> None:
-        super().__init__(spec)
-        self.network = StridedCNN(spec.shape, spec.num_classes, spec.width, spec.hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
 
     def fit(
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -50,6 +51,42 @@ class Dataset(ABC):
         """
         order = np.random.default_rng(20_190_125).permutation(len(self.test))
         return order[:n]
+
+
+class WholeDataset(Dataset):
+    """One labelled set without published splits: a fixed random choice of every class for test and validation."""
+
+    test_per_class: ClassVar[int]
+    validation_per_class: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def whole(self) -> LabelledImages:
+        """Every image."""
+
+    @cached_property
+    def _splits(self) -> dict[str, LabelledImages]:
+        whole = self.whole
+        labels = whole.labels.numpy()
+        test, rest = split_rows(labels, self.test_per_class, seed=1)
+        validation, train = split_rows(labels[rest], self.validation_per_class, seed=2)
+        return {
+            "test": select(whole, test),
+            "validation": select(whole, rest[validation]),
+            "train": select(whole, rest[train]),
+        }
+
+    @property
+    def test(self) -> LabelledImages:
+        return self._splits["test"]
+
+    @property
+    def train(self) -> LabelledImages:
+        return self._splits["train"]
+
+    @property
+    def validation(self) -> LabelledImages:
+        return self._splits["validation"]
 
 
 def as_images(pixels: np.ndarray, labels: np.ndarray, largest: float) -> LabelledImages:

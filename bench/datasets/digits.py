@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
-from bench.datasets.base import Dataset, LabelledImages, as_images, select, split_rows
+from bench.datasets.base import LabelledImages, WholeDataset, as_images
 
 
 @dataclass(frozen=True)
-class Digits(Dataset):
+class Digits(WholeDataset):
     """500 test images (50 of each class), 200 for validation, 1,097 to train on."""
 
     name = "digits"
@@ -18,28 +17,12 @@ class Digits(Dataset):
     revision = "scikit-learn-1797/split-1"
     zoo = "digits"
 
-    @cached_property
-    def _splits(self) -> dict[str, LabelledImages]:
+    test_per_class = 50
+    validation_per_class = 20
+
+    @property
+    def whole(self) -> LabelledImages:
         from sklearn.datasets import load_digits
 
         raw = load_digits()
-        whole = as_images(raw.images, raw.target, 16.0)
-        test, rest = split_rows(raw.target, 50, seed=1)
-        validation, train = split_rows(raw.target[rest], 20, seed=2)
-        return {
-            "test": select(whole, test),
-            "validation": select(whole, rest[validation]),
-            "train": select(whole, rest[train]),
-        }
-
-    @property
-    def test(self) -> LabelledImages:
-        return self._splits["test"]
-
-    @property
-    def train(self) -> LabelledImages:
-        return self._splits["train"]
-
-    @property
-    def validation(self) -> LabelledImages:
-        return self._splits["validation"]
+        return as_images(raw.images, raw.target, 16.0)

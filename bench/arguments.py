@@ -1,0 +1,44 @@
+"""Command-line arguments that several commands share, checked."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from bench.errors import InputError
+
+DATA_VARIABLE = "MANIFOLD_BENCH_DATA"
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not allowed; give a whole number ≥ 1")
+    return value
+
+
+def natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is not allowed; give a whole number ≥ 0")
+    return value
+
+
+def data_folder(given: Path | None) -> Path | None:
+    """--data, or the environment's."""
+    if given is not None and not given.is_dir():
+        raise InputError(f"--data: {given} is not a folder")
+    fallback = os.environ.get(DATA_VARIABLE)
+    return given or (Path(fallback) if fallback else None)
+
+
+def checked_device(name: str) -> str:
+    """The device, if it is there."""
+    import torch
+
+    try:
+        torch.ones(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
+    return name
