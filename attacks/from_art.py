@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -139,6 +139,10 @@ class ArtAttack(LibraryAttack):
         return "white-box" if self.part == "defense" else "oblivious"
 
     @property
+    def one_at_a_time(self) -> bool:
+        return self.attack in SINGLE
+
+    @property
     def minimal(self) -> bool:
         return "eps" not in constructor_parameters(self._class())
 
@@ -172,17 +176,9 @@ class ArtAttack(LibraryAttack):
             part.verbose = False
         images, labels = x.cpu().numpy(), F.one_hot(y, classes).cpu().numpy()
 
-        def generate(rows: slice) -> Any:
-            return attack.generate(x=images[rows], y=None if self.attack in TARGETS_ONLY else labels[rows])
-
-        with seeded_random_states():
-            if self.attack not in SINGLE:
-                return torch.from_numpy(generate(slice(None)))
-            found = []
-            for row, own_seed in enumerate(input_seeds(x, seed)):
-                with seeded(own_seed):
-                    found.append(generate(slice(row, row + 1)))
-            return torch.from_numpy(np.concatenate(found))
+        own = seeded(input_seeds(x, seed)[0]) if self.one_at_a_time else nullcontext()
+        with seeded_random_states(), own:
+            return torch.from_numpy(attack.generate(x=images, y=None if self.attack in TARGETS_ONLY else labels))
 
     def _arguments(self, eps: float, accepted: Mapping[str, Any]) -> dict[str, Any]:
         """The constructor's arguments but the classifier, at that ε. accepted: the constructor's parameters."""

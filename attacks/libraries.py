@@ -53,6 +53,11 @@ class LibraryAttack(ViewAttack):
     def revision(self) -> str:
         return f"{self.version}/{self.distribution}-{metadata.version(self.distribution)}"
 
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether `search` gets one input at a time, so that every query is known to be about that one."""
+        return False
+
     @abstractmethod
     def search(self, module: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, others: Tensor) -> Tensor:
         """Adversarial images for x [N,C,H,W] against a module of logits [N,K]: success is argmax ≠ y [N].
@@ -65,9 +70,10 @@ class LibraryAttack(ViewAttack):
         found = x.clone()
         with seeded(seed), frozen(target.defense):
             open_rows = (~self._beaten(target, view, x, y)).nonzero()[:, 0]
-            for rows, fold in by_class(y, open_rows, view):
-                module = fold(target.module(self.view(target), rows)).eval()
-                found[rows] = self.search(module, x[rows], y[rows], eps, seed, x).to(x)
+            for group, fold in by_class(y, open_rows, view):
+                for rows in group.split(1 if self.one_at_a_time else max(len(group), 1)):
+                    module = fold(target.module(self.view(target), rows)).eval()
+                    found[rows] = self.search(module, x[rows], y[rows], eps, seed, x).to(x)
             if not self.minimal:
                 return project(found, x, self.norm, eps)
             found = found.clamp(0, 1)

@@ -157,7 +157,8 @@ class View:
         if rows is not None:
             if self.memory is None:
                 self.memory = end.new_full((len(self.target.forwards), *end.shape[1:]), torch.nan)
-            self.memory[rows] = end[:n]
+            once = 1 if n > 1 and bool((rows == rows[0]).all()) else n  # many queries about one input: the first one's
+            self.memory[rows[:once]] = end[:once]
         return logits[:n]
 
     def answer(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -183,8 +184,8 @@ class View:
 class CountedModule(nn.Module):
     """A view as a module that answers for certain rows of the batch.
 
-    Called with as many inputs as rows it takes them for those rows, in order. Called otherwise it can't know which
-    they are: the passes are spread evenly over the rows.
+    Called with as many inputs as rows it takes them for those rows, in order; where there is one row every input
+    belongs to it. Called otherwise it can't know which they are: the passes are spread evenly over the rows.
     """
 
     def __init__(self, view: View, rows: Tensor) -> None:
@@ -197,7 +198,8 @@ class CountedModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         share = len(x) / max(len(self.rows), 1)
         self.view.target.count(self.rows, share, 0)
-        logits = self.view.logits(x, self.rows if len(x) == len(self.rows) else None)
+        known = self.rows.expand(len(x)) if len(self.rows) == 1 else self.rows
+        logits = self.view.logits(x, known if len(x) == len(known) else None)
         if logits.requires_grad:
             logits.register_hook(lambda _: self.view.target.count(self.rows, 0, share))
         return logits

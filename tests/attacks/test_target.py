@@ -181,3 +181,15 @@ def test_parts_and_modes_that_are_not_there_are_refused():
         Target(whole, 1).view("classifier")
     with pytest.raises(ValueError, match="unrolled"):
         Target(Plain(), 1).view(gradient="unrolled")
+
+
+def test_every_query_about_one_input_starts_from_its_own_optimisation():
+    defense = Projecting()
+    target = Target(defense, 3)
+    view = target.view(inner_steps=7)
+    rows = torch.tensor([2])
+    module = target.module(view, rows)
+    module(X[2:3])
+    module(X[:4])
+    assert defense.asked == [("identity", False, 7), ("identity", True, 7)]
+    assert target.forwards.tolist() == [0, 0, 5]
