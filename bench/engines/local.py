@@ -46,10 +46,9 @@ class LocalEngine:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if any(exception):
-            self._pool.stop()
-        else:
-            self._pool.close()
+        # Nothing is pending any more, or nothing of it is wanted; a worker that is just being started must not
+        # find the pool half gone
+        self._pool.stop()
         self._pool.join()
 
     def run(self, calls: Iterable[Call]) -> Iterator[Outcome]:
