@@ -13,6 +13,9 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+REPLACEMENT_SECONDS = 5.0
+"""A new worker process is certainly on its feet after that."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -38,6 +41,7 @@ class LocalEngine:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self._replaced = -REPLACEMENT_SECONDS  # when a worker was lost last
         self._pool = ProcessPool(
             max_workers=workers, initializer=_start_worker, initargs=(os.getpid(),), context=get_context("spawn")
         )
@@ -46,8 +50,8 @@ class LocalEngine:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # Nothing is pending any more, or nothing of it is wanted; a worker that is just being started must not
-        # find the pool half gone
+        # A worker that replaces a dead one prints a traceback if the pool goes while it starts
+        time.sleep(max(0.0, self._replaced + REPLACEMENT_SECONDS - time.monotonic()))
         self._pool.stop()
         self._pool.join()
 
@@ -63,8 +67,10 @@ class LocalEngine:
                 try:
                     yield Outcome(call.id, result=future.result())
                 except TimeoutError:
+                    self._replaced = time.monotonic()
                     yield Outcome(call.id, failure=f"it took more than {call.timeout:g} s and was stopped")
                 except ProcessExpired as error:
+                    self._replaced = time.monotonic()
                     hint = " (killed: out of memory?)" if error.exitcode == -9 else ""
                     yield Outcome(call.id, failure=f"its process died with exit code {error.exitcode}{hint}")
                 except Exception as error:
