@@ -45,6 +45,15 @@ class Attack(ABC):
         return str(self.version)
 
     @property
+    def aims(self) -> Literal["none", "wrong", "every"]:
+        """Whether it is handed a class that each input is to be taken for (`Target.aims`).
+
+        `wrong`: it runs once for every wrong class of every input, and each pair has a record of its own. `every`: once
+        for every class, where inputs have no label. An attack that chooses among the classes itself says `none`.
+        """
+        return "none"
+
+    @property
     def minimal(self) -> bool:
         """Whether it looks for the smallest perturbation (one run serves all ε) instead of working within an ε."""
         return False

@@ -19,10 +19,15 @@ GradientMode = Literal["default", "identity", "unrolled"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The deployed answer. labels: [N] int64 in 0..K−1 (also where rejected); rejected: [N] bool."""
+    """The deployed answer. labels: [N] int64 in 0..K−1 (also where rejected); rejected: [N] bool.
+
+    scores: [N] float, how suspicious each input looks, larger is more so; for a defense that rejects, > 0 exactly
+    where it does (up to rounding). None where a defense doesn't say: no risk–coverage figure is made of it then.
+    """
 
     labels: Tensor
     rejected: Tensor
+    scores: Tensor | None = None
 
     def wrong(self, y: Tensor) -> Tensor:
         """Accepted and not y → [N] bool."""
@@ -37,6 +42,9 @@ class AttackableDefense(Protocol):
 
     num_classes: int
     classifier: Any  # a module, or None where the defense has no separable one
+
+    @property
+    def detectors(self) -> tuple[str, ...]: ...
 
     @property
     def rejects(self) -> bool: ...
@@ -73,14 +81,43 @@ class Target:
 
     `forwards` and `backwards` [n] count passes per input. An attack addresses inputs by `rows` (indices into the
     batch it was given), so those that leave the batch stop counting.
+
+    aims: [n] the class that each input is to be taken for, for an attack whose `aims` asks for that; else None.
+    held_out: gives images [M,C,H,W] and labels [M] that the attacker owns: of the same kind, never the test data.
     """
 
-    def __init__(self, defense: AttackableDefense, n: int, *, max_forwards: int | None = None) -> None:
+    def __init__(
+        self,
+        defense: AttackableDefense,
+        n: int,
+        *,
+        max_forwards: int | None = None,
+        aims: Tensor | None = None,
+        held_out: Callable[[], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         self.defense = defense
         self.num_classes = defense.num_classes
         self.forwards = torch.zeros(n, dtype=torch.float64)
         self.backwards = torch.zeros(n, dtype=torch.float64)
         self.max_forwards = max_forwards
+        self.aims = aims
+        self._held_out = held_out
+
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """The attacker's own labelled images; raises ValueError where there are none."""
+        if self._held_out is None:
+            raise ValueError("this attack needs held-out images of the data set, and was handed none")
+        return self._held_out()
+
+    def network(self, name: Literal["encoder", "decoder", "generator"]) -> Callable[[Tensor], Tensor]:
+        """A part of the defense: images → latents, or latents → images; its passes are the caller's to count.
+
+        Raises ValueError where the defense has no such part; `unsuited` is the place to ask before.
+        """
+        part = getattr(self.defense, name, None)
+        if part is None:
+            raise ValueError(f"this defense has no {name}")
+        return lambda values: part(pad_to_block(values))[: len(values)]
 
     def count(self, rows: Tensor, forwards: float, backwards: float) -> None:
         """Adds passes to each of those rows."""
@@ -95,7 +132,8 @@ class Target:
         self.count(rows, 1, 0)
         with torch.no_grad():
             answer = self.defense.verdict(pad_to_block(x))
-        return Verdict(answer.labels[: len(x)], answer.rejected[: len(x)])
+        scores = None if answer.scores is None else answer.scores[: len(x)]
+        return Verdict(answer.labels[: len(x)], answer.rejected[: len(x)], scores)
 
     def view(self, part: Part = "defense", gradient: GradientMode = "default", inner_steps: int = 20) -> View:
         """What the attack differentiates: the whole defense, or its classifier alone (an oblivious attacker)."""
@@ -179,6 +217,35 @@ class View:
             values = loss(logits)
             (gradient,) = torch.autograd.grad(values.sum(), x)
         return logits.detach(), values.detach(), gradient.nan_to_num(0.0, 0.0, 0.0)
+
+    def detection(self, x: Tensor, labels: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits as `logits` gives them, and the detectors' ratios [N,D]; both differentiable in x, not counted.
+
+        A ratio is a detector's score over its threshold if the answer were `labels` [N]: > 1 rejects. A defense that
+        names its `detectors` says them itself; of another that rejects, the one ratio follows from its reject score;
+        without rejection D = 0.
+        """
+        defense: Any = self.target.defense
+        if self.part == "defense" and not self.iterative and defense.detectors:
+            logits, ratios = defense.detection(pad_to_block(x), pad_to_block(labels))
+            return logits[: len(x)], ratios[: len(x)]
+        logits = self.logits(x, rows)
+        if not self.rejects:
+            return logits, logits.new_zeros(len(x), 0)
+        excess = logits[:, self.num_classes] - logits[:, : self.num_classes].amax(1)
+        return logits, excess[:, None] + 1
+
+    def detected_ascent(
+        self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `ascent` for a loss of (x, logits, ratios): logits, ratios, loss [N], gradient [N,C,H,W]."""
+        self.target.count(rows, 1, 1)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            logits, ratios = self.detection(x, labels, rows)
+            values = loss(x, logits, ratios)
+            (gradient,) = torch.autograd.grad(values.sum(), x)
+        return logits.detach(), ratios.detach(), values.detach(), gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
 class CountedModule(nn.Module):

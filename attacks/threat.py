@@ -9,12 +9,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Norm = Literal["linf", "l2", "l0", "unrestricted"]
+Norm = Literal["linf", "l2", "l0", "unrestricted", "fooling"]
+"""`fooling` has no image to stay near: the inputs are noise, and success is an answer that accepts them."""
+
 NORMS: tuple[Norm, ...] = get_args(Norm)
 
 
 def flat_norm(delta: Tensor, norm: Norm) -> Tensor:
-    """Norm of each perturbation. delta: [N,...] → [N]; `unrestricted` is measured in L2, `l0` counts changed pixels.
+    """Norm of each perturbation. delta: [N,...] → [N]; `unrestricted` and `fooling` in L2, `l0` counts changed pixels.
 
     A pixel counts once for `l0` however many of its channels changed (delta [N,C,H,W]).
     """
@@ -62,7 +64,7 @@ def inside(x: Tensor, origin: Tensor, norm: Norm, eps: float) -> Tensor:
     flat = x.flatten(1)
     finite = flat.isfinite().all(1)
     boxed = (flat.amin(1) >= -1e-6) & (flat.amax(1) <= 1 + 1e-6)
-    if norm == "unrestricted":
+    if norm in ("unrestricted", "fooling"):
         return finite & boxed
     tolerance = {"linf": 1e-6, "l2": 1e-5, "l0": 0.0}[norm]
     # float64: the distance itself must not lose what the tolerance is about
@@ -86,7 +88,7 @@ def draw_per_input(x: Tensor, seed: int, draw: Callable[[torch.Generator], Tenso
 def random_in_ball(x: Tensor, norm: Norm, eps: float, seed: int) -> Tensor:
     """A random point of the ε-ball around each x, in the box: uniform in L∞, uniform in the ball in L2.
 
-    x: [N,C,H,W] in [0,1]. In L0, `eps` random pixels get random values; unrestricted: any image.
+    x: [N,C,H,W] in [0,1]. In L0, `eps` random pixels get random values; unrestricted and fooling: any image.
     """
     shape = x.shape[1:]
 

@@ -51,12 +51,15 @@ class Defense(nn.Module):
 
     A subclass sets `Spec` (a frozen dataclass with its parameters), `version` (raised whenever the same spec and
     weights would answer differently) and, where they apply, `rejects`, `randomized`, `gradient_modes` and
-    `attack_forward`, `perceived`, and the parts below. Everything learnt is a parameter or a buffer.
+    `attack_forward`, `detectors` and `detection`, `perceived`, and the parts below. Everything learnt is a parameter or
+    a buffer.
     """
 
     Spec: ClassVar[type[DefenseSpec]] = DefenseSpec
     version: ClassVar[int] = 1
     randomized: ClassVar[bool] = False
+    detectors: ClassVar[tuple[str, ...]] = ()
+    """Names of the detectors that `detection` tells apart; none where it isn't offered."""
     gradient_modes: ClassVar[tuple[str, ...]] = ("default",)
     """Ways a gradient may pass through it; more than one means it optimises at inference, see `attack_forward`."""
 
@@ -76,7 +79,16 @@ class Defense(nn.Module):
         """The deployed, full-strength answer for images [N,C,H,W]."""
         logits = self(x)
         answer = logits.argmax(1)
-        return Verdict(labels=logits[:, : self.num_classes].argmax(1), rejected=answer == self.num_classes)
+        labels = logits[:, : self.num_classes].argmax(1)
+        return Verdict(labels, answer == self.num_classes, suspicion(logits, self.num_classes))
+
+    def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of images [N,C,H,W], and how near each of the `detectors` is to rejecting them: [N,D].
+
+        A ratio is a detector's score over its threshold if the answer were `labels` [N]; > 1 rejects. Both are
+        differentiable: this is what an attacker who knows the defense computes with.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares detectors but no detection")
 
     @property
     def inference_steps(self) -> int:
@@ -104,6 +116,16 @@ class Defense(nn.Module):
         never seen here. A defense with nothing to learn leaves this as it is.
         """
         return {}
+
+
+def suspicion(logits: Tensor, classes: int) -> Tensor:
+    """How suspicious each input looks, [N]: its reject score's excess over the largest logit, > 0 where rejected.
+
+    Without a reject score: minus the largest softmax probability (Hendrycks and Gimpel 2017, the usual baseline).
+    """
+    if logits.shape[1] > classes:
+        return logits[:, classes] - logits[:, :classes].amax(1)
+    return -logits.softmax(1).amax(1)
 
 
 def append_reject_score(logits: Tensor, excess: Tensor) -> Tensor:
