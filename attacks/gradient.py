@@ -1,12 +1,13 @@
 """Projected gradient ascent within a ball, and the attacks that are settings of it.
 
-`PGD` does the bookkeeping: random starts, restarts, the best point so far, and inputs that leave the batch once
-they are beaten.
+`ProjectedAscent` does the bookkeeping: steps, the best point so far, and inputs that leave the batch once they are
+beaten; `attacks.selective` uses it too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from attacks.base import Knowledge, ViewAttack
 from attacks.losses import LossName, accepted_and_wrong, named_loss
-from attacks.target import Target
+from attacks.target import Target, View
 from attacks.threat import Norm, expand, flat_norm, project, random_in_ball
 
 CONFIRM_EVERY = 10
@@ -35,9 +36,7 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAttack(ViewAttack):
-    """What gradient attacks share beside their view. loss: what is climbed, see `attacks.losses.named_loss`."""
-
-    loss: LossName = "auto"
+    """What knows as much of the defense as the part it differentiates."""
 
     @property
     def knowledge(self) -> Knowledge:
@@ -46,7 +45,12 @@ class GradientAttack(ViewAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class FGSM(GradientAttack):
-    """Fast gradient method: one step of size ε (Goodfellow et al. 2015); in L2 along the normalised gradient."""
+    """Fast gradient method: one step of size ε (Goodfellow et al. 2015); in L2 along the normalised gradient.
+
+    loss: what is climbed, see `attacks.losses.named_loss`.
+    """
+
+    loss: LossName = "auto"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         view = self.view(target)
@@ -59,19 +63,90 @@ class FGSM(GradientAttack):
         return 1, 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class PGD(GradientAttack):
-    """Projected gradient descent from random starts (Madry et al. 2018), keeping the best point of all.
+Look = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
+"""How an ascent sees points [n,C,H,W] of certain rows of its batch: their logits, objective [n] and its gradient.
 
-    step_size: None means 2.5 ε / steps. Without random_start and with one restart it is BIM (Kurakin et al. 2017).
+The last argument says that it is the last look: no gradient is asked for.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectedAscent(GradientAttack):
+    """Steepest ascent, projected on the ball after every step, from several starts.
+
+    steps: of each ascent; restarts: ascents from a start of their own; step_size: None means 2.5 ε / steps.
     An input leaves the batch as soon as it is beaten.
-    targeted: instead of away from the label, towards every wrong class in turn, with all restarts for each; not for
-    cross-entropy.
     """
 
     steps: Annotated[int, Ge(1)] = 40
     restarts: Annotated[int, Ge(1)] = 1
     step_size: Annotated[float, Gt(0), Lt(math.inf)] | None = None
+
+    def size(self, step: int, eps: float) -> float:
+        """Length of that step, in the attack's norm."""
+        return 2.5 * eps / self.steps if self.step_size is None else self.step_size
+
+    def direction(self, gradient: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """gradient, memory: [N,C,H,W] → ascent direction of unit length and new memory, same shapes."""
+        return steepest(gradient, self.norm), memory
+
+    def climb(
+        self,
+        target: Target,
+        view: View,
+        look: Look,
+        x: Tensor,
+        y: Tensor,
+        rows: Tensor,
+        point: Tensor,
+        eps: float,
+        best: Best,
+        final: bool,
+    ) -> Tensor:
+        """One ascent of those rows from `point`; updates `best` and returns the rows that are not beaten yet.
+
+        What is claimed at the very end of the `final` ascent needs no confirmation: the judge asks anyway.
+        """
+        memory = torch.zeros_like(point)
+        for step in range(self.steps + 1):
+            last = step == self.steps
+            logits, values, gradient = look(point, rows, last)
+            beaten = accepted_and_wrong(logits, y[rows], view.num_classes)
+            if not view.exact and not (last and final and self.part == "defense"):
+                beaten = self._confirmed(target, point, y[rows], rows, beaten, due=last or step % CONFIRM_EVERY == 0)
+            best.update(rows, point, values, beaten)
+            if beaten.any():
+                rows, point, memory, gradient = (kept[~beaten] for kept in (rows, point, memory, gradient))
+            if last or not len(rows):
+                break
+            direction, memory = self.direction(gradient, memory)
+            point = project(point + self.size(step, eps) * direction, x[rows], self.norm, eps)
+        return rows
+
+    def _confirmed(
+        self, target: Target, point: Tensor, labels: Tensor, rows: Tensor, claimed: Tensor, due: bool
+    ) -> Tensor:
+        """Which claimed successes the full-strength defense confirms → [n] bool; asked only when due.
+
+        An attack on a part runs to its end for every input: what it believes of success says nothing of the whole.
+        """
+        beaten = torch.zeros_like(claimed)
+        if due and claimed.any() and self.part == "defense":
+            beaten[claimed] = target.verdict(point[claimed], rows[claimed]).wrong(labels[claimed])
+        return beaten
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(ProjectedAscent):
+    """Projected gradient descent from random starts (Madry et al. 2018), keeping the best point of all.
+
+    loss: what is climbed, see `attacks.losses.named_loss`. Without random_start and with one restart it is BIM
+    (Kurakin et al. 2017).
+    targeted: instead of away from the label, towards every wrong class in turn, with all restarts for each; not for
+    cross-entropy.
+    """
+
+    loss: LossName = "auto"
     random_start: bool = True
     targeted: bool = False
 
@@ -91,66 +166,47 @@ class PGD(GradientAttack):
         for climb, (_, offset) in enumerate(climbs):
             start = random_in_ball(x[rows], self.norm, eps, seed + climb) if self.random_start else x[rows]
             aims = None if offset is None else (y + offset) % target.num_classes
-            rows = self._climb(target, x, y, aims, rows, start, eps, best, final=climb == len(climbs) - 1)
+            view = self.view(target)
+            look = self._looking(view, y, aims)
+            rows = self.climb(target, view, look, x, y, rows, start, eps, best, final=climb == len(climbs) - 1)
             if not len(rows):
                 break
         return best.point
 
-    def _climb(
-        self,
-        target: Target,
-        x: Tensor,
-        y: Tensor,
-        aims: Tensor | None,
-        rows: Tensor,
-        point: Tensor,
-        eps: float,
-        best: Best,
-        final: bool,
-    ) -> Tensor:
-        """One ascent of those rows from `point`, towards the classes `aims` [N] where given.
-
-        Updates `best` and returns the rows that are not beaten yet. What is claimed at the very end of the final
-        ascent needs no confirmation: the judge asks anyway.
-        """
-        view = self.view(target)
+    def _looking(self, view: View, y: Tensor, aims: Tensor | None) -> Look:
+        """At the loss, towards the classes `aims` [N] where given."""
         climbed = named_loss(self.loss, view.rejects, self.targeted)
-        size = 2.5 * eps / self.steps if self.step_size is None else self.step_size
 
-        def loss(logits: Tensor) -> Tensor:
-            wanted = None if aims is None else aims[rows]
-            return climbed(logits, y[rows], view.num_classes, wanted)
+        def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+            def loss(logits: Tensor) -> Tensor:
+                return climbed(logits, y[rows], view.num_classes, None if aims is None else aims[rows])
 
-        for step in range(self.steps + 1):
-            last = step == self.steps
-            if last:
-                logits = view.answer(point, rows)
-                values = loss(logits)
-            else:
-                logits, values, gradient = view.ascent(point, loss, rows)
-            beaten = accepted_and_wrong(logits, y[rows], view.num_classes)
-            if not view.exact and not (last and final and self.part == "defense"):
-                beaten = self._confirmed(target, point, y[rows], rows, beaten, due=last or step % CONFIRM_EVERY == 0)
-            best.update(rows, point, values, beaten)
-            if beaten.any():
-                rows, point = rows[~beaten], point[~beaten]
-            if last or not len(rows):
-                break
-            direction = steepest(gradient[~beaten], self.norm)
-            point = project(point + size * direction, x[rows], self.norm, eps)
-        return rows
+            if not last:
+                return view.ascent(point, loss, rows)
+            logits = view.answer(point, rows)
+            return logits, loss(logits), torch.zeros_like(point)
 
-    def _confirmed(
-        self, target: Target, point: Tensor, labels: Tensor, rows: Tensor, claimed: Tensor, due: bool
-    ) -> Tensor:
-        """Which claimed successes the full-strength defense confirms → [n] bool; asked only when due.
+        return look
 
-        An attack on a part runs to its end for every input: what it believes of success says nothing of the whole.
-        """
-        beaten = torch.zeros_like(claimed)
-        if due and claimed.any() and self.part == "defense":
-            beaten[claimed] = target.verdict(point[claimed], rows[claimed]).wrong(labels[claimed])
-        return beaten
+
+@dataclass(frozen=True, kw_only=True)
+class MIM(PGD):
+    """Momentum iterative method (Dong et al. 2018, algorithm 1): g ← μ g + ∇/‖∇‖₁, x ← x + α sign(g), α = ε / steps.
+
+    In L2: x ← x + α g/‖g‖₂ (their eq. 9). decay: μ.
+    """
+
+    steps: Annotated[int, Ge(1)] = 10
+    random_start: bool = False
+    decay: Annotated[float, Ge(0), Lt(math.inf)] = 1.0
+
+    def size(self, step: int, eps: float) -> float:
+        return eps / self.steps if self.step_size is None else self.step_size
+
+    def direction(self, gradient: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        length = gradient.abs().flatten(1).sum(1).clamp_min(1e-37)
+        memory = self.decay * memory + gradient / expand(length, gradient)
+        return steepest(memory, self.norm), memory
 
 
 @dataclass

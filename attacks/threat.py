@@ -14,9 +14,12 @@ Norm = Literal["linf", "l2", "l0", "unrestricted", "fooling"]
 
 NORMS: tuple[Norm, ...] = get_args(Norm)
 
+UNBOUNDED: tuple[Norm, ...] = ("unrestricted", "fooling")
+"""Those in which any image is allowed: there is no ε, and distances are told in L2."""
+
 
 def flat_norm(delta: Tensor, norm: Norm) -> Tensor:
-    """Norm of each perturbation. delta: [N,...] → [N]; `unrestricted` and `fooling` in L2, `l0` counts changed pixels.
+    """Norm of each perturbation. delta: [N,...] → [N]; the unbounded ones in L2, `l0` counts changed pixels.
 
     A pixel counts once for `l0` however many of its channels changed (delta [N,C,H,W]).
     """
@@ -64,7 +67,7 @@ def inside(x: Tensor, origin: Tensor, norm: Norm, eps: float) -> Tensor:
     flat = x.flatten(1)
     finite = flat.isfinite().all(1)
     boxed = (flat.amin(1) >= -1e-6) & (flat.amax(1) <= 1 + 1e-6)
-    if norm in ("unrestricted", "fooling"):
+    if norm in UNBOUNDED:
         return finite & boxed
     tolerance = {"linf": 1e-6, "l2": 1e-5, "l0": 0.0}[norm]
     # float64: the distance itself must not lose what the tolerance is about

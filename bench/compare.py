@@ -96,10 +96,11 @@ class Run:
 
 
 def compare(baseline: Run, new: Run) -> list[Comparison]:
-    """A verdict for every cell of the baseline, clean cells included, in the order of VERDICTS.
+    """A verdict for every cell of the baseline, those of clean and calibration images included, in VERDICTS' order.
 
-    An input is robust where it is accepted and right when clean and the attack did not succeed. Inputs are the same
-    where hash and label are. Worst cases are left out: they follow from cells that are compared already.
+    An input is robust where it is accepted and right when clean and the attack succeeded for no aim; noise, which has
+    no right answer, where nothing succeeded. Inputs are the same where hash and label are. Worst cases are left out:
+    they follow from cells that are compared already.
     """
     found = [_compared(cell, baseline, new) for cell in baseline.cells]
     tested = [one for one in found if one.p is not None]
@@ -151,11 +152,13 @@ def _judged(one: Comparison, p: float) -> Comparison:
 
 
 def _robust(rows: pd.DataFrame) -> pd.Series:
-    """Robust or not, by input hash and label. An image that is in the data twice counts once: it is one draw."""
-    from bench.figures import per_input
+    """Robust or not, by input hash and label, for the rows of an ok cell.
 
-    robust = rows[["sample", "input_sha256", "label"]].join(per_input(rows)["robust"], on="sample")
-    return robust.groupby(["input_sha256", "label"])["robust"].min()
+    An image that is in the data twice counts once: it is one draw.
+    """
+    right = ~rows["clean_rejected"] & (rows["clean_label"] == rows["label"])
+    stands = ~rows["success"] & (right | (rows["norm"] == "fooling"))
+    return stands.groupby([rows["input_sha256"], rows["label"]]).min()
 
 
 def mcnemar(lost: int, gained: int) -> float:
@@ -167,15 +170,16 @@ def mcnemar(lost: int, gained: int) -> float:
 
 def changed(before: dict[str, Any], after: dict[str, Any], eps: float) -> Iterator[str]:
     """`attack.parameters.steps 40 → 100` for whatever makes two results at this ε incomparable."""
-    # an input beaten at a smaller ε counts as beaten at this one, so the steps of the ladder up to it matter
-    old, new = (
-        {**dict(_flat(identity)), "eps up to this": [value for value in map(float, identity["eps"]) if value <= eps]}
-        for identity in (before, after)
-    )
+    old, new = ({**dict(_flat(identity)), "eps up to this": _steps(identity, eps)} for identity in (before, after))
     for path in sorted({*old, *new}):
         if path not in COMPARABLE and old.get(path) != new.get(path):
             values = (textwrap.shorten(json.dumps(side.get(path), ensure_ascii=False), 40) for side in (old, new))
             yield f"{path} {' → '.join(values)}"
+
+
+def _steps(identity: dict[str, Any], eps: float) -> list[float]:
+    """What decided the result at this ε: on a ladder, an input beaten at a smaller one counts as beaten at this one."""
+    return [value for value in map(float, identity["eps"]) if value <= eps] if identity["ladder"] else [eps]
 
 
 def _flat(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

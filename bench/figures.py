@@ -8,10 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from bench.records import CLEAN, WORST_CASE
+from bench.records import CALIBRATION, CLEAN, WORST_CASE
 
 RIGHT, REJECTED, WRONG = 0, 1, 2
 """What came of one answer, in the order in which it hurts: accepted and right, rejected, accepted and wrong."""
+
+FOOLING = "fooling"
+"""The norm in which the inputs are noise: no answer to them is right, and accepting them is the error."""
 
 SUMMARY_COLUMNS = (
     "dataset",
@@ -61,22 +64,31 @@ def wilson(count: int, n: int) -> Estimate:
 
 
 def outcomes(records: pd.DataFrame) -> np.ndarray:
-    """RIGHT, REJECTED or WRONG, int [N], for each of N rows: the clean answer's in a clean cell, else the attacked."""
+    """RIGHT, REJECTED or WRONG, int [N], for each of N rows: the clean answer's in a clean cell, else the attacked.
+
+    In norm "fooling" nothing is right: WRONG where the attack succeeded, REJECTED where it did not.
+    """
     clean = records["attack"].to_numpy() == CLEAN
     label = np.where(clean, records["clean_label"], records["adv_label"])
     rejected = np.where(clean, records["clean_rejected"], records["adv_rejected"])
-    return np.where(rejected, REJECTED, np.where(label == records["label"], RIGHT, WRONG))
+    outcome = np.where(rejected, REJECTED, np.where(label == records["label"], RIGHT, WRONG))
+    return np.where(records["norm"] == FOOLING, np.where(records["success"], WRONG, REJECTED), outcome)
 
 
 def per_input(records: pd.DataFrame) -> pd.DataFrame:
     """One row per input, indexed by sample, over all attacks and strengths in `records`.
 
-    records: rows of one data set and defense, all with status ok; a single cell or several.
+    records: rows of one data set and defense, all with status ok; a single cell or several. An input may have several
+    rows in a cell, one for each class it was to be taken for: any of them beats it. Rows of the calibration are left
+    out; norm "fooling" has inputs of its own, so its rows stand alone (ValueError).
     Columns: `worst`, the worst outcome of any row (wrong > rejected > right); `robust`, the clean input is accepted
-    and right and no valid output is accepted and wrong; `strict`, robust and no output is rejected.
-    Raises MissingCells where a row's status is not ok or an input lacks one of the cells: a figure over what is left
-    would pass for a figure over all of it.
+    and right and no valid output is accepted and wrong (fooling: no attack succeeded); `strict`, robust and no output
+    is rejected; `right`, the label is right in every row, whatever the detector says.
+    Raises MissingCells where a row's status is not ok or an input lacks one of the cells, or rows of it: a figure over
+    what is left would pass for a figure over all of it.
     """
+    records = _without_calibration(records)
+    fooling = _is_fooling(records)
     names = ["attack", "norm", "eps"]
     bad = records.loc[records["status"] != "ok", [*names, "status"]].drop_duplicates()
     if len(bad):
@@ -84,20 +96,40 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
         raise MissingCells(f"no figure over cells that are not ok: {named}")
     samples, place = np.unique(records["sample"].to_numpy(), return_inverse=True)
     cell = records.groupby(names, sort=False).ngroup().to_numpy()
-    there = np.zeros((len(samples), cell.max(initial=-1) + 1), dtype=bool)
-    there[place, cell] = True
-    for short in np.flatnonzero(~there.all(axis=0)):
+    rows = np.zeros((len(samples), cell.max(initial=-1) + 1), dtype=int)
+    np.add.at(rows, (place, cell), 1)
+    lacking = rows < rows.max(axis=0, initial=0)
+    for short in np.flatnonzero(lacking.any(axis=0)):
         attack, norm, eps = records.loc[cell == short, names].iloc[0]
-        lack = (~there[:, short]).sum()
-        raise MissingCells(f"{lack} of {len(samples)} inputs lack {attack} {norm} ε = {eps:g}")
+        raise MissingCells(f"{lacking[:, short].sum()} of {len(samples)} inputs lack {attack} {norm} ε = {eps:g}")
     outcome = outcomes(records)
-    stands = (_clean_right(records) & ~records["success"]).to_numpy()
+    stands = (~records["success"] & (fooling | _clean_right(records))).to_numpy()
     worst = np.full(len(samples), RIGHT)
     np.maximum.at(worst, place, outcome)
-    robust, strict = np.ones(len(samples), dtype=bool), np.ones(len(samples), dtype=bool)
-    np.logical_and.at(robust, place, stands)
-    np.logical_and.at(strict, place, stands & (outcome != REJECTED))
-    return pd.DataFrame({"worst": worst, "robust": robust, "strict": strict}, index=pd.Index(samples, name="sample"))
+    held = {
+        "robust": stands,
+        "strict": stands & (outcome != REJECTED),
+        "right": np.where(records["attack"] == CLEAN, records["clean_label"], records["adv_label"]) == records["label"],
+    }
+    inputs = pd.DataFrame({"worst": worst}, index=pd.Index(samples, name="sample"))
+    for name, holds in held.items():
+        always = np.ones(len(samples), dtype=bool)
+        np.logical_and.at(always, place, holds)
+        inputs[name] = always
+    return inputs
+
+
+def _without_calibration(records: pd.DataFrame) -> pd.DataFrame:
+    """The rows on test inputs: thresholds are all that the calibration's are for."""
+    return records[records["attack"] != CALIBRATION]
+
+
+def _is_fooling(records: pd.DataFrame) -> bool:
+    """Whether the rows are of norm "fooling"; raises ValueError where only some are."""
+    fooling = records["norm"] == FOOLING
+    if fooling.any() and not fooling.all():
+        raise ValueError('norm "fooling" has inputs of its own: no figure is taken over it together with others')
+    return bool(fooling.any())
 
 
 def _clean_right(records: pd.DataFrame) -> pd.Series:
@@ -109,18 +141,40 @@ def _share(hits: pd.Series) -> Estimate:
     return wilson(int(hits.sum()), len(hits))
 
 
+def _share_right(records: pd.DataFrame, hits: pd.Series) -> Estimate:
+    """The share of a figure that speaks of right answers: undefined in norm "fooling", which has none."""
+    return Estimate(np.nan, np.nan, np.nan, len(hits)) if (records["norm"] == FOOLING).any() else _share(hits)
+
+
 def accuracy(records: pd.DataFrame) -> Estimate:
-    """Share of inputs whose worst answer in `records` is accepted and right. Arguments and errors as in per_input."""
-    return _share(per_input(records)["worst"] == RIGHT)
+    """Share of inputs whose worst answer in `records` is accepted and right. Arguments and errors as in per_input.
+
+    NaN in norm "fooling", as are all figures that speak of right answers.
+    """
+    return _share_right(records, per_input(records)["worst"] == RIGHT)
+
+
+def accuracy_without_rejection(records: pd.DataFrame) -> Estimate:
+    """Share of inputs whose label is right in every row of `records`, whatever the detector says. As in accuracy.
+
+    The attacked rows are outputs made against the whole defense: they bound from above what is left of the accuracy
+    where an attacker knows that nothing is rejected.
+    """
+    return _share_right(records, per_input(records)["right"])
 
 
 def error(records: pd.DataFrame) -> Estimate:
-    """Share of inputs whose worst answer in `records` is accepted and wrong. Arguments and errors as in per_input."""
+    """Share of inputs whose worst answer in `records` is accepted and wrong; in norm "fooling", the share of noise
+    images with which an attack succeeded. Arguments and errors as in per_input.
+    """
     return _share(per_input(records)["worst"] == WRONG)
 
 
 def rejection(records: pd.DataFrame) -> Estimate:
-    """Share of inputs whose worst answer in `records` is a rejection: 1 − accuracy − error. As in per_input."""
+    """Share of inputs whose worst answer in `records` is a rejection: 1 − accuracy − error. As in per_input.
+
+    In norm "fooling", 1 − error.
+    """
     return _share(per_input(records)["worst"] == REJECTED)
 
 
@@ -130,21 +184,21 @@ def robust_accuracy(records: pd.DataFrame) -> Estimate:
     The mean over inputs of the worst over attacks ('per-example', Carlini et al. 2019), never the worst over attacks
     of the mean. Rejecting an adversarial input counts as a win. Arguments and errors as in per_input.
     """
-    return _share(per_input(records)["robust"])
+    return _share_right(records, per_input(records)["robust"])
 
 
 def strict_robust_accuracy(records: pd.DataFrame) -> Estimate:
     """As robust_accuracy, and every adversarial input is accepted too: rejecting one counts as a loss."""
-    return _share(per_input(records)["strict"])
+    return _share_right(records, per_input(records)["strict"])
 
 
 def median_distance(records: pd.DataFrame) -> float:
     """Median over inputs of the smallest distance, in the cells' norm, at which any attack in `records` beat them.
 
     0 for an input that is wrong without an attack, ∞ for one that was never beaten, so the median is ∞ where fewer
-    than half were. NaN for a clean cell and for no rows.
+    than half were. NaN for a clean cell, for no rows, and in norm "fooling".
     """
-    attacked = records[records["attack"] != CLEAN]
+    attacked = records[~records["attack"].isin([CLEAN, CALIBRATION]) & (records["norm"] != FOOLING)]
     return float(np.median(attacked.groupby("sample")["distance"].min())) if len(attacked) else np.nan
 
 
@@ -154,8 +208,10 @@ def security_curve(records: pd.DataFrame) -> pd.DataFrame:
     records: rows of one data set, defense and norm, all ok. The balls are nested, so a point at ε is taken over the
     rows at every ε' ≤ ε and the curve never rises. At ε = 0 stands the share accepted and right without an attack.
     An attack that finds minimal perturbations has a row per ε too, a success exactly where its distance is within ε;
-    between those ε its curve is distance_curve. Raises MissingCells as per_input does.
+    between those ε its curve is distance_curve. Norm "fooling" has no curve (ValueError). Raises MissingCells as
+    per_input does.
     """
+    records = _with_right_answers(records)
     points = [(0.0, *_share(_clean_right(records).groupby(records["sample"]).min()))]
     points += [(eps, *robust_accuracy(records[records["eps"] <= eps])) for eps in sorted(records["eps"].unique())]
     return pd.DataFrame(points, columns=["eps", *Estimate._fields])
@@ -165,12 +221,22 @@ def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
     """Robust accuracy at any ε from the distances of attacks that find minimal perturbations; columns as above.
 
     records: rows of one data set, defense and norm, all ok. An input is robust at ε where it is accepted and right
-    when clean and no attack beat it at a distance ≤ ε (already wrong = 0, not found = ∞).
+    when clean and no attack beat it at a distance ≤ ε (already wrong = 0, not found = ∞). Norm "fooling" has no curve
+    (ValueError).
     """
+    records = _with_right_answers(records)
     right = _clean_right(records).groupby(records["sample"]).min()
     distance = records.groupby("sample")["distance"].min()
     points = [(value, *_share(right & (distance > value))) for value in eps]
     return pd.DataFrame(points, columns=["eps", *Estimate._fields])
+
+
+def _with_right_answers(records: pd.DataFrame) -> pd.DataFrame:
+    """The rows on test inputs; raises ValueError in norm "fooling"."""
+    records = _without_calibration(records)
+    if _is_fooling(records):
+        raise ValueError('norm "fooling" has no curve: noise has no right answer and no distance')
+    return records
 
 
 def summary(records: pd.DataFrame) -> pd.DataFrame:
@@ -180,9 +246,13 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
     - A cell that failed or was skipped has n = its number of inputs, its reason, and NaN for every figure. The reason
       of a cell that is ok is what its records remark on it, mostly nothing.
     - A worst case has attack "worst-case", one row per data set, defense, norm and ε: see worst_case.
+    - `n` counts inputs, also where an attack has several rows for each.
     - `valid` is the share of valid outputs; `forwards` and `backwards` are means per input of the passes at this ε;
       `seconds` is the sum. A figure that is undefined is NaN, never 0.
+    - In norm "fooling" `error` is the share of noise images with which an attack succeeded and `rejection` the rest.
+    - The calibration has no rows.
     """
+    records = _without_calibration(records)
     rows = []
     for (dataset, defense), of_defense in records.groupby(["dataset", "defense"]):
         for (norm, attack, eps), cell in of_defense.groupby(["norm", "attack", "eps"]):
@@ -210,23 +280,34 @@ def worst_case(records: pd.DataFrame, eps: float) -> dict[str, object]:
     figures are over the common ones; the reason says which. Skipped attacks make no sense for this defense and take
     nothing away. Where no attack is ok at ε itself, status is `failed` (or `skipped` if all were) and figures are NaN.
     """
+    rows, status, reason = attacked_within(records, eps)
+    if status in ("failed", "skipped"):
+        return _no_figures(status, reason, records.loc[records["eps"] == eps, "sample"].nunique())
+    return _figures(rows) | {"status": status, "reason": reason}
+
+
+def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, str, str]:
+    """What a worst case is taken over: its rows, its status and its reason, arguments and meaning as in worst_case.
+
+    There are no rows where the status is failed or skipped.
+    """
     within = records[records["eps"] <= eps]
     here = within[within["eps"] == eps]
     failed = within[within["status"] == "failed"]
     if not (here["status"] == "ok").any():
         status = "failed" if (here["status"] == "failed").any() else "skipped"
-        reasons = _named_reasons(here[here["status"] == status])
-        return _no_figures(status, reasons, here["sample"].nunique())
+        return within[:0], status, _named_reasons(here[here["status"] == status])
     ok = within[within["status"] == "ok"]
     reason = f"over {', '.join(sorted(ok['attack'].unique()))}"
     if len(failed):
         reason += f"; failed: {_named_reasons(failed)}"
-    cells = ok.groupby("sample").size()
-    common = cells.index[cells == len(ok[["attack", "eps"]].drop_duplicates())]
+    pairs = ok[["sample", "attack", "eps"]].drop_duplicates()
+    cells = pairs.groupby("sample").size()
+    common = cells.index[cells == len(pairs[["attack", "eps"]].drop_duplicates())]
     if len(common) < len(cells):
         reason += f"; over the {len(common)} inputs of {len(cells)} that all of them attacked"
     whole = len(failed) == 0 and len(common) == len(cells)
-    return _figures(ok[ok["sample"].isin(common)]) | {"status": "ok" if whole else "partial", "reason": reason}
+    return ok[ok["sample"].isin(common)], "ok" if whole else "partial", reason
 
 
 def _cell_figures(cell: pd.DataFrame) -> dict[str, object]:
@@ -234,23 +315,23 @@ def _cell_figures(cell: pd.DataFrame) -> dict[str, object]:
     first = cell.sort_values("status").iloc[0]  # failed before ok: a cell is ok where all of it is
     status, reason = str(first["status"]), str(first["reason"])
     if status != "ok":
-        return _no_figures(status, reason, len(cell))
+        return _no_figures(status, reason, cell["sample"].nunique())
     return _figures(cell) | {"status": status, "reason": reason}
 
 
 def _figures(records: pd.DataFrame) -> dict[str, object]:
     inputs = per_input(records)
     n = len(inputs)
-    robust = _share(inputs["robust"])
+    robust = _share_right(records, inputs["robust"])
     return {
         "n": n,
-        "accuracy": _share(inputs["worst"] == RIGHT).value,
+        "accuracy": _share_right(records, inputs["worst"] == RIGHT).value,
         "error": _share(inputs["worst"] == WRONG).value,
         "rejection": _share(inputs["worst"] == REJECTED).value,
         "robust_accuracy": robust.value,
         "robust_low": robust.low,
         "robust_high": robust.high,
-        "strict_robust_accuracy": _share(inputs["strict"]).value,
+        "strict_robust_accuracy": _share_right(records, inputs["strict"]).value,
         "median_distance": median_distance(records),
         "valid": records["valid"].mean(),
         "forwards": records["forwards"].sum() / n if n else np.nan,

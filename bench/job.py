@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import traceback
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,20 +16,20 @@ import torch
 from torch import Tensor
 
 from attacks.base import Attack
-from attacks.target import Target, Verdict
+from attacks.target import Target
 from attacks.threat import expand
 from bench.datasets.base import image_hashes
-from bench.judge import BATCH, Judgement, batch_invariant, judge, protocol, verdict
-from bench.plan import Job
-from bench.records import typed
+from bench.judge import BATCH, Judgement, ScoredVerdict, batch_invariant, judge, protocol, succeeded, verdict
+from bench.plan import DatasetRef, Job
+from bench.records import CALIBRATION, typed
 from bench.store import Store
 from defenses.base import Defense
 from defenses.weights import weights_hash
 
 SHOWN = 8
-"""Images kept of each cell, for the image grid."""
+"""Inputs of each cell whose images are kept, for the image grid."""
 
-TOLERANCE = {"linf": 1e-6, "l2": 1e-5, "l0": 0.0, "unrestricted": 0.0}
+TOLERANCE = {"linf": 1e-6, "l2": 1e-5, "l0": 0.0, "unrestricted": 0.0, "fooling": 0.0}
 
 
 def _loaded(job: Job) -> Defense:
@@ -69,99 +71,138 @@ def run_job(job: Job, folder: Path) -> str:
     return "ok"
 
 
-def inputs(job: Job) -> tuple[Tensor, Tensor]:
-    """The job's images [N,C,H,W] and labels [N], on its device."""
-    data = job.dataset.load().test
-    index = torch.tensor(job.indices)
-    return data.images[index].to(job.device), data.labels[index].to(job.device)
+@dataclass(frozen=True)
+class Inputs:
+    """What a job attacks: a row for each of its inputs and each class that the input is to be taken for.
+
+    x: images [N,C,H,W]; y: labels [N], −1 for noise; aims: classes [N], −1 where the attack is free to choose;
+    number: [N], which of the job's inputs a row is, ascending.
+    """
+
+    x: Tensor
+    y: Tensor
+    aims: Tensor
+    number: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, rows: Tensor) -> Inputs:
+        return Inputs(self.x[rows], self.y[rows], self.aims[rows], self.number[rows])
+
+    def to(self, device: str) -> Inputs:
+        return Inputs(self.x.to(device), self.y.to(device), self.aims.to(device), self.number.to(device))
+
+
+def inputs(job: Job) -> Inputs:
+    """The job's rows, on the CPU."""
+    x, y = _images_of(job.dataset, job.split, job.indices, job.seed)
+    asked = torch.arange(job.dataset.load().num_classes).expand(len(x), -1)
+    aims = job.attack.aims if job.attack else "none"
+    if aims == "none":
+        return Inputs(x, y, torch.full_like(y, -1), torch.arange(len(x)))
+    wanted = asked != y[:, None] if aims == "wrong" else torch.ones_like(asked, dtype=torch.bool)
+    number = wanted.nonzero()[:, 0]
+    return Inputs(x[number], y[number], asked[wanted], number)
+
+
+def _images_of(dataset: DatasetRef, split: str, indices: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
+    """Images [N,C,H,W] and labels [N] of a split, by their indices there."""
+    data = dataset.load()
+    if split == "noise":
+        return noise(data.shape, indices, seed), torch.full((len(indices),), -1)
+    images = data.validation if split == "validation" else data.test
+    index = torch.tensor(indices)
+    return images.images[index], images.labels[index]
+
+
+def noise(shape: tuple[int, int, int], numbers: tuple[int, ...], seed: int) -> Tensor:
+    """Uniform noise images [N,C,H,W] by their numbers; each depends on its own number and the seed alone."""
+    drawn = []
+    for number in numbers:
+        own = int.from_bytes(hashlib.blake2b(f"{seed}|{number}".encode(), digest_size=7).digest())
+        drawn.append(torch.rand(shape, generator=torch.Generator().manual_seed(own)))
+    return torch.stack(drawn)
 
 
 def clean_records(job: Job) -> pd.DataFrame:
     """The answers to the unperturbed inputs, one row each."""
-    x, y = inputs(job)
+    rows = inputs(job).to(job.device)
     defense = _loaded(job)
     begun = time.perf_counter()
-    answer = verdict(defense, x, y, job.draws, job.seed)
+    answer = verdict(defense, rows.x, rows.y, job.draws, job.seed)
     seconds = time.perf_counter() - begun
-    note = "" if defense.randomized or batch_invariant(defense, x) else "its answers depend on the batch"
-    wrong = answer.wrong(y)
-    zeros = torch.zeros(len(x))
-    rows = _rows(
-        job, 0.0, x, y, answer,
-        Judgement(answer.labels, answer.rejected, zeros, zeros, zeros, torch.ones_like(wrong), wrong),
-        distance=torch.where(wrong, 0.0, torch.inf), forwards=zeros + (job.draws if defense.randomized else 1),
-        backwards=zeros, seconds=seconds,
+    state = _untouched(rows, answer)
+    zeros = torch.zeros(len(rows))
+    frame = _frame(
+        job, 0.0, rows, answer, state, distance=torch.where(state.success, 0.0, torch.inf),
+        forwards=zeros + (job.draws if defense.randomized else 1), backwards=zeros, seconds=seconds,
     )  # fmt: skip
-    return rows.assign(reason=note, **_images(job, defense, x, x))
+    if job.label == CALIBRATION:
+        return frame
+    note = "" if defense.randomized or batch_invariant(defense, rows.x) else "its answers depend on the batch"
+    return frame.assign(reason=note, **_pictures(job, defense, rows.x, rows.x))
 
 
 def attack_records(job: Job, attack: Attack, store: Store) -> pd.DataFrame:
-    """The whole ladder of ε: what is beaten at a smaller ε stays beaten, the larger ones attack the rest."""
-    x, y = inputs(job)
+    """The rows of every ε."""
+    rows = inputs(job).to(job.device)
     defense = _loaded(job)
-    clean = _clean_verdict(job, store, x.device)
-    ladder = (
-        _minimal(job, attack, defense, x, y, clean) if attack.minimal else _fixed(job, attack, defense, x, y, clean)
-    )
+    clean = _clean_verdict(job, defense, rows, store)
+    cells = _minimal if attack.minimal else _fixed
+    frames = cells(job, attack, defense, rows, clean)
     if weights_hash(defense) != job.defense.weights_sha256:
         raise RuntimeError("the attack changed the defense's weights or buffers: its answers count for nothing")
-    return pd.concat(ladder, ignore_index=True)
+    return pd.concat(frames, ignore_index=True)
 
 
-def _clean_verdict(job: Job, store: Store, device: torch.device) -> Verdict:
-    """From the records of the clean pass: asked once per defense, not per cell."""
+def _clean_verdict(job: Job, defense: Defense, rows: Inputs, store: Store) -> ScoredVerdict:
+    """From the records of the clean pass, asked once per defense and not per cell; noise is in none and asked here."""
+    if job.split == "noise":
+        return verdict(defense, rows.x, rows.y, job.draws, job.seed, rows.aims)
     pattern = f"*--{job.clean_key[:16]}.parquet"
     paths = list(store.folder.glob(pattern))
     if not paths:
         raise RuntimeError("the clean pass of this defense left no records")
-    rows, _ = store.read(paths[0])
-    if (rows["status"] != "ok").any() or list(rows["sample"]) != list(job.indices):
-        raise RuntimeError(f"the clean pass of this defense failed: {rows['reason'].iloc[0]}")
-    return Verdict(
-        torch.tensor(rows["clean_label"].to_numpy(), device=device),
-        torch.tensor(rows["clean_rejected"].to_numpy(), device=device),
-    )
+    stored, _ = store.read(paths[0])
+    if (stored["status"] != "ok").any() or list(stored["sample"])[: job.n] != list(job.indices):
+        raise RuntimeError(f"the clean pass of this defense failed: {stored['reason'].iloc[0]}")
+    columns = ("clean_label", "clean_rejected", "clean_score")
+    return ScoredVerdict(*(torch.tensor(stored[name].to_numpy(), device=job.device)[rows.number] for name in columns))
 
 
-def _fixed(job: Job, attack: Attack, defense: Defense, x: Tensor, y: Tensor, clean: Verdict) -> list[pd.DataFrame]:
-    adversarial = x.clone()
-    state = _untouched(x, y, clean)
+def _fixed(job: Job, attack: Attack, defense: Defense, rows: Inputs, clean: ScoredVerdict) -> list[pd.DataFrame]:
+    """What is beaten at a smaller ε stays beaten, larger ones attack the rest; without a ladder each ε attacks all."""
+    adversarial = rows.x.clone()
+    state = _untouched(rows, clean)
     distance = torch.where(state.success, 0.0, torch.inf)
     frames = []
     for eps in job.eps:
         begun = time.perf_counter()
-        active = (~state.success).nonzero()[:, 0]
-        outputs, forwards, backwards = _attack(attack, defense, x, y, active, eps, job.seed)
+        active = (~state.success if job.ladder else torch.ones_like(state.success)).nonzero()[:, 0]
+        outputs, forwards, backwards, fresh = _attacked(job, attack, defense, rows, clean, active, eps)
         adversarial[active] = outputs
-        fresh = judge(
-            defense, x[active], outputs, y[active], Verdict(clean.labels[active], clean.rejected[active]),
-            attack.norm, eps, job.draws, job.seed,
-        )  # fmt: skip
         state = _merge(state, active, fresh)
         size = _size(state, attack.norm)
-        distance = torch.where(state.success & distance.isinf(), size, distance)
+        distance = torch.where(state.success, torch.minimum(distance, size), distance)
         seconds = time.perf_counter() - begun
-        frame = _rows(job, eps, x, y, clean, state, distance, forwards, backwards, seconds)
-        frames.append(frame.assign(**_images(job, defense, x, adversarial)))
+        frame = _frame(job, eps, rows, clean, state, distance, forwards, backwards, seconds)
+        frames.append(frame.assign(**_pictures(job, defense, rows.x, adversarial)))
     final = distance.cpu().numpy()
     return [frame.assign(distance=final) for frame in frames]
 
 
-def _minimal(job: Job, attack: Attack, defense: Defense, x: Tensor, y: Tensor, clean: Verdict) -> list[pd.DataFrame]:
+def _minimal(job: Job, attack: Attack, defense: Defense, rows: Inputs, clean: ScoredVerdict) -> list[pd.DataFrame]:
     """One run; at each ε the inputs whose perturbation is no larger count as beaten, the others stand as they were.
 
     The passes are those of the run: they are recorded at the smallest ε and nowhere else.
     """
     begun = time.perf_counter()
-    untouched = _untouched(x, y, clean)
+    untouched = _untouched(rows, clean)
     active = (~untouched.success).nonzero()[:, 0]
-    outputs, forwards, backwards = _attack(attack, defense, x, y, active, float("inf"), job.seed)
-    adversarial = x.clone()
+    outputs, forwards, backwards, fresh = _attacked(job, attack, defense, rows, clean, active, float("inf"))
+    adversarial = rows.x.clone()
     adversarial[active] = outputs
-    fresh = judge(
-        defense, x[active], outputs, y[active], Verdict(clean.labels[active], clean.rejected[active]),
-        attack.norm, float("inf"), job.draws, job.seed,
-    )  # fmt: skip
     found = _merge(untouched, active, fresh)
     size = _size(found, attack.norm)
     distance = torch.where(found.success, size, torch.inf)
@@ -174,37 +215,50 @@ def _minimal(job: Job, attack: Attack, defense: Defense, x: Tensor, y: Tensor, c
         state = Judgement(
             *(torch.where(kept, a, b) for a, b in zip(vars(found).values(), vars(untouched).values(), strict=True))
         )
-        shown = torch.where(expand(within, x), adversarial, x)
+        shown = torch.where(expand(within, adversarial), adversarial, rows.x)
         once = 1.0 if number == 0 else 0.0
-        frame = _rows(job, eps, x, y, clean, state, distance, forwards * once, backwards * once, seconds * once)
-        frames.append(frame.assign(**_images(job, defense, x, shown)))
+        frame = _frame(job, eps, rows, clean, state, distance, forwards * once, backwards * once, seconds * once)
+        frames.append(frame.assign(**_pictures(job, defense, rows.x, shown)))
     return frames
 
 
-def _attack(
-    attack: Attack, defense: Defense, x: Tensor, y: Tensor, active: Tensor, eps: float, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Attacks those inputs in batches: outputs [A,C,H,W], and passes per input of the whole cell, [N] each."""
-    forwards, backwards = torch.zeros(len(x), dtype=torch.float64), torch.zeros(len(x), dtype=torch.float64)
-    outputs = x[active].clone()
-    for part in torch.arange(len(active)).split(BATCH):
-        rows = active[part.to(active.device)]
-        target = Target(defense, len(rows), max_forwards=attack.max_forwards)
-        found = attack.run(target, x[rows].clone(), y[rows].clone(), eps, seed)
+def _attacked(
+    job: Job, attack: Attack, defense: Defense, rows: Inputs, clean: ScoredVerdict, active: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Judgement]:
+    """Attacks the active rows in batches: outputs [A,C,H,W], passes of all rows [N] each, and judgement of the A."""
+    forwards, backwards = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
+    tried = rows[active]
+    outputs = tried.x.clone()
+    for part in torch.arange(len(active), device=active.device).split(BATCH):
+        batch = tried[part]
+        target = Target(
+            defense, len(batch), max_forwards=attack.max_forwards,
+            aims=None if attack.aims == "none" else batch.aims, held_out=lambda: _held_out(job),
+        )  # fmt: skip
+        found = attack.run(target, batch.x.clone(), batch.y.clone(), eps, job.seed)
         if not isinstance(found, Tensor):
             raise TypeError(f"the attack returned {type(found).__name__}, not a tensor of images")
-        if found.shape != x[rows].shape:
-            raise ValueError(f"the attack returned shape {tuple(found.shape)} for inputs {tuple(x[rows].shape)}")
-        outputs[part.to(outputs.device)] = found.detach().to(x.device, x.dtype)
-        forwards[rows.cpu()], backwards[rows.cpu()] = target.forwards, target.backwards
-    return outputs, forwards, backwards
+        if found.shape != batch.x.shape:
+            raise ValueError(f"the attack returned shape {tuple(found.shape)} for inputs {tuple(batch.x.shape)}")
+        outputs[part] = found.detach().to(outputs)
+        forwards[active[part].cpu()], backwards[active[part].cpu()] = target.forwards, target.backwards
+    before = ScoredVerdict(clean.labels[active], clean.rejected[active], clean.scores[active])
+    fresh = judge(defense, tried.x, outputs, tried.y, before, attack.norm, eps, job.draws, job.seed, tried.aims)
+    return outputs, forwards, backwards, fresh
 
 
-def _untouched(x: Tensor, y: Tensor, clean: Verdict) -> Judgement:
-    """The clean inputs as the outputs of an attack: those accepted and wrong already are successes at distance 0."""
-    zeros = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    every = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    return Judgement(clean.labels, clean.rejected, zeros, zeros, zeros, every, clean.wrong(y))
+def _held_out(job: Job) -> tuple[Tensor, Tensor]:
+    """The attacker's own images and labels: the validation split."""
+    data = job.dataset.load().validation
+    return data.images.to(job.device), data.labels.to(job.device)
+
+
+def _untouched(rows: Inputs, clean: ScoredVerdict) -> Judgement:
+    """The clean inputs as the outputs of an attack: those that count as beaten already are so at distance 0."""
+    zeros = torch.zeros(len(rows), dtype=torch.float64, device=rows.x.device)
+    success = succeeded(clean, rows.y, rows.aims)
+    every = torch.ones_like(success)
+    return Judgement(clean.labels, clean.rejected, clean.scores, zeros, zeros, zeros, every, success)
 
 
 def _merge(state: Judgement, rows: Tensor, fresh: Judgement) -> Judgement:
@@ -218,15 +272,14 @@ def _merge(state: Judgement, rows: Tensor, fresh: Judgement) -> Judgement:
 
 
 def _size(state: Judgement, norm: str) -> Tensor:
-    return {"linf": state.linf, "l2": state.l2, "l0": state.l0, "unrestricted": state.l2}[norm]
+    return {"linf": state.linf, "l0": state.l0}.get(norm, state.l2)
 
 
-def _rows(
+def _frame(
     job: Job,
     eps: float,
-    x: Tensor,
-    y: Tensor,
-    clean: Verdict,
+    rows: Inputs,
+    clean: ScoredVerdict,
     state: Judgement,
     distance: Tensor,
     forwards: Tensor,
@@ -236,11 +289,13 @@ def _rows(
     def column(values: Tensor) -> np.ndarray:
         return values.detach().cpu().numpy()
 
-    rows = _skeleton(job, eps).assign(
+    frame = _skeleton(job, rows, eps).assign(
         clean_label=column(clean.labels),
         clean_rejected=column(clean.rejected),
+        clean_score=column(clean.scores),
         adv_label=column(state.labels),
         adv_rejected=column(state.rejected),
+        adv_score=column(state.scores),
         linf=column(state.linf),
         l2=column(state.l2),
         l0=column(state.l0),
@@ -249,24 +304,25 @@ def _rows(
         success=column(state.success),
         forwards=column(forwards),
         backwards=column(backwards),
-        seconds=seconds / max(len(x), 1),
+        seconds=seconds / max(len(rows), 1),
         status="ok",
         reason="",
     )
-    return typed(rows)
+    return typed(frame)
 
 
-def _skeleton(job: Job, eps: float) -> pd.DataFrame:
+def _skeleton(job: Job, rows: Inputs, eps: float) -> pd.DataFrame:
     """What is known of every row before anything has run."""
-    data = job.dataset.load().test
-    index = torch.tensor(job.indices)
+    hashes = _hashes(job.dataset, job.split, job.indices, job.seed)
+    numbers = rows.number.tolist()
     return pd.DataFrame(
         {
             "dataset": job.dataset.name,
-            "split": "test",
-            "sample": job.indices,
-            "input_sha256": _hashes(job),
-            "label": data.labels[index].numpy(),
+            "split": job.split,
+            "sample": [job.indices[number] for number in numbers],
+            "input_sha256": [hashes[number] for number in numbers],
+            "label": rows.y.cpu().numpy(),
+            "aim": rows.aims.cpu().numpy(),
             "defense": job.defense.label,
             "attack": job.label,
             "norm": job.norm,
@@ -277,35 +333,37 @@ def _skeleton(job: Job, eps: float) -> pd.DataFrame:
     )
 
 
-def _hashes(job: Job) -> list[str]:
-    return _hashes_of(job.dataset.name, job.dataset.data, job.indices)
-
-
 @lru_cache(maxsize=8)
-def _hashes_of(name: str, data: Path | None, indices: tuple[int, ...]) -> list[str]:
-    from bench.plan import DatasetRef
-
-    return image_hashes(DatasetRef(name, data).load().test.images[torch.tensor(indices)])
+def _hashes(dataset: DatasetRef, split: str, indices: tuple[int, ...], seed: int) -> list[str]:
+    return image_hashes(_images_of(dataset, split, indices, seed)[0])
 
 
 def empty_records(job: Job, status: str, reason: str) -> pd.DataFrame:
     """The rows of a cell that did not run, or not to its end: they say so, and hold no figure."""
     nothing: dict[str, Any] = {
-        "clean_label": 0, "clean_rejected": False, "adv_label": 0, "adv_rejected": False, "linf": 0.0, "l2": 0.0,
-        "l0": 0.0, "distance": np.inf, "valid": False, "success": False, "forwards": 0.0, "backwards": 0.0,
-        "seconds": 0.0, "status": status, "reason": reason,
+        "clean_label": 0, "clean_rejected": False, "clean_score": np.nan, "adv_label": 0, "adv_rejected": False,
+        "adv_score": np.nan, "linf": 0.0, "l2": 0.0, "l0": 0.0, "distance": np.inf, "valid": False, "success": False,
+        "forwards": 0.0, "backwards": 0.0, "seconds": 0.0, "status": status, "reason": reason,
     }  # fmt: skip
-    return typed(pd.concat([_skeleton(job, eps).assign(**nothing) for eps in job.eps], ignore_index=True))
+    rows = inputs(job)
+    return typed(pd.concat([_skeleton(job, rows, eps).assign(**nothing) for eps in job.eps], ignore_index=True))
 
 
-def _images(job: Job, defense: Defense, x: Tensor, adversarial: Tensor) -> dict[str, Any]:
-    """The image columns: pixels of the first few inputs, none of the others."""
-    few = min(SHOWN, len(x))
-    shown = adversarial[:few].nan_to_num(0.0).clamp(0, 1)
-    seen = defense.perceived(shown)
-    columns = {"image_original": x[:few], "image_adversarial": shown, "image_seen": seen}
-    rest = [None] * (len(x) - few)
-    return {name: [*map(_pixels, images), *rest] for name, images in columns.items()}
+def _pictures(job: Job, defense: Defense, x: Tensor, adversarial: Tensor) -> dict[str, Any]:
+    """The image columns: pixels of the first few inputs, none of the others.
+
+    Of an input that is to be taken for several classes one row is shown, of the next input that with the next class.
+    """
+    shown = [job.aims * number + number % job.aims for number in range(min(SHOWN, job.n))]
+    attacked = adversarial[shown].nan_to_num(0.0).clamp(0, 1)
+    images = {"image_original": x[shown], "image_adversarial": attacked, "image_seen": defense.perceived(attacked)}
+    columns = {}
+    for name, few in images.items():
+        column: list[bytes | None] = [None] * len(x)
+        for row, image in zip(shown, few, strict=True):
+            column[row] = _pixels(image)
+        columns[name] = column
+    return columns
 
 
 def _pixels(image: Tensor) -> bytes:

@@ -15,35 +15,58 @@ BATCH = 256
 """Inputs judged at once."""
 
 
-def verdict(defense: Defense, x: Tensor, y: Tensor, draws: int, seed: int) -> Verdict:
-    """A fresh answer of the full-strength defense for x [N,C,H,W].
+@dataclass(frozen=True)
+class ScoredVerdict(Verdict):
+    """A verdict whose scores are always there: float64 [N], NaN where the defense doesn't say."""
 
-    A randomized defense is asked `draws` times: an input counts as accepted and wrong if any answer is, else as
-    rejected if any answer is. No answer is kept between calls.
+    scores: Tensor
+
+
+def verdict(defense: Defense, x: Tensor, y: Tensor, draws: int, seed: int, aims: Tensor | None = None) -> ScoredVerdict:
+    """A fresh answer of the full-strength defense for x [N,C,H,W] with labels y [N]; aims [N] as in `succeeded`.
+
+    A randomized defense is asked `draws` times: an input counts as beaten if any answer is, else as rejected if any
+    answer is; the score is that of the answer that counts. No answer is kept between calls.
     """
     defense.eval()
     times = draws if defense.randomized else 1
-    labels, rejected = torch.empty(0), torch.empty(0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for draw in range(times):
-            answer = blockwise(lambda part: _as_columns(defense.verdict(part)), x, BATCH)
-            new_labels, new_rejected = answer[:, 0], answer[:, 1].bool()
-            if draw == 0:
-                labels, rejected = new_labels, new_rejected
-                continue
-            wrong = ~rejected & (labels != y)
-            new_wrong = ~new_rejected & (new_labels != y)
-            takes = ~wrong & (new_wrong | (new_rejected & ~rejected))
-            labels = torch.where(takes, new_labels, labels)
-            rejected = torch.where(takes, new_rejected, rejected)
-    return Verdict(labels, rejected)
+        worst = _asked(defense, x)
+        for _ in range(times - 1):
+            new = _asked(defense, x)
+            takes = ~succeeded(worst, y, aims) & (succeeded(new, y, aims) | (new.rejected & ~worst.rejected))
+            worst = ScoredVerdict(
+                torch.where(takes, new.labels, worst.labels),
+                torch.where(takes, new.rejected, worst.rejected),
+                torch.where(takes, new.scores, worst.scores),
+            )
+    return worst
+
+
+def succeeded(answer: Verdict, y: Tensor, aims: Tensor | None) -> Tensor:
+    """Whether an attack that got these answers was a success → [N] bool: accepted and wrong, whatever was aimed at.
+
+    Noise has no label (y = −1): accepted, and as the class aimed at where there is one (aims [N]; −1 or None: none).
+    """
+    wrong = answer.wrong(y)
+    if aims is None:
+        return wrong
+    return wrong & ((y >= 0) | (aims < 0) | (answer.labels == aims))
+
+
+def _asked(defense: Defense, x: Tensor) -> ScoredVerdict:
+    answer = blockwise(lambda part: _as_columns(defense.verdict(part)), x, BATCH)
+    return ScoredVerdict(answer[:, 0].long(), answer[:, 1].bool(), answer[:, 2])
 
 
 def _as_columns(answer: Verdict) -> Tensor:
-    if answer.labels.shape != answer.rejected.shape or answer.labels.dim() != 1:
-        raise ValueError(f"the verdict has shapes {tuple(answer.labels.shape)} and {tuple(answer.rejected.shape)}")
-    return torch.stack([answer.labels, answer.rejected.to(answer.labels.dtype)], dim=1)
+    """[N,3]: label, rejected, score; float64 holds every label exactly."""
+    scores = torch.full_like(answer.labels, torch.nan, dtype=torch.float64) if answer.scores is None else answer.scores
+    columns = (answer.labels, answer.rejected, scores)
+    if len({column.shape for column in columns}) > 1 or answer.labels.dim() != 1:
+        raise ValueError(f"the verdict has shapes {', '.join(str(tuple(column.shape)) for column in columns)}")
+    return torch.stack([column.double() for column in columns], dim=1)
 
 
 def protocol(randomized: bool, draws: int) -> str:
@@ -54,10 +77,13 @@ def protocol(randomized: bool, draws: int) -> str:
 
 
 def batch_invariant(defense: Defense, x: Tensor) -> bool:
-    """Whether a deterministic defense answers the same for inputs alone and in a batch (the first eight of x)."""
+    """Whether a deterministic defense answers the same for inputs alone and in a batch (the first eight of x).
+
+    The answer is label and rejection: a score may differ in its last bits and mean the same.
+    """
     some = x[:8]
-    together = blockwise(lambda part: _as_columns(defense.verdict(part)), some)
-    alone = blockwise(lambda part: _as_columns(defense.verdict(part)), some, batch_size=1)
+    together = blockwise(lambda part: _as_columns(defense.verdict(part))[:, :2], some)
+    alone = blockwise(lambda part: _as_columns(defense.verdict(part))[:, :2], some, batch_size=1)
     return torch.equal(together, alone)
 
 
@@ -67,6 +93,7 @@ class Judgement:
 
     labels: Tensor
     rejected: Tensor
+    scores: Tensor
     linf: Tensor
     l2: Tensor
     l0: Tensor
@@ -79,13 +106,14 @@ def judge(
     x: Tensor,
     adversarial: Tensor,
     y: Tensor,
-    clean: Verdict,
+    clean: ScoredVerdict,
     norm: Norm,
     eps: float,
     draws: int,
     seed: int,
+    aims: Tensor | None = None,
 ) -> Judgement:
-    """Judges the outputs of an attack on x [N,C,H,W] with labels y [N].
+    """Judges the outputs of an attack on x [N,C,H,W] with labels y [N]; aims [N] as in `succeeded`.
 
     What is not finite, outside [0,1] or outside the ε-ball is not valid: the clean answer stands in its place, and
     it is no success. Raises ValueError where the attack returned another shape.
@@ -94,16 +122,15 @@ def judge(
         raise ValueError(f"the attack returned shape {tuple(adversarial.shape)} for inputs {tuple(x.shape)}")
     valid = inside(adversarial, x, norm, eps)
     judged = torch.where(valid.view(-1, 1, 1, 1), adversarial, x).clamp(0, 1)
-    answer = verdict(defense, judged, y, draws, seed)
-    labels = torch.where(valid, answer.labels, clean.labels)
-    rejected = torch.where(valid, answer.rejected, clean.rejected)
+    answer = verdict(defense, judged, y, draws, seed, aims)
     delta = (adversarial.double() - x.double()).nan_to_num(torch.inf, torch.inf, torch.inf)
     return Judgement(
-        labels=labels,
-        rejected=rejected,
+        labels=torch.where(valid, answer.labels, clean.labels),
+        rejected=torch.where(valid, answer.rejected, clean.rejected),
+        scores=torch.where(valid, answer.scores, clean.scores),
         linf=flat_norm(delta, "linf"),
         l2=flat_norm(delta, "l2"),
         l0=flat_norm(delta, "l0"),
         valid=valid,
-        success=valid & ~rejected & (labels != y),
+        success=valid & succeeded(answer, y, aims),
     )

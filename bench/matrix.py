@@ -6,18 +6,20 @@ import dataclasses
 import json
 import math
 import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from attacks.base import Attack
-from attacks.threat import Norm
+from attacks.threat import UNBOUNDED, Norm
+from bench.claims.base import Claim, resolved_claims
 from bench.errors import InputError
-from bench.records import CLEAN, WORST_CASE
-from bench.registry import find, nearest
+from bench.measurements.base import Measurement
+from bench.records import CALIBRATION, CLEAN, WORST_CASE
+from bench.registry import find, nearest, one_of
 from defenses.base import DefenseSpec
 
 FOLDER = Path(__file__).parent / "matrices"
@@ -55,10 +57,34 @@ class SystemEntry(BaseModel):
         return dict(self.model_extra or {})
 
 
-class AttackEntry(SystemEntry):
-    """An attack for one norm, with its ladder of perturbation sizes."""
+class DefenseEntry(SystemEntry):
+    """A defense; datasets: of which data sets of the matrix (None: of all)."""
+
+    datasets: Annotated[list[str], Field(min_length=1)] | None = None
+
+
+class ConfinedEntry(SystemEntry):
+    """What may be confined to some of the matrix' data sets and defenses, named by their labels."""
+
+    datasets: Annotated[list[str], Field(min_length=1)] | None = None
+    defenses: Annotated[list[str], Field(min_length=1)] | None = None
+
+    @property
+    def confinement(self) -> dict[str, tuple[str, ...] | None]:
+        """As `Confined` takes it."""
+        named = {"datasets": self.datasets, "defenses": self.defenses}
+        return {key: labels if labels is None else tuple(labels) for key, labels in named.items()}
+
+
+class AttackEntry(ConfinedEntry):
+    """An attack for one norm, with its ladder of perturbation sizes; n: on the first n of a data set's images.
+
+    ladder: what is beaten at one size isn't attacked at larger ones; where false, each size attacks every input anew.
+    """
 
     norm: Norm = "linf"
+    ladder: bool = True
+    n: Annotated[int, Field(ge=1)] | None = None
     eps: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)] | None = None
 
 
@@ -67,21 +93,31 @@ class MatrixFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     datasets: Annotated[tuple[DatasetEntry, ...], Field(min_length=1)]
-    defenses: Annotated[tuple[SystemEntry, ...], Field(min_length=1)]
+    defenses: Annotated[tuple[DefenseEntry, ...], Field(min_length=1)]
     attacks: Annotated[tuple[AttackEntry, ...], Field(min_length=1)]
+    measurements: tuple[ConfinedEntry, ...] = ()
+    claims: tuple[Claim, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     draws: Annotated[int, Field(ge=1)] = 1
+    calibration: Annotated[int, Field(ge=1)] | None = None
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4 * 3600.0
 
 
 @dataclass(frozen=True)
 class DefenseChoice:
-    """A defense of the matrix: its class, its label, and the parameters that its spec gets beside the image shape."""
+    """A defense of the matrix: its class, its label, and the parameters that its spec gets beside the image shape.
+
+    datasets: those it is a defense of; None: all of the matrix.
+    """
 
     name: str
     label: str
     cls: type[Any]
     parameters: dict[str, Any]
+    datasets: tuple[str, ...] | None = None
+
+    def defends(self, dataset: str) -> bool:
+        return self.datasets is None or dataset in self.datasets
 
     def spec(self, shape: tuple[int, int, int], num_classes: int) -> DefenseSpec:
         values = {"shape": list(shape), "num_classes": num_classes, **self.parameters}
@@ -89,13 +125,41 @@ class DefenseChoice:
 
 
 @dataclass(frozen=True)
-class AttackChoice:
-    """An attack of the matrix, ready to run, with its label and its ladder of ε (ascending)."""
+class Confined:
+    """What is done only on those data sets and to those defenses, by label; None: on all of them."""
+
+    datasets: tuple[str, ...] | None = field(default=None, kw_only=True)
+    defenses: tuple[str, ...] | None = field(default=None, kw_only=True)
+
+    def concerns(self, dataset: str, defense: str) -> bool:
+        return (self.datasets is None or dataset in self.datasets) and (
+            self.defenses is None or defense in self.defenses
+        )
+
+
+@dataclass(frozen=True)
+class AttackChoice(Confined):
+    """An attack of the matrix, ready to run, with its label and its ε (ascending).
+
+    ladder: whether what is beaten at one ε stays beaten at the larger ones. n: it attacks the first n of a data set's
+    chosen images; None: all.
+    """
 
     name: str
     label: str
     attack: Attack
     eps: tuple[float, ...]
+    ladder: bool = field(default=True, kw_only=True)
+    n: int | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class MeasurementChoice(Confined):
+    """A measurement of the matrix, ready to run, with its label."""
+
+    name: str
+    label: str
+    measurement: Measurement
 
 
 @dataclass(frozen=True)
@@ -103,7 +167,8 @@ class Matrix:
     """What is crossed: everything resolved and valid.
 
     draws: how often a randomized defense is asked; an input is robust if every answer is. timeout: seconds a job may
-    take before it counts as failed.
+    take before it counts as failed. calibration: validation images that each defense answers as they are, for
+    thresholds that figures need; None: none. claims: what was published, and what of this matrix it is compared with.
     """
 
     source: str
@@ -113,6 +178,9 @@ class Matrix:
     seed: int
     draws: int
     timeout: float
+    calibration: int | None = None
+    measurements: tuple[MeasurementChoice, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
 
 def matrix_path(name: str) -> Path:
@@ -154,15 +222,47 @@ def parse_matrix(raw: dict[str, Any], source: str) -> Matrix:
         raise InputError(f"{source}: {error}") from error
     for index, dataset in enumerate(file.datasets):
         with_place(f"{source}: datasets[{index}]", lambda name=dataset.name: find("datasets", name))
-    defenses = tuple(_defense(entry, f"{source}: defenses[{i}]") for i, entry in enumerate(file.defenses))
+    defenses = tuple(
+        dataclasses.replace(
+            defense_choice(entry.name, entry.label, entry.parameters, f"{source}: defenses[{i}]"),
+            datasets=None if entry.datasets is None else tuple(entry.datasets),
+        )
+        for i, entry in enumerate(file.defenses)
+    )
     attacks = tuple(attack_choice(entry, f"{source}: attacks[{i}]") for i, entry in enumerate(file.attacks))
     _unique(source, "datasets", [entry.name for entry in file.datasets])
     _unique(source, "defenses", [choice.label for choice in defenses])
     _unique(source, "attacks", [f"{choice.label} in {choice.attack.norm}" for choice in attacks])
     for index, choice in enumerate(attacks):
-        if choice.label in (CLEAN, WORST_CASE):
+        if choice.label in (CLEAN, CALIBRATION, WORST_CASE):
             raise InputError(f"{source}: attacks[{index}]: {choice.label!r} is a reserved name; choose another label")
-    return Matrix(source, file.datasets, defenses, attacks, file.seed, file.draws, file.timeout)
+    measurements = tuple(
+        _measurement(entry, f"{source}: measurements[{i}]") for i, entry in enumerate(file.measurements)
+    )
+    _unique(source, "measurements", [choice.label for choice in measurements])
+    matrix = Matrix(
+        source, file.datasets, defenses, attacks, file.seed, file.draws, file.timeout, file.calibration, measurements
+    )  # fmt: skip
+    _check_names(matrix)
+    return dataclasses.replace(matrix, claims=resolved_claims(matrix, file.claims))
+
+
+def _check_names(matrix: Matrix) -> None:
+    """Whether what defenses, attacks and measurements name is in the matrix; raises InputError."""
+    datasets = [entry.name for entry in matrix.datasets]
+    defenses = [choice.label for choice in matrix.defenses]
+    for i, defending in enumerate(matrix.defenses):
+        for name in defending.datasets or ():
+            one_of(f"{matrix.source}: defenses[{i}].datasets", name, datasets)
+    confined: list[tuple[str, Confined]] = [(f"attacks[{i}]", choice) for i, choice in enumerate(matrix.attacks)]
+    confined += [(f"measurements[{i}]", choice) for i, choice in enumerate(matrix.measurements)]
+    for place, choice in confined:
+        for key, named, known in (("datasets", choice.datasets, datasets), ("defenses", choice.defenses, defenses)):
+            for name in named or ():
+                one_of(f"{matrix.source}: {place}.{key}", name, known)
+    for i, measuring in enumerate(matrix.measurements):
+        for name in measuring.measurement.others:
+            one_of(f"{matrix.source}: measurements[{i}]", name, defenses)
 
 
 def with_place(place: str, action: Any) -> Any:
@@ -173,10 +273,10 @@ def with_place(place: str, action: Any) -> Any:
         raise InputError(f"{place}: {error}") from error
 
 
-def defense_choice(name: str) -> DefenseChoice:
-    """A defense by name alone, as on the command line."""
+def defense_by_name(name: str, parameters: Mapping[str, Any] = {}, place: str = "--defense") -> DefenseChoice:
+    """A defense by name, as on the command line; place: where a fault of the parameters lies."""
     find("defenses", name)
-    return _defense(SystemEntry(name=name), "--defense")
+    return defense_choice(name, None, parameters, place)
 
 
 def attack_by_name(name: str, others: tuple[AttackChoice, ...]) -> AttackChoice:
@@ -185,7 +285,7 @@ def attack_by_name(name: str, others: tuple[AttackChoice, ...]) -> AttackChoice:
     refusals = []
     for other in others:
         norm = other.attack.norm
-        eps = None if norm == "unrestricted" else list(other.eps)
+        eps = None if norm in UNBOUNDED else list(other.eps)
         try:
             return attack_choice(AttackEntry(name=name, norm=norm, eps=eps), "--attack")
         except InputError as error:
@@ -193,11 +293,12 @@ def attack_by_name(name: str, others: tuple[AttackChoice, ...]) -> AttackChoice:
     raise refusals[0]
 
 
-def _defense(entry: SystemEntry, place: str) -> DefenseChoice:
-    cls = with_place(place, lambda: find("defenses", entry.name))
+def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, Any], place: str) -> DefenseChoice:
+    """The defense of an entry, its parameters checked against the fields of its spec; raises InputError."""
+    cls = with_place(place, lambda: find("defenses", name))
     fields = {f.name for f in dataclasses.fields(cls.Spec)} - {f.name for f in dataclasses.fields(DefenseSpec)}
-    values = _known(entry.parameters, fields, place, entry.name)
-    choice = DefenseChoice(entry.name, entry.label or label(entry.name, _unusual(cls.Spec, values)), cls, values)
+    values = _known(dict(parameters), fields, place, name)
+    choice = DefenseChoice(name, own_label or label(name, _unusual(cls.Spec, values)), cls, values)
     try:
         choice.spec((1, 32, 32), 10)  # any shape: the parameters are what is checked here
     except ValidationError as error:
@@ -232,15 +333,30 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
         raise InputError(f"{place}: {error}") from error
     if entry.norm not in attack.norms:
         raise InputError(f"{place}.norm: {entry.name!r} is not for {entry.norm!r}; it is for {', '.join(attack.norms)}")
+    if attack.minimal and not entry.ladder:
+        raise InputError(f"{place}.ladder: {entry.name!r} runs once for all sizes; false is for attacks at one size")
+    shown = label(entry.name, _unusual(cls, values) | ({} if entry.ladder else {"ladder": False}))
     return AttackChoice(
-        entry.name, entry.label or label(entry.name, _unusual(cls, values)), attack, _ladder(entry, place)
-    )
+        entry.name, entry.label or shown, attack, _ladder(entry, place),
+        ladder=entry.ladder, n=entry.n, **entry.confinement,
+    )  # fmt: skip
+
+
+def _measurement(entry: ConfinedEntry, place: str) -> MeasurementChoice:
+    cls: type[Measurement] = with_place(place, lambda: find("measurements", entry.name))
+    values = _known(entry.parameters, {f.name for f in dataclasses.fields(cls)}, place, entry.name)
+    try:
+        measurement = TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise InputError(explain(error, place, cls)) from error
+    shown = entry.label or label(entry.name, _unusual(cls, values))
+    return MeasurementChoice(entry.name, shown, measurement, **entry.confinement)
 
 
 def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:
-    if entry.norm == "unrestricted":
+    if entry.norm in UNBOUNDED:
         if entry.eps is not None:
-            raise InputError(f"{place}.eps: an unrestricted attack has no perturbation size; leave it out")
+            raise InputError(f"{place}.eps: norm {entry.norm!r} has no perturbation size; leave it out")
         return (math.inf,)
     if entry.eps is None:
         raise InputError(f"{place}.eps: missing; give a list of numbers > 0, as in eps = [0.1, 0.2]")

@@ -19,7 +19,7 @@ from bench.datasets.base import Dataset
 from bench.errors import InputError
 from bench.judge import protocol
 from bench.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix
-from bench.records import CLEAN
+from bench.records import CALIBRATION, CLEAN, REVISION
 from bench.registry import find, one_line, registered
 from defenses import weights
 from defenses.base import Defense, DefenseSpec
@@ -86,10 +86,14 @@ class Job:
     """What runs at once. attack is None for the clean pass, which every other job of the defense reads.
 
     identity: everything the result depends on; key: its hash. skip: why the pair makes no sense.
-    forwards, backwards: estimated passes for one input at one ε, at the most. inference_steps: of the defense.
+    split: where the indices point to: test, validation, or noise made for the norm "fooling". ladder: whether what is
+    beaten at one ε stays beaten at the larger ones. aims: classes that each input is to be taken for, one after the
+    other; 1 where the attack chooses. forwards, backwards: estimated passes for one input and aim at one ε, at the
+    most. inference_steps: of the defense.
     """
 
     dataset: DatasetRef
+    split: str
     indices: tuple[int, ...]
     defense: DefenseRef
     attack: Attack | None
@@ -100,6 +104,8 @@ class Job:
     draws: int
     device: str
     identity: dict[str, Any] = field(repr=False)
+    ladder: bool = True
+    aims: int = 1
     forwards: float = 1.0
     backwards: float = 0.0
     inference_steps: int = 0
@@ -123,7 +129,7 @@ class Job:
     def passes(self) -> float:
         """Estimated passes in all: a minimal-distance attack runs once, others once for each ε."""
         runs = 1 if self.attack is not None and self.attack.minimal else len(self.eps)
-        return (self.forwards + self.backwards) * self.n * runs
+        return (self.forwards + self.backwards) * self.n * self.aims * runs
 
 
 def key_of(identity: dict[str, Any]) -> str:
@@ -147,6 +153,7 @@ def dataset_refs(matrix: Matrix, options: Options) -> list[tuple[DatasetRef, tup
     for entry in matrix.datasets:
         ref = DatasetRef(entry.name, options.data)
         refs.append((ref, _chosen(ref, entry, options.n)))
+        _calibration(ref, matrix.calibration)  # what is too many is said at once, too
     return refs
 
 
@@ -156,6 +163,14 @@ def _chosen(ref: DatasetRef, entry: DatasetEntry, n: int | None) -> tuple[int, .
     if wanted is not None and wanted > len(dataset.test):
         raise InputError(f"n = {wanted}: data set {ref.name!r} has {len(dataset.test)} test images")
     return tuple(int(index) for index in dataset.chosen(wanted))
+
+
+def _calibration(ref: DatasetRef, n: int | None) -> tuple[int, ...]:
+    """The chosen validation images; raises InputError where there are fewer."""
+    dataset = ref.load()
+    if n is not None and n > len(dataset.validation):
+        raise InputError(f"calibration = {n}: data set {ref.name!r} has {len(dataset.validation)} validation images")
+    return tuple(int(index) for index in dataset.calibration(n or 0))
 
 
 def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:
@@ -172,16 +187,13 @@ def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:
     if choice.cls.fit is Defense.fit:
         return dataclasses.replace(ref, weights_sha256=weights.weights_hash(module))
     try:
-        for path in (weights.zoo_file(dataset.zoo, choice.name), cache_file(ref, dataset)):
+        for path in (*weights.zoo_files(dataset.zoo, choice.name), cache_file(ref, dataset)):
             if not weights.card_path(path).exists():
                 continue
             card = weights.read_card(path)
-            if card.defense != weights.class_path(choice.cls) or card.version != choice.cls.version:
-                continue
-            if card.spec != weights.spec_json(spec) or card.data != dataset.zoo:
-                continue
-            weights.load_into(module, path, card.weights_sha256)
-            return dataclasses.replace(ref, weights=path, weights_sha256=card.weights_sha256)
+            if weights.trained_as(card, choice.cls, spec, dataset.zoo):
+                weights.load_into(module, path, card.weights_sha256)
+                return dataclasses.replace(ref, weights=path, weights_sha256=card.weights_sha256)
     except weights.WeightsError as error:
         raise InputError(str(error)) from error
     return dataclasses.replace(ref, weights=cache_file(ref, dataset))
@@ -201,7 +213,7 @@ def cache_file(ref: DefenseRef, dataset: Dataset, seed: int = TRAINING_SEED, bud
         "class": weights.class_path(ref.cls),
         "version": ref.cls.version,
         "source": ref.source_sha256,
-        "spec": weights.spec_json(ref.spec),
+        "spec": weights.training_part(ref.spec),
         "data": [dataset.name, dataset.revision],
         "seed": seed,
         "budget": budget,
@@ -228,32 +240,44 @@ def make_jobs(
     for dataset, indices in datasets:
         for ref in refs[dataset.name]:
             module = ref.build()
-            clean = _job(matrix, options, dataset, indices, ref, module, None)
+            clean = _job(matrix, options, dataset, "test", indices, ref, module, CLEAN)
             jobs.append(clean)
+            if matrix.calibration:
+                held_out = _calibration(dataset, matrix.calibration)
+                jobs.append(_job(matrix, options, dataset, "validation", held_out, ref, module, CALIBRATION))
             jobs += [
                 dataclasses.replace(
-                    _job(matrix, options, dataset, indices, ref, module, choice),
+                    _job(matrix, options, dataset, *_attacked(choice, indices), ref, module, choice.label, choice),
                     clean_key=clean.key,
                     skip=choice.attack.unsuited(module),
                 )
                 for choice in matrix.attacks
+                if choice.concerns(dataset.name, ref.label)
             ]
     return jobs
+
+
+def _attacked(choice: AttackChoice, indices: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """Split and indices of an attack's inputs: the first n of the clean pass' ones, or as many noise images."""
+    first = indices[: choice.n]
+    return ("noise", tuple(range(len(first)))) if choice.attack.norm == "fooling" else ("test", first)
 
 
 def _job(
     matrix: Matrix,
     options: Options,
     dataset: DatasetRef,
+    split: str,
     indices: tuple[int, ...],
     ref: DefenseRef,
     module: Defense,
-    choice: AttackChoice | None,
+    label: str,
+    choice: AttackChoice | None = None,
 ) -> Job:
     data = dataset.load()
     attack = choice.attack if choice else None
-    label = choice.label if choice else CLEAN
     norm = attack.norm if attack else "none"
+    ladder = choice.ladder if choice else True
     eps = choice.eps if choice else (0.0,)
     forwards, backwards = map(float, attack.passes() if attack else (1, 0))
     if attack is not None and module.inference_steps:
@@ -261,24 +285,19 @@ def _job(
         share = min(1.0, getattr(attack, "inner_steps", module.inference_steps) / module.inference_steps)
         forwards, backwards = forwards * share + 1, backwards * share
     identity = {
+        "records": REVISION,
         "dataset": {
             "name": data.name,
             "revision": data.revision,
-            "split": "test",
+            "split": split,
             "indices_sha256": hashlib.sha256(json.dumps(indices).encode()).hexdigest(),
             "n": len(indices),
         },
-        "defense": {
-            "name": ref.label,
-            "class": weights.class_path(ref.cls),
-            "version": ref.cls.version,
-            "spec": weights.spec_json(ref.spec),
-            "weights_sha256": ref.weights_sha256,
-            "source_sha256": ref.source_sha256,
-        },
+        "defense": defense_identity(ref),
         "attack": _attack_identity(choice, label),
         "norm": norm,
         "eps": [repr(value) for value in eps],
+        "ladder": ladder,
         "seed": matrix.seed,
         "protocol": protocol(module.randomized, matrix.draws),
         "device": options.device,
@@ -286,9 +305,29 @@ def _job(
         "num_classes": data.num_classes,
     }
     return Job(
-        dataset, indices, ref, attack, label, norm, eps, matrix.seed, matrix.draws, options.device,
-        identity=identity, forwards=forwards, backwards=backwards, inference_steps=module.inference_steps,
+        dataset, split, indices, ref, attack, label, norm, eps, matrix.seed, matrix.draws, options.device,
+        identity=identity, ladder=ladder, aims=_aims(attack, data.num_classes), forwards=forwards, backwards=backwards,
+        inference_steps=module.inference_steps,
     )  # fmt: skip
+
+
+def _aims(attack: Attack | None, num_classes: int) -> int:
+    """How many classes each input is to be taken for, one after the other; noise has no right class to leave out."""
+    if attack is None or attack.aims == "none":
+        return 1
+    return num_classes - int(attack.aims == "wrong" and attack.norm != "fooling")
+
+
+def defense_identity(ref: DefenseRef) -> dict[str, Any]:
+    """All of a defense that a result depends on."""
+    return {
+        "name": ref.label,
+        "class": weights.class_path(ref.cls),
+        "version": ref.cls.version,
+        "spec": weights.spec_json(ref.spec),
+        "weights_sha256": ref.weights_sha256,
+        "source_sha256": ref.source_sha256,
+    }
 
 
 def _attack_identity(choice: AttackChoice | None, label: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Plots of a run: security curves, defense × attack heat maps, and grids of what was attacked and seen."""
+"""Plots of a run: security curves, risk–coverage curves, heat maps, and grids of what was attacked and seen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bench.records import CLEAN, IMAGE_COLUMNS, WORST_CASE
+from bench.figures import FOOLING, attacked_within
+from bench.records import CALIBRATION, CLEAN, IMAGE_COLUMNS, WORST_CASE
+from bench.selective import area, attacked_answers, clean_answers, operating_point, risk_coverage
 from bench.tables import eps_text, find, norm_text, panels
 
 if TYPE_CHECKING:
@@ -65,9 +67,14 @@ def _figures(
 ) -> Iterator[tuple[tuple[str, ...], Figure]]:
     """Every plot with the parts of its file's name."""
     for dataset, norm, clean, attacked in panels(summary):
+        if norm == FOOLING:
+            continue  # its table says it all
         if np.isfinite(attacked["eps"]).all():
             yield (dataset, norm, "curves"), security_curves(dataset, norm, clean, attacked)
         yield (dataset, norm, "heatmap"), heat_map(dataset, norm, clean, attacked)
+        scored = _scored(records[records["dataset"] == dataset], norm)
+        if len(scored):
+            yield (dataset, norm, "risk-coverage"), risk_coverage_curves(dataset, norm, scored)
     for dataset, rows in _shown(records):
         for page, start in enumerate(range(0, len(rows), ROWS_PER_GRID), 1):
             yield (dataset, "images", str(page)), image_grid(dataset, rows[start : start + ROWS_PER_GRID], identities)
@@ -101,6 +108,45 @@ def security_curves(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.D
     if handles:
         title = "defense" + ("\n(hollow: partial)" if (worst["status"] == "partial").any() else "")
         axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, title=title)
+    return figure
+
+
+def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figure:
+    """Risk over coverage of every defense, clean (solid) and under the worst case at the norm's largest ε (dashed).
+
+    records: clean and attacked rows of that data set and norm, of defenses that give scores. A marker is the deployed
+    defense, hollow where the worst case is partial; beside the name stands the area under each curve. Attacked curves
+    bound the risk from below (bench.selective). The scale of the risk is linear up to 1 %, logarithmic above.
+    """
+    largest = records["eps"].max()
+    figure, axes = _new_figure(8.0, max(4.2, 1.4 + 0.36 * records["defense"].nunique()))
+    for i, (defense, rows) in enumerate(records.groupby("defense")):
+        colour, marker = OKABE_ITO[i % len(OKABE_ITO)], MARKERS[(i + i // len(OKABE_ITO)) % len(MARKERS)]
+        clean = rows[rows["attack"] == CLEAN]
+        attacked, status, _ = attacked_within(rows[rows["attack"] != CLEAN], largest)
+        parts = [("-", colour, clean, clean_answers(clean))]
+        if len(attacked):
+            parts.append(("--", "white" if status == "partial" else colour, attacked, attacked_answers(attacked)))
+        areas = []
+        for dashes, filling, judged, answers in parts:
+            curve = 100 * risk_coverage(answers["score"], answers["wrong"])
+            areas.append(f"{area(curve) / 100:.3g} %")
+            axes.plot(curve["coverage"], curve["risk"], dashes, color=colour, lw=1.4, zorder=3, clip_on=False)
+            point: dict[str, Any] = {"color": colour, "marker": marker, "mfc": filling, "ms": 6, "clip_on": False}
+            coverage, risk = operating_point(judged)
+            axes.plot(100 * coverage, 100 * risk, " ", zorder=4, **point)
+        axes.plot([], [], "-", color=colour, marker=marker, ms=6, label=f"{defense}\narea {', attacked '.join(areas)}")
+    for name, dashes in (("clean", "-"), (f"attacked, ε = {eps_text(largest)}", "--")):
+        axes.plot([], [], dashes, color="0.4", lw=1.4, label=name)
+    axes.set_yscale("symlog", linthresh=1, linscale=0.7)
+    axes.set(xlabel="coverage, % of inputs accepted", ylabel="risk, % of accepted that are wrong")
+    axes.set(xlim=(0, 100), ylim=(0, 100), yticks=(ticks := (0, 0.5, 1, 2, 5, 10, 20, 50, 100)))
+    axes.set_yticklabels([f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.set_title(f"{dataset}: risk over coverage, clean and under all {norm_text(norm)} attacks", loc="left")
+    title = "defense (marker: as deployed;\nhollow: partial worst case)"
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, title=title)
     return figure
 
 
@@ -158,11 +204,15 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dic
     for i, cell in enumerate(rows):
         first = cell.iloc[0]
         shape = identities[first["key"]]["shape"]
-        where = f"{first['defense']}\n{first['attack']}\n{norm_text(first['norm'])}, ε = {eps_text(first['eps'])}"
+        strength = "" if first["norm"] == FOOLING else f", ε = {eps_text(first['eps'])}"
+        where = f"{first['defense']}\n{first['attack']}\n{norm_text(first['norm'])}{strength}"
         axes.text(-0.15, height * i + 0.5, where, ha="right", va="center", fontsize=7.5)
-        for j, record in enumerate(cell.head(SHOWN_INPUTS).to_dict("records")):
+        # of an input's rows, one for each class aimed at, a success shows most
+        inputs = cell.sort_values("success", ascending=False, kind="stable").drop_duplicates("sample").sort_index()
+        for j, record in enumerate(inputs.head(SHOWN_INPUTS).to_dict("records")):
             answer = "rejected" if record["adv_rejected"] else f"says {record['adv_label']}"
-            for k, title in enumerate((f"is {record['label']}", answer, "sees")):
+            is_what = "noise" if record["label"] < 0 else f"is {record['label']}"
+            for k, title in enumerate((is_what, answer, "sees")):
                 left, top = trio * j + 1.05 * k, height * i
                 colour = OKABE_ITO[1] if k == 1 and record["success"] else "black"
                 axes.text(left + 0.5, top - 0.04, title, ha="center", va="bottom", fontsize=7, color=colour)
@@ -201,11 +251,20 @@ def _hatched(axes: Axes, x: float, y: float, text: str) -> None:
     )
 
 
+def _scored(records: pd.DataFrame, norm: str) -> pd.DataFrame:
+    """The clean rows and those of a norm, of the defenses that score every input they answer."""
+    rows = records[(records["attack"] == CLEAN) | (records["norm"] == norm)]
+    silent = rows[(rows["status"] == "ok") & (rows["clean_score"].isna() | rows["adv_score"].isna())]
+    clean = rows[(rows["attack"] == CLEAN) & (rows["status"] == "ok")]
+    return rows[rows["defense"].isin(set(clean["defense"]) - set(silent["defense"]))]
+
+
 def _shown(records: pd.DataFrame) -> Iterator[tuple[str, list[pd.DataFrame]]]:
     """Per data set, the rows with images of each attacked cell at its largest ε."""
     if IMAGE_COLUMNS[0] not in records:
         return
-    pictured = records[records[IMAGE_COLUMNS[0]].notna() & (records["attack"] != CLEAN) & (records["status"] == "ok")]
+    attacked = ~records["attack"].isin([CLEAN, CALIBRATION]) & (records["status"] == "ok")
+    pictured = records[attacked & records[IMAGE_COLUMNS[0]].notna()]
     for dataset, rows in pictured.groupby("dataset"):
         cells = [cell for _, cell in rows.groupby(["defense", "norm", "attack"])]
         yield str(dataset), [cell[cell["eps"] == cell["eps"].max()] for cell in cells]

@@ -5,14 +5,20 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from bench.errors import InputError
 
-Kind = Literal["datasets", "defenses", "attacks"]
-SINGULAR: dict[Kind, str] = {"datasets": "data set", "defenses": "defense", "attacks": "attack"}
+Kind = Literal["datasets", "defenses", "attacks", "measurements"]
+SINGULAR: dict[Kind, str] = {
+    "datasets": "data set",
+    "defenses": "defense",
+    "attacks": "attack",
+    "measurements": "measurement",
+}
 
 
 @cache
@@ -26,6 +32,14 @@ def nearest(word: str, known: list[str]) -> str:
     """«; did you mean 'x'?» for the nearest known word, or nothing."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def one_of(place: str, name: str, known: Iterable[str]) -> str:
+    """The name, if it is known; raises InputError that says where it stands and what there is."""
+    known = list(known)
+    if name not in known:
+        raise InputError(f"{place}: {name!r} is not in this matrix{nearest(name, known)}; it has: {', '.join(known)}")
+    return name
 
 
 def find(kind: Kind, name: str) -> type[Any]:
@@ -77,9 +91,10 @@ def _checked(kind: Kind, name: str, found: Any) -> type[Any]:
     """Imported late: `--help` and `--list` must not wait for torch."""
     from attacks.base import Attack
     from bench.datasets.base import Dataset
+    from bench.measurements.base import Measurement
     from defenses.base import Defense
 
-    base = {"datasets": Dataset, "defenses": Defense, "attacks": Attack}[kind]
+    base = {"datasets": Dataset, "defenses": Defense, "attacks": Attack, "measurements": Measurement}[kind]
     if not (isinstance(found, type) and issubclass(found, base)):
         raise InputError(f"{SINGULAR[kind]} {name!r}: {found!r} is not a subclass of {base.__module__}.{base.__name__}")
     if inspect.isabstract(found):

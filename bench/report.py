@@ -24,8 +24,9 @@ def write_report(folder: Path) -> pd.DataFrame:
     """
     from bench.figures import summary
     from bench.plots import write_plots
+    from bench.selective import matched
     from bench.store import Store, file_name
-    from bench.tables import latex, markdown, tables
+    from bench.tables import latex, markdown, selective_tables, tables
 
     records, identities = Store(folder).load()
     figures = summary(records)
@@ -35,7 +36,7 @@ def write_report(folder: Path) -> pd.DataFrame:
         for old in folder.glob(pattern):
             old.unlink()
     (folder / "tables").mkdir(exist_ok=True)
-    made = tables(figures)
+    made = tables(figures) + selective_tables(matched(records), figures)
     for table in made:
         name = file_name(*table.name)
         (folder / "tables" / f"{name}.md").write_text(markdown(table), encoding="utf-8")

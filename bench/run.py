@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from bench.engines.local import LocalEngine
     from bench.matrix import AttackChoice, DefenseChoice, Matrix
+    from bench.measurements.job import MeasurementJob
     from bench.plan import DatasetRef, DefenseRef, Job, Options
     from bench.store import Store
 
@@ -79,7 +80,7 @@ def filtered(matrix: Matrix, given: argparse.Namespace) -> Matrix:
     A name selects every entry of that name or label. An attack that is not in the matrix takes the first norm of the
     matrix that it works in, with the ε there.
     """
-    from bench.matrix import DatasetEntry, attack_by_name, defense_choice
+    from bench.matrix import DatasetEntry, attack_by_name, defense_by_name
     from bench.registry import find
 
     datasets, defenses, attacks = matrix.datasets, matrix.defenses, matrix.attacks
@@ -89,7 +90,7 @@ def filtered(matrix: Matrix, given: argparse.Namespace) -> Matrix:
         known = {entry.name: entry for entry in datasets}
         datasets = tuple(known.get(name) or DatasetEntry(name=name, n=datasets[0].n) for name in unique(given.dataset))
     if given.defense:
-        defenses = selected(defenses, given.defense, defense_choice)
+        defenses = selected(defenses, given.defense, defense_by_name)
     if given.attack:
         attacks = selected(attacks, given.attack, lambda name: attack_by_name(name, matrix.attacks))
     return dataclasses.replace(matrix, datasets=datasets, defenses=defenses, attacks=attacks)
@@ -112,7 +113,7 @@ def show_list() -> int:
     """Names alone, without importing what they stand for."""
     from bench.registry import registered
 
-    for kind in ("datasets", "defenses", "attacks"):
+    for kind in ("datasets", "defenses", "attacks", "measurements"):
         print(f"{kind}:")
         for name, point in registered(kind).items():
             adapter = kind == "attacks" and name in ("art", "foolbox")
@@ -151,6 +152,7 @@ class Run:
         refs = self._defense_refs(self.matrix, [ref for ref, _ in datasets])
         if dry_run:
             self._show_plan(make_jobs(self.matrix, self.options, datasets, refs))
+            self._show_measurements([ref for ref, _ in datasets], refs)
             return 0
         self._writable()
         from bench.engines.local import LocalEngine
@@ -162,9 +164,10 @@ class Run:
             self.store.write_index([*self._stored_beside(jobs, datasets), *jobs])
             self._write_run_json(jobs, finished=False)
             self._run_jobs(engine, board, jobs, failures)
+            unmeasured = self._measure(engine, board, [ref for ref, _ in datasets], refs, failures)
         states = {job.key: self.store.status(job) for job in jobs}
         self._write_run_json(jobs, finished=True)
-        return self._report(jobs, states)
+        return self._report(jobs, states, unmeasured)
 
     def _writable(self) -> None:
         try:
@@ -178,7 +181,10 @@ class Run:
     def _defense_refs(self, matrix: Matrix, datasets: list[DatasetRef]) -> dict[str, list[DefenseRef]]:
         from bench.plan import defense_ref
 
-        return {ref.name: [defense_ref(choice, ref.load()) for choice in matrix.defenses] for ref in datasets}
+        return {
+            ref.name: [defense_ref(choice, ref.load()) for choice in matrix.defenses if choice.defends(ref.name)]
+            for ref in datasets
+        }
 
     def _stored_beside(self, jobs: list[Job], datasets: list[tuple[DatasetRef, tuple[int, ...]]]) -> list[Job]:
         """Jobs of the whole matrix, on these data sets, that don't run now and have their records from before."""
@@ -197,24 +203,32 @@ class Run:
     def _train(
         self, engine: LocalEngine, board: Any, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]
     ) -> dict[tuple[str, str], str]:
-        """Trains what has no weights yet; returns why a defense of a data set has none even so."""
+        """Trains what has no weights yet, once where several defenses share them; returns why one has none even so."""
         from bench.engines.local import Call
         from bench.plan import defense_ref
         from bench.train import fit_job
 
-        wanted = [(dataset, ref) for dataset in datasets for ref in refs[dataset.name] if not ref.trained]
+        sharing: dict[Path | None, list[tuple[DatasetRef, DefenseRef]]] = {}
+        for dataset in datasets:
+            for ref in refs[dataset.name]:
+                if not ref.trained:
+                    sharing.setdefault(ref.weights, []).append((dataset, ref))
+        titles = {
+            path: f"{', '.join(ref.label for _, ref in pairs)} on {pairs[0][0].name}" for path, pairs in sharing.items()
+        }
         calls = [
-            Call((dataset.name, ref.label), fit_job, (ref, dataset, self.options.device), timeout=None)
-            for dataset, ref in wanted
+            Call(path, fit_job, (ref, dataset, self.options.device), timeout=None)
+            for path, ((dataset, ref), *_) in sharing.items()
         ]
         failures = {}
-        board.expect(dict.fromkeys(call.id for call in calls))
-        for call in calls:
-            board.line(f"training {call.id[1]} on {call.id[0]}: no weights in the zoo or the cache yet")
+        board.expect(dict.fromkeys(sharing))
+        for title in titles.values():
+            board.line(f"training {title}: no weights in the zoo or the cache yet")
         for outcome in engine.run(calls):
-            board.done(outcome.id, f"trained {outcome.id[1]} on {outcome.id[0]}", outcome.failure)
+            board.done(outcome.id, f"trained {titles[outcome.id]}", outcome.failure)
             if outcome.failure:
-                failures[outcome.id] = f"training failed: {outcome.failure}"
+                for dataset, ref in sharing[outcome.id]:
+                    failures[dataset.name, ref.label] = f"training failed: {outcome.failure}"
         for dataset in datasets:
             by_label = {choice.label: choice for choice in self.matrix.defenses}
             refs[dataset.name] = [
@@ -261,7 +275,34 @@ class Run:
                 failed = rows["status"].iloc[0] == "failed"
                 board.done(job.key, job.title, rows["reason"].iloc[0] if failed else None, rows)
 
-    def _report(self, jobs: list[Job], states: dict[str, str]) -> int:
+    def _measurements(self, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]) -> list[MeasurementJob]:
+        """The measurements of the matrix; what they compute with may be a defense that was filtered out."""
+        from bench.measurements.job import measurement_jobs
+
+        known = refs if self.whole == self.matrix else self._defense_refs(self.whole, datasets)
+        return measurement_jobs(self.matrix, self.options, datasets, refs, known)
+
+    def _measure(
+        self,
+        engine: LocalEngine,
+        board: Any,
+        datasets: list[DatasetRef],
+        refs: dict[str, list[DefenseRef]],
+        failures: dict[tuple[str, str], str],
+    ) -> int:
+        """Takes the measurements of the matrix that are missing; returns how many failed."""
+        from bench.measurements.job import measurement_jobs, take, write_index
+
+        jobs = self._measurements(datasets, refs)
+        keys = {job.key for job in jobs}
+        stored_beside: list[MeasurementJob] = []
+        if self.whole != self.matrix:
+            whole = self._defense_refs(self.whole, datasets)
+            stored_beside = measurement_jobs(self.whole, self.options, datasets, whole, whole)
+        write_index([*jobs, *(job for job in stored_beside if job.key not in keys)], self.out)
+        return take(jobs, self.out, engine, board, self.matrix.timeout, failures)
+
+    def _report(self, jobs: list[Job], states: dict[str, str], unmeasured: int) -> int:
         from bench.report import write_report
         from bench.tables import print_tables
 
@@ -274,7 +315,9 @@ class Run:
             f"{len(jobs) - skipped} jobs ({len(failed)} failed), {skipped} skipped, {minutes}:{seconds:02} min; "
             f"results in {self.out}", highlight=False,
         )  # fmt: skip
-        return 1 if failed else 0
+        if unmeasured:
+            self.console.print(f"{unmeasured} measurements failed", highlight=False)
+        return 1 if failed or unmeasured else 0
 
     def _write_run_json(self, jobs: list[Job], finished: bool) -> None:
         """Provenance: what ran, where, from which code, how long."""
@@ -304,16 +347,19 @@ class Run:
 
         for dataset in unique(job.dataset.name for job in jobs):
             there = [job for job in jobs if job.dataset.name == dataset]
-            table = Table(title=f"{dataset}, n = {there[0].n}", box=box.SIMPLE, title_justify="left")
+            table = Table(title=dataset, box=box.SIMPLE, title_justify="left")
             for column in ("defense", "attack", "norm", "ε"):
                 table.add_column(column, overflow="fold")
+            table.add_column("n", justify="right")
             table.add_column("passes", justify="right")
             table.add_column("state", overflow="fold")
             for job in there:
                 eps = "" if job.attack is None else " ".join(f"{value:g}" for value in job.eps)
                 state = f"skipped: {job.skip}" if job.skip else self._state(job)
                 passes = "" if job.skip else f"{job.passes:,.0f}"
-                table.add_row(job.defense.label, job.label, job.norm if job.attack else "", eps, passes, state)
+                table.add_row(
+                    job.defense.label, job.label, job.norm if job.attack else "", eps, str(job.n), passes, state
+                )
             self.console.print(table)
         runnable = [job for job in jobs if not job.skip]
         total = sum(job.passes for job in runnable)
@@ -321,6 +367,13 @@ class Run:
             f"{len(runnable)} jobs, {len(jobs) - len(runnable)} skipped, at most {total:,.0f} passes through a defense",
             highlight=False,
         )
+
+    def _show_measurements(self, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]) -> None:
+        from bench.measurements.job import status
+
+        for job in self._measurements(datasets, refs):
+            state = f"skipped: {job.skip}" if job.skip else "finished" if status(job, self.out) == "ok" else "to run"
+            self.console.print(f"measurement {job.title}: {state}", highlight=False, markup=False)
 
     def _state(self, job: Job) -> str:
         if not job.defense.trained:
@@ -332,16 +385,41 @@ class Run:
 
 def matrix_json(matrix: Matrix, options: Options) -> dict[str, Any]:
     """The matrix as it was run, as plain data."""
+    from bench.claims.base import claims_json
+
     return {
         "source": matrix.source,
         "datasets": [{"name": entry.name, "n": options.n or entry.n} for entry in matrix.datasets],
         "defenses": [
-            {"name": choice.name, "label": choice.label, "parameters": choice.parameters} for choice in matrix.defenses
+            {"name": c.name, "label": c.label, "parameters": c.parameters, "datasets": c.datasets}
+            for c in matrix.defenses
         ],
         "attacks": [
-            {"name": c.name, "label": c.label, "norm": c.attack.norm, "eps": list(c.eps), "attack": repr(c.attack)}
+            {
+                "name": c.name,
+                "label": c.label,
+                "norm": c.attack.norm,
+                "eps": list(c.eps),
+                "attack": repr(c.attack),
+                "ladder": c.ladder,
+                "n": c.n,
+                "datasets": c.datasets,
+                "defenses": c.defenses,
+            }
             for c in matrix.attacks
         ],
+        "measurements": [
+            {
+                "name": c.name,
+                "label": c.label,
+                "measurement": repr(c.measurement),
+                "datasets": c.datasets,
+                "defenses": c.defenses,
+            }
+            for c in matrix.measurements
+        ],
+        "claims": claims_json(matrix.claims),
+        "calibration": matrix.calibration,
         "timeout": matrix.timeout,
     }
 

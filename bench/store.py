@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from bench.errors import InputError
 from bench.plan import Job
-from bench.records import typed
+from bench.records import REVISION, typed
 
 INDEX = "index.json"
 IDENTITY = b"manifold_bench.identity"
@@ -58,7 +58,7 @@ class Store:
         draft.replace(path)
 
     def read(self, path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """A job's rows and its identity; raises DamagedRecords."""
+        """A job's rows and its identity; raises DamagedRecords, or InputError for records of another version."""
         try:
             raw = path.read_bytes()
             expected = checksum_path(path).read_text(encoding="utf-8").strip()
@@ -68,8 +68,12 @@ class Store:
                 )
             table = pq.read_table(pa.BufferReader(raw))
             identity = json.loads(table.schema.metadata[IDENTITY])
+            if (found := identity.get("records", 1)) != REVISION:
+                raise InputError(
+                    f"{path}: records of revision {found}, this version reads revision {REVISION}; run its matrix again"
+                )
             return typed(table.to_pandas()), identity
-        except DamagedRecords:
+        except InputError:
             raise
         except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
             first = str(error).splitlines()[0]
@@ -82,7 +86,7 @@ class Store:
             return "missing"
         try:
             rows, identity = self.read(path)
-        except DamagedRecords:
+        except InputError:
             return "damaged"
         if identity != json.loads(json.dumps(job.identity)) or rows.empty:
             return "damaged"

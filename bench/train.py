@@ -1,4 +1,4 @@
-"""Training a defense: `python -m bench.train --dataset mnist --defense gmvae --data DIR`.
+"""Training a defense: `python -m bench.train --dataset mnist --defense gmvae --set alpha=50 --data DIR`.
 
 Seeded, and resumable: the same command goes on after the last complete epoch.
 """
@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.arguments import checked_device, data_folder, natural
 from bench.errors import InputError, report_errors
@@ -61,7 +61,7 @@ def train_defense(
         revision=data.revision,
         seed=seed,
         budget=budget,
-        command=f"python -m bench.train --dataset {data.name} --defense {ref.name} --seed {seed} --budget {budget:g}",
+        command=training_command(ref, data.name, seed, budget),
         code=code_revision(),
         torch=torch.__version__,
         figures={name: round(value, 6) for name, value in figures.items()},
@@ -70,6 +70,42 @@ def train_defense(
     weights.save(defense, card, path)
     shutil.rmtree(Reporting.checkpoints)
     return defense
+
+
+def training_command(ref: DefenseRef, dataset: str, seed: int, budget: float) -> str:
+    """The command that trains this: parameters of the spec that aren't the defaults are set."""
+    import json
+    import shlex
+
+    from defenses.base import DefenseSpec
+    from defenses.weights import spec_json
+
+    words = ["python", "-m", "bench.train", "--dataset", dataset, "--defense", ref.name]
+    of_the_data = {field.name for field in dataclasses.fields(DefenseSpec)}
+    values = spec_json(ref.spec)
+    for field in dataclasses.fields(ref.spec):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.name not in of_the_data and getattr(ref.spec, field.name) != default:
+            words += ["--set", f"{field.name}={json.dumps(values[field.name])}"]
+    return shlex.join([*words, "--seed", str(seed), "--budget", f"{budget:g}"])
+
+
+def parameters(given: Sequence[str]) -> dict[str, Any]:
+    """`--set key=value` as parameters of the spec: values are JSON, and texts where they aren't."""
+    import json
+
+    found: dict[str, Any] = {}
+    for item in given:
+        key, equals, text = item.partition("=")
+        if not (key and equals):
+            raise InputError(f"--set: {item!r} is not key=value")
+        if key in found:
+            raise InputError(f"--set: {key!r} is set twice")
+        try:
+            found[key] = json.loads(text)
+        except ValueError:
+            found[key] = text
+    return found
 
 
 def fit_job(ref: DefenseRef, dataset: DatasetRef, device: str) -> None:
@@ -84,6 +120,10 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m bench.train", description="Train a defense from scratch.")
     p.add_argument("--dataset", required=True, metavar="NAME", help="data set to train on")
     p.add_argument("--defense", required=True, metavar="NAME", help="defense, or package.module:Name")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="parameters",
+        help="a parameter of the defense, as in a matrix file (repeatable)",
+    )  # fmt: skip
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of the data files (default: MANIFOLD_BENCH_DATA)")
     p.add_argument("--seed", type=natural, default=0, metavar="N")
     p.add_argument("--budget", type=float, default=1.0, help="share of the full training, in (0, 1] (default 1)")
@@ -95,14 +135,14 @@ def parser() -> argparse.ArgumentParser:
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    from bench.matrix import defense_choice
+    from bench.matrix import defense_by_name
     from bench.plan import DatasetRef, cache_file, defense_ref
 
     if not 0 < options.budget <= 1:
         raise InputError(f"--budget: {options.budget} is not allowed; give a share in (0, 1]")
     if options.out and options.out.suffix != ".safetensors":
         raise InputError(f"--out: {options.out} does not end in .safetensors")
-    choice = defense_choice(options.defense)
+    choice = defense_by_name(options.defense, parameters(options.parameters), "--set")
     dataset = DatasetRef(options.dataset, data_folder(options.data))
     data = dataset.load()
     ref = dataclasses.replace(defense_ref(choice, data), weights=None, weights_sha256=None)

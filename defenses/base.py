@@ -60,8 +60,6 @@ class Defense(nn.Module):
     randomized: ClassVar[bool] = False
     detectors: ClassVar[tuple[str, ...]] = ()
     """Names of the detectors that `detection` tells apart; none where it isn't offered."""
-    gradient_modes: ClassVar[tuple[str, ...]] = ("default",)
-    """Ways a gradient may pass through it; more than one means it optimises at inference, see `attack_forward`."""
 
     def __init__(self, spec: DefenseSpec) -> None:
         super().__init__()
@@ -74,6 +72,11 @@ class Defense(nn.Module):
     def rejects(self) -> bool:
         """Whether the outputs include a reject score."""
         return False
+
+    @property
+    def gradient_modes(self) -> tuple[str, ...]:
+        """Ways a gradient may pass through it; more than one means it optimises at inference, see `attack_forward`."""
+        return ("default",)
 
     def verdict(self, x: Tensor) -> Verdict:
         """The deployed, full-strength answer for images [N,C,H,W]."""

@@ -43,36 +43,40 @@ class DeconvolutionalGenerator(nn.Module):
 
 
 class PoolingEncoder(nn.Module):
-    """Convolution, max-pooling, convolution, max-pooling, dense, with ReLU: images → `outputs` numbers each."""
+    """Three times (3×3 convolution, max-pooling), then dense, with ReLU: images → `outputs` numbers each.
 
-    def __init__(self, shape: tuple[int, int, int], outputs: int, width: int = 32, hidden: int = 256) -> None:
+    width: channels of the first convolution; each further one has twice as many.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], outputs: int, width: int = 32, hidden: int = 128) -> None:
         super().__init__()
         channels, height, rows = shape
-        self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1)
-        self.dense = nn.Linear(2 * width * (height // 4) * (rows // 4), hidden)
+        maps = [channels, width, 2 * width, 4 * width]
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(maps))
+        self.dense = nn.Linear(maps[-1] * (height // 8) * (rows // 8), hidden)
         self.output = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        h = F.max_pool2d(F.relu(self.conv2(h)), 2)
-        return self.output(F.relu(self.dense(torch.flatten(h, 1))))
+        for layer in self.layers:
+            x = F.relu(F.max_pool2d(layer(x), 2))  # the maximum first: four times fewer values to rectify
+        return self.output(F.relu(self.dense(torch.flatten(x, 1))))
 
 
 class UpsamplingDecoder(nn.Module):
-    """Dense, then twice (upsampling, convolution) with ReLU, and a sigmoid: latents [N,k] → images."""
+    """Two dense layers, then three times (upsampling, 3×3 convolution), with ReLU, and a sigmoid: latents [N,k] →
+    images. The mirror of `PoolingEncoder`."""
 
-    def __init__(self, shape: tuple[int, int, int], latent: int, width: int = 32, hidden: int = 256) -> None:
+    def __init__(self, shape: tuple[int, int, int], latent: int, width: int = 32, hidden: int = 128) -> None:
         super().__init__()
         channels, height, rows = shape
-        self.sizes = list(zip(doubling_sizes(height, 2), doubling_sizes(rows, 2), strict=True))
+        self.sizes = list(zip(doubling_sizes(height, 3), doubling_sizes(rows, 3), strict=True))
+        maps = [4 * width, 2 * width, width, channels]
         self.dense1 = nn.Linear(latent, hidden)
-        self.dense2 = nn.Linear(hidden, 2 * width * self.sizes[0][0] * self.sizes[0][1])
-        self.conv1 = nn.Conv2d(2 * width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, channels, 3, padding=1)
+        self.dense2 = nn.Linear(hidden, maps[0] * self.sizes[0][0] * self.sizes[0][1])
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(maps))
 
     def forward(self, z: Tensor) -> Tensor:
-        h = F.relu(self.dense2(F.relu(self.dense1(z))))
-        h = h.view(len(z), -1, *self.sizes[0])
-        h = F.relu(self.conv1(F.interpolate(h, size=self.sizes[1])))
-        return torch.sigmoid(self.conv2(F.interpolate(h, size=self.sizes[2])))
+        h = F.relu(self.dense2(F.relu(self.dense1(z)))).view(len(z), -1, *self.sizes[0])
+        for layer, size in zip(self.layers, self.sizes[1:], strict=True):
+            h = layer(F.interpolate(F.relu(h), size=size))
+        return torch.sigmoid(h)

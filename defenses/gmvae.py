@@ -3,43 +3,88 @@ Mixture Variational Autoencoders" (AAAI 2019)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attacks.target import pad_to_block
 from defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score
+from defenses.calibration import HeldOutScores
 from defenses.generators import PoolingEncoder, UpsamplingDecoder
+from defenses.projection import MomentumSolver, best_start
 from defenses.training import train_module
 from defenses.undefended import initialise, shifted
 
 
+def deployed(default: Any) -> Any:
+    """A field that changes how the trained defense answers, not its training."""
+    return field(default=default, metadata={"deployment": True})
+
+
 @dataclass(frozen=True, kw_only=True)
 class GaussianMixtureVAESpec(DefenseSpec):
-    """latent: k, at least the number of classes. noise_variance: Σ = noise_variance · I (paper: 1/3000 for MNIST).
+    """Training. latent: k, at least the number of classes (None: that many). noise_variance: Σ = noise_variance · I
+    (None: 1/3000 · 10/k; the paper says 1/3000 for MNIST, smaller for larger k). alpha: weight of ‖f(x) − μ_y‖²
+    (unpublished; chosen on validation data). labelled_per_class: so many training images keep their label, the
+    others train without (their semi-supervised form; None: all do). posterior: `constant` entropy, or `variable`: the
+    encoder gives variances too, the usual VAE (their ablation).
 
-    alpha: weight of ‖f(x) − μ_y‖² in the loss (unpublished; chosen on validation data).
-    covariance: of the encodings in the Mahalanobis distance: the training encodings' own per class, or the prior's Σ.
-    confidence: of both thresholds; the paper's 99.73 % is three standard deviations.
+    Deployment. covariance: of the encodings in the Mahalanobis distance: the training encodings' own per class, or
+    the prior's Σ. confidence: of both thresholds on training statistics; the paper's 99.73 % is three standard
+    deviations. rejection_rate: instead, both thresholds are scaled by one factor so that this share of clean held-out
+    images is rejected. reclassify: what is rejected is projected on the decoder's range and classified there, by
+    `descent` from every class mean; reject_after: and is rejected still where that is beyond a threshold too.
     """
 
-    latent: Annotated[int, Ge(2)] = 10
-    noise_variance: Annotated[float, Gt(0)] = 1 / 3000
+    latent: Annotated[int, Ge(2)] | None = None
+    noise_variance: Annotated[float, Gt(0)] | None = None
     alpha: Annotated[float, Gt(0)] = 100.0
-    covariance: Literal["empirical", "prior"] = "empirical"
+    labelled_per_class: Annotated[int, Ge(1)] | None = None
+    posterior: Literal["constant", "variable"] = "constant"
     confidence: Annotated[float, Gt(0), Lt(1)] = 0.9973
     width: Annotated[int, Ge(1)] = 32
-    hidden: Annotated[int, Ge(1)] = 256
+    hidden: Annotated[int, Ge(1)] = 128
     epochs: Annotated[int, Ge(1)] = 30
     batch_size: Annotated[int, Ge(1)] = 128
     rate: Annotated[float, Gt(0)] = 2e-3
+    covariance: Literal["empirical", "prior"] = deployed("empirical")
+    rejection_rate: Annotated[float, Gt(0), Lt(1)] | None = deployed(None)
+    reclassify: bool = deployed(False)
+    reject_after: bool = deployed(True)
+    descent: MomentumSolver = field(
+        default_factory=lambda: MomentumSolver(steps=100, rate=0.3), metadata={"deployment": True}
+    )
 
     def __post_init__(self) -> None:
-        if self.latent < self.num_classes:
+        if self.latent is not None and self.latent < self.num_classes:
             raise ValueError(f"latent: {self.latent} is less than the {self.num_classes} classes, each has a mean")
+
+    @property
+    def k(self) -> int:
+        return self.num_classes if self.latent is None else self.latent
+
+    @property
+    def sigma2(self) -> float:
+        return 1 / 3000 * 10 / self.k if self.noise_variance is None else self.noise_variance
+
+
+class MeanEncoder(nn.Module):
+    """f: images → the means of their encodings [N,k]. `network` gives log variances behind them where they vary."""
+
+    network: nn.Module
+
+    def __init__(self, network: nn.Module, latent: int) -> None:
+        super().__init__()
+        self.network = network
+        self.latent = latent
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)[:, : self.latent]
 
 
 class NearestMean(nn.Module):
@@ -48,9 +93,10 @@ class NearestMean(nn.Module):
     Unscaled: with the paper's Σ the factor would be 1500, and a softmax of it would have no gradient left.
     """
 
+    encoder: MeanEncoder
     means: Tensor
 
-    def __init__(self, encoder: nn.Module, means: Tensor) -> None:
+    def __init__(self, encoder: MeanEncoder, means: Tensor) -> None:
         super().__init__()
         self.encoder = encoder
         self.register_buffer("means", means)
@@ -70,9 +116,14 @@ class GaussianMixtureVAE(Defense):
     forward: images [N,C,H,W] in [0,1] → logits [N,K+1]. The reject score exceeds the largest logit by
     max(d²/τ_enc, SSE/τ_dec) − 1, d² the Mahalanobis distance² of the encoding to its mean and SSE the reconstruction
     error. τ_enc is the χ²_k quantile, τ_dec the same quantile of the training errors.
+
+    Reclassifying, gradients pass the projection as if z* were f(x) (`identity`), or through the last steps of the
+    descent (`unrolled`).
     """
 
     Spec: ClassVar = GaussianMixtureVAESpec
+    version: ClassVar[int] = 2
+    detectors: ClassVar = ("encoding", "reconstruction")
     spec: GaussianMixtureVAESpec
     precision: Tensor
     tau_enc: Tensor
@@ -80,95 +131,243 @@ class GaussianMixtureVAE(Defense):
 
     def __init__(self, spec: GaussianMixtureVAESpec) -> None:
         super().__init__(spec)
-        means = torch.eye(spec.num_classes, spec.latent)
-        encoder = PoolingEncoder(spec.shape, spec.latent, spec.width, spec.hidden)
+        means = torch.eye(spec.num_classes, spec.k)
+        outputs = spec.k if spec.posterior == "constant" else 2 * spec.k
+        encoder = MeanEncoder(PoolingEncoder(spec.shape, outputs, spec.width, spec.hidden), spec.k)
         self.classifier: NearestMean = NearestMean(encoder, means)
-        self.decoder = UpsamplingDecoder(spec.shape, spec.latent, spec.width, spec.hidden)
-        prior = torch.eye(spec.latent) / spec.noise_variance
-        self.register_buffer("precision", prior.repeat(spec.num_classes, 1, 1))
+        self.decoder = UpsamplingDecoder(spec.shape, spec.k, spec.width, spec.hidden)
+        self.register_buffer("precision", (torch.eye(spec.k) / spec.sigma2).repeat(spec.num_classes, 1, 1))
         self.register_buffer("tau_enc", torch.tensor(torch.inf))
         self.register_buffer("tau_dec", torch.tensor(torch.inf))
+        self.held_out = HeldOutScores(2)
+        """max(d²/τ_enc, SSE/τ_dec) of validation images: with empirical covariances, with the prior's."""
 
     @property
     def rejects(self) -> bool:
         return True
 
     @property
-    def encoder(self) -> nn.Module:
+    def gradient_modes(self) -> tuple[str, ...]:
+        return ("identity", "unrolled") if self.spec.reclassify else ("default",)
+
+    @property
+    def inference_steps(self) -> int:
+        return self.spec.descent.steps if self.spec.reclassify else 0
+
+    @property
+    def encoder(self) -> MeanEncoder:
         """f: images → the means of their encodings [N,k]."""
         return self.classifier.encoder
 
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.encoder(x)
-        scores = self.classifier.scores(z)
-        distance, error = self.detector_scores(x, z, scores.argmax(1))
-        excess = torch.maximum(distance / self.tau_enc, error / self.tau_dec) - 1
-        return append_reject_score(scores, excess)
+    @property
+    def looseness(self) -> Tensor:
+        """What both thresholds are multiplied by: 1, or what meets the stated rejection rate on held-out images."""
+        if self.spec.rejection_rate is None:
+            return torch.ones_like(self.tau_enc)
+        return self.held_out.thresholds([self.spec.rejection_rate] * 2)[int(self.spec.covariance == "prior")]
 
-    def detector_scores(self, x: Tensor, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
+        if self.spec.reclassify:
+            return self.attack_forward(x, self.gradient_modes[0], None, 0)[0]
+        return self._selective(x, self.encoder(x))
+
+    def _selective(self, x: Tensor, z: Tensor, reconstruction: Tensor | None = None) -> Tensor:
+        """Logits [N,K+1] of images x if z [N,k] were their encodings."""
+        scores = self.classifier.scores(z)
+        ratios = self._ratios(x, z, scores.argmax(1), reconstruction)
+        return append_reject_score(scores, ratios.amax(1) - 1)
+
+    def _ratios(self, x: Tensor, z: Tensor, labels: Tensor, reconstruction: Tensor | None = None) -> Tensor:
+        """Both detectors' scores over their thresholds, [N,2]."""
+        distance, error = self.detector_scores(x, z, labels, reconstruction)
+        return torch.stack([distance / self.tau_enc, error / self.tau_dec], dim=1) / self.looseness
+
+    def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits without reclassification, and [d²_label/τ_enc, SSE/τ_dec]; see `Defense.detection`."""
+        z = self.encoder(x)
+        reconstruction = self.decoder(z)
+        return self._selective(x, z, reconstruction), self._ratios(x, z, labels, reconstruction)
+
+    def detector_scores(
+        self, x: Tensor, z: Tensor, labels: Tensor, reconstruction: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mahalanobis distance² of z [N,k] to the means of `labels` [N], and ‖x − g(z)‖²: both [N]."""
         offset = z - self.classifier.means[labels]
-        distance = torch.einsum("ni,nij,nj->n", offset, self.precision[labels], offset)
-        return distance, (x - self.decoder(z)).square().flatten(1).sum(1)
+        if self.spec.covariance == "prior":
+            distance = offset.square().sum(1) / self.spec.sigma2
+        else:
+            distance = torch.einsum("ni,nij,nj->n", offset, self.precision[labels], offset)
+        reconstruction = self.decoder(z) if reconstruction is None else reconstruction
+        return distance, (x - reconstruction).square().flatten(1).sum(1)
+
+    def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
+        """See `Defense.attack_forward`; the optimisation is the reclassification of what is rejected (section 3.5)."""
+        z = self.encoder(x)
+        logits = self._selective(x, z)
+        rejected = (logits.argmax(1) == self.num_classes).nonzero()[:, 0]
+        reached = z.detach().clone()
+        if len(rejected):
+            padded = pad_to_block(rejected)
+            found = self._projected(x[padded], gradient, None if start is None else start[padded], inner_steps)
+            found = found[: len(rejected)]
+            reached[rejected] = found.detach()
+            if gradient == "identity":
+                found = found.detach() + (z[rejected] - z[rejected].detach())
+            again = self._selective(x[padded], pad_to_block(found))[: len(rejected)]
+            if not self.spec.reject_after:
+                again = append_reject_score(again[:, :-1], -torch.ones_like(again[:, 0]))
+            logits = logits.index_copy(0, rejected, again)
+        return logits, reached
+
+    def _projected(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> Tensor:
+        """z*(x) [N,k]: the best of the descents from every class mean, or one from `start` [N,k]."""
+        solver = self.spec.descent
+        if start is None:
+            starts = self.classifier.means.expand(len(x), -1, -1)
+            z = torch.cat(
+                [
+                    best_start(self.decoder, part, solver.solve(self.decoder, part, some, solver.steps))[0].detach()
+                    for part, some in zip(x.split(32), starts.split(32), strict=True)
+                ]
+            )
+        else:
+            z = start
+        if gradient == "unrolled":
+            return solver.solve(self.decoder, x, z[:, None], inner_steps or solver.steps, unroll=True)[:, 0]
+        return z if start is None else solver.solve(self.decoder, x, z[:, None], inner_steps)[:, 0]
 
     def perceived(self, x: Tensor) -> Tensor:
-        """The reconstruction g(f(x))."""
+        """The reconstruction g(f(x)); of what is rejected and reclassified g(z*)."""
         with torch.no_grad():
-            return self.decoder(self.encoder(x))
+            z = self.encoder(x)
+            if self.spec.reclassify:
+                z = self.attack_forward(x, "identity", None, 0)[1]
+            return self.decoder(z)
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        """n images [n,C,H,W] of z ~ Σ_c N(μ_c, Σ)/K, the classes in turn."""
+        means = self.classifier.means.cpu()[torch.arange(n) % self.num_classes]
+        noise = torch.randn(means.shape, generator=torch.Generator().manual_seed(seed))
+        z = (means + noise * self.spec.sigma2**0.5).to(self.tau_enc.device)
+        with torch.no_grad():
+            return torch.cat([self.decoder(part) for part in z.split(256)])
 
     def fit(
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:
         spec = self.spec
         initialise(self, seed)
-        # Not more often for few images: that tightens their own encodings, and with them the thresholds
-        epochs = max(1, round(budget * spec.epochs))
-        most = spec.shape[-1] // 16
-
-        def step(images: Tensor, labels: Tensor, done: float) -> Tensor:
-            images = shifted(images, most)
-            z = self.encoder(images)
-            noisy = z + torch.randn_like(z) * spec.noise_variance**0.5
-            error = F.mse_loss(self.decoder(noisy), images, reduction="sum")
-            pull = (z - self.classifier.means[labels]).square().sum()
-            return (error + spec.alpha * pull) / len(images)
-
+        labelled = labelled_rows(train.labels, spec.labelled_per_class)
+        known = LabelledImages(train.images[labelled], train.labels[labelled])
+        step = self._supervised if spec.labelled_per_class is None else self._semi_supervised(known)
         train_module(
-            self, step, train, stage="gmvae", seed=seed, progress=progress,
-            epochs=epochs, batch_size=spec.batch_size, rate=spec.rate,
+            self, step, train, stage="gmvae", seed=seed, progress=progress, mixed_precision=True,
+            # Not more often for few images: that tightens their own encodings, and with them the thresholds
+            epochs=max(1, round(budget * spec.epochs)), batch_size=spec.batch_size, rate=spec.rate,
             evaluate=lambda: self.figures(validation),
         )  # fmt: skip
-        self.set_thresholds(train)
+        self.set_thresholds(known, validation)
         return self.figures(validation)
 
-    def set_thresholds(self, train: LabelledImages) -> None:
-        """τ_enc from χ²_k, τ_dec and the empirical covariances from the training images."""
+    def _supervised(self, images: Tensor, labels: Tensor, done: float) -> Tensor:
+        """SSE(x, g(z)) + α ‖f(x) − μ_y‖², mean over the batch; with a variable posterior α scales the divergence."""
+        images = shifted(images, self.spec.shape[-1] // 16)
+        mean, z, divergence = self._encoded(images)
+        pull = (mean - self.classifier.means[labels]).square().sum(1) + divergence
+        return (self._error(images, z) + self.spec.alpha * pull).mean()
+
+    def _semi_supervised(self, known: LabelledImages) -> Any:
+        """The step for images without labels (theirs are ignored), with as many labelled ones drawn beside them.
+
+        SSE(x, g(z)) − α · 2σ² log Σ_c N(z; μ_c, Σ)/K: the factor makes the pull to the only near mean α ‖z − μ_c‖², as
+        strong as the labelled images' own. It sets in over the first half, when the means have found their classes.
+        """
+        spec = self.spec
+
+        def step(images: Tensor, labels: Tensor, done: float) -> Tensor:
+            rows = torch.randint(len(known), (len(images) // 2,))
+            own, own_labels = known.images[rows].to(images.device), known.labels[rows].to(images.device)
+            both = warped(torch.cat([images, own]))
+            mean, z, divergence = self._encoded(both)
+            n = len(images)
+            mixture = (self.classifier.scores(z[:n]) / (2 * spec.sigma2)).logsumexp(1)
+            pull = torch.cat(
+                [
+                    min(1.0, 2 * done) * -2 * spec.sigma2 * mixture,
+                    (mean[n:] - self.classifier.means[own_labels]).square().sum(1),
+                ]
+            )
+            return (self._error(both, z) + spec.alpha * (pull + divergence)).sum() / n
+
+        return step
+
+    def _encoded(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """f(x), a draw z of the posterior, and what the divergence adds to the pull on the mean (times 1/2σ²)."""
+        spec = self.spec
+        outputs = self.classifier.encoder.network(images).float()
+        mean = outputs[:, : spec.k]
+        if spec.posterior == "constant":
+            return mean, mean + torch.randn_like(mean) * spec.sigma2**0.5, mean.new_zeros(len(mean))
+        # 2σ² KL(N(f, s²) ‖ N(μ, σ²)) = ‖f − μ‖² + Σ (s² − σ² − σ² log(s²/σ²)); the network gives log(s²/σ²)
+        log_ratio = outputs[:, spec.k :].clamp(-10, 10)
+        z = mean + torch.randn_like(mean) * (spec.sigma2 * log_ratio.exp()).sqrt()
+        return mean, z, (spec.sigma2 * (log_ratio.exp() - 1 - log_ratio)).sum(1)
+
+    def _error(self, images: Tensor, z: Tensor) -> Tensor:
+        return (images - self.decoder(z).float()).square().flatten(1).sum(1)
+
+    def set_thresholds(self, train: LabelledImages, validation: LabelledImages) -> None:
+        """τ_enc from χ²_k; τ_dec and the empirical covariances from labelled training images; `held_out`
+        from validation images.
+
+        The training images are shifted as they were in training, few of them several times: so the encoder knows them.
+        """
         from scipy.stats import chi2
 
         spec = self.spec
         device = self.tau_enc.device
-        with torch.no_grad():
-            z = torch.cat([self.encoder(x.to(device)) for x in train.images.split(500)])
-            errors = torch.cat(
-                [
-                    self.detector_scores(x.to(device), f, y.to(device))[1]
-                    for x, f, y in zip(train.images.split(500), z.split(500), train.labels.split(500), strict=True)
-                ]
-            )
-            if spec.covariance == "empirical":
-                offsets = z - self.classifier.means[train.labels.to(device)]
-                for label in range(spec.num_classes):
-                    own = offsets[train.labels.to(device) == label].double()
-                    covariance = own.T @ own / max(len(own), 1) + 1e-8 * torch.eye(spec.latent, device=device)
-                    self.precision[label] = torch.linalg.inv(covariance).float()
-        self.tau_enc = torch.tensor(float(chi2.ppf(spec.confidence, spec.latent)), device=device)
+        self.tau_enc = torch.tensor(float(chi2.ppf(spec.confidence, spec.k)), device=device)
+        z, errors = self._encodings(train.images, copies=math.ceil(10_000 / len(train)))
+        labels = train.labels.to(device).repeat(len(z) // len(train))
+        offsets = (z - self.classifier.means[labels]).double()
+        for label in range(spec.num_classes):
+            own = offsets[labels == label]
+            covariance = own.T @ own / max(len(own), 1)
+            # As strong as k + 2 observations of the average variance: few encodings of many dimensions span no matrix
+            average = covariance.diagonal().mean().clamp_min(1e-8) * torch.eye(spec.k, device=device)
+            share = (spec.k + 2) / (len(own) + spec.k + 2)
+            self.precision[label] = torch.linalg.inv((1 - share) * covariance + share * average).float()
         self.tau_dec = torch.quantile(errors, spec.confidence)
+        z, errors = self._encodings(validation.images)
+        offsets, precision = self._offsets(z)
+        empirical = torch.einsum("ni,nij,nj->n", offsets, precision, offsets)
+        distances = torch.stack([empirical, offsets.square().sum(1) / spec.sigma2], dim=1)
+        self.held_out.keep(torch.maximum(distances / self.tau_enc, errors[:, None] / self.tau_dec))
+
+    def _encodings(self, images: Tensor, copies: int = 0) -> tuple[Tensor, Tensor]:
+        """f(x) and ‖x − g(f(x))‖² of images as they are, or of that many shifted copies of them, one after another."""
+        most = self.spec.shape[-1] // 16
+        found, errors = [], []
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            for _ in range(max(copies, 1)):
+                for part in images.split(256):
+                    x = (shifted(part, most) if copies else part).to(self.tau_enc.device)
+                    found.append(self.encoder(x))
+                    errors.append((x - self.decoder(found[-1])).square().flatten(1).sum(1))
+        return torch.cat(found), torch.cat(errors)
+
+    def _offsets(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z − μ_c of the nearest mean, [N,k], and that class' precision, [N,k,k]."""
+        labels = self.classifier.scores(z).argmax(1)
+        return z - self.classifier.means[labels], self.precision[labels]
 
     def figures(self, validation: LabelledImages) -> dict[str, float]:
         """Accuracy without rejection, accepted and right, accepted and wrong, and rejected."""
         device = self.tau_enc.device
         with torch.no_grad():
-            logits = torch.cat([self(x.to(device)) for x in validation.images.split(500)]).cpu()
+            parts = [x.to(device) for x in validation.images.split(256)]
+            logits = torch.cat([self._selective(x, self.encoder(x)) for x in parts]).cpu()
         right = logits[:, : self.num_classes].argmax(1) == validation.labels
         accepted = logits.argmax(1) < self.num_classes
         return {
@@ -177,3 +376,24 @@ class GaussianMixtureVAE(Defense):
             "validation_error": float((~right & accepted).float().mean()),
             "validation_rejection": float((~accepted).float().mean()),
         }
+
+
+def labelled_rows(labels: Tensor, per_class: int | None) -> Tensor:
+    """Rows of the first `per_class` images of every class (all, where None), sorted."""
+    if per_class is None:
+        return torch.arange(len(labels))
+    return torch.cat([(labels == label).nonzero()[:per_class, 0] for label in labels.unique()]).sort().values
+
+
+def warped(images: Tensor, angle: float = 0.2, scale: float = 0.1, shift: float = 0.12) -> Tensor:
+    """Each image [N,C,H,W] turned by up to `angle` radians, scaled by up to `scale`, shifted by up to `shift` of its
+    half size, at random; zeros move in. With few labels the classes must learn what doesn't matter."""
+    n = len(images)
+    draw = (2 * torch.rand(4, n, device=images.device) - 1).double()
+    turn, size, across, down = angle * draw[0], 1 + scale * draw[1], shift * draw[2], shift * draw[3]
+    rows = [
+        torch.stack([size * turn.cos(), -size * turn.sin(), across], dim=1),
+        torch.stack([size * turn.sin(), size * turn.cos(), down], dim=1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, dim=1).to(images.dtype), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)

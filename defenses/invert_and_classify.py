@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.nn import functional as F
 
 from defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score
+from defenses.calibration import HeldOutScores
 from defenses.generators import DeconvolutionalGenerator
 from defenses.networks import StridedCNN
 from defenses.projection import BackwardIdentity, MomentumSolver, best_start
@@ -22,14 +23,15 @@ from defenses.undefended import fit_classifier, initialise
 class InvertAndClassifySpec(DefenseSpec):
     """latent, generator_width: of the generator. solver: how it is inverted.
 
-    quantile: η is this quantile of the distances of clean validation images to their projections; 1 never rejects.
-    seed: of the starting points. generator_*, epochs, …: the trainings of the generator and of the classifier.
+    rejection_rate: η is such that this share of clean validation images lies further from their projections; without
+    one η is infinite and nothing is rejected. seed: of the starting points. generator_*, epochs, …: the trainings of
+    the generator and of the classifier.
     """
 
     latent: Annotated[int, Ge(1)] = 32
     generator_width: Annotated[int, Ge(1)] = 8
     solver: MomentumSolver = field(default_factory=MomentumSolver)
-    quantile: Annotated[float, Gt(0), Le(1)] = 0.99
+    rejection_rate: Annotated[float, Gt(0), Lt(1)] | None = field(default=0.01, metadata={"deployment": True})
     seed: int = 0
     generator_epochs: Annotated[int, Ge(1)] = 40
     generator_rate: Annotated[float, Gt(0)] = 2e-3
@@ -52,19 +54,29 @@ class InvertAndClassify(Defense):
     """
 
     Spec: ClassVar = InvertAndClassifySpec
-    gradient_modes = ("identity", "unrolled")
     spec: InvertAndClassifySpec
-    eta: Tensor
+    version: ClassVar[int] = 2
 
     def __init__(self, spec: InvertAndClassifySpec) -> None:
         super().__init__(spec)
         self.classifier: StridedCNN = StridedCNN(spec.shape, spec.num_classes, spec.width, spec.hidden)
         self.generator = DeconvolutionalGenerator(spec.shape, spec.latent, spec.generator_width)
-        self.register_buffer("eta", torch.tensor(torch.inf))
+        self.held_out = HeldOutScores(1)
 
     @property
     def rejects(self) -> bool:
-        return self.spec.quantile < 1
+        return self.spec.rejection_rate is not None
+
+    @property
+    def eta(self) -> Tensor:
+        """η: the largest L2 distance to its projection that an image may have; infinite where nothing is rejected."""
+        return (
+            self.held_out.thresholds([self.spec.rejection_rate or 0.0])[0] if self.rejects else torch.tensor(torch.inf)
+        )
+
+    @property
+    def gradient_modes(self) -> tuple[str, ...]:
+        return ("identity", "unrolled")
 
     @property
     def inference_steps(self) -> int:
@@ -113,10 +125,9 @@ class InvertAndClassify(Defense):
             epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
         )  # fmt: skip
         self.fit_generator(train, budget, seed, progress)
-        some = validation.images[: spec.calibration_images].to(self.eta.device)
+        some = validation.images[: spec.calibration_images].to(self.held_out.ordered.device)
         distances = torch.cat([(self.perceived(x) - x).flatten(1).norm(dim=1) for x in some.split(256)])
-        if self.rejects:
-            self.eta = torch.quantile(distances, spec.quantile)
+        self.held_out.keep(distances[:, None])
         judged = LabelledImages(validation.images[:500], validation.labels[:500])
         return {
             "validation_accuracy_of_classifier": accuracy(self.classifier, validation),
@@ -128,7 +139,7 @@ class InvertAndClassify(Defense):
     def fit_generator(self, data: LabelledImages, budget: float, seed: int, progress: Progress) -> None:
         """Trains the generator as the decoder of a Gaussian VAE; its encoder is not kept."""
         spec = self.spec
-        device = self.eta.device
+        device = self.held_out.ordered.device
         encoder = StridedCNN(spec.shape, 2 * spec.latent, spec.width, spec.hidden).to(device)
         pair = torch.nn.ModuleDict({"encoder": encoder, "decoder": self.generator})
         initialise(pair, seed)

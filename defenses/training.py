@@ -52,16 +52,22 @@ def train_module(
     seed: int,
     progress: Progress,
     weight_decay: float = 0.0,
+    mixed_precision: bool = False,
     evaluate: Callable[[], dict[str, float]] | None = None,
 ) -> None:
     """Trains `module` in place by Adam under a one-cycle learning rate that peaks at `rate` after a fifth of the way.
 
     With `progress.checkpoints` an unfinished training continues after its last complete epoch, and ends with the
     same weights as one that was never interrupted. Leaves the module in eval mode.
+
+    mixed_precision: convolutions and dense layers compute in bfloat16 where the hardware has it (the weights stay
+    float32), two to three times as fast; such a training gives other weights on a machine that hasn't. It ends with
+    weights that float16 holds exactly: half the size on disk.
     """
+    device = next(module.parameters()).device
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(module.parameters(), lr=rate, weight_decay=weight_decay)
     checkpoint = progress.checkpoints / f"{stage}.safetensors" if progress.checkpoints else None
-    device = next(module.parameters()).device
     # what a checkpoint has to agree with to be continued
     training = json.dumps([seed, epochs, batch_size, rate, weight_decay, len(data)])
     first = _resume(module, optimizer, checkpoint, training)
@@ -76,7 +82,8 @@ def train_module(
                 done = min(1.0, (epoch + number / batches) / epochs)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * one_cycle(done)
-                loss = step(images.to(device), labels.to(device), done)
+                with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision and has_bfloat16(device)):
+                    loss = step(images.to(device), labels.to(device), done)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -87,7 +94,17 @@ def train_module(
         figures = {"loss": total / max(count, 1)} | (evaluate() if evaluate else {})
         _save(module, optimizer, epoch + 1, checkpoint, training)
         progress.epoch(stage, epoch + 1, epochs, **figures)
+    if mixed_precision:
+        with torch.no_grad():
+            for weight in module.parameters():
+                weight.copy_(weight.half())
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     module.eval()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether that device multiplies bfloat16 in hardware."""
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
 
 
 def one_cycle(done: float, peak: float = 0.2) -> float:
@@ -113,11 +130,20 @@ def epochs_for(budget: float, epochs: int, images: int) -> int:
 
 
 def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file that is either complete or not there."""
+    """Writes a safetensors file that is either complete or not there; float16 where a tensor loses nothing by it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, draft, metadata)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file({name: smallest(tensor) for name, tensor in plain.items()}, draft, metadata)
     draft.replace(path)
+
+
+def smallest(tensor: Tensor) -> Tensor:
+    """The tensor in float16 where that holds every value exactly, else as it is."""
+    if tensor.dtype != torch.float32:
+        return tensor
+    half = tensor.half()
+    return half if torch.equal(half.float(), tensor) else tensor
 
 
 def _save(module: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, path: Path | None, training: str) -> None:

@@ -6,6 +6,7 @@ The zoo inside the package holds small ones for the built-in data; everything el
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import importlib
 import json
@@ -19,7 +20,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from defenses.base import Defense
+from defenses.base import Defense, DefenseSpec
 from defenses.training import atomic_save
 
 ZOO = Path(__file__).parent / "zoo"
@@ -60,6 +61,36 @@ def class_path(cls: type) -> str:
 def spec_json(spec: Any) -> dict[str, Any]:
     """A spec as plain JSON data: tuples become lists, so that it equals what a card holds."""
     return json.loads(json.dumps(dataclasses.asdict(spec)))
+
+
+def training_part(spec: DefenseSpec) -> dict[str, Any]:
+    """What of a spec its training depends on, as plain JSON data: all but the fields of the deployment."""
+    return {name: value for name, value in spec_json(spec).items() if name not in deployment_fields(type(spec))}
+
+
+def deployment_fields(cls: type[DefenseSpec]) -> list[str]:
+    """Fields of a spec with the metadata {"deployment": True}: how a trained defense answers, not what it learns."""
+    return [field.name for field in dataclasses.fields(cls) if field.metadata.get("deployment")]
+
+
+def trained_as(card: Card, cls: type[Defense], spec: DefenseSpec, data: str) -> bool:
+    """Whether the card's weights are those of a defense with that spec, trained on that data (its name in the zoo).
+
+    A field that is younger than the card counts as its default; those of the deployment don't count.
+    """
+    if (card.defense, card.version, card.data) != (class_path(cls), cls.version, data):
+        return False
+    if not card.spec.keys() <= {field.name for field in dataclasses.fields(cls.Spec)}:
+        return False
+    try:
+        written = _spec(cls, card.spec)
+    except ValueError:
+        return False
+    return training_part(written) == training_part(spec)
+
+
+def _spec(cls: type[Defense], values: dict[str, Any]) -> DefenseSpec:
+    return TypeAdapter(cls.Spec).validate_json(json.dumps(values), strict=True)
 
 
 def weights_hash(defense: Defense) -> str:
@@ -122,8 +153,18 @@ def zoo_file(data: str, name: str) -> Path:
     return ZOO / f"{data}--{name}.safetensors"
 
 
-def from_zoo(name: str, data: str) -> Defense:
-    """A trained defense out of the zoo, by its registered name and the data's: from_zoo("undefended", "mnist")."""
+def zoo_files(data: str, name: str) -> list[Path]:
+    """All weights of the zoo for that data; those under the defense's registered name first."""
+    cards = sorted(ZOO.glob(f"{glob.escape(data)}--*.json"))
+    return sorted((card.with_suffix(".safetensors") for card in cards), key=lambda path: path != zoo_file(data, name))
+
+
+def from_zoo(name: str, data: str, **deployment: Any) -> Defense:
+    """A trained defense out of the zoo, by its file's name and the data's: from_zoo("undefended", "mnist").
+
+    deployment: fields of its spec that change how it answers and not what it has learnt, in place of the card's.
+    Raises WeightsError where the file is missing or damaged, ValueError for fields that are no such.
+    """
     path = zoo_file(data, name)
     if not path.exists():
         known = ", ".join(sorted(path.stem for path in ZOO.glob("*.safetensors")))
@@ -132,9 +173,14 @@ def from_zoo(name: str, data: str) -> Defense:
     module, _, qualified = card.defense.partition(":")
     try:
         cls: type[Defense] = getattr(importlib.import_module(module), qualified)
-        defense = cls(TypeAdapter(cls.Spec).validate_json(json.dumps(card.spec)))
+        defense = cls(_spec(cls, card.spec))
     except (ImportError, AttributeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise WeightsError(f"{card_path(path)}: names no defense that is here ({first}); restore it") from error
+    if deployment:
+        allowed = deployment_fields(cls.Spec)
+        if foreign := sorted(deployment.keys() - set(allowed)):
+            raise ValueError(f"{name!r} has no deployment field {foreign[0]!r}; it has {', '.join(allowed) or 'none'}")
+        defense = cls(_spec(cls, {**card.spec, **deployment}))
     load_into(defense, path, card.weights_sha256)
     return defense

@@ -49,8 +49,15 @@ class Dataset(ABC):
 
         A smaller choice is part of every larger one, whatever the seed of the run: runs stay comparable by input.
         """
-        order = np.random.default_rng(20_190_125).permutation(len(self.test))
-        return order[:n]
+        return _order(len(self.test))[:n]
+
+    def calibration(self, n: int) -> np.ndarray:
+        """Indices of the first n validation images in a fixed shuffled order, as `chosen` does for test images."""
+        return _order(len(self.validation))[:n]
+
+
+def _order(n: int) -> np.ndarray:
+    return np.random.default_rng(20_190_125).permutation(n)
 
 
 class WholeDataset(Dataset):

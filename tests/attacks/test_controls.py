@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attacks.controls import RandomNoise
 from attacks.target import BudgetExhausted, Target, Verdict
-from attacks.threat import NORMS, inside, random_in_ball
+from attacks.threat import NORMS, UNBOUNDED, inside, random_in_ball
 
 
 class Threshold(nn.Module):
@@ -42,6 +42,27 @@ def test_noise_stays_in_its_ball_and_depends_on_no_batch(norm):
     for i in (0, 3):
         alone = attack.run(Target(Threshold(0.9), 1), X[i : i + 1], ZEROS[:1], eps, 5)
         assert torch.equal(alone[0], out[i])
+
+
+def test_gaussian_noise_is_where_any_image_is_allowed_and_has_its_moments():
+    x = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for norm in UNBOUNDED:
+        out = RandomNoise(norm=norm, draws=1, distribution="gaussian").run(
+            Target(Threshold(2.0), 40), x, torch.full((40,), -1), torch.inf, 5
+        )
+        assert inside(out, x, norm, torch.inf).all()
+        assert out.mean().item() == pytest.approx(0.5, abs=0.02)
+        # 0.25, less the tails beyond two standard deviations: E[min(z², 4)] = 0.92
+        assert out.std().item() == pytest.approx(0.25 * 0.92**0.5, abs=0.02)
+    for norm in set(NORMS) - set(UNBOUNDED):
+        with pytest.raises(ValueError, match="distribution: 'gaussian' is for"):
+            RandomNoise(norm=norm, distribution="gaussian")
+
+
+def test_noise_without_a_label_wins_where_it_is_accepted():
+    target, labels = Target(Threshold(at=2.0, reject=0.5), 6), torch.full((6,), -1)
+    out = RandomNoise(norm="fooling", draws=50).run(target, X, labels, torch.inf, 0)
+    assert not target.defense.verdict(out).rejected.any()
 
 
 def test_every_draw_is_asked_for_once_until_one_succeeds():

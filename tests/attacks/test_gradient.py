@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.gradient import FGSM, PGD, steepest
+from attacks.gradient import FGSM, MIM, PGD, steepest
 from attacks.target import BudgetExhausted, Target, Verdict
 from attacks.threat import flat_norm, inside
 from defenses.base import append_reject_score
@@ -80,6 +80,7 @@ def beaten(defense: Toy, x: Tensor, y: Tensor) -> list[bool]:
 ATTACKS = {
     "fgsm": FGSM(loss="margin"),
     "bim": PGD(steps=10, random_start=False, loss="margin"),
+    "mim": MIM(loss="margin"),
     "pgd": PGD(steps=40, restarts=2, loss="margin"),
     "pgd-cross-entropy": PGD(steps=20),
 }
@@ -211,7 +212,7 @@ class CNN(Toy):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("attack", [FGSM(), PGD(steps=8, restarts=2)], ids=["fgsm", "pgd"])
+@pytest.mark.parametrize("attack", [FGSM(), PGD(steps=8, restarts=2), MIM()], ids=["fgsm", "pgd", "mim"])
 def test_results_are_the_same_bits_in_any_company(attack, norm):
     model, attack = CNN(), replace(attack, norm=norm)
     x = torch.rand(37, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -228,6 +229,28 @@ def test_results_are_the_same_bits_in_any_company(attack, norm):
         alone = attack.run(Target(model, len(x[rows])), x[rows], y[rows], eps, 11)
         assert torch.equal(alone, together[rows])
     assert torch.equal(attack.run(Target(model, 37), x, y, eps, 11), together)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_momentum_is_algorithm_1_of_dong_et_al(norm):
+    """Written out, input by input; never beaten, so that no input leaves."""
+    model, x = CNN(), torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y, eps = model.verdict(x).labels, 0.0005
+    target = Target(model, 5)
+    out = MIM(norm=norm, steps=6, decay=0.5, loss="cross-entropy").run(target, x, y, eps, 0)
+    assert target.forwards.tolist() == [7] * 5 and target.backwards.tolist() == [6] * 5
+    for i in range(5):
+        point, g = x[i : i + 1], torch.zeros(1, 1, 8, 8)
+        seen = []
+        for _ in range(7):
+            point = point.detach().requires_grad_(True)
+            loss = torch.nn.functional.cross_entropy(model(point), y[i : i + 1])
+            (gradient,) = torch.autograd.grad(loss, point)
+            seen.append((loss.item(), point.detach()))
+            g = 0.5 * g + gradient / gradient.abs().sum()
+            point = (point + eps / 6 * (g.sign() if norm == "linf" else g / g.norm())).clamp(0, 1)
+        best = max(seen, key=lambda pair: pair[0])[1]
+        assert torch.allclose(out[i : i + 1], best, atol=1e-7)
 
 
 def test_another_seed_starts_elsewhere():

@@ -23,7 +23,7 @@ def images(shape: tuple[int, ...], seed: int, low: float = 0.0, high: float = 1.
 
 def strength(norm: Norm, share: float) -> float:
     """An ε for that norm from a share in (0, 1]; whole pixels in L0."""
-    return {"linf": share, "l2": 4 * share, "l0": float(math.ceil(8 * share)), "unrestricted": math.inf}[norm]
+    return {"linf": share, "l2": 4 * share, "l0": float(math.ceil(8 * share))}.get(norm, math.inf)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -96,6 +96,7 @@ def test_no_norm_admits_what_is_not_an_image(norm, bad):
         ("l0", 1, [0.5, 1e-4, 0, 0], False),
         ("l0", 2, [0.5, 1e-4, 0, 0], True),
         ("unrestricted", math.inf, [0.5, 0.5, -0.5, -0.5], True),
+        ("fooling", math.inf, [0.5, 0.5, -0.5, -0.5], True),
     ],
 )
 def test_what_counts_as_inside(norm, eps, delta, within):

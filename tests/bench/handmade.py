@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from bench.records import CLEAN, IMAGE_COLUMNS, typed
+from bench.records import CALIBRATION, CLEAN, IMAGE_COLUMNS, REVISION, typed
 from bench.store import Store
 
 REJECT = -7
@@ -32,50 +33,69 @@ def cell(
     invalid: Sequence[int] = (),
     distance: Sequence[float] | None = None,
     samples: Sequence[int] | None = None,
+    aims: Sequence[int] | None = None,
+    clean_scores: Sequence[float] | None = None,
+    adv_scores: Mapping[float, Sequence[float]] | Sequence[float] | None = None,
     passes: tuple[float, float] = (10.0, 5.0),
     images: Mapping[int, tuple[bytes | None, bytes | None, bytes | None]] | None = None,
 ) -> pd.DataFrame:
     """Rows of one job, input by input for each ε.
 
     clean, adv: the defense's answer per input (adv: for all ε, or per ε), REJECT for a rejection; right where not
-    given. invalid: positions of inputs whose output broke the rules. distance: per input; derived where not given.
+    given. clean_scores, adv_scores: how suspicious it looked, in the same form; NaN where not given (adv_scores: the
+    clean ones). invalid: positions of inputs whose output broke the rules. distance: per input; derived where not
+    given. An input with several aims stands in the lists once for each, with its sample repeated. Noise (norm
+    "fooling") has the label −1.
     """
-    if attack == CLEAN:
+    if attack in (CLEAN, CALIBRATION):
         norm, eps = "none", (0.0,)
+    elif norm == "fooling":
+        eps = (math.inf,)
+    split = "validation" if attack == CALIBRATION else "noise" if norm == "fooling" else "test"
     clean = list(labels if clean is None else clean)
-    adv = clean if adv is None else adv
-    ladder = {e: list(adv[e] if isinstance(adv, Mapping) else adv) for e in eps}
+    aims = [-1] * len(labels) if aims is None else aims
+    clean_scores = [math.nan] * len(labels) if clean_scores is None else clean_scores
+    ladder = per_eps(clean if adv is None else adv, eps)
+    scores = per_eps(clean_scores if adv_scores is None else adv_scores, eps)
     samples = range(len(labels)) if samples is None else samples
     ok = status == "ok"
+
+    def beats(i: int, answer: int) -> bool:
+        as_aimed = norm != "fooling" or aims[i] in (-1, answer)
+        return answer not in (REJECT, labels[i]) and as_aimed
+
     rows: list[dict[str, Any]] = []
     for i, (sample, label) in enumerate(zip(samples, labels, strict=True)):
-        beaten = [e for e in eps if ladder[e][i] not in (REJECT, label) and i not in invalid]
-        found = 0.0 if clean[i] not in (REJECT, label) else min(beaten, default=float("inf"))
+        beaten = [e for e in eps if beats(i, ladder[e][i]) and i not in invalid]
+        found = 0.0 if beats(i, clean[i]) else min(beaten, default=math.inf)
         for e in eps:
             answer = clean[i] if i in invalid else ladder[e][i]
             rows.append(
                 {
                     "dataset": dataset,
-                    "split": "test",
+                    "split": split,
                     "sample": sample,
-                    "input_sha256": hashlib.sha256(f"{dataset}-{sample}".encode()).hexdigest(),
+                    "input_sha256": hashlib.sha256(f"{dataset}-{split}-{sample}".encode()).hexdigest(),
                     "label": label,
+                    "aim": aims[i],
                     "defense": defense,
                     "attack": attack,
                     "norm": norm,
                     "eps": e,
                     "seed": 0,
                     "protocol": "deterministic",
-                    "clean_label": (label if clean[i] == REJECT else clean[i]) if ok else 0,
+                    "clean_label": (max(label, 0) if clean[i] == REJECT else clean[i]) if ok else 0,
                     "clean_rejected": ok and clean[i] == REJECT,
-                    "adv_label": (label if answer == REJECT else answer) if ok else 0,
+                    "clean_score": clean_scores[i] if ok else math.nan,
+                    "adv_label": (max(label, 0) if answer == REJECT else answer) if ok else 0,
                     "adv_rejected": ok and answer == REJECT,
+                    "adv_score": (clean_scores[i] if i in invalid else scores[e][i]) if ok else math.nan,
                     "linf": e if ok else 0.0,
                     "l2": e if ok else 0.0,
                     "l0": 1.0 if ok else 0.0,
                     "distance": (found if distance is None else distance[i]) if ok else 0.0,
                     "valid": ok and i not in invalid,
-                    "success": ok and i not in invalid and answer not in (REJECT, label),
+                    "success": ok and i not in invalid and beats(i, answer),
                     "forwards": passes[0] if ok else 0.0,
                     "backwards": passes[1] if ok else 0.0,
                     "seconds": 0.5,
@@ -86,6 +106,11 @@ def cell(
             )
     frame = typed(pd.DataFrame(rows))
     return frame.assign(key=f"{dataset}/{defense}/{attack}/{norm}")
+
+
+def per_eps(values: Mapping[float, Sequence[Any]] | Sequence[Any], eps: Sequence[float]) -> dict[float, list[Any]]:
+    """Values per input for each ε, from the same for all or from their own."""
+    return {e: list(values[e] if isinstance(values, Mapping) else values) for e in eps}
 
 
 def run(*cells: pd.DataFrame) -> pd.DataFrame:
@@ -99,10 +124,11 @@ def identities(records: pd.DataFrame) -> dict[str, dict[str, Any]]:
     for key, rows in records.groupby("key"):
         first = rows.iloc[0]
         found[str(key)] = {
+            "records": REVISION,
             "dataset": {
                 "name": first["dataset"],
                 "revision": "1",
-                "split": "test",
+                "split": first["split"],
                 "indices_sha256": "00",
                 "n": rows["sample"].nunique(),
             },
@@ -116,6 +142,7 @@ def identities(records: pd.DataFrame) -> dict[str, dict[str, Any]]:
             "attack": {"label": first["attack"], "name": "pgd", "version": "1", "parameters": {"steps": 40}},
             "norm": first["norm"],
             "eps": sorted(rows["eps"].unique().tolist()),
+            "ladder": True,
             "seed": 0,
             "protocol": "deterministic",
             "shape": [1, 8, 8],

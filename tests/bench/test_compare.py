@@ -4,7 +4,7 @@ import copy
 
 import pandas as pd
 import pytest
-from handmade import cell, identities, run
+from handmade import REJECT, cell, identities, run
 
 from bench import compare as comparison
 from bench.compare import Comparison, Run, compare, main, mcnemar
@@ -137,6 +137,46 @@ def test_only_shared_inputs_count():
 def test_the_same_image_under_another_label_is_another_input():
     relabelled = cell("a", labels=[1] * N)
     assert verdict(attacked(0), relabelled).note == "no shared inputs"
+
+
+def test_an_input_with_several_aims_is_one_input_beaten_by_any_of_them():
+    def aimed(beaten: int) -> pd.DataFrame:
+        """Ten inputs of class 0, each aimed at 1 and 2; the first few are beaten by the second aim."""
+        adv = [answer for i in range(10) for answer in (0, 2 if i < beaten else 0)]
+        samples, aims = [i for i in range(10) for _ in (1, 2)], [1, 2] * 10
+        return cell("a", labels=[0] * 20, adv=adv, samples=samples, aims=aims)
+
+    (found,) = verdicts(aimed(1), aimed(8))
+    assert (found.n, found.lost, found.gained, found.baseline, found.new) == (10, 7, 0, 0.9, pytest.approx(0.2))
+
+
+def test_noise_is_robust_where_nothing_fooled_the_defense():
+    def fooled(n: int, clean: int) -> pd.DataFrame:
+        return cell("a", norm="fooling", labels=[-1] * N, clean=[clean] * N, adv=[3] * n + [REJECT] * (N - n))
+
+    for clean in (REJECT, 3):
+        (found,) = verdicts(fooled(2, clean), fooled(12, clean))
+        assert (found.verdict, found.n, found.lost, found.gained) == ("-", N, 10, 0)
+        assert (found.baseline, found.new) == (0.9, 0.4)
+
+
+def test_calibration_images_are_compared_as_clean_ones_are():
+    right, wrong = (cell("calibration", labels=[0] * N, clean=[label] * 10 + [0] * 10) for label in (0, 1))
+    (found,) = verdicts(right, wrong)
+    assert (found.verdict, found.lost, found.cell[2:]) == ("-", 10, ("calibration", "none", 0.0))
+
+
+def test_without_a_ladder_other_sizes_make_no_difference():
+    for sizes in (["0.05", "0.1"], ["0.1", "0.5"]):
+        old, new = attacked(0), attacked(20)
+        ids = {"old": identities(old), "new": identities(new)}
+        for known in (*ids["old"].values(), *ids["new"].values()):
+            known["ladder"] = False
+        for known in ids["new"].values():
+            known["eps"] = sizes
+        (found,) = compare(a_run(old, ids["old"]), a_run(new, ids["new"]))
+        assert found.verdict == "-"
+    assert verdict(attacked(0), attacked(20), ladder=False).note.startswith("ladder true → false")
 
 
 @pytest.mark.parametrize(

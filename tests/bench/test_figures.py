@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bench import figures
 from bench.figures import SUMMARY_COLUMNS, MissingCells
-from bench.records import WORST_CASE
+from bench.records import CALIBRATION, WORST_CASE
 
 # ten inputs of class 0; the defense is wrong on the first and rejects the second when clean
 LABELS = [0] * 10
@@ -191,6 +191,87 @@ def test_norms_data_sets_and_defenses_stay_apart():
     table = figures.summary(run(*cells))
     assert (table["attack"] == WORST_CASE).sum() == 8
     assert (table["n"] == 4).all()
+
+
+# three inputs of class 0, each aimed at classes 1 and 2; the second falls for one aim, the third is rejected for one
+AIMED = cell(
+    "aimed", labels=[0] * 6, aims=[1, 2] * 3, samples=[0, 0, 1, 1, 2, 2], adv=[0, 0, 0, 2, REJECT, 0], passes=(7, 4)
+)
+
+
+def test_an_input_with_several_aims_counts_once_and_falls_with_any_of_them():
+    inputs = figures.per_input(AIMED)
+    assert inputs["worst"].tolist() == [figures.RIGHT, figures.WRONG, figures.REJECTED]
+    assert figures.robust_accuracy(AIMED)[::3] == (pytest.approx(2 / 3), 3)
+    assert figures.strict_robust_accuracy(AIMED).value == pytest.approx(1 / 3)
+    of_cell = row(figures.summary(AIMED), "aimed")
+    assert (of_cell["n"], of_cell["forwards"], of_cell["backwards"]) == (3, 14, 8)
+    assert figures.security_curve(AIMED)["n"].tolist() == [3, 3]
+    lost = AIMED.assign(status="failed", reason="why")
+    assert row(figures.summary(lost), "aimed")["n"] == 3
+
+
+def test_the_worst_case_joins_attacks_with_and_without_aims():
+    worst = row(figures.summary(run(AIMED, cell("free", labels=[0] * 3, adv=[1, 0, 0]))), WORST_CASE)
+    assert (worst["status"], worst["n"]) == ("ok", 3)
+    assert worst["robust_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_an_input_that_lacks_one_of_the_aims_gives_no_figure():
+    with pytest.raises(MissingCells, match="1 of 3 inputs lack aimed linf"):
+        figures.robust_accuracy(AIMED[:-1])
+
+
+# four noise images: the first is taken for a 3, the second for both classes aimed at, the third for another than those
+NOISE = cell("noise", labels=[-1] * 4, adv=[3, REJECT, REJECT, REJECT], norm="fooling")
+FOOLED = cell(
+    "fool", labels=[-1] * 8, aims=[0, 1] * 4, samples=[0, 0, 1, 1, 2, 2, 3, 3], norm="fooling",
+    adv=[REJECT, REJECT, 0, 1, 1, 0, REJECT, REJECT],
+)  # fmt: skip
+
+
+def test_noise_that_is_accepted_as_aimed_is_the_error_and_nothing_is_right():
+    table = figures.summary(run(NOISE, FOOLED, A))
+    for attack, fooled in (("noise", 0.25), ("fool", 0.25), (WORST_CASE, 0.5)):
+        of_cell = row(table, attack, math.inf, "fooling")
+        assert (of_cell["status"], of_cell["n"]) == ("ok", 4)
+        assert (of_cell["error"], of_cell["rejection"]) == (fooled, 1 - fooled)
+        right = ["accuracy", "robust_accuracy", "robust_low", "strict_robust_accuracy", "median_distance"]
+        assert of_cell[right].isna().all()
+    assert figures.error(NOISE).value == 0.25
+    for figure in (figures.accuracy, figures.robust_accuracy, figures.accuracy_without_rejection):
+        assert np.isnan(figure(NOISE).value)
+    assert figures.per_input(run(NOISE, FOOLED))["robust"].tolist() == [False, False, True, True]
+
+
+def test_noise_is_never_mixed_with_images_and_has_no_curve():
+    assert row(figures.summary(run(NOISE, A)), WORST_CASE)["reason"] == "over a"
+    with pytest.raises(ValueError, match="fooling"):
+        figures.error(run(NOISE, A))
+    with pytest.raises(ValueError, match="fooling"):
+        figures.security_curve(NOISE)
+    with pytest.raises(ValueError, match="fooling"):
+        figures.distance_curve(NOISE, [1])
+
+
+def test_the_calibration_enters_no_figure():
+    held_out = cell(CALIBRATION, labels=LABELS, clean=[1] * 10)  # of another split: the numbers name other images
+    pd.testing.assert_frame_equal(
+        figures.summary(run(held_out, CLEAN_CELL, A, B)), figures.summary(run(CLEAN_CELL, A, B))
+    )
+    assert figures.accuracy(run(held_out, CLEAN_CELL)).value == 0.8
+    assert figures.security_curve(run(held_out, A))["value"].tolist() == figures.security_curve(A)["value"].tolist()
+    assert figures.median_distance(run(held_out, A)) == figures.median_distance(A)
+    assert np.isnan(figures.accuracy(held_out).value)
+
+
+def test_accuracy_without_rejection_goes_by_the_label_alone():
+    # a rejected input's label is right in these tables
+    assert figures.accuracy_without_rejection(CLEAN_CELL).value == 0.9
+    assert figures.accuracy_without_rejection(A).value == 0.7
+    assert figures.accuracy_without_rejection(run(A, B)).value == 0.6
+    mistaken = CLEAN_CELL.assign(clean_label=[1, 1, *[0] * 8])
+    assert figures.accuracy_without_rejection(mistaken).value == 0.8
 
 
 ANSWERS = st.sampled_from([0, 1, REJECT])

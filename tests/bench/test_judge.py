@@ -27,17 +27,24 @@ class Brightness(Defense):
 
     def verdict(self, x: Tensor) -> Verdict:
         mean = x.mean((1, 2, 3))
-        return Verdict((mean > 0.5).long(), mean > 0.8)
+        return Verdict((mean > 0.5).long(), mean > 0.8, mean - 0.8)
 
 
 def flat(*values: float) -> Tensor:
     return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
 
 
-def judged(x: Tensor, adversarial: Tensor, eps: float = 0.3, norm: str = "linf", y: Tensor | None = None):
+def judged(
+    x: Tensor,
+    adversarial: Tensor,
+    eps: float = 0.3,
+    norm: str = "linf",
+    y: Tensor | None = None,
+    aims: Tensor | None = None,
+):
     defense = Brightness()
     y = torch.zeros(len(x), dtype=torch.long) if y is None else y
-    return judge(defense, x, adversarial, y, verdict(defense, x, y, 1, 0), norm, eps, 1, 0)
+    return judge(defense, x, adversarial, y, verdict(defense, x, y, 1, 0), norm, eps, 1, 0, aims)
 
 
 def test_success_is_valid_accepted_and_wrong():
@@ -71,6 +78,7 @@ def test_an_output_that_breaks_the_rules_is_no_success_and_the_clean_answer_stan
         ("l0", 4, 0.25, True),
         ("l0", 3, 0.25, False),
         ("unrestricted", math.inf, 0.25, True),
+        ("fooling", math.inf, 0.25, True),
     ],
 )
 def test_tolerance_forgives_rounding_and_nothing_else(norm, eps, step, valid):
@@ -108,6 +116,50 @@ def test_the_defense_is_asked_in_eval_mode_and_afresh():
 
     defense = Moody().train()
     assert verdict(defense, flat(0.1, 0.2), torch.zeros(2, dtype=torch.long), 1, 0).labels.tolist() == [0, 0]
+
+
+def test_an_aim_makes_no_difference_where_there_is_a_label():
+    y, aims = torch.tensor([0, 0, 1]), torch.tensor([1, 5, 0])
+    result = judged(flat(0.4, 0.4, 0.4), flat(0.6, 0.6, 0.6), y=y, aims=aims)
+    assert result.success.tolist() == [True, True, False]
+
+
+def test_noise_is_a_success_where_it_is_accepted_and_as_the_aim_if_there_is_one():
+    y, aims = torch.full((5,), -1), torch.tensor([-1, -1, 0, 1, 1])
+    noise, found = flat(0.2, 0.2, 0.2, 0.2, 0.2), flat(0.3, 0.9, 0.3, 0.3, 0.7)
+    for eps, norm in ((math.inf, "fooling"), (math.inf, "unrestricted")):
+        assert judged(noise, found, eps, norm, y, aims).success.tolist() == [True, False, True, False, True]
+    assert judged(noise, found, math.inf, "fooling", y).success.tolist() == [True, False, True, True, True]
+    found[0] = math.nan
+    assert not judged(noise, found, math.inf, "fooling", y, aims).success[0]
+
+
+def test_the_score_is_that_of_the_answer_that_counts():
+    adversarial = flat(0.6, 0.9, 0.6)
+    adversarial[2, 0, 0, 0] = math.nan
+    result = judged(flat(0.5, 0.7, 0.3), adversarial)
+    assert result.scores.tolist() == pytest.approx([-0.2, 0.1, 0.3 - 0.8], abs=1e-6)
+    assert result.scores.dtype == torch.float64
+
+
+def test_labels_are_exact_and_scores_are_nan_where_the_defense_does_not_say():
+    class Many(Brightness):
+        def verdict(self, x: Tensor) -> Verdict:
+            return Verdict(torch.arange(len(x)) + 2**24, torch.zeros(len(x), dtype=torch.bool))
+
+    answer = verdict(Many(), flat(*[0.5] * 8), torch.zeros(8, dtype=torch.long), 1, 0)
+    assert answer.labels.tolist() == list(range(2**24, 2**24 + 8)) and answer.labels.dtype == torch.int64
+    assert answer.scores.isnan().all() and answer.scores.shape == (8,)
+
+
+@pytest.mark.parametrize("scores", [torch.zeros(4, 1), torch.zeros(3)])
+def test_scores_of_another_shape_are_an_error(scores):
+    class Odd(Brightness):
+        def verdict(self, x: Tensor) -> Verdict:
+            return Verdict(torch.zeros(8, dtype=torch.long), torch.zeros(8, dtype=torch.bool), scores)
+
+    with pytest.raises(ValueError, match="shapes"):
+        verdict(Odd(), flat(*[0.5] * 8), torch.zeros(8, dtype=torch.long), 1, 0)
 
 
 class Dice(Brightness):
@@ -148,15 +200,32 @@ def test_wrong_is_worse_than_rejected_is_worse_than_right():
 
         def verdict(self, x: Tensor) -> Verdict:
             label, rejected = self.answers.pop(0)
-            return Verdict(torch.full((len(x),), label), torch.full((len(x),), rejected))
+            score = torch.full((len(x),), float(2 * label + rejected))
+            return Verdict(torch.full((len(x),), label), torch.full((len(x),), rejected), score)
 
     right, rejected, wrong = (0, False), (1, True), (1, False)
     for answers in ([right, rejected, wrong], [wrong, rejected, right], [rejected, wrong, rejected]):
         answer = verdict(Script(answers), flat(0.1), torch.tensor([0]), 3, 0)
-        assert answer.labels.item() == 1 and not answer.rejected.item()
+        assert answer.labels.item() == 1 and not answer.rejected.item() and answer.scores.item() == 2
     for answers in ([right, rejected, right], [rejected, right, right]):
-        assert verdict(Script(answers), flat(0.1), torch.tensor([0]), 3, 0).rejected.item()
+        answer = verdict(Script(answers), flat(0.1), torch.tensor([0]), 3, 0)
+        assert answer.rejected.item() and answer.scores.item() == 3
     assert not verdict(Script([right] * 3), flat(0.1), torch.tensor([0]), 3, 0).wrong(torch.tensor([0])).item()
+
+
+def test_of_noise_the_answer_that_is_the_aim_is_the_worst():
+    class Script(Brightness):
+        randomized = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.labels = [0, 1, 0]
+
+        def verdict(self, x: Tensor) -> Verdict:
+            return Verdict(torch.full((len(x),), self.labels.pop(0)), torch.zeros(len(x), dtype=torch.bool))
+
+    x, y = flat(0.1, 0.1, 0.1), torch.full((3,), -1)
+    assert verdict(Script(), x, y, 3, 0, torch.tensor([0, 1, -1])).labels.tolist() == [0, 1, 0]
 
 
 def test_random_answers_are_repeatable_by_seed_and_leave_the_state_alone():

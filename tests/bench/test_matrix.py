@@ -95,12 +95,12 @@ BAD: dict[str, Any] = {
     "unknown defense": (defense('"undefnded"'), ["defenses[0]: unknown defense 'undefnded'; did you mean 'undef"]),
     "second unknown": (defense('"inc", "gmve"'), ["defenses[1]: unknown defense 'gmve'; did you mean 'gmvae'?"]),
     "defense parameter": (
-        defense('{ name = "inc", quantil = 0.9 }'),
-        ["defenses[0].quantil: 'inc' has no such parameter; did you mean 'quantile'?", "latent"],
+        defense('{ name = "inc", rejection_rat = 0.9 }'),
+        ["defenses[0].rejection_rat: 'inc' has no such parameter; did you mean 'rejection_rate'?", "latent"],
     ),
     "defense shape": (defense('{ name = "inc", shape = [1, 8, 8] }'), ["defenses[0].shape: 'inc' has no such"]),
     "defense parameter type": (defense('{ name = "inc", latent = "many" }'), ["latent", '"many"']),
-    "defense parameter range": (defense('{ name = "inc", quantile = 1.5 }'), ["quantile: 1.5", "≤ 1"]),
+    "defense parameter range": (defense('{ name = "inc", rejection_rate = 1.5 }'), ["rejection_rate: 1.5", "< 1"]),
     "defense parameter choice": (defense('{ name = "gmvae", covariance = "full" }'), ["covariance", "'empirical'"]),
     "defense parameter list": (defense('{ name = "inc", latent = [1, 2] }'), ["latent"]),
     "solver key": (defense('{ name = "inc", solver = { stepz = 5 } }'), ["defenses[0]", "solver.stepz"]),
@@ -144,6 +144,18 @@ BAD: dict[str, Any] = {
     "norm not its own": (attack(norm='"l0"', eps="[3]"), ["attacks[0].norm: 'pgd' is not for 'l0'", "linf, l2"]),
     "reserved clean": (attack('label = "clean"'), ["attacks[0]: 'clean' is a reserved name"]),
     "reserved worst case": (attack('label = "worst-case"'), ["attacks[0]", "reserved"]),
+    "reserved calibration": (attack('label = "calibration"'), ["attacks[0]: 'calibration' is a reserved name"]),
+    "ladder a text": (attack('ladder = "no"'), ['attacks[0].ladder: "no" is not true or false']),
+    "ladder a number": (attack("ladder = 0"), ["attacks[0].ladder: 0 is not true or false"]),
+    "no ladder to leave out": (
+        attack("ladder = false", name="art:DeepFool", norm='"l2"'),
+        ["attacks[0].ladder: 'art:DeepFool' runs once for all sizes"],
+    ),
+    "gaussian in a ball": (
+        attack('distribution = "gaussian"', name="noise"), ["attacks[0]", "'gaussian' is for", "fooling", "not 'linf'"]
+    ),
+    "fooling not its own": (attack(norm='"fooling"', eps=None), ["attacks[0].norm: 'pgd' is not for 'fooling'"]),
+    "library fooling": (attack(name="art:DeepFool", norm='"fooling"', eps=None), ["attacks[0]", "l2"]),
     # sizes
     "no eps": (attack(eps=None), ["attacks[0].eps: missing", "eps = [0.1, 0.2]"]),
     "eps negative": (attack(eps="[0.1, -0.1]"), ["attacks[0].eps[1]: -0.1 is not a perturbation size", "> 0"]),
@@ -160,6 +172,11 @@ BAD: dict[str, Any] = {
     "eps twice": (attack(eps="[0.1, 0.2, 0.1]"), ["attacks[0].eps", "twice"]),
     "eps half a pixel": (attack(name="noise", norm='"l0"', eps="[1.5]"), ["attacks[0].eps[0]: 1.5", "whole numbers"]),
     "eps of no norm": (attack(name="noise", norm='"unrestricted"'), ["attacks[0].eps", "leave it out"]),
+    "eps of noise": (attack(name="noise", norm='"fooling"'), ["attacks[0].eps: norm 'fooling' has no", "leave it out"]),
+    # calibration
+    "calibration zero": (f"calibration = 0\n{DATA}{DEFENSES}{ATTACK}", ["calibration: 0", "give a number ≥ 1"]),
+    "calibration a share": (f"calibration = 0.1\n{DATA}{DEFENSES}{ATTACK}", ["calibration: 0.1 is not a whole number"]),
+    "calibration true": (f"calibration = true\n{DATA}{DEFENSES}{ATTACK}", ["calibration: true is not a whole number"]),
     # found wanting
     "attack parameter true": todo((attack("steps = true"), ["steps: true is not a whole number"]), LAX),
     "attack parameter quoted": todo((attack('steps = "40"'), ['steps: "40" is not a whole number']), LAX),
@@ -308,8 +325,19 @@ def test_one_attack_in_two_norms_or_settings_is_two_attacks(tmp_path):
 def test_whole_numbers_are_sizes_too_and_an_unrestricted_attack_has_none(tmp_path):
     assert read(tmp_path, attack(eps="[1, 0.5]")).attacks[0].eps == (0.5, 1.0)
     assert read(tmp_path, attack(eps="[4, 2]", norm='"l2"')).attacks[0].eps == (2.0, 4.0)
-    matrix = read(tmp_path, attack(name="noise", norm='"unrestricted"', eps=None))
-    assert matrix.attacks[0].eps == (math.inf,)
+    for norm in ("unrestricted", "fooling"):
+        matrix = read(tmp_path, attack(name="noise", norm=f'"{norm}"', eps=None))
+        assert matrix.attacks[0].eps == (math.inf,)
+
+
+def test_an_attack_without_a_ladder_is_another_attack(tmp_path):
+    matrix = read(tmp_path, f"calibration = 5\n{attack()}{ATTACK}ladder = false\n{ATTACK}ladder = true\nsteps = 5\n")
+    assert [(c.label, c.ladder) for c in matrix.attacks] == [
+        ("pgd", True),
+        ("pgd(ladder=false)", False),
+        ("pgd(steps=5)", True),
+    ]
+    assert matrix.calibration == 5 and read(tmp_path, attack()).calibration is None
 
 
 def test_a_library_attack_takes_the_parameters_of_its_class(tmp_path):

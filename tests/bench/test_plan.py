@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from bench import plan
 from bench.errors import InputError
 from bench.matrix import parse_matrix
-from bench.plan import DatasetRef, Job, Options, cache_file, dataset_refs, defense_ref, key_of, make_jobs
+from bench.plan import DatasetRef, DefenseRef, Job, Options, cache_file, dataset_refs, defense_ref, key_of, make_jobs
 from bench.train import train_defense
+from defenses import weights
 
 MATRIX = {
     "datasets": [{"name": "digits", "n": 10}],
@@ -76,7 +80,12 @@ def test_every_ingredient_changes_the_key(monkeypatch):
         "attack by its module": key(attacks=attack(name="attacks.gradient:PGD")),
         "library attack": key(attacks=[{"name": "art:DeepFool", "norm": "l2", "eps": [0.1, 0.2]}]),
         "its parameters": key(attacks=[{"name": "art:DeepFool", "norm": "l2", "eps": [0.1, 0.2], "max_iter": 3}]),
+        "no ladder": key(attacks=attack(ladder=False)),
+        "noise": key(attacks=[{"name": "noise", "norm": "fooling"}]),
+        "no bounds": key(attacks=[{"name": "noise", "norm": "unrestricted"}]),
         "clean": planned()[0].key,
+        "calibration": planned(calibration=10)[1].key,
+        "more of it": planned(calibration=11)[1].key,
     }
     from tiny import Coin
 
@@ -87,6 +96,7 @@ def test_every_ingredient_changes_the_key(monkeypatch):
         "version of the attack": (PGD, "version", 99),
         "version of the defense": (Coin, "version", 99),
         "revision of the data": (Digits, "revision", "other"),
+        "revision of the records": (plan, "REVISION", 99),
     }.items():
         with monkeypatch.context() as patch:
             patch.setattr(cls, attribute, value)
@@ -102,6 +112,31 @@ def test_every_ingredient_changes_the_key(monkeypatch):
         keys["weights"] = key()
     for (one, a), (other, b) in itertools.combinations(keys.items(), 2):
         assert a != b, f"{one} and {other} share a key"
+
+
+def test_noise_depends_on_its_number_and_not_on_which_test_images_are_chosen():
+    noise = {"attacks": [{"name": "noise", "norm": "fooling"}]}
+    job = planned(**noise)[1]
+    assert (job.split, job.indices, job.n) == ("noise", tuple(range(10)), 10)
+    clean = planned(**noise)[0]
+    assert (clean.split, clean.n) == ("test", 10) and clean.indices != job.indices
+
+
+def test_calibration_images_are_as_many_as_asked_for_whatever_n_is():
+    clean, few, _ = planned(Options(n=7), calibration=20)
+    many = planned(calibration=50)[1]
+    assert (few.split, few.label, few.attack, few.n, clean.n) == ("validation", "calibration", None, 20, 7)
+    assert set(few.indices) < set(many.indices) and len(set(many.indices)) == 50
+    assert len(planned()) == 2
+
+
+def test_more_calibration_images_than_there_are_is_said_before_anything_runs():
+    there = len(DatasetRef("digits", None).load().validation)
+    assert planned(calibration=there)
+    with pytest.raises(
+        InputError, match=f"^calibration = {there + 1}: data set 'digits' has {there} validation images$"
+    ):
+        planned(calibration=there + 1)
 
 
 def test_draws_matter_to_randomized_defenses_alone():
@@ -157,6 +192,74 @@ def test_the_cache_tells_trainings_apart():
         cache_file(dataclasses.replace(ref, source_sha256="other"), digits),
     ]
     assert len(set(files)) == len(files)
+
+
+WIDTH = {"name": "tiny:Deployed", "width": 3}
+
+
+def refs(*entries) -> list[DefenseRef]:
+    """Defenses for the digits."""
+    matrix = parse_matrix(MATRIX | {"defenses": list(entries)}, "test.toml")
+    return [defense_ref(choice, DatasetRef("digits", None).load()) for choice in matrix.defenses]
+
+
+def trained(entry, path: Path | None = None) -> Path:
+    """The weights of a short training of it."""
+    (ref,) = refs(entry)
+    assert not ref.trained and ref.weights is not None
+    train_defense(ref, DatasetRef("digits", None), path or ref.weights, seed=0, budget=0.25)
+    return path or ref.weights
+
+
+def test_what_changes_the_deployment_alone_shares_the_weights():
+    path = trained(WIDTH)
+    same, other, wider = refs(WIDTH, WIDTH | {"bias": 2.0}, WIDTH | {"width": 4})
+    assert same.weights == other.weights == path and same.weights_sha256 == other.weights_sha256 is not None
+    assert not wider.trained and wider.weights != path
+    keys = [key(defenses=[entry | {"label": "same"}]) for entry in (WIDTH, WIDTH | {"bias": 2.0})]
+    assert keys[0] != keys[1]
+    x = DatasetRef("digits", None).load().test.images[:3]
+    assert torch.allclose(other.load()(x), same.load()(x) + 2)
+
+
+def test_every_card_of_the_zoo_is_looked_at_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "ZOO", tmp_path)
+    path = trained(WIDTH, tmp_path / "digits--some-other-name.safetensors")
+    (found,) = refs(WIDTH | {"bias": 3.0})
+    assert found.weights == path and found.spec.bias == 3.0
+    assert not refs({"name": "tiny:Deployed"})[0].trained
+    shutil.copy(path, tmp_path / "digits5k--x.safetensors")
+    for other in ("digits5k--x", "grey--some-other-name"):  # other data
+        path.with_suffix(".json").rename(tmp_path / f"{other}.json")
+        assert not refs(WIDTH)[0].trained
+        (tmp_path / f"{other}.json").rename(path.with_suffix(".json"))
+
+
+def test_the_file_of_the_defense_s_own_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "ZOO", tmp_path)
+    path = trained(WIDTH, tmp_path / "digits--a.safetensors")
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(path.with_suffix(suffix), tmp_path / f"digits--tiny:Deployed{suffix}")
+    assert refs(WIDTH)[0].weights == tmp_path / "digits--tiny:Deployed.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [
+        ({}, True),
+        ({"width": None}, False),  # the default is another width
+        ({"bias": None}, True),  # a field younger than the card
+        ({"bias": 7.0}, True),
+        ({"epochs": 3}, False),  # a field that there is no longer
+        ({"width": "wide"}, False),
+    ],
+)
+def test_a_card_of_an_older_version_counts_by_its_training(change, fits):
+    path = trained(WIDTH).with_suffix(".json")
+    card = json.loads(path.read_text(encoding="utf-8"))
+    spec = {name: value for name, value in (card["spec"] | change).items() if value is not None}
+    path.write_text(json.dumps(card | {"spec": spec}), encoding="utf-8")
+    assert refs(WIDTH)[0].trained == fits
 
 
 def test_a_pair_that_makes_no_sense_is_skipped_with_its_reason():

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from handmade import cell, identities, run
+from handmade import REJECT, cell, identities, run
 
 from bench import plots
 from bench.figures import summary
-from bench.records import CLEAN
+from bench.records import CALIBRATION, CLEAN
 
 LABELS = [0] * 10
 PIXELS = np.arange(64, dtype=np.uint8).tobytes()
@@ -68,6 +68,57 @@ def test_the_image_grid_shows_the_largest_strength_and_what_the_defense_says(dra
     shown = [np.asarray(image.get_array()) for image in figure.axes[0].images]
     np.testing.assert_array_equal(shown[0], np.arange(64).reshape(8, 8))
     assert shown[2].shape == (1, 1)  # the defense makes no image
+
+
+def figures_of(*cells):
+    records = run(*cells)
+    return dict(plots._figures(records, summary(records), identities(records)))
+
+
+def test_risk_over_coverage_clean_and_attacked_with_the_deployed_points():
+    scores = [-3, -2, -1, 1]
+    figure = figures_of(
+        cell(CLEAN, labels=[0] * 4, clean=[0, 0, 1, REJECT], clean_scores=scores),
+        cell(CALIBRATION, labels=[0] * 4, clean_scores=[9] * 4),
+        cell("a", (0.1, 0.2), [0] * 4, [0, 0, 1, REJECT], {0.1: [1, 0, 1, 0], 0.2: [0, 1, 1, 0]}, clean_scores=scores),
+        cell("b", (0.1,), [0] * 4, status="failed", reason="why"),
+        cell(CLEAN, labels=[0] * 4, defense="silent"),
+        cell("a", (0.2,), [0] * 4, defense="silent"),
+    )["digits", "linf", "risk-coverage"]
+    axes = figure.axes[0]
+    drawn = [line.get_xydata() for line in axes.lines if len(line.get_xdata())]
+    clean, deployed, attacked, under_attack = drawn
+    np.testing.assert_allclose(clean, [(25, 0), (50, 0), (75, 100 / 3), (100, 25)])
+    np.testing.assert_allclose(deployed, [(75, 100 / 3)])
+    # beaten at 0.1, at 0.2, without an attack, and never: the last is right from its score on
+    np.testing.assert_allclose(attacked, [(25, 100), (50, 100), (75, 100), (100, 75)])
+    np.testing.assert_allclose(under_attack, [(100, 75)])
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["d\narea 14.6 %, attacked 93.8 %", "clean", "attacked, ε = 0.2"]
+    assert axes.get_xlabel() == "coverage, % of inputs accepted"
+    assert axes.get_ylabel() == "risk, % of accepted that are wrong"
+    partial = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    assert len(partial) == 1
+
+
+def test_without_scores_there_is_no_risk_coverage_curve(drawn):
+    assert ("digits", "linf", "risk-coverage") not in drawn
+
+
+def test_noise_is_shown_as_noise_and_has_neither_curve_nor_heat_map():
+    drawn = figures_of(
+        cell(CLEAN, labels=[0] * 4),
+        cell(CALIBRATION, labels=[0] * 4, images={0: (PIXELS,) * 3}),
+        cell(
+            "fool", labels=[-1] * 4, aims=[0, 1] * 2, samples=[0, 0, 1, 1], adv=[REJECT, 1, REJECT, REJECT],
+            norm="fooling", images=dict.fromkeys(range(4), (PIXELS,) * 3),
+        ),
+    )  # fmt: skip
+    assert set(drawn) == {("digits", "images", "1")}
+    # an input a trio, and of its aims the one that was reached
+    assert texts(drawn["digits", "images", "1"]) == [
+        "d\nfool\nfooling", "noise", "says 1", "sees", "noise", "rejected", "sees",
+    ]  # fmt: skip
 
 
 def test_colour_images_keep_their_colours():

@@ -6,18 +6,27 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from handmade import cell, run, write_run
+from handmade import REJECT, cell, run, write_run
 
 from bench import compare, plots
 from bench.figures import SUMMARY_COLUMNS
-from bench.records import CLEAN
+from bench.records import CALIBRATION, CLEAN
 from bench.report import main, write_report
 
 PIXELS = np.zeros(64, dtype=np.uint8).tobytes()
 CELLS = (
-    cell(CLEAN, labels=[0] * 20),
-    cell("pgd", (0.1, 0.2), [0] * 20, adv=[1] * 9 + [0] * 11, images={0: (PIXELS, PIXELS, PIXELS)}),
+    cell(CLEAN, labels=[0] * 20, clean_scores=[-1] * 20),
+    cell(CALIBRATION, labels=[0] * 20, clean_scores=[-1] * 20, images={0: (PIXELS, PIXELS, PIXELS)}),
+    cell(
+        "pgd",
+        (0.1, 0.2),
+        [0] * 20,
+        adv=[1] * 9 + [0] * 11,
+        clean_scores=[-1] * 20,
+        images={0: (PIXELS, PIXELS, PIXELS)},
+    ),
     cell("cw", (0.5,), [0] * 20, norm="l2", status="failed", reason="out of memory"),
+    cell("fool", labels=[-1] * 4, aims=[0, 1] * 2, samples=[0, 0, 1, 1], adv=[1, REJECT, 0, 1], norm="fooling"),
 )
 
 
@@ -40,12 +49,17 @@ def test_all_of_it_is_written(folder):
         *(
             f"tables/digits--{norm}--{kind}.{ending}"
             for norm in ("linf", "l2")
-            for kind in ("robustness", "attacks")
+            for kind in ("robustness", "attacks", "selective")
             for ending in ("md", "tex")
         ),
+        "tables/digits--fooling--accepted.md",
+        "tables/digits--fooling--accepted.tex",
         *(
             f"plots/digits--{name}.{ending}"
-            for name in ("linf--curves", "linf--heatmap", "l2--curves", "l2--heatmap", "images--1")
+            for name in (
+                *(f"{norm}--{kind}" for norm in ("linf", "l2") for kind in ("curves", "heatmap", "risk-coverage")),
+                "images--1",
+            )
             for ending in ("svg", "png")
         ),
     }
@@ -61,10 +75,12 @@ def test_summary_csv_reads_back(folder):
 
 def test_the_page_links_plots_that_exist_and_explains_failures(folder):
     page = (folder / "report.md").read_text(encoding="utf-8")
-    assert "3 ok, 1 failed, 0 skipped" in page
+    assert "4 ok, 1 failed, 0 skipped" in page
+    assert "no threshold at 1 %: 20 calibration records are too few" in page
+    assert "share of noise images accepted" in page
     assert "failed: out of memory" in page
     links = [line.split("(")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]
-    assert len(links) == 5
+    assert len(links) == 7
     assert all((folder / link).is_file() for link in links)
 
 
@@ -94,7 +110,7 @@ def test_a_damaged_file_is_named(tmp_path, capsys):
 
 def test_stored_runs_compare(folder, tmp_path, capsys):
     assert compare.main([str(folder), str(folder)]) == 0
-    worse = write_run(tmp_path, run(CELLS[0], cell("pgd", (0.1, 0.2), [0] * 20, adv=[1] * 20), CELLS[2]))
+    worse = write_run(tmp_path, run(*CELLS[:2], cell("pgd", (0.1, 0.2), [0] * 20, adv=[1] * 20), *CELLS[3:]))
     assert compare.main([str(folder), str(worse)]) == 1
     assert "2 - (worse)" in capsys.readouterr().out.splitlines()[-1]
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from commands import bench_run, command, one_error_line, record_files, records
 from handmade import cell, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import compare, report
+from bench.errors import InputError
 from bench.plan import key_of
-from bench.store import DamagedRecords, Store, checksum_path, file_name
+from bench.records import REVISION
+from bench.store import IDENTITY, DamagedRecords, Store, checksum_path, file_name
 
 MATRIX = """
 datasets = [{ name = "digits", n = 10 }]
@@ -44,6 +50,9 @@ class StoredJob:
     @property
     def key(self) -> str:
         return key_of(self.identity)
+
+    def __post_init__(self) -> None:
+        self.identity = {"records": REVISION} | self.identity
 
 
 def flip_byte(path: Path) -> None:
@@ -103,6 +112,28 @@ def test_damaged_records_are_reported_by_the_report_and_computed_again_by_the_ru
     changed = {name for name in after if after[name] != before[name]}
     assert changed == {slow.name, box.name, checksum_path(slow).name, checksum_path(box).name} and clean.exists()
     pd.testing.assert_frame_equal(records(out), whole)
+
+
+def test_records_of_another_version_are_told_from_damaged_ones(tmp_path):
+    """Whoever reads an old folder learns what to do; a run finds other keys and computes anew."""
+    write_run(tmp_path, cell("a", (0.1,)))
+    store = Store(tmp_path)
+    (path,) = store.folder.glob("*.parquet")
+    for old in (None, 1, 3):
+        table = pq.read_table(path)
+        identity = json.loads(table.schema.metadata[IDENTITY]) | {"records": old}
+        if old is None:
+            del identity["records"]
+            table = table.drop_columns(["aim", "clean_score", "adv_score"])
+        metadata = {**table.schema.metadata, IDENTITY: json.dumps(identity).encode()}
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+        checksum_path(path).write_text(hashlib.sha256(path.read_bytes()).hexdigest(), encoding="utf-8")
+        with pytest.raises(InputError) as caught:
+            store.load()
+        message = str(caught.value)
+        assert not isinstance(caught.value, DamagedRecords) and "\n" not in message
+        assert str(path) in message and f"revision {old or 1}" in message and "run its matrix again" in message
+        assert compare.main([str(tmp_path), str(tmp_path)]) == report.main([str(tmp_path)]) == 2
 
 
 def test_what_is_written_is_what_is_read(tmp_path):

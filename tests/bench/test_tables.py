@@ -7,8 +7,9 @@ from handmade import REJECT, cell, run
 from rich.console import Console
 
 from bench.figures import summary
-from bench.records import CLEAN
-from bench.tables import Table, latex, latex_escaped, markdown, print_tables, tables
+from bench.records import CALIBRATION, CLEAN
+from bench.selective import matched
+from bench.tables import Table, latex, latex_escaped, markdown, print_tables, selective_tables, tables
 
 LABELS = [0] * 10
 BEATEN = [1] * 4 + [REJECT] + [0] * 5
@@ -82,6 +83,84 @@ def test_a_remark_on_the_clean_cell_is_shown():
 
 def test_a_defense_without_a_clean_cell_has_no_clean_figures():
     assert line(tables(summary(cell(labels=LABELS)))[0], "d")["clean accuracy"] == "–"
+
+
+FOOLED = summary(
+    run(
+        cell(CLEAN),
+        cell("gaussian", labels=[-1] * 4, adv=[3, REJECT, REJECT, REJECT], norm="fooling"),
+        cell("aimed", labels=[-1] * 4, adv=[REJECT, 1, 1, 1], norm="fooling"),
+        cell("evolved", labels=[-1] * 4, norm="fooling", status="skipped", reason="it has no classes"),
+    )
+)
+
+
+def test_noise_has_a_table_of_its_own():
+    (table,) = tables(FOOLED)
+    assert table.name == ("digits", "fooling", "accepted")
+    assert [row[1] for row in table.rows] == ["aimed", "evolved", "gaussian", "worst-case"]
+    assert line(table, "d", "gaussian")["accepted"] == "25.0 [4.6, 69.9]"
+    assert line(table, "d", "worst-case")["accepted"].startswith("100.0")
+    assert line(table, "d", "evolved")["accepted"] == "skipped (1)"
+    assert "noise images with which the attack succeeded" in markdown(table)
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_tables(FOOLED, console)
+    assert "25.0 [4.6, 69.9]" in console.export_text()
+
+
+SELECTIVE = run(
+    cell(CLEAN, labels=LABELS, clean=[REJECT] + [0] * 9, clean_scores=[1] + [-2] * 9),
+    cell(CALIBRATION, labels=[0] * 20, clean_scores=[-2] * 20),
+    cell("pgd", labels=LABELS, clean=[REJECT] + [0] * 9, clean_scores=[1] + [-2] * 9,
+         adv=[REJECT] + [1] * 9, adv_scores=[1] + [-1] * 9),
+    cell(CLEAN, labels=LABELS, defense="plain", clean_scores=[-1] * 10),
+    cell("pgd", labels=LABELS, defense="plain", adv=[1] * 10, clean_scores=[-1] * 10),
+)  # fmt: skip
+
+
+def test_the_selective_table_has_a_row_per_operating_point():
+    (table,) = selective_tables(matched(SELECTIVE), summary(SELECTIVE))
+    assert table.name == ("digits", "linf", "selective")
+    assert table.header[3:] == ["clean coverage", "clean error", "robust, ε = 0.1", "strict, ε = 0.1"]
+    assert [row[:2] for row in table.rows] == [["d", "deployed (1)"], ["d", "5 %"], ["plain", "deployed (2)"]]
+    deployed, stricter = line(table, "d", "deployed (1)"), line(table, "d", "5 %")
+    assert deployed["clean coverage"] == stricter["clean coverage"] == "90.0 [59.6, 98.2]"
+    assert deployed["robust, ε = 0.1"].startswith("0.0")
+    # made against the deployed threshold, so no more than a bound for another
+    assert stricter["robust, ε = 0.1"].startswith("≤ 90.0 [")
+    assert stricter["strict, ε = 0.1"].startswith("≤ 0.0 [")
+    assert table.notes == [
+        "note: no threshold at 1 %: 20 calibration records are too few for a rate of 1 %",
+        "note: no threshold at 1 %, 5 %: no calibration records",
+    ]
+    assert "upper bound" in latex(table)
+
+
+def test_where_nothing_is_rejected_or_calibrated_there_is_no_selective_table():
+    plain = SELECTIVE[SELECTIVE["defense"] == "plain"]
+    assert not selective_tables(matched(plain), summary(plain))
+    rejecting = SELECTIVE[SELECTIVE["attack"] != CALIBRATION]
+    (table,) = selective_tables(matched(rejecting), summary(rejecting))
+    assert [row[1] for row in table.rows] == ["deployed (1)"] * 2
+
+
+def test_an_implausible_figure_is_marked_in_every_table():
+    some = [0] * 50
+    weak = run(
+        cell(CLEAN, labels=some, clean=[REJECT] + [0] * 49),
+        cell("pgd", (0.2,), some, clean=[REJECT] + [0] * 49),
+        cell(CLEAN, labels=some, defense="plain"),
+        cell("pgd", (0.1, 0.2), some, defense="plain", adv={0.1: [1] * 25 + [0] * 25, 0.2: [1] * 50}),
+    )
+    robustness, attacks = tables(summary(weak))
+    (selective,) = selective_tables(matched(weak, ()), summary(weak))
+    for table, start in ((robustness, ("d",)), (attacks, ("d", "worst-case")), (selective, ("d", "deployed"))):
+        assert line(table, *start)["robust, ε = 0.2"] == "98.0 [89.5, 99.6] §(1)"
+        (note,) = table.notes
+        assert note.startswith("§ implausible, strengthen the attack: d: robust accuracy 98.0 %")
+        assert "50.0 % (plain in this run, ε = 0.1)" in note
+    assert "§" not in line(attacks, "d", "pgd")["robust, ε = 0.2"]
+    assert "§" not in line(robustness, "plain")["robust, ε = 0.2"]
 
 
 def test_markdown_rows_have_as_many_cells_as_the_header():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -18,6 +19,8 @@ defenses = ["tiny:Trained", "tiny:NearestMean"]
 name = "tiny:Slow"
 eps = [0.1]
 """
+SHARED = """{ name = "tiny:Deployed", label = "one" }, { name = "tiny:Deployed", label = "two", bias = 1.0 },
+{ name = "tiny:Deployed", label = "three", width = 3 }"""
 TRAIN = ("--dataset", "digits", "--defense", "tiny:Trained")
 
 
@@ -64,6 +67,37 @@ def test_the_same_command_elsewhere_gives_the_same_weights_and_another_seed_othe
         weights, expected = load_file(out), load_file(known)
         assert weights.keys() == expected.keys()
         assert all(bool((weights[name] == expected[name]).all()) for name in weights) == same
+
+
+def test_parameters_are_set_as_in_a_matrix_file_and_stand_in_the_card_s_command(tmp_path):
+    out = tmp_path / "digits--mine.safetensors"
+    given = ("--dataset", "digits", "--defense", "tiny:Deployed", "--set", "width=3", "--set", "bias=0.5")
+    assert command("train", *given, "--budget", "0.25", "--out", out, cache=tmp_path).returncode == 0
+    card = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    assert card["spec"]["width"] == 3 and card["spec"]["bias"] == 0.5
+    words = shlex.split(card["command"])
+    assert words == ["python", "-m", "bench.train", *given, "--seed", "0", "--budget", "0.25"]
+
+
+def test_values_that_are_no_json_are_texts():
+    given = ["a=1", "b=0.5", "c=true", "d=prior", 'e="1"', "f=[1, 2]", "g=x=y", 'h={"steps": 3}']
+    expected = {"a": 1, "b": 0.5, "c": True, "d": "prior", "e": "1", "f": [1, 2], "g": "x=y", "h": {"steps": 3}}
+    assert train.parameters(given) == expected
+
+
+def test_two_labels_of_one_training_train_it_once(tmp_path):
+    text = MATRIX.replace('"tiny:Trained", "tiny:NearestMean"', SHARED)
+    (tmp_path / "matrix.toml").write_text(text, encoding="utf-8")
+    done = bench_run(tmp_path / "matrix.toml", tmp_path / "broken", TINY_TRAINING_STOPS_AT="0")
+    assert done.returncode == 1
+    shown = figures(tmp_path / "broken")
+    for name in ("one", "two", "three"):
+        assert "training failed" in shown.loc[(name, "clean", 0.0), "reason"]
+    done = bench_run(tmp_path / "matrix.toml", tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "training one, two on digits" in done.stdout and "training three on digits" in done.stdout
+    assert len([name for name in files(tmp_path / "cache") if name.endswith(".safetensors")]) == 2
+    assert set(figures(tmp_path / "out")["status"]) == {"ok"}
 
 
 def test_a_run_takes_what_was_trained(trained):
@@ -117,6 +151,13 @@ def test_damaged_weights_are_named_and_nothing_is_lost(trained, tmp_path, monkey
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
+        (["--set", "width"], "--set: 'width' is not key=value"),
+        (["--set", "=3"], "--set: '=3' is not key=value"),
+        (["--set", "width=3", "--set", "width=4"], "--set: 'width' is set twice"),
+        (["--defense", "undefended", "--set", "widht=3"], "--set.widht: 'undefended' has no such parameter; did you"),
+        (["--defense", "undefended", "--set", "width=many"], '--set.width: "many" is not a whole number'),
+        (["--defense", "undefended", "--set", "width=0"], "--set.width: 0 is not allowed; give a number ≥ 1"),
+        (["--defense", "undefended", "--set", "name=inc"], "--set.name: 'undefended' has no such parameter"),
         (["--budget", "0"], "--budget"),
         (["--budget", "1.5"], "--budget"),
         (["--budget", "nan"], "--budget"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from attacks.target import Target, Verdict
 from attacks.threat import NORMS, Norm
 from bench.datasets.base import Dataset
 from bench.datasets.digits import Digits
-from defenses.base import Defense, DefenseSpec, LabelledImages, Progress
+from defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score
 from defenses.training import accuracy, train_module
 from defenses.undefended import initialise
 
@@ -95,6 +95,17 @@ class Jury(NearestMean):
     def verdict(self, x: Tensor) -> Verdict:
         labels = self(x).mean(0, keepdim=True).argmax(1).expand(len(x)) if len(x) > 1 else self(x).argmax(1)
         return Verdict(labels, torch.zeros(len(x), dtype=torch.bool))
+
+
+class Wary(NearestMean):
+    """Rejects what is brighter than half grey: no digit, and about half of all uniform noise."""
+
+    @property
+    def rejects(self) -> bool:
+        return True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return append_reject_score(super().forward(x), x.mean((1, 2, 3)) - 0.5)
 
 
 class Picky(NearestMean):
@@ -177,6 +188,28 @@ class Trained(Defense):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeployedSpec(DefenseSpec):
+    """width: of the layer that is trained. bias: added to every logit of what has been."""
+
+    width: int = 2
+    bias: float = field(default=0.0, metadata={"deployment": True})
+
+
+class Deployed(Trained):
+    """As `Trained`, with a setting that its training knows nothing of."""
+
+    Spec: ClassVar = DeployedSpec
+    spec: DeployedSpec
+
+    def __init__(self, spec: DeployedSpec) -> None:
+        super().__init__(spec)
+        self.layer = nn.Sequential(nn.Linear(64, spec.width), nn.Linear(spec.width, spec.num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.spec.bias
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tiny(Attack):
     """What the attacks below share."""
 
@@ -207,7 +240,7 @@ class Step(Tiny):
 
 
 SEEN: list[tuple[float, int]] = []
-"""What `Step` and `Exact` were asked in this process: ε and the number of inputs."""
+"""What `Step`, `Exact` and `Aimed` were asked in this process: ε and the number of inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +271,25 @@ class Exact(Tiny):
         score = x.flatten(1) @ WEIGHTS + BIAS
         step = -score * 1.0001 / WEIGHTS.square().sum()
         return x + step.view(-1, 1, 1, 1) * WEIGHTS.view(1, 1, 2, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aimed(Tiny):
+    """Puts in place of every image the attacker's own first one of the class aimed at, or `beside` it."""
+
+    classes: Literal["wrong", "every"] = "wrong"
+    beside: int = 0
+
+    @property
+    def aims(self) -> Literal["wrong", "every"]:
+        return self.classes
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        assert target.aims is not None and target.aims.shape == y.shape
+        SEEN.append((eps, len(x)))
+        target.count(torch.arange(len(x)), 2, 1)
+        images, labels = target.held_out()
+        return torch.stack([images[labels == (aim + self.beside) % 10][0] for aim in target.aims])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ def inc() -> InvertAndClassify:
         solver=MomentumSolver(steps=20, rate=5.0, starts=2),
     )  # fmt: skip
     defense = InvertAndClassify(spec).eval()
-    defense.eta.fill_(2.0)
+    defense.held_out.keep(torch.full((1, 1), 2.0))
     return defense
 
 

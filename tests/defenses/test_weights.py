@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -174,6 +174,44 @@ def test_the_zoo_gives_a_defense_ready_to_use(saved, monkeypatch):
     defense = weights.from_zoo("undefended", "digits")
     assert isinstance(defense, Undefended) and defense.spec == SPEC and not defense.training
     assert weights_hash(defense) == weights_hash(small())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftedSpec(Undefended.Spec):
+    shift: float = field(default=0.0, metadata={"deployment": True})
+
+
+class Shifted(Undefended):
+    """Undefended, with a setting of its answers that is no part of the training."""
+
+    Spec = ShiftedSpec
+
+    def forward(self, x):
+        return super().forward(x) + self.spec.shift
+
+
+def test_the_zoo_gives_a_defense_with_another_deployment(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "ZOO", tmp_path)
+    built = Shifted(ShiftedSpec(**vars(SPEC), shift=1.0))
+    save(built, card_of(built), tmp_path / "digits--shifted.safetensors")
+    x = torch.rand(3, 1, 8, 8)
+    as_saved, other = weights.from_zoo("shifted", "digits"), weights.from_zoo("shifted", "digits", shift=5.0)
+    assert as_saved.spec.shift == 1.0 and torch.allclose(other(x), as_saved(x) + 4)
+    assert weights_hash(other) == weights_hash(as_saved) and not other.training
+    with pytest.raises(ValueError, match="no deployment field 'width'; it has shift"):
+        weights.from_zoo("shifted", "digits", width=3)
+    with pytest.raises(ValueError, match="shift"):
+        weights.from_zoo("shifted", "digits", shift="far")
+
+
+def test_the_training_part_of_a_spec_leaves_the_deployment_out():
+    spec = ShiftedSpec(**vars(SPEC), shift=1.0)
+    assert weights.training_part(spec) == spec_json(SPEC)
+    assert weights.trained_as(card_of(Shifted(spec)), Shifted, replace(spec, shift=2.0), "digits")
+    assert not weights.trained_as(card_of(Shifted(spec)), Shifted, replace(spec, rate=0.5), "digits")
+    assert not weights.trained_as(card_of(Shifted(spec)), Undefended, SPEC, "digits")
+    assert not weights.trained_as(card_of(Shifted(spec)), Shifted, spec, "mnist")
+    assert not weights.trained_as(replace(card_of(Shifted(spec)), version=99), Shifted, spec, "digits")
 
 
 @pytest.mark.parametrize(

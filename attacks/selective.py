@@ -1,0 +1,345 @@
+"""Attacks made for defenses that reject: they mind the detectors too, and try the wrong classes in turn.
+
+`AimedAscent` chooses classes and starts, `ProjectedAscent` climbs; an attack says what it climbs.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+from torch.nn import functional as F
+
+from attacks.base import Attack, Knowledge
+from attacks.gradient import Best, Look, ProjectedAscent, steepest
+from attacks.losses import margin
+from attacks.target import AttackableDefense, Target, View, blockwise
+from attacks.threat import Norm, expand, flat_norm, project, random_in_ball
+
+FALL = 0.002
+"""The last step of an ascent over its first: from across the ball to a fraction of a grey level."""
+
+POOL = 100
+"""Held-out images of each class that guides are chosen from."""
+
+SLACK = 0.02
+"""How far inside its threshold a detector is to be, as a share of the threshold."""
+
+Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""What is climbed: (rows [n], points [n,C,H,W], logits, ratios [n,D]) → [n]."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """One ascent: what the inputs x [N,C,H,W] are to be taken for.
+
+    classes: [N]; rows: which of the inputs are ascended; guides: for each of these rows a clean held-out image of its
+    class, where the attack asks for them.
+    """
+
+    target: Target
+    view: View
+    x: Tensor
+    classes: Tensor
+    rows: Tensor
+    guides: Tensor | None
+
+    def margin(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """How far the class aimed at is ahead of the others, at those rows; rejection is not seen. → [n]"""
+        return margin(logits, self.classes[rows], self.view.num_classes, self.classes[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AimedAscent(ProjectedAscent):
+    """Ascents towards the wrong classes in turn, the likeliest of the clean input first, until one is accepted.
+
+    steps: of each ascent; restarts: ascents towards each class. targets: how many wrong classes are tried (None: all).
+    step_size: the first step's (None: ε); the steps shorten geometrically to FALL of it. start: of the first ascent
+    towards a class: `random` in the ball, the `clean` input, or `interpolation`: the class' nearest held-out image,
+    projected on the ball; further ascents start at random.
+    """
+
+    guided: ClassVar[bool] = False
+    """Whether it asks for guides: the nearest in pixels first, with every restart the next."""
+
+    steps: Annotated[int, Ge(1)] = 100
+    targets: Annotated[int, Ge(1)] | None = None
+    start: Literal["random", "clean", "interpolation"] = "random"
+
+    def __post_init__(self) -> None:
+        if self.part != "defense":
+            raise ValueError(f"part: {self.part!r} knows of no detector; this attack looks at the whole defense")
+
+    @abstractmethod
+    def look(self, aim: Aim) -> Look:
+        """How an ascent sees its points."""
+
+    def size(self, step: int, eps: float) -> float:
+        return (eps if self.step_size is None else self.step_size) * FALL ** (step / self.steps)
+
+    def passes(self) -> tuple[int, int]:
+        climbs = self.restarts * (self.targets or 9)  # a guess: the classes aren't known here
+        return 1 + climbs * (self.steps + 1), climbs * self.steps
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        best = Best(x.clone(), x.new_full((len(x),), -torch.inf))
+        rows = torch.arange(len(x), device=x.device)
+        clean = self.view(target).answer(x, rows)
+        own = F.one_hot(y, target.num_classes).bool()
+        likely = (
+            clean[:, : target.num_classes].masked_fill(own, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        )
+        tried = min(self.targets or target.num_classes, target.num_classes - 1)
+        climbs = list(product(range(self.restarts), range(tried)))
+        pool = HeldOut(target, x.device) if self.guided or self.start == "interpolation" else None
+        for climb, (rank, place) in enumerate(climbs):
+            aims = likely[:, place]
+            guides = None if pool is None else pool.nearest(x[rows], aims[rows], rank)
+            if rank or self.start == "random":
+                point = random_in_ball(x[rows], self.norm, eps, seed + climb)
+            else:
+                point = x[rows] if self.start == "clean" or guides is None else project(guides, x[rows], self.norm, eps)
+            view = self.view(target)
+            look = self.look(Aim(target, view, x, aims, rows, guides))
+            rows = self.climb(target, view, look, x, y, rows, point, eps, best, final=climb == len(climbs) - 1)
+            if not len(rows):
+                break
+        return best.point
+
+
+class HeldOut:
+    """The attacker's own clean images, the first POOL of each class.
+
+    Guides are such as the defense accepts as what they are, where the class has any. What is asked about these images
+    is asked once, whatever is attacked: no input's count holds it.
+    """
+
+    def __init__(self, target: Target, device: torch.device) -> None:
+        images, labels = (held.to(device) for held in target.held_out())
+        kept = torch.cat([(labels == label).nonzero()[:POOL, 0] for label in labels.unique()])
+        self.images, self.labels = images[kept], labels[kept]
+        view = target.view()
+        self.accepted = blockwise(lambda part: view.logits(part, None), self.images).argmax(1) == self.labels
+
+    def nearest(self, x: Tensor, classes: Tensor, rank: int) -> Tensor:
+        """For each x [n,C,H,W] the image of its class that is next in pixels after `rank` nearer ones; same shape."""
+        found = []
+        for image, label in zip(x, classes.tolist(), strict=True):
+            own = self.labels == label
+            usable = self.images[own & self.accepted if (own & self.accepted).any() else own]
+            if not len(usable):
+                raise ValueError(f"no held-out image is of class {label}, and this attack needs one")
+            order = (usable - image).square().flatten(1).sum(1).argsort(stable=True)
+            found.append(usable[order[rank % len(order)]])
+        return torch.stack(found)
+
+
+def detecting(aim: Aim, objective: Objective) -> Look:
+    """Sees the logits, and the detectors' ratios if the answer were the class aimed at."""
+
+    def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+        labels = aim.classes[rows]
+        if not last:
+            logits, _, values, gradient = aim.view.detected_ascent(
+                point, labels, lambda x, logits, ratios: objective(rows, x, logits, ratios), rows
+            )
+            return logits, values, gradient
+        aim.target.count(rows, 1, 0)
+        with torch.no_grad():
+            logits, ratios = aim.view.detection(point, labels, rows)
+            return logits, objective(rows, point, logits, ratios), torch.zeros_like(point)
+
+    return look
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectivePGD(AimedAscent):
+    """First wrong, then accepted (Bryniarski et al. 2022, their eq. 5), towards every wrong class.
+
+    Climbs the margin of the class aimed at until it is the answer, from there −Σᵢ max(rᵢ − 1, 0) with a little slack,
+    rᵢ the detectors' scores over their thresholds if the answer were that class. A detector that is tight around each
+    class is a wall between them: what minds it on arrival alone gets across.
+    """
+
+    def unsuited(self, defense: AttackableDefense) -> str | None:
+        return super().unsuited(defense) or (
+            None if defense.rejects else "the defense rejects nothing: pgd with targeted = true is this attack there"
+        )
+
+    def look(self, aim: Aim) -> Look:
+        def objective(rows: Tensor, x: Tensor, logits: Tensor, ratios: Tensor) -> Tensor:
+            ahead = aim.margin(logits, rows)
+            return torch.where(ahead > 0, -F.relu(ratios - 1 + SLACK).sum(1), ahead)
+
+        return detecting(aim, objective)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrthogonalPGD(SelectivePGD):
+    """Selective PGD whose steps leave the other side alone (Bryniarski et al. 2022, their eq. 6).
+
+    The margin's gradient goes without its component along the reject score's, the detectors' without that along the
+    margin's: ∇f − (∇f·∇g / ∇g·∇g) ∇g, two passes for a step.
+    """
+
+    def passes(self) -> tuple[int, int]:
+        forwards, backwards = super().passes()
+        return forwards + backwards, 2 * backwards
+
+    def look(self, aim: Aim) -> Look:
+        classes = aim.view.num_classes
+
+        def left_alone(rows: Tensor, x: Tensor, logits: Tensor, ratios: Tensor) -> Tensor:
+            ahead = aim.margin(logits, rows)
+            return torch.where(ahead > 0, ahead, logits[:, classes] - logits[:, :classes].amax(1))
+
+        own, other = super().look(aim), detecting(aim, left_alone)
+
+        def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+            logits, values, gradient = own(point, rows, last)
+            return logits, values, gradient if last else without(gradient, other(point, rows, last)[2])
+
+        return look
+
+
+def without(gradient: Tensor, other: Tensor) -> Tensor:
+    """Directions of `gradient` less their component along `other`, row by row; where they are the same line, as it is.
+
+    [N,C,H,W] → same, of any length.
+    """
+    gradient, other = steepest(gradient, "l2"), steepest(other, "l2")
+    rest = gradient - expand((gradient * other).flatten(1).sum(1), other) * other
+    return torch.where(expand(flat_norm(rest, "l2") > 1e-3, rest), rest, gradient)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching(AimedAscent):
+    """min ‖s(x′) − s(x_t)‖², x_t a clean held-out image of the class aimed at, with every restart the next nearest one.
+
+    What looks like a clean image wherever the defense looks is accepted as one.
+    """
+
+    guided: ClassVar[bool] = True
+
+    @abstractmethod
+    def signature(self, target: Target, x: Tensor, logits: Tensor, ratios: Tensor, rows: Tensor) -> Tensor:
+        """s: what is matched, [n,F]; differentiable, its own passes counted."""
+
+    def look(self, aim: Aim) -> Look:
+        assert aim.guides is not None
+        rows = aim.rows
+        aim.target.count(rows, 1, 0)
+        with torch.no_grad():
+            seen = aim.view.detection(aim.guides, aim.classes[rows], None)
+            guide = self.signature(aim.target, aim.guides, *seen, rows)
+        wanted = guide.new_zeros(len(aim.x), guide.shape[1])
+        wanted[rows] = guide
+
+        def objective(rows: Tensor, x: Tensor, logits: Tensor, ratios: Tensor) -> Tensor:
+            return -(self.signature(aim.target, x, logits, ratios, rows) - wanted[rows]).square().sum(1)
+
+        return detecting(aim, objective)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentMatching(Matching):
+    """The encoding: min ‖f(x′) − f(x_t)‖², then clean to every detector that looks at the encoding alone."""
+
+    def unsuited(self, defense: AttackableDefense) -> str | None:
+        return super().unsuited(defense) or (
+            None if getattr(defense, "encoder", None) is not None else "the defense has no encoder"
+        )
+
+    def passes(self) -> tuple[int, int]:
+        forwards, backwards = super().passes()
+        climbs = backwards // self.steps
+        return 1 + 2 * (forwards - 1 + climbs), backwards
+
+    def signature(self, target: Target, x: Tensor, logits: Tensor, ratios: Tensor, rows: Tensor) -> Tensor:
+        target.count(rows, 1, 0)  # beside the pass that says whether x is accepted
+        return target.network("encoder")(x).flatten(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitMatching(Matching):
+    """Every output, the reject score and the detectors' ratios included, as the clean image has them.
+
+    So were the closest relatives of the generative classifiers here broken (Deep Bayes: 99.7 % success, 0.4 %
+    detected).
+    """
+
+    def passes(self) -> tuple[int, int]:
+        forwards, backwards = super().passes()
+        return forwards + backwards // self.steps, backwards
+
+    def signature(self, target: Target, x: Tensor, logits: Tensor, ratios: Tensor, rows: Tensor) -> Tensor:
+        return torch.cat([logits, ratios], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GMVAEWhiteBox(Attack):
+    """The white-box attack of Ghosh et al. 2019, eq. 10, as written: min_η Σᵢ rᵢ^power + weight · ‖η‖₂² from η = 0.
+
+    r: SSE(x+η, g(f(x+η)))/τ_dec and d_t/τ_enc, d_t the Mahalanobis distance² to the mean of the class aimed at (by the
+    inverse covariance: their formula shows Σ, which would make no sense); every wrong class is an aim of its own.
+    power: their a and b, unpublished, 2 is ours; so are Adam, its rate and steps. x+η is clipped to [0,1] after every
+    step.
+    Nothing bounds η: what comes back is the smallest perturbation met that was accepted as that class, else the last.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+
+    norm: Norm = "l2"
+    steps: Annotated[int, Ge(1)] = 200
+    rate: Annotated[float, Gt(0), Lt(math.inf)] = 0.01
+    power: Annotated[float, Gt(0), Lt(math.inf)] = 2.0
+    weight: Annotated[float, Ge(0), Lt(math.inf)] = 1.0
+
+    @property
+    def knowledge(self) -> Knowledge:
+        return "white-box"
+
+    @property
+    def aims(self) -> Literal["none", "wrong", "every"]:
+        return "wrong"
+
+    @property
+    def minimal(self) -> bool:
+        return True
+
+    def passes(self) -> tuple[int, int]:
+        return self.steps, self.steps
+
+    def unsuited(self, defense: AttackableDefense) -> str | None:
+        if "encoding" in defense.detectors and defense.gradient_modes == ("default",) and not defense.randomized:
+            return None
+        return (
+            "eq. 10 is about a detector of how far the encoding is from a class' mean, and gradients straight through"
+        )
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        assert target.aims is not None
+        aims, view = target.aims, target.view()
+        rows = torch.arange(len(x), device=x.device)
+        point, found, shortest = x.clone(), x.clone(), x.new_full((len(x),), torch.inf)
+        mean, square = torch.zeros_like(x), torch.zeros_like(x)
+
+        def descended(here: Tensor, logits: Tensor, ratios: Tensor) -> Tensor:
+            return ratios.pow(self.power).sum(1) + self.weight * (here - x).square().flatten(1).sum(1)
+
+        for step in range(1, self.steps + 1):
+            logits, _, _, gradient = view.detected_ascent(point, aims, descended, rows)
+            length = flat_norm(point - x, "l2")
+            shorter = (logits.argmax(1) == aims) & (length < shortest)
+            found[shorter], shortest[shorter] = point[shorter], length[shorter]
+            mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
+            change = (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+            point = (point - self.rate * change).clamp(0, 1)
+        return torch.where(expand(shortest.isfinite(), x), found, point)

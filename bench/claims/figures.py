@@ -1,0 +1,225 @@
+"""The figures that claims of papers are compared with, beside those of bench.figures: functions of records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bench import figures
+from bench.figures import REJECTED, RIGHT, WRONG, Estimate, MissingCells, outcomes, wilson
+from bench.records import CLEAN
+from bench.tables import distance_text, eps_text, norm_text
+
+
+def pairs(records: pd.DataFrame) -> Estimate:
+    """Share of (input, aim) pairs of a cell whose output is valid, accepted, and taken for the aim.
+
+    A pair whose clean input is accepted as the aim already is left out: there is nothing to be made of it. Raises
+    MissingCells where the rows are not ok or the attack had no aims.
+    """
+    require_ok(records)
+    if (records["aim"] < 0).any():
+        raise MissingCells("this attack has no aim for its inputs")
+    there = ~records["clean_rejected"] & (records["clean_label"] == records["aim"])
+    tried = records[~there]
+    hits = tried["valid"] & ~tried["adv_rejected"] & (tried["adv_label"] == tried["aim"])
+    return wilson(int(hits.sum()), len(tried))
+
+
+def fooled(records: pd.DataFrame) -> Estimate:
+    """Share of rows that succeeded: of noise images, or (image, aim) pairs, accepted (as the aim, where there is one).
+
+    Raises MissingCells where the rows are not ok.
+    """
+    require_ok(records)
+    return wilson(int(records["success"].sum()), len(records))
+
+
+def fallen(records: pd.DataFrame) -> Estimate:
+    """Share of inputs with a success under any attack in `records`, those accepted and wrong when clean not counted.
+
+    What the attacks did, and not what the defense does without them. An input without label (noise) can't be wrong when
+    clean. Raises MissingCells as per_input does.
+    """
+    figures.per_input(records)
+    wrong = ~records["clean_rejected"] & (records["clean_label"] != records["label"]) & (records["label"] >= 0)
+    hits = (records["success"] & ~wrong).groupby(records["sample"]).any()
+    return wilson(int(hits.sum()), len(hits))
+
+
+def over_ladder(records: pd.DataFrame) -> pd.DataFrame:
+    """Shares of outcomes at every ε of one cell, and of its clean inputs at ε = 0.
+
+    records: rows of one defense and attack, all ok. Columns: eps (ascending), accuracy, rejection, error, n. Raises
+    MissingCells where a row is not ok.
+    """
+    require_ok(records)
+    ladder = sorted(records["eps"].unique())
+    clean = records[records["eps"] == ladder[0]].assign(attack=CLEAN)
+    points = [(0.0, clean), *((float(eps), records[records["eps"] == eps]) for eps in ladder)]
+    rows = []
+    for eps, there in points:
+        worst = figures.per_input(there)["worst"]
+        shares = {name: (worst == outcome).mean() for name, outcome in OUTCOMES.items()}
+        rows.append({"eps": eps, **shares, "n": len(worst)})
+    return pd.DataFrame(rows, columns=["eps", *OUTCOMES, "n"])
+
+
+OUTCOMES = {"accuracy": RIGHT, "rejection": REJECTED, "error": WRONG}
+
+
+def peak_error(records: pd.DataFrame) -> tuple[float, Estimate]:
+    """The ε at which the error is largest (0: without an attack), and the error there. As over_ladder."""
+    curve = over_ladder(records)
+    peak = curve.iloc[int(curve["error"].argmax())]
+    return float(peak["eps"]), wilson(round(peak["error"] * peak["n"]), int(peak["n"]))
+
+
+def largest_drop(records: pd.DataFrame) -> float:
+    """By how much the rejected share falls at most below what it was at a smaller ε; 0 where it never falls."""
+    rejection = over_ladder(records)["rejection"]
+    return float((rejection.cummax() - rejection).max())
+
+
+def reclassified_right(reclassifying: pd.DataFrame, rejecting: pd.DataFrame) -> Estimate:
+    """Of the inputs that one defense rejects and the other, which reclassifies them, accepts: the share that is right.
+
+    Both: rows of one cell each, all ok, joined by input and ε. Raises MissingCells where an input is missing on one
+    side or the two defenses were shown different images.
+    """
+    both = _joined(reclassifying, rejecting)
+    accepted = both[(both["other"] == REJECTED) & (both["own"] != REJECTED)]
+    return wilson(int((accepted["own"] == RIGHT).sum()), len(accepted))
+
+
+def recovered(reclassifying: pd.DataFrame, rejecting: pd.DataFrame) -> Estimate:
+    """Of the inputs that one defense rejects: the share that the other, which reclassifies them, gets right.
+
+    As reclassified_right.
+    """
+    both = _joined(reclassifying, rejecting)
+    rejected = both[both["other"] == REJECTED]
+    return wilson(int((rejected["own"] == RIGHT).sum()), len(rejected))
+
+
+def _joined(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Outcomes `own` and `other` of two defenses for the same images."""
+    keys = ["sample", "aim", "eps"]
+    sides = []
+    for side in (own, other):
+        require_ok(side)
+        sides.append(side[[*keys, "input_sha256", "linf", "l2"]].assign(outcome=outcomes(side)))
+    both = sides[0].merge(sides[1], on=keys, suffixes=("", "_other"))
+    if not len(own) == len(other) == len(both):
+        raise MissingCells(f"the defenses share {len(both)} of {max(len(own), len(other))} attacked inputs")
+    shown = [np.isclose(both[name], both[f"{name}_other"], atol=1e-6) for name in ("linf", "l2")]
+    if not (np.logical_and(*shown) & (both["input_sha256"] == both["input_sha256_other"])).all():
+        raise MissingCells("the two defenses were not shown the same images")
+    return both.rename(columns={"outcome": "own", "outcome_other": "other"})
+
+
+def require_ok(records: pd.DataFrame) -> None:
+    """Raises MissingCells with the reason where a row's status is not ok."""
+    bad = records[records["status"] != "ok"]
+    if len(bad):
+        raise MissingCells(f"{bad['status'].iloc[0]}: {bad['reason'].iloc[0]}")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure as it stands in a table, with its interval where it is a share. remark: what has to be said with it."""
+
+    text: str
+    share: Estimate | None = None
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a figure is computed and compared.
+
+    measure: the rows the claim names (and those of `rejected_by`, where `joins`) → Measured. kind: what a published
+    value of it looks like. strongest: the figure shown under the strongest attack. better: which way a share may not
+    move; None where there is no rule by which it stands or falls. ladder: it is taken over every ε of the attack.
+    """
+
+    kind: Literal["share", "trend", "number"]
+    measure: Callable[..., Measured]
+    strongest: str
+    better: Literal["high", "low"] | None = None
+    joins: bool = False
+    ladder: bool = False
+
+
+def share_text(share: Estimate, counted: bool) -> str:
+    """97.97 [97.67, 98.23], n = 10,000; or, counted, 110 of 181: 60.77 [53.51, 67.60]."""
+    if share.n == 0:
+        return "undefined, n = 0"
+    text = f"{100 * share.value:.2f} [{100 * share.low:.2f}, {100 * share.high:.2f}]"
+    return f"{round(share.value * share.n):,} of {share.n:,}: {text}" if counted else f"{text}, n = {share.n:,}"
+
+
+def _share(function: Callable[..., Estimate], counted: bool = False) -> Callable[..., Measured]:
+    def measure(*rows: pd.DataFrame) -> Measured:
+        share = function(*rows)
+        return Measured(share_text(share, counted), share)
+
+    return measure
+
+
+def _peak(records: pd.DataFrame) -> Measured:
+    eps, share = peak_error(records)
+    return Measured(f"{share_text(share, False)}, at ε = {eps_text(eps)}", share)
+
+
+def _monotone(records: pd.DataFrame) -> Measured:
+    drop, n = largest_drop(records), records["sample"].nunique()
+    return Measured(f"yes, n = {n:,}" if drop == 0 else f"no: falls by up to {100 * drop:.2f}, n = {n:,}")
+
+
+def _distance(records: pd.DataFrame) -> Measured:
+    require_ok(records)
+    norm, n = records["norm"].iloc[0], records["sample"].nunique()
+    return Measured(f"{distance_text(figures.median_distance(records))} ({norm_text(norm)}), n = {n:,}")
+
+
+RULES: dict[str, Rule] = {
+    "accuracy": Rule("share", _share(figures.accuracy), "accuracy", "high"),
+    "accuracy_without_rejection": Rule(
+        "share", _share(figures.accuracy_without_rejection), "accuracy_without_rejection", "high"
+    ),
+    "error": Rule("share", _share(figures.error), "error", "low"),
+    "rejection": Rule("share", _share(figures.rejection), "error"),
+    "robust_accuracy": Rule("share", _share(figures.robust_accuracy), "robust_accuracy", "high"),
+    "strict_robust_accuracy": Rule("share", _share(figures.strict_robust_accuracy), "strict_robust_accuracy", "high"),
+    "pairs": Rule("share", _share(pairs, counted=True), "fallen", "low"),
+    "fooled": Rule("share", _share(fooled, counted=True), "fallen", "low"),
+    "reclassified_right": Rule("share", _share(reclassified_right), "error", joins=True),
+    "recovered": Rule("share", _share(recovered, counted=True), "error", joins=True),
+    "peak_error": Rule("share", _peak, "error", ladder=True),
+    "rejection_monotone": Rule("trend", _monotone, "error", ladder=True),
+    "distance": Rule("number", _distance, "distance", ladder=True),
+}
+"""By the names that a claim may give as its `figure`."""
+
+
+class Strongest(NamedTuple):
+    """A figure of the worst case over all attacks: what it is called, and how it is computed."""
+
+    name: str
+    measure: Callable[[pd.DataFrame], Measured]
+
+
+STRONGEST = {
+    "accuracy": Strongest("accepted and right", _share(figures.accuracy)),
+    "accuracy_without_rejection": Strongest("right", _share(figures.accuracy_without_rejection)),
+    "robust_accuracy": Strongest("robust", _share(figures.robust_accuracy)),
+    "strict_robust_accuracy": Strongest("robust, strict", _share(figures.strict_robust_accuracy)),
+    "error": Strongest("accepted and wrong", _share(figures.error)),
+    "fallen": Strongest("made accepted and wrong", _share(fallen)),
+    "distance": Strongest("median distance", _distance),
+}

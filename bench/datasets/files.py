@@ -1,0 +1,69 @@
+"""Published files in the user's data folder: where they are looked for, and what is said where one isn't right."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from bench.errors import InputError
+
+
+def data_folders(data: Path | None, dataset: str, files: str, *subfolders: str) -> list[Path]:
+    """Where to look: those of `data`/subfolder that exist, then `data` itself.
+
+    files: what should lie there, for the message where no folder was named.
+    """
+    if data is None:
+        places = " or ".join(["DIR", *(f"DIR/{name}" for name in subfolders)])
+        raise InputError(
+            f"data set {dataset!r} needs its files: name their folder with --data DIR or MANIFOLD_BENCH_DATA "
+            f"({places} holds {files})"
+        )
+    if not data.is_dir():
+        raise InputError(f"--data: {data} is not a folder")
+    return [*(data / name for name in subfolders if (data / name).is_dir()), data]
+
+
+def checked_bytes(folders: Sequence[Path], dataset: str, name: str, checksum: str) -> bytes:
+    """The content of the first `name` in those folders. checksum: of the published file, as "sha256:…" or "md5:…"."""
+    algorithm, _, expected = checksum.partition(":")
+    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if path is None:
+        raise InputError(
+            f"data set {dataset!r}: {name} is not in {folders[0]}; "
+            f"put the published file there ({algorithm} {expected[:12]}…)"
+        )
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"data set {dataset!r}: cannot read {path} ({error})") from error
+    found = hashlib.new(algorithm, raw, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise InputError(
+            f"data set {dataset!r}: {path} is damaged or another file: its {algorithm} is {found[:12]}…, "
+            f"the published one {expected[:12]}…; put the published file there"
+        )
+    return raw
+
+
+def read_image(path: Path, dataset: str, size: tuple[int, int]) -> Image.Image:
+    """An image file as RGB. size: width and height that the published ones have."""
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except FileNotFoundError as error:
+        raise InputError(
+            f"data set {dataset!r}: {path.name} is not in {path.parent}; put the published images there"
+        ) from error
+    except Exception as error:  # a damaged file raises whatever Pillow's readers run into
+        reason = " ".join(str(error).split())
+        raise InputError(f"data set {dataset!r}: {path} is damaged ({reason}); put the published file there") from error
+    if image.size != size:
+        raise InputError(
+            f"data set {dataset!r}: {path} has {image.width}×{image.height} pixels, the published images "
+            f"{size[0]}×{size[1]}; put the published file there"
+        )
+    return image

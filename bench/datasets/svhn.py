@@ -1,0 +1,59 @@
+"""SVHN (Netzer et al. 2011), cropped digits: 32×32 colour images from the published MATLAB files."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from bench.datasets.base import Dataset, LabelledImages, as_images, split_rows
+from bench.datasets.files import checked_bytes, data_folders
+
+FILES = {
+    "train_32x32.mat": "sha256:435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
+    "test_32x32.mat": "sha256:cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
+}
+
+
+@dataclass(frozen=True)
+class Svhn(Dataset):
+    """The official 26,032 test images; of the 73,257 training images, 5,000 (500 of each class) for validation.
+
+    The 531,131 easier images of extra_32x32.mat are not used. The training images take 0.9 GB.
+    """
+
+    name = "svhn"
+    shape = (3, 32, 32)
+    num_classes = 10
+    revision = "cropped-99289/split-1"
+    zoo = "svhn"
+
+    def _read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels [N,32,32,3] uint8 and labels [N] of one of the two files."""
+        from scipy.io import loadmat
+
+        folders = data_folders(self.data, "svhn", " and ".join(FILES), "svhn")
+        variables = loadmat(io.BytesIO(checked_bytes(folders, "svhn", name, FILES[name])))
+        # X is [row, column, RGB, image]; y [image, 1] says 10 for the digit 0
+        return variables["X"].transpose(3, 0, 1, 2), variables["y"][:, 0] % 10
+
+    @cached_property
+    def test(self) -> LabelledImages:  # type: ignore[override]
+        return as_images(*self._read("test_32x32.mat"), 255.0)
+
+    @cached_property
+    def _held_out(self) -> tuple[LabelledImages, LabelledImages]:
+        """Train and validation."""
+        pixels, labels = self._read("train_32x32.mat")
+        validation, train = split_rows(labels, 500, seed=1)
+        return as_images(pixels[train], labels[train], 255.0), as_images(pixels[validation], labels[validation], 255.0)
+
+    @property
+    def train(self) -> LabelledImages:
+        return self._held_out[0]
+
+    @property
+    def validation(self) -> LabelledImages:
+        return self._held_out[1]

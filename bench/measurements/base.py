@@ -1,0 +1,43 @@
+"""The contract of a measurement: what is found out about a defense that is no attack's outcome."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from bench.datasets.base import Dataset
+    from defenses.base import Defense
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement(ABC):
+    """A measurement with its parameters.
+
+    Its dataclass fields are what a matrix file may set; together with `version` they are part of the result's
+    identity. Raise `version` whenever the same parameters would give other values.
+    """
+
+    version: ClassVar[int] = 1
+    headline: ClassVar[str]
+    """The one of its values that a published number is compared with."""
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Labels of further defenses of the matrix that it computes with."""
+        return ()
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What is measured, and how, in a line."""
+
+    def unsuited(self, defense: Defense) -> str | None:
+        """Why it makes no sense for that defense, or None."""
+        return None
+
+    @abstractmethod
+    def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
+        """Values by name, the headline's among them; others: by label. All modules are frozen and in eval mode."""

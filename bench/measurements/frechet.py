@@ -1,0 +1,107 @@
+"""How far a generator's images are from real ones: the Fréchet distance of Heusel et al. (2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Protocol, cast
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from bench.datasets.base import Dataset
+from bench.measurements.base import Measurement
+from defenses.base import Defense
+
+BATCH = 500
+
+
+class Generator(Protocol):
+    """A defense with a generator to draw from."""
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        """n images [n,C,H,W] in [0,1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrechetDistance(Measurement):
+    """Fréchet distance between Gaussians fitted to features of `samples` generated images and of the test images.
+
+    features: label of the defense whose classifier makes the features, its last layer's inputs. Heusel et al. use an
+    Inception network trained on ImageNet, whose distances are on another scale: with other features numbers compare
+    only with each other. As a scale of its own the same distance is given for the validation images, which are real.
+    """
+
+    headline: ClassVar[str] = "fid"
+    samples: Annotated[int, Ge(2)] = 10_000
+    features: str = "undefended"
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        return (self.features,)
+
+    @property
+    def title(self) -> str:
+        return (
+            f"Fréchet distance of {self.samples:,} generated images to the test images, features: the last hidden "
+            f"layer of {self.features!r} (not Inception: compare within this table only)"
+        )
+
+    def unsuited(self, defense: Defense) -> str | None:
+        return None if hasattr(defense, "sample") else "it has no generator to draw images from"
+
+    def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
+        network = others[self.features]
+        generator = cast(Generator, defense)
+        sizes = [min(BATCH, self.samples - start) for start in range(0, self.samples, BATCH)]
+        # A seed for each batch: ten thousand large images at once would not fit everywhere
+        seeds = np.random.SeedSequence(seed).generate_state(len(sizes))
+        generated = (generator.sample(n, int(s)) for n, s in zip(sizes, seeds, strict=True))
+        real = moments(penultimate(network, data.test.images.split(BATCH)))
+        return {
+            "fid": frechet_distance(moments(penultimate(network, generated)), real),
+            "validation images": frechet_distance(
+                moments(penultimate(network, data.validation.images.split(BATCH))), real
+            ),
+            "test images": len(data.test),
+        }
+
+
+def penultimate(network: Defense, batches: Iterable[Tensor]) -> np.ndarray:
+    """What the last linear layer of a classifier is given: float64 [N,D] for batches of images [n,C,H,W].
+
+    Raises ValueError where the network has no linear layer with an output per class.
+    """
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == network.num_classes]
+    if not layers:
+        raise ValueError(f"{type(network).__name__} has no linear output layer whose inputs could serve as features")
+    seen: list[np.ndarray] = []
+    hook = layers[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0].double().cpu().numpy()))
+    device = layers[-1].weight.device
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                network(batch.to(device))
+    finally:
+        hook.remove()
+    return np.concatenate(seen)
+
+
+def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [D] and unbiased covariance [D,D] of features [N,D]."""
+    return features.mean(0), np.atleast_2d(np.cov(features, rowvar=False))
+
+
+def frechet_distance(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> float:
+    """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of two Gaussians (Dowson and Landau 1982), their Wasserstein-2 distance².
+
+    The eigenvalues of Σ₁Σ₂ are those of the symmetric Σ₁^½ Σ₂ Σ₁^½: real and, but for rounding, not negative.
+    """
+    (mean, covariance), (mean_2, covariance_2) = one, other
+    values, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ covariance_2 @ root).clip(0)).sum()
+    distance = np.square(mean - mean_2).sum() + np.trace(covariance) + np.trace(covariance_2) - 2 * cross
+    return max(0.0, float(distance))

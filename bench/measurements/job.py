@@ -1,0 +1,235 @@
+"""A measurement as a job, and the file of its result.
+
+measurements/<data set>--<defense>--<measurement>--<key>.json   values, identity and status, checked by a hash
+measurements/index.json                                          the measurements of the last run, in the plan's order
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.engines.local import Call, LocalEngine
+from bench.errors import InputError
+from bench.matrix import Matrix, MeasurementChoice
+from bench.measurements.base import Measurement
+from bench.plan import DatasetRef, DefenseRef, Options, defense_identity, key_of, source_hash
+from bench.progress import Board
+from bench.store import INDEX, atomic_write, file_name
+from bench.tables import Table
+from defenses.weights import spec_json
+
+FOLDER = "measurements"
+LEGEND = "One value for each defense; no attack takes part in it."
+
+
+@dataclass(frozen=True)
+class MeasurementJob:
+    """A measurement of one defense on one data set; others: the defenses it names, skip: why it makes no sense."""
+
+    dataset: DatasetRef
+    defense: DefenseRef
+    label: str
+    measurement: Measurement
+    others: tuple[DefenseRef, ...]
+    seed: int
+    device: str
+    identity: dict[str, Any] = field(repr=False)
+    skip: str | None = None
+
+    @property
+    def key(self) -> str:
+        return key_of(self.identity)
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset.name} / {self.defense.label} / {self.label}"
+
+
+def measurement_jobs(
+    matrix: Matrix,
+    options: Options,
+    datasets: Iterable[DatasetRef],
+    refs: Mapping[str, list[DefenseRef]],
+    known: Mapping[str, list[DefenseRef]],
+) -> list[MeasurementJob]:
+    """Every measurement of the matrix as a job.
+
+    refs: data set name → its defenses that are measured. known: those that a measurement may name as its others.
+    """
+    return [
+        _job(choice, dataset, ref, known[dataset.name], matrix.seed, options.device)
+        for dataset in datasets
+        for choice in matrix.measurements
+        for ref in refs[dataset.name]
+        if choice.concerns(dataset.name, ref.label)
+    ]
+
+
+def _job(
+    choice: MeasurementChoice,
+    dataset: DatasetRef,
+    ref: DefenseRef,
+    known: list[DefenseRef],
+    seed: int,
+    device: str,
+) -> MeasurementJob:
+    measurement, data = choice.measurement, dataset.load()
+    by_label = {other.label: other for other in known}
+    others = tuple(by_label[label] for label in measurement.others if label in by_label)
+    absent = [label for label in measurement.others if label not in by_label]
+    identity = {
+        "dataset": {"name": data.name, "revision": data.revision},
+        "defense": defense_identity(ref),
+        "others": [defense_identity(other) for other in others],
+        "measurement": {
+            "label": choice.label,
+            "name": choice.name,
+            "version": measurement.version,
+            "parameters": spec_json(measurement),
+            "source_sha256": source_hash(choice.name, type(measurement)),
+        },
+        "seed": seed,
+        "device": device,
+    }
+    skip = f"{absent[0]!r} is not of this data set" if absent else measurement.unsuited(ref.build())
+    return MeasurementJob(dataset, ref, choice.label, measurement, others, seed, device, identity, skip)
+
+
+def take(
+    jobs: Iterable[MeasurementJob],
+    folder: Path,
+    engine: LocalEngine,
+    board: Board,
+    timeout: float,
+    failures: Mapping[tuple[str, str], str],
+) -> int:
+    """Takes the measurements that have no result in the run's folder yet; returns how many failed.
+
+    failures: (data set, defense) → why it could not be trained.
+    """
+    waiting = {}
+    jobs = list(jobs)
+    for job in jobs:
+        needed = [(job.dataset.name, ref.label) for ref in (job.defense, *job.others)]
+        if job.skip:
+            store(job, folder, "skipped", job.skip)
+        elif untrained := [failures[pair] for pair in needed if pair in failures]:
+            store(job, folder, "failed", untrained[0])
+        elif status(job, folder) != "ok":
+            waiting[job.key] = job
+    board.expect(dict.fromkeys(waiting))
+    calls = [Call(key, run_measurement, (job, folder), timeout) for key, job in waiting.items()]
+    for outcome in engine.run(calls):
+        job = waiting[outcome.id]
+        if outcome.failure:
+            store(job, folder, "failed", outcome.failure)
+        result = read(path_of(job, folder))
+        board.done(outcome.id, f"measured {job.title}", result["reason"])
+    return sum(status(job, folder) not in ("ok", "skipped") for job in jobs)
+
+
+def run_measurement(job: MeasurementJob, folder: Path) -> None:
+    """Measures, and stores the values; what is raised becomes the reason of a failure. folder: the run's."""
+    try:
+        others = {ref.label: ref.load(job.device) for ref in job.others}
+        values = job.measurement.measure(job.defense.load(job.device), others, job.dataset.load(), job.seed)
+    except Exception as error:
+        store(job, folder, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
+        log = folder / FOLDER / "failures"
+        log.mkdir(exist_ok=True)
+        (log / f"{path_of(job, folder).stem}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        return
+    store(job, folder, "ok", "", values)
+
+
+def path_of(job: MeasurementJob, folder: Path) -> Path:
+    """The file of a measurement in a run's folder."""
+    return folder / FOLDER / f"{file_name(job.dataset.name, job.defense.label, job.label)}--{job.key[:16]}.json"
+
+
+def store(job: MeasurementJob, folder: Path, status: str, reason: str, values: Mapping[str, float] = {}) -> None:
+    """Writes a result whole or not at all."""
+    content = {
+        "dataset": job.dataset.name,
+        "defense": job.defense.label,
+        "measurement": job.label,
+        "title": job.measurement.title,
+        "headline": job.measurement.headline,
+        "status": status,
+        "reason": reason,
+        "values": {name: float(value) for name, value in values.items()},
+        "identity": job.identity,
+    }
+    path = path_of(job, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps({**content, "sha256": key_of(content)}, indent=1) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A stored result; raises InputError where the file cannot be what was written."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("sha256") == key_of(content):
+            return content
+        found = "its content doesn't match its checksum"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+    raise InputError(f"{path}: damaged ({found}); delete it and run again")
+
+
+def status(job: MeasurementJob, folder: Path) -> str:
+    """ok, failed or skipped as stored; missing; or damaged."""
+    path = path_of(job, folder)
+    if not path.exists():
+        return "missing"
+    try:
+        stored = read(path)
+    except InputError:
+        return "damaged"
+    return str(stored["status"]) if stored["identity"] == json.loads(json.dumps(job.identity)) else "damaged"
+
+
+def write_index(jobs: Iterable[MeasurementJob], folder: Path) -> None:
+    """Says which measurements the run consists of."""
+    names = [path_of(job, folder).name for job in jobs]
+    if names or (folder / FOLDER).is_dir():
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / FOLDER / INDEX, json.dumps({"measurements": names}, indent=1) + "\n")
+
+
+def load(folder: Path) -> list[dict[str, Any]]:
+    """The stored results of the last run in that folder, in its order; raises InputError where one is damaged."""
+    index = folder / FOLDER / INDEX
+    if not index.exists():
+        return []
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["measurements"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{index}: damaged ({error}); run again") from error
+    return [read(folder / FOLDER / name) for name in names if (folder / FOLDER / name).exists()]
+
+
+def measurement_tables(results: list[dict[str, Any]]) -> list[Table]:
+    """A table for each data set and measurement: its values, a row for each defense."""
+    made = []
+    kinds = dict.fromkeys((result["dataset"], result["measurement"]) for result in results)
+    for dataset, label in kinds:
+        rows = [r for r in results if (r["dataset"], r["measurement"]) == (dataset, label)]
+        names = list(dict.fromkeys(name for row in rows for name in row["values"]))
+        names = names or [rows[0]["headline"]]
+        notes: list[str] = []
+        lines = []
+        for row in rows:
+            cells = [f"{row['values'][name]:.4g}" for name in names] if row["status"] == "ok" else []
+            if not cells:
+                notes.append(f"{row['status']}: {row['reason']}")
+                cells = [f"{row['status']} ({len(notes)})"] * len(names)
+            lines.append([row["defense"], *cells])
+        title = f"{dataset}: {rows[0]['title']}"
+        made.append(Table((dataset, label, "measurement"), title, ["defense", *names], lines, notes, LEGEND))
+    return made

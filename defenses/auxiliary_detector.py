@@ -1,0 +1,141 @@
+"""A classifier beside a network that detects adversarial images: Gong et al. 2017, "Adversarial and Clean Data Are Not
+Twins", after Metzen et al. 2017, "On Detecting Adversarial Perturbations"; both broken by Carlini and Wagner 2017,
+"Adversarial Examples Are Not Easily Detected"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from torch import Tensor
+from torch.nn import functional as F
+
+from attacks.base import Attack
+from attacks.gradient import FGSM, PGD
+from attacks.target import Target
+from defenses.base import Defense, LabelledImages, Progress, append_reject_score
+from defenses.calibration import HeldOutScores, in_batches, selective_figures
+from defenses.networks import StridedCNN
+from defenses.training import epochs_for, train_module
+from defenses.undefended import UndefendedSpec, fit_classifier, initialise, shifted
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxiliaryDetectorSpec(UndefendedSpec):
+    """eps, steps: L∞ sizes and PGD steps of the adversarial images that the detector learns from.
+
+    rejection_rate: share of clean validation images that it may reject. detector_epochs: its training. width, hidden,
+    batch_size, rate: of both networks; epochs: of the classifier.
+    """
+
+    eps: Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], MinLen(1)] = (0.05, 0.1, 0.2, 0.3)
+    steps: Annotated[int, Ge(1)] = 10
+    detector_epochs: Annotated[int, Ge(1)] = 4
+    rejection_rate: Annotated[float, Gt(0), Lt(0.5)] = field(default=0.01, metadata={"deployment": True})
+    width: Annotated[int, Ge(1)] = 16
+    hidden: Annotated[int, Ge(1)] = 64
+
+
+class AuxiliaryDetector(Defense):
+    """The undefended classifier; rejects where a second network takes the image for an adversarial one.
+
+    forward: images [N,C,H,W] in [0,1] → logits [N,K+1], rejection as an extra class (Carlini and Wagner 2017, section
+    3.1); the reject score exceeds the largest logit by score/τ − 1. The score is the detector's logit less its median
+    over the clean validation images, and τ what a share `rejection_rate` of those exceed: a threshold on the detector's
+    probability, without the sigmoid, whose gradient would vanish.
+
+    The detector learns from clean images and as many adversarial ones, made by FGSM and by PGD against the classifier
+    (an attacker who doesn't know of the detector), each batch at one of the sizes `eps`.
+    """
+
+    Spec: ClassVar = AuxiliaryDetectorSpec
+    detectors: ClassVar = ("adversarial",)
+    spec: AuxiliaryDetectorSpec
+    median: Tensor
+
+    def __init__(self, spec: AuxiliaryDetectorSpec) -> None:
+        super().__init__(spec)
+        self.classifier: StridedCNN = StridedCNN(spec.shape, spec.num_classes, spec.width, spec.hidden)
+        self.detector = StridedCNN(spec.shape, 1, spec.width, spec.hidden)
+        self.held_out = HeldOutScores(1)
+        self.register_buffer("median", torch.tensor(0.0))
+
+    @property
+    def rejects(self) -> bool:
+        return True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._answer(x)[0]
+
+    def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Defense.detection`; the ratio is the same whatever the label."""
+        return self._answer(x)
+
+    def _answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        ratio = self.score(x) / self.held_out.thresholds([self.spec.rejection_rate])
+        return append_reject_score(self.classifier(x), ratio - 1), ratio[:, None]
+
+    def score(self, x: Tensor) -> Tensor:
+        """The detector's logit above that of the median clean image, [N]."""
+        return self.detector(x)[:, 0] - self.median
+
+    def fit(
+        self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
+    ) -> dict[str, float]:
+        spec = self.spec
+        device = self.median.device
+        fit_classifier(
+            self.classifier, train, validation, seed=seed, progress=progress,
+            epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
+        )  # fmt: skip
+        self.fit_detector(train, budget, seed, progress)
+        self.eval()
+        logits = in_batches(self.detector, validation.images, device)
+        self.median = logits.median().to(device)
+        self.held_out.keep(logits - logits.median())
+        return selective_figures(self, validation, device) | self.detection_figures(validation)
+
+    def fit_detector(self, data: LabelledImages, budget: float, seed: int, progress: Progress) -> None:
+        """Trains the detector by binary cross-entropy on clean and adversarial images, both shifted at random."""
+        spec = self.spec
+        initialise(self.detector, seed)
+        most = spec.shape[-1] // 16
+        attacks = self.training_attacks()
+
+        def step(images: Tensor, labels: Tensor, done: float) -> Tensor:
+            images = shifted(images, most)
+            attack = attacks[int(torch.randint(len(attacks), ()))]
+            eps = spec.eps[int(torch.randint(len(spec.eps), ()))]
+            adversarial = self.attacked(attack, images, labels, eps, seed=int(torch.randint(2**31, ())))
+            found = self.detector(torch.cat([images, adversarial]))[:, 0]
+            truth = torch.cat([torch.zeros_like(found[: len(images)]), torch.ones_like(found[len(images) :])])
+            return F.binary_cross_entropy_with_logits(found, truth)
+
+        self.classifier.requires_grad_(False)  # the attacks ask for the gradient of the images alone
+        train_module(
+            self.detector, step, data, stage="detector", seed=seed, progress=progress,
+            epochs=epochs_for(budget, spec.detector_epochs, len(data)), batch_size=spec.batch_size, rate=spec.rate,
+        )  # fmt: skip
+        self.classifier.requires_grad_(True)
+
+    def training_attacks(self) -> tuple[Attack, ...]:
+        """Both attack the classifier alone, and run to their end for every image."""
+        return FGSM(part="classifier"), PGD(part="classifier", steps=self.spec.steps)
+
+    def attacked(self, attack: Attack, images: Tensor, labels: Tensor, eps: float, seed: int) -> Tensor:
+        """Adversarial images for these, same shape."""
+        return attack.run(Target(self, len(images)), images, labels, eps, seed)
+
+    def detection_figures(self, validation: LabelledImages) -> dict[str, float]:
+        """Share of adversarial images that it rejects, by attack and size (of the first 1,000 validation images)."""
+        device = self.median.device
+        images, labels = validation.images[:1000].to(device), validation.labels[:1000].to(device)
+        figures = {}
+        for name, attack in zip(("fgsm", "pgd"), self.training_attacks(), strict=True):
+            for eps in self.spec.eps:
+                adversarial = self.attacked(attack, images, labels, eps, seed=0)
+                rejected = in_batches(self, adversarial, device).argmax(1) == self.num_classes
+                figures[f"validation_rejection_{name}_linf_{eps:g}"] = float(rejected.float().mean())
+        return figures

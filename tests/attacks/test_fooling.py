@@ -1,0 +1,217 @@
+"""Eq. 11 on models whose accepted regions are known: found where there is one, never claimed where there is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks.fooling import Fooling, accepted_as
+from attacks.target import BudgetExhausted, Target, Verdict
+from defenses.base import append_reject_score
+
+INF = float("inf")
+PROTOTYPES = torch.rand(3, 16, generator=torch.Generator().manual_seed(5)).round() * 0.6 + 0.2
+NOISE = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(6))
+X = NOISE.repeat_interleave(3, 0)
+AIMS = torch.arange(3).repeat(4)
+NONE = torch.full((12,), -1)
+
+
+class Balls(nn.Module):
+    """Class of the nearest of three prototypes [16], logits −‖x − p_c‖²; accepts within `radius` of the prototype."""
+
+    num_classes = 3
+    rejects = True
+    randomized = False
+    gradient_modes: tuple[str, ...] = ("default",)
+    detectors: tuple[str, ...] = ("distance",)
+
+    def __init__(self, radius: float = 0.3, tells: bool = True) -> None:
+        super().__init__()
+        self.radius = radius
+        self.detectors = ("distance",) if tells else ()
+        self.classifier: Scores | None = Scores()
+
+    def distances(self, x: Tensor) -> Tensor:
+        """[N,1,4,4] → ‖x − p_c‖ [N,3]."""
+        return (x.flatten(1)[:, None] - PROTOTYPES).square().sum(2).clamp_min(1e-12).sqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        distance = self.distances(x)
+        return append_reject_score(-distance.square(), distance.amin(1) / self.radius - 1)
+
+    def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x), self.distances(x).gather(1, labels[:, None]) / self.radius
+
+    def verdict(self, x: Tensor) -> Verdict:
+        logits = self(x)
+        return Verdict(logits[:, :3].argmax(1), logits.argmax(1) == 3)
+
+
+class Scores(nn.Module):
+    """The logits of `Balls` without its detector."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -(x.flatten(1)[:, None] - PROTOTYPES).square().sum(2)
+
+
+class Unguarded(Balls):
+    """Accepts everything, and has no output to reject with."""
+
+    rejects = False
+
+    def __init__(self) -> None:
+        super().__init__(tells=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Scores()(x)
+
+    def verdict(self, x: Tensor) -> Verdict:
+        labels = self(x).argmax(1)
+        return Verdict(labels, torch.zeros_like(labels, dtype=torch.bool))
+
+
+def target(defense: nn.Module, aims: Tensor | None = AIMS, **options: int) -> Target:
+    return Target(defense, 12 if aims is None else len(aims), aims=aims, **options)  # type: ignore[arg-type]
+
+
+def fooled(defense: Balls, images: Tensor, aims: Tensor = AIMS) -> list[bool]:
+    answer = defense.verdict(images)
+    return (~answer.rejected & (answer.labels == aims)).tolist()
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["detectors told", "only a reject score"])
+@pytest.mark.parametrize("power", [1.0, 2.0, 4.0])
+def test_noise_becomes_an_accepted_image_of_every_class_aimed_at(tells, power):
+    defense = Balls(tells=tells)
+    assert not any(fooled(defense, X))
+    out = Fooling(steps=150, power=power).run(target(defense), X, NONE, INF, 0)
+    assert all(fooled(defense, out))
+    assert out.amin() >= 0 and out.amax() <= 1
+
+
+def test_a_defense_that_never_rejects_falls_too():
+    out = Fooling(steps=100).run(target(Unguarded()), X, NONE, INF, 0)
+    assert all(fooled(Unguarded(), out))
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_where_nothing_is_accepted_every_step_is_spent_and_nothing_claimed(tells):
+    class Closed(Balls):
+        def forward(self, x: Tensor) -> Tensor:
+            return append_reject_score(-self.distances(x).square(), 1 + self.distances(x).amin(1))
+
+    defense, attack = Closed(tells=tells), Fooling(steps=30)
+    asked = target(defense)
+    out = attack.run(asked, X, NONE, INF, 0)
+    assert asked.forwards.tolist() == asked.backwards.tolist() == [30] * 12
+    assert attack.passes() == (30, 30)
+    assert out.isfinite().all() and out.amin() >= 0 and out.amax() <= 1
+
+
+def test_an_image_within_reach_of_the_noise_is_found_exactly_where_there_is_one():
+    """The point of the L∞ ball of radius s nearest to p is at ‖relu(|x − p| − s)‖: accepted if that is below radius."""
+    lack = (X.flatten(1) - PROTOTYPES[AIMS]).abs()
+    for stay in (0.2, 0.3, 0.5):
+        nearest = (lack - stay).clamp_min(0).norm(dim=1)
+        clear = (nearest / 0.6 - 1).abs() > 0.02
+        out = Fooling(steps=150, stay=stay).run(target(Balls(0.6)), X, NONE, INF, 0)
+        assert (out - X).abs().amax() <= stay + 1e-6
+        found = torch.tensor(fooled(Balls(0.6), out))
+        assert torch.equal(found[clear], (nearest < 0.6)[clear]), stay
+    assert 0 < (lack - 0.3).clamp_min(0).norm(dim=1).lt(0.6).sum() < 12
+
+
+def test_the_descent_ends_at_the_minimum_of_the_published_objective():
+    """Σ_i (‖x − p_i‖ / s_i)² has its minimum at the mean of the p_i weighted by 1 / s_i²."""
+    scales = torch.tensor([1.0, 2.0, 3.0])
+
+    class Between(Balls):
+        detectors = ("first", "second", "third")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.detectors = ("first", "second", "third")
+
+        def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            rejected = append_reject_score(torch.zeros(len(x), 3), torch.ones(len(x)))
+            return rejected, self.distances(x) / scales
+
+    out = Fooling(steps=200).run(target(Between()), X, NONE, INF, 0)
+    weights = scales.pow(-2) / scales.pow(-2).sum()
+    assert torch.allclose(out.flatten(1), (weights[:, None] * PROTOTYPES).sum(0).expand(12, -1), atol=1e-3)
+
+
+def test_an_image_accepted_as_its_aim_costs_one_pass_and_stays_as_it_is():
+    images = PROTOTYPES.view(3, 1, 4, 4)[AIMS]
+    asked = target(Balls())
+    assert torch.equal(Fooling().run(asked, images, NONE, INF, 0), images)
+    assert asked.forwards.tolist() == asked.backwards.tolist() == [1] * 12
+    other = target(Balls(), (AIMS + 1) % 3)
+    moved = Fooling(steps=150).run(other, images, NONE, INF, 0)
+    assert other.forwards.min() > 1 and all(fooled(Balls(), moved, (AIMS + 1) % 3))
+
+
+def test_an_input_depends_on_no_other():
+    attack, whole = Fooling(steps=60), target(Balls(0.6))
+    out = attack.run(whole, X, NONE, INF, 0)
+    assert any(fooled(Balls(0.6), out)) and whole.forwards.unique().numel() > 1  # they leave one after the other
+    for rows in ([0], [5, 2], [11, 1, 3, 4, 7, 8, 9, 10, 6]):
+        part = target(Balls(0.6), AIMS[rows])
+        assert torch.equal(attack.run(part, X[rows], NONE[rows], INF, 0), out[rows])
+        assert torch.equal(part.forwards, whole.forwards[rows])
+
+
+def test_who_knows_the_classifier_alone_climbs_it_to_the_end_and_asks_nobody():
+    attack, asked = Fooling(part="classifier", steps=40), target(Balls())
+    out = attack.run(asked, X, NONE, INF, 0)
+    assert torch.equal(Scores()(out).argmax(1), AIMS)
+    assert asked.forwards.tolist() == asked.backwards.tolist() == [40] * 12
+    assert attack.knowledge == "oblivious" and Fooling().knowledge == "white-box"
+    plain = Balls()
+    plain.classifier = None
+    assert "classifier" in (attack.unsuited(plain) or "") and Fooling().unsuited(plain) is None
+
+
+class Cheap(Balls):
+    """Shows an attacker a cheaper self that accepts everything; the deployed one rejects, or doesn't."""
+
+    gradient_modes = ("identity", "unrolled")
+
+    def __init__(self, honest: bool) -> None:
+        super().__init__(radius=100.0 if honest else 1e-6)
+
+    def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
+        scores = Scores()(x)
+        return append_reject_score(scores, -torch.ones(len(x))), x.new_zeros(len(x), 1, 1)
+
+
+def test_what_a_cheaper_view_claims_the_defense_has_to_confirm():
+    asked = target(Cheap(honest=False))
+    Fooling(steps=30).run(asked, X, NONE, INF, 0)
+    assert asked.backwards.tolist() == [30] * 12
+    assert (asked.forwards >= 30 + 2).all() and (asked.forwards <= 30 + 3).all()  # asked at steps 0, 10 and 20
+    asked = target(Cheap(honest=True))
+    out = Fooling(steps=100).run(asked, X, NONE, INF, 0)
+    assert all(fooled(Cheap(honest=True), out)) and (asked.backwards < 100).all()
+
+
+def test_an_answer_that_is_not_a_number_is_no_success():
+    silent = torch.tensor([[torch.nan, torch.nan, torch.nan, torch.nan], [0.0, 1.0, 2.0, -1.0]])
+    asked = target(Balls(), AIMS[:2])
+    claimed = accepted_as(torch.tensor([0, 2]), silent, X[:2], asked, asked.view(), torch.arange(2))
+    assert claimed.tolist() == [False, True]
+
+
+def test_it_aims_at_every_class_of_noise_and_keeps_to_its_budget():
+    assert Fooling().norms == ("fooling",) and Fooling().norm == "fooling" and Fooling().aims == "every"
+    with pytest.raises(ValueError, match="aim"):
+        Fooling().run(target(Balls(), None), X, NONE, INF, 0)
+    attack = Fooling(steps=9)
+    attack.run(target(Balls(1e-3), max_forwards=9), X, NONE, INF, 0)
+    with pytest.raises(BudgetExhausted):
+        replace(attack, steps=10).run(target(Balls(1e-3), max_forwards=9), X, NONE, INF, 0)
+    assert len(attack.run(target(Balls(), AIMS[:0]), X[:0], NONE[:0], INF, 0)) == 0

@@ -1,0 +1,77 @@
+"""Entries of a matrix that concern some of its data sets and defenses, or the first of their images."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.errors import InputError
+from bench.matrix import parse_matrix
+from bench.plan import Options, dataset_refs, defense_ref, make_jobs
+
+MATRIX = {
+    "datasets": [{"name": "digits", "n": 20}, {"name": "mnist5k", "n": 10}],
+    "defenses": ["undefended", "inc", {"name": "pgd-training", "label": "pgd-training", "datasets": ["digits"]}],
+    "attacks": [
+        {"name": "fgsm", "eps": [0.1]},
+        {"name": "pgd", "eps": [0.1], "n": 15},
+        {"name": "noise", "eps": [0.1], "datasets": ["mnist5k"]},
+        {"name": "mim", "eps": [0.1], "defenses": ["inc"], "n": 5},
+        {"name": "noise", "norm": "fooling", "defenses": ["inc"], "n": 3},
+    ],
+}
+
+
+def jobs(n: int | None = None) -> dict[tuple[str, str, str, str], int]:
+    """(data set, defense, attack, norm) → number of inputs."""
+    matrix, options = parse_matrix(MATRIX, "m.toml"), Options(n=n)
+    datasets = dataset_refs(matrix, options)
+    refs = {
+        ref.name: [defense_ref(choice, ref.load()) for choice in matrix.defenses if choice.defends(ref.name)]
+        for ref, _ in datasets
+    }
+    made = make_jobs(matrix, options, datasets, refs)
+    return {(job.dataset.name, job.defense.label, job.label, job.norm): job.n for job in made}
+
+
+def test_what_is_confined_runs_there_and_nowhere_else():
+    planned = jobs()
+    assert {key[:2] for key in planned if key[2] == "pgd"} == {
+        ("digits", "undefended"), ("digits", "inc"), ("digits", "pgd-training"),
+        ("mnist5k", "undefended"), ("mnist5k", "inc"),
+    }  # fmt: skip
+    assert {key[:2] for key in planned if key[2:] == ("noise", "linf")} == {
+        ("mnist5k", "undefended"),
+        ("mnist5k", "inc"),
+    }
+    assert {key[:2] for key in planned if key[2] == "mim"} == {("digits", "inc"), ("mnist5k", "inc")}
+
+
+def test_an_attack_takes_the_first_of_the_images():
+    planned = jobs()
+    sizes = {key[2:]: n for key, n in planned.items() if key[:2] == ("digits", "inc")}
+    assert sizes == {
+        ("clean", "none"): 20, ("fgsm", "linf"): 20, ("pgd", "linf"): 15, ("mim", "linf"): 5, ("noise", "fooling"): 3,
+    }  # fmt: skip
+    assert planned["mnist5k", "inc", "pgd", "linf"] == 10  # there are no more
+    assert set(jobs(n=4).values()) == {3, 4}
+
+
+PGD = {"name": "pgd", "eps": [0.1]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "expected"),
+    [
+        ("attacks", {**PGD, "defenses": ["in"]}, "attacks[1].defenses: 'in' is not in this matrix"),
+        ("attacks", {**PGD, "datasets": ["mnist"]}, "did you mean 'mnist5k'?; it has: digits,"),
+        ("attacks", {**PGD, "datasets": []}, "attacks[1].datasets: [] is empty; give at least one"),
+        ("attacks", {**PGD, "n": 0}, "attacks[1].n: 0 is not allowed; give a number ≥ 1"),
+        ("defenses", {"name": "gmvae", "datasets": ["svhn"]}, "defenses[3].datasets: 'svhn' is not in this matrix"),
+        ("defenses", {"name": "gmvae", "defenses": ["inc"]}, "defenses[3].defenses: 'gmvae' has no such parameter"),
+    ],
+)  # fmt: skip
+def test_names_that_are_not_there_are_refused(kind, entry, expected):
+    entries = [*MATRIX[kind], entry] if kind == "defenses" else [MATRIX[kind][0], entry]
+    with pytest.raises(InputError) as caught:
+        parse_matrix({**MATRIX, kind: entries}, "m.toml")
+    assert str(caught.value).startswith("m.toml: ") and expected in str(caught.value)
