@@ -236,4 +236,4 @@ def test_every_weights_file_of_the_zoo_is_whole_and_trained_on_what_its_card_say
     assert weights_hash(defense) == card.weights_sha256
     assert card.data == data
     # trained on the 55,000 images of `mnist`, never on the 5,000 of `mnist5k`, which are test data
-    assert card.revision == {"mnist": Mnist.revision, "digits": Digits.revision}[data] != Mnist5k.revision
+    assert card.revision == REVISIONS[data] != Mnist5k.revision
