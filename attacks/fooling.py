@@ -24,10 +24,14 @@ DECAYS = (0.9, 0.999)
 class Fooling(GradientAttack):
     """Descends from noise to an image that is accepted as the class aimed at (Ghosh et al. 2019, eq. 11).
 
-    Minimises Σ_i r_i^power over the detectors' ratios r_i of score to threshold if the answer were that class: for the
-    GMVAE (SSE/τ_dec)^a + (d_t/τ_enc)^b with a = b = power, 2 being our choice. Until the class is reached, what its
-    logit lacks is added. Where a defense doesn't tell its detectors apart, its reject score is minded only once the
-    class is reached: before that it speaks of another class. Without rejection the class's margin is all there is.
+    Minimises (SSE/τ_dec)^a + (d_t/τ_enc)^b, d_t the Mahalanobis distance² of the encoding to the mean of that class:
+    in general the sum over the detectors of score over threshold if the answer were that class, to the power b for the
+    detector `encoding` and a for every other. Until the class is reached, what its logit lacks is added. Where a
+    defense doesn't tell its detectors apart, its reject score is minded only once the class is reached: before that it
+    speaks of another class. Without rejection the class's margin is all there is.
+
+    The paper gives no a and b. With a = b the encoder is led astray first, by a pattern that no decoder makes, and
+    some classes end in a local minimum there; with a > b the image is made one the decoder knows, and then that class.
 
     The paper names no optimiser. Ours is Adam on the gradient's direction, as a power's length says nothing of the way
     left, in [0,1], with the step falling from step_size to 0 along a half cosine. An image that is accepted as its aim
@@ -38,9 +42,10 @@ class Fooling(GradientAttack):
     norms: ClassVar[tuple[Norm, ...]] = ("fooling",)
 
     norm: Norm = "fooling"
-    steps: Annotated[int, Ge(1)] = 1000
-    step_size: Annotated[float, Gt(0), Le(1)] = 0.1
-    power: Annotated[float, Ge(1), Le(16)] = 2.0
+    steps: Annotated[int, Ge(1)] = 500
+    step_size: Annotated[float, Gt(0), Le(1)] = 0.2
+    a: Annotated[float, Ge(1), Le(8)] = 4.0
+    b: Annotated[float, Ge(1), Le(8)] = 1.0
     stay: Annotated[float, Gt(0), Le(1)] | None = None
 
     @property
@@ -54,6 +59,8 @@ class Fooling(GradientAttack):
         view = self.view(target)
         # Ratios for the class asked about, or one for whatever the answer is (see View.detection)
         of_aim = bool(target.defense.detectors) and not view.iterative
+        named = target.defense.detectors if of_aim else ("reject score",)
+        powers = x.new_tensor([self.b if name == "encoding" else self.a for name in named])
         rows, aims = torch.arange(len(x), device=x.device), aimed_at(target)
         found, image = x.clone(), x
         mean, square = torch.zeros_like(x), torch.zeros_like(x)
@@ -62,7 +69,7 @@ class Fooling(GradientAttack):
             lacking = -margin(logits, aims, target.num_classes, aims)
             if not ratios.shape[1]:
                 return -lacking
-            detected = ratios.clamp_min(0).pow(self.power).sum(1)
+            detected = ratios.clamp_min(0).pow(powers).sum(1)
             return -(F.relu(lacking) + detected) if of_aim else -torch.where(lacking >= 0, lacking, detected)
 
         for step in range(self.steps):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +41,17 @@ ROWS_PER_GRID = 14
 
 
 def write_plots(
-    records: pd.DataFrame, summary: pd.DataFrame, identities: dict[str, dict[str, Any]], folder: Path
+    records: pd.DataFrame,
+    summary: pd.DataFrame,
+    identities: dict[str, dict[str, Any]],
+    folder: Path,
+    further: Iterable[tuple[tuple[str, ...], Figure]] = (),
 ) -> list[Path]:
     """Writes every plot as SVG and PNG into `folder` and returns the paths of the PNGs.
 
     records: as in bench.records, with the job's `key`; summary: bench.figures.summary of them; identities: per key,
-    of which the image shape is read.
+    of which the image shape is read. further: plots beside those of the records, with the parts of their files' names;
+    drawn here, in this style, so best given as a generator.
     """
     import matplotlib as mpl
 
@@ -54,7 +60,7 @@ def write_plots(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with mpl.rc_context(STYLE):
-        for parts, figure in _figures(records, summary, identities):
+        for parts, figure in chain(_figures(records, summary, identities), further):
             name = file_name(*parts)
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             figure.savefig(folder / f"{name}.png", dpi=150)
@@ -87,7 +93,7 @@ def security_curves(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.D
     share only some inputs. A failed or skipped worst case leaves a gap.
     """
     worst = attacked[attacked["attack"] == WORST_CASE]
-    figure, axes = _new_figure(6.4, max(4.0, 0.6 + 0.2 * worst["defense"].nunique()))
+    figure, axes = new_figure(6.4, max(4.0, 0.6 + 0.2 * worst["defense"].nunique()))
     for i, (defense, rows) in enumerate(worst.groupby("defense")):
         points = pd.concat([clean[clean["defense"] == defense], rows]).sort_values("eps")
         colour = OKABE_ITO[i % len(OKABE_ITO)]
@@ -119,7 +125,7 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
     bound the risk from below (bench.selective). The scale of the risk is linear up to 1 %, logarithmic above.
     """
     largest = records["eps"].max()
-    figure, axes = _new_figure(8.0, max(4.2, 1.4 + 0.36 * records["defense"].nunique()))
+    figure, axes = new_figure(8.0, max(4.2, 1.4 + 0.36 * records["defense"].nunique()))
     for i, (defense, rows) in enumerate(records.groupby("defense")):
         colour, marker = OKABE_ITO[i % len(OKABE_ITO)], MARKERS[(i + i // len(OKABE_ITO)) % len(MARKERS)]
         clean = rows[rows["attack"] == CLEAN]
@@ -161,7 +167,7 @@ def heat_map(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFram
     columns = [(CLEAN, CLEAN, 0.0)]
     columns += [(f"{attack}\nε = {eps_text(largest[attack])}", attack, largest[attack]) for attack in attacks]
     everything = pd.concat([clean, attacked])
-    figure, axes = _new_figure(2.6 + 0.62 * len(columns), 2.3 + 0.36 * len(defenses))
+    figure, axes = new_figure(2.6 + 0.62 * len(columns), 2.3 + 0.36 * len(defenses))
     shares = np.full((len(defenses), len(columns)), np.nan)
     for i, defense in enumerate(defenses):
         for j, (_, attack, eps) in enumerate(columns):
@@ -200,7 +206,7 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dic
     defense says of it, in orange where it is accepted and wrong. A grey field: the defense makes no image.
     """
     height, trio = 1.35, 3.35  # of a row and of an input's three images, in image widths
-    figure, axes = _new_figure(2 + 0.75 * trio * SHOWN_INPUTS, 0.4 + 0.75 * height * len(rows))
+    figure, axes = new_figure(2 + 0.75 * trio * SHOWN_INPUTS, 0.4 + 0.75 * height * len(rows))
     for i, cell in enumerate(rows):
         first = cell.iloc[0]
         shape = identities[first["key"]]["shape"]
@@ -232,7 +238,7 @@ def _pixels(raw: object, shape: list[int]) -> np.ndarray:
     return image if shape[0] == 3 else image[:, :, 0]
 
 
-def _new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of that size in inches, outside pyplot's registry: nothing has to be closed, no display is asked for."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -22,7 +22,10 @@ def write_report(folder: Path) -> pd.DataFrame:
     folder: a run's output folder. What an earlier report left in tables/ and plots/ is replaced.
     Raises InputError where there are no records or a file of them is damaged.
     """
+    from bench.claims.base import claims_of
+    from bench.claims.show import claims_plots, claims_tables, verdict_paragraphs
     from bench.figures import summary
+    from bench.measurements.job import load, measurement_tables
     from bench.plots import write_plots
     from bench.selective import matched
     from bench.store import Store, file_name
@@ -36,24 +39,28 @@ def write_report(folder: Path) -> pd.DataFrame:
         for old in folder.glob(pattern):
             old.unlink()
     (folder / "tables").mkdir(exist_ok=True)
-    made = tables(figures) + selective_tables(matched(records), figures)
+    claims, measurements = claims_of(folder), load(folder)
+    made = claims_tables(records, claims, measurements) + measurement_tables(measurements)
+    made += tables(figures) + selective_tables(matched(records), figures)
     for table in made:
         name = file_name(*table.name)
         (folder / "tables" / f"{name}.md").write_text(markdown(table), encoding="utf-8")
         (folder / "tables" / f"{name}.tex").write_text(latex(table), encoding="utf-8")
-    plots = write_plots(records, figures, identities, folder / "plots")
-    (folder / "report.md").write_text(_page(figures, made, plots), encoding="utf-8")
+    plots = write_plots(records, figures, identities, folder / "plots", claims_plots(records, claims))
+    verdicts = verdict_paragraphs(records, claims, measurements)
+    (folder / "report.md").write_text(_page(figures, verdicts, made, plots), encoding="utf-8")
     return figures
 
 
-def _page(summary: pd.DataFrame, made: list[Table], plots: list[Path]) -> str:
-    """report.md: how many cells ended how, every table, every plot."""
+def _page(summary: pd.DataFrame, verdicts: list[str], made: list[Table], plots: list[Path]) -> str:
+    """report.md: how many cells ended how, verdicts on central claims, every table, every plot."""
     from bench.records import WORST_CASE
     from bench.tables import markdown
 
     cells = summary.loc[summary["attack"] != WORST_CASE, "status"].value_counts()
     counts = ", ".join(f"{cells.get(status, 0)} {status}" for status in ("ok", "failed", "skipped"))
     parts = [f"# Report\n\nCells (data set, defense, attack, norm, ε): {counts}. All figures: `summary.csv`.\n"]
+    parts += [f"{paragraph}\n" for paragraph in verdicts]
     parts += [markdown(table) for table in made]
     parts += [f"![{plot.stem}](plots/{plot.name})\n" for plot in plots]
     return "\n".join(parts)

@@ -269,9 +269,9 @@ def claims_plots(records: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[tup
 
 def outcomes_plot(curve: pd.DataFrame, title: str, norm: str) -> Figure:
     """Accuracy, rejection and error over ε (columns as of over_ladder) with their 95 % Wilson bands."""
-    from bench.plots import MARKERS, OKABE_ITO, _new_figure
+    from bench.plots import MARKERS, OKABE_ITO, new_figure
 
-    figure, axes = _new_figure(6.4, 4.0)
+    figure, axes = new_figure(6.4, 4.0)
     for i, (name, colour) in enumerate(zip(OUTCOMES, (OKABE_ITO[0], OKABE_ITO[4], OKABE_ITO[1]), strict=True)):
         shares = [wilson(round(share * n), int(n)) for share, n in zip(curve[name], curve["n"], strict=True)]
         label = {"accuracy": "accepted and right", "rejection": "rejected", "error": "accepted and wrong"}[name]

@@ -290,7 +290,7 @@ def test_the_strongest_attack_is_the_worst_case_per_input():
     assert "most by strong: 75.00 alone" in found.remark
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(st.lists(st.lists(st.sampled_from([REJECT, 0, 1]), min_size=5, max_size=5), min_size=1, max_size=3))
 def test_the_strongest_attack_agrees_with_the_tables_of_the_run(answers):
     rows = run(*(cell(f"a{i}", labels=[0, 0, 0, 1, 1], adv=adv) for i, adv in enumerate(answers)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import bench_run, one_error_line
+from commands import bench_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from bench.matrix import parse_matrix
 from bench.measurements.frechet import FrechetDistance, frechet_distance, moments, penultimate
 from bench.measurements.job import load, measurement_jobs, measurement_tables, read, run_measurement, status, store
 from bench.plan import DatasetRef, Options, defense_ref
+from bench.run import main
 from defenses.base import Defense, DefenseSpec
 
 # --- the distance ----------------------------------------------------------------------------------------------------
@@ -246,10 +247,12 @@ def test_a_confined_attack_runs_where_it_is_asked_for_and_on_its_own_number_of_i
     assert sizes == {("undefended", "clean"): 4, ("net", "clean"): 4, ("net", "fgsm"): 3}
 
 
-def test_the_plan_shows_what_is_measured_and_a_bad_one_is_refused(measured, tmp_path):
-    plan = bench_run(measured[0], measured[1], "--dry-run").stdout
+def test_the_plan_shows_what_is_measured_and_a_bad_one_is_refused(measured, tmp_path, capsys):
+    assert main(["--matrix", str(measured[0]), "--out", str(measured[1]), "--dry-run"]) == 0
+    plan = capsys.readouterr().out
     assert "measurement digits / net / fid: finished" in plan
     assert "measurement digits / undefended / fid: skipped: it has no generator" in plan
     (tmp_path / "bad.toml").write_text(RUN.replace("samples = 60", "samples = 1"), encoding="utf-8")
-    line = one_error_line(bench_run(tmp_path / "bad.toml", tmp_path / "out"))
-    assert line.endswith("measurements[0].samples: 1 is not allowed; give a number ≥ 2")
+    assert main(["--matrix", str(tmp_path / "bad.toml")]) == 2
+    line = capsys.readouterr().err
+    assert line.endswith("measurements[0].samples: 1 is not allowed; give a number ≥ 2\n") and line.count("\n") == 1

@@ -18,6 +18,10 @@ from defenses.gmvae import GaussianMixtureVAE
 from defenses.undefended import Undefended
 from defenses.weights import ZOO, Card, WeightsError, class_path, load_into, read_card, save, spec_json, weights_hash
 
+REVISIONS = {"mnist": Mnist.revision, "digits": Digits.revision, "coil100": "coil100-c583eb9508fe/split-1"}
+"""Of the data that the zoo's weights are trained on."""
+
+
 SPEC = Undefended.Spec(shape=(1, 8, 8), num_classes=3, width=2, hidden=4)
 
 
