@@ -28,9 +28,10 @@ TEMPERATURES = {"jsd10": 10.0, "jsd40": 40.0}
 class MagNetSpec(UndefendedSpec):
     """filters: of each hidden convolution of the autoencoders. noise: standard deviation of what they learn to remove.
 
-    autoencoder_*: their training (the paper: 100 epochs of constant rate). width, hidden, epochs, batch_size, rate: of
-    the classifier. rate_*: false-rejection rates of the detectors, from the paper; those of the divergences count for
-    colour images only.
+    autoencoder_*: their training (the paper: 100 epochs; here fewer at a higher rate: after 8 on MNIST the validation
+    images' mean squared error is .0015, after 4 it was .0025, at a third of the rate .0053). width, hidden, epochs,
+    batch_size, rate: of the classifier. rate_*: false-rejection rates of the detectors, from the paper; those of the
+    divergences count for colour images only.
     """
 
     filters: Annotated[int, Ge(1)] = 3
