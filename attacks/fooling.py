@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from attacks.gradient import CONFIRM_EVERY, GradientAttack, steepest
 from attacks.losses import margin
 from attacks.target import Target, View
-from attacks.threat import Norm, project
+from attacks.threat import Norm, project, random_in_ball
 
 DECAYS = (0.9, 0.999)
 """Adam's, of the gradient's mean and of its square."""
@@ -30,64 +30,88 @@ class Fooling(GradientAttack):
     defense doesn't tell its detectors apart, its reject score is minded only once the class is reached: before that it
     speaks of another class. Without rejection the class's margin is all there is.
 
-    The paper gives no a and b. With a = b the encoder is led astray first, by a pattern that no decoder makes, and
-    some classes end in a local minimum there; with a > b the image is made one the decoder knows, and then that class.
-
-    The paper names no optimiser. Ours is Adam on the gradient's direction, as a power's length says nothing of the way
-    left, in [0,1], with the step falling from step_size to 0 along a half cosine. An image that is accepted as its aim
-    leaves the batch.
+    a, b: unpublished. With a = b the encoder is led astray first, by a pattern that no decoder makes, and many descents
+    end in a local minimum there; with a > b the image is made one the decoder knows, and then that class.
+    steps, restarts: the first descent starts from the input, the others from fresh uniform noise: a descent gets there
+    within some twenty steps or not at all. An image that is accepted as its aim leaves the batch.
+    step_size: of the first step of a descent, as a share of the range a pixel has; it falls to 0 along a half cosine.
+    The paper names no optimiser; ours is Adam on the gradient's direction, since the powers make its length vary by
+    orders of magnitude.
     stay: L∞ radius about the noise that the image may not leave; None, as in the paper, lets it become a real image.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("fooling",)
 
     norm: Norm = "fooling"
-    steps: Annotated[int, Ge(1)] = 500
-    step_size: Annotated[float, Gt(0), Le(1)] = 0.2
     a: Annotated[float, Ge(1), Le(8)] = 4.0
     b: Annotated[float, Ge(1), Le(8)] = 1.0
+    steps: Annotated[int, Ge(1)] = 50
+    restarts: Annotated[int, Ge(1)] = 20
+    step_size: Annotated[float, Gt(0), Le(1)] = 1.0
     stay: Annotated[float, Gt(0), Le(1)] | None = None
 
     @property
     def aims(self) -> Literal["every"]:
         return "every"
 
+    @property
+    def descents(self) -> int:
+        """At most; one where the attacker knows a part only and can't tell whether it was enough."""
+        return self.restarts if self.part == "defense" else 1
+
     def passes(self) -> tuple[int, int]:
-        return self.steps, self.steps
+        return self.descents * self.steps, self.descents * self.steps
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        view = self.view(target)
+        view, aims = self.view(target), aimed_at(target)
+        found, rows = x.clone(), torch.arange(len(x), device=x.device)
+        for descent in range(self.descents):
+            start = self._noise(x[rows], seed + descent) if descent else x[rows]
+            rows = self._descend(target, view, x, aims, rows, start, found)
+            if not len(rows):
+                break
+        return found
+
+    def _noise(self, x: Tensor, seed: int) -> Tensor:
+        """A fresh start for each input: any image, or one that stays with it."""
+        if self.stay is None:
+            return random_in_ball(x, "fooling", math.inf, seed)
+        return random_in_ball(x, "linf", self.stay, seed)
+
+    def _descend(
+        self, target: Target, view: View, x: Tensor, aims: Tensor, rows: Tensor, image: Tensor, found: Tensor
+    ) -> Tensor:
+        """One descent of those rows from `image`; writes into `found` and returns the rows not accepted yet."""
+        mean, square = torch.zeros_like(image), torch.zeros_like(image)
         # Ratios for the class asked about, or one for whatever the answer is (see View.detection)
         of_aim = bool(target.defense.detectors) and not view.iterative
-        named = target.defense.detectors if of_aim else ("reject score",)
-        powers = x.new_tensor([self.b if name == "encoding" else self.a for name in named])
-        rows, aims = torch.arange(len(x), device=x.device), aimed_at(target)
-        found, image = x.clone(), x
-        mean, square = torch.zeros_like(x), torch.zeros_like(x)
+        detectors = target.defense.detectors if of_aim else ("reject score",)
+        powers = x.new_tensor([self.b if name == "encoding" else self.a for name in detectors])
 
         def loss(_: Tensor, logits: Tensor, ratios: Tensor) -> Tensor:
-            lacking = -margin(logits, aims, target.num_classes, aims)
+            lacking = -margin(logits, aims[rows], target.num_classes, aims[rows])
             if not ratios.shape[1]:
                 return -lacking
             detected = ratios.clamp_min(0).pow(powers).sum(1)
             return -(F.relu(lacking) + detected) if of_aim else -torch.where(lacking >= 0, lacking, detected)
 
         for step in range(self.steps):
-            logits, _, _, gradient = view.detected_ascent(image, aims, loss, rows)
-            accepted = accepted_as(aims, logits, image, target, view, rows, due=step % CONFIRM_EVERY == 0)
-            found[rows[accepted]] = image[accepted]
-            rows, aims, image, gradient = rows[~accepted], aims[~accepted], image[~accepted], gradient[~accepted]
+            logits, _, _, gradient = view.detected_ascent(image, aims[rows], loss, rows)
+            accepted = accepted_as(aims[rows], logits, image, target, view, rows, due=step % CONFIRM_EVERY == 0)
+            found[rows] = image
+            going = ~accepted
+            rows, image = rows[going], image[going]
             if not len(rows):
-                return found
-            direction = steepest(gradient, "l2")
-            mean = DECAYS[0] * mean[~accepted] + (1 - DECAYS[0]) * direction
-            square = DECAYS[1] * square[~accepted] + (1 - DECAYS[1]) * direction.square()
-            momentum, spread = (m / (1 - d ** (step + 1)) for m, d in zip((mean, square), DECAYS, strict=True))
-            size = self.step_size * (1 + math.cos(math.pi * step / self.steps)) / 2
-            image = image + size * momentum / (spread.sqrt() + 1e-12)
-            image = project(image, x[rows], "linf", math.inf if self.stay is None else self.stay)
-        found[rows] = image  # every point before it was asked about; this one is the judge's to ask
-        return found
+                return rows
+            direction = steepest(gradient[going], "l2")
+            mean = DECAYS[0] * mean[going] + (1 - DECAYS[0]) * direction
+            square = DECAYS[1] * square[going] + (1 - DECAYS[1]) * direction.square()
+            unbiased, spread = (m / (1 - d ** (step + 1)) for m, d in zip((mean, square), DECAYS, strict=True))
+            reach = 1.0 if self.stay is None else self.stay
+            size = reach * self.step_size * (1 + math.cos(math.pi * step / self.steps)) / 2
+            image = project(image + size * unbiased / (spread.sqrt() + 1e-12), x[rows], "linf", reach)
+        found[rows] = image  # the points before it were asked about; this one is the judge's to ask
+        return rows
 
 
 def aimed_at(target: Target) -> Tensor:

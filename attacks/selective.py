@@ -32,6 +32,9 @@ POOL = 100
 SLACK = 0.02
 """How far inside its threshold a detector is to be, as a share of the threshold."""
 
+REACH = 0.36
+"""The first L2 step within an L∞ ball, as a share of the longest perturbation in it, ε √D."""
+
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """What is climbed: (rows [n], points [n,C,H,W], logits, ratios [n,D]) → [n]."""
 
@@ -64,6 +67,8 @@ class AimedAscent(ProjectedAscent):
     step_size: the first step's (None: ε); the steps shorten geometrically to FALL of it. start: of the first ascent
     towards a class: `random` in the ball, the `clean` input, or `interpolation`: the class' nearest held-out image,
     projected on the ball; further ascents start at random.
+    step_norm: whose steepest ascent the steps follow, the attack's own where None. Within an L∞ ball steps in L2 keep
+    the gradient's proportions: signs walk over a detector that minds a few pixels.
     """
 
     guided: ClassVar[bool] = False
@@ -72,10 +77,14 @@ class AimedAscent(ProjectedAscent):
     steps: Annotated[int, Ge(1)] = 100
     targets: Annotated[int, Ge(1)] | None = None
     start: Literal["random", "clean", "interpolation"] = "random"
+    step_norm: Literal["linf", "l2"] | None = None
 
     def __post_init__(self) -> None:
         if self.part != "defense":
             raise ValueError(f"part: {self.part!r} knows of no detector; this attack looks at the whole defense")
+
+        if self.step_norm == "linf" and self.norm != "linf":
+            raise ValueError("step_norm: 'linf' is for norm = 'linf'; leave it out")
 
     @abstractmethod
     def look(self, aim: Aim) -> Look:
@@ -83,6 +92,12 @@ class AimedAscent(ProjectedAscent):
 
     def size(self, step: int, eps: float) -> float:
         return (eps if self.step_size is None else self.step_size) * FALL ** (step / self.steps)
+
+    def direction(self, gradient: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        step = steepest(gradient, self.step_norm or self.norm)
+        if self.step_norm == "l2" and self.norm == "linf":
+            step = REACH * gradient[0].numel() ** 0.5 * step
+        return step, memory
 
     def passes(self) -> tuple[int, int]:
         climbs = self.restarts * (self.targets or 9)  # a guess: the classes aren't known here

@@ -25,8 +25,10 @@ from attacks.selective import (
 )
 from attacks.target import BudgetExhausted, Target, Verdict
 from attacks.threat import flat_norm, inside
+from bench.datasets.digits import Digits
 from defenses.base import append_reject_score
 from defenses.networks import StridedCNN
+from defenses.weights import from_zoo
 
 TWO = TwoDetectors()
 
@@ -281,3 +283,21 @@ def test_pairings_that_make_no_sense_are_named():
         with pytest.raises(ValueError, match="classifier"):
             attack_class(part="classifier")
         assert attack_class().knowledge == "white-box"
+
+
+def test_steps_along_the_gradient_pass_a_detector_that_signs_walk_over():
+    """The zoo's network that tells adversarial images from clean ones, on 8×8 digits."""
+    data = Digits().test
+    index = torch.from_numpy(Digits().chosen(32))
+    x, y = data.images[index], data.labels[index]
+    defense = from_zoo("auxiliary-detector", "digits")
+    beaten = {
+        step_norm: falls(SelectivePGD(steps=50, targets=3, start="clean", step_norm=step_norm), defense, x, y, 0.2)
+        for step_norm in (None, "l2")
+    }
+    assert beaten["l2"].sum() > beaten[None].sum()
+
+
+def test_signs_are_for_the_box_shaped_ball():
+    with pytest.raises(ValueError, match="step_norm"):
+        SelectivePGD(norm="l2", step_norm="linf")
