@@ -239,7 +239,7 @@ class Run:
         return failures
 
     def _run_jobs(self, engine: LocalEngine, board: Any, jobs: list[Job], failures: dict[tuple[str, str], str]) -> None:
-        """Clean passes first, then attacks, long ones first; what is stored already is left alone."""
+        """Clean passes first, attacks once theirs is stored, long ones first; what is stored already is left alone."""
         from bench.engines.local import Call
         from bench.job import empty_records, run_job
 
@@ -262,18 +262,20 @@ class Run:
         if stored:
             board.line(f"{stored} of {len(runnable)} jobs are finished already and stay as they are")
         board.expect({job.key: job for job in waiting})
-        for attacking in (False, True):
-            phase = [job for job in waiting if (job.attack is not None) == attacking]
-            phase.sort(key=board.cost, reverse=True)
-            by_key = {job.key: job for job in phase}
-            calls = [Call(job.key, run_job, (job, self.out), self.matrix.timeout) for job in phase]
-            for outcome in engine.run(calls):
-                job = by_key[outcome.id]
-                if outcome.failure:
-                    self.store.write(job, empty_records(job, "failed", outcome.failure))
-                rows, _ = self.store.read(self.store.path(job))
-                failed = rows["status"].iloc[0] == "failed"
-                board.done(job.key, job.title, rows["reason"].iloc[0] if failed else None, rows)
+        by_key = {job.key: job for job in waiting}
+        calls = [Call(job.key, run_job, (job, self.out), self.matrix.timeout, after=job.clean_key) for job in waiting]
+
+        def urgency(key: str) -> tuple[bool, float]:
+            job = by_key[key]
+            return job.attack is None, board.cost(job)
+
+        for outcome in engine.run(calls, urgency):
+            job = by_key[outcome.id]
+            if outcome.failure:
+                self.store.write(job, empty_records(job, "failed", outcome.failure))
+            rows, _ = self.store.read(self.store.path(job))
+            failed = rows["status"].iloc[0] == "failed"
+            board.done(job.key, job.title, rows["reason"].iloc[0] if failed else None, rows)
 
     def _measurements(self, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]) -> list[MeasurementJob]:
         """The measurements of the matrix; what they compute with may be a defense that was filtered out."""
