@@ -230,6 +230,20 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dic
     return figure
 
 
+def picture_grid(title: str, pixels: np.ndarray) -> Figure:
+    """Images uint8 [rows, columns, C, H, W] side by side, a pixel's gap between them."""
+    rows, columns, channels, height, width = pixels.shape
+    tiled = np.full((rows * (height + 1), columns * (width + 1), channels), 255, dtype=np.uint8)
+    for i, j in np.ndindex(rows, columns):
+        top, left = i * (height + 1), j * (width + 1)
+        tiled[top : top + height, left : left + width] = pixels[i, j].transpose(1, 2, 0)
+    figure, axes = new_figure(6.0, 0.4 + 6.0 * tiled.shape[0] / tiled.shape[1])
+    axes.imshow(tiled.squeeze(2) if channels == 1 else tiled, cmap="gray", vmin=0, vmax=255)
+    axes.set_axis_off()
+    axes.set_title(title, loc="left", fontsize=9)
+    return figure
+
+
 def _pixels(raw: object, shape: list[int]) -> np.ndarray:
     """uint8 [H,W] or [H,W,3] of a stored image of that shape [C,H,W]; one light grey pixel where there is none."""
     if not isinstance(raw, bytes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ def write_report(folder: Path) -> pd.DataFrame:
     from bench.claims.base import claims_of
     from bench.claims.show import claims_plots, claims_tables, verdict_paragraphs
     from bench.figures import summary
-    from bench.measurements.job import load, measurement_tables
+    from bench.measurements.job import load, measurement_plots, measurement_tables
     from bench.plots import write_plots
     from bench.selective import matched
     from bench.store import Store, file_name
@@ -46,7 +47,8 @@ def write_report(folder: Path) -> pd.DataFrame:
         name = file_name(*table.name)
         (folder / "tables" / f"{name}.md").write_text(markdown(table), encoding="utf-8")
         (folder / "tables" / f"{name}.tex").write_text(latex(table), encoding="utf-8")
-    plots = write_plots(records, figures, identities, folder / "plots", claims_plots(records, claims))
+    further = chain(claims_plots(records, claims), measurement_plots(measurements))
+    plots = write_plots(records, figures, identities, folder / "plots", further)
     verdicts = verdict_paragraphs(records, claims, measurements)
     (folder / "report.md").write_text(_page(figures, verdicts, made, plots), encoding="utf-8")
     return figures

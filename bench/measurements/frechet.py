@@ -22,7 +22,7 @@ class Generator(Protocol):
     """A defense with a generator to draw from."""
 
     def sample(self, n: int, seed: int) -> Tensor:
-        """n images [n,C,H,W] in [0,1]."""
+        """n images [n,C,H,W] in [0,1], the classes in turn: the i-th is of class i mod K."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,15 @@ measurements/index.json                                          the measurement
 
 from __future__ import annotations
 
+import base64
 import json
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from bench.engines.local import Call, LocalEngine
 from bench.errors import InputError
@@ -22,6 +25,10 @@ from bench.progress import Board
 from bench.store import INDEX, atomic_write, file_name
 from bench.tables import Table
 from defenses.weights import spec_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
 
 FOLDER = "measurements"
 LEGEND = "One value for each defense; no attack takes part in it."
@@ -137,14 +144,16 @@ def run_measurement(job: MeasurementJob, folder: Path) -> None:
     """Measures, and stores the values; what is raised becomes the reason of a failure. folder: the run's."""
     try:
         others = {ref.label: ref.load(job.device) for ref in job.others}
-        values = job.measurement.measure(job.defense.load(job.device), others, job.dataset.load(), job.seed)
+        defense, data = job.defense.load(job.device), job.dataset.load()
+        values = job.measurement.measure(defense, others, data, job.seed)
+        pictures = job.measurement.pictures(defense, data, job.seed)
     except Exception as error:
         store(job, folder, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
         log = folder / FOLDER / "failures"
         log.mkdir(exist_ok=True)
         (log / f"{path_of(job, folder).stem}.txt").write_text(traceback.format_exc(), encoding="utf-8")
         return
-    store(job, folder, "ok", "", values)
+    store(job, folder, "ok", "", values, pictures)
 
 
 def path_of(job: MeasurementJob, folder: Path) -> Path:
@@ -152,8 +161,15 @@ def path_of(job: MeasurementJob, folder: Path) -> Path:
     return folder / FOLDER / f"{file_name(job.dataset.name, job.defense.label, job.label)}--{job.key[:16]}.json"
 
 
-def store(job: MeasurementJob, folder: Path, status: str, reason: str, values: Mapping[str, float] = {}) -> None:
-    """Writes a result whole or not at all."""
+def store(
+    job: MeasurementJob,
+    folder: Path,
+    status: str,
+    reason: str,
+    values: Mapping[str, float] = {},
+    pictures: Tensor | None = None,
+) -> None:
+    """Writes a result whole or not at all; pictures [rows, columns, C, H, W] as 8-bit pixels."""
     content = {
         "dataset": job.dataset.name,
         "defense": job.defense.label,
@@ -165,6 +181,9 @@ def store(job: MeasurementJob, folder: Path, status: str, reason: str, values: M
         "values": {name: float(value) for name, value in values.items()},
         "identity": job.identity,
     }
+    if pictures is not None:
+        pixels = (pictures * 255).round().byte().cpu().numpy().tobytes()
+        content["pictures"] = {"shape": list(pictures.shape), "pixels": base64.b64encode(pixels).decode()}
     path = path_of(job, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps({**content, "sha256": key_of(content)}, indent=1) + "\n")
@@ -233,3 +252,14 @@ def measurement_tables(results: list[dict[str, Any]]) -> list[Table]:
         title = f"{dataset}: {rows[0]['title']}"
         made.append(Table((dataset, label, "measurement"), title, ["defense", *names], lines, notes, LEGEND))
     return made
+
+
+def measurement_plots(results: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, ...], Figure]]:
+    """A grid of images for each result that has pictures, with the parts of its file's name."""
+    from bench.plots import picture_grid
+
+    for result in results:
+        if pictures := result.get("pictures"):
+            pixels = np.frombuffer(base64.b64decode(pictures["pixels"]), dtype=np.uint8).reshape(pictures["shape"])
+            name = (result["dataset"], result["defense"], result["measurement"])
+            yield name, picture_grid(f"{result['dataset']}, {result['defense']}: {result['measurement']}", pixels)

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from bench.errors import InputError
 from bench.matrix import parse_matrix
 from bench.measurements.frechet import FrechetDistance, frechet_distance, moments, penultimate
-from bench.measurements.job import load, measurement_jobs, measurement_tables, read, run_measurement, status, store
+from bench.measurements.job import (
+    load,
+    measurement_jobs,
+    measurement_plots,
+    measurement_tables,
+    read,
+    run_measurement,
+    status,
+    store,
+)
+from bench.measurements.samples import Samples
 from bench.plan import DatasetRef, Options, defense_ref
 from bench.run import main
 from defenses.base import Defense, DefenseSpec
@@ -119,6 +129,50 @@ def test_samples_of_the_data_are_near_and_batches_are_not_alike():
     again = FrechetDistance(samples=2500, features="n").measure(Net(SPEC), {"n": Net(SPEC)}, Noise(7), seed=1)
     other = FrechetDistance(samples=2500, features="n").measure(Net(SPEC), {"n": Net(SPEC)}, Noise(7), seed=2)
     assert values == again != other
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+class Grey(Defense):
+    """Makes images of classes 0, 1, 2 that are as grey as .2, .4, .8; answers 0 below .3, 2 above, rejects above .7."""
+
+    rejects = True
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        return torch.tensor([0.2, 0.4, 0.8])[torch.arange(n) % 3, None, None, None].expand(n, 1, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grey = x.flatten(1).mean(1)
+        answer = torch.where(grey < 0.3, 0, torch.where(grey < 0.7, 2, 3))
+        return nn.functional.one_hot(answer, 4).float()
+
+
+def test_samples_are_shown_by_class_and_asked_about():
+    defense = Grey(SPEC)
+    data = type("Data", (), {"num_classes": 3})
+    assert Samples(n=6).measure(defense, {}, data, 0) == {
+        "accepted as their class": pytest.approx(1 / 3),
+        "accepted as another": pytest.approx(1 / 3),
+        "rejected": pytest.approx(1 / 3),
+    }
+    pictures = Samples(shown=2).pictures(defense, data, 0)
+    assert pictures.shape == (2, 3, 1, 2, 2)
+    assert torch.equal(pictures[:, 2], torch.full((2, 1, 2, 2), 0.8))
+
+
+def test_pictures_are_stored_with_the_result_and_drawn_as_they_were(tmp_path):
+    job = next(job for job in jobs() if job.defense.label == "net")
+    pictures = torch.zeros(2, 3, 1, 4, 5)
+    pictures[1, 2, 0, 3, 4] = 1
+    store(job, tmp_path, "ok", "", {"fid": 3}, pictures)
+    (path,) = (tmp_path / "measurements").glob("*--*.json")
+    ((name, figure),) = measurement_plots([read(path)])
+    assert name == ("digits", "net", "fid")
+    shown = figure.axes[0].images[0].get_array()
+    assert shown.shape == (10, 18)
+    assert shown[8, 16] == 255 and not shown[:4, :5].any() and (shown[4] == 255).all()
+    assert list(measurement_plots([{**read(path), "pictures": None}])) == []
 
 
 # --- jobs and results ------------------------------------------------------------------------------------------------

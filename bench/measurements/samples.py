@@ -1,0 +1,57 @@
+"""What a generator makes, to look at, and what the defense itself says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, cast
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from bench.datasets.base import Dataset
+from bench.measurements.base import Measurement
+from bench.measurements.frechet import Generator
+from defenses.base import Defense
+
+BATCH = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples(Measurement):
+    """Images drawn from every class of the generator in turn: what the deployed defense takes them for.
+
+    n: images it is asked about. shown: images per class in the picture.
+    """
+
+    headline: ClassVar[str] = "accepted as their class"
+    n: Annotated[int, Ge(1)] = 1000
+    shown: Annotated[int, Ge(1)] = 10
+
+    @property
+    def title(self) -> str:
+        return (
+            f"{self.n:,} images drawn from the generator, the classes in turn: shares by what the defense says of them"
+        )
+
+    def unsuited(self, defense: Defense) -> str | None:
+        return None if hasattr(defense, "sample") else "it has no generator to draw images from"
+
+    def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
+        images = cast(Generator, defense).sample(self.n, seed)
+        with torch.no_grad():
+            answers = torch.cat([defense(part).argmax(1) for part in images.split(BATCH)]).cpu()
+        own = torch.arange(self.n) % data.num_classes
+        accepted = answers < data.num_classes
+        shares = {
+            self.headline: answers == own,
+            "accepted as another": accepted & (answers != own),
+            "rejected": ~accepted,
+        }
+        return {name: float(share.double().mean()) for name, share in shares.items()}
+
+    def pictures(self, defense: Defense, data: Dataset, seed: int) -> Tensor:
+        """[shown, K, C, H, W]: a column for each class."""
+        images = cast(Generator, defense).sample(self.shown * data.num_classes, seed).cpu()
+        return images.unflatten(0, (self.shown, data.num_classes))
