@@ -16,7 +16,7 @@ from attacks.target import pad_to_block
 from defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score
 from defenses.calibration import HeldOutScores
 from defenses.generators import PoolingEncoder, UpsamplingDecoder
-from defenses.projection import MomentumSolver, best_start
+from defenses.projection import AdamSolver, Penalty, best_start
 from defenses.training import train_module
 from defenses.undefended import initialise, shifted
 
@@ -38,7 +38,11 @@ class GaussianMixtureVAESpec(DefenseSpec):
     the prior's Σ. confidence: of both thresholds on training statistics; the paper's 99.73 % is three standard
     deviations. rejection_rate: instead, both thresholds are scaled by one factor so that this share of clean held-out
     images is rejected. reclassify: what is rejected is projected on the decoder's range and classified there, by
-    `descent` from every class mean; reject_after: and is rejected still where that is beyond a threshold too.
+    `descent` from every class mean; reject_after: and is rejected still where that is beyond a threshold too. pull:
+    the descents mind the training's own pull to their mean, α ‖z − μ_c‖², beside the error. Without it, as the paper
+    writes, z* leaves what the decoder was trained on: on rejected validation images of MNIST after FGSM at ε .06, .12,
+    .30 the label is right for 79, 75, 58 % (24 images each; z* is within τ_enc for 17, 29, 33 %), and with it for 97,
+    100, 90 % (40 each; all within).
     """
 
     latent: Annotated[int, Ge(2)] | None = None
@@ -56,9 +60,8 @@ class GaussianMixtureVAESpec(DefenseSpec):
     rejection_rate: Annotated[float, Gt(0), Lt(1)] | None = deployed(None)
     reclassify: bool = deployed(False)
     reject_after: bool = deployed(True)
-    descent: MomentumSolver = field(
-        default_factory=lambda: MomentumSolver(steps=100, rate=0.3), metadata={"deployment": True}
-    )
+    pull: bool = deployed(True)
+    descent: AdamSolver = field(default_factory=AdamSolver, metadata={"deployment": True})
 
     def __post_init__(self) -> None:
         if self.latent is not None and self.latent < self.num_classes:
@@ -222,19 +225,26 @@ class GaussianMixtureVAE(Defense):
     def _projected(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> Tensor:
         """z*(x) [N,k]: the best of the descents from every class mean, or one from `start` [N,k]."""
         solver = self.spec.descent
-        if start is None:
-            starts = self.classifier.means.expand(len(x), -1, -1)
-            z = torch.cat(
-                [
-                    best_start(self.decoder, part, solver.solve(self.decoder, part, some, solver.steps))[0].detach()
-                    for part, some in zip(x.split(32), starts.split(32), strict=True)
-                ]
-            )
-        else:
-            z = start
+        z = torch.cat([self._best_descent(part) for part in x.split(32)]) if start is None else start
+        penalty = self._pull_to(self.classifier.means[self.classifier.scores(z).argmax(1)])
         if gradient == "unrolled":
-            return solver.solve(self.decoder, x, z[:, None], inner_steps or solver.steps, unroll=True)[:, 0]
-        return z if start is None else solver.solve(self.decoder, x, z[:, None], inner_steps)[:, 0]
+            steps = inner_steps or solver.steps
+            return solver.solve(self.decoder, x, z[:, None], steps, unroll=True, penalty=penalty)[:, 0]
+        return z if start is None else solver.solve(self.decoder, x, z[:, None], inner_steps, penalty=penalty)[:, 0]
+
+    def _best_descent(self, x: Tensor) -> Tensor:
+        """Of the descents from every class mean, where the best one ended: images [N,C,H,W] → [N,k]."""
+        solver, starts = self.spec.descent, self.classifier.means.expand(len(x), -1, -1)
+        penalty = self._pull_to(starts.flatten(0, 1))
+        z = solver.solve(self.decoder, x, starts, solver.steps, penalty=penalty)
+        return best_start(self.decoder, x, z, penalty)[0].detach()
+
+    def _pull_to(self, means: Tensor) -> Penalty | None:
+        """α ‖z − μ‖² for latents with these means [M,k], as large beside the mean squared error as in training."""
+        if not self.spec.pull:
+            return None
+        weight = self.spec.alpha / math.prod(self.spec.shape)
+        return lambda z: weight * (z - means).square().sum(1)
 
     def perceived(self, x: Tensor) -> Tensor:
         """The reconstruction g(f(x)); of what is rejected and reclassified g(z*)."""

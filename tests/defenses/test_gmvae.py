@@ -178,25 +178,31 @@ def test_what_is_accepted_is_not_reclassified_and_most_of_what_is_rejected_becom
     assert torch.equal(forced.labels[~after.rejected], after.labels[~after.rejected])
 
 
-def test_reclassification_is_the_nearest_mean_of_the_best_descent(perturbed):
-    again = mnist_gmvae(reclassify=True, reject_after=False)
+@pytest.mark.parametrize("pull", [True, False])
+def test_reclassification_is_the_nearest_mean_of_the_best_descent(perturbed, pull):
+    again = mnist_gmvae(reclassify=True, reject_after=False, pull=pull)
     x = perturbed[0][mnist_gmvae().verdict(perturbed[0]).rejected][:4]
     starts = torch.eye(10).expand(len(x), -1, -1)
-    reached = again.spec.descent.solve(again.decoder, x, starts, again.spec.descent.steps)
-    errors = (again.decoder(reached.flatten(0, 1)).view(len(x), 10, -1) - x.flatten(1)[:, None]).square().sum(2)
-    best = reached[torch.arange(len(x)), errors.argmin(1)]
+    weight = again.spec.alpha / 784 if pull else 0.0
+
+    def pulled(z: torch.Tensor) -> torch.Tensor:
+        return weight * (z - starts.flatten(0, 1)).square().sum(1)
+
+    reached = again.spec.descent.solve(again.decoder, x, starts, again.spec.descent.steps, penalty=pulled)
+    errors = (again.decoder(reached.flatten(0, 1)).view(len(x), 10, -1) - x.flatten(1)[:, None]).square().mean(2)
+    best = reached[torch.arange(len(x)), (errors + pulled(reached.flatten(0, 1)).view(-1, 10)).argmin(1)]
     assert torch.equal(again.verdict(x).labels, torch.cdist(best, torch.eye(10)).argmin(1))
 
 
 @pytest.mark.parametrize("batch_size", [1, 10])
 def test_reclassification_is_the_same_bits_in_any_batch(perturbed, batch_size):
-    again = mnist_gmvae(reclassify=True, descent={"steps": 5, "rate": 0.3})
+    again = mnist_gmvae(reclassify=True, descent={"steps": 5})
     assert torch.equal(blockwise(again, perturbed[0], batch_size), blockwise(again, perturbed[0]))
 
 
 @pytest.mark.parametrize("mode", ["identity", "unrolled"])
 def test_gradients_pass_the_reclassification(perturbed, mode):
-    again = mnist_gmvae(reclassify=True, descent={"steps": 20, "rate": 0.3})
+    again = mnist_gmvae(reclassify=True, descent={"steps": 20})
     assert again.gradient_modes == ("identity", "unrolled") and again.inference_steps == 20
     x = perturbed[0].clone().requires_grad_(True)
     logits, end = again.attack_forward(x, mode, None, 5)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defenses.projection import BackwardIdentity, MomentumSolver, best_start, mean_squared_error
+from defenses.projection import AdamSolver, BackwardIdentity, MomentumSolver, best_start, mean_squared_error
 
 SOLVER = MomentumSolver(steps=400, rate=0.3, momentum=0.5, starts=3)
 
@@ -62,6 +62,48 @@ def test_an_image_of_the_generator_is_found_again():
     solver = MomentumSolver(steps=3000, rate=3.0, momentum=0.9, starts=2)
     reached = solver.solve(generator, x, solver.start(2, 2, 0, x), solver.steps)
     assert mean_squared_error(best_start(generator, x, reached)[1], x).amax() < 1e-10
+
+
+def test_adam_reaches_the_least_squares_solution_too(images):
+    generator, solver = LinearGenerator(), AdamSolver(steps=2000, rate=0.01)
+    reached = solver.solve(generator, images, solver.start(5, 3, 0, images), solver.steps)
+    assert torch.allclose(reached[:, 0], generator.closest(images), atol=1e-3)
+
+
+def test_adam_takes_the_steps_of_torch(images):
+    generator, solver = LinearGenerator(), AdamSolver(rate=0.05)
+    start = solver.start(5, 3, 0, images)
+    z = start[:, 0].clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([z], lr=0.05)
+    for _ in range(7):
+        optimizer.zero_grad()
+        mean_squared_error(generator(z), images).sum().backward()
+        optimizer.step()
+    own = solver.solve(generator, images, start, 7, unroll=True)
+    assert torch.allclose(own[:, 0], z.detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [SOLVER, AdamSolver(steps=2000, rate=0.01, starts=3)])
+def test_with_a_penalty_the_solution_is_that_of_ridge_regression(images, solver):
+    """min ‖Az + b − x‖²/8 + w ‖z − m‖²: (AᵀA/8 + wI) z = Aᵀ(x − b)/8 + wm."""
+    generator, weight = LinearGenerator(), 0.3
+    means = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    start = means.expand(5, 3, 3)
+    reached = solver.solve(
+        generator, images, start, solver.steps, penalty=lambda z: weight * (z - means.repeat(5, 1)).square().sum(1)
+    )
+    normal = generator.matrix.T @ generator.matrix / 8 + weight * torch.eye(3)
+    fit = (images.flatten(1) - generator.offset) @ generator.matrix / 8
+    closed = torch.linalg.solve(normal, (fit[:, None] + weight * means).transpose(1, 2)).transpose(1, 2)
+    assert torch.allclose(reached, closed, atol=1e-3)
+
+
+def test_the_penalty_has_a_say_in_the_best_start():
+    generator, z = LinearGenerator(), torch.eye(3, dtype=torch.float64)[None]
+    x = generator(z[:, 0])
+    dear = torch.tensor([1e3, 0, 0], dtype=torch.float64)
+    chosen, image = best_start(generator, x, z, penalty=lambda z: dear)
+    assert not torch.equal(chosen, z[:, 0]) and torch.allclose(image, generator(chosen))
 
 
 @pytest.mark.parametrize("unroll", [False, True])
@@ -124,8 +166,13 @@ def test_backward_identity_answers_one_thing_and_differentiates_another():
     assert torch.equal(x.grad, 2 * value)
 
 
-def test_the_unrolled_gradient_is_the_derivative_of_the_solver():
-    generator, solver = SmoothGenerator(), MomentumSolver(steps=6, rate=2.0, momentum=0.9, starts=2)
+@pytest.mark.parametrize(
+    "solver",
+    [MomentumSolver(rate=2.0, momentum=0.9, starts=2), AdamSolver(rate=0.1, starts=2)],
+    ids=lambda s: type(s).__name__,
+)
+def test_the_unrolled_gradient_is_the_derivative_of_the_solver(solver):
+    generator = SmoothGenerator()
     x = torch.rand(2, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).requires_grad_(True)
     start = solver.start(2, 2, 0, x)
     assert torch.autograd.gradcheck(lambda x: solver.solve(generator, x, start, 6, unroll=True), (x,))
