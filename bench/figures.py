@@ -23,6 +23,7 @@ SUMMARY_COLUMNS = (
     "norm",
     "eps",
     "n",
+    "seeds",
     "status",
     "accuracy",
     "error",
@@ -30,6 +31,8 @@ SUMMARY_COLUMNS = (
     "robust_accuracy",
     "robust_low",
     "robust_high",
+    "robust_mean",
+    "robust_sd",
     "strict_robust_accuracy",
     "median_distance",
     "valid",
@@ -79,13 +82,14 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
     """One row per input, indexed by sample, over all attacks and strengths in `records`.
 
     records: rows of one data set and defense, all with status ok; a single cell or several. An input may have several
-    rows in a cell, one for each class it was to be taken for: any of them beats it. Rows of the calibration are left
-    out; norm "fooling" has inputs of its own, so its rows stand alone (ValueError).
+    rows in a cell, one for each class it was to be taken for and each seed: any of them beats it. Rows of the
+    calibration are left out; norm "fooling" has inputs of its own, so its rows stand alone (ValueError), and every seed
+    draws others.
     Columns: `worst`, the worst outcome of any row (wrong > rejected > right); `robust`, the clean input is accepted
     and right and no valid output is accepted and wrong (fooling: no attack succeeded); `strict`, robust and no output
     is rejected; `right`, the label is right in every row, whatever the detector says.
-    Raises MissingCells where a row's status is not ok or an input lacks one of the cells, or rows of it: a figure over
-    what is left would pass for a figure over all of it.
+    Raises MissingCells where a row's status is not ok or an input lacks one of the cells, with one of its seeds, or
+    rows of it: a figure over what is left would pass for a figure over all of it.
     """
     records = _without_calibration(records)
     fooling = _is_fooling(records)
@@ -94,14 +98,16 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
     if len(bad):
         named = ", ".join(f"{attack} {norm} ε = {eps:g}: {status}" for attack, norm, eps, status in bad.to_numpy())
         raise MissingCells(f"no figure over cells that are not ok: {named}")
-    samples, place = np.unique(records["sample"].to_numpy(), return_inverse=True)
-    cell = records.groupby(names, sort=False).ngroup().to_numpy()
+    samples, place = np.unique(inputs_of(records).to_numpy(), return_inverse=True)
+    parts = names if fooling else [*names, "seed"]
+    cell = records.groupby(parts, sort=False).ngroup().to_numpy()
     rows = np.zeros((len(samples), cell.max(initial=-1) + 1), dtype=int)
     np.add.at(rows, (place, cell), 1)
     lacking = rows < rows.max(axis=0, initial=0)
     for short in np.flatnonzero(lacking.any(axis=0)):
-        attack, norm, eps = records.loc[cell == short, names].iloc[0]
-        raise MissingCells(f"{lacking[:, short].sum()} of {len(samples)} inputs lack {attack} {norm} ε = {eps:g}")
+        attack, norm, eps, seed = records.loc[cell == short, [*names, "seed"]].iloc[0]
+        named = f"{attack} {norm} ε = {eps:g}" + (f", seed {seed}" if _several_seeds(records) and not fooling else "")
+        raise MissingCells(f"{lacking[:, short].sum()} of {len(samples)} inputs lack {named}")
     outcome = outcomes(records)
     stands = (~records["success"] & (fooling | _clean_right(records))).to_numpy()
     worst = np.full(len(samples), RIGHT)
@@ -119,9 +125,22 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
     return inputs
 
 
+def inputs_of(records: pd.DataFrame) -> pd.Series:
+    """Which input each row is of, for rows of one data set and norm: its sample.
+
+    In norm "fooling" a number for each seed and sample: every seed draws noise images of its own.
+    """
+    return records.groupby(["seed", "sample"]).ngroup() if _is_fooling(records) else records["sample"]
+
+
 def _without_calibration(records: pd.DataFrame) -> pd.DataFrame:
     """The rows on test inputs: thresholds are all that the calibration's are for."""
     return records[records["attack"] != CALIBRATION]
+
+
+def _several_seeds(records: pd.DataFrame) -> bool:
+    seeds = records["seed"].to_numpy()
+    return bool((seeds != seeds[:1]).any())
 
 
 def _is_fooling(records: pd.DataFrame) -> bool:
@@ -192,6 +211,21 @@ def strict_robust_accuracy(records: pd.DataFrame) -> Estimate:
     return _share_right(records, per_input(records)["strict"])
 
 
+def over_seeds(records: pd.DataFrame) -> tuple[int, float, float]:
+    """Number of seeds, and mean and sample standard deviation over them of the robust accuracy with each alone.
+
+    robust_accuracy over several seeds is the worst of them on each input, what an attacker with restarts has; this says
+    how much chance there is in one. The deviation is NaN for one seed; both are NaN where not every seed has the same
+    attacks and strengths. Arguments and errors as in per_input.
+    """
+    seeds = [rows for _, rows in records.groupby("seed")]
+    cells = {frozenset(rows[["attack", "norm", "eps"]].itertuples(index=False, name=None)) for rows in seeds}
+    if len(cells) != 1:
+        return len(seeds), np.nan, np.nan
+    values = [robust_accuracy(rows).value for rows in seeds]
+    return len(seeds), float(np.mean(values)), float(np.std(values, ddof=1)) if len(seeds) > 1 else np.nan
+
+
 def median_distance(records: pd.DataFrame) -> float:
     """Median over inputs of the smallest distance, in the cells' norm, at which any attack in `records` beat them.
 
@@ -247,6 +281,8 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
       of a cell that is ok is what its records remark on it, mostly nothing.
     - A worst case has attack "worst-case", one row per data set, defense, norm and ε: see worst_case.
     - `n` counts inputs, also where an attack has several rows for each.
+    - `seeds` counts seeds; with several, figures are those of the worst over seeds on each input, passes and seconds
+      those of all of them together; `robust_mean` and `robust_sd` are over the seeds: see over_seeds.
     - `valid` is the share of valid outputs; `forwards` and `backwards` are means per input of the passes at this ε;
       `seconds` is the sum. A figure that is undefined is NaN, never 0.
     - In norm "fooling" `error` is the share of noise images with which an attack succeeded and `rejection` the rest.
@@ -282,7 +318,7 @@ def worst_case(records: pd.DataFrame, eps: float) -> dict[str, object]:
     """
     rows, status, reason = attacked_within(records, eps)
     if status in ("failed", "skipped"):
-        return _no_figures(status, reason, records.loc[records["eps"] == eps, "sample"].nunique())
+        return _no_figures(status, reason, records[records["eps"] == eps])
     return _figures(rows) | {"status": status, "reason": reason}
 
 
@@ -301,13 +337,15 @@ def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, st
     reason = f"over {', '.join(sorted(ok['attack'].unique()))}"
     if len(failed):
         reason += f"; failed: {_named_reasons(failed)}"
-    pairs = ok[["sample", "attack", "eps"]].drop_duplicates()
-    cells = pairs.groupby("sample").size()
-    common = cells.index[cells == len(pairs[["attack", "eps"]].drop_duplicates())]
+    parts = ["attack", "eps"] if _is_fooling(ok) else ["attack", "eps", "seed"]
+    inputs = inputs_of(ok)
+    pairs = ok[parts].assign(input=inputs).drop_duplicates()
+    cells = pairs.groupby("input").size()
+    common = cells.index[cells == len(pairs[parts].drop_duplicates())]
     if len(common) < len(cells):
         reason += f"; over the {len(common)} inputs of {len(cells)} that all of them attacked"
     whole = len(failed) == 0 and len(common) == len(cells)
-    return ok[ok["sample"].isin(common)], "ok" if whole else "partial", reason
+    return ok[inputs.isin(common)], "ok" if whole else "partial", reason
 
 
 def _cell_figures(cell: pd.DataFrame) -> dict[str, object]:
@@ -315,7 +353,7 @@ def _cell_figures(cell: pd.DataFrame) -> dict[str, object]:
     first = cell.sort_values("status").iloc[0]  # failed before ok: a cell is ok where all of it is
     status, reason = str(first["status"]), str(first["reason"])
     if status != "ok":
-        return _no_figures(status, reason, cell["sample"].nunique())
+        return _no_figures(status, reason, cell)
     return _figures(cell) | {"status": status, "reason": reason}
 
 
@@ -323,14 +361,18 @@ def _figures(records: pd.DataFrame) -> dict[str, object]:
     inputs = per_input(records)
     n = len(inputs)
     robust = _share_right(records, inputs["robust"])
+    seeds, mean, deviation = over_seeds(records) if _several_seeds(records) else (1, robust.value, np.nan)
     return {
         "n": n,
+        "seeds": seeds,
         "accuracy": _share_right(records, inputs["worst"] == RIGHT).value,
         "error": _share(inputs["worst"] == WRONG).value,
         "rejection": _share(inputs["worst"] == REJECTED).value,
         "robust_accuracy": robust.value,
         "robust_low": robust.low,
         "robust_high": robust.high,
+        "robust_mean": mean,
+        "robust_sd": deviation,
         "strict_robust_accuracy": _share_right(records, inputs["strict"]).value,
         "median_distance": median_distance(records),
         "valid": records["valid"].mean(),
@@ -340,9 +382,10 @@ def _figures(records: pd.DataFrame) -> dict[str, object]:
     }
 
 
-def _no_figures(status: str, reason: str, n: int) -> dict[str, object]:
+def _no_figures(status: str, reason: str, records: pd.DataFrame) -> dict[str, object]:
     figures = SUMMARY_COLUMNS[SUMMARY_COLUMNS.index("accuracy") : SUMMARY_COLUMNS.index("reason")]
-    return dict.fromkeys(figures, np.nan) | {"n": n, "status": status, "reason": reason}
+    counts = {"n": inputs_of(records).nunique(), "seeds": records["seed"].nunique()}
+    return dict.fromkeys(figures, np.nan) | counts | {"status": status, "reason": reason}
 
 
 def _named_reasons(records: pd.DataFrame) -> str:

@@ -27,6 +27,9 @@ OWN_KEYS = ("name", "label", "norm", "eps")
 """Keys of an attack's or defense's entry that are the matrix file's own; all others are the system's parameters."""
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class DatasetEntry(BaseModel):
     """A data set and how many of its test images are used (all, where n is not given)."""
 
@@ -97,7 +100,8 @@ class MatrixFile(BaseModel):
     attacks: Annotated[tuple[AttackEntry, ...], Field(min_length=1)]
     measurements: tuple[ConfinedEntry, ...] = ()
     claims: tuple[Claim, ...] = ()
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed | None = None
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
     draws: Annotated[int, Field(ge=1)] = 1
     calibration: Annotated[int, Field(ge=1)] | None = None
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4 * 3600.0
@@ -166,6 +170,8 @@ class MeasurementChoice(Confined):
 class Matrix:
     """What is crossed: everything resolved and valid.
 
+    seeds: each attack runs once with each; an input is robust if it is with all of them. What no attack takes part in
+    has the first alone, but the answers of a randomized defense.
     draws: how often a randomized defense is asked; an input is robust if every answer is. timeout: seconds a job may
     take before it counts as failed. calibration: validation images that each defense answers as they are, for
     thresholds that figures need; None: none. claims: what was published, and what of this matrix it is compared with.
@@ -175,12 +181,17 @@ class Matrix:
     datasets: tuple[DatasetEntry, ...]
     defenses: tuple[DefenseChoice, ...]
     attacks: tuple[AttackChoice, ...]
-    seed: int
+    seeds: tuple[int, ...]
     draws: int
     timeout: float
     calibration: int | None = None
     measurements: tuple[MeasurementChoice, ...] = ()
     claims: tuple[Claim, ...] = ()
+
+    @property
+    def seed(self) -> int:
+        """The first."""
+        return self.seeds[0]
 
 
 def matrix_path(name: str) -> Path:
@@ -241,10 +252,23 @@ def parse_matrix(raw: dict[str, Any], source: str) -> Matrix:
     )
     _unique(source, "measurements", [choice.label for choice in measurements])
     matrix = Matrix(
-        source, file.datasets, defenses, attacks, file.seed, file.draws, file.timeout, file.calibration, measurements
+        source, file.datasets, defenses, attacks, _seeds(file, source), file.draws, file.timeout, file.calibration,
+        measurements,
     )  # fmt: skip
     _check_names(matrix)
     return dataclasses.replace(matrix, claims=resolved_claims(matrix, file.claims))
+
+
+def _seeds(file: MatrixFile, source: str) -> tuple[int, ...]:
+    """`seeds`, or `seed` alone, or 0."""
+    if file.seeds is None:
+        return (file.seed or 0,)
+    if file.seed is not None:
+        raise InputError(f"{source}: seeds: 'seed' is there too; give one of the two")
+    for index, seed in enumerate(file.seeds):
+        if seed in file.seeds[:index]:
+            raise InputError(f"{source}: seeds[{index}]: {seed} stands there twice")
+    return file.seeds
 
 
 def _check_names(matrix: Matrix) -> None:

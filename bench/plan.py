@@ -123,7 +123,8 @@ class Job:
     @property
     def title(self) -> str:
         norm = "" if self.attack is None else f" {self.norm}"
-        return f"{self.dataset.name} / {self.defense.label} / {self.label}{norm}"
+        seed = f", seed {self.seed}" if self.seed else ""  # 0, that of most runs, goes without saying
+        return f"{self.dataset.name} / {self.defense.label} / {self.label}{norm}{seed}"
 
     @property
     def passes(self) -> float:
@@ -235,24 +236,36 @@ def make_jobs(
     datasets: list[tuple[DatasetRef, tuple[int, ...]]],
     refs: dict[str, list[DefenseRef]],
 ) -> list[Job]:
-    """Every cell of the matrix as jobs, clean passes included; refs: data set name → its defenses."""
+    """Every cell of the matrix as jobs, clean passes included; refs: data set name → its defenses.
+
+    An attack has a job for each seed. A deterministic defense answers clean images the same with each: one pass serves
+    them all.
+    """
     jobs: list[Job] = []
     for dataset, indices in datasets:
         for ref in refs[dataset.name]:
             module = ref.build()
-            clean = _job(matrix, options, dataset, "test", indices, ref, module, CLEAN)
-            jobs.append(clean)
+            answers = matrix.seeds if module.randomized else [matrix.seed] * len(matrix.seeds)
+            clean = {
+                seed: _job(matrix, options, dataset, "test", indices, ref, module, CLEAN, seed) for seed in answers
+            }
+            jobs += clean.values()
             if matrix.calibration:
                 held_out = _calibration(dataset, matrix.calibration)
-                jobs.append(_job(matrix, options, dataset, "validation", held_out, ref, module, CALIBRATION))
+                jobs.append(
+                    _job(matrix, options, dataset, "validation", held_out, ref, module, CALIBRATION, matrix.seed)
+                )
             jobs += [
                 dataclasses.replace(
-                    _job(matrix, options, dataset, *_attacked(choice, indices), ref, module, choice.label, choice),
-                    clean_key=clean.key,
+                    _job(
+                        matrix, options, dataset, *_attacked(choice, indices), ref, module, choice.label, seed, choice
+                    ),
+                    clean_key=clean[answer].key,
                     skip=choice.attack.unsuited(module),
                 )
                 for choice in matrix.attacks
                 if choice.concerns(dataset.name, ref.label)
+                for seed, answer in zip(matrix.seeds, answers, strict=True)
             ]
     return jobs
 
@@ -272,6 +285,7 @@ def _job(
     ref: DefenseRef,
     module: Defense,
     label: str,
+    seed: int,
     choice: AttackChoice | None = None,
 ) -> Job:
     data = dataset.load()
@@ -298,14 +312,14 @@ def _job(
         "norm": norm,
         "eps": [repr(value) for value in eps],
         "ladder": ladder,
-        "seed": matrix.seed,
+        "seed": seed,
         "protocol": protocol(module.randomized, matrix.draws),
         "device": options.device,
         "shape": list(data.shape),
         "num_classes": data.num_classes,
     }
     return Job(
-        dataset, split, indices, ref, attack, label, norm, eps, matrix.seed, matrix.draws, options.device,
+        dataset, split, indices, ref, attack, label, norm, eps, seed, matrix.draws, options.device,
         identity=identity, ladder=ladder, aims=_aims(attack, data.num_classes), forwards=forwards, backwards=backwards,
         inference_steps=module.inference_steps,
     )  # fmt: skip

@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: results/<matrix>)")
     p.add_argument("--data", type=Path, metavar="DIR", help=f"folder of data files (default: {DATA_VARIABLE})")
     p.add_argument("--n", type=positive, metavar="N", help="test images per data set, instead of the matrix' numbers")
-    p.add_argument("--seed", type=natural, metavar="N", help="seed of the attacks, instead of the matrix' seed")
+    p.add_argument("--seed", type=natural, metavar="N", help="seed of the attacks, instead of the matrix' seeds")
     p.add_argument("--workers", type=positive, metavar="N", help="parallel jobs (default: the number of cores)")
     p.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
     for kind in ("defense", "attack", "dataset"):
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console = Console(width=110)  # a log file has no width of its own
     matrix = read_matrix(given.matrix)
     if given.seed is not None:
-        matrix = dataclasses.replace(matrix, seed=given.seed)
+        matrix = dataclasses.replace(matrix, seeds=(given.seed,))
     options = Options(data_folder(given.data), given.n, checked_device(given.device))
     out = given.out or Path("results") / Path(given.matrix).stem
     run = Run(filtered(matrix, given), matrix, options, out, given.workers or os.cpu_count() or 1, console)
@@ -335,7 +335,7 @@ class Run:
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.begun)),
             "workers": self.workers,
             "device": self.options.device,
-            "seed": self.matrix.seed,
+            "seeds": list(self.matrix.seeds),
             "draws": self.matrix.draws,
             "matrix": matrix_json(self.matrix, self.options),
             "jobs": [{"title": job.title, "key": job.key, "skipped": job.skip} for job in jobs],

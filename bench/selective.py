@@ -90,10 +90,10 @@ def area(curve: pd.DataFrame) -> float:
 def clean_answers(records: pd.DataFrame) -> pd.DataFrame:
     """Columns `score`, `wrong` by sample: the two arguments of risk_coverage, for unperturbed inputs.
 
-    records: rows of one data set and defense, of which the clean cell is taken.
+    records: rows of one data set and defense, of which the clean cell is taken; of several seeds, which a randomized
+    defense answers anew, the worst of each input.
     """
-    rows = records[records["attack"] == CLEAN].set_index("sample")
-    return pd.DataFrame({"score": rows["clean_score"], "wrong": rows["clean_label"] != rows["label"]})
+    return attacked_answers(records[records["attack"] == CLEAN])
 
 
 def attacked_answers(records: pd.DataFrame) -> pd.DataFrame:

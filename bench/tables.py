@@ -29,6 +29,10 @@ LEGEND = (
     f"{NOT_RUN} not in this run."
 )
 
+SEEDS_LEGEND = (
+    " Robust over several seeds: mean ± standard deviation of one (the worst of them on each input, with its interval)."
+)
+
 SELECTIVE_LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals. Rate: share of clean inputs that may be rejected, the threshold "
     "set on held-out clean inputs; deployed: the defense's own threshold. A defense that rejects nothing is given a "
@@ -115,6 +119,8 @@ class _Marks:
         if status in ("failed", "skipped"):
             return f"{status} {self.number(f'{status}: {reason}')}"
         shown = text(row[figure], row["n"])
+        if figure == "robust_accuracy" and row.get("seeds", 1) > 1:
+            shown = f"{percent(row['robust_mean'])} ± {percent(row['robust_sd'])} ({shown})"
         who = f"{row['defense']} × {attack}"
         if row["valid"] < 1:
             same = self.attacked[(self.attacked["defense"] == row["defense"]) & (self.attacked["attack"] == attack)]
@@ -174,7 +180,7 @@ def _robustness(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataF
         rows.append(row)
     header = ["defense", "n", "clean accuracy", "clean rejection", *_per_strength(ladder)]
     title = f"{dataset}, {norm_text(norm)}: robust accuracy, worst case over attacks"
-    return Table((dataset, norm, "robustness"), title, header, rows, marks.notes)
+    return Table((dataset, norm, "robustness"), title, header, rows, marks.notes, _legend(attacked))
 
 
 def _per_strength(ladder: list[float]) -> list[str]:
@@ -192,7 +198,11 @@ def _attacks(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFram
     header = ["defense", "attack", "n", "clean accuracy", "clean rejection"]
     header += [f"robust, ε = {eps_text(eps)}" for eps in ladder]
     title = f"{dataset}, {norm_text(norm)}: robust accuracy under each attack"
-    return Table((dataset, norm, "attacks"), title, header, rows, marks.notes)
+    return Table((dataset, norm, "attacks"), title, header, rows, marks.notes, _legend(attacked))
+
+
+def _legend(attacked: pd.DataFrame) -> str:
+    return LEGEND + SEEDS_LEGEND if (attacked["seeds"] > 1).any() else LEGEND
 
 
 def _fooling(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: _Marks) -> Table:
@@ -293,6 +303,7 @@ LATEX_ESCAPES = {
     "∞": r"$\infty$",
     "×": r"$\times$",
     "≤": r"$\leq$",
+    "±": r"$\pm$",
     "→": r"$\to$",
     "†": r"\dag{}",
     "§": r"\S{}",

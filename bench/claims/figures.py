@@ -18,8 +18,8 @@ from bench.tables import distance_text, eps_text, norm_text
 def pairs(records: pd.DataFrame) -> Estimate:
     """Share of (input, aim) pairs of a cell whose output is valid, accepted, and taken for the aim.
 
-    A pair whose clean input is accepted as the aim already is left out: there is nothing to be made of it. Raises
-    MissingCells where the rows are not ok or the attack had no aims.
+    A pair whose clean input is accepted as the aim already is left out: there is nothing to be made of it. Of several
+    seeds any may do it. Raises MissingCells where the rows are not ok or the attack had no aims.
     """
     require_ok(records)
     if (records["aim"] < 0).any():
@@ -27,16 +27,19 @@ def pairs(records: pd.DataFrame) -> Estimate:
     there = ~records["clean_rejected"] & (records["clean_label"] == records["aim"])
     tried = records[~there]
     hits = tried["valid"] & ~tried["adv_rejected"] & (tried["adv_label"] == tried["aim"])
-    return wilson(int(hits.sum()), len(tried))
+    reached = hits.groupby([tried["sample"], tried["aim"]]).any()
+    return wilson(int(reached.sum()), len(reached))
 
 
 def fooled(records: pd.DataFrame) -> Estimate:
-    """Share of rows that succeeded: of noise images, or (image, aim) pairs, accepted (as the aim, where there is one).
+    """Share of noise images, or (image, aim) pairs, that were accepted (as the aim, where there is one).
 
-    Raises MissingCells where the rows are not ok.
+    Of several seeds any may do it to an image of the data; noise is another with each. Raises MissingCells where the
+    rows are not ok.
     """
     require_ok(records)
-    return wilson(int(records["success"].sum()), len(records))
+    hits = records["success"].groupby([figures.inputs_of(records), records["aim"]]).any()
+    return wilson(int(hits.sum()), len(hits))
 
 
 def fallen(records: pd.DataFrame) -> Estimate:
@@ -47,7 +50,7 @@ def fallen(records: pd.DataFrame) -> Estimate:
     """
     figures.per_input(records)
     wrong = ~records["clean_rejected"] & (records["clean_label"] != records["label"]) & (records["label"] >= 0)
-    hits = (records["success"] & ~wrong).groupby(records["sample"]).any()
+    hits = (records["success"] & ~wrong).groupby(figures.inputs_of(records)).any()
     return wilson(int(hits.sum()), len(hits))
 
 
@@ -107,8 +110,12 @@ def recovered(reclassifying: pd.DataFrame, rejecting: pd.DataFrame) -> Estimate:
 
 
 def _joined(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Outcomes `own` and `other` of two defenses for the same images."""
+    """Outcomes `own` and `other` of two defenses for the same images.
+
+    Of several seeds the first: another answer to the same image is not another input.
+    """
     keys = ["sample", "aim", "eps"]
+    own, other = (side[side["seed"] == side["seed"].min()] for side in (own, other))
     sides = []
     for side in (own, other):
         require_ok(side)

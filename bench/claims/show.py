@@ -103,7 +103,7 @@ def under_strongest(claim: Claim, budget: Budget, records: pd.DataFrame) -> Meas
     if rows.empty:
         raise MissingCells(f"{status}: {reason}")
     found = STRONGEST[_strongest_name(claim)].measure(rows)
-    beaten = rows.assign(beaten=outcomes(rows) == WRONG).groupby(["attack", "sample"])["beaten"].any()
+    beaten = rows.assign(beaten=outcomes(rows) == WRONG).groupby(["attack", figures.inputs_of(rows)])["beaten"].any()
     alone = beaten.groupby("attack").mean()
     most = f"most by {alone.idxmax()}: {100 * alone.max():.2f} alone" if alone.any() else "no attack did anything"
     return dataclasses.replace(found, remark=most if status == "ok" else f"{most}; {reason}")

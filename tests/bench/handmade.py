@@ -38,6 +38,7 @@ def cell(
     adv_scores: Mapping[float, Sequence[float]] | Sequence[float] | None = None,
     passes: tuple[float, float] = (10.0, 5.0),
     images: Mapping[int, tuple[bytes | None, bytes | None, bytes | None]] | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Rows of one job, input by input for each ε.
 
@@ -82,7 +83,7 @@ def cell(
                     "attack": attack,
                     "norm": norm,
                     "eps": e,
-                    "seed": 0,
+                    "seed": seed,
                     "protocol": "deterministic",
                     "clean_label": (max(label, 0) if clean[i] == REJECT else clean[i]) if ok else 0,
                     "clean_rejected": ok and clean[i] == REJECT,
@@ -105,7 +106,7 @@ def cell(
                 }
             )
     frame = typed(pd.DataFrame(rows))
-    return frame.assign(key=f"{dataset}/{defense}/{attack}/{norm}")
+    return frame.assign(key=f"{dataset}/{defense}/{attack}/{norm}/{seed}")
 
 
 def per_eps(values: Mapping[float, Sequence[Any]] | Sequence[Any], eps: Sequence[float]) -> dict[float, list[Any]]:
@@ -143,7 +144,7 @@ def identities(records: pd.DataFrame) -> dict[str, dict[str, Any]]:
             "norm": first["norm"],
             "eps": sorted(rows["eps"].unique().tolist()),
             "ladder": True,
-            "seed": 0,
+            "seed": int(first["seed"]),
             "protocol": "deterministic",
             "shape": [1, 8, 8],
             "num_classes": 10,

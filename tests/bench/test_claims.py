@@ -69,6 +69,22 @@ def test_fooled_counts_accepted_noise():
     assert fallen(aimed) == wilson(1, 2)  # of the two images, one
 
 
+def test_of_several_seeds_any_may_reach_the_aim_of_a_pair():
+    one, other = (
+        cell("a", labels=[0] * 4, aims=[1, 2] * 2, samples=[0, 0, 1, 1], adv=adv, seed=seed)
+        for seed, adv in ((0, [1, 0, 0, 0]), (1, [1, 2, 0, 1]))
+    )
+    assert pairs(run(one, other))[::3] == (0.5, 4)  # the last was to be a 2
+    assert fooled(run(one, other))[::3] == (0.75, 4)
+    assert fallen(run(one, other))[::3] == (1, 2)
+
+
+def test_noise_of_another_seed_is_other_noise():
+    one, other = (cell("a", norm="fooling", labels=[-1] * 2, adv=[3, REJECT], seed=seed) for seed in (0, 1))
+    for figure in (fooled, fallen):
+        assert figure(run(one, other))[::3] == (0.5, 4)
+
+
 def test_fallen_is_what_attacks_did_and_not_what_was_wrong_before():
     weak = cell("weak", labels=[0, 1, 2, 3], clean=[0, 1, 0, REJECT], adv=[1, 1, 0, REJECT])
     strong = cell("strong", labels=[0, 1, 2, 3], clean=[0, 1, 0, REJECT], adv=[REJECT, 1, 0, 1])

@@ -158,7 +158,7 @@ def test_a_failed_attack_makes_the_worst_case_partial_and_a_skipped_one_does_not
     for attack, reason in (("b", "out of memory"), ("c", "no generator")):
         lost = row(table, attack)
         assert (lost["n"], lost["reason"]) == (10, reason)
-        assert lost[list(SUMMARY_COLUMNS[7:-1])].isna().all()
+        assert lost[list(SUMMARY_COLUMNS[SUMMARY_COLUMNS.index("accuracy") : -1])].isna().all()
 
 
 def test_no_attack_left_leaves_no_worst_case():
@@ -222,6 +222,51 @@ def test_an_input_that_lacks_one_of_the_aims_gives_no_figure():
         figures.robust_accuracy(AIMED[:-1])
 
 
+# three seeds of one attack beat 1, 2 and 3 of the ten inputs, five of them altogether
+SEEDS = [
+    cell("a", labels=LABELS, clean=[0] * 10, adv=[int(i in beaten) for i in range(10)], seed=seed)
+    for seed, beaten in ((0, {0}), (7, {0, 1}), (9, {2, 3, 4}))
+]
+
+
+def test_an_input_is_worth_its_worst_seed_and_the_mean_stands_beside():
+    of_cell = row(figures.summary(run(CLEAN_CELL.assign(clean_label=0, clean_rejected=False), *SEEDS)), "a")
+    assert (of_cell["n"], of_cell["seeds"], of_cell["robust_accuracy"]) == (10, 3, 0.5)
+    assert of_cell["robust_mean"] == pytest.approx(0.8)
+    assert of_cell["robust_sd"] == pytest.approx(0.1)  # of 0.9, 0.8 and 0.7
+    assert (of_cell["forwards"], of_cell["backwards"], of_cell["seconds"]) == (30, 15, 15)
+    (alone,) = (row(figures.summary(SEEDS[0]), name) for name in ("a",))
+    assert (alone["seeds"], alone["robust_mean"]) == (1, 0.9) and np.isnan(alone["robust_sd"])
+    assert figures.security_curve(run(*SEEDS))["value"].tolist() == [1, 0.5]
+
+
+def test_the_worst_case_of_a_seed_is_over_the_attacks_with_that_seed():
+    other = [
+        cell("b", labels=LABELS, adv=[int(i == at) for i in range(10)], seed=seed) for seed, at in ((0, 9), (7, 0))
+    ]
+    worst = row(figures.summary(run(*SEEDS[:2], *other)), WORST_CASE)
+    assert (worst["status"], worst["seeds"], worst["robust_accuracy"]) == ("ok", 2, 0.7)
+    assert worst["robust_mean"] == pytest.approx(0.8) and worst["robust_sd"] == pytest.approx(0)
+
+
+def test_a_hole_in_one_seed_is_a_hole():
+    with pytest.raises(MissingCells, match=r"2 of 10 inputs lack a linf ε = 0.1, seed 9"):
+        figures.robust_accuracy(run(*SEEDS[:2], SEEDS[2][:8]))
+    failed = cell("a", labels=LABELS, seed=11, status="failed", reason="why")
+    table = figures.summary(run(*SEEDS, failed))
+    assert (row(table, "a")["status"], row(table, "a")["seeds"]) == ("failed", 4)
+    assert row(table, WORST_CASE)["status"] == "partial" and row(table, WORST_CASE)["seeds"] == 3
+    worst = figures.worst_case(run(*SEEDS[:2], SEEDS[2][:8]), 0.1)
+    assert (worst["status"], worst["n"]) == ("partial", 8)
+    assert "over the 8 inputs of 10" in worst["reason"]
+
+
+def test_seeds_with_different_attacks_have_no_mean():
+    worst = row(figures.summary(run(*SEEDS[:2], cell("b", labels=LABELS, adv=[1] * 10))), WORST_CASE)
+    assert (worst["seeds"], worst["robust_accuracy"]) == (2, 0)
+    assert np.isnan([worst["robust_mean"], worst["robust_sd"]]).all()
+
+
 # four noise images: the first is taken for a 3, the second for both classes aimed at, the third for another than those
 NOISE = cell("noise", labels=[-1] * 4, adv=[3, REJECT, REJECT, REJECT], norm="fooling")
 FOOLED = cell(
@@ -242,6 +287,16 @@ def test_noise_that_is_accepted_as_aimed_is_the_error_and_nothing_is_right():
     for figure in (figures.accuracy, figures.robust_accuracy, figures.accuracy_without_rejection):
         assert np.isnan(figure(NOISE).value)
     assert figures.per_input(run(NOISE, FOOLED))["robust"].tolist() == [False, False, True, True]
+
+
+def test_every_seed_has_noise_of_its_own():
+    again = cell("noise", labels=[-1] * 4, adv=[REJECT, 3, 3, REJECT], norm="fooling", seed=1)
+    of_cell = row(figures.summary(run(NOISE, again)), "noise", math.inf, "fooling")
+    assert (of_cell["n"], of_cell["seeds"], of_cell["error"]) == (8, 2, 0.375)
+    assert np.isnan(of_cell["robust_mean"])
+    # an attack with one of the seeds alone shares the images of that seed
+    worst = row(figures.summary(run(NOISE, again, FOOLED)), WORST_CASE, math.inf, "fooling")
+    assert (worst["status"], worst["n"], worst["error"]) == ("partial", 4, 0.5)
 
 
 def test_noise_is_never_mixed_with_images_and_has_no_curve():

@@ -75,6 +75,11 @@ BAD: dict[str, Any] = {
     "seed a text": (f'seed = "1"\n{DATA}{DEFENSES}{ATTACK}', ['seed: "1" is not a whole number']),
     "seed true": (f"seed = true\n{DATA}{DEFENSES}{ATTACK}", ["seed: true is not a whole number"]),
     "seed a fraction": (f"seed = 1.5\n{DATA}{DEFENSES}{ATTACK}", ["seed: 1.5 is not a whole number"]),
+    "seeds empty": (f"seeds = []\n{DATA}{DEFENSES}{ATTACK}", ["seeds", "empty"]),
+    "seeds a number": (f"seeds = 3\n{DATA}{DEFENSES}{ATTACK}", ["seeds: 3 is not a list"]),
+    "seeds negative": (f"seeds = [0, -1]\n{DATA}{DEFENSES}{ATTACK}", ["seeds[1]: -1 is", "≥ 0"]),
+    "a seed twice": (f"seeds = [1, 2, 1]\n{DATA}{DEFENSES}{ATTACK}", ["seeds[2]: 1 stands there twice"]),
+    "seed and seeds": (f"seed = 0\nseeds = [1]\n{DATA}{DEFENSES}{ATTACK}", ["seeds: 'seed' is there too"]),
     "seed negative": (f"seed = -1\n{DATA}{DEFENSES}{ATTACK}", ["seed: -1 is not allowed; give a number ≥ 0"]),
     "draws zero": (f"draws = 0\n{DATA}{DEFENSES}{ATTACK}", ["draws: 0 is not allowed; give a number ≥ 1"]),
     "timeout zero": (f"timeout = 0\n{DATA}{DEFENSES}{ATTACK}", ["timeout: 0", "give a number > 0"]),
@@ -300,6 +305,13 @@ def test_the_smallest_file(tmp_path):
     assert (chosen.name, chosen.label, chosen.parameters) == ("inc", "inc", {})
     assert choice.attack == PGD(norm="linf") and choice.label == "pgd" and choice.eps == (0.1, 0.2)
     assert (matrix.seed, matrix.draws) == (0, 1) and matrix.timeout > 0
+
+
+def test_seeds_are_one_or_several(tmp_path):
+    assert read(tmp_path, attack()).seeds == (0,)
+    assert read(tmp_path, f"seed = 4\n{attack()}").seeds == (4,)
+    several = read(tmp_path, f"seeds = [4, 2]\n{attack()}")
+    assert (several.seeds, several.seed) == ((4, 2), 4)
 
 
 def test_parameters_reach_their_systems(tmp_path):

@@ -114,6 +114,29 @@ def test_every_ingredient_changes_the_key(monkeypatch):
         assert a != b, f"{one} and {other} share a key"
 
 
+def test_an_attack_has_a_job_for_each_seed_and_a_sure_defense_one_clean_pass():
+    alone = planned(defenses=["tiny:NearestMean"], calibration=10)
+    jobs = planned(defenses=["tiny:NearestMean"], calibration=10, seeds=[0, 5, 6])
+    assert [(job.label, job.seed) for job in jobs] == [
+        ("clean", 0), ("calibration", 0), ("pgd(steps=10)", 0), ("pgd(steps=10)", 5), ("pgd(steps=10)", 6),
+    ]  # fmt: skip
+    assert [job.key for job in jobs[:3]] == [job.key for job in alone]  # what is stored for one seed stays valid
+    assert {job.clean_key for job in jobs[2:]} == {jobs[0].key}
+    assert len({job.key for job in jobs}) == 5
+    assert jobs[3].key == planned(defenses=["tiny:NearestMean"], seed=5)[1].key
+    assert jobs[3].title.endswith("linf, seed 5")
+
+
+def test_a_randomized_defense_answers_clean_images_with_each_seed():
+    jobs = planned(seeds=[3, 4])
+    assert [(job.label, job.seed) for job in jobs] == [
+        ("clean", 3),
+        ("clean", 4),
+        *[("pgd(steps=10)", s) for s in (3, 4)],
+    ]
+    assert [job.clean_key for job in jobs[2:]] == [job.key for job in jobs[:2]]
+
+
 def test_noise_depends_on_its_number_and_not_on_which_test_images_are_chosen():
     noise = {"attacks": [{"name": "noise", "norm": "fooling"}]}
     job = planned(**noise)[1]

@@ -108,7 +108,7 @@ def test_a_run_ends_well_and_shows_everything(good):
     assert robust["pgd(steps=10)", 0.3] <= robust["pgd(steps=10)", 0.1] <= robust["clean", 0.0]
 
     told = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    assert told["finished"] is True and told["seed"] == 0 and told["draws"] == 3 and told["workers"] == 2
+    assert told["finished"] is True and told["seeds"] == [0] and told["draws"] == 3 and told["workers"] == 2
     assert told["matrix"]["source"] == str(matrix) and told["matrix"]["datasets"] == [{"name": "digits", "n": 12}]
     assert {"code", "python", "packages", "machine", "wall_seconds", "started", "device", "jobs"} <= told.keys()
     assert len(told["jobs"]) == 8
@@ -250,6 +250,42 @@ def test_bad_input_shows_no_traceback(tmp_path):
     matrix = matrix_file(tmp_path, GOOD.replace("0.3", "-0.3"))
     message = one_error_line(bench_run(matrix, tmp_path / "out"))
     assert str(matrix) in message and "eps" in message and "-0.3" in message
+
+
+SEEDS = """
+seeds = [0, 4]
+datasets = [{ name = "digits", n = 12 }]
+defenses = ["tiny:NearestMean", "tiny:Coin"]
+[[attacks]]
+name = "noise"
+eps = [0.3]
+draws = 1
+"""
+
+
+def test_seeds_are_a_dimension(tmp_path):
+    matrix, out = matrix_file(tmp_path, SEEDS), tmp_path / "out"
+    assert bench_run(matrix, out).returncode == 0
+    rows = records(out)
+    ran = rows.groupby(["defense", "attack"])["seed"].agg(lambda seeds: sorted(set(seeds))).to_dict()
+    assert ran == {
+        ("tiny:Coin", "clean"): [0, 4],  # its answers are another draw with each
+        ("tiny:NearestMean", "clean"): [0],
+        ("tiny:Coin", "noise(draws=1)"): [0, 4],
+        ("tiny:NearestMean", "noise(draws=1)"): [0, 4],
+    }
+    mine = rows[(rows["defense"] == "tiny:NearestMean") & (rows["attack"] != "clean")]
+    both = [mine.loc[mine["seed"] == seed, "linf"].to_numpy() for seed in (0, 4)]
+    assert (both[0] != both[1]).any()
+    shown = figures(out)
+    assert shown.loc[("tiny:Coin", "noise(draws=1)", 0.3), "seeds"] == 2
+    assert 0 <= shown.loc[("tiny:Coin", "noise(draws=1)", 0.3), "robust_sd"] < 1
+    assert shown.loc[("tiny:NearestMean", "clean", 0.0), "seeds"] == 1
+    assert "±" in (out / "report.md").read_text(encoding="utf-8")
+    before = record_files(out)
+    done = bench_run(matrix, out, "--seed", 4, "--defense", "tiny:Coin")
+    assert "2 of 2 jobs are finished already" in done.stdout and record_files(out) == before
+    assert set(records(out)["seed"]) == {4}
 
 
 @pytest.fixture(scope="module")

@@ -108,6 +108,18 @@ def test_noise_has_a_table_of_its_own():
     assert "25.0 [4.6, 69.9]" in console.export_text()
 
 
+def test_several_seeds_are_a_mean_a_deviation_and_their_worst():
+    seeds = [cell("pgd", labels=LABELS, adv=[1] * n + [0] * (10 - n), seed=n) for n in (1, 3)]
+    robust, attacks = tables(summary(run(cell(CLEAN, labels=LABELS), *seeds)))
+    for table, start in ((robust, ("d",)), (attacks, ("d", "pgd")), (attacks, ("d", "worst-case"))):
+        assert line(table, *start)["robust, ε = 0.1"] == "80.0 ± 14.1 (70.0 [39.7, 89.2])"
+        assert table.legend.endswith("with its interval).")
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_tables(summary(run(cell(CLEAN, labels=LABELS), *seeds)), console)
+    assert "80.0 ± 14.1 (70.0)" in console.export_text()
+    assert "seeds" not in ROBUST.legend
+
+
 SELECTIVE = run(
     cell(CLEAN, labels=LABELS, clean=[REJECT] + [0] * 9, clean_scores=[1] + [-2] * 9),
     cell(CALIBRATION, labels=[0] * 20, clean_scores=[-2] * 20),
