@@ -109,7 +109,7 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
         named = f"{attack} {norm} ε = {eps:g}" + (f", seed {seed}" if _several_seeds(records) and not fooling else "")
         raise MissingCells(f"{lacking[:, short].sum()} of {len(samples)} inputs lack {named}")
     outcome = outcomes(records)
-    stands = (~records["success"] & (fooling | _clean_right(records))).to_numpy()
+    stands = (~records["success"] & (fooling | clean_right(records))).to_numpy()
     worst = np.full(len(samples), RIGHT)
     np.maximum.at(worst, place, outcome)
     held = {
@@ -151,7 +151,7 @@ def _is_fooling(records: pd.DataFrame) -> bool:
     return bool(fooling.any())
 
 
-def _clean_right(records: pd.DataFrame) -> pd.Series:
+def clean_right(records: pd.DataFrame) -> pd.Series:
     """Per row, whether the clean input is accepted and right."""
     return ~records["clean_rejected"] & (records["clean_label"] == records["label"])
 
@@ -246,7 +246,7 @@ def security_curve(records: pd.DataFrame) -> pd.DataFrame:
     per_input does.
     """
     records = _with_right_answers(records)
-    points = [(0.0, *_share(_clean_right(records).groupby(records["sample"]).min()))]
+    points = [(0.0, *_share(clean_right(records).groupby(records["sample"]).min()))]
     points += [(eps, *robust_accuracy(records[records["eps"] <= eps])) for eps in sorted(records["eps"].unique())]
     return pd.DataFrame(points, columns=["eps", *Estimate._fields])
 
@@ -259,10 +259,24 @@ def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
     (ValueError).
     """
     records = _with_right_answers(records)
-    right = _clean_right(records).groupby(records["sample"]).min()
+    right = clean_right(records).groupby(records["sample"]).min()
     distance = records.groupby("sample")["distance"].min()
     points = [(value, *_share(right & (distance > value))) for value in eps]
     return pd.DataFrame(points, columns=["eps", *Estimate._fields])
+
+
+def minimal(records: pd.DataFrame) -> bool:
+    """Whether an attack looked for smallest perturbations, in one run for all ε, as far as its rows tell.
+
+    records: rows of one attack on one defense, all ok. Such a run found a distance beyond the largest ε, or recorded
+    its passes at the smallest ε alone, though inputs were left that it had not beaten there.
+    """
+    smallest, largest = records["eps"].min(), records["eps"].max()
+    if (np.isfinite(records["distance"]) & (records["distance"] > largest * 1.001)).any():
+        return True
+    first, later = records[records["eps"] == smallest], records[records["eps"] > smallest]
+    passes = [float(rows["forwards"].sum() + rows["backwards"].sum()) for rows in (first, later)]
+    return passes[0] > 0 == passes[1] and not first["success"].all() and len(later) > 0
 
 
 def _with_right_answers(records: pd.DataFrame) -> pd.DataFrame:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bench.figures import FOOLING, attacked_within
+from bench.figures import FOOLING, attacked_within, distance_curve, median_distance, minimal
 from bench.records import CALIBRATION, CLEAN, IMAGE_COLUMNS, WORST_CASE
 from bench.selective import area, attacked_answers, clean_answers, operating_point, risk_coverage
-from bench.tables import eps_text, find, norm_text, panels
+from bench.tables import distance_text, eps_text, find, norm_text, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +32,9 @@ STYLE: dict[Any, Any] = {
     "savefig.bbox": "tight",
     "svg.hashsalt": "manifold-bench",  # the same records give the same file
 }
+
+CURVE_POINTS = 200
+"""Distances at which a curve over all of them is drawn, at most."""
 
 SHOWN_INPUTS = 3
 """Inputs per row of an image grid."""
@@ -77,6 +80,9 @@ def _figures(
             continue  # its table says it all
         if np.isfinite(attacked["eps"]).all():
             yield (dataset, norm, "curves"), security_curves(dataset, norm, clean, attacked)
+        searched = _searched(records[(records["dataset"] == dataset) & (records["norm"] == norm)])
+        if len(searched):
+            yield (dataset, norm, "distances"), distance_curves(dataset, norm, searched)
         yield (dataset, norm, "heatmap"), heat_map(dataset, norm, clean, attacked)
         scored = _scored(records[records["dataset"] == dataset], norm)
         if len(scored):
@@ -114,6 +120,44 @@ def security_curves(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.D
     if handles:
         title = "defense" + ("\n(hollow: partial)" if (worst["status"] == "partial").any() else "")
         axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, title=title)
+    return figure
+
+
+def distance_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figure:
+    """Robust accuracy over distance under every attack that looks for smallest perturbations, a panel per defense.
+
+    records: rows of that data set and norm, all ok. The median distance of each stands beside its name; the steps of
+    all attacks together, those within given ε too, are grey.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = list(records.groupby("defense"))
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(4.2 * across, 3.1 * down), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
+    for axes, (defense, rows) in zip(grid, panels, strict=False):
+        named: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [("all attacks", rows, {"color": "0.6", "lw": 4})]
+        searching = [(name, own) for name, own in rows.groupby("attack") if minimal(own)]
+        for i, (attack, own) in enumerate(searching):
+            dashes = LINE_STYLES[i // len(OKABE_ITO) % len(LINE_STYLES)]
+            named.append((str(attack), own, {"color": OKABE_ITO[i % len(OKABE_ITO)], "ls": dashes, "lw": 1.5}))
+        for name, own, line in named:
+            distances = own["distance"][np.isfinite(own["distance"])]
+            steps = np.unique(np.quantile(distances, np.linspace(0, 1, CURVE_POINTS), method="nearest"))
+            curve = distance_curve(own, np.unique([0.0, *steps]).tolist())
+            label = f"{name} (median {distance_text(median_distance(own))})"
+            axes.step(curve["eps"], 100 * curve["value"], where="post", label=label, **line)
+        axes.set(title=str(defense), ylim=(0, 100), xlabel=f"distance ({norm_text(norm)}; pixels span 0 to 1)")
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=7, frameon=False, loc="upper right")
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    figure.supylabel("robust accuracy, % of inputs", fontsize=9)
+    figure.suptitle(f"{dataset}: robust accuracy over the {norm_text(norm)} distance that attacks found", fontsize=10)
     return figure
 
 
@@ -277,6 +321,13 @@ def _scored(records: pd.DataFrame, norm: str) -> pd.DataFrame:
     silent = rows[(rows["status"] == "ok") & (rows["clean_score"].isna() | rows["adv_score"].isna())]
     clean = rows[(rows["attack"] == CLEAN) & (rows["status"] == "ok")]
     return rows[rows["defense"].isin(set(clean["defense"]) - set(silent["defense"]))]
+
+
+def _searched(records: pd.DataFrame) -> pd.DataFrame:
+    """Of the rows of a data set and norm, the ok ones on defenses on which an attack sought smallest perturbations."""
+    ok = records[records["status"] == "ok"]
+    searching = [defense for (defense, _), own in ok.groupby(["defense", "attack"]) if minimal(own)]
+    return ok[ok["defense"].isin(searching)]
 
 
 def _shown(records: pd.DataFrame) -> Iterator[tuple[str, list[pd.DataFrame]]]:

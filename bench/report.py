@@ -27,6 +27,7 @@ def write_report(folder: Path) -> pd.DataFrame:
     from bench.claims.show import claims_plots, claims_tables, verdict_paragraphs
     from bench.figures import summary
     from bench.measurements.job import load, measurement_plots, measurement_tables
+    from bench.optimality import attack_figures, attack_tables
     from bench.plots import write_plots
     from bench.selective import matched
     from bench.store import Store, file_name
@@ -42,7 +43,7 @@ def write_report(folder: Path) -> pd.DataFrame:
     (folder / "tables").mkdir(exist_ok=True)
     claims, measurements = claims_of(folder), load(folder)
     made = claims_tables(records, claims, measurements) + measurement_tables(measurements)
-    made += tables(figures) + selective_tables(matched(records), figures)
+    made += tables(figures) + attack_tables(attack_figures(records)) + selective_tables(matched(records), figures)
     for table in made:
         name = file_name(*table.name)
         (folder / "tables" / f"{name}.md").write_text(markdown(table), encoding="utf-8")

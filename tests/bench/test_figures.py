@@ -125,6 +125,19 @@ def test_distance_curve_agrees_with_the_ladder_of_a_minimal_distance_attack():
     assert figures.distance_curve(minimal, [0, 0.05, 1])["value"].tolist() == [1, 0.75, 0.25]
 
 
+def test_an_attack_that_sought_the_smallest_is_known_by_its_distances_or_its_passes():
+    within = {0.1: [1, 0, 0, 0], 0.2: [1, 1, 0, 0]}
+    ladder = cell(eps=(0.1, 0.2), labels=[0] * 4, adv=within)
+    assert not figures.minimal(ladder)
+    assert figures.minimal(ladder.assign(distance=[0.05, 0.05, 0.15, 0.15, 0.9, 0.9, math.inf, math.inf]))
+    once = ladder.assign(forwards=ladder["forwards"].where(ladder["eps"] == 0.1, 0), backwards=0)
+    assert figures.minimal(once)
+    assert not figures.minimal(once.assign(forwards=0))  # it asks the defense nothing
+    done = cell(eps=(0.1, 0.2), labels=[0] * 4, adv=[1] * 4)
+    assert not figures.minimal(done.assign(forwards=done["forwards"].where(done["eps"] == 0.1, 0), backwards=0))
+    assert not figures.minimal(cell())
+
+
 def test_summary_has_a_row_per_cell_and_the_worst_cases():
     table = figures.summary(run(CLEAN_CELL, A, B))
     assert tuple(table.columns) == SUMMARY_COLUMNS

@@ -1,5 +1,7 @@
 """Plots are drawn from what is there, and what is not there is drawn as that."""
 
+import math
+
 import numpy as np
 import pytest
 from handmade import REJECT, cell, identities, run
@@ -99,6 +101,23 @@ def test_risk_over_coverage_clean_and_attacked_with_the_deployed_points():
     assert axes.get_ylabel() == "risk, % of accepted that are wrong"
     partial = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
     assert len(partial) == 1
+
+
+def test_an_attack_that_seeks_small_perturbations_has_a_curve_over_every_distance():
+    near, far = [0.5, 1.0, 1.5, 4.0], [math.inf, 0.25, math.inf, math.inf]
+    drawn = figures_of(
+        cell(CLEAN, labels=[0] * 4),
+        cell("deepfool", (1, 2), [0] * 4, adv={1: [1, 1, 0, 0], 2: [1, 1, 1, 0]}, distance=near, norm="l2"),
+        cell("pgd", (1, 2), [0] * 4, adv=[0, 1, 0, 0], distance=far, norm="l2"),
+        cell("pgd", (1, 2), [0] * 4, adv=[0, 1, 0, 0], distance=far, norm="l2", defense="ladders only"),
+    )
+    panels = drawn["digits", "l2", "distances"].axes
+    assert [axes.get_title() for axes in panels] == ["d"]
+    everything, deepfool = (line.get_xydata().tolist() for line in panels[0].lines)
+    assert deepfool == [[0, 100], [0.5, 75], [1, 50], [1.5, 25], [4, 0]]
+    assert everything == [[0, 100], [0.25, 75], [0.5, 50], [1, 50], [1.5, 25], [4, 0]]
+    labels = [text.get_text() for text in panels[0].get_legend().get_texts()]
+    assert labels == ["all attacks (median 1.000)", "deepfool (median 1.250)"]
 
 
 def test_without_scores_there_is_no_risk_coverage_curve(drawn):
