@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -129,33 +130,33 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figure:
     records: rows of that data set and norm, all ok. The median distance of each stands beside its name; the steps of
     all attacks together, those within given ε too, are grey.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = list(records.groupby("defense"))
-    across = min(2, len(panels))
-    down = -(-len(panels) // across)
-    figure = Figure(figsize=(4.2 * across, 3.1 * down), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
-    for axes, (defense, rows) in zip(grid, panels, strict=False):
-        named: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [("all attacks", rows, {"color": "0.6", "lw": 4})]
-        searching = [(name, own) for name, own in rows.groupby("attack") if minimal(own)]
-        for i, (attack, own) in enumerate(searching):
+    searching = [
+        name for name, own in records.groupby("attack") if any(minimal(rows) for _, rows in own.groupby("defense"))
+    ]
+    figure = blank_figure(7.5, 0.8 + 2.2 * len(panels))
+    grid = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
+    for axes, (defense, rows) in zip(grid, panels, strict=True):
+        named: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [("all attacks", rows, {"color": "0.7", "lw": 4})]
+        for i, attack in enumerate(searching):
             dashes = LINE_STYLES[i // len(OKABE_ITO) % len(LINE_STYLES)]
-            named.append((str(attack), own, {"color": OKABE_ITO[i % len(OKABE_ITO)], "ls": dashes, "lw": 1.5}))
+            line = {"color": OKABE_ITO[i % len(OKABE_ITO)], "ls": dashes, "lw": 1.5}
+            named.append((str(attack), rows[rows["attack"] == attack], line))
         for name, own, line in named:
             distances = own["distance"][np.isfinite(own["distance"])]
-            steps = np.unique(np.quantile(distances, np.linspace(0, 1, CURVE_POINTS), method="nearest"))
-            curve = distance_curve(own, np.unique([0.0, *steps]).tolist())
-            label = f"{name} (median {distance_text(median_distance(own))})"
-            axes.step(curve["eps"], 100 * curve["value"], where="post", label=label, **line)
-        axes.set(title=str(defense), ylim=(0, 100), xlabel=f"distance ({norm_text(norm)}; pixels span 0 to 1)")
-        axes.set_xlim(left=0)
+            if len(own):
+                steps = (
+                    np.quantile(distances, np.linspace(0, 1, CURVE_POINTS), method="nearest") if len(distances) else []
+                )
+                curve = distance_curve(own, np.unique([0.0, *steps]).tolist())
+                label = f"{textwrap.fill(name, 36)}\nmedian {distance_text(median_distance(own))}"
+                axes.step(curve["eps"], 100 * curve["value"], where="post", label=label, **line)
+        axes.set_ylim(0, 100)
+        axes.set_title(str(defense), loc="left", fontsize=9)
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=7, frameon=False, loc="upper right")
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, fontsize=8)
+    grid[-1].set_xlim(left=0)
+    grid[-1].set_xlabel(f"distance ({norm_text(norm)}; pixels span 0 to 1)")
     figure.supylabel("robust accuracy, % of inputs", fontsize=9)
     figure.suptitle(f"{dataset}: robust accuracy over the {norm_text(norm)} distance that attacks found", fontsize=10)
     return figure
@@ -297,13 +298,19 @@ def _pixels(raw: object, shape: list[int]) -> np.ndarray:
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of that size in inches with one plot in it."""
+    figure = blank_figure(width, height)
+    return figure, figure.subplots()
+
+
+def blank_figure(width: float, height: float) -> Figure:
     """A figure of that size in inches, outside pyplot's registry: nothing has to be closed, no display is asked for."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    return figure
 
 
 def _hatched(axes: Axes, x: float, y: float, text: str) -> None:
