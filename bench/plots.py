@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from bench.figures import FOOLING, attacked_within, distance_curve, median_distance, minimal
-from bench.records import CALIBRATION, CLEAN, IMAGE_COLUMNS, WORST_CASE
+from bench.pictures import answer_text, difference, pictured, pixels, shown_inputs, truth_text
+from bench.records import CLEAN, IMAGE_COLUMNS, WORST_CASE
 from bench.selective import area, attacked_answers, clean_answers, operating_point, risk_coverage
 from bench.tables import distance_text, eps_text, find, norm_text, panels
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that every kind of colour vision tells apart (Okabe and Ito 2008), without the yellow that white swallows."""
+
+COLOURS = "viridis"
+"""Of heat maps: even to every kind of colour vision, and in grey."""
 
 LINE_STYLES = ("-", "--", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -36,6 +40,9 @@ STYLE: dict[Any, Any] = {
 
 CURVE_POINTS = 200
 """Distances at which a curve over all of them is drawn, at most."""
+
+NO_IMAGE = np.full((1, 1), 230, dtype=np.uint8)
+"""Stands where the defense makes none."""
 
 SHOWN_INPUTS = 3
 """Inputs per row of an image grid."""
@@ -101,20 +108,23 @@ def security_curves(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.D
     """
     worst = attacked[attacked["attack"] == WORST_CASE]
     figure, axes = new_figure(6.4, max(4.0, 0.6 + 0.2 * worst["defense"].nunique()))
+    weights = _weights(worst["defense"].nunique())
     for i, (defense, rows) in enumerate(worst.groupby("defense")):
         points = pd.concat([clean[clean["defense"] == defense], rows]).sort_values("eps")
         colour = OKABE_ITO[i % len(OKABE_ITO)]
         x, y = points["eps"].to_numpy(), 100 * points["robust_accuracy"].to_numpy()
         dashes, marker = LINE_STYLES[i // len(OKABE_ITO) % len(LINE_STYLES)], MARKERS[i % len(MARKERS)]
-        line: dict[str, Any] = {"color": colour, "marker": marker, "ms": 5, "clip_on": False}
-        axes.plot(x, y, dashes, label=str(defense), lw=1.6, zorder=3, **line)
+        line: dict[str, Any] = {"color": colour, "marker": marker, "ms": 4.5 * weights[i], "clip_on": False}
+        axes.plot(x, y, dashes, label=str(defense), lw=1.3 * weights[i], zorder=3, **line)
         partial = (points["status"] == "partial").to_numpy(dtype=bool)
         if partial.any():
             axes.plot(x[partial], y[partial], " ", markerfacecolor="white", zorder=4, **line)
         low, high = 100 * points["robust_low"], 100 * points["robust_high"]
         axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
     axes.set(xlabel=f"ε ({norm_text(norm)}; pixels span 0 to 1)", ylabel="robust accuracy, % of inputs", ylim=(0, 100))
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, worst["eps"].max())
+    axes.locator_params(axis="x", nbins=8)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_title(f"{dataset}: worst case over all {norm_text(norm)} attacks", loc="left")
     axes.grid(alpha=0.25)
     _, handles = axes.get_legend_handles_labels()
@@ -171,6 +181,7 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
     """
     largest = records["eps"].max()
     figure, axes = new_figure(8.0, max(4.2, 1.4 + 0.36 * records["defense"].nunique()))
+    weights = _weights(records["defense"].nunique())
     for i, (defense, rows) in enumerate(records.groupby("defense")):
         colour, marker = OKABE_ITO[i % len(OKABE_ITO)], MARKERS[(i + i // len(OKABE_ITO)) % len(MARKERS)]
         clean = rows[rows["attack"] == CLEAN]
@@ -182,10 +193,12 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
         for dashes, filling, judged, answers in parts:
             curve = 100 * risk_coverage(answers["score"], answers["wrong"])
             areas.append(f"{area(curve) / 100:.3g} %")
-            axes.plot(curve["coverage"], curve["risk"], dashes, color=colour, lw=1.4, zorder=3, clip_on=False)
-            point: dict[str, Any] = {"color": colour, "marker": marker, "mfc": filling, "ms": 6, "clip_on": False}
+            axes.plot(
+                curve["coverage"], curve["risk"], dashes, color=colour, lw=1.2 * weights[i], zorder=3, clip_on=False
+            )
+            point: dict[str, Any] = {"color": colour, "marker": marker, "mfc": filling, "clip_on": False}
             coverage, risk = operating_point(judged)
-            axes.plot(100 * coverage, 100 * risk, " ", zorder=4, **point)
+            axes.plot(100 * coverage, 100 * risk, " ", zorder=4, ms=4.5 * weights[i], **point)
         axes.plot([], [], "-", color=colour, marker=marker, ms=6, label=f"{defense}\narea {', attacked '.join(areas)}")
     for name, dashes in (("clean", "-"), (f"attacked, ε = {eps_text(largest)}", "--")):
         axes.plot([], [], dashes, color="0.4", lw=1.4, label=name)
@@ -207,28 +220,23 @@ def heat_map(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFram
     clean, attacked: rows of a summary. Hatched grey: failed, skipped, or not in the run (–).
     """
     defenses = sorted({*clean["defense"], *attacked["defense"]})
-    attacks = [name for name in sorted(attacked["attack"].unique()) if name != WORST_CASE] + [WORST_CASE]
-    largest = attacked.groupby("attack")["eps"].max()
-    columns = [(CLEAN, CLEAN, 0.0)]
-    columns += [(f"{attack}\nε = {eps_text(largest[attack])}", attack, largest[attack]) for attack in attacks]
+    columns = matrix_columns(attacked)
     everything = pd.concat([clean, attacked])
     figure, axes = new_figure(2.6 + 0.62 * len(columns), 2.3 + 0.36 * len(defenses))
     shares = np.full((len(defenses), len(columns)), np.nan)
     for i, defense in enumerate(defenses):
-        for j, (_, attack, eps) in enumerate(columns):
+        for j, (attack, eps) in enumerate(columns):
             row = find(everything, defense=defense, attack=attack, eps=eps)
             if row is None or np.isnan(row["robust_accuracy"]):
                 _hatched(axes, j, i, "–" if row is None else str(row["status"]))
                 continue
             shares[i, j] = row["robust_accuracy"]
-            text = f"{100 * shares[i, j]:.0f}" + ("‡" if row["status"] == "partial" else "")
-            # viridis is dark at its lower end
-            colour = "white" if shares[i, j] < 0.6 else "black"
-            axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
-    image = axes.imshow(100 * shares, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+            text = f"{100 * shares[i, j]:.1f}" + ("‡" if row["status"] == "partial" else "")
+            axes.text(j, i, text, ha="center", va="center", color=shade(shares[i, j])[1], fontsize=8)
+    image = axes.imshow(100 * shares, cmap=COLOURS, vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(
         range(len(columns)),
-        [name for name, _, _ in columns],
+        [CLEAN if attack == CLEAN else f"{_folded(attack)}\nε = {eps_text(eps)}" for attack, eps in columns],
         rotation=50,
         ha="right",
         rotation_mode="anchor",
@@ -244,34 +252,69 @@ def heat_map(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFram
     return figure
 
 
+def matrix_columns(attacked: pd.DataFrame, with_clean: bool = True) -> list[tuple[str, float]]:
+    """The columns of a heat map: every attack with its largest ε; the clean answers lead, the worst case closes.
+
+    attacked: the attacked rows of a summary, of one data set and norm.
+    """
+    largest = attacked.groupby("attack")["eps"].max()
+    attacks = [name for name in sorted(largest.index) if name != WORST_CASE] + [WORST_CASE]
+    return [(CLEAN, 0.0)] * with_clean + [(attack, float(largest[attack])) for attack in attacks]
+
+
+def shade(share: float) -> tuple[str, str]:
+    """The colour of a share in a heat map, and black or white, whichever reads better on it (contrast as in WCAG 2)."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    colour = colormaps[COLOURS](share)
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+    luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+    return to_hex(colour), "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000000"
+
+
+def _weights(lines: int) -> np.ndarray:
+    """How much bolder each of so many lines is: what lies beneath another shows at its edges."""
+    return np.linspace(1 + 0.25 * min(lines - 1, 4), 1, lines)
+
+
+def _folded(label: str) -> str:
+    """A long label on several lines, broken before its parameters."""
+    name, bracket, parameters = label.partition("(")
+    return label if len(label) < 20 or not bracket else f"{name}\n({parameters}"
+
+
 def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dict[str, Any]]) -> Figure:
-    """What was attacked: per row a defense and an attack, per input the original, the adversarial and the seen image.
+    """What was attacked: per row a defense and an attack, per input the original, the adversarial, their difference and
+    the seen image.
 
     rows: records of one cell at one ε each, inputs with images only. Above an image stands what it is or what the
-    defense says of it, in orange where it is accepted and wrong. A grey field: the defense makes no image.
+    defense says of it, with a cross and in orange where that is a success; above a difference its largest size, which
+    is drawn black or white. A light grey field: the defense makes no image.
     """
-    height, trio = 1.35, 3.35  # of a row and of an input's three images, in image widths
-    figure, axes = new_figure(2 + 0.75 * trio * SHOWN_INPUTS, 0.4 + 0.75 * height * len(rows))
+    height, group = 1.35, 4.4  # of a row and of an input's four images, in image widths
+    figure, axes = new_figure(2 + 0.75 * group * SHOWN_INPUTS, 0.4 + 0.75 * height * len(rows))
     for i, cell in enumerate(rows):
         first = cell.iloc[0]
         shape = identities[first["key"]]["shape"]
         strength = "" if first["norm"] == FOOLING else f", ε = {eps_text(first['eps'])}"
-        where = f"{first['defense']}\n{first['attack']}\n{norm_text(first['norm'])}{strength}"
+        where = f"{first['defense']}\n{_folded(first['attack'])}\n{norm_text(first['norm'])}{strength}"
         axes.text(-0.15, height * i + 0.5, where, ha="right", va="center", fontsize=7.5)
-        # of an input's rows, one for each class aimed at, a success shows most
-        inputs = cell.sort_values("success", ascending=False, kind="stable").drop_duplicates("sample").sort_index()
-        for j, record in enumerate(inputs.head(SHOWN_INPUTS).to_dict("records")):
-            answer = "rejected" if record["adv_rejected"] else f"says {record['adv_label']}"
-            is_what = "noise" if record["label"] < 0 else f"is {record['label']}"
-            for k, title in enumerate((is_what, answer, "sees")):
-                left, top = trio * j + 1.05 * k, height * i
+        for j, record in enumerate(shown_inputs(cell, SHOWN_INPUTS)):
+            original, adversarial, seen = (pixels(record[column], shape) for column in IMAGE_COLUMNS)
+            assert original is not None and adversarial is not None
+            change, largest = difference(original, adversarial)
+            titles = (truth_text(record), answer_text(record), f"± {largest:.2g}", "sees")
+            for k, (title, image) in enumerate(zip(titles, (original, adversarial, change, seen), strict=True)):
+                left, top = group * j + 1.05 * k, height * i
                 colour = OKABE_ITO[1] if k == 1 and record["success"] else "black"
                 axes.text(left + 0.5, top - 0.04, title, ha="center", va="bottom", fontsize=7, color=colour)
-                image = _pixels(record[IMAGE_COLUMNS[k]], shape)
-                axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(left, left + 1, top + 1, top))
-    axes.set(xlim=(0, trio * SHOWN_INPUTS), ylim=(height * len(rows), -0.3), aspect="equal")
+                shown = NO_IMAGE if image is None else image
+                axes.imshow(shown, cmap="gray", vmin=0, vmax=255, extent=(left, left + 1, top + 1, top))
+    axes.set(xlim=(0, group * SHOWN_INPUTS), ylim=(height * len(rows), -0.3), aspect="equal")
     axes.set_axis_off()
-    axes.set_title(f"{dataset}: original, adversarial, and what the defense saw", loc="left", fontsize=9)
+    title = f"{dataset}: original, adversarial, difference, and what the defense saw"
+    axes.set_title(title, loc="left", fontsize=9)
     return figure
 
 
@@ -287,14 +330,6 @@ def picture_grid(title: str, pixels: np.ndarray) -> Figure:
     axes.set_axis_off()
     axes.set_title(title, loc="left", fontsize=9)
     return figure
-
-
-def _pixels(raw: object, shape: list[int]) -> np.ndarray:
-    """uint8 [H,W] or [H,W,3] of a stored image of that shape [C,H,W]; one light grey pixel where there is none."""
-    if not isinstance(raw, bytes):
-        return np.full((1, 1), 230, dtype=np.uint8)
-    image = np.frombuffer(raw, dtype=np.uint8).reshape(shape).transpose(1, 2, 0)
-    return image if shape[0] == 3 else image[:, :, 0]
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -339,10 +374,5 @@ def _searched(records: pd.DataFrame) -> pd.DataFrame:
 
 def _shown(records: pd.DataFrame) -> Iterator[tuple[str, list[pd.DataFrame]]]:
     """Per data set, the rows with images of each attacked cell at its largest ε."""
-    if IMAGE_COLUMNS[0] not in records:
-        return
-    attacked = ~records["attack"].isin([CLEAN, CALIBRATION]) & (records["status"] == "ok")
-    pictured = records[attacked & records[IMAGE_COLUMNS[0]].notna()]
-    for dataset, rows in pictured.groupby("dataset"):
-        cells = [cell for _, cell in rows.groupby(["defense", "norm", "attack"])]
-        yield str(dataset), [cell[cell["eps"] == cell["eps"].max()] for cell in cells]
+    for dataset, rows in pictured(records).groupby("dataset"):
+        yield str(dataset), [cell for _, cell in rows.groupby(["defense", "norm", "attack"])]

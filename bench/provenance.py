@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from bench.errors import InputError
 
 PACKAGES = (
     "manifold-bench", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "mlxtend", "safetensors",
@@ -53,3 +56,17 @@ def provenance() -> dict[str, Any]:
         },
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def stored_provenance(folder: Path) -> dict[str, Any]:
+    """run.json of the run in that folder, {} where there is none; raises InputError where it is damaged."""
+    path = folder / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(told, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); run again") from error
+    return told

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def write_report(folder: Path) -> pd.DataFrame:
-    """Writes summary.csv, tables/*.md, tables/*.tex, plots/*.svg, plots/*.png and report.md; returns the summary.
+    """Writes summary.csv, tables/, plots/ (.svg and .png), report.md and report.html; returns the summary.
 
     folder: a run's output folder. What an earlier report left in tables/ and plots/ is replaced.
     Raises InputError where there are no records or a file of them is damaged.
@@ -26,9 +26,11 @@ def write_report(folder: Path) -> pd.DataFrame:
     from bench.claims.base import claims_of
     from bench.claims.show import claims_plots, claims_tables, verdict_paragraphs
     from bench.figures import summary
+    from bench.html.page import write_page
     from bench.measurements.job import load, measurement_plots, measurement_tables
     from bench.optimality import attack_figures, attack_tables
     from bench.plots import write_plots
+    from bench.provenance import stored_provenance
     from bench.selective import matched
     from bench.store import Store, file_name
     from bench.tables import latex, markdown, selective_tables, tables
@@ -42,8 +44,10 @@ def write_report(folder: Path) -> pd.DataFrame:
             old.unlink()
     (folder / "tables").mkdir(exist_ok=True)
     claims, measurements = claims_of(folder), load(folder)
-    made = claims_tables(records, claims, measurements) + measurement_tables(measurements)
-    made += tables(figures) + attack_tables(attack_figures(records)) + selective_tables(matched(records), figures)
+    of_claims = claims_tables(records, claims, measurements)
+    of_measurements = measurement_tables(measurements)
+    of_attacks = tables(figures) + attack_tables(attack_figures(records)) + selective_tables(matched(records), figures)
+    made = [*of_claims, *of_measurements, *of_attacks]
     for table in made:
         name = file_name(*table.name)
         (folder / "tables" / f"{name}.md").write_text(markdown(table), encoding="utf-8")
@@ -52,17 +56,20 @@ def write_report(folder: Path) -> pd.DataFrame:
     plots = write_plots(records, figures, identities, folder / "plots", further)
     verdicts = verdict_paragraphs(records, claims, measurements)
     (folder / "report.md").write_text(_page(figures, verdicts, made, plots), encoding="utf-8")
+    run = stored_provenance(folder)
+    pictures = [(r["dataset"], r["defense"], r["measurement"]) for r in measurements if "pictures" in r]
+    write_page(folder, records, identities, figures, run, verdicts, of_claims, of_measurements, of_attacks, pictures)
     return figures
 
 
 def _page(summary: pd.DataFrame, verdicts: list[str], made: list[Table], plots: list[Path]) -> str:
     """report.md: how many cells ended how, verdicts on central claims, every table, every plot."""
-    from bench.records import WORST_CASE
+    from bench.html.page import cell_counts
     from bench.tables import markdown
 
-    cells = summary.loc[summary["attack"] != WORST_CASE, "status"].value_counts()
-    counts = ", ".join(f"{cells.get(status, 0)} {status}" for status in ("ok", "failed", "skipped"))
-    parts = [f"# Report\n\nCells (data set, defense, attack, norm, ε): {counts}. All figures: `summary.csv`.\n"]
+    parts = [
+        f"# Report\n\nCells (data set, defense, attack, norm, ε): {cell_counts(summary)}. All figures: `summary.csv`.\n"
+    ]
     parts += [f"{paragraph}\n" for paragraph in verdicts]
     parts += [markdown(table) for table in made]
     parts += [f"![{plot.stem}](plots/{plot.name})\n" for plot in plots]
@@ -81,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bench.tables import print_tables
 
     print_tables(figures, Console())
-    print(f"summary.csv, report.md, tables/ and plots/ are in {folder}")
+    print(f"report.html, report.md, summary.csv, tables/ and plots/ are in {folder}")
     return 0
 
 

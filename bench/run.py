@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
             f"--{kind}", action="append", default=[], metavar="NAME",
             help=f"only this {kind} (repeatable); one that is not in the matrix is added, package.module:Name too",
         )  # fmt: skip
+    p.add_argument("--norm", action="append", default=[], metavar="NORM", help="only attacks in this norm (repeatable)")
     p.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     p.add_argument("--list", action="store_true", help="show every known data set, defense, attack and matrix")
     return p
@@ -75,13 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def filtered(matrix: Matrix, given: argparse.Namespace) -> Matrix:
-    """The matrix cut down to what --defense, --attack and --dataset name; unknown ones are added from the registry.
+    """The matrix cut down to what --defense, --attack, --norm and --dataset name; unknown ones come from the registry.
 
-    A name selects every entry of that name or label. An attack that is not in the matrix takes the first norm of the
-    matrix that it works in, with the ε there.
+    A label selects its entry, a name that is nobody's label every entry of that name; the attack "clean" is none. An
+    attack that is not in the matrix takes the first norm of the matrix that it works in, with the ε there.
     """
     from bench.matrix import DatasetEntry, attack_by_name, defense_by_name
-    from bench.registry import find
+    from bench.records import CLEAN
+    from bench.registry import find, one_of
 
     datasets, defenses, attacks = matrix.datasets, matrix.defenses, matrix.attacks
     if given.dataset:
@@ -92,15 +94,25 @@ def filtered(matrix: Matrix, given: argparse.Namespace) -> Matrix:
     if given.defense:
         defenses = selected(defenses, given.defense, defense_by_name)
     if given.attack:
-        attacks = selected(attacks, given.attack, lambda name: attack_by_name(name, matrix.attacks))
+        named = [name for name in given.attack if name != CLEAN]
+        attacks = selected(attacks, named, lambda name: attack_by_name(name, matrix.attacks))
+    if given.norm:
+        norms = dict.fromkeys(str(choice.attack.norm) for choice in attacks)
+        for norm in given.norm:
+            one_of("--norm", norm, list(norms))
+        attacks = tuple(choice for choice in attacks if choice.attack.norm in given.norm)
     return dataclasses.replace(matrix, datasets=datasets, defenses=defenses, attacks=attacks)
 
 
 def selected(choices: tuple[C, ...], names: Iterable[str], add: Callable[[str], C]) -> tuple[C, ...]:
-    """The choices of those names or labels, each once, in the order of the names; `add` makes what is not there."""
+    """The choices of those labels or else names, each once, in that order; `add` makes what is not there."""
     found: list[C] = []
     for name in names:
-        there = [choice for choice in (*found, *choices) if name in (choice.name, choice.label)] or [add(name)]
+        there = (
+            [choice for choice in (*found, *choices) if choice.label == name]
+            or [choice for choice in (*found, *choices) if choice.name == name]
+            or [add(name)]
+        )
         found += [choice for choice in there if choice not in found]
     return tuple(found)
 

@@ -96,7 +96,7 @@ def distance_text(value: float) -> str:
 
 
 @dataclass
-class _Marks:
+class Marks:
     """The reasons a table's cells point to, numbered as they first appear."""
 
     attacked: pd.DataFrame
@@ -163,11 +163,11 @@ def tables(summary: pd.DataFrame) -> list[Table]:
     checks = implausible(summary)
     for dataset, norm, clean, attacked in panels(summary):
         kinds = (_fooling,) if norm == FOOLING else (_robustness, _attacks)
-        made += [kind(dataset, norm, clean, attacked, _Marks(attacked, checks)) for kind in kinds]
+        made += [kind(dataset, norm, clean, attacked, Marks(attacked, checks)) for kind in kinds]
     return made
 
 
-def _robustness(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: _Marks) -> Table:
+def _robustness(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: Marks) -> Table:
     """Rows: defenses. Columns: clean accuracy and rejection, then the worst case over attacks at each ε."""
     worst = attacked[attacked["attack"] == WORST_CASE]
     ladder = sorted(worst["eps"].unique())
@@ -180,14 +180,14 @@ def _robustness(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataF
         rows.append(row)
     header = ["defense", "n", "clean accuracy", "clean rejection", *_per_strength(ladder)]
     title = f"{dataset}, {norm_text(norm)}: robust accuracy, worst case over attacks"
-    return Table((dataset, norm, "robustness"), title, header, rows, marks.notes, _legend(attacked))
+    return Table((dataset, norm, "robustness"), title, header, rows, marks.notes, robust_legend(attacked))
 
 
 def _per_strength(ladder: list[float]) -> list[str]:
     return [f"{figure}, ε = {eps_text(eps)}" for eps in ladder for figure in ("robust", "strict")]
 
 
-def _attacks(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: _Marks) -> Table:
+def _attacks(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: Marks) -> Table:
     """Rows: defense and attack. Columns: clean accuracy and rejection, then robust accuracy at each ε."""
     ladder = sorted(attacked["eps"].unique())
     rows = []
@@ -198,14 +198,15 @@ def _attacks(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFram
     header = ["defense", "attack", "n", "clean accuracy", "clean rejection"]
     header += [f"robust, ε = {eps_text(eps)}" for eps in ladder]
     title = f"{dataset}, {norm_text(norm)}: robust accuracy under each attack"
-    return Table((dataset, norm, "attacks"), title, header, rows, marks.notes, _legend(attacked))
+    return Table((dataset, norm, "attacks"), title, header, rows, marks.notes, robust_legend(attacked))
 
 
-def _legend(attacked: pd.DataFrame) -> str:
+def robust_legend(attacked: pd.DataFrame) -> str:
+    """What the figures of these summary rows mean."""
     return LEGEND + SEEDS_LEGEND if (attacked["seeds"] > 1).any() else LEGEND
 
 
-def _fooling(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: _Marks) -> Table:
+def _fooling(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: Marks) -> Table:
     """Rows: defense and attack. Columns: noise images, and the share of them that fooled it."""
     rows = []
     for defense, attack in _pairs(clean, attacked):
@@ -228,11 +229,11 @@ def selective_tables(matched: pd.DataFrame, summary: pd.DataFrame) -> list[Table
         calibrated = (clean["rate"] != DEPLOYED) & (clean["status"] != "skipped")
         whole = matched[matched["dataset"] == dataset]
         if calibrated.any() or (whole["coverage"] < 1).any():
-            made.append(_selective(dataset, norm, clean, attacked, _Marks(attacked, checks)))
+            made.append(_selective(dataset, norm, clean, attacked, Marks(attacked, checks)))
     return made
 
 
-def _selective(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: _Marks) -> Table:
+def _selective(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: Marks) -> Table:
     """Rows: defense and operating point. Columns: clean coverage and error, then the worst case at each ε."""
     ladder = sorted(attacked["eps"].unique())
     rows = []
@@ -269,7 +270,7 @@ def _pairs(clean: pd.DataFrame, attacked: pd.DataFrame) -> Iterator[tuple[str, s
             yield defense, attack
 
 
-def _clean_cells(clean: pd.DataFrame, defense: str, marks: _Marks) -> list[str]:
+def _clean_cells(clean: pd.DataFrame, defense: str, marks: Marks) -> list[str]:
     """Number of inputs, clean accuracy and clean rejection of a defense."""
     row = find(clean, defense=defense)
     if row is None:
@@ -349,7 +350,7 @@ def print_tables(summary: pd.DataFrame, console: Console) -> None:
 
     checks = implausible(summary)
     for dataset, norm, clean, attacked in panels(summary):
-        marks = _Marks(attacked, checks)
+        marks = Marks(attacked, checks)
         make = _fooling_on_screen if norm == FOOLING else _robustness_on_screen
         for table in make(dataset, norm, clean, attacked, marks):
             console.print(table)
@@ -370,7 +371,7 @@ def _screen_table(title: str) -> ScreenTable:
 
 
 def _fooling_on_screen(
-    dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: _Marks
+    dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: Marks
 ) -> list[ScreenTable]:
     """Which share of noise images fools each defense under each attack."""
     from rich.text import Text
@@ -385,7 +386,7 @@ def _fooling_on_screen(
 
 
 def _robustness_on_screen(
-    dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: _Marks
+    dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: Marks
 ) -> list[ScreenTable]:
     """Two tables: the worst case at each ε, and robust accuracy under each attack."""
     from rich.text import Text

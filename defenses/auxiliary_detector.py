@@ -51,6 +51,7 @@ class AuxiliaryDetector(Defense):
     """
 
     Spec: ClassVar = AuxiliaryDetectorSpec
+    family: ClassVar[str] = "detection"
     detectors: ClassVar = ("adversarial",)
     spec: AuxiliaryDetectorSpec
     median: Tensor

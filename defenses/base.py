@@ -50,13 +50,15 @@ class Defense(nn.Module):
     backward mode, so it goes as it is into ART, Foolbox or any loop that takes a module.
 
     A subclass sets `Spec` (a frozen dataclass with its parameters), `version` (raised whenever the same spec and
-    weights would answer differently) and, where they apply, `rejects`, `randomized`, `gradient_modes` and
+    weights would answer differently) and, where they apply, `family`, `rejects`, `randomized`, `gradient_modes` and
     `attack_forward`, `detectors` and `detection`, `perceived`, and the parts below. Everything learnt is a parameter or
     a buffer.
     """
 
     Spec: ClassVar[type[DefenseSpec]] = DefenseSpec
     version: ClassVar[int] = 1
+    family: ClassVar[str] = "other"
+    """What kind of defense it is, for reports to group by; it changes no result."""
     randomized: ClassVar[bool] = False
     detectors: ClassVar[tuple[str, ...]] = ()
     """Names of the detectors that `detection` tells apart; none where it isn't offered."""

@@ -125,6 +125,7 @@ class GaussianMixtureVAE(Defense):
     """
 
     Spec: ClassVar = GaussianMixtureVAESpec
+    family: ClassVar[str] = "generative rejection"
     version: ClassVar[int] = 2
     detectors: ClassVar = ("encoding", "reconstruction")
     spec: GaussianMixtureVAESpec

@@ -54,6 +54,7 @@ class InvertAndClassify(Defense):
     """
 
     Spec: ClassVar = InvertAndClassifySpec
+    family: ClassVar[str] = "projection"
     spec: InvertAndClassifySpec
     version: ClassVar[int] = 2
 

@@ -86,6 +86,7 @@ class MagNet(Defense):
     """
 
     Spec: ClassVar = MagNetSpec
+    family: ClassVar[str] = "detection"
     spec: MagNetSpec
 
     def __init__(self, spec: MagNetSpec) -> None:

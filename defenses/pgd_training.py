@@ -38,6 +38,7 @@ class PGDTraining(Undefended):
     """The undefended classifier's network, trained on the worst inputs that PGD finds in the ε-balls around images."""
 
     Spec: ClassVar = PGDTrainingSpec
+    family: ClassVar[str] = "adversarial training"
     spec: PGDTrainingSpec
 
     def fit(

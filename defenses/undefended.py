@@ -30,6 +30,7 @@ class Undefended(Defense):
     """The classifier alone. Trained on images shifted by up to one pixel in sixteen."""
 
     Spec: ClassVar = UndefendedSpec
+    family: ClassVar[str] = "none"
     spec: UndefendedSpec
 
     def __init__(self, spec: UndefendedSpec) -> None:

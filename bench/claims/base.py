@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from attacks.threat import Norm
 from bench.claims.figures import RULES, Measured, Rule
 from bench.errors import InputError
+from bench.provenance import stored_provenance
 from bench.records import CLEAN
 from bench.registry import one_of
 from bench.tables import eps_text, norm_text
@@ -218,11 +219,9 @@ def claims_json(claims: Iterable[Claim]) -> list[dict[str, Any]]:
 
 def claims_of(folder: Path) -> tuple[Claim, ...]:
     """The claims of the run in that folder, from its run.json; none where there is no such file."""
-    path = folder / "run.json"
-    if not path.exists():
-        return ()
+    told = stored_provenance(folder)
     try:
-        stored = json.loads(path.read_text(encoding="utf-8")).get("matrix", {}).get("claims", [])
+        stored = told.get("matrix", {}).get("claims", [])
         return tuple(Claim.model_validate_json(json.dumps(claim)) for claim in stored)
     except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); run again") from error
+        raise InputError(f"{folder / 'run.json'}: damaged ({str(error).splitlines()[0]}); run again") from error

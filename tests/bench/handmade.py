@@ -17,6 +17,9 @@ from bench.store import Store
 REJECT = -7
 """An answer in the lists below that stands for a rejection."""
 
+CLASSES = {"undefended": "defenses.undefended:Undefended", "gmvae": "defenses.gmvae:GaussianMixtureVAE"}
+"""Of the defenses that are called so; all others are of a class that isn't there."""
+
 
 def cell(
     attack: str = "a",
@@ -135,6 +138,7 @@ def identities(records: pd.DataFrame) -> dict[str, dict[str, Any]]:
             },
             "defense": {
                 "name": first["defense"],
+                "class": CLASSES.get(first["defense"], "no.such.module:Defense"),
                 "version": "1",
                 "spec": {"width": 32},
                 "weights_sha256": "aa",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from handmade import REJECT, cell, identities, run
 
-from bench import plots
+from bench import pictures, plots
 from bench.figures import summary
 from bench.records import CALIBRATION, CLEAN
 
@@ -57,7 +57,7 @@ def test_the_heat_map_names_failed_and_skipped_cells_and_hatches_them(drawn):
     axes = drawn["digits", "linf", "heatmap"].axes[0]
     # columns: clean, cw, pgd, worst-case; the last is partial for d, because cw failed
     assert texts(drawn["digits", "linf", "heatmap"]) == [
-        "100", "failed", "60", "60‡", "100", "–", "skipped", "skipped",
+        "100.0", "failed", "60.0", "60.0‡", "100.0", "–", "skipped", "skipped",
     ]  # fmt: skip
     assert len(axes.patches) == 4
     assert all(patch.get_hatch() for patch in axes.patches)
@@ -66,10 +66,11 @@ def test_the_heat_map_names_failed_and_skipped_cells_and_hatches_them(drawn):
 
 def test_the_image_grid_shows_the_largest_strength_and_what_the_defense_says(drawn):
     figure = drawn["digits", "images", "1"]
-    assert texts(figure) == ["d\npgd\nL∞, ε = 0.2", "is 0", "says 1", "sees"]
+    assert texts(figure) == ["d\npgd\nL∞, ε = 0.2", "is 0", "says 1 ✗", "± 0", "sees"]
     shown = [np.asarray(image.get_array()) for image in figure.axes[0].images]
     np.testing.assert_array_equal(shown[0], np.arange(64).reshape(8, 8))
-    assert shown[2].shape == (1, 1)  # the defense makes no image
+    assert (shown[2] == 128).all()  # nothing was changed
+    assert shown[3].shape == (1, 1)  # the defense makes no image
 
 
 def figures_of(*cells):
@@ -134,15 +135,15 @@ def test_noise_is_shown_as_noise_and_has_neither_curve_nor_heat_map():
         ),
     )  # fmt: skip
     assert set(drawn) == {("digits", "images", "1")}
-    # an input a trio, and of its aims the one that was reached
+    # four images an input, and of its aims the one that was reached
     assert texts(drawn["digits", "images", "1"]) == [
-        "d\nfool\nfooling", "noise", "says 1", "sees", "noise", "rejected", "sees",
+        "d\nfool\nfooling", "noise", "says 1 ✗", "± 0", "sees", "noise", "rejected", "± 0", "sees",
     ]  # fmt: skip
 
 
 def test_colour_images_keep_their_colours():
     pixels = np.arange(3 * 4 * 5, dtype=np.uint8)
-    shown = plots._pixels(pixels.tobytes(), [3, 4, 5])
+    shown = pictures.pixels(pixels.tobytes(), [3, 4, 5])
     np.testing.assert_array_equal(shown.transpose(2, 0, 1).ravel(), pixels)
 
 

@@ -46,6 +46,7 @@ def test_all_of_it_is_written(folder):
     assert files == {
         "summary.csv",
         "report.md",
+        "report.html",
         *(
             f"tables/digits--{norm}--{kind}.{ending}"
             for norm in ("linf", "l2")

@@ -1,0 +1,87 @@
+// Shows, sorts and hides what is there; computes nothing.
+"use strict";
+document.documentElement.classList.add("script");
+
+// --- the leaderboard: filters ---------------------------------------------------------------------------------------
+const filters = document.querySelector(".filters");
+const rows = [...document.querySelectorAll("#board tbody tr")];
+
+function filter() {
+  const { dataset, norm, family, strength } = filters.elements;
+  for (const row of rows) {
+    const data = row.dataset;
+    row.hidden = !(
+      (!dataset.value || data.dataset === dataset.value) &&
+      (!norm.value || data.norm === norm.value) &&
+      (!family.value || data.family === family.value) &&
+      (strength.value ? data.strength === strength.value : "largest" in data)
+    );
+  }
+  filters.querySelector("output").value = `${rows.filter((row) => !row.hidden).length} rows`;
+}
+
+filters.addEventListener("change", ({ target }) => {
+  const { norm, strength } = filters.elements;
+  // a strength is one of a norm: the two must not contradict each other
+  if (target === strength && strength.value) norm.value = strength.value.split(" ")[0];
+  if (target === norm && strength.value.split(" ")[0] !== norm.value) strength.value = "";
+  filter();
+});
+filters.addEventListener("submit", (event) => event.preventDefault());
+filter();
+
+// --- the leaderboard: sorting ---------------------------------------------------------------------------------------
+const heads = [...document.querySelectorAll("#board thead th")];
+
+function sort(column) {
+  const head = heads[column];
+  const numeric = "numeric" in head.dataset;
+  // figures: the largest first, then the other way round; names: by the alphabet first
+  const first = numeric ? "descending" : "ascending";
+  const other = numeric ? "ascending" : "descending";
+  const order = head.getAttribute("aria-sort") === first ? other : first;
+  heads.forEach((one) => one.removeAttribute("aria-sort"));
+  head.setAttribute("aria-sort", order);
+  const sign = order === "ascending" ? 1 : -1;
+  const key = (row) => (numeric ? parseFloat(row.cells[column].dataset.value) : row.cells[column].textContent.trim());
+  rows.sort((a, b) => {
+    const [x, y] = [key(a), key(b)];
+    if (!numeric) return sign * x.localeCompare(y, "en", { numeric: true });
+    if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // what has no figure comes last
+    return x === y ? 0 : sign * (x < y ? -1 : 1);
+  });
+  document.querySelector("#board tbody").append(...rows);
+}
+
+heads.forEach((head, column) => {
+  const button = document.createElement("button");
+  button.append(...head.childNodes);
+  button.addEventListener("click", () => sort(column));
+  head.append(button);
+});
+
+// --- cells: a link to one opens it over the page ---------------------------------------------------------------------
+const dialog = document.querySelector("dialog");
+let place = null; // where the shown article belongs
+
+function show() {
+  const article = document.getElementById(location.hash.slice(1));
+  if (dialog.open) dialog.close();
+  if (!article?.matches(".cells > article")) return;
+  place = document.createComment("shown in the dialog");
+  article.replaceWith(place);
+  dialog.lastElementChild.replaceChildren(article);
+  dialog.setAttribute("aria-labelledby", `${article.id}-title`);
+  dialog.showModal();
+}
+
+dialog.addEventListener("close", () => {
+  const link = `#${dialog.querySelector("article").id}`;
+  place.replaceWith(dialog.querySelector("article"));
+  if (location.hash === link) history.replaceState(null, "", location.pathname + location.search);
+  document.querySelector(`.heat a[href="${link}"]`)?.focus();
+});
+dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // beside it
+addEventListener("hashchange", show);
+addEventListener("beforeprint", () => dialog.open && dialog.close());
+show();
