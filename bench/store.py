@@ -44,11 +44,15 @@ class Store:
         )
 
     def write(self, job: Job, rows: pd.DataFrame) -> None:
-        """Stores a job's rows: atomically, the checksum first, so that a file that is there is whole."""
+        """Stores a job's rows."""
+        self.save(self.path(job).name, rows, job.identity)
+
+    def save(self, name: str, rows: pd.DataFrame, identity: dict[str, Any]) -> None:
+        """Stores rows in a file of that name: atomically, the checksum first, so that a file that is there is whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         table = pa.Table.from_pandas(typed(rows), preserve_index=False)
-        metadata = {**(table.schema.metadata or {}), IDENTITY: json.dumps(job.identity).encode()}
-        path = self.path(job)
+        metadata = {**(table.schema.metadata or {}), IDENTITY: json.dumps(identity).encode()}
+        path = self.folder / name
         draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         pq.write_table(table.replace_schema_metadata(metadata), draft, compression="zstd")
         with draft.open("rb+") as file:
@@ -98,6 +102,19 @@ class Store:
         entries = [{"file": self.path(job).name, "title": job.title} for job in jobs]
         atomic_write(self.folder / INDEX, json.dumps({"jobs": entries}, indent=1) + "\n")
 
+    def expected(self) -> list[Path]:
+        """The files that the run consists of, in the order of its index, there or not; without an index, what is there.
+
+        Raises InputError where the index is damaged.
+        """
+        index = self.folder / INDEX
+        if not index.exists():
+            return sorted(self.folder.glob("*.parquet"))
+        try:
+            return [self.folder / entry["file"] for entry in json.loads(index.read_text(encoding="utf-8"))["jobs"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{index}: damaged ({error}); delete it to use every record in the folder") from error
+
     def load(self) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
         """All records of the run with their job's `key` as a further column, and each key's identity.
 
@@ -106,15 +123,7 @@ class Store:
         """
         if not self.folder.is_dir():
             raise InputError(f"{self.folder.parent}: no records here; a run's folder holds records/*.parquet")
-        paths = sorted(self.folder.glob("*.parquet"))
-        index = self.folder / INDEX
-        if index.exists():
-            try:
-                wanted = [entry["file"] for entry in json.loads(index.read_text(encoding="utf-8"))["jobs"]]
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{index}: damaged ({error}); delete it to use every record in the folder") from error
-            there = {path.name: path for path in paths}
-            paths = [there[name] for name in wanted if name in there]
+        paths = [path for path in self.expected() if path.exists()]
         if not paths:
             raise InputError(f"{self.folder}: no records here yet")
         frames, identities = [], {}

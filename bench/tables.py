@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -280,15 +280,19 @@ def _clean_cells(clean: pd.DataFrame, defense: str, marks: Marks) -> list[str]:
 
 def markdown(table: Table) -> str:
     """The table as GitHub Markdown with its title, notes and legend."""
-
-    def line(cells: list[str]) -> str:
-        return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
-
-    text = [f"### {table.title}", "", line(table.header), line(["---"] * len(table.header))]
-    text += [line(row) for row in table.rows]
-    text += ["", table.legend, ""]
+    text = [f"### {table.title}", "", *markdown_grid(table.header, table.rows), "", table.legend, ""]
     text += [f"- ({i}) {' '.join(note.split())}" for i, note in enumerate(table.notes, 1)]
     return "\n".join(text).rstrip() + "\n"
+
+
+def markdown_grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a GitHub Markdown table. What would end a cell or open a tag stands for itself."""
+
+    def line(cells: Sequence[str]) -> str:
+        plain = (" ".join(cell.split()).replace("<", "&lt;").replace("|", "\\|") for cell in cells)
+        return f"| {' | '.join(plain)} |"
+
+    return [line(header), line(["---"] * len(header)), *map(line, rows)]
 
 
 LATEX_ESCAPES = {

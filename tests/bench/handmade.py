@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pandas as pd
 
+from bench.comparison import CELL_COLUMNS, Run
 from bench.records import CALIBRATION, CLEAN, IMAGE_COLUMNS, REVISION, typed
 from bench.store import Store
 
@@ -154,6 +155,12 @@ def identities(records: pd.DataFrame) -> dict[str, dict[str, Any]]:
             "num_classes": 10,
         }
     return found
+
+
+def a_run(records: pd.DataFrame, ids: dict[str, dict[str, Any]] | None = None, **told: Any) -> Run:
+    """A run to compare, with these identities (identities(records) where not given) and run.json."""
+    cells = dict(list(records.groupby(list(CELL_COLUMNS))))
+    return Run(cast(Any, cells), identities(records) if ids is None else ids, told)
 
 
 def write_run(folder: Path, records: pd.DataFrame) -> Path:

@@ -1,13 +1,17 @@
 """One run against another: every verdict, with what the command exits with."""
 
 import copy
+from unittest import mock
 
 import pandas as pd
 import pytest
-from handmade import REJECT, cell, identities, run
+from handmade import REJECT, a_run, cell, identities, run, write_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from bench import compare as comparison
-from bench.compare import Comparison, Run, compare, main, mcnemar
+from bench import comparison
+from bench.compare import main
+from bench.comparison import Comparison, Run, compare, mcnemar
 from bench.errors import InputError
 
 N = 20
@@ -31,10 +35,6 @@ def verdicts(before: pd.DataFrame, after: pd.DataFrame, changes: dict[str, objec
                     identity = identity[part]
                 identity[name] = value
     return compare(a_run(before, old), a_run(after, new))
-
-
-def a_run(records: pd.DataFrame, ids: dict[str, dict[str, object]]) -> Run:
-    return Run(dict(list(records.groupby(["dataset", "defense", "attack", "norm", "eps"]))), ids)
 
 
 def verdict(before: pd.DataFrame, after: pd.DataFrame, **changes: object) -> Comparison:
@@ -208,7 +208,7 @@ def test_vanished_whatever_it_was():
 def command(monkeypatch, capsys, before: pd.DataFrame, after: pd.DataFrame) -> tuple[int, str]:
     """Exit code and output of the command on two runs."""
     runs = {"old": before, "new": after}
-    monkeypatch.setattr(Run, "load", lambda folder: a_run(runs[folder.name], identities(runs[folder.name])))
+    monkeypatch.setattr(Run, "load", lambda folder: a_run(runs[folder.name]))
     return main(["old", "new"]), capsys.readouterr().out
 
 
@@ -218,10 +218,12 @@ def command(monkeypatch, capsys, before: pd.DataFrame, after: pd.DataFrame) -> t
         (attacked(0), attacked(0), 0, "PASS: 1 = (no difference)"),
         (attacked(8), attacked(0), 0, "PASS: 1 + (better)"),
         (attacked(0), attacked(1), 0, "PASS: 1 ~ (difference not significant)"),
-        (attacked(0, status="failed"), attacked(0), 0, "PASS: 1 x (not comparable); no cell could be compared"),
+        (attacked(0, status="failed"), attacked(0), 1, "FAIL: 1 x (not comparable); no cell could be compared"),
+        (attacked(0, status="failed"), attacked(0, status="failed"), 1, "no cell could be compared"),
+        (run(CLEAN, attacked(0, status="failed")), run(CLEAN, attacked(0)), 0, "PASS: 1 x (not comparable), 1 = "),
         (attacked(0), attacked(8), 1, "FAIL: 1 - (worse)"),
         (attacked(0), attacked(0, status="failed", reason="[out] of memory"), 1, "FAIL: 1 ! (failed in the new run)"),
-        (run(CLEAN, attacked(0)), CLEAN, 1, "FAIL: 1 = (no difference), 1 ? (vanished from the new run)"),
+        (run(CLEAN, attacked(0)), CLEAN, 1, "FAIL: 1 ? (vanished from the new run), 1 = (no difference)"),
     ],
 )
 def test_exit_code_and_closing_line(monkeypatch, capsys, before, after, code, closing):
@@ -238,7 +240,7 @@ def test_a_reason_is_printed_as_it_is(monkeypatch, capsys):
 def test_cells_only_in_the_new_run_are_told_and_pass(monkeypatch, capsys):
     code, output = command(monkeypatch, capsys, CLEAN, run(CLEAN, attacked(20)))
     assert code == 0
-    assert "new, not in the baseline: digits / d / a linf ε = 0.1" in output
+    assert "new, not in the baseline: digits / d / a L∞ ε = 0.1" in output
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
@@ -255,3 +257,55 @@ def test_a_damaged_file_is_bad_input(monkeypatch, capsys):
     monkeypatch.setattr(comparison.Run, "load", damaged)
     assert main(["old", "new"]) == 2
     assert capsys.readouterr().err == "error: old/records/a.parquet: damaged\n"
+
+
+def test_a_cell_with_two_results_is_bad_input(tmp_path, capsys):
+    records = run(CLEAN, attacked(3), attacked(5).assign(key="digits/d/a/linf/older"))
+    folder = write_run(tmp_path, records)
+    assert main([str(folder), str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {folder}: digits / d / a L∞ ε = 0.1 is there with several keys: ")
+    assert message.count("\n") == 1
+
+
+@st.composite
+def records_of_a_run(draw) -> pd.DataFrame:
+    """Cells of one defense on the same six inputs, answered in any way; the first is ok, the others maybe not."""
+    answers = st.lists(st.sampled_from([0, 0, 1, REJECT]), min_size=6, max_size=6)
+    clean = draw(answers)
+    cells = [cell("clean", labels=[0] * 6, clean=clean)]
+    for attack in draw(st.lists(st.sampled_from("abc"), unique=True)):
+        status = draw(st.sampled_from(["ok", "ok", "failed", "skipped"]))
+        cells.append(cell(attack, labels=[0] * 6, clean=clean, adv=draw(answers), status=status))
+    return run(*cells)
+
+
+@mock.patch("gc.collect")  # statsmodels collects at every correction, which takes longer than all the rest
+@settings(max_examples=8, deadline=None)
+@given(before=records_of_a_run(), after=records_of_a_run(), random=st.randoms(use_true_random=False))
+def test_what_holds_for_any_two_runs(_, before, after, random):
+    def shuffled(records: pd.DataFrame) -> Run:
+        mixed = a_run(records.sample(frac=1, random_state=random.randrange(1000)))
+        return Run(dict(random.sample(list(mixed.cells.items()), len(mixed.cells))), mixed.identities)
+
+    found = compare(a_run(before), a_run(after))
+    tested = [one for one in found if one.p is not None]
+
+    # the order of cells and rows does not matter
+    assert compare(shuffled(before), shuffled(after)) == found
+
+    # a run equals itself
+    assert {one.verdict for one in compare(a_run(before), a_run(before))} == {"="}
+
+    # the other way round, lost is gained and better is worse
+    back = {one.cell: one for one in compare(a_run(after), a_run(before)) if one.p is not None}
+    mirrored = {"+": "-", "-": "+"}
+    for one in tested:
+        other = back[one.cell]
+        assert (other.lost, other.gained, other.p) == (one.gained, one.lost, one.p)
+        assert other.verdict == mirrored.get(one.verdict, one.verdict)
+
+    # Holm keeps the order of the p-values and never lowers one
+    pairs = sorted((mcnemar(one.lost, one.gained), one.p) for one in tested)
+    assert all(raw <= adjusted <= 1 for raw, adjusted in pairs)
+    assert [adjusted for _, adjusted in pairs] == sorted(adjusted for _, adjusted in pairs)

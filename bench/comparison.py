@@ -1,0 +1,212 @@
+"""A run against a baseline, cell by cell, on the inputs that both share: exact McNemar, Holm-corrected."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from bench.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Cell = tuple[str, str, str, str, float]
+"""Data set, defense, attack, norm, ε."""
+
+CELL_COLUMNS = ("dataset", "defense", "attack", "norm", "eps")
+
+VERDICTS = {
+    "=": "no difference",
+    "+": "better",
+    "~": "difference not significant",
+    "x": "not comparable",
+    "-": "worse",
+    "!": "failed in the new run",
+    "?": "vanished from the new run",
+}
+"""In the order of the table on the screen: what fails the gate comes last, next to the closing line."""
+
+SIGNIFICANCE = 0.05
+"""Chance, over all cells together, of calling any of them different where none is (Holm)."""
+
+COMPARABLE = (
+    "dataset.indices_sha256",
+    "dataset.n",
+    "defense.weights_sha256",
+    "defense.source_sha256",
+    "attack.label",
+    "seed",
+    "device",
+    "eps",
+)
+"""What may differ in a job's identity without making its cells incomparable: the inputs, of which the shared ones are
+taken; a defense that was trained again or rewritten under the same version, which is what a gate is for; chance."""
+
+
+def cell_text(cell: Cell) -> str:
+    """`mnist5k / inc / pgd L∞ ε = 0.1`; a clean cell has neither norm nor ε."""
+    from bench.tables import eps_text, norm_text
+
+    dataset, defense, attack, norm, eps = cell
+    strength = "" if norm == "none" else f" {norm_text(norm)} ε = {eps_text(eps)}"
+    return f"{dataset} / {defense} / {attack}{strength}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What became of one cell of the baseline.
+
+    n: shared inputs; baseline, new: their robust shares; lost, gained: inputs robust only before, only now;
+    p: exact McNemar, Holm-adjusted over all cells that could be compared. None where nothing could be compared.
+    """
+
+    cell: Cell
+    verdict: str
+    note: str = ""
+    n: int | None = None
+    baseline: float | None = None
+    new: float | None = None
+    lost: int = 0
+    gained: int = 0
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's records by cell, the identity of each job key, and what run.json tells of the run ({} without one)."""
+
+    cells: dict[Cell, pd.DataFrame]
+    identities: dict[str, dict[str, Any]]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path) -> Run:
+        """Reads folder/records and run.json; raises InputError where there are no records, where a file is damaged,
+        or where a cell is there twice.
+        """
+        from bench.provenance import stored_provenance
+        from bench.store import Store
+
+        records, identities = Store(folder).load()
+        cells = {cast(Cell, cell): rows for cell, rows in records.groupby(list(CELL_COLUMNS))}
+        for cell, rows in cells.items():
+            if len(keys := rows["key"].unique()) > 1:
+                raise InputError(
+                    f"{folder}: {cell_text(cell)} is there with several keys: {', '.join(keys)}; "
+                    "delete the files of all but one, or run the matrix again"
+                )
+        return cls(cells, identities, stored_provenance(folder))
+
+    def identity(self, cell: Cell) -> dict[str, Any]:
+        """The identity of the job that a cell came from."""
+        return self.identities[self.cells[cell]["key"].iloc[0]]
+
+    def status(self, cell: Cell) -> tuple[str, str]:
+        """ok, failed or skipped, with the reason."""
+        first = self.cells[cell].sort_values("status").iloc[0]  # failed before ok
+        return str(first["status"]), str(first["reason"])
+
+
+def compare(baseline: Run, new: Run) -> list[Comparison]:
+    """A verdict for every cell of the baseline, those of clean and calibration images included, in VERDICTS' order.
+
+    An input is robust where it is accepted and right when clean and the attack succeeded for no aim; noise, which has
+    no right answer, where nothing succeeded. Inputs are the same where hash and label are. Worst cases are left out:
+    they follow from cells that are compared already.
+    """
+    found = [_compared(cell, baseline, new) for cell in baseline.cells]
+    tested = [one for one in found if one.p is not None]
+    if tested:
+        from statsmodels.stats.multitest import multipletests
+
+        adjusted = multipletests([one.p for one in tested], method="holm")[1]
+        corrected = {one.cell: float(p) for one, p in zip(tested, adjusted, strict=True)}
+        found = [_judged(one, corrected[one.cell]) if one.cell in corrected else one for one in found]
+    return sorted(found, key=lambda one: (list(VERDICTS).index(one.verdict), one.cell))
+
+
+def _compared(cell: Cell, baseline: Run, new: Run) -> Comparison:
+    """The verdict on one cell; where both runs have figures, p is not yet adjusted and the verdict is open (~)."""
+    before, why_before = baseline.status(cell)
+    if cell not in new.cells:
+        return Comparison(cell, "?", "not in the new run")
+    after, why_after = new.status(cell)
+    if before == after != "ok":
+        return Comparison(cell, "=", f"{after} in both: {why_after}")
+    if after == "failed":
+        return Comparison(cell, "!", why_after)
+    if after == "skipped":
+        return Comparison(cell, "?", f"skipped in the new run: {why_after}")
+    if before != "ok":
+        return Comparison(cell, "x", f"no figures in the baseline: {before}: {why_before}")
+    changes = list(changed(baseline.identity(cell), new.identity(cell), cell[-1]))
+    if changes:
+        return Comparison(cell, "x", "; ".join(changes))
+    was, now = map(_robust, shared_rows(cell, baseline, new))
+    if was.empty:
+        return Comparison(cell, "x", "no shared inputs")
+    lost, gained = int((was & ~now).sum()), int((~was & now).sum())
+    p = mcnemar(lost, gained)
+    return Comparison(cell, "~", "", len(was), float(was.mean()), float(now.mean()), lost, gained, p)
+
+
+def shared_rows(cell: Cell, baseline: Run, new: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The cell's rows in each run, on the inputs that both runs have: those of the same hash and label."""
+    was, now = baseline.cells[cell], new.cells[cell]
+    inputs, others = (rows.set_index(["input_sha256", "label"]).index for rows in (was, now))
+    return was[inputs.isin(others)], now[others.isin(inputs)]
+
+
+def _judged(one: Comparison, p: float) -> Comparison:
+    """The final verdict on a cell by its adjusted p."""
+    if one.lost == one.gained == 0:
+        verdict = "="
+    elif p > SIGNIFICANCE:
+        verdict = "~"
+    else:
+        verdict = "-" if one.lost > one.gained else "+"
+    return replace(one, verdict=verdict, p=p)
+
+
+def _robust(rows: pd.DataFrame) -> pd.Series:
+    """Robust or not, by input hash and label, for the rows of an ok cell.
+
+    An image that is in the data twice counts once: it is one draw.
+    """
+    right = ~rows["clean_rejected"] & (rows["clean_label"] == rows["label"])
+    stands = ~rows["success"] & (right | (rows["norm"] == "fooling"))
+    return stands.groupby([rows["input_sha256"], rows["label"]]).min()
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Two-sided p of the exact McNemar test: are lost and gained halves of their sum, up to chance (McNemar 1947)?"""
+    from statsmodels.stats.contingency_tables import mcnemar as test
+
+    return float(test([[0, lost], [gained, 0]], exact=True).pvalue)
+
+
+def changed(before: dict[str, Any], after: dict[str, Any], eps: float) -> Iterator[str]:
+    """`attack.parameters.steps 40 → 100` for whatever makes two results at this ε incomparable."""
+    old, new = ({**dict(_flat(identity)), "eps up to this": _steps(identity, eps)} for identity in (before, after))
+    for path in sorted({*old, *new}):
+        if path not in COMPARABLE and old.get(path) != new.get(path):
+            values = (textwrap.shorten(json.dumps(side.get(path), ensure_ascii=False), 40) for side in (old, new))
+            yield f"{path} {' → '.join(values)}"
+
+
+def _steps(identity: dict[str, Any], eps: float) -> list[float]:
+    """What decided the result at this ε: on a ladder, an input beaten at a smaller one counts as beaten at this one."""
+    return [value for value in map(float, identity["eps"]) if value <= eps] if identity["ladder"] else [eps]
+
+
+def _flat(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested dicts with their dotted paths."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
