@@ -94,11 +94,12 @@ class Run:
         records, identities = Store(folder).load()
         cells = {cast(Cell, cell): rows for cell, rows in records.groupby(list(CELL_COLUMNS))}
         for cell, rows in cells.items():
-            if len(keys := rows["key"].unique()) > 1:
-                raise InputError(
-                    f"{folder}: {cell_text(cell)} is there with several keys: {', '.join(keys)}; "
-                    "delete the files of all but one, or run the matrix again"
-                )
+            for seed, keys in rows.groupby("seed")["key"].unique().items():
+                if len(keys) > 1:
+                    raise InputError(
+                        f"{folder}: {cell_text(cell)}, seed {seed}, is there with several keys: {', '.join(keys)}; "
+                        "delete the files of all but one, or run the matrix again"
+                    )
         return cls(cells, identities, stored_provenance(folder))
 
     def identity(self, cell: Cell) -> dict[str, Any]:
@@ -114,9 +115,9 @@ class Run:
 def compare(baseline: Run, new: Run) -> list[Comparison]:
     """A verdict for every cell of the baseline, those of clean and calibration images included, in VERDICTS' order.
 
-    An input is robust where it is accepted and right when clean and the attack succeeded for no aim; noise, which has
-    no right answer, where nothing succeeded. Inputs are the same where hash and label are. Worst cases are left out:
-    they follow from cells that are compared already.
+    An input is robust where it is accepted and right when clean and the attack succeeded for no aim and with no seed;
+    noise, which has no right answer, where nothing succeeded. Inputs are the same where hash and label are. Worst cases
+    are left out: they follow from cells that are compared already.
     """
     found = [_compared(cell, baseline, new) for cell in baseline.cells]
     tested = [one for one in found if one.p is not None]
@@ -146,6 +147,9 @@ def _compared(cell: Cell, baseline: Run, new: Run) -> Comparison:
     changes = list(changed(baseline.identity(cell), new.identity(cell), cell[-1]))
     if changes:
         return Comparison(cell, "x", "; ".join(changes))
+    seeds, others = (set(run.cells[cell]["seed"]) for run in (baseline, new))
+    if seeds.isdisjoint(others) and len(seeds) != len(others):  # the worst of more seeds is worse
+        return Comparison(cell, "x", f"seeds {_listed(seeds)} → {_listed(others)}")
     was, now = map(_robust, shared_rows(cell, baseline, new))
     if was.empty:
         return Comparison(cell, "x", "no shared inputs")
@@ -154,9 +158,19 @@ def _compared(cell: Cell, baseline: Run, new: Run) -> Comparison:
     return Comparison(cell, "~", "", len(was), float(was.mean()), float(now.mean()), lost, gained, p)
 
 
+def _listed(numbers: set[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
+
+
 def shared_rows(cell: Cell, baseline: Run, new: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cell's rows in each run, on the inputs that both runs have: those of the same hash and label."""
+    """The cell's rows in each run, with the seeds and on the inputs that both have: those of the same hash and label.
+
+    Where no seed is in both, all of them: which seed it was is chance.
+    """
     was, now = baseline.cells[cell], new.cells[cell]
+    seeds = set(was["seed"]) & set(now["seed"])
+    if seeds:
+        was, now = was[was["seed"].isin(seeds)], now[now["seed"].isin(seeds)]
     inputs, others = (rows.set_index(["input_sha256", "label"]).index for rows in (was, now))
     return was[inputs.isin(others)], now[others.isin(inputs)]
 

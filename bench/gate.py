@@ -191,7 +191,7 @@ def markdown_gate(gate: Gate) -> str:
         text += ["> [!WARNING]", f"> {warning}", ""]
     if gate.broken:
         text += [*markdown_grid(LIMIT_HEADER, map(_limit_row, gate.broken)), ""]
-    if changed := [one for one in reversed(gate.found) if one.verdict in (*FAILING, "+")]:
+    if changed := [one for sign in ("?", "!", "-", "+") for one in gate.found if one.verdict == sign]:
         text += [*markdown_grid(HEADER, map(_row, changed)), ""]
     if incomparable := [one for one in gate.found if one.verdict == "x"]:
         why = Counter((*one.cell[:2], one.note) for one in incomparable)

@@ -49,7 +49,11 @@ def _median_distance(rows: pd.DataFrame) -> float:
 
 def _passes(rows: pd.DataFrame) -> float:
     """Forwards and backwards per input."""
-    return float((rows["forwards"] + rows["backwards"]).sum() / rows["sample"].nunique()) if len(rows) else math.nan
+    return (
+        float((rows["forwards"] + rows["backwards"]).sum() / figures.inputs_of(rows).nunique())
+        if len(rows)
+        else math.nan
+    )
 
 
 def _seconds(rows: pd.DataFrame) -> float:

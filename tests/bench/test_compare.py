@@ -134,6 +134,24 @@ def test_only_shared_inputs_count():
     assert (found.verdict, found.note) == ("x", "no shared inputs")
 
 
+def test_only_shared_seeds_count():
+    def seeded(**beaten: int) -> pd.DataFrame:
+        """An attack that beats so many with each seed."""
+        return run(*(attacked(n, seed=int(name[1:])) for name, n in beaten.items()))
+
+    # seed 1 beats another eight, which are no fault of the defense: the baseline has no such seed
+    (found,) = verdicts(seeded(s0=2), seeded(s0=2, s1=10))
+    assert (found.verdict, found.new) == ("=", 0.9)
+    # over the seeds that both have the worst counts
+    (found,) = verdicts(seeded(s0=2, s1=3), seeded(s0=2, s1=11))
+    assert (found.verdict, found.baseline, found.new) == ("-", 0.85, 0.45)
+    # which one it was is chance, how many is not
+    (found,) = verdicts(seeded(s0=2), seeded(s1=10))
+    assert (found.verdict, found.new) == ("-", 0.5)
+    (found,) = verdicts(seeded(s0=2), seeded(s1=2, s2=10))
+    assert (found.verdict, found.note) == ("x", "seeds 0 → 1, 2")
+
+
 def test_the_same_image_under_another_label_is_another_input():
     relabelled = cell("a", labels=[1] * N)
     assert verdict(attacked(0), relabelled).note == "no shared inputs"
@@ -264,7 +282,7 @@ def test_a_cell_with_two_results_is_bad_input(tmp_path, capsys):
     folder = write_run(tmp_path, records)
     assert main([str(folder), str(folder)]) == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"error: {folder}: digits / d / a L∞ ε = 0.1 is there with several keys: ")
+    assert message.startswith(f"error: {folder}: digits / d / a L∞ ε = 0.1, seed 0, is there with several keys: ")
     assert message.count("\n") == 1
 
 
