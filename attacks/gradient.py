@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from attacks.base import Knowledge, ViewAttack
-from attacks.losses import LossName, accepted_and_wrong, named_loss
+from attacks.losses import Loss, LossName, accepted_and_wrong, named_loss
 from attacks.target import Target, View
 from attacks.threat import Norm, expand, flat_norm, project, random_in_ball
 
@@ -41,6 +41,21 @@ class GradientAttack(ViewAttack):
     @property
     def knowledge(self) -> Knowledge:
         return "white-box" if self.part == "defense" else "oblivious"
+
+    def beaten(
+        self, view: View, point: Tensor, y: Tensor, rows: Tensor, logits: Tensor, step: int, last: bool, final: bool
+    ) -> Tensor:
+        """Which points of an ascent may leave it: accepted and wrong, confirmed every CONFIRM_EVERY steps → [n] bool.
+
+        What is claimed at the very end of the `final` ascent needs no confirmation: the judge asks anyway. An attack
+        on a part runs to its end for every input: what it believes of success says nothing of the whole.
+        """
+        claimed = accepted_and_wrong(logits, y, view.num_classes)
+        if self.part != "defense":
+            return torch.zeros_like(claimed)
+        if last and final:
+            return claimed
+        return view.confirmed(point, y, rows, claimed, due=last or step % CONFIRM_EVERY == 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +85,21 @@ The last argument says that it is the last look: no gradient is asked for.
 """
 
 
+def looking(view: View, climbed: Loss, y: Tensor, aims: Tensor | None) -> Look:
+    """At that loss for labels y [N], towards the classes `aims` [N] where given."""
+
+    def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+        def loss(logits: Tensor) -> Tensor:
+            return climbed(logits, y[rows], view.num_classes, None if aims is None else aims[rows])
+
+        if not last:
+            return view.ascent(point, loss, rows)
+        logits = view.answer(point, rows)
+        return logits, loss(logits), torch.zeros_like(point)
+
+    return look
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProjectedAscent(GradientAttack):
     """Steepest ascent, projected on the ball after every step, from several starts.
@@ -92,7 +122,6 @@ class ProjectedAscent(GradientAttack):
 
     def climb(
         self,
-        target: Target,
         view: View,
         look: Look,
         x: Tensor,
@@ -103,17 +132,12 @@ class ProjectedAscent(GradientAttack):
         best: Best,
         final: bool,
     ) -> Tensor:
-        """One ascent of those rows from `point`; updates `best` and returns the rows that are not beaten yet.
-
-        What is claimed at the very end of the `final` ascent needs no confirmation: the judge asks anyway.
-        """
+        """One ascent of those rows from `point`; updates `best` and returns the rows that are not beaten yet."""
         memory = torch.zeros_like(point)
         for step in range(self.steps + 1):
             last = step == self.steps
             logits, values, gradient = look(point, rows, last)
-            beaten = accepted_and_wrong(logits, y[rows], view.num_classes)
-            if not view.exact and not (last and final and self.part == "defense"):
-                beaten = self._confirmed(target, point, y[rows], rows, beaten, due=last or step % CONFIRM_EVERY == 0)
+            beaten = self.beaten(view, point, y[rows], rows, logits, step, last, final)
             best.update(rows, point, values, beaten)
             if beaten.any():
                 rows, point, memory, gradient = (kept[~beaten] for kept in (rows, point, memory, gradient))
@@ -122,18 +146,6 @@ class ProjectedAscent(GradientAttack):
             direction, memory = self.direction(gradient, memory)
             point = project(point + self.size(step, eps) * direction, x[rows], self.norm, eps)
         return rows
-
-    def _confirmed(
-        self, target: Target, point: Tensor, labels: Tensor, rows: Tensor, claimed: Tensor, due: bool
-    ) -> Tensor:
-        """Which claimed successes the full-strength defense confirms → [n] bool; asked only when due.
-
-        An attack on a part runs to its end for every input: what it believes of success says nothing of the whole.
-        """
-        beaten = torch.zeros_like(claimed)
-        if due and claimed.any() and self.part == "defense":
-            beaten[claimed] = target.verdict(point[claimed], rows[claimed]).wrong(labels[claimed])
-        return beaten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,26 +179,11 @@ class PGD(ProjectedAscent):
             start = random_in_ball(x[rows], self.norm, eps, seed + climb) if self.random_start else x[rows]
             aims = None if offset is None else (y + offset) % target.num_classes
             view = self.view(target)
-            look = self._looking(view, y, aims)
-            rows = self.climb(target, view, look, x, y, rows, start, eps, best, final=climb == len(climbs) - 1)
+            look = looking(view, named_loss(self.loss, view.rejects, self.targeted), y, aims)
+            rows = self.climb(view, look, x, y, rows, start, eps, best, final=climb == len(climbs) - 1)
             if not len(rows):
                 break
         return best.point
-
-    def _looking(self, view: View, y: Tensor, aims: Tensor | None) -> Look:
-        """At the loss, towards the classes `aims` [N] where given."""
-        climbed = named_loss(self.loss, view.rejects, self.targeted)
-
-        def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
-            def loss(logits: Tensor) -> Tensor:
-                return climbed(logits, y[rows], view.num_classes, None if aims is None else aims[rows])
-
-            if not last:
-                return view.ascent(point, loss, rows)
-            logits = view.answer(point, rows)
-            return logits, loss(logits), torch.zeros_like(point)
-
-        return look
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,55 @@ def selective(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = Non
     return torch.where(plain <= 0, plain, -excess)
 
 
+def dlr(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
+    """Difference of logits ratio (Croce & Hein 2020): `margin` over the gap from the first to the third logit.
+
+    With aims their targeted form: z_t − z_y over z_π1 − (z_π3 + z_π4)/2. Scaling the logits changes neither. Needs 4
+    classes; rejection is not seen.
+    """
+    first, _, third, fourth = logits[:, :classes].topk(4, dim=1).values.unbind(1)
+    if aims is None:
+        return margin(logits[:, :classes], y, classes) / (first - third + 1e-12)
+    ahead = (logits.gather(1, aims[:, None]) - logits.gather(1, y[:, None]))[:, 0]
+    return ahead / (first - (third + fourth) / 2 + 1e-12)
+
+
+def wrong_first(loss: Loss) -> Loss:
+    """That loss of the class logits until the answer is wrong, then minus the reject excess; float64.
+
+    It is `selective` for searches that compare values: squashed so that whatever is wrong beats whatever isn't, however
+    clearly it is rejected, a best point never falls back behind the wall. Positive exactly where accepted and wrong.
+    """
+
+    def climbed(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
+        real = logits[:, :classes]
+        excess = (logits[:, classes] - real.amax(1)).double()
+        plain = loss(real, y, classes, aims).double()
+        return torch.where(real.argmax(1) == y, F.softsign(plain) - 2, F.softsign(-excess))
+
+    return climbed
+
+
+def boundary(logits: Tensor, y: Tensor, classes: int, aims: Tensor) -> Tensor:
+    """What is zero on the boundary to be crossed next, negative on this side of it. aims: [N,M] → [N,M].
+
+    z_aim − z_y, and where the answer is wrong already but may be rejected, minus the reject excess.
+    """
+    real = logits[:, :classes]
+    ahead = real.gather(1, aims) - real.gather(1, y[:, None])
+    if logits.shape[1] == classes:
+        return ahead
+    accepted_by = real.amax(1) - logits[:, classes]
+    return torch.where((real.argmax(1) == y)[:, None], ahead, accepted_by[:, None])
+
+
+def likeliest_wrong(logits: Tensor, y: Tensor, classes: int) -> Tensor:
+    """The wrong classes of each input, largest logit first → [N,K−1]."""
+    own = F.one_hot(y, classes).bool()
+    order = logits[:, :classes].masked_fill(own, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return order[:, : classes - 1]
+
+
 def named_loss(name: LossName, rejects: bool, targeted: bool) -> Loss:
     """The loss of that name; `auto` is `selective` where outputs can reject, else cross-entropy (targeted: margin)."""
     if name == "auto":

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from attacks.base import Attack, Knowledge
 from attacks.gradient import Best, Look, ProjectedAscent, steepest
-from attacks.losses import margin
+from attacks.losses import likeliest_wrong, margin
 from attacks.target import AttackableDefense, Target, View, blockwise
 from attacks.threat import Norm, expand, flat_norm, project, random_in_ball
 
@@ -107,10 +107,7 @@ class AimedAscent(ProjectedAscent):
         best = Best(x.clone(), x.new_full((len(x),), -torch.inf))
         rows = torch.arange(len(x), device=x.device)
         clean = self.view(target).answer(x, rows)
-        own = F.one_hot(y, target.num_classes).bool()
-        likely = (
-            clean[:, : target.num_classes].masked_fill(own, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        )
+        likely = likeliest_wrong(clean, y, target.num_classes)
         tried = min(self.targets or target.num_classes, target.num_classes - 1)
         climbs = list(product(range(self.restarts), range(tried)))
         pool = HeldOut(target, x.device) if self.guided or self.start == "interpolation" else None
@@ -123,7 +120,7 @@ class AimedAscent(ProjectedAscent):
                 point = x[rows] if self.start == "clean" or guides is None else project(guides, x[rows], self.norm, eps)
             view = self.view(target)
             look = self.look(Aim(target, view, x, aims, rows, guides))
-            rows = self.climb(target, view, look, x, y, rows, point, eps, best, final=climb == len(climbs) - 1)
+            rows = self.climb(view, look, x, y, rows, point, eps, best, final=climb == len(climbs) - 1)
             if not len(rows):
                 break
         return best.point

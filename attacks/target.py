@@ -135,6 +135,10 @@ class Target:
         scores = None if answer.scores is None else answer.scores[: len(x)]
         return Verdict(answer.labels[: len(x)], answer.rejected[: len(x)], scores)
 
+    def only(self, rows: Tensor) -> Target:
+        """The same target for those of its inputs alone; what is counted there is counted here."""
+        return Rows(self, rows)
+
     def view(self, part: Part = "defense", gradient: GradientMode = "default", inner_steps: int = 20) -> View:
         """What the attack differentiates: the whole defense, or its classifier alone (an oblivious attacker)."""
         return View(self, part, gradient, inner_steps)
@@ -142,6 +146,20 @@ class Target:
     def module(self, view: View, rows: Tensor) -> nn.Module:
         """A view as a plain module of [N,C,H,W] → logits, for attacks of other libraries on those rows."""
         return CountedModule(view, rows)
+
+
+class Rows(Target):
+    """Some rows of another target, for an attack that hands its survivors to the next."""
+
+    def __init__(self, whole: Target, rows: Tensor) -> None:
+        super().__init__(
+            whole.defense, len(rows), aims=None if whole.aims is None else whole.aims[rows], held_out=whole.held_out
+        )
+        self.whole, self.rows = whole, rows
+
+    def count(self, rows: Tensor, forwards: float, backwards: float) -> None:
+        super().count(rows, forwards, backwards)
+        self.whole.count(self.rows[rows], forwards, backwards)
 
 
 class View:
@@ -217,6 +235,31 @@ class View:
             values = loss(logits)
             (gradient,) = torch.autograd.grad(values.sum(), x)
         return logits.detach(), values.detach(), gradient.nan_to_num(0.0, 0.0, 0.0)
+
+    def slopes(self, x: Tensor, scores: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, M scores of them [N,M] and the gradient of each [N,M,C,H,W]: one forward and M backward passes."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            logits = self.logits(x, rows)
+            values = scores(logits)
+            count = values.shape[1]
+            gradients = [
+                torch.autograd.grad(values[:, k].sum(), x, retain_graph=k + 1 < count)[0] for k in range(count)
+            ]
+        self.target.count(rows, 1, count)
+        return logits.detach(), values.detach(), torch.stack(gradients, dim=1).nan_to_num(0.0, 0.0, 0.0)
+
+    def confirmed(self, x: Tensor, y: Tensor, rows: Tensor, claimed: Tensor, due: bool = True) -> Tensor:
+        """Which claimed successes [n] stand: those that the full-strength defense confirms, asked only when due.
+
+        An exact view's claims stand as they are; so do a part's, whose attacker knows no more.
+        """
+        if self.exact or self.part != "defense":
+            return claimed
+        stands = torch.zeros_like(claimed)
+        if due and claimed.any():
+            stands[claimed] = self.target.verdict(x[claimed], rows[claimed]).wrong(y[claimed])
+        return stands
 
     def detection(self, x: Tensor, labels: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits as `logits` gives them, and the detectors' ratios [N,D]; both differentiable in x, not counted.

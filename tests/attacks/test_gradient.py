@@ -6,76 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from toys import CNN, Coin, Linear, Pocket, Toy, beaten, near_the_middle
 
 from attacks.gradient import FGSM, MIM, PGD, steepest
 from attacks.target import BudgetExhausted, Target, Verdict
 from attacks.threat import flat_norm, inside
 from defenses.base import append_reject_score
-from defenses.networks import StridedCNN
-
-
-class Toy(nn.Module):
-    """What a defense has at the least; logits are `answer(x)`."""
-
-    num_classes = 2
-    rejects = False
-    randomized = False
-    gradient_modes: tuple[str, ...] = ("default",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.classifier: Toy | None = None
-
-    def answer(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.answer(x)
-
-    def verdict(self, x: Tensor) -> Verdict:
-        logits = self(x)
-        return Verdict(logits[:, : self.num_classes].argmax(1), logits.argmax(1) == self.num_classes)
-
-
-class Linear(Toy):
-    """Logits scale · (Wx + b) over [N,1,4,4].
-
-    Rows of W have supports apart from each other and the same norms, so that the class with the smallest gap is the
-    nearest one in every norm.
-    """
-
-    def __init__(self, classes: int, scale: float = 1.0) -> None:
-        super().__init__()
-        self.num_classes = classes
-        self.scale = scale
-        random = torch.Generator().manual_seed(7)
-        values = (torch.rand(16 // classes, generator=random) + 0.2) * 2
-        self.weight = torch.zeros(classes, 16)
-        for c in range(classes):
-            signs = torch.randint(0, 2, values.shape, generator=random) * 2 - 1
-            self.weight[c, c::classes][: len(values)] = values * signs
-        self.bias = -self.weight.sum(1) / 2
-
-    def answer(self, x: Tensor) -> Tensor:
-        return self.scale * (x.flatten(1) @ self.weight.T + self.bias)
-
-    def distance(self, x: Tensor, y: Tensor, norm: str) -> Tensor:
-        """The gap to the nearest class over the dual norm of the difference of weights [N]."""
-        logits = self.answer(x) / self.scale
-        gaps = logits.gather(1, y[:, None]) - logits
-        slope = self.weight[y][:, None] - self.weight[None]
-        dual = slope.abs().sum(2) if norm == "linf" else slope.norm(dim=2)
-        return (gaps / dual.clamp_min(1e-9)).masked_fill(dual == 0, torch.inf).amin(1)
-
-
-def near_the_middle(n: int = 24) -> Tensor:
-    return 0.4 + 0.2 * torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-
-
-def beaten(defense: Toy, x: Tensor, y: Tensor) -> list[bool]:
-    return defense.verdict(x).wrong(y).tolist()
-
 
 ATTACKS = {
     "fgsm": FGSM(loss="margin"),
@@ -151,14 +88,6 @@ def test_a_beaten_input_leaves_the_batch_at_once():
     assert torch.allclose(flat_norm(out - x, "linf")[falls], needed[falls] * eps / steps, atol=1e-6)
 
 
-class Pocket(Toy):
-    """Class 1 only where x [N,1,2,2] has one pixel above .62; its gradient points away from there."""
-
-    def answer(self, x: Tensor) -> Tensor:
-        top = x.flatten(1).amax(1)
-        return torch.stack([torch.where(top > 0.62, -1.0, 1.0) + 0 * top, -0.01 * top], dim=1)
-
-
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_targeted_attack_tries_every_wrong_class(norm):
     """One after the other, the nearest wherever among them; exact on a linear model as the untargeted one is."""
@@ -192,23 +121,6 @@ def test_restarts_find_what_one_start_misses_and_stop_when_they_have():
     assert target.forwards.max() < 60
     repeated = PGD(steps=1, step_size=1e-6, restarts=30, random_start=False).run(Target(Pocket(), 16), x, y, 0.14, 0)
     assert not any(beaten(Pocket(), repeated, y))
-
-
-class CNN(Toy):
-    """Random weights: nothing is linear, nothing is symmetric."""
-
-    num_classes = 10
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(3)
-            self.network = StridedCNN((1, 8, 8), 10, 8, 32).requires_grad_(False)
-            usual = self.network(torch.rand(256, 1, 8, 8))
-        self.network.output.bias -= usual.mean(0)  # so that every class occurs
-
-    def answer(self, x: Tensor) -> Tensor:
-        return self.network(x)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -453,15 +365,6 @@ def test_a_confirmed_success_ends_the_attack_on_that_input():
     out = PGD(steps=40).run(target, x, y, 0.4, 0)
     assert all(beaten(model, out, y))
     assert target.forwards.max() <= 11 + 2 and target.backwards.max() <= 11
-
-
-class Coin(Toy):
-    """Randomized: adds noise of its own to the logits."""
-
-    randomized = True
-
-    def answer(self, x: Tensor) -> Tensor:
-        return Linear(2)(x) + torch.randn(len(x), 2)
 
 
 def test_a_randomized_defense_is_asked_again():

@@ -11,12 +11,16 @@ from hypothesis import strategies as st
 
 from attacks.losses import (
     accepted_and_wrong,
+    boundary,
     cross_entropy,
+    dlr,
     largest_other,
+    likeliest_wrong,
     margin,
     named_loss,
     selective,
     selective_margin,
+    wrong_first,
 )
 from attacks.target import Verdict
 
@@ -98,3 +102,50 @@ def test_a_selective_loss_is_positive_exactly_where_accepted_and_wrong(loss, row
 def test_verdict_is_wrong_where_accepted_and_not_the_label():
     verdict = Verdict(labels=torch.tensor([0, 1, 0, 1]), rejected=torch.tensor([False, False, True, True]))
     assert verdict.wrong(Y).tolist() == [False, True, False, False]
+
+
+def test_the_ratio_of_logit_differences_by_hand():
+    logits = torch.tensor([[4.0, 3.0, 1.0, 0.0], [1.0, 4.0, 3.0, 0.0]])
+    y = torch.zeros(2, dtype=torch.long)
+    assert dlr(logits, y, 4).tolist() == pytest.approx([-1 / 3, 1.0])
+    aims = torch.tensor([2, 3])
+    assert dlr(logits, y, 4, aims).tolist() == pytest.approx([-3 / 3.5, -1 / 3.5])
+    rejecting = torch.cat([logits, torch.full((2, 1), 9.0)], dim=1)  # rejection is not seen
+    assert torch.equal(dlr(rejecting, y, 4), dlr(logits, y, 4))
+
+
+outputs = st.lists(st.lists(st.floats(-50, 50, width=32), min_size=6, max_size=6), min_size=2, max_size=6)
+
+
+@given(outputs, st.floats(0.1, 10), st.floats(-10, 10))
+def test_neither_scale_nor_offset_of_the_logits_changes_the_ratio(rows, scale, offset):
+    logits, y = torch.tensor(rows).double(), torch.zeros(len(rows), dtype=torch.long)
+    aims = torch.full((len(rows),), 3)
+    for towards in (None, aims):
+        apart = logits.topk(3, dim=1).values
+        clear = apart[:, 0] - apart[:, 2] > 1e-3
+        before, after = dlr(logits, y, 6, towards), dlr(scale * logits + offset, y, 6, towards)
+        assert torch.allclose(before[clear], after[clear], rtol=1e-4, atol=1e-6)
+
+
+@given(outputs)
+def test_wrong_first_is_positive_where_accepted_and_wrong_and_never_falls_back(rows):
+    logits, y = torch.tensor(rows), torch.zeros(len(rows), dtype=torch.long)
+    value = wrong_first(margin)(logits, y, 5, None)
+    wrong = logits[:, :5].argmax(1) != y
+    assert torch.equal(value > 0, wrong & (logits[:, 5] < logits[:, :5].amax(1)))
+    assert (value[wrong] > -1 - 1e-9).all() and (value[~wrong] < -1 + 1e-9).all()
+
+
+@given(outputs)
+def test_some_boundary_is_crossed_exactly_where_the_answer_is_accepted_and_wrong(rows):
+    logits, y = torch.tensor(rows), torch.zeros(len(rows), dtype=torch.long)
+    aims = likeliest_wrong(logits, y, 5)
+    assert (aims != 0).all() and torch.equal(aims.sort(1).values, torch.arange(1, 5).expand(len(rows), -1))
+    ordered = logits.gather(1, aims)
+    assert (ordered[:, :-1] >= ordered[:, 1:]).all()
+    for classes, seen in ((5, logits), (5, logits[:, :5])):
+        crossed = (boundary(seen, y, classes, aims) > 0).any(1)
+        top = seen.topk(2, dim=1).values
+        clear = top[:, 0] > top[:, 1]
+        assert torch.equal(crossed[clear], accepted_and_wrong(seen, y, classes)[clear])

@@ -1,0 +1,105 @@
+"""Small defenses that gradient attacks are tried on; of the linear ones every distance is known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from attacks.target import Verdict
+from defenses.networks import StridedCNN
+
+
+class Toy(nn.Module):
+    """What a defense has at the least; logits are `answer(x)`."""
+
+    num_classes = 2
+    rejects = False
+    randomized = False
+    gradient_modes: tuple[str, ...] = ("default",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier: Toy | None = None
+
+    def answer(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer(x)
+
+    def verdict(self, x: Tensor) -> Verdict:
+        logits = self(x)
+        return Verdict(logits[:, : self.num_classes].argmax(1), logits.argmax(1) == self.num_classes)
+
+
+class Linear(Toy):
+    """Logits scale · (Wx + b) over [N,1,4,4].
+
+    Rows of W have supports apart from each other and the same norms, so that the class with the smallest gap is the
+    nearest one in every norm.
+    """
+
+    def __init__(self, classes: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.num_classes = classes
+        self.scale = scale
+        random = torch.Generator().manual_seed(7)
+        values = (torch.rand(16 // classes, generator=random) + 0.2) * 2
+        self.weight = torch.zeros(classes, 16)
+        for c in range(classes):
+            signs = torch.randint(0, 2, values.shape, generator=random) * 2 - 1
+            self.weight[c, c::classes][: len(values)] = values * signs
+        self.bias = -self.weight.sum(1) / 2
+
+    def answer(self, x: Tensor) -> Tensor:
+        return self.scale * (x.flatten(1) @ self.weight.T + self.bias)
+
+    def distance(self, x: Tensor, y: Tensor, norm: str) -> Tensor:
+        """The gap to the nearest class over the dual norm of the difference of weights [N]."""
+        logits = self.answer(x) / self.scale
+        gaps = logits.gather(1, y[:, None]) - logits
+        slope = self.weight[y][:, None] - self.weight[None]
+        dual = slope.abs().sum(2) if norm == "linf" else slope.norm(dim=2)
+        return (gaps / dual.clamp_min(1e-9)).masked_fill(dual == 0, torch.inf).amin(1)
+
+
+def near_the_middle(n: int = 24) -> Tensor:
+    return 0.4 + 0.2 * torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def beaten(defense: Toy, x: Tensor, y: Tensor) -> list[bool]:
+    return defense.verdict(x).wrong(y).tolist()
+
+
+class CNN(Toy):
+    """Random weights: nothing is linear, nothing is symmetric."""
+
+    num_classes = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.network = StridedCNN((1, 8, 8), 10, 8, 32).requires_grad_(False)
+            usual = self.network(torch.rand(256, 1, 8, 8))
+        self.network.output.bias -= usual.mean(0)  # so that every class occurs
+
+    def answer(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+class Coin(Toy):
+    """Randomized: adds noise of its own to the logits."""
+
+    randomized = True
+
+    def answer(self, x: Tensor) -> Tensor:
+        return Linear(2)(x) + torch.randn(len(x), 2)
+
+
+class Pocket(Toy):
+    """Class 1 only where x [N,1,2,2] has one pixel above .62; its gradient points away from there."""
+
+    def answer(self, x: Tensor) -> Tensor:
+        top = x.flatten(1).amax(1)
+        return torch.stack([torch.where(top > 0.62, -1.0, 1.0) + 0 * top, -0.01 * top], dim=1)
