@@ -1,0 +1,179 @@
+"""Auto-PGD: projected gradient ascent whose step size follows its progress (Croce & Hein 2020, algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from attacks.gradient import Best, GradientAttack, Look, looking, steepest
+from attacks.losses import cross_entropy, dlr, likeliest_wrong, wrong_first
+from attacks.target import AttackableDefense, Target, View
+from attacks.threat import expand, project, random_in_ball
+
+MOMENTUM = 0.75
+"""α: the share of the new step; the rest goes on as the last one did."""
+
+RISES = 0.75
+"""ρ: the step size is halved where fewer of the steps since the last checkpoint went up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD(GradientAttack):
+    """Auto-PGD (Croce & Hein 2020): momentum, and a step from 2 ε on that halves at checkpoints without progress.
+
+    loss: `cross-entropy`, or the difference of logits ratio. On a defense that rejects it is climbed until the answer
+    is wrong, from there minus the reject excess (`attacks.losses.wrong_first`): a best point that is wrong is never
+    left for one that isn't.
+    targets: how many wrong classes of the clean input are aimed at in turn, the likeliest first (None: away from the
+    label), with `dlr`. steps: of each ascent; restarts: ascents towards each class.
+    eot: draws of a randomized defense that every loss and gradient is the mean of.
+    An input leaves the batch as soon as it is beaten.
+    """
+
+    loss: Literal["cross-entropy", "dlr"] = "cross-entropy"
+    targets: Annotated[int, Ge(1)] | None = None
+    steps: Annotated[int, Ge(1)] = 100
+    restarts: Annotated[int, Ge(1)] = 1
+    eot: Annotated[int, Ge(1)] = 1
+
+    def __post_init__(self) -> None:
+        if self.targets is not None and self.loss != "dlr":
+            raise ValueError("targets: not for loss = 'cross-entropy'; use 'dlr' or leave it out")
+
+    def unsuited(self, defense: AttackableDefense) -> str | None:
+        if self.loss == "dlr" and defense.num_classes < 4:
+            return f"the difference of logits ratio needs 4 classes, and there are {defense.num_classes}"
+        if self.eot > 1 and not defense.randomized:
+            return "eot is the mean over a defense's own randomness, and this one has none"
+        return super().unsuited(defense)
+
+    def passes(self) -> tuple[int, int]:
+        climbs = self.restarts * (self.targets or 1)
+        return climbs * (self.steps + 1) * self.eot + (self.targets is not None), climbs * self.steps * self.eot
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        best = Best(x.clone(), torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device))
+        rows = torch.arange(len(x), device=x.device)
+        aims: list[Tensor | None] = [None]
+        if self.targets is not None:
+            clean = self.view(target).answer(x, rows)
+            aims = [*likeliest_wrong(clean, y, target.num_classes)[:, : self.targets].unbind(1)]
+        climbs = list(product(aims, range(self.restarts)))
+        for climb, (aim, _) in enumerate(climbs):
+            start = random_in_ball(x[rows], self.norm, eps, seed + climb)
+            view = self.view(target)
+            rows = self._climb(view, self._look(view, y, aim), x, y, rows, start, eps, best, climb == len(climbs) - 1)
+            if not len(rows):
+                break
+        return best.point
+
+    def _look(self, view: View, y: Tensor, aims: Tensor | None) -> Look:
+        """At the loss, the mean of `eot` looks; its values in float64, as `wrong_first` has them."""
+        climbed = cross_entropy if self.loss == "cross-entropy" else dlr
+        once = looking(view, wrong_first(climbed) if view.rejects else climbed, y, aims)
+
+        def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+            looks = [once(point, rows, last) for _ in range(self.eot)]
+            logits, values, gradient = (torch.stack(parts).mean(0) for parts in zip(*looks, strict=True))
+            return logits, values.double(), gradient
+
+        return look
+
+    def _climb(
+        self, view: View, look: Look, x: Tensor, y: Tensor, rows: Tensor, point: Tensor, eps: float, best: Best,
+        final: bool,
+    ) -> Tensor:  # fmt: skip
+        """One ascent of those rows from `point`; updates `best` and returns the rows that are not beaten yet."""
+        due, checked = checkpoints(self.steps), 0
+        state: Ascent | None = None
+        for step in range(self.steps + 1):
+            last = step == self.steps
+            logits, values, gradient = look(point, rows, last)
+            beaten = self.beaten(view, point, y[rows], rows, logits, step, last, final)
+            best.update(rows, point, values, beaten)
+            state = Ascent.begun(point, values, gradient, 2 * eps) if state is None else state
+            state.seen(point, values, gradient)
+            if step in due:
+                point, gradient = state.checked(point, gradient, step - checked)
+                checked = step
+            if beaten.any():
+                rows, point, gradient, state = rows[~beaten], point[~beaten], gradient[~beaten], state.only(~beaten)
+            if last or not len(rows):
+                break
+            stepped = project(
+                point + expand(state.size, point) * steepest(gradient, self.norm), x[rows], self.norm, eps
+            )
+            if step:
+                moved = point + MOMENTUM * (stepped - point) + (1 - MOMENTUM) * (point - state.previous)
+                stepped = project(moved, x[rows], self.norm, eps)
+            state.previous, point = state.point, stepped
+        return rows
+
+
+@dataclass
+class Ascent:
+    """What an ascent remembers of each input, all [n] or [n,C,H,W].
+
+    point, value: last seen; previous: the point before. top, top_value, top_gradient: the best so far. size: of the
+    step; rises: steps up since the last checkpoint; checked_value: the best there; halved: whether the step was, there.
+    """
+
+    point: Tensor
+    value: Tensor
+    previous: Tensor
+    top: Tensor
+    top_value: Tensor
+    top_gradient: Tensor
+    size: Tensor
+    rises: Tensor
+    checked_value: Tensor
+    halved: Tensor
+
+    @classmethod
+    def begun(cls, point: Tensor, value: Tensor, gradient: Tensor, size: float) -> Ascent:
+        steps = torch.full((len(point),), size, dtype=point.dtype, device=point.device)
+        nothing = torch.zeros_like(steps)
+        return cls(point, value, point, point, value, gradient, steps, nothing, value, nothing.bool())
+
+    def only(self, rows: Tensor) -> Ascent:
+        return Ascent(*(values[rows] for values in vars(self).values()))
+
+    def seen(self, point: Tensor, value: Tensor, gradient: Tensor) -> None:
+        """Takes a new point in; it is the best one only if it is better."""
+        self.rises = self.rises + (value > self.value)
+        better = value > self.top_value
+        self.top = torch.where(expand(better, point), point, self.top)
+        self.top_gradient = torch.where(expand(better, point), gradient, self.top_gradient)
+        self.top_value = torch.where(better, value, self.top_value)
+        self.point, self.value = point, value
+
+    def checked(self, point: Tensor, gradient: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """A checkpoint `steps` after the last one: where to go on from, and the gradient there.
+
+        Halves the step, and goes back to the best point, where too few steps went up, or where the step was left alone
+        last time and the best point is still the same (their conditions 1 and 2).
+        """
+        stuck = ~self.halved & (self.top_value <= self.checked_value)
+        halve = (self.rises < RISES * steps) | stuck
+        self.size = torch.where(halve, self.size / 2, self.size)
+        self.halved, self.checked_value, self.rises = halve, self.top_value, torch.zeros_like(self.rises)
+        where = expand(halve, point)
+        return torch.where(where, self.top, point), torch.where(where, self.top_gradient, gradient)
+
+
+def checkpoints(steps: int) -> set[int]:
+    """After how many steps the step size is decided upon: ⌈p N⌉ for p = 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99.
+
+    Each stretch is 0.03 shorter than the last, but no shorter than 0.06.
+    """
+    found, at, stretch = set(), 22, 22
+    while at <= 100:
+        found.add(-(-at * steps // 100))
+        stretch = max(stretch - 3, 6)
+        at += stretch
+    return found

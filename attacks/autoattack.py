@@ -1,0 +1,65 @@
+"""AutoAttack: four attacks without parameters, each on what the former left (Croce & Hein 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from attacks.apgd import APGD
+from attacks.base import Attack
+from attacks.fab import FAB
+from attacks.gradient import GradientAttack
+from attacks.square import Square
+from attacks.target import AttackableDefense, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoAttack(GradientAttack):
+    """AutoAttack with the budgets of the reference implementation.
+
+    variant (the reference's `version`): `standard`: APGD on the cross-entropy, APGD on the DLR loss and FAB towards 9
+    classes each, all with 100 steps, and Square with 5,000 queries; `rand`, for randomized defenses: APGD on the
+    cross-entropy and on the DLR loss, untargeted, each gradient the mean of 20 draws.
+    Which inputs the next attack gets is decided by the defense's verdict. On a defense that rejects each attack has
+    the form that knows it.
+    """
+
+    variant: Literal["standard", "rand"] = "standard"
+
+    def __post_init__(self) -> None:
+        if self.part != "defense":
+            raise ValueError(f"part: {self.part!r} is not for this attack: its last member asks the whole defense")
+
+    def members(self) -> tuple[Attack, ...]:
+        """The attacks in their order."""
+        knows: dict[str, Any] = {"norm": self.norm, "gradient": self.gradient, "inner_steps": self.inner_steps}
+        if self.variant == "rand":
+            return APGD(eot=20, **knows), APGD(loss="dlr", eot=20, **knows)
+        return (
+            APGD(**knows),
+            APGD(loss="dlr", targets=9, **knows),
+            FAB(targets=9, **knows),
+            Square(norm=self.norm, horizon=10_000),  # 5,000 queries, with the sizes of 10,000, as in the reference
+        )
+
+    def passes(self) -> tuple[int, int]:
+        forwards, backwards = zip(*(member.passes() for member in self.members()), strict=True)
+        return sum(forwards) + len(forwards) - 1, sum(backwards)
+
+    def unsuited(self, defense: AttackableDefense) -> str | None:
+        return next((reason for member in self.members() if (reason := member.unsuited(defense))), None)
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        found, rows = x.clone(), torch.arange(len(x), device=x.device)
+        members = self.members()
+        for member in members:
+            found[rows] = member.run(target.only(rows), x[rows], y[rows], eps, seed)
+            if member is members[-1]:
+                break  # the judge asks anyway
+            rows = rows[~target.verdict(found[rows], rows).wrong(y[rows])]
+            if not len(rows):
+                break
+        return found

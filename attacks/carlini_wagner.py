@@ -1,0 +1,116 @@
+"""The L2 attack of Carlini & Wagner 2017."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+from torch.nn import functional as F
+
+from attacks.fab import Found
+from attacks.gradient import CONFIRM_EVERY, GradientAttack
+from attacks.losses import accepted_and_wrong, selective
+from attacks.target import Target
+from attacks.threat import Norm, expand
+
+INWARDS = 0.999999
+"""How far from grey the variable can represent an image's pixels, as a share: tanh never reaches 1."""
+
+DECAYS = (0.9, 0.999)
+"""Adam's, of the gradient's mean and of its square."""
+
+PROGRESS = 0.9999
+"""A descent ends where a tenth of its steps brought nothing below this share of what it was (their code's)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarliniWagner(GradientAttack):
+    """min ‖δ‖² + c · max(z_y − max_{j≠y} z_j, −κ) over w, x + δ = (tanh w + 1)/2, by Adam; c by binary search.
+
+    On a defense that rejects the margin is followed by the reject excess as soon as the answer is wrong
+    (`attacks.losses.selective`).
+    searches: values of c, from `c` on: ten times the last until one succeeds, then halving the interval; rate, steps:
+    Adam's for each. confidence: κ. Defaults are CleverHans' of the paper; Defense-GAN's are searches = 1, steps = 100,
+    rate = 10, c = 100.
+    early: an input leaves a descent once a tenth of its steps lowered neither the least loss nor the smallest distance
+    of a success (their code asks the whole batch, and of the loss as it stands). What is wrong and rejected stays: past
+    a wall the reject excess may well be more than the margin that was overcome.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+
+    norm: Norm = "l2"
+    searches: Annotated[int, Ge(1)] = 5
+    steps: Annotated[int, Ge(1)] = 1000
+    rate: Annotated[float, Gt(0), Lt(math.inf)] = 5e-3
+    c: Annotated[float, Gt(0), Lt(math.inf)] = 0.01
+    confidence: Annotated[float, Ge(0), Lt(math.inf)] = 0.0
+    early: bool = True
+
+    @property
+    def minimal(self) -> bool:
+        return True
+
+    def passes(self) -> tuple[int, int]:
+        return 1 + self.searches * self.steps, self.searches * self.steps
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        rows = torch.arange(len(x), device=x.device)
+        view = self.view(target)
+        beaten = view.confirmed(x, y, rows, accepted_and_wrong(view.answer(x, rows), y, view.num_classes))
+        found = Found(x.clone(), torch.where(beaten, 0.0, torch.inf).to(x))
+        rows = rows[~beaten]
+        weight, lower, upper = x.new_full((len(x),), self.c), x.new_zeros(len(x)), x.new_full((len(x),), torch.inf)
+        for _ in range(self.searches):
+            if not len(rows):
+                break
+            succeeded = self._descend(target, x, y, rows, weight, found)
+            upper[rows] = torch.where(succeeded, weight[rows], upper[rows])
+            lower[rows] = torch.where(succeeded, lower[rows], weight[rows])
+            weight = torch.where(upper.isfinite(), (lower + upper) / 2, 10 * weight)
+        return found.point
+
+    def _descend(self, target: Target, x: Tensor, y: Tensor, rows: Tensor, weight: Tensor, found: Found) -> Tensor:
+        """One descent of those rows with their weights c [N]; updates `found`, returns which of them succeeded [n]."""
+        view = self.view(target)
+        succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        begun = rows
+        variable = torch.atanh((2 * x[rows] - 1) * INWARDS)
+        mean, square = torch.zeros_like(variable), torch.zeros_like(variable)
+        least, least_before, nearest_before = (x.new_full((len(rows),), torch.inf) for _ in range(3))
+        for step in range(self.steps):
+            squashed = variable.tanh()
+            image = (squashed + 1) / 2
+            delta = image - x[rows]
+
+            def excess(logits: Tensor, label: Tensor = y[rows]) -> Tensor:
+                return F.relu(self.confidence - selective(logits, label, view.num_classes))
+
+            logits, lacking, slope = view.ascent(image, excess, rows)
+            claimed = accepted_and_wrong(logits, y[rows], view.num_classes) & (lacking <= 0)
+            due = step == self.steps - 1 or step % CONFIRM_EVERY == 0
+            beaten = view.confirmed(image, y[rows], rows, claimed, due)
+            succeeded[rows[beaten]] = True
+            size = delta.square().flatten(1).sum(1)
+            found.update(rows, image, size.sqrt().masked_fill(~beaten, torch.inf))
+            least = torch.minimum(least, size + weight[rows] * lacking)
+            if self.early and step % max(self.steps // 10, 1) == 0:
+                nearest = found.distance[rows]
+                past = (logits[:, : view.num_classes].argmax(1) != y[rows]) & ~beaten
+                going = (least < PROGRESS * least_before) | (nearest < PROGRESS * nearest_before) | past
+                least_before, nearest_before = least[going], nearest[going]
+                rows, least, variable, squashed, delta, slope, mean, square = (
+                    values[going] for values in (rows, least, variable, squashed, delta, slope, mean, square)
+                )
+                if not len(rows):
+                    break
+            gradient = (2 * delta + expand(weight[rows], slope) * slope) * (1 - squashed.square()) / 2
+            mean = DECAYS[0] * mean + (1 - DECAYS[0]) * gradient
+            square = DECAYS[1] * square + (1 - DECAYS[1]) * gradient.square()
+            unbiased, spread = (m / (1 - d ** (step + 1)) for m, d in zip((mean, square), DECAYS, strict=True))
+            variable = variable - self.rate * unbiased / (spread.sqrt() + 1e-8)
+        return succeeded[begun]
