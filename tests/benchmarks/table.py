@@ -1,0 +1,75 @@
+"""The benchmarks' JSON as a page of the documentation: `python tests/benchmarks/table.py FILE.json [PAGE.md]`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+
+HEAD = """# Attacks beside others'
+
+Made by `tox -e benchmark` from its JSON; not to be edited. {machine}, Python {python}, torch's own CPU kernels with one
+thread, {date}. All attack the same MNIST digits and weights of the zoo with the same budget and take turns; times are
+medians over the rounds. Ours is a whole job of the harness: loading the defense, attacking, judging, storing the
+records. Robust accuracy is what the harness says of everybody's outputs at ε; passes are of one input, on average.
+"""
+
+COLUMNS = (
+    "| | time | ours / theirs | robust accuracy | median distance | forward | backward |\n|---|---|---|---|---|---|---|"
+)
+
+
+def page(results: dict[str, Any]) -> str:
+    """Markdown of a pytest-benchmark JSON; benchmarks that have no contestants are left out."""
+    machine, benchmarks = results["machine_info"], results["benchmarks"]
+    cpu = machine.get("cpu", {}).get("brand_raw") or machine.get("processor") or "an unnamed CPU"
+    parts = [HEAD.format(machine=cpu, python=machine["python_version"], date=results["datetime"][:10])]
+    for attack in (b["extra_info"]["attack"] for b in benchmarks if "attack" in b.get("extra_info", {})):
+        parts.append(section(attack))
+    return "\n".join(parts)
+
+
+def section(attack: dict[str, Any]) -> str:
+    """One attack on one defense."""
+    norm = {"linf": "L∞", "l2": "L2"}[attack["norm"]]
+    rounds = f"{attack['rounds']} round{'s' * (attack['rounds'] > 1)}"
+    lines = [
+        f"## {attack['name']} on `{attack['defense']}`",
+        f"{attack['n']} inputs, {norm}, ε = {attack['eps']:g}, {rounds}.",
+        "",
+        COLUMNS,
+    ]
+    ours = attack["contestants"][0]
+    for contestant in attack["contestants"]:
+        ratio = "" if contestant is ours else f"{ours['seconds'] / contestant['seconds']:.2f}"
+        distance = contestant["distance"]
+        shown = "" if not attack["minimal"] else "–" if math.isinf(distance) else f"{distance:.3f}"
+        lines.append(
+            f"| {contestant['name']} | {contestant['seconds']:.2f} s | {ratio} | {contestant['robust']:.3f} | {shown} "
+            f"| {contestant['forwards']:.1f} | {contestant['backwards']:.1f} |"
+        )
+    lines += [""] + [f"{reason}." for reason in attack["lacking"]] + [""] * bool(attack["lacking"])
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    if not 1 <= len(arguments) <= 2:
+        print("error: give the JSON file of pytest-benchmark, and where the page goes if not docs/", file=sys.stderr)
+        return 2
+    try:
+        results = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        print(f"error: {arguments[0]}: {error}", file=sys.stderr)
+        return 2
+    target = Path(arguments[1]) if len(arguments) == 2 else PAGE
+    target.write_text(page(results), encoding="utf-8")
+    print(target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
