@@ -28,6 +28,10 @@ from bench.tables import (
     percent_interval,
 )
 
+IMAGE_BUDGET = 2_000_000
+SHOWN_INPUTS = (4, 2, 1)
+"""Inputs of a cell: as many as the budget allows."""
+
 
 @dataclass(frozen=True)
 class Strength:
@@ -105,18 +109,26 @@ class Cells:
         summary: pd.DataFrame,
         identities: Mapping[str, dict[str, Any]],
         run: Mapping[str, Any],
-        images: Images,
-        inputs: int,
+        budget: int = IMAGE_BUDGET,
     ) -> None:
-        """records, summary, identities: as bench.plots.write_plots takes them; run: run.json; inputs: pictured each."""
-        self.run, self.identities, self.images = run, identities, images
+        """records, summary, identities: as bench.plots.write_plots takes them; run: run.json.
+
+        budget: characters that images may take; beyond, fewer inputs of each cell are shown.
+        """
+        self.run, self.identities = run, identities
         self.checks = implausible(summary)
         self.keys = {key: list(rows["key"].unique()) for key, rows in records.groupby(CELL, sort=False)}
-        pictures = dict(iter(pictured(records).groupby(CELL, sort=False)))
+        pictures: dict[Any, pd.DataFrame] = dict(iter(pictured(records).groupby(CELL, sort=False)))
+        for shown in SHOWN_INPUTS:
+            self.images = Images()
+            inputs = {key: self._inputs(key, rows, shown) for key, rows in pictures.items()}
+            if self.images.size <= budget:
+                break
         self.all: dict[tuple[str, str, str, str], Cell] = {}
         for (dataset, defense, attack, norm), rows in summary.groupby(CELL, sort=False):
             key = (str(dataset), str(defense), str(attack), str(norm))
-            self.all[key] = self._cell(key, rows, summary, pictures.get(key), inputs)
+            strength = "" if key not in pictures or norm == FOOLING else eps_text(pictures[key]["eps"].iloc[0])
+            self.all[key] = self._cell(key, rows, summary, inputs.get(key, []), strength)
 
     def find(self, dataset: str, defense: str, attack: str, norm: str) -> Cell | None:
         return self.all.get((dataset, defense, attack, "none" if attack == CLEAN else norm))
@@ -126,8 +138,8 @@ class Cells:
         key: tuple[str, str, str, str],
         rows: pd.DataFrame,
         summary: pd.DataFrame,
-        pictures: pd.DataFrame | None,
-        inputs: int,
+        inputs: list[Input],
+        pictured_at: str,
     ) -> Cell:
         dataset, defense, attack, norm = key
         same = summary[(summary["dataset"] == dataset) & (summary["defense"] == defense) & (summary["norm"] == norm)]
@@ -135,7 +147,6 @@ class Cells:
         attacks = [attack]
         if attack == WORST_CASE:
             attacks = [name for name in same["attack"].unique() if name != WORST_CASE]
-        shown = self._inputs(key, pictures, inputs)
         return Cell(
             f"c{len(self.all) + 1}", dataset, defense, attack, norm,
             header=_header(attack, norm),
@@ -143,8 +154,8 @@ class Cells:
             notes=marks.notes,
             command=command(self.run, dataset, defense, attacks, norm),
             facts=self._facts(key),
-            inputs=shown,
-            pictured_at=eps_text(pictures["eps"].iloc[0]) if pictures is not None and norm != FOOLING else "",
+            inputs=inputs,
+            pictured_at=pictured_at,
         )  # fmt: skip
 
     def _facts(self, key: tuple[str, str, str, str]) -> list[tuple[str, str]]:
@@ -162,9 +173,7 @@ class Cells:
         facts += [("protocol", str(identity["protocol"])), ("seed", ", ".join(seeds))]
         return [*facts, ("key", ", ".join(self.keys[key]))]
 
-    def _inputs(self, key: tuple[str, str, str, str], rows: pd.DataFrame | None, limit: int) -> list[Input]:
-        if rows is None:
-            return []
+    def _inputs(self, key: tuple[str, str, str, str], rows: pd.DataFrame, limit: int) -> list[Input]:
         shape = self.identities[self.keys[key][0]]["shape"]
         return [self._input(record, shape) for record in shown_inputs(rows, limit)]
 

@@ -43,5 +43,5 @@ def png(image: np.ndarray) -> str:
     from PIL import Image as Pillow
 
     file = io.BytesIO()
-    Pillow.fromarray(image).save(file, format="PNG", optimize=True)
+    Pillow.fromarray(image).save(file, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -18,7 +18,6 @@ from markupsafe import Markup, escape
 from bench.errors import InputError
 from bench.figures import FOOLING
 from bench.html.cells import Cell, Cells, heat_map
-from bench.html.images import Images
 from bench.plots import shade
 from bench.records import WORST_CASE
 from bench.selective import implausible
@@ -35,9 +34,6 @@ from bench.tables import (
     percent,
     robust_legend,
 )
-
-IMAGE_BUDGET = 2_000_000
-"""Characters that images may take; beyond, fewer inputs of each cell are shown."""
 
 SYMBOLS = {"pass": "✓", "warn": "!", "fail": "✗", "not run": NOT_RUN}
 """Of the diagnosis' verdicts; the word always stands beside."""
@@ -96,7 +92,7 @@ def write_page(
     """
     if "seed" in run:  # of a run before there could be several
         run = {**run, "seeds": [run["seed"]]}
-    images, cells = _cells_within_budget(records, summary, identities, run)
+    cells = Cells(records, summary, identities, run)
     diagnosis = read_diagnosis(folder)
     page = _environment().get_template("report.html.jinja")
     text = page.render(
@@ -121,7 +117,7 @@ def write_page(
             _drawing(folder / "plots" / f"{file_name(*parts)}.svg", f"{parts[0]}, {parts[1]}: images, {parts[2]}")
             for parts in pictures
         ],
-        images=images.stored,
+        images=cells.images.stored,
     )
     path = folder / "report.html"
     path.write_text(text, encoding="utf-8")
@@ -139,17 +135,6 @@ def _environment() -> Environment:
     environment.filters["norm"] = norm_text
     environment.filters["unbroken"] = _unbroken
     return environment
-
-
-def _cells_within_budget(
-    records: pd.DataFrame, summary: pd.DataFrame, identities: Mapping[str, dict[str, Any]], run: Mapping[str, Any]
-) -> tuple[Images, Cells]:
-    for inputs in (4, 2, 1):
-        images = Images()
-        cells = Cells(records, summary, identities, run, images, inputs)
-        if images.size <= IMAGE_BUDGET:
-            break
-    return images, cells
 
 
 def cell_counts(summary: pd.DataFrame) -> str:

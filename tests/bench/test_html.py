@@ -19,6 +19,7 @@ from handmade import REJECT, cell, run, write_run
 
 from bench.figures import summary
 from bench.html import page
+from bench.html.cells import IMAGE_BUDGET, Cells
 from bench.html.reproduce import command
 from bench.matrix import read_matrix
 from bench.pictures import difference
@@ -127,15 +128,14 @@ def test_an_image_is_stored_once_however_often_it_is_shown(text):
     assert len(stored) == 9
 
 
-def test_fewer_inputs_are_shown_where_images_would_take_too_much(folder, monkeypatch):
+def test_fewer_inputs_are_shown_where_images_would_take_too_much(folder):
     from bench.store import Store
 
     records, identities = Store(folder).load()
     table = summary(records)
     shown = []
-    for budget in (page.IMAGE_BUDGET, 700, 0):
-        monkeypatch.setattr(page, "IMAGE_BUDGET", budget)
-        _, cells = page._cells_within_budget(records, table, identities, {})
+    for budget in (IMAGE_BUDGET, 700, 0):
+        cells = Cells(records, table, identities, {}, budget)
         shown.append(len(cells.find("digits", "gmvae", "pgd (b, c)", "linf").inputs))
     assert shown == [4, 2, 1]
 
