@@ -84,6 +84,7 @@ class Target:
 
     aims: [n] the class that each input is to be taken for, for an attack whose `aims` asks for that; else None.
     held_out: gives images [M,C,H,W] and labels [M] that the attacker owns: of the same kind, never the test data.
+    counted: called with this target whenever it has counted passes, for whoever wants to know how far the attack is.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Target:
         max_forwards: int | None = None,
         aims: Tensor | None = None,
         held_out: Callable[[], tuple[Tensor, Tensor]] | None = None,
+        counted: Callable[[Target], None] = lambda target: None,
     ) -> None:
         self.defense = defense
         self.num_classes = defense.num_classes
@@ -102,6 +104,7 @@ class Target:
         self.max_forwards = max_forwards
         self.aims = aims
         self._held_out = held_out
+        self._counted = counted
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         """The attacker's own labelled images; raises ValueError where there are none."""
@@ -126,6 +129,7 @@ class Target:
         self.backwards[rows] += backwards
         if self.max_forwards is not None and len(self.forwards) and self.forwards.max() > self.max_forwards:
             raise BudgetExhausted(f"more than {self.max_forwards} forward passes for one input")
+        self._counted(self)
 
     def verdict(self, x: Tensor, rows: Tensor) -> Verdict:
         """The full-strength answer for those rows, counted as one forward pass. x: [N,C,H,W]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 import traceback
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from attacks.target import Target
 from attacks.threat import expand
 from bench.datasets.base import image_hashes
 from bench.judge import BATCH, Judgement, ScoredVerdict, batch_invariant, judge, protocol, succeeded, verdict
+from bench.log import LOG, Log
+from bench.pace import Pace
 from bench.plan import DatasetRef, Job
 from bench.records import CALIBRATION, typed
 from bench.store import Store
@@ -55,17 +58,19 @@ def _must_answer(defense: Defense, arguments: tuple[Tensor, ...], logits: Tensor
 def run_job(job: Job, folder: Path) -> str:
     """Runs a job and stores its records; returns ok or failed. What it raises becomes the failed cell's reason."""
     store = Store(folder)
+    log = Log(folder / LOG)
+    log.event("job started", title=job.title, key=job.key, pid=os.getpid())
     try:
         with torch.random.fork_rng():
             torch.manual_seed(job.seed)
             np.random.seed(job.seed % 2**32)  # noqa: NPY002 - libraries draw from the global state
-            rows = clean_records(job) if job.attack is None else attack_records(job, job.attack, store)
+            rows = clean_records(job) if job.attack is None else attack_records(job, job.attack, store, log)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         store.write(job, empty_records(job, "failed", reason))
-        log = store.folder / "failures"
-        log.mkdir(exist_ok=True)
-        (log / f"{store.path(job).stem}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        traces = store.folder / "failures"
+        traces.mkdir(exist_ok=True)
+        (traces / f"{store.path(job).stem}.txt").write_text(traceback.format_exc(), encoding="utf-8")
         return "failed"
     store.write(job, rows)
     return "ok"
@@ -144,13 +149,13 @@ def clean_records(job: Job) -> pd.DataFrame:
     return frame.assign(reason=note, **_pictures(job, defense, rows.x, rows.x))
 
 
-def attack_records(job: Job, attack: Attack, store: Store) -> pd.DataFrame:
-    """The rows of every ε."""
+def attack_records(job: Job, attack: Attack, store: Store, log: Log) -> pd.DataFrame:
+    """The rows of every ε; how far the attack is goes to the log now and then."""
     rows = inputs(job).to(job.device)
     defense = _loaded(job)
     clean = _clean_verdict(job, defense, rows, store)
     cells = _minimal if attack.minimal else _fixed
-    frames = cells(job, attack, defense, rows, clean)
+    frames = cells(job, attack, defense, rows, clean, Pace(job, attack, len(rows), log))
     if weights_hash(defense) != job.defense.weights_sha256:
         raise RuntimeError("the attack changed the defense's weights or buffers: its answers count for nothing")
     return pd.concat(frames, ignore_index=True)
@@ -171,7 +176,9 @@ def _clean_verdict(job: Job, defense: Defense, rows: Inputs, store: Store) -> Sc
     return ScoredVerdict(*(torch.tensor(stored[name].to_numpy(), device=job.device)[rows.number] for name in columns))
 
 
-def _fixed(job: Job, attack: Attack, defense: Defense, rows: Inputs, clean: ScoredVerdict) -> list[pd.DataFrame]:
+def _fixed(
+    job: Job, attack: Attack, defense: Defense, rows: Inputs, clean: ScoredVerdict, pace: Pace
+) -> list[pd.DataFrame]:
     """What is beaten at a smaller ε stays beaten, larger ones attack the rest; without a ladder each ε attacks all."""
     adversarial = rows.x.clone()
     state = _untouched(rows, clean)
@@ -180,7 +187,7 @@ def _fixed(job: Job, attack: Attack, defense: Defense, rows: Inputs, clean: Scor
     for eps in job.eps:
         begun = time.perf_counter()
         active = (~state.success if job.ladder else torch.ones_like(state.success)).nonzero()[:, 0]
-        outputs, forwards, backwards, fresh = _attacked(job, attack, defense, rows, clean, active, eps)
+        outputs, forwards, backwards, fresh = _attacked(job, attack, defense, rows, clean, active, eps, pace)
         adversarial[active] = outputs
         state = _merge(state, active, fresh)
         size = _size(state, attack.norm)
@@ -192,7 +199,9 @@ def _fixed(job: Job, attack: Attack, defense: Defense, rows: Inputs, clean: Scor
     return [frame.assign(distance=final) for frame in frames]
 
 
-def _minimal(job: Job, attack: Attack, defense: Defense, rows: Inputs, clean: ScoredVerdict) -> list[pd.DataFrame]:
+def _minimal(
+    job: Job, attack: Attack, defense: Defense, rows: Inputs, clean: ScoredVerdict, pace: Pace
+) -> list[pd.DataFrame]:
     """One run; at each ε the inputs whose perturbation is no larger count as beaten, the others stand as they were.
 
     The passes are those of the run: they are recorded at the smallest ε and nowhere else.
@@ -200,7 +209,7 @@ def _minimal(job: Job, attack: Attack, defense: Defense, rows: Inputs, clean: Sc
     begun = time.perf_counter()
     untouched = _untouched(rows, clean)
     active = (~untouched.success).nonzero()[:, 0]
-    outputs, forwards, backwards, fresh = _attacked(job, attack, defense, rows, clean, active, float("inf"))
+    outputs, forwards, backwards, fresh = _attacked(job, attack, defense, rows, clean, active, float("inf"), pace)
     adversarial = rows.x.clone()
     adversarial[active] = outputs
     found = _merge(untouched, active, fresh)
@@ -223,17 +232,26 @@ def _minimal(job: Job, attack: Attack, defense: Defense, rows: Inputs, clean: Sc
 
 
 def _attacked(
-    job: Job, attack: Attack, defense: Defense, rows: Inputs, clean: ScoredVerdict, active: Tensor, eps: float
+    job: Job,
+    attack: Attack,
+    defense: Defense,
+    rows: Inputs,
+    clean: ScoredVerdict,
+    active: Tensor,
+    eps: float,
+    pace: Pace,
 ) -> tuple[Tensor, Tensor, Tensor, Judgement]:
     """Attacks the active rows in batches: outputs [A,C,H,W], passes of all rows [N] each, and judgement of the A."""
     forwards, backwards = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
     tried = rows[active]
     outputs = tried.x.clone()
+    pace.strength(eps, len(active))
     for part in torch.arange(len(active), device=active.device).split(BATCH):
         batch = tried[part]
         target = Target(
             defense, len(batch), max_forwards=attack.max_forwards,
             aims=None if attack.aims == "none" else batch.aims, held_out=lambda: _held_out(job),
+            counted=pace.tell,
         )  # fmt: skip
         found = attack.run(target, batch.x.clone(), batch.y.clone(), eps, job.seed)
         if not isinstance(found, Tensor):
@@ -242,6 +260,7 @@ def _attacked(
             raise ValueError(f"the attack returned shape {tuple(found.shape)} for inputs {tuple(batch.x.shape)}")
         outputs[part] = found.detach().to(outputs)
         forwards[active[part].cpu()], backwards[active[part].cpu()] = target.forwards, target.backwards
+        pace.batch(target)
     before = ScoredVerdict(clean.labels[active], clean.rejected[active], clean.scores[active])
     fresh = judge(defense, tried.x, outputs, tried.y, before, attack.norm, eps, job.draws, job.seed, tried.aims)
     return outputs, forwards, backwards, fresh

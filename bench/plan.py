@@ -89,7 +89,7 @@ class Job:
     split: where the indices point to: test, validation, or noise made for the norm "fooling". ladder: whether what is
     beaten at one ε stays beaten at the larger ones. aims: classes that each input is to be taken for, one after the
     other; 1 where the attack chooses. forwards, backwards: estimated passes for one input and aim at one ε, at the
-    most. inference_steps: of the defense.
+    most, before it is judged. inference_steps: of the defense.
     """
 
     dataset: DatasetRef
@@ -128,9 +128,14 @@ class Job:
 
     @property
     def passes(self) -> float:
-        """Estimated passes in all: a minimal-distance attack runs once, others once for each ε."""
+        """Estimated passes in all, the judge's among them: a minimal-distance attack runs once, others once for each ε.
+
+        In units of a full-strength answer: where a defense optimises inside, an attack's own passes are cheaper.
+        """
         runs = 1 if self.attack is not None and self.attack.minimal else len(self.eps)
-        return (self.forwards + self.backwards) * self.n * self.aims * runs
+        answers = self.draws if self.defense.cls.randomized else 1
+        one = answers if self.attack is None else self.forwards + self.backwards + answers
+        return one * self.n * self.aims * runs
 
 
 def key_of(identity: dict[str, Any]) -> str:
@@ -297,7 +302,7 @@ def _job(
     if attack is not None and module.inference_steps:
         # in units of a full-strength answer: the inner optimisation is cheaper while it is attacked
         share = min(1.0, getattr(attack, "inner_steps", module.inference_steps) / module.inference_steps)
-        forwards, backwards = forwards * share + 1, backwards * share
+        forwards, backwards = forwards * share, backwards * share
     identity = {
         "records": REVISION,
         "dataset": {

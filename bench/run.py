@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bench.matrix import AttackChoice, DefenseChoice, Matrix
     from bench.measurements.job import MeasurementJob
     from bench.plan import DatasetRef, DefenseRef, Job, Options
+    from bench.progress import Board
     from bench.store import Store
 
 C = TypeVar("C", bound="DefenseChoice | AttackChoice")
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
             help=f"only this {kind} (repeatable); one that is not in the matrix is added, package.module:Name too",
         )  # fmt: skip
     p.add_argument("--norm", action="append", default=[], metavar="NORM", help="only attacks in this norm (repeatable)")
+    p.add_argument("--quiet", action="store_true", help="show failures and the last line alone; log.jsonl has the rest")
     p.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     p.add_argument("--list", action="store_true", help="show every known data set, defense, attack and matrix")
     return p
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         matrix = dataclasses.replace(matrix, seeds=(given.seed,))
     options = Options(data_folder(given.data), given.n, checked_device(given.device))
     out = given.out or Path("results") / Path(given.matrix).stem
-    run = Run(filtered(matrix, given), matrix, options, out, given.workers or os.cpu_count() or 1, console)
+    run = Run(filtered(matrix, given), matrix, options, out, given.workers or os.cpu_count() or 1, console, given.quiet)
     return run.execute(given.dry_run)
 
 
@@ -143,8 +145,16 @@ class Run:
     """
 
     def __init__(
-        self, matrix: Matrix, whole: Matrix, options: Options, out: Path, workers: int, console: Console
+        self,
+        matrix: Matrix,
+        whole: Matrix,
+        options: Options,
+        out: Path,
+        workers: int,
+        console: Console,
+        quiet: bool = False,
     ) -> None:
+        from bench.log import LOG, Log
         from bench.store import Store
 
         self.matrix = matrix
@@ -153,7 +163,9 @@ class Run:
         self.out = out
         self.workers = workers
         self.console = console
+        self.quiet = quiet
         self.store: Store = Store(out)
+        self.log = Log(out / LOG)
         self.begun = time.time()
 
     def execute(self, dry_run: bool) -> int:
@@ -169,17 +181,20 @@ class Run:
         self._writable()
         from bench.engines.local import LocalEngine
         from bench.progress import Board
+        from bench.provenance import provenance
 
-        with LocalEngine(self.workers) as engine, Board(self.console, self.workers) as board:
+        self.log.event("run started", **provenance(), matrix=self.matrix.source, workers=self.workers)
+        board = Board(self.console, self.workers, self.log, self.quiet)
+        with LocalEngine(self.workers) as engine, board:
             failures = self._train(engine, board, [ref for ref, _ in datasets], refs)
             jobs = make_jobs(self.matrix, self.options, datasets, refs)
             self.store.write_index([*self._stored_beside(jobs, datasets), *jobs])
-            self._write_run_json(jobs, finished=False)
+            self._write_run_json(jobs, board, finished=False)
             self._run_jobs(engine, board, jobs, failures)
             unmeasured = self._measure(engine, board, [ref for ref, _ in datasets], refs, failures)
         states = {job.key: self.store.status(job) for job in jobs}
-        self._write_run_json(jobs, finished=True)
-        return self._report(jobs, states, unmeasured)
+        self._write_run_json(jobs, board, finished=True)
+        return self._report(jobs, states, unmeasured, board)
 
     def _writable(self) -> None:
         try:
@@ -213,11 +228,12 @@ class Run:
         return [job for job in others if self.store.status(job) in ("ok", "failed", "skipped")]
 
     def _train(
-        self, engine: LocalEngine, board: Any, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]
+        self, engine: LocalEngine, board: Board, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]
     ) -> dict[tuple[str, str], str]:
         """Trains what has no weights yet, once where several defenses share them; returns why one has none even so."""
         from bench.engines.local import Call
         from bench.plan import defense_ref
+        from bench.progress import Work
         from bench.train import fit_job
 
         sharing: dict[Path | None, list[tuple[DatasetRef, DefenseRef]]] = {}
@@ -229,15 +245,15 @@ class Run:
             path: f"{', '.join(ref.label for _, ref in pairs)} on {pairs[0][0].name}" for path, pairs in sharing.items()
         }
         calls = [
-            Call(path, fit_job, (ref, dataset, self.options.device), timeout=None)
+            Call(path, fit_job, (ref, dataset, self.options.device, self.log, titles[path]), timeout=None)
             for path, ((dataset, ref), *_) in sharing.items()
         ]
         failures = {}
-        board.expect(dict.fromkeys(sharing))
+        board.expect({str(path): Work("training", title) for path, title in titles.items()})
         for title in titles.values():
             board.line(f"training {title}: no weights in the zoo or the cache yet")
         for outcome in engine.run(calls):
-            board.done(outcome.id, f"trained {titles[outcome.id]}", outcome.failure)
+            board.done(str(outcome.id), outcome.failure)
             if outcome.failure:
                 for dataset, ref in sharing[outcome.id]:
                     failures[dataset.name, ref.label] = f"training failed: {outcome.failure}"
@@ -250,12 +266,16 @@ class Run:
             ]  # fmt: skip
         return failures
 
-    def _run_jobs(self, engine: LocalEngine, board: Any, jobs: list[Job], failures: dict[tuple[str, str], str]) -> None:
+    def _run_jobs(
+        self, engine: LocalEngine, board: Board, jobs: list[Job], failures: dict[tuple[str, str], str]
+    ) -> None:
         """Clean passes first, attacks once theirs is stored, long ones first; what is stored already is left alone."""
         from bench.engines.local import Call
         from bench.job import empty_records, run_job
+        from bench.progress import Work
 
         waiting = []
+        board.learn(jobs)
         for job in jobs:
             state = self.store.status(job)
             if state == "ok" or (state == "skipped" and job.skip):
@@ -264,22 +284,23 @@ class Run:
                 board.line(f"damaged records, computed again: {self.store.path(job)}")
             if job.skip:
                 self.store.write(job, empty_records(job, "skipped", job.skip))
+                self.log.event("job skipped", title=job.title, key=job.key, reason=job.skip)
             elif (job.dataset.name, job.defense.label) in failures:
                 reason = failures[job.dataset.name, job.defense.label]
                 self.store.write(job, empty_records(job, "failed", reason))
+                self.log.event("job failed", title=job.title, key=job.key, reason=reason)
             else:
                 waiting.append(job)
         runnable = [job for job in jobs if not job.skip]
         stored = len(runnable) - len(waiting)
         if stored:
             board.line(f"{stored} of {len(runnable)} jobs are finished already and stay as they are")
-        board.expect({job.key: job for job in waiting})
+        board.expect({job.key: Work("job", job.title, job) for job in waiting})
         by_key = {job.key: job for job in waiting}
         calls = [Call(job.key, run_job, (job, self.out), self.matrix.timeout, after=job.clean_key) for job in waiting]
 
         def urgency(key: str) -> tuple[bool, float]:
-            job = by_key[key]
-            return job.attack is None, board.cost(job)
+            return by_key[key].attack is None, board.cost(key)
 
         for outcome in engine.run(calls, urgency):
             job = by_key[outcome.id]
@@ -287,7 +308,7 @@ class Run:
                 self.store.write(job, empty_records(job, "failed", outcome.failure))
             rows, _ = self.store.read(self.store.path(job))
             failed = rows["status"].iloc[0] == "failed"
-            board.done(job.key, job.title, rows["reason"].iloc[0] if failed else None, rows)
+            board.done(job.key, rows["reason"].iloc[0] if failed else None, rows)
 
     def _measurements(self, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]) -> list[MeasurementJob]:
         """The measurements of the matrix; what they compute with may be a defense that was filtered out."""
@@ -299,7 +320,7 @@ class Run:
     def _measure(
         self,
         engine: LocalEngine,
-        board: Any,
+        board: Board,
         datasets: list[DatasetRef],
         refs: dict[str, list[DefenseRef]],
         failures: dict[tuple[str, str], str],
@@ -316,24 +337,30 @@ class Run:
         write_index([*jobs, *(job for job in stored_beside if job.key not in keys)], self.out)
         return take(jobs, self.out, engine, board, self.matrix.timeout, failures)
 
-    def _report(self, jobs: list[Job], states: dict[str, str], unmeasured: int) -> int:
+    def _report(self, jobs: list[Job], states: dict[str, str], unmeasured: int, board: Board) -> int:
+        from bench.progress import clock
         from bench.report import write_report
         from bench.tables import print_tables
 
         summary = write_report(self.out)
-        print_tables(summary, self.console)
+        if not self.quiet:
+            print_tables(summary, self.console)
         failed = [job for job in jobs if states[job.key] not in ("ok", "skipped")]
         skipped = sum(state == "skipped" for state in states.values())
-        minutes, seconds = divmod(round(time.time() - self.begun), 60)
+        seconds = time.time() - self.begun
         self.console.print(
-            f"{len(jobs) - skipped} jobs ({len(failed)} failed), {skipped} skipped, {minutes}:{seconds:02} min; "
-            f"results in {self.out}", highlight=False,
+            f"{len(jobs) - skipped} jobs ({len(failed)} failed), {skipped} skipped, {clock(seconds)} min; "
+            f"results in {self.out}", highlight=False, soft_wrap=True,
         )  # fmt: skip
         if unmeasured:
             self.console.print(f"{unmeasured} measurements failed", highlight=False)
+        self.log.event(
+            "run finished", jobs=len(jobs) - skipped, failed=len(failed), skipped=skipped,
+            measurements_failed=unmeasured, seconds=round(seconds, 3), memory=board.peak,
+        )  # fmt: skip
         return 1 if failed or unmeasured else 0
 
-    def _write_run_json(self, jobs: list[Job], finished: bool) -> None:
+    def _write_run_json(self, jobs: list[Job], board: Board, finished: bool) -> None:
         """Provenance: what ran, where, from which code, how long."""
         import json
 
@@ -345,6 +372,7 @@ class Run:
             "finished": finished,
             "wall_seconds": round(time.time() - self.begun, 1),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.begun)),
+            "peak_memory": {"run": board.peak, "process": board.peak_process},  # bytes resident at most
             "workers": self.workers,
             "device": self.options.device,
             "seeds": list(self.matrix.seeds),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from bench.arguments import checked_device, data_folder, natural
 from bench.errors import InputError, report_errors
 
 if TYPE_CHECKING:
+    from bench.log import Log
     from bench.plan import DatasetRef, DefenseRef
     from defenses.base import Defense
 
@@ -28,9 +31,12 @@ def train_defense(
     seed: int,
     budget: float = 1.0,
     device: str = "cpu",
-    report: Callable[[str], None] | None = None,
+    tell: Callable[..., None] = lambda event, **fields: None,
 ) -> Defense:
-    """Trains a defense on a data set and writes its weights and card to `path`; checkpoints lie beside it meanwhile."""
+    """Trains a defense on a data set and writes its weights and card to `path`; checkpoints lie beside it meanwhile.
+
+    tell: takes the events of the training, as `Log.event` does.
+    """
     import shutil
 
     import torch
@@ -43,10 +49,9 @@ def train_defense(
         checkpoints = path.with_suffix(".checkpoints")
 
         def epoch(self, stage: str, done: int, epochs: int, **figures: float) -> None:
-            if report:
-                shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-                report(f"{stage}: epoch {done} of {epochs}  {shown}")
+            tell("training epoch", stage=stage, epoch=done, epochs=epochs, figures=figures)
 
+    tell("training started")
     torch.set_num_threads(1)  # more threads sum in another order: the same seed would give other weights
     data = dataset.load()
     Reporting.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -108,12 +113,18 @@ def parameters(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def fit_job(ref: DefenseRef, dataset: DatasetRef, device: str) -> None:
+def fit_job(ref: DefenseRef, dataset: DatasetRef, device: str, log: Log, title: str) -> None:
     """Trains what a run needs, in a worker; the weights go to the cache."""
     from bench.plan import TRAINING_SEED
 
     assert ref.weights is not None
-    train_defense(ref, dataset, ref.weights, seed=TRAINING_SEED, device=device)
+    tell = teller(log, ref.weights, title)
+    train_defense(ref, dataset, ref.weights, seed=TRAINING_SEED, device=device, tell=tell)
+
+
+def teller(log: Log, path: Path, title: str) -> Callable[..., None]:
+    """Writes a training's events to the log, by this process; its key is where the weights go."""
+    return functools.partial(log.event, title=title, key=str(path), pid=os.getpid())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,14 +140,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--budget", type=float, default=1.0, help="share of the full training, in (0, 1] (default 1)")
     p.add_argument("--device", default="cpu")
     p.add_argument("--out", type=Path, metavar="FILE", help="where to write the .safetensors (default: the cache)")
+    p.add_argument("--quiet", action="store_true", help="show nothing but where the weights are")
     return p
 
 
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    from rich.console import Console
+
+    from bench.log import Log
     from bench.matrix import defense_by_name
     from bench.plan import DatasetRef, cache_file, defense_ref
+    from bench.progress import Board, Work
+    from bench.provenance import provenance
+    from bench.registry import one_line
 
     if not 0 < options.budget <= 1:
         raise InputError(f"--budget: {options.budget} is not allowed; give a share in (0, 1]")
@@ -147,10 +165,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = dataset.load()
     ref = dataclasses.replace(defense_ref(choice, data), weights=None, weights_sha256=None)
     path = options.out or cache_file(ref, data, options.seed, options.budget)
-    train_defense(
-        ref, dataset, path, seed=options.seed, budget=options.budget, device=checked_device(options.device),
-        report=lambda line: print(line, flush=True),
-    )  # fmt: skip
+    device, title = checked_device(options.device), f"{ref.label} on {dataset.name}"
+    log = Log(path.with_suffix(".log.jsonl"))
+    log.event("run started", **provenance())
+    with Board(Console(), 1, log, options.quiet) as board:
+        board.expect({str(path): Work("training", title)})
+        try:
+            train_defense(
+                ref, dataset, path, seed=options.seed, budget=options.budget, device=device,
+                tell=teller(log, path, title),
+            )  # fmt: skip
+        except Exception as error:
+            board.done(str(path), one_line(error))
+            raise
+        board.done(str(path), None)
+    log.event("run finished", jobs=1, failed=0, skipped=0, memory=board.peak)
     print(f"weights: {path}")
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ import numpy as np
 
 from bench.engines.local import Call, LocalEngine
 from bench.errors import InputError
+from bench.log import LOG, Log
 from bench.matrix import Matrix, MeasurementChoice
 from bench.measurements.base import Measurement
 from bench.plan import DatasetRef, DefenseRef, Options, defense_identity, key_of, source_hash
-from bench.progress import Board
+from bench.progress import Board, Work
 from bench.store import INDEX, atomic_write, file_name
 from bench.tables import Table
 from defenses.weights import spec_json
@@ -129,19 +131,20 @@ def take(
             store(job, folder, "failed", untrained[0])
         elif status(job, folder) != "ok":
             waiting[job.key] = job
-    board.expect(dict.fromkeys(waiting))
+    board.expect({key: Work("measurement", job.title) for key, job in waiting.items()})
     calls = [Call(key, run_measurement, (job, folder), timeout) for key, job in waiting.items()]
     for outcome in engine.run(calls):
         job = waiting[outcome.id]
         if outcome.failure:
             store(job, folder, "failed", outcome.failure)
         result = read(path_of(job, folder))
-        board.done(outcome.id, f"measured {job.title}", result["reason"])
+        board.done(outcome.id, result["reason"])
     return sum(status(job, folder) not in ("ok", "skipped") for job in jobs)
 
 
 def run_measurement(job: MeasurementJob, folder: Path) -> None:
     """Measures, and stores the values; what is raised becomes the reason of a failure. folder: the run's."""
+    Log(folder / LOG).event("measurement started", title=job.title, key=job.key, pid=os.getpid())
     try:
         others = {ref.label: ref.load(job.device) for ref in job.others}
         defense, data = job.defense.load(job.device), job.dataset.load()

@@ -14,6 +14,7 @@ import pytest
 from commands import bench_run, environment, figures, one_error_line, record_files, records
 
 from bench.figures import SUMMARY_COLUMNS
+from bench.log import Log
 from bench.run import main
 
 GOOD = """
@@ -112,9 +113,37 @@ def test_a_run_ends_well_and_shows_everything(good):
     assert told["matrix"]["source"] == str(matrix) and told["matrix"]["datasets"] == [{"name": "digits", "n": 12}]
     assert {"code", "python", "packages", "machine", "wall_seconds", "started", "device", "jobs"} <= told.keys()
     assert len(told["jobs"]) == 8
+    assert 2**26 < told["peak_memory"]["process"] < told["peak_memory"]["run"]  # torch alone takes more
 
     for pattern in ("tables/*.md", "tables/*.tex", "plots/*curves*", "plots/*heatmap*", "plots/*images*", "report.md"):
         assert list(out.glob(pattern)), pattern
+
+
+def test_the_log_has_every_job_from_beginning_to_end(good):
+    _, out, done = good
+    events, _ = Log(out / "log.jsonl").read()
+    first, last = events[0], next(event for event in events if event["event"] == "run finished")
+    assert first["event"] == "run started" and "--matrix" in first["command"] and "torch" in first["packages"]
+    assert (last["jobs"], last["failed"], last["skipped"]) == (6, 0, 2) and last["memory"] > 2**26
+    by_kind = {kind: [e for e in events if e["event"] == f"job {kind}"] for kind in ("started", "finished", "skipped")}
+    assert {kind: len({event["key"] for event in found}) for kind, found in by_kind.items()} == {
+        "started": 6, "finished": 6, "skipped": 2,
+    }  # fmt: skip
+    assert all("makes no sense" in event["reason"] for event in by_kind["skipped"])
+    rows = records(out)
+    for event in by_kind["finished"]:
+        mine = rows[rows["key"] == event["key"][:16]]
+        assert (event["forwards"], event["backwards"]) == (mine["forwards"].sum(), mine["backwards"].sum())
+        assert event["seconds"] >= event["measured"] > 0 and event["memory"] > 2**26
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(lines) == 6 and lines[-1].startswith("[6/6] digits / ")
+
+
+def test_quiet_is_failures_and_one_line_of_result(good, tmp_path):
+    done = bench_run(good[0], tmp_path / "out", "--quiet", "--n", 3, "--defense", "tiny:NearestMean")
+    assert done.returncode == 0 and done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("3 jobs (0 failed), 1 skipped") and (tmp_path / "out" / "report.md").exists()
 
 
 def test_records_say_how_they_came_about(good):

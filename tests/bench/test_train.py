@@ -11,6 +11,7 @@ from commands import bench_run, command, figures, one_error_line, record_files
 from safetensors.torch import load_file
 
 from bench import run, train
+from bench.log import Log
 
 MATRIX = """
 datasets = [{ name = "digits", n = 10 }]
@@ -47,10 +48,20 @@ def test_it_goes_on_where_it_was_broken_off(trained):
     assert "epoch 3 of 4" in done.stdout and "epoch 2" not in done.stdout
 
 
-def test_it_leaves_weights_and_a_card_and_nothing_else(trained):
+def test_it_leaves_weights_a_card_and_a_log_and_nothing_else(trained):
     folder, _, done = trained
     left = files(folder / "cache")
-    assert sorted(path.suffix for path in left.values()) == [".json", ".safetensors"]
+    assert sorted(path.suffix for path in left.values()) == [".json", ".jsonl", ".safetensors"]
+    (log,) = (path for name, path in left.items() if name.endswith(".log.jsonl"))
+    events, _ = Log(log).read()  # of both: the one broken off, and the one that went on
+    epochs = [event["epoch"] for event in events if event["event"] == "training epoch"]
+    assert epochs == [1, 2, 3, 4] and all(e["figures"]["loss"] > 0 for e in events if "figures" in e)
+    assert [event["event"].partition(" ")[2] for event in events if event["event"].startswith("run")] == [
+        "started", "started", "finished",
+    ]  # fmt: skip
+    assert [e["reason"] for e in events if e["event"] == "training failed"] == [
+        "ArithmeticError: the loss went through the roof"
+    ]
     weights = next(path for path in left.values() if path.suffix == ".safetensors")
     assert f"weights: {weights}" in done.stdout
     card = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
