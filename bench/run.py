@@ -62,19 +62,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError("--matrix: missing; name a matrix (smoke, quick, full) or a TOML file; --list shows all")
     from rich.console import Console
 
-    from bench.matrix import read_matrix
-    from bench.plan import Options
+    from bench.finished import asked, stand
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)  # a log file has no width of its own
+    out = given.out or Path("results") / Path(given.matrix).stem
+    request = asked(given)
+    if not given.dry_run and (told := stand(out, request)):
+        return show_finished(told, out, console, given.quiet)
+    from bench.matrix import read_matrix
+    from bench.plan import Options
+
     matrix = read_matrix(given.matrix)
     if given.seed is not None:
         matrix = dataclasses.replace(matrix, seeds=(given.seed,))
     options = Options(data_folder(given.data), given.n, checked_device(given.device))
-    out = given.out or Path("results") / Path(given.matrix).stem
-    run = Run(filtered(matrix, given), matrix, options, out, given.workers or os.cpu_count() or 1, console, given.quiet)
+    run = Run(
+        filtered(matrix, given), matrix, options, out, given.workers or os.cpu_count() or 1, console, given.quiet,
+        request,
+    )  # fmt: skip
     return run.execute(given.dry_run)
+
+
+def show_finished(told: dict[str, str], out: Path, console: Console, quiet: bool) -> int:
+    """What a run showed at its end, once more."""
+    from rich.text import Text
+
+    from bench.log import LOG, Log
+
+    Log(out / LOG).event("run found finished", command=sys.argv)
+    if not quiet:
+        console.print(Text.from_ansi(told["screen"].rstrip()), soft_wrap=True)
+    console.print(f"{told['counts']}, finished before; results in {out}", highlight=False, soft_wrap=True)
+    return 0
 
 
 def filtered(matrix: Matrix, given: argparse.Namespace) -> Matrix:
@@ -142,6 +163,7 @@ class Run:
     """One execution of a matrix: plan, jobs, records, report.
 
     matrix: what runs. whole: the matrix that it was filtered from: what of it is stored already is shown beside.
+    request: what was asked of it, for whoever asks the same again (`finished.asked`).
     """
 
     def __init__(
@@ -152,7 +174,8 @@ class Run:
         out: Path,
         workers: int,
         console: Console,
-        quiet: bool = False,
+        quiet: bool,
+        request: dict[str, Any],
     ) -> None:
         from bench.log import LOG, Log
         from bench.store import Store
@@ -164,6 +187,7 @@ class Run:
         self.workers = workers
         self.console = console
         self.quiet = quiet
+        self.request = request
         self.store: Store = Store(out)
         self.log = Log(out / LOG)
         self.begun = time.time()
@@ -180,9 +204,11 @@ class Run:
             return 0
         self._writable()
         from bench.engines.local import LocalEngine
+        from bench.finished import STAMP
         from bench.progress import Board
         from bench.provenance import provenance
 
+        (self.out / STAMP).unlink(missing_ok=True)
         self.log.event("run started", **provenance(), matrix=self.matrix.source, workers=self.workers)
         board = Board(self.console, self.workers, self.log, self.quiet)
         with LocalEngine(self.workers) as engine, board:
@@ -194,7 +220,7 @@ class Run:
             unmeasured = self._measure(engine, board, [ref for ref, _ in datasets], refs, failures)
         states = {job.key: self.store.status(job) for job in jobs}
         self._write_run_json(jobs, board, finished=True)
-        return self._report(jobs, states, unmeasured, board)
+        return self._report(jobs, states, unmeasured, board, refs)
 
     def _writable(self) -> None:
         try:
@@ -337,28 +363,52 @@ class Run:
         write_index([*jobs, *(job for job in stored_beside if job.key not in keys)], self.out)
         return take(jobs, self.out, engine, board, self.matrix.timeout, failures)
 
-    def _report(self, jobs: list[Job], states: dict[str, str], unmeasured: int, board: Board) -> int:
+    def _report(
+        self,
+        jobs: list[Job],
+        states: dict[str, str],
+        unmeasured: int,
+        board: Board,
+        refs: dict[str, list[DefenseRef]],
+    ) -> int:
         from bench.progress import clock
         from bench.report import write_report
         from bench.tables import print_tables
 
         summary = write_report(self.out)
-        if not self.quiet:
+        with self.console.capture() as screen:
             print_tables(summary, self.console)
+        if not self.quiet:
+            self.console.file.write(screen.get())
         failed = [job for job in jobs if states[job.key] not in ("ok", "skipped")]
         skipped = sum(state == "skipped" for state in states.values())
         seconds = time.time() - self.begun
-        self.console.print(
-            f"{len(jobs) - skipped} jobs ({len(failed)} failed), {skipped} skipped, {clock(seconds)} min; "
-            f"results in {self.out}", highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        counts = f"{len(jobs) - skipped} jobs ({len(failed)} failed), {skipped} skipped"
+        self.console.print(f"{counts}, {clock(seconds)} min; results in {self.out}", highlight=False, soft_wrap=True)
         if unmeasured:
             self.console.print(f"{unmeasured} measurements failed", highlight=False)
         self.log.event(
             "run finished", jobs=len(jobs) - skipped, failed=len(failed), skipped=skipped,
             measurements_failed=unmeasured, seconds=round(seconds, 3), memory=board.peak,
         )  # fmt: skip
-        return 1 if failed or unmeasured else 0
+        if failed or unmeasured:
+            return 1
+        self._leave_stamp(refs, {"screen": screen.get(), "counts": counts})
+        return 0
+
+    def _leave_stamp(self, refs: dict[str, list[DefenseRef]], told: dict[str, str]) -> None:
+        """Lets the same command recognise the finished run; not where code of others takes part, or a part was run."""
+        from bench.finished import leave, own
+        from bench.registry import find
+        from defenses.weights import card_path
+
+        classes = [find("datasets", entry.name) for entry in self.matrix.datasets]
+        classes += [choice.cls for choice in self.matrix.defenses]
+        classes += [type(choice.attack) for choice in self.matrix.attacks]
+        classes += [type(choice.measurement) for choice in self.matrix.measurements]
+        if self.whole == self.matrix and own(classes):
+            weights = [ref.weights for of_data in refs.values() for ref in of_data if ref.weights]
+            leave(self.out, self.request, [*weights, *map(card_path, weights)], told)
 
     def _write_run_json(self, jobs: list[Job], board: Board, finished: bool) -> None:
         """Provenance: what ran, where, from which code, how long."""

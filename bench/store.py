@@ -11,8 +11,9 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -21,6 +22,8 @@ import pyarrow.parquet as pq
 from bench.errors import InputError
 from bench.plan import Job
 from bench.records import REVISION, typed
+
+T = TypeVar("T")
 
 INDEX = "index.json"
 IDENTITY = b"manifold_bench.identity"
@@ -63,6 +66,10 @@ class Store:
 
     def read(self, path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         """A job's rows and its identity; raises DamagedRecords, or InputError for records of another version."""
+        return self._checked(path, lambda raw: typed(pq.read_table(raw).to_pandas()))
+
+    def _checked(self, path: Path, take: Callable[[pa.BufferReader], T]) -> tuple[T, dict[str, Any]]:
+        """What `take` makes of a file whose content is as it was written, and its identity; raises as `read` does."""
         try:
             raw = path.read_bytes()
             expected = checksum_path(path).read_text(encoding="utf-8").strip()
@@ -70,13 +77,12 @@ class Store:
                 raise DamagedRecords(
                     f"{path}: damaged: its content doesn't match its checksum; delete it and run again"
                 )
-            table = pq.read_table(pa.BufferReader(raw))
-            identity = json.loads(table.schema.metadata[IDENTITY])
+            identity = json.loads(pq.read_schema(pa.BufferReader(raw)).metadata[IDENTITY])
             if (found := identity.get("records", 1)) != REVISION:
                 raise InputError(
                     f"{path}: records of revision {found}, this version reads revision {REVISION}; run its matrix again"
                 )
-            return typed(table.to_pandas()), identity
+            return take(pa.BufferReader(raw)), identity
         except InputError:
             raise
         except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
@@ -89,12 +95,12 @@ class Store:
         if not path.exists():
             return "missing"
         try:
-            rows, identity = self.read(path)
+            states, identity = self._checked(path, lambda raw: pq.read_table(raw, columns=["status"])["status"])
         except InputError:
             return "damaged"
-        if identity != json.loads(json.dumps(job.identity)) or rows.empty:
+        if identity != json.loads(json.dumps(job.identity)) or not len(states):
             return "damaged"
-        return str(rows["status"].iloc[0])
+        return str(states[0])
 
     def write_index(self, jobs: list[Job]) -> None:
         """Says which jobs the run consists of: what else lies in the folder is older and not part of the report."""
