@@ -13,7 +13,7 @@ from bench.plan import Job
 REMEMBERED = 400
 """Finished jobs that estimates are made from: the last ones. It bounds what an estimate costs in a run of many."""
 
-LEVELS = (2.0, 1.5, 1.0, 0.5, 0.4, 0.4, 0.9, 0.4)
+LEVELS = (2.0, 1.5, 1.0, 0.5, 0.4, 0.3, 0.9, 0.4)
 """How far apart (standard deviation of the logarithm) jobs are for each of: anything at all, data set, system of the
 defense, its label; attacks at all, the kind of attack, its label and norm, this attack on this system."""
 
