@@ -14,6 +14,7 @@ of the one that worked. share: of the piece of work that is done, in [0, 1], est
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -33,17 +34,20 @@ class Log:
     path: Path
 
     def event(self, event: str, **fields: Any) -> None:
-        """Appends a line: by a single write, so that it is whole or not there, whoever else writes or is killed."""
+        """Appends a line, whole or not at all, whoever else writes or is killed.
+
+        It is a single write; only a kill in its middle or a full disk leaves a part, which the next one cuts off. The
+        lock, which goes with the process that holds it, tells such a part from a line that is being written.
+        """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps(_plain({"time": now, "event": event, **fields}), ensure_ascii=False, default=str) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            end = os.fstat(file).st_size
-            torn = end > 0 and os.pread(file, 1, end - 1) != b"\n"  # by a full disk or a power cut: it ends here
-            os.write(file, ("\n" * torn + line).encode())
-        finally:
-            os.close(file)
+        with self.path.open("ab+", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            end = file.seek(0, os.SEEK_END)
+            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+                file.truncate(os.pread(file.fileno(), end, 0).rfind(b"\n") + 1)
+            file.write(line.encode())
 
     def read(self, start: int = 0) -> tuple[list[dict[str, Any]], int]:
         """The events from that byte on, and the byte behind the last whole line; what is no event is left out."""

@@ -41,7 +41,7 @@ def test_lines_of_killed_writers_are_whole_and_none_is_lost(tmp_path):
     assert all(len(event["text"]) == 3000 for event in events[:-1])
 
 
-def test_a_line_that_a_full_disk_tore_costs_itself_alone(tmp_path):
+def test_a_line_that_a_full_disk_tore_is_cut_off(tmp_path):
     log = Log(tmp_path / "log.jsonl")
     log.event("run started", command=["run.py"])
     with log.path.open("ab") as file:
@@ -49,7 +49,9 @@ def test_a_line_that_a_full_disk_tore_costs_itself_alone(tmp_path):
     assert [event["event"] for event in log.read()[0]] == ["run started"]
     log.event("run started")
     log.event("run finished")
-    assert [event["event"] for event in log.read()[0]] == ["run started", "run started", "run finished"]
+    lines = log.path.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["run started", "run started", "run finished"]
+    assert log.read()[0] == [json.loads(line) for line in lines]
 
 
 def test_reading_goes_on_behind_the_last_whole_line(tmp_path):
