@@ -13,9 +13,10 @@ from bench.log import Log, seconds_of
 LONG = "x" * 3000
 
 
-def write_on(path, name):
+def write_on(path, name, together):
     """Writes long events without end, as a worker that is about to be killed does."""
     log, number = Log(path), 0
+    together.wait()
     while True:
         log.event("job running", title=name, number=number, text=LONG)
         number += 1
@@ -24,11 +25,15 @@ def write_on(path, name):
 def test_lines_of_killed_writers_are_whole_and_none_is_lost(tmp_path):
     log = Log(tmp_path / "log.jsonl")
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=write_on, args=(log.path, name)) for name in "abc"]
+    together = context.Barrier(3)
+    writers = [context.Process(target=write_on, args=(log.path, name, together)) for name in "abc"]
     for writer in writers:
         writer.start()
-    while not log.path.exists() or log.path.stat().st_size < 2_000_000:
+    seen, read = set(), 0
+    while seen != {"a", "b", "c"} or read < 2_000_000:
         time.sleep(0.01)
+        events, read = log.read(read)
+        seen |= {event["title"] for event in events}
     for writer in writers:
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
