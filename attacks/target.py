@@ -85,6 +85,7 @@ class Target:
     aims: [n] the class that each input is to be taken for, for an attack whose `aims` asks for that; else None.
     held_out: gives images [M,C,H,W] and labels [M] that the attacker owns: of the same kind, never the test data.
     counted: called with this target whenever it has counted passes, for whoever wants to know how far the attack is.
+    source: gives another classifier, images → logits [N,K], that the attacker owns.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Target:
         aims: Tensor | None = None,
         held_out: Callable[[], tuple[Tensor, Tensor]] | None = None,
         counted: Callable[[Target], None] = lambda target: None,
+        source: Callable[[], nn.Module] | None = None,
     ) -> None:
         self.defense = defense
         self.num_classes = defense.num_classes
@@ -105,12 +107,19 @@ class Target:
         self.aims = aims
         self._held_out = held_out
         self._counted = counted
+        self._source = source
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         """The attacker's own labelled images; raises ValueError where there are none."""
         if self._held_out is None:
             raise ValueError("this attack needs held-out images of the data set, and was handed none")
         return self._held_out()
+
+    def source(self) -> nn.Module:
+        """The attacker's own classifier; raises ValueError where there is none."""
+        if self._source is None:
+            raise ValueError("this attack needs a classifier of its own, and was handed none")
+        return self._source()
 
     def network(self, name: Literal["encoder", "decoder", "generator"]) -> Callable[[Tensor], Tensor]:
         """A part of the defense: images → latents, or latents → images; its passes are the caller's to count.

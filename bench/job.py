@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -244,14 +244,18 @@ def _attacked(
     """Attacks the active rows in batches: outputs [A,C,H,W], passes of all rows [N] each, and judgement of the A."""
     forwards, backwards = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
     tried = rows[active]
+    before = ScoredVerdict(clean.labels[active], clean.rejected[active], clean.scores[active])
     outputs = tried.x.clone()
     pace.strength(eps, len(active))
+    if not len(active):  # all beaten at a smaller ε: networks need not take an empty batch
+        return outputs, forwards, backwards, _untouched(tried, before)
     for part in torch.arange(len(active), device=active.device).split(BATCH):
         batch = tried[part]
         target = Target(
             defense, len(batch), max_forwards=attack.max_forwards,
             aims=None if attack.aims == "none" else batch.aims, held_out=lambda: _held_out(job),
             counted=pace.tell,
+            source=partial(job.source.load, job.device) if job.source else None,
         )  # fmt: skip
         found = attack.run(target, batch.x.clone(), batch.y.clone(), eps, job.seed)
         if not isinstance(found, Tensor):
@@ -261,7 +265,6 @@ def _attacked(
         outputs[part] = found.detach().to(outputs)
         forwards[active[part].cpu()], backwards[active[part].cpu()] = target.forwards, target.backwards
         pace.batch(target)
-    before = ScoredVerdict(clean.labels[active], clean.rejected[active], clean.scores[active])
     fresh = judge(defense, tried.x, outputs, tried.y, before, attack.norm, eps, job.draws, job.seed, tried.aims)
     return outputs, forwards, backwards, fresh
 

@@ -82,9 +82,12 @@ def batch_invariant(defense: Defense, x: Tensor) -> bool:
     The answer is label and rejection: a score may differ in its last bits and mean the same.
     """
     some = x[:8]
-    together = blockwise(lambda part: _as_columns(defense.verdict(part))[:, :2], some)
-    alone = blockwise(lambda part: _as_columns(defense.verdict(part))[:, :2], some, batch_size=1)
-    return torch.equal(together, alone)
+    return torch.equal(answers(defense, some), answers(defense, some, batch_size=1))
+
+
+def answers(defense: Defense, x: Tensor, batch_size: int = BATCH) -> Tensor:
+    """Label and rejection, float64 [N,2], of images [N,C,H,W] in batches of that size, drawn anew if need be."""
+    return blockwise(lambda part: _as_columns(defense.verdict(part))[:, :2], x, batch_size)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from attacks.threat import UNBOUNDED, Norm
 from bench.claims.base import Claim, resolved_claims
 from bench.errors import InputError
 from bench.measurements.base import Measurement
-from bench.records import CALIBRATION, CLEAN, WORST_CASE
+from bench.records import CALIBRATION, CLEAN, PROBE, WORST_CASE
 from bench.registry import find, nearest, one_of
 from defenses.base import DefenseSpec
 
@@ -104,6 +104,7 @@ class MatrixFile(BaseModel):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
     draws: Annotated[int, Field(ge=1)] = 1
     calibration: Annotated[int, Field(ge=1)] | None = None
+    diagnose: bool = False
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4 * 3600.0
 
 
@@ -175,6 +176,7 @@ class Matrix:
     draws: how often a randomized defense is asked; an input is robust if every answer is. timeout: seconds a job may
     take before it counts as failed. calibration: validation images that each defense answers as they are, for
     thresholds that figures need; None: none. claims: what was published, and what of this matrix it is compared with.
+    diagnose: whether the probes of the masking diagnosis run too.
     """
 
     source: str
@@ -187,6 +189,7 @@ class Matrix:
     calibration: int | None = None
     measurements: tuple[MeasurementChoice, ...] = ()
     claims: tuple[Claim, ...] = ()
+    diagnose: bool = False
 
     @property
     def seed(self) -> int:
@@ -245,15 +248,16 @@ def parse_matrix(raw: dict[str, Any], source: str) -> Matrix:
     _unique(source, "defenses", [choice.label for choice in defenses])
     _unique(source, "attacks", [f"{choice.label} in {choice.attack.norm}" for choice in attacks])
     for index, choice in enumerate(attacks):
-        if choice.label in (CLEAN, CALIBRATION, WORST_CASE):
-            raise InputError(f"{source}: attacks[{index}]: {choice.label!r} is a reserved name; choose another label")
+        _free(f"{source}: attacks[{index}]", choice.label)
     measurements = tuple(
         _measurement(entry, f"{source}: measurements[{i}]") for i, entry in enumerate(file.measurements)
     )
     _unique(source, "measurements", [choice.label for choice in measurements])
+    for index, measuring in enumerate(measurements):
+        _free(f"{source}: measurements[{index}]", measuring.label)
     matrix = Matrix(
         source, file.datasets, defenses, attacks, _seeds(file, source), file.draws, file.timeout, file.calibration,
-        measurements,
+        measurements, diagnose=file.diagnose,
     )  # fmt: skip
     _check_names(matrix)
     return dataclasses.replace(matrix, claims=resolved_claims(matrix, file.claims))
@@ -426,6 +430,11 @@ def _unique(source: str, key: str, labels: list[str]) -> None:
             raise InputError(
                 f"{source}: {key}[{index}]: {name!r} stands there twice; give one of them a label of its own"
             )
+
+
+def _free(place: str, name: str) -> None:
+    if name in (CLEAN, CALIBRATION, WORST_CASE) or name.startswith(PROBE):
+        raise InputError(f"{place}: {name!r} is a reserved name; choose another label")
 
 
 def explain(error: ValidationError, place: str, owner: type[Any]) -> str:

@@ -15,10 +15,12 @@ import platformdirs
 import torch
 
 from attacks.base import Attack
+from attacks.transfer import Transfer
 from bench.datasets.base import Dataset
+from bench.diagnosis.probes import probes
 from bench.errors import InputError
 from bench.judge import protocol
-from bench.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix
+from bench.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix, defense_by_name
 from bench.records import CALIBRATION, CLEAN, REVISION
 from bench.registry import find, one_line, registered
 from defenses import weights
@@ -89,7 +91,8 @@ class Job:
     split: where the indices point to: test, validation, or noise made for the norm "fooling". ladder: whether what is
     beaten at one ε stays beaten at the larger ones. aims: classes that each input is to be taken for, one after the
     other; 1 where the attack chooses. forwards, backwards: estimated passes for one input and aim at one ε, at the
-    most, before it is judged. inference_steps: of the defense.
+    most, before it is judged. inference_steps: of the defense. source: another defense whose classifier the attacker
+    owns, if any.
     """
 
     dataset: DatasetRef
@@ -111,6 +114,7 @@ class Job:
     inference_steps: int = 0
     skip: str | None = None
     clean_key: str = ""
+    source: DefenseRef | None = None
 
     @property
     def key(self) -> str:
@@ -248,6 +252,7 @@ def make_jobs(
     """
     jobs: list[Job] = []
     for dataset, indices in datasets:
+        source = _undefended(dataset.load(), refs[dataset.name]) if matrix.diagnose else None
         for ref in refs[dataset.name]:
             module = ref.build()
             answers = matrix.seeds if module.randomized else [matrix.seed] * len(matrix.seeds)
@@ -272,7 +277,41 @@ def make_jobs(
                 if choice.concerns(dataset.name, ref.label)
                 for seed, answer in zip(matrix.seeds, answers, strict=True)
             ]
+            if matrix.diagnose:
+                jobs += _probe_jobs(matrix, options, dataset, indices, ref, module, source, clean[matrix.seed].key)
     return jobs
+
+
+def _probe_jobs(
+    matrix: Matrix,
+    options: Options,
+    dataset: DatasetRef,
+    indices: tuple[int, ...],
+    ref: DefenseRef,
+    module: Defense,
+    source: DefenseRef | None,
+    clean_key: str,
+) -> list[Job]:
+    """The diagnosis' own attacks on a defense; source: the undefended model, for those made on it."""
+    made = []
+    for choice, skip in probes(matrix, dataset.name, module, source is not None):
+        job = _job(
+            matrix, options, dataset, *_attacked(choice, indices), ref, module, choice.label, matrix.seed, choice
+        )
+        identity, own = job.identity, source if isinstance(choice.attack, Transfer) else None
+        if own is not None:
+            identity = identity | {"source": defense_identity(own)}
+        made.append(dataclasses.replace(job, identity=identity, source=own, clean_key=clean_key, skip=skip))
+    return made
+
+
+def _undefended(dataset: Dataset, refs: list[DefenseRef]) -> DefenseRef | None:
+    """A trained model without a defense: of the matrix, or else of the zoo."""
+    try:
+        own = [ref for ref in refs if ref.name == "undefended"] or [defense_ref(defense_by_name("undefended"), dataset)]
+    except InputError:  # the zoo's files are damaged; the matrix doesn't ask for them
+        return None
+    return own[0] if own[0].trained else None
 
 
 def _attacked(choice: AttackChoice, indices: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:

@@ -14,6 +14,10 @@ CALIBRATION = "calibration"
 """The name under which the answers to unperturbed validation images are recorded, norm and ε as above. Thresholds that
 a figure needs are set on these, never on test images."""
 
+PROBE = "diagnosis:"
+"""What the names of the diagnosis' own attacks and inspections begin with. Their records lie beside those of the
+matrix, and only the diagnosis reads them: no figure, table or comparison is taken over them."""
+
 WORST_CASE = "worst-case"
 """The name of a figure over all attacks of a norm; never stored, always computed."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,17 +15,21 @@ from bench.errors import report_errors
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bench.diagnosis.base import Diagnosis
     from bench.tables import Table
 
 
-def write_report(folder: Path) -> pd.DataFrame:
-    """Writes summary.csv, tables/, plots/ (.svg and .png), report.md and report.html; returns the summary.
+def write_report(folder: Path) -> tuple[pd.DataFrame, Diagnosis]:
+    """Writes summary.csv, diagnosis.json, tables/, plots/ (.svg and .png), report.md and report.html.
+
+    Returns the summary and the diagnosis.
 
     folder: a run's output folder. What an earlier report left in tables/ and plots/ is replaced.
     Raises InputError where there are no records or a file of them is damaged.
     """
     from bench.claims.base import claims_of
     from bench.claims.show import claims_plots, claims_tables, verdict_paragraphs
+    from bench.diagnosis.base import diagnosis_tables, flags, write_diagnosis
     from bench.figures import summary
     from bench.html.page import write_page
     from bench.measurements.job import load, measurement_plots, measurement_tables
@@ -33,7 +38,7 @@ def write_report(folder: Path) -> pd.DataFrame:
     from bench.provenance import stored_provenance
     from bench.selective import matched
     from bench.store import Store, file_name
-    from bench.tables import latex, markdown, selective_tables, tables
+    from bench.tables import flagged, latex, markdown, selective_tables, tables
 
     records, identities = Store(folder).load()
     figures = summary(records)
@@ -44,10 +49,13 @@ def write_report(folder: Path) -> pd.DataFrame:
             old.unlink()
     (folder / "tables").mkdir(exist_ok=True)
     claims, measurements = claims_of(folder), load(folder)
-    of_claims = claims_tables(records, claims, measurements)
-    of_measurements = measurement_tables(measurements)
+    diagnosis = write_diagnosis(folder)
+    mark = partial(flagged, flags=flags(diagnosis))
+    of_claims = list(map(mark, claims_tables(records, claims, measurements)))
+    of_measurements = list(map(mark, measurement_tables(measurements)))
     of_attacks = tables(figures) + attack_tables(attack_figures(records)) + selective_tables(matched(records), figures)
-    made = [*of_claims, *of_measurements, *of_attacks]
+    of_attacks = list(map(mark, of_attacks))
+    made = [*of_claims, *of_measurements, *of_attacks, *diagnosis_tables(diagnosis)]
     for table in made:
         name = file_name(*table.name)
         (folder / "tables" / f"{name}.md").write_text(markdown(table), encoding="utf-8")
@@ -59,7 +67,7 @@ def write_report(folder: Path) -> pd.DataFrame:
     run = stored_provenance(folder)
     pictures = [(r["dataset"], r["defense"], r["measurement"]) for r in measurements if "pictures" in r]
     write_page(folder, records, identities, figures, run, verdicts, of_claims, of_measurements, of_attacks, pictures)
-    return figures
+    return figures, diagnosis
 
 
 def _page(summary: pd.DataFrame, verdicts: list[str], made: list[Table], plots: list[Path]) -> str:
@@ -82,13 +90,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a run's output folder, which holds records/")
     folder = parser.parse_args(arguments).folder
-    figures = write_report(folder)
+    figures, diagnosis = write_report(folder)
     from rich.console import Console
 
+    from bench.diagnosis.base import flags, print_diagnosis
     from bench.tables import print_tables
 
-    print_tables(figures, Console())
-    print(f"report.html, report.md, summary.csv, tables/ and plots/ are in {folder}")
+    console = Console()
+    print_tables(figures, console, flags(diagnosis))
+    print_diagnosis(diagnosis, console)
+    print(f"report.html, report.md, summary.csv, diagnosis.json, tables/ and plots/ are in {folder}")
     return 0
 
 

@@ -47,6 +47,10 @@ def parser() -> argparse.ArgumentParser:
         )  # fmt: skip
     p.add_argument("--norm", action="append", default=[], metavar="NORM", help="only attacks in this norm (repeatable)")
     p.add_argument("--quiet", action="store_true", help="show failures and the last line alone; log.jsonl has the rest")
+    p.add_argument(
+        "--diagnose", action=argparse.BooleanOptionalAction,
+        help="run the probes of the masking diagnosis too (docs/diagnosis.md), whatever the matrix says",
+    )  # fmt: skip
     p.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     p.add_argument("--list", action="store_true", help="show every known data set, defense, attack and matrix")
     return p
@@ -77,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     matrix = read_matrix(given.matrix)
     if given.seed is not None:
         matrix = dataclasses.replace(matrix, seeds=(given.seed,))
+    if given.diagnose is not None:
+        matrix = dataclasses.replace(matrix, diagnose=given.diagnose)
     options = Options(data_folder(given.data), given.n, checked_device(given.device))
     run = Run(
         filtered(matrix, given), matrix, options, out, given.workers or os.cpu_count() or 1, console, given.quiet,
@@ -371,13 +377,15 @@ class Run:
         board: Board,
         refs: dict[str, list[DefenseRef]],
     ) -> int:
+        from bench.diagnosis.base import flags, print_diagnosis
         from bench.progress import clock
         from bench.report import write_report
         from bench.tables import print_tables
 
-        summary = write_report(self.out)
+        summary, diagnosis = write_report(self.out)
         with self.console.capture() as screen:
-            print_tables(summary, self.console)
+            print_tables(summary, self.console, flags(diagnosis))
+            print_diagnosis(diagnosis, self.console)
         if not self.quiet:
             self.console.file.write(screen.get())
         failed = [job for job in jobs if states[job.key] not in ("ok", "skipped")]
@@ -512,6 +520,7 @@ def matrix_json(matrix: Matrix, options: Options) -> dict[str, Any]:
         ],
         "claims": claims_json(matrix.claims),
         "calibration": matrix.calibration,
+        "diagnose": matrix.diagnose,
         "timeout": matrix.timeout,
     }
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from bench.errors import InputError
 from bench.plan import Job
-from bench.records import REVISION, typed
+from bench.records import PROBE, REVISION, typed
 
 T = TypeVar("T")
 
@@ -105,7 +105,14 @@ class Store:
     def write_index(self, jobs: list[Job]) -> None:
         """Says which jobs the run consists of: what else lies in the folder is older and not part of the report."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        entries = [{"file": self.path(job).name, "title": job.title} for job in jobs]
+        entries = [
+            {
+                "file": self.path(job).name,
+                "title": job.title,
+                "knowledge": job.attack.knowledge if job.attack else None,
+            }
+            for job in jobs
+        ]
         atomic_write(self.folder / INDEX, json.dumps({"jobs": entries}, indent=1) + "\n")
 
     def expected(self) -> list[Path]:
@@ -121,25 +128,37 @@ class Store:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{index}: damaged ({error}); delete it to use every record in the folder") from error
 
-    def load(self) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
+    def knowledge(self) -> dict[str, str]:
+        """What the attacker of each job knows (attacks.base.Knowledge), by the job's key in its file name."""
+        index = self.folder / INDEX
+        entries = json.loads(index.read_text(encoding="utf-8"))["jobs"] if index.exists() else []
+        return {_key(entry["file"]): entry["knowledge"] for entry in entries if entry.get("knowledge")}
+
+    def load(self, probes: bool = False) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
         """All records of the run with their job's `key` as a further column, and each key's identity.
 
-        Without an index every file in the folder belongs. Raises InputError where there is nothing, or where a file
-        is damaged.
+        probes: those of the diagnosis too, which no figure is taken over. Without an index every file in the folder
+        belongs. Raises InputError where there is nothing, or where a file is damaged.
         """
         if not self.folder.is_dir():
             raise InputError(f"{self.folder.parent}: no records here; a run's folder holds records/*.parquet")
         paths = [path for path in self.expected() if path.exists()]
-        if not paths:
-            raise InputError(f"{self.folder}: no records here yet")
         frames, identities = [], {}
         for path in paths:
             rows, identity = self.read(path)
-            key = path.stem.rsplit("--", 1)[1]
+            if not probes and rows["attack"].str.startswith(PROBE).any():
+                continue
+            key = _key(path.name)
             identities[key] = identity
             frames.append(rows.assign(key=key))
+        if not frames:
+            raise InputError(f"{self.folder}: no records here yet")
         whole = pd.concat(frames, ignore_index=True)
         return whole, identities
+
+
+def _key(file: str) -> str:
+    return Path(file).stem.rsplit("--", 1)[1]
 
 
 def checksum_path(path: Path) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,31 @@ class Table:
     legend: str = LEGEND
 
 
+def flagged(table: Table, flags: Mapping[tuple[str, str], str]) -> Table:
+    """The table with a mark at every row of a defense that the diagnosis fails, and a note that says why.
+
+    flags: (data set, defense) → the checks it fails. Rows are those of the data set in the table's name, by the column
+    `defense`; where a claim is about one, by the column `on`.
+    """
+    rows, notes = [], list(table.notes)
+    for row in table.rows:
+        for column, cell in enumerate(row):
+            place = {"defense": f"{table.name[0]}, {cell}", "on": cell}.get(table.header[column], "")
+            for (dataset, defense), reason in flags.items():
+                named = f"{dataset}, {defense}"
+                if place == named or place.startswith((f"{named} ×", f"{named},")):
+                    note = flag_note(defense, reason)
+                    notes += [note] if note not in notes else []
+                    row = [*row[:column], f"{cell} ¶({notes.index(note) + 1})", *row[column + 1 :]]
+        rows.append(row)
+    return dataclasses.replace(table, rows=rows, notes=notes)
+
+
+def flag_note(defense: str, reason: str) -> str:
+    """Why the figures of a defense are not to be trusted."""
+    return f"¶ {defense}: its figures are not to be trusted, the diagnosis fails: {reason} (docs/diagnosis.md)"
+
+
 def eps_text(eps: float) -> str:
     """0.1 → 0.1, inf → ∞."""
     return "∞" if np.isinf(eps) else f"{eps:g}"
@@ -102,11 +128,16 @@ class Marks:
     attacked: pd.DataFrame
     checks: pd.DataFrame  # bench.selective.implausible
     notes: list[str] = field(default_factory=list)
+    flags: Mapping[str, str] = field(default_factory=dict)  # defense → the checks of the diagnosis that it fails
 
     def number(self, note: str) -> str:
         if note not in self.notes:
             self.notes.append(note)
         return f"({self.notes.index(note) + 1})"
+
+    def defense(self, name: str) -> str:
+        """The defense's name, marked where the diagnosis fails it."""
+        return f"{name} ¶{self.number(flag_note(name, self.flags[name]))}" if name in self.flags else name
 
     def cell(self, row: pd.Series | None, figure: str, text: Callable[[float, int], str] = percent_interval) -> str:
         """What stands in the table for a figure of a summary row: its text with marks, or why there is none.
@@ -313,6 +344,7 @@ LATEX_ESCAPES = {
     "†": r"\dag{}",
     "§": r"\S{}",
     "‡": r"\ddag{}",
+    "¶": r"\P{}",
     "–": "--",
 }
 
@@ -348,13 +380,16 @@ def latex(table: Table) -> str:
     )
 
 
-def print_tables(summary: pd.DataFrame, console: Console) -> None:
-    """The tables per data set and norm on the screen, within 100 columns: worst cases, and every attack."""
+def print_tables(summary: pd.DataFrame, console: Console, flags: Mapping[tuple[str, str], str] = {}) -> None:
+    """The tables per data set and norm on the screen, within 100 columns: worst cases, and every attack.
+
+    flags: as `flagged` takes them.
+    """
     from rich.text import Text
 
     checks = implausible(summary)
     for dataset, norm, clean, attacked in panels(summary):
-        marks = Marks(attacked, checks)
+        marks = Marks(attacked, checks, flags={name: why for (there, name), why in flags.items() if there == dataset})
         make = _fooling_on_screen if norm == FOOLING else _robustness_on_screen
         for table in make(dataset, norm, clean, attacked, marks):
             console.print(table)
@@ -385,7 +420,7 @@ def _fooling_on_screen(
     for column in fooled.header:
         table.add_column(column, overflow="fold")
     for row in fooled.rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, (marks.defense(row[0]), *row[1:])))
     return [table]
 
 
@@ -416,12 +451,12 @@ def _robustness_on_screen(
             at = [find(cells, eps=eps) for eps in ladder]
             robust = [marks.cell(row, "robust_accuracy", short) for row in at]
             if attack != WORST_CASE:
-                each.add_row(*map(Text, (defense, str(attack), *before, *robust)))
+                each.add_row(*map(Text, (marks.defense(defense), str(attack), *before, *robust)))
                 continue
             for row, text in zip(at, robust, strict=True):
                 if row is not None:
                     figures = _worst_figures(row)
-                    line = (defense, eps_text(row["eps"]), str(row["n"]), *before, text, *figures)
+                    line = (marks.defense(defense), eps_text(row["eps"]), str(row["n"]), *before, text, *figures)
                     worst.add_row(*map(Text, line))
         worst.add_section()
         each.add_section()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.diagnosis.inspections import inspections
 from bench.engines.local import Call, LocalEngine
 from bench.errors import InputError
 from bench.log import LOG, Log
@@ -24,6 +25,7 @@ from bench.matrix import Matrix, MeasurementChoice
 from bench.measurements.base import Measurement
 from bench.plan import DatasetRef, DefenseRef, Options, defense_identity, key_of, source_hash
 from bench.progress import Board, Work
+from bench.records import PROBE
 from bench.store import INDEX, atomic_write, file_name
 from bench.tables import Table
 from defenses.weights import spec_json
@@ -73,10 +75,17 @@ def measurement_jobs(
     return [
         _job(choice, dataset, ref, known[dataset.name], matrix.seed, options.device)
         for dataset in datasets
-        for choice in matrix.measurements
+        for choice in (*matrix.measurements, *_inspections(matrix, dataset, options))
         for ref in refs[dataset.name]
         if choice.concerns(dataset.name, ref.label)
     ]
+
+
+def _inspections(matrix: Matrix, dataset: DatasetRef, options: Options) -> list[MeasurementChoice]:
+    """What the diagnosis looks at, where it runs."""
+    entry = next(entry for entry in matrix.datasets if entry.name == dataset.name)
+    wanted = entry.n if options.n is None else options.n
+    return inspections(matrix, dataset.name, len(dataset.load().chosen(wanted))) if matrix.diagnose else []
 
 
 def _job(
@@ -224,8 +233,11 @@ def write_index(jobs: Iterable[MeasurementJob], folder: Path) -> None:
         atomic_write(folder / FOLDER / INDEX, json.dumps({"measurements": names}, indent=1) + "\n")
 
 
-def load(folder: Path) -> list[dict[str, Any]]:
-    """The stored results of the last run in that folder, in its order; raises InputError where one is damaged."""
+def load(folder: Path, probes: bool = False) -> list[dict[str, Any]]:
+    """The stored results of the last run in that folder, in its order; raises InputError where one is damaged.
+
+    probes: those of the diagnosis, instead of the matrix' own.
+    """
     index = folder / FOLDER / INDEX
     if not index.exists():
         return []
@@ -233,7 +245,8 @@ def load(folder: Path) -> list[dict[str, Any]]:
         names = json.loads(index.read_text(encoding="utf-8"))["measurements"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{index}: damaged ({error}); run again") from error
-    return [read(folder / FOLDER / name) for name in names if (folder / FOLDER / name).exists()]
+    results = [read(folder / FOLDER / name) for name in names if (folder / FOLDER / name).exists()]
+    return [result for result in results if result["measurement"].startswith(PROBE) == probes]
 
 
 def measurement_tables(results: list[dict[str, Any]]) -> list[Table]:

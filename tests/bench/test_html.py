@@ -70,8 +70,9 @@ DIAGNOSIS = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("html") / "a run", run(*CELLS))
     (folder / "run.json").write_text(json.dumps(RUN))
-    (folder / "diagnosis.json").write_text(json.dumps({"defenses": DIAGNOSIS}))
-    write_report(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.diagnosis.base.diagnose", lambda folder: {"defenses": DIAGNOSIS})
+        write_report(folder)
     return folder
 
 
@@ -161,7 +162,8 @@ def test_the_leaderboard_is_the_worst_case_by_hand(folder):
     assert entries["mnist", EVIL, "linf", "0.3"].family == "other"  # its class can't be imported
 
 
-def test_without_diagnosis_and_run_json_the_page_says_so(tmp_path):
+def test_without_diagnosis_and_run_json_the_page_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.diagnosis.base.write_diagnosis", lambda folder: {"defenses": []})
     write_report(write_run(tmp_path, run(*CELLS[:2])))
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "there is no diagnosis.json" in text and "not run" in text

@@ -47,6 +47,12 @@ def test_all_of_it_is_written(folder):
         "summary.csv",
         "report.md",
         "report.html",
+        "diagnosis.json",
+        *(
+            f"tables/digits--diagnosis--{kind}.{ending}"
+            for kind in ("verdicts", "evidence")
+            for ending in ("md", "tex")
+        ),
         *(
             f"tables/digits--{norm}--{kind}.{ending}"
             for norm in ("linf", "l2")

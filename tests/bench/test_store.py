@@ -46,6 +46,7 @@ class StoredJob:
     dataset: Any = field(default_factory=lambda: SimpleNamespace(name="digits"))
     defense: Any = field(default_factory=lambda: SimpleNamespace(label="d"))
     title: str = "digits / d / a"
+    attack: Any = None
 
     @property
     def key(self) -> str:

@@ -1,0 +1,320 @@
+"""What the diagnosis finds out about a defense that is no attack's outcome: measurements, small and stored as such."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attacks.gradient import PGD, steepest
+from attacks.losses import LossName, accepted_and_wrong, named_loss
+from attacks.target import Target, blockwise
+from attacks.threat import Norm, expand, flat_norm, project, random_in_ball
+from bench.datasets.base import Dataset
+from bench.diagnosis import probes
+from bench.judge import answers
+from bench.matrix import Matrix, MeasurementChoice
+from bench.measurements.base import Measurement
+from bench.records import PROBE
+from defenses.base import Defense, DefenseSpec, append_reject_score
+
+ALONE, ALONE_OPTIMISING = 8, 2
+"""Inputs that are asked about one by one."""
+
+PROBLEMS, PROBLEMS_OPTIMISING = 20, 3
+"""Of the planted test."""
+
+SHRINKINGS = 4
+"""How many sizes of the ball the planted test tries, each half the last, where a detector accepts too little of it."""
+
+INNER_SHARE = 0.95
+"""The planted test's inner points lie within that share of ε (Zimmermann et al.'s η)."""
+
+CLOSENESS = 0.9
+"""Where the planted test's threshold lies between the largest inner score (0) and the planted one (1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection(Measurement):
+    """n: of the first inputs of the clean pass; norm, eps: the ball that is looked at."""
+
+    n: int
+    norm: Norm
+    eps: float
+
+    def first(self, defense: Defense, data: Dataset) -> tuple[Tensor, Tensor]:
+        """The images [n,C,H,W] and labels [n], where the defense is; fewer where it optimises at inference."""
+        count = min(self.n, probes.inputs(defense.inference_steps > 0))
+        rows = torch.from_numpy(np.asarray(data.chosen(count), dtype=np.int64))
+        device = next(chain(defense.parameters(), defense.buffers()), torch.empty(0)).device
+        return data.test.images[rows].to(device), data.test.labels[rows].to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradients(Inspection):
+    """Of how many inputs the gradient is zero or not finite, at the input or at a random point of its ball.
+
+    `none`: nothing connects the outputs to the input. `zero_margin`: zero for the margin too, which no softmax
+    saturates.
+    """
+
+    headline: ClassVar[str] = "zero"
+
+    @property
+    def title(self) -> str:
+        return "inputs whose gradient is zero or not finite"
+
+    def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
+        x, y = self.first(defense, data)
+        points = (x, random_in_ball(x, self.norm, self.eps, seed))
+        faults = torch.stack([_gradient_faults(defense, point, y) for point in points]).any(0)
+        counts = faults.sum(1).tolist()
+        return {"n": len(x), **dict(zip(("zero", "nonfinite", "none", "zero_margin"), counts, strict=True))}
+
+
+def _gradient_faults(defense: Defense, x: Tensor, y: Tensor) -> Tensor:
+    """Whether the gradient at x [N,C,H,W] is zero, not finite, or not there, and the margin's zero: bool [4,N]."""
+    view = Target(defense, len(x)).view()
+    losses: tuple[LossName, ...] = ("auto", "margin")
+    sizes = []
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        logits = view.logits(x, None)
+        for name in losses:
+            values = named_loss(name, view.rejects, targeted=False)(logits, y, view.num_classes, None)
+            gradient = None
+            if values.requires_grad:
+                (gradient,) = torch.autograd.grad(values.sum(), x, retain_graph=True, allow_unused=True)
+            if gradient is None:
+                return torch.tensor([False, False, True, False], device=x.device)[:, None].expand(4, len(x))
+            sizes.append(flat_norm(gradient, "linf"))
+    own, of_margin = sizes
+    return torch.stack([own == 0, ~own.isfinite(), torch.zeros_like(own, dtype=torch.bool), of_margin == 0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Inspection):
+    """How many of the inputs that a plain ascent doesn't beat are still on their way when it ends.
+
+    `moving`: more than a twentieth of the loss' whole rise lies in the last tenth of the steps. `flat`: there was no
+    rise at all.
+    """
+
+    headline: ClassVar[str] = "moving"
+    steps: int
+
+    @property
+    def title(self) -> str:
+        return "inputs whose loss still rises in the last tenth of an ascent"
+
+    def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
+        x, y = self.first(defense, data)
+        steps = min(self.steps, probes.steps(defense.inference_steps > 0))
+        view = Target(defense, len(x)).view()
+        loss = named_loss("auto", view.rejects, targeted=False)
+        rows = torch.arange(len(x), device=x.device)
+        point = random_in_ball(x, self.norm, self.eps, seed)
+        trace = []
+        beaten = torch.zeros_like(rows, dtype=torch.bool)
+        for _ in range(steps + 1):
+            logits, values, gradient = view.ascent(point, lambda z: loss(z, y, view.num_classes, None), rows)
+            trace.append(values)
+            beaten |= accepted_and_wrong(logits, y, view.num_classes)
+            point = project(point + 2.5 * self.eps / steps * steepest(gradient, self.norm), x, self.norm, self.eps)
+        best = torch.stack(trace).double().cummax(0).values  # [steps + 1, n]
+        rise, late = best[-1] - best[0], best[-1] - best[steps - max(1, steps // 10)]
+        return {
+            "n": len(x),
+            "unbeaten": int((~beaten).sum()),
+            "moving": int((~beaten & (late > 0.05 * rise)).sum()),
+            "flat": int((~beaten & (rise == 0)).sum()),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats(Inspection):
+    """How many answers change when they are asked for again, alone, or in other company."""
+
+    headline: ClassVar[str] = "again"
+
+    @property
+    def title(self) -> str:
+        return "answers that change when asked for again"
+
+    def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
+        x, _ = self.first(defense, data)
+        alone = min(ALONE_OPTIMISING if defense.inference_steps else ALONE, len(x))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # once: what draws anew for each answer must be free to do so
+            first, again = answers(defense, x), answers(defense, x)
+            single = answers(defense, x[:alone], batch_size=1)
+            company = answers(defense, x.flip(0)[: len(x) // 2 + 1]).flip(0)
+        return {
+            "n": len(x),
+            "again": int((first != again).any(1).sum()),
+            "alone_n": alone,
+            "alone": int((first[:alone] != single).any(1).sum()),
+            "company_n": len(company),
+            "company": int((first[-len(company) :] != company).any(1).sum()),
+            "randomized": float(defense.randomized),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted(Inspection):
+    """Whether PGD finds adversarial examples that are known to be there (Zimmermann et al., NeurIPS 2022).
+
+    n problems of two classes, each around one input, with a readout of the defense's class logits in place of its
+    answer: `inner` random points of the ball are of one class, one point of its surface of the other. So an example
+    exists within ε; the attack that finds less than nearly all of them is too weak for this defense. `random`: how many
+    random points find, as many as the attack asks about: what they find too says little about the attack.
+
+    Two things differ from the paper: the readout is the Fisher discriminant in closed form instead of a fitted
+    logistic regression, over the logits, which every defense has; and the planted point is the most distant of
+    several by that measure, so that few dimensions suffice. As there, points that a detector rejects are no points;
+    where it rejects most of the ball, the problem is set in one of half the size, or half of that.
+    """
+
+    headline: ClassVar[str] = "found"
+    version: ClassVar[int] = 1
+    steps: int
+    restarts: int = 3
+    inner: int = 256
+    candidates: int = 64
+
+    @property
+    def title(self) -> str:
+        return "planted adversarial examples found"
+
+    def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
+        x, _ = self.first(defense, data)
+        optimising = defense.inference_steps > 0
+        # With an optimisation inside every answer a few problems from fewer points have to do
+        x, share = (x[:PROBLEMS_OPTIMISING], 8) if optimising else (x, 1)
+        attack = PGD(norm=self.norm, steps=self.steps, restarts=self.restarts)
+        queries = self.restarts * (attack.steps + 1) // share
+        found = by_chance = planted = shrunk = 0
+        for image in x.split(1):
+            for eps in (self.eps / 2**k for k in range(1 if optimising else SHRINKINGS)):
+                problem = plant(defense, image, self.norm, eps, seed, self.inner // share, self.candidates // share)
+                if problem is not None:
+                    break
+            else:
+                continue
+            planted += 1
+            shrunk += eps < self.eps
+            own = torch.zeros(1, dtype=torch.int64, device=x.device)
+            output = project(attack.run(Target(problem, 1), image.clone(), own, eps, seed), image, self.norm, eps)
+            found += int((blockwise(problem, output.detach()).argmax(1) == 1).sum())
+            by_chance += bool((blockwise(problem, _inside(image, self.norm, eps, seed, queries)).argmax(1) == 1).any())
+        counts = {"planted": planted, "found": found, "random": by_chance, "shrunk": shrunk}
+        return {"n": len(x), **counts, "queries": queries}
+
+
+def _inside(image: Tensor, norm: Norm, eps: float, seed: int, n: int) -> Tensor:
+    """n random points of the ball around an image [1,C,H,W]."""
+    # Points are drawn from the pixels: copies get ones of their own by differences too small to matter
+    tags = 1e-6 * torch.arange(n, device=image.device, dtype=image.dtype).view(-1, 1, 1, 1)
+    return project(random_in_ball(image + tags, norm, eps, seed), image, norm, eps)
+
+
+def plant(
+    defense: Defense, image: Tensor, norm: Norm, eps: float, seed: int, inner: int, candidates: int
+) -> Binarized | None:
+    """The problem around an image [1,C,H,W]; None where no candidate stands out, or too few points are accepted."""
+    inside = torch.cat([image, _inside(image, norm, INNER_SHARE * eps, seed + 1, inner)])
+    surface = _surface(image, norm, eps, seed + 2, candidates)
+    logits, outer = (_accepted(defense, points) for points in (inside, surface))
+    if len(logits) < inner // 2 or not len(outer):
+        return None
+    mean = logits.mean(0)
+    spread = torch.cov((logits - mean).T)
+    scale = spread.diagonal().mean()
+    if not scale > 0 or not spread.isfinite().all():
+        return None
+    inverse = torch.linalg.inv(spread + 1e-6 * scale * torch.eye(len(mean), dtype=spread.dtype, device=spread.device))
+    away = outer - mean
+    distances = ((away @ inverse) * away).sum(1).clamp_min(0).sqrt()
+    chosen = int(distances.argmax())
+    direction = inverse @ away[chosen] / distances[chosen]
+    most, planted = float(((logits - mean) @ direction).max()), float(distances[chosen])
+    if planted <= most:
+        return None
+    return Binarized(defense, mean, direction, most + CLOSENESS * (planted - most))
+
+
+def _surface(image: Tensor, norm: Norm, eps: float, seed: int, n: int) -> Tensor:
+    """n random points of the ball's surface: corners in L∞, the sphere in L2 (before the box)."""
+    generator = torch.Generator().manual_seed(seed)
+    delta = torch.randn((n, *image.shape[1:]), generator=generator).to(image)
+    delta = delta.sign() if norm == "linf" else delta / expand(flat_norm(delta, "l2"), delta)
+    return project(image + eps * delta, image, norm, eps)
+
+
+def _accepted(defense: Defense, x: Tensor) -> Tensor:
+    """The class logits [M,K], float64, of those of the images that the defense accepts."""
+    logits = blockwise(defense, x)
+    kept = logits.argmax(1) < defense.num_classes
+    return logits[kept, : defense.num_classes].double()
+
+
+class Binarized(Defense):
+    """A defense with a readout of two classes over its logits: 1 where (logits − mean) · direction > threshold.
+
+    mean, direction: [K]. Its detector and its ways of passing gradients are those of the defense.
+    """
+
+    def __init__(self, defense: Defense, mean: Tensor, direction: Tensor, threshold: float) -> None:
+        super().__init__(DefenseSpec(shape=defense.spec.shape, num_classes=2))
+        self.mean: Tensor
+        self.direction: Tensor
+        self.whole = defense
+        self.register_buffer("mean", mean)
+        self.register_buffer("direction", direction)
+        self.threshold = threshold
+
+    @property
+    def rejects(self) -> bool:
+        return self.whole.rejects
+
+    @property
+    def gradient_modes(self) -> tuple[str, ...]:
+        return self.whole.gradient_modes
+
+    @property
+    def inference_steps(self) -> int:
+        return self.whole.inference_steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._read(self.whole(x))
+
+    def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
+        logits, end = self.whole.attack_forward(x, gradient, start, inner_steps)
+        return self._read(logits), end
+
+    def _read(self, logits: Tensor) -> Tensor:
+        classes = logits[:, : self.whole.num_classes]
+        score = ((classes.double() - self.mean) @ self.direction - self.threshold).to(logits.dtype)
+        two = torch.stack([torch.zeros_like(score), score], dim=1)
+        if not self.rejects:
+            return two
+        return append_reject_score(two, logits[:, self.whole.num_classes] - classes.amax(1))
+
+
+def inspections(matrix: Matrix, dataset: str, n: int) -> list[MeasurementChoice]:
+    """The inspections of a data set's defenses; n: images of its clean pass."""
+    norm, ladder = probes.strengths(matrix, dataset)
+    common: dict[str, Any] = {"n": min(n, probes.N), "norm": norm, "eps": probes.middle(ladder)}
+    planted = common | {"n": min(n, PROBLEMS)}
+    made: dict[str, Measurement] = {
+        "gradients": Gradients(**common),
+        "progress": Progress(**common, steps=probes.STEPS),
+        "repeats": Repeats(**common),
+        "planted": Planted(**planted, steps=probes.STEPS),
+    }
+    return [MeasurementChoice(f"diagnosis.{name}", PROBE + name, inspection) for name, inspection in made.items()]

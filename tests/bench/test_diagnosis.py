@@ -1,0 +1,284 @@
+"""The masking diagnosis on defenses with planted faults, on honest ones, and its checks on tables made by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pandas as pd
+import pytest
+
+from bench.diagnosis.base import diagnose
+from bench.diagnosis.checks import CHECKS, ITERATIVE, SINGLE_STEP, TRANSFER, Evidence
+from bench.diagnosis.probes import strengths
+from bench.errors import InputError
+from bench.job import empty_records, run_job
+from bench.matrix import parse_matrix
+from bench.measurements.job import measurement_jobs, run_measurement, status
+from bench.measurements.job import write_index as write_measurements
+from bench.plan import Options, dataset_refs, defense_ref, make_jobs
+from bench.records import PROBE
+from bench.report import main
+from bench.store import Store
+
+FAULTS = {
+    "planted:Quantizing": "gradients",
+    "planted:Shattered": "order",
+    "planted:Noisy": "repeats",
+    "planted:Constant": "gradients",
+    "planted:Saturating": "gradients",
+    "planted:Detaching": "gradients",
+    "planted:RejectingAll": "accepts",
+    "planted:BatchDependent": "repeats",
+}
+HONEST = ("undefended", "pgd-training")
+
+
+def matrix(**keys):
+    raw = {
+        "datasets": [{"name": "digits", "n": 16}],
+        "defenses": [*HONEST, *FAULTS],
+        "attacks": [{"name": "noise", "draws": 1, "eps": [0.1, 0.25]}],
+        "diagnose": True,
+    }
+    return parse_matrix(raw | keys, "test")
+
+
+def planned(made):
+    options = Options()
+    datasets = dataset_refs(made, options)
+    refs = {ref.name: [defense_ref(choice, ref.load()) for choice in made.defenses] for ref, _ in datasets}
+    jobs = make_jobs(made, options, datasets, refs)
+    return jobs, measurement_jobs(made, options, [ref for ref, _ in datasets], refs, refs)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Fewer restarts and problems than a run has: what is planted here is found with these, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.diagnosis.probes.MORE_RESTARTS", 1)
+        patch.setattr("bench.diagnosis.probes.QUERIES", 20)
+        patch.setattr("bench.diagnosis.inspections.PROBLEMS", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("diagnosed")
+    jobs, inspections = planned(matrix())
+    store = Store(folder)
+    store.write_index(jobs)
+    for job in jobs:
+        if job.skip:
+            store.write(job, empty_records(job, "skipped", job.skip))
+        else:
+            run_job(job, folder)
+    write_measurements(inspections, folder)
+    for job in inspections:
+        run_measurement(job, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def diagnosis(folder):
+    return {entry["defense"]: entry for entry in diagnose(folder)["defenses"]}
+
+
+def verdicts(entry):
+    return {check["check"]: check["verdict"] for check in entry["checks"]}
+
+
+@pytest.mark.parametrize(("defense", "check"), FAULTS.items())
+def test_a_planted_fault_is_flagged_by_the_check_that_is_meant_for_it(diagnosis, defense, check):
+    assert verdicts(diagnosis[defense])[check] == "fail", diagnosis[defense]
+    assert diagnosis[defense]["verdict"] == "fail"
+
+
+@pytest.mark.parametrize("defense", HONEST)
+def test_an_honest_defense_is_not_flagged(diagnosis, defense):
+    assert "fail" not in verdicts(diagnosis[defense]).values(), diagnosis[defense]
+    assert [name for name, verdict in verdicts(diagnosis[defense]).items() if verdict == "not run"] == (
+        ["undefended"] if defense == "undefended" else []
+    )
+
+
+def test_every_check_gives_its_evidence_and_what_follows(diagnosis):
+    for entry in diagnosis.values():
+        assert [check["check"] for check in entry["checks"]] == list(CHECKS)
+        assert all(check["evidence"] and check["meaning"] and check["title"] for check in entry["checks"])
+
+
+def test_probes_are_in_no_figure_and_change_no_key(folder):
+    store = Store(folder)
+    records, _ = store.load()
+    assert set(records["attack"]) == {"clean", "noise(draws=1)"}
+    probes, _ = store.load(probes=True)
+    assert {f"{PROBE}{name}" for name in ("pgd", "fgsm", "more", "large", "noise", "query", "transfer")} <= set(
+        probes["attack"]
+    )
+    without, inspections = planned(matrix(diagnose=False))
+    assert inspections == []
+    assert {job.key for job in without} < {job.key for job in planned(matrix())[0]}
+
+
+def test_the_same_run_again_has_nothing_left_to_do(folder):
+    jobs, inspections = planned(matrix())
+    detaching = "planted:Detaching"  # cannot be attacked at all
+    assert {Store(folder).status(job) for job in jobs if job.defense.label != detaching} == {"ok"}
+    assert {status(job, folder) for job in inspections if job.defense.label != detaching} == {"ok"}
+
+
+def test_a_fail_marks_the_row_in_every_table_and_a_pass_does_not(folder, capsys):
+    store, jobs = Store(folder), planned(matrix())[0]
+    store.write_index([job for job in jobs if job.defense.label in ("undefended", "planted:Noisy")])
+    assert main([str(folder)]) == 0
+    store.write_index(jobs)
+    for name in ("robustness", "attacks"):
+        rows = (folder / "tables" / f"digits--linf--{name}.md").read_text(encoding="utf-8").splitlines()
+        marked = {row.split(" ¶(")[0].strip("| ") for row in rows if row.startswith("| ") and " ¶(" in row}
+        assert marked == {"planted:Noisy"}
+        assert sum("docs/diagnosis.md" in row for row in rows) == 1
+    assert r"\P{}(" in (folder / "tables" / "digits--linf--robustness.tex").read_text(encoding="utf-8")
+    page = (folder / "report.md").read_text(encoding="utf-8")
+    assert "### digits: diagnosis" in page and "gradients are neither zero nor non-finite" in page
+    stored = json.loads((folder / "diagnosis.json").read_text(encoding="utf-8"))
+    assert [entry["defense"] for entry in stored["defenses"]] == ["undefended", "planted:Noisy"]
+    shown = capsys.readouterr().out
+    assert "diagnosis digits / planted:Noisy: FAIL" in shown and "planted:Noisy ¶(" in shown
+    assert "undefended ¶" not in shown
+
+
+# --- checks on tables made by hand -----------------------------------------------------------------------------------
+
+
+def rows(role, beaten, n, eps=0.1, attack=None, ladder=True, **columns):
+    """n inputs attacked at ε, those numbered in `beaten` with success."""
+    base = {
+        "attack": attack or role, "role": role, "ladder": ladder, "norm": "linf", "eps": eps, "status": "ok",
+        "reason": "", "label": 0, "clean_label": 0, "clean_rejected": False, "adv_rejected": False,
+    }  # fmt: skip
+    hit = [i in beaten for i in range(n)]
+    return pd.DataFrame({"sample": range(n), "success": hit, "adv_label": [int(h) for h in hit], **(base | columns)})
+
+
+def evidence(*frames, **inspections):
+    told = {name: {"status": "ok", "reason": "", "values": values} for name, values in inspections.items()}
+    return Evidence(pd.concat(frames, ignore_index=True), None, told, num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("single", "many", "verdict"),
+    [
+        (range(0), range(20), "pass"),
+        (range(10), range(10), "pass"),
+        (range(5), range(1, 5), "pass"),  # one of one: p = 0.5
+        (range(5), range(0), "warn"),  # five of five: p = 0.031
+        (range(7), range(0), "fail"),  # seven of seven: p = 0.0078
+        (range(7), range(7, 11), "pass"),
+    ],
+)
+def test_single_step_against_iterative(single, many, verdict):
+    found = CHECKS["iterative"].find(evidence(rows(SINGLE_STEP, single, 20), rows(ITERATIVE, many, 20)))
+    assert found.verdict == verdict
+    assert "n = 20" in found.evidence
+
+
+def test_several_comparisons_make_a_fail_harder():
+    frames = [
+        rows(role, hits, 20, eps) for eps in (0.1, 0.2) for role, hits in ((SINGLE_STEP, range(7)), (ITERATIVE, ()))
+    ]
+    assert CHECKS["iterative"].find(evidence(*frames)).verdict == "warn"  # 2 × 0.0078
+
+
+def test_what_falls_at_a_smaller_size_counts_at_a_larger_one():
+    """An iterative attack that beats all at 0.1 and, standing alone, none at 0.2 is no worse than a step at 0.2."""
+    told = evidence(
+        rows(ITERATIVE, range(20), 20, 0.1, ladder=False), rows(ITERATIVE, (), 20, 0.2, ladder=False),
+        rows(SINGLE_STEP, range(20), 20, 0.2),
+    )  # fmt: skip
+    assert CHECKS["iterative"].find(told).verdict == "pass"
+    assert CHECKS["monotone"].find(told).verdict == "fail"
+
+
+def test_a_ladder_cannot_show_a_fall():
+    told = evidence(rows(ITERATIVE, range(20), 20, 0.1), rows(ITERATIVE, (), 20, 0.2))
+    assert CHECKS["monotone"].find(told).verdict == "not run"
+
+
+def test_rejecting_everything_at_one_half_is_no_fault():
+    rejected = rows(ITERATIVE, (), 20, 0.5, adv_rejected=True)
+    assert CHECKS["half"].find(evidence(rejected)).verdict == "pass"
+    labels = list(range(10)) * 2
+    held = rows(ITERATIVE, (), 20, 0.5, label=labels, clean_label=labels).assign(adv_label=labels)
+    assert CHECKS["half"].find(evidence(held)).verdict == "fail"
+    assert CHECKS["half"].find(evidence(held.assign(adv_rejected=True))).verdict == "pass"
+
+
+def test_rejection_of_an_unbounded_attack_is_a_warning():
+    told = evidence(rows(ITERATIVE, (), 20, 1.0, adv_rejected=True))
+    assert CHECKS["unbounded"].find(told).verdict == "warn"
+    assert CHECKS["unbounded"].find(evidence(rows(ITERATIVE, range(20), 20, 1.0))).verdict == "pass"
+    assert CHECKS["unbounded"].find(evidence(rows(ITERATIVE, (), 20, 1.0))).verdict == "fail"
+
+
+@pytest.mark.parametrize(("gained", "verdict"), [(0, "pass"), (1, "warn"), (20, "fail")])
+def test_more_steps(gained, verdict):
+    told = evidence(rows(ITERATIVE, (), 50), rows(ITERATIVE, range(gained), 50, attack=f"{PROBE}more"))
+    found = CHECKS["more"].find(told)
+    assert found.verdict == verdict
+    assert "n = 50 can't show a gain below 1 pp" in found.evidence
+
+
+def test_381_inputs_can_show_that_more_steps_gain_nothing():
+    told = evidence(rows(ITERATIVE, (), 381), rows(ITERATIVE, (), 381, attack=f"{PROBE}more"))
+    assert "can't" not in CHECKS["more"].find(told).evidence
+
+
+@pytest.mark.parametrize(("zero", "verdict"), [(0, "pass"), (1, "warn"), (4, "fail")])
+def test_zero_gradients(zero, verdict):
+    told = evidence(
+        rows(ITERATIVE, (), 50), gradients={"n": 50, "zero": zero, "none": 0, "nonfinite": 0, "zero_margin": 0}
+    )
+    assert CHECKS["gradients"].find(told).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("found", "random", "verdict"), [(20, 0, "pass"), (18, 0, "warn"), (15, 0, "fail"), (20, 15, "warn")]
+)
+def test_planted_examples(found, random, verdict):
+    values = {"n": 20, "planted": 20, "found": found, "random": random, "shrunk": 0, "queries": 123}
+    assert CHECKS["planted"].find(evidence(rows(ITERATIVE, (), 20), planted=values)).verdict == verdict
+
+
+def test_a_randomized_defense_that_says_so_is_warned_of_only():
+    values = {"n": 50, "again": 40, "alone_n": 8, "alone": 8, "company_n": 26, "company": 20, "randomized": 1.0}
+    assert CHECKS["repeats"].find(evidence(rows(ITERATIVE, (), 20), repeats=values)).verdict == "warn"
+
+
+def test_without_probes_the_records_are_judged_and_the_rest_is_not_run():
+    told = evidence(rows(SINGLE_STEP, range(20), 20), rows(ITERATIVE, (), 20), rows("", (), 20, attack="clean"))
+    verdicts = {name: rule.find(told).verdict for name, rule in CHECKS.items()}
+    assert verdicts.pop("iterative") == "fail" and verdicts.pop("accepts") == "pass"
+    assert set(verdicts.values()) == {"not run"}
+
+
+def test_a_transfer_that_takes_more_from_the_defense_than_from_none():
+    mine, other = (rows(TRANSFER, hits, 20, attack=f"{PROBE}transfer") for hits in (range(15), range(3)))
+    told = dataclasses.replace(evidence(mine), undefended=other)
+    assert CHECKS["undefended"].find(told).verdict == "fail"
+    assert CHECKS["undefended"].find(dataclasses.replace(evidence(other), undefended=mine)).verdict == "pass"
+
+
+def test_names_of_probes_are_reserved():
+    with pytest.raises(InputError, match=r"attacks\[0\]: 'diagnosis:pgd' is a reserved name"):
+        matrix(attacks=[{"name": "pgd", "label": "diagnosis:pgd", "eps": [0.1]}])
+
+
+def test_strengths_are_those_of_the_matrix():
+    def chosen(*attacks):
+        return strengths(matrix(attacks=list(attacks)), "digits")
+
+    assert chosen({"name": "pgd", "eps": [0.1, 0.2, 0.3, 0.4, 0.5]}) == ("linf", (0.1, 0.2, 0.4))
+    assert chosen({"name": "pgd", "eps": [0.2]}) == ("linf", (0.1, 0.2))
+    assert chosen({"name": "pgd", "norm": "l2", "eps": [1.0, 2.0]}) == ("l2", (1.0, 2.0))
+    assert chosen({"name": "noise", "norm": "fooling"}) == ("linf", (0.05, 0.1))
