@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attacks.target import pad_to_block
-from defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score
+from defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score, suspicion
 from defenses.calibration import HeldOutScores
 from defenses.generators import PoolingEncoder, UpsamplingDecoder
 from defenses.projection import AdamSolver, Penalty, best_start
@@ -126,7 +126,7 @@ class GaussianMixtureVAE(Defense):
 
     Spec: ClassVar = GaussianMixtureVAESpec
     family: ClassVar[str] = "generative rejection"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     detectors: ClassVar = ("encoding", "reconstruction")
     spec: GaussianMixtureVAESpec
     precision: Tensor
@@ -219,7 +219,8 @@ class GaussianMixtureVAE(Defense):
                 found = found.detach() + (z[rejected] - z[rejected].detach())
             again = self._selective(x[padded], pad_to_block(found))[: len(rejected)]
             if not self.spec.reject_after:
-                again = append_reject_score(again[:, :-1], -torch.ones_like(again[:, 0]))
+                # What was beyond a threshold stays the most suspicious of all that is accepted
+                again = append_reject_score(again[:, :-1], suspicion(again, self.num_classes).clamp(max=0))
             logits = logits.index_copy(0, rejected, again)
         return logits, reached
 

@@ -138,11 +138,15 @@ def require_ok(records: pd.DataFrame) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """A figure as it stands in a table, with its interval where it is a share. remark: what has to be said with it."""
+    """A figure as it stands in a table, with its interval where it is a share.
+
+    remark: what has to be said with it; scope: over which attacks and inputs, where that isn't plain.
+    """
 
     text: str
     share: Estimate | None = None
     remark: str = ""
+    scope: str = ""
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def measured(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str,
         require_ok(rows)
     found = rule.measure(*cells)
     if isinstance(claim.published, tuple) and found.share is not None:
-        return Measured(share_text(found.share, counted=True), found.share, found.remark)
+        return dataclasses.replace(found, text=share_text(found.share, counted=True))
     return found
 
 
@@ -92,7 +92,7 @@ def _cell(claim: Claim, records: pd.DataFrame, defense: str) -> pd.DataFrame:
 
 
 def under_strongest(claim: Claim, budget: Budget, records: pd.DataFrame) -> Measured | None:
-    """The worst case over all attacks of the run within a budget; remark: which attack did most, and what is missing.
+    """The worst case over all attacks of the run within a budget; remark: which attack did most.
 
     None where the run has no attack there; raises MissingCells where none has records that are ok.
     """
@@ -106,7 +106,7 @@ def under_strongest(claim: Claim, budget: Budget, records: pd.DataFrame) -> Meas
     beaten = rows.assign(beaten=outcomes(rows) == WRONG).groupby(["attack", figures.inputs_of(rows)])["beaten"].any()
     alone = beaten.groupby("attack").mean()
     most = f"most by {alone.idxmax()}: {100 * alone.max():.2f} alone" if alone.any() else "no attack did anything"
-    return dataclasses.replace(found, remark=most if status == "ok" else f"{most}; {reason}")
+    return dataclasses.replace(found, remark=most, scope="" if status == "ok" else reason)
 
 
 def _of_norm(claim: Claim, budget: Budget, records: pd.DataFrame) -> pd.DataFrame:
@@ -153,7 +153,8 @@ def _row(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any
             return f"no figure {noted(str(missing))}"
         if found is None:
             return NOT_RUN
-        return f"{found.text} {noted(found.remark)}" if found.remark else found.text
+        said = "; ".join(filter(None, (found.remark, found.scope)))
+        return f"{found.text} {noted(said)}" if said else found.text
 
     as_written = shown(partial(measured, claim, records, results))
     name = STRONGEST[_strongest_name(claim)].name
@@ -204,10 +205,11 @@ def _paragraph(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[st
     parts.append(f"Measured as the paper did it ({claim.dataset}, {claim.defense}, {attack}): {as_written}.")
     for budget in claim.strongest:
         figure = told(str(budget), partial(under_strongest, claim, budget, records))
-        parts.append(f"Within {budget}: {name} {figure}{_distance_told(claim, budget, records)}.")
+        parts.append(f"Within {budget}: {name} {figure}.")
         within = _of_norm(claim, budget, records)
         if (within.loc[within["eps"] <= budget.eps, "status"] == "failed").any() and str(budget) not in missing:
             missing.append(str(budget))
+    parts += _distances_told(claim, records)
     parts.append(_price(claim, records))
     if falls:
         verdict = f"the claim falls: {', '.join(falls)}"
@@ -218,15 +220,18 @@ def _paragraph(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[st
     return " ".join([*parts, f"By the rule below, **{verdict}**."])
 
 
-def _distance_told(claim: Claim, budget: Budget, records: pd.DataFrame) -> str:
-    """The median distance at which inputs are beaten, over every attack of the norm that is ok; nothing for noise."""
-    rows = _of_norm(claim, budget, records)
-    middle = figures.median_distance(rows[rows["status"] == "ok"])
-    if np.isnan(middle):
-        return ""
-    return (
-        f"; median {norm_text(budget.norm)} distance at which attacks of any size beat an input {distance_text(middle)}"
-    )
+def _distances_told(claim: Claim, records: pd.DataFrame) -> Iterator[str]:
+    """A sentence for each norm of the budgets: the median distance at which an input falls; none for noise.
+
+    Over the inputs that all attacks of the norm attacked: one that few tried would pass for one that holds.
+    """
+    for norm in dict.fromkeys(budget.norm for budget in claim.strongest):
+        rows = _of_norm(claim, Budget(norm=norm), records)
+        common, _, _ = figures.attacked_within(rows, rows["eps"].max())
+        middle = figures.median_distance(common)
+        if not np.isnan(middle):
+            n = common["sample"].nunique()
+            yield f"Median {norm_text(norm)} distance at which an input falls: {distance_text(middle)}, n = {n:,}."
 
 
 def contradicted(claim: Claim, share: Estimate) -> bool:

@@ -383,9 +383,15 @@ def test_the_verdict_tells_the_numbers_it_rests_on():
     assert "no attack gets through" in text and "\n" not in text
     assert "Published: 0.00." in text
     assert "accepted and wrong 75.00 [30.06, 95.44], n = 4 (most by strong: 75.00 alone" in text
-    assert "median L∞ distance at which attacks of any size beat an input 0.100" in text
+    assert "Median L∞ distance at which an input falls: 0.100, n = 4." in text
     assert "of the clean inputs it rejects 25.00" in text
     assert "**the claim falls: as the paper did it, L∞ ε = 0.1**" in text
+
+
+def test_the_distance_told_is_that_of_inputs_which_every_attack_tried():
+    few = cell("few", labels=[0, 1], adv=[1, 0], distance=[0.05, 0.05], samples=[0, 1])
+    text = verdict_paragraphs(run(CLEAN_CELL, WEAK, few), [CENTRAL])[0]
+    assert "Median L∞ distance at which an input falls: 0.050, n = 2." in text
 
 
 def verdict(*cells: object) -> str:

@@ -178,6 +178,14 @@ def test_what_is_accepted_is_not_reclassified_and_most_of_what_is_rejected_becom
     assert torch.equal(forced.labels[~after.rejected], after.labels[~after.rejected])
 
 
+def test_what_is_accepted_by_force_alone_is_the_most_suspicious_of_all_that_is_accepted(perturbed):
+    noise = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([perturbed[0][:8], noise])
+    again, forced = (mnist_gmvae(reclassify=True, reject_after=after).verdict(x) for after in (True, False))
+    assert again.rejected[8:].all() and not again.rejected[:8].any() and not forced.rejected.any()
+    assert forced.scores[8:].amin() > forced.scores[:8].amax() and forced.scores.amax() <= 0
+
+
 @pytest.mark.parametrize("pull", [True, False])
 def test_reclassification_is_the_nearest_mean_of_the_best_descent(perturbed, pull):
     again = mnist_gmvae(reclassify=True, reject_after=False, pull=pull)
