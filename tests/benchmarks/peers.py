@@ -176,6 +176,20 @@ def torchattacks(name: str, **parameters: Any) -> Peer:
     return run
 
 
+def torchattacks_autoattack(module: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    """Its members with the reference's 100 steps: its own AutoAttack takes 10, and is weaker."""
+    import torchattacks as library
+
+    shared: dict[str, Any] = {"norm": "Linf", "eps": eps}
+    members = [
+        library.APGD(module, steps=100, loss="ce", **shared),
+        library.APGDT(module, steps=100, n_classes=10, **shared),
+        library.FAB(module, steps=100, multi_targeted=True, n_classes=10, **shared),
+        library.Square(module, n_queries=5000, **shared),
+    ]
+    return library.MultiAttack(members)(x, y).detach()
+
+
 class Counted(nn.Module):
     """A module whose passes are counted, all inputs together."""
 

@@ -29,6 +29,7 @@ from peers import (
     foolbox,
     missing,
     torchattacks,
+    torchattacks_autoattack,
 )
 from torch import Tensor
 
@@ -137,7 +138,7 @@ TASKS = {
         {"name": "attacks.autoattack:AutoAttack"},
         {
             "ART": art("AutoAttack", eps=lambda e: e, eps_step=lambda e: 2 * e, batch_size=ALL),
-            "torchattacks": torchattacks("AutoAttack", norm="Linf", eps=lambda e: e, version="standard", n_classes=10),
+            "torchattacks": torchattacks_autoattack,
         },
         LINF, most=32, rounds=1, lacks=("Foolbox",),
     ),
