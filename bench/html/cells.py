@@ -233,9 +233,20 @@ def _count(passes: float) -> str:
     return f"{passes:,.0f}" if passes >= 10 else f"{passes:.1f}"
 
 
-def heat_map(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, cells: Cells) -> HeatMap:
-    """Robust accuracy, or for noise images the share that is accepted; arguments as bench.tables.panels gives them."""
-    marks = Marks(attacked, cells.checks)
+def heat_map(
+    dataset: str,
+    norm: str,
+    clean: pd.DataFrame,
+    attacked: pd.DataFrame,
+    cells: Cells,
+    flags: Mapping[tuple[str, str], str] = {},
+) -> HeatMap:
+    """Robust accuracy, or for noise images the share that is accepted; arguments as bench.tables.panels gives them.
+
+    flags: (data set, defense) → the checks of the diagnosis that it fails.
+    """
+    own = {defense: reason for (there, defense), reason in flags.items() if there == dataset}
+    marks = Marks(attacked, cells.checks, flags=own)
     columns = matrix_columns(attacked, with_clean=norm != FOOLING)
     everything = pd.concat([clean, attacked])
     rows = []
@@ -244,7 +255,7 @@ def heat_map(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFram
         for attack, eps in columns:
             row = find(everything, defense=defense, attack=attack, eps=eps)
             fields.append(_field(row, norm, marks, cells.find(dataset, defense, attack, norm)))
-        rows.append((defense, fields))
+        rows.append((marks.defense(defense), fields))
     figure = "noise images accepted" if norm == FOOLING else "robust accuracy"
     heads = [(attack, "" if attack == CLEAN or np.isinf(eps) else f"ε = {eps_text(eps)}") for attack, eps in columns]
     return HeatMap(f"{dataset}, {norm_text(norm)}", figure, heads, rows, marks.notes)

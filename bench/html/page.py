@@ -15,6 +15,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from bench.diagnosis.base import flags
 from bench.errors import InputError
 from bench.figures import FOOLING
 from bench.html.cells import Cell, Cells, heat_map
@@ -94,6 +95,7 @@ def write_page(
         run = {**run, "seeds": [run["seed"]]}
     cells = Cells(records, summary, identities, run)
     diagnosis = read_diagnosis(folder)
+    failed = flags({"defenses": diagnosis})
     page = _environment().get_template("report.html.jinja")
     text = page.render(
         name=folder.resolve().name,
@@ -101,7 +103,7 @@ def write_page(
         counts=cell_counts(summary),
         leaderboard=leaderboard(summary, identities, diagnosis),
         legend=robust_legend(summary),
-        maps=[heat_map(*panel, cells) for panel in _panels(summary)],
+        maps=[heat_map(*panel, cells, failed) for panel in _panels(summary)],
         scale=[shade(share)[0] for share in np.linspace(0, 1, 11)],
         cells=list(cells.all.values()),
         drawings=list(_drawings(summary, folder / "plots")),

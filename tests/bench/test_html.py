@@ -103,6 +103,11 @@ def test_nothing_is_outside_and_every_link_leads_somewhere(text):
     assert set(re.findall(r"url\((?!#)[^)]*\)", text)) == set()
 
 
+def test_what_fails_the_diagnosis_is_marked_in_the_matrix_too(text):
+    heads = re.findall(r'<th scope="row">([^<]*)</th>', text.partition('id="matrix"')[2].partition("<section")[0])
+    assert heads[0] == "gmvae" and re.fullmatch(r"undefended ¶\(\d+\)", heads[1])
+
+
 def test_everything_has_a_name_and_tables_have_heads(text):
     elements = Elements(text).all
     for tag, attributes in elements:
