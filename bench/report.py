@@ -37,6 +37,7 @@ def write_report(folder: Path) -> tuple[pd.DataFrame, Diagnosis]:
     from bench.plots import write_plots
     from bench.provenance import stored_provenance
     from bench.selective import matched
+    from bench.standing import named_in, standing_paragraphs, standing_tables
     from bench.store import Store, file_name
     from bench.tables import flagged, latex, markdown, selective_tables, tables
 
@@ -49,11 +50,13 @@ def write_report(folder: Path) -> tuple[pd.DataFrame, Diagnosis]:
             old.unlink()
     (folder / "tables").mkdir(exist_ok=True)
     claims, measurements = claims_of(folder), load(folder)
+    run = stored_provenance(folder)
     diagnosis = write_diagnosis(folder)
     mark = partial(flagged, flags=flags(diagnosis))
     of_claims = list(map(mark, claims_tables(records, claims, measurements)))
     of_measurements = list(map(mark, measurement_tables(measurements)))
-    of_attacks = tables(figures) + attack_tables(attack_figures(records)) + selective_tables(matched(records), figures)
+    of_attacks = [table for name in named_in(run, "defenses") for table in standing_tables(records, name)]
+    of_attacks += tables(figures) + attack_tables(attack_figures(records)) + selective_tables(matched(records), figures)
     of_attacks = list(map(mark, of_attacks))
     made = [*of_claims, *of_measurements, *of_attacks, *diagnosis_tables(diagnosis)]
     for table in made:
@@ -62,16 +65,15 @@ def write_report(folder: Path) -> tuple[pd.DataFrame, Diagnosis]:
         (folder / "tables" / f"{name}.tex").write_text(latex(table), encoding="utf-8")
     further = chain(claims_plots(records, claims), measurement_plots(measurements))
     plots = write_plots(records, figures, identities, folder / "plots", further)
-    verdicts = verdict_paragraphs(records, claims, measurements)
+    verdicts = standing_paragraphs(records, run) + verdict_paragraphs(records, claims, measurements)
     (folder / "report.md").write_text(_page(figures, verdicts, made, plots), encoding="utf-8")
-    run = stored_provenance(folder)
     pictures = [(r["dataset"], r["defense"], r["measurement"]) for r in measurements if "pictures" in r]
     write_page(folder, records, identities, figures, run, verdicts, of_claims, of_measurements, of_attacks, pictures)
     return figures, diagnosis
 
 
 def _page(summary: pd.DataFrame, verdicts: list[str], made: list[Table], plots: list[Path]) -> str:
-    """report.md: how many cells ended how, verdicts on central claims, every table, every plot."""
+    """report.md: cells by status, how named systems stand, verdicts on central claims, every table, every plot."""
     from bench.html.page import cell_counts
     from bench.tables import markdown
 

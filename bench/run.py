@@ -17,6 +17,7 @@ from bench.errors import InputError, report_errors
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.beside import Borrowed
     from bench.engines.local import LocalEngine
     from bench.matrix import AttackChoice, DefenseChoice, Matrix
     from bench.measurements.job import MeasurementJob
@@ -84,10 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.diagnose is not None:
         matrix = dataclasses.replace(matrix, diagnose=given.diagnose)
     options = Options(data_folder(given.data), given.n, checked_device(given.device))
-    run = Run(
-        filtered(matrix, given), matrix, options, out, given.workers or os.cpu_count() or 1, console, given.quiet,
-        request,
-    )  # fmt: skip
+    chosen, workers = filtered(matrix, given), given.workers or os.cpu_count() or 1
+    named = {
+        "defenses": [choice.label for choice in chosen.defenses] if given.defense else [],
+        "attacks": [choice.label for choice in chosen.attacks] if given.attack else [],
+    }
+    run = Run(chosen, matrix, options, out, workers, console, given.quiet, request, named)
     return run.execute(given.dry_run)
 
 
@@ -170,6 +173,7 @@ class Run:
 
     matrix: what runs. whole: the matrix that it was filtered from: what of it is stored already is shown beside.
     request: what was asked of it, for whoever asks the same again (`finished.asked`).
+    named: labels of the "defenses" and "attacks" that the command line named: the report says how they stand.
     """
 
     def __init__(
@@ -182,6 +186,7 @@ class Run:
         console: Console,
         quiet: bool,
         request: dict[str, Any],
+        named: dict[str, list[str]],
     ) -> None:
         from bench.log import LOG, Log
         from bench.store import Store
@@ -196,6 +201,9 @@ class Run:
         self.request = request
         self.store: Store = Store(out)
         self.log = Log(out / LOG)
+        self.name = Path(matrix.source).stem
+        self.named = named
+        self.borrowed: list[Borrowed] = []
         self.begun = time.time()
 
     def execute(self, dry_run: bool) -> int:
@@ -220,7 +228,8 @@ class Run:
         with LocalEngine(self.workers) as engine, board:
             failures = self._train(engine, board, [ref for ref, _ in datasets], refs)
             jobs = make_jobs(self.matrix, self.options, datasets, refs)
-            self.store.write_index([*self._stored_beside(jobs, datasets), *jobs])
+            beside = self._beside(jobs, datasets, board)
+            self.store.write_index([*beside, *jobs])
             self._write_run_json(jobs, board, finished=False)
             self._run_jobs(engine, board, jobs, failures)
             unmeasured = self._measure(engine, board, [ref for ref, _ in datasets], refs, failures)
@@ -245,8 +254,11 @@ class Run:
             for ref in datasets
         }
 
-    def _stored_beside(self, jobs: list[Job], datasets: list[tuple[DatasetRef, tuple[int, ...]]]) -> list[Job]:
-        """Jobs of the whole matrix, on these data sets, that don't run now and have their records from before."""
+    def _beside(self, jobs: list[Job], datasets: list[tuple[DatasetRef, tuple[int, ...]]], board: Board) -> list[Job]:
+        """Jobs of the whole matrix, on these data sets, that don't run now and have their records: from before, or from
+        a baseline. What an attack alone is new to takes the clean passes from there, too.
+        """
+        from bench.beside import baseline_folders, borrow, lacking
         from bench.plan import make_jobs
 
         if self.whole == self.matrix:
@@ -257,7 +269,18 @@ class Run:
         refs = self._defense_refs(joined, [ref for ref, _ in datasets])
         running = {job.key for job in jobs}
         others = [job for job in make_jobs(joined, self.options, datasets, refs) if job.key not in running]
-        return [job for job in others if self.store.status(job) in ("ok", "failed", "skipped")]
+        folders = [folder for folder in baseline_folders(self.name) if folder.resolve() != self.out.resolve()]
+        clean = [job for job in jobs if job.attack is None and self.matrix.defenses == self.whole.defenses]
+        self.borrowed = borrow([*others, *clean], self.store, folders)
+        stored = [job for job in others if self.store.status(job) in ("ok", "failed", "skipped")]
+        known = {choice.label for choice in self.whole.defenses}, {choice.label for choice in self.whole.attacks}
+        missing = [job for job in others if job not in stored and not job.skip]
+        missing = [
+            job for job in missing if job.defense.label in known[0] and (not job.attack or job.label in known[1])
+        ]
+        for line in (*self.borrowed, *lacking(missing, folders)):
+            board.line(str(line))
+        return stored
 
     def _train(
         self, engine: LocalEngine, board: Board, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]
@@ -380,12 +403,14 @@ class Run:
         from bench.diagnosis.base import flags, print_diagnosis
         from bench.progress import clock
         from bench.report import write_report
+        from bench.standing import print_standing
         from bench.tables import print_tables
 
         summary, diagnosis = write_report(self.out)
         with self.console.capture() as screen:
             print_tables(summary, self.console, flags(diagnosis))
             print_diagnosis(diagnosis, self.console)
+            print_standing(self.out, self.console)
         if not self.quiet:
             self.console.file.write(screen.get())
         failed = [job for job in jobs if states[job.key] not in ("ok", "skipped")]
@@ -436,6 +461,8 @@ class Run:
             "seeds": list(self.matrix.seeds),
             "draws": self.matrix.draws,
             "matrix": matrix_json(self.matrix, self.options),
+            "named": self.named,
+            "borrowed": [dataclasses.asdict(one) for one in self.borrowed],
             "jobs": [{"title": job.title, "key": job.key, "skipped": job.skip} for job in jobs],
         }
         atomic_write(self.out / "run.json", json.dumps(content, indent=1, default=str) + "\n")
@@ -457,9 +484,8 @@ class Run:
                 eps = "" if job.attack is None else " ".join(f"{value:g}" for value in job.eps)
                 state = f"skipped: {job.skip}" if job.skip else self._state(job)
                 passes = "" if job.skip else f"{job.passes:,.0f}"
-                table.add_row(
-                    job.defense.label, job.label, job.norm if job.attack else "", eps, str(job.n), passes, state
-                )
+                label = f"{job.label}, seed {job.seed}" if len(self.matrix.seeds) > 1 else job.label
+                table.add_row(job.defense.label, label, job.norm if job.attack else "", eps, str(job.n), passes, state)
             self.console.print(table)
         runnable = [job for job in jobs if not job.skip]
         total = sum(job.passes for job in runnable)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,15 +21,17 @@ def environment(cache: Path, **more: str) -> dict[str, str]:
     return {**kept, **own, **more}
 
 
-def command(module: str, *arguments: object, cache: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """`python -m bench.<module>` to its end."""
+def command(
+    module: str, *arguments: object, cache: Path, cwd: Path | None = None, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m bench.<module>` to its end, in the folder `cwd`."""
     return subprocess.run(
         [sys.executable, "-m", f"bench.{module}", *map(str, arguments)],
-        env=environment(cache, **more), capture_output=True, text=True, timeout=300, check=False,
+        env=environment(cache, **more), cwd=cwd, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
 
-def bench_run(matrix: object, out: Path, *arguments: object, workers: int = 2, **more: str):
+def bench_run(matrix: object, out: Path, *arguments: object, workers: int = 2, **more: Any):
     """`python -m bench.run` with a cache beside the output folder."""
     return command(
         "run", "--matrix", matrix, "--out", out, "--workers", workers, *arguments, cache=out.parent / "cache", **more

@@ -1,0 +1,255 @@
+"""How a defense stands against every other one of a run, and an attack beside every other one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from bench.compare import SIGNIFICANCE, mcnemar
+from bench.figures import FOOLING, RIGHT, attacked_within, per_input
+from bench.optimality import attack_figures, figure_texts, mean_optimality
+from bench.records import CALIBRATION, WORST_CASE
+from bench.tables import NOT_RUN, Table, eps_text, find, norm_text, percent, percent_interval
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STANDING_COLUMNS = (
+    "dataset",
+    "norm",
+    "eps",
+    "other",
+    "n",
+    "own_share",
+    "other_share",
+    "gained",
+    "lost",
+    "p",
+    "verdict",
+    "reason",
+)
+
+VERDICTS = {"+": "better than", "-": "worse than", "~": "not significantly different from", "=": "no different from"}
+
+LEGEND = (
+    "Percent of inputs, with 95 % Wilson intervals: accepted and right when clean, and robust in the worst case over "
+    "the attacks that both defenses met or that make no sense for one of them. Verdicts on the first row's defense "
+    "against each other one: + better, - worse, ~ difference not significant, = none; in parentheses the inputs right "
+    "or robust only there / only here, and p by exact McNemar on the shared inputs, Holm-corrected over all "
+    "comparisons on the data set (5 %). Rank: 1 + the number of defenses with a larger share. ‡ partial, see the table "
+    f"of that norm. {NOT_RUN} not in this run."
+)
+
+
+def standing(records: pd.DataFrame, defense: str) -> pd.DataFrame:
+    """A defense against each other one, paired by input: the columns STANDING_COLUMNS.
+
+    records: of a run. For every data set, clean (norm "none": accepted and right) and at every norm and ε that both
+    met: the worst case over the attacks that both have rows of, on the inputs both have figures for. `gained`,
+    `lost`: inputs right or robust only with the defense, only with the other; `p`: exact McNemar, Holm-adjusted over
+    all rows of the data set; `verdict`: + better, - worse, ~ not significant, = no difference, x where one has no
+    figures, for that `reason`. A worst case that is partial on either side has its reason too. Noise is left out.
+    """
+    rows: list[dict[str, Any]] = []
+    tested = records[(records["attack"] != CALIBRATION) & (records["norm"] != FOOLING)]
+    for dataset, there in tested.groupby("dataset"):
+        mine = there[there["defense"] == defense]
+        if len(mine):
+            compared = [
+                {"dataset": dataset, "norm": norm, "eps": eps, "other": other, **result}
+                for other, theirs in there[there["defense"] != defense].groupby("defense")
+                for norm, eps, result in _against(mine, theirs)
+            ]
+            rows += _judged(compared)
+    return pd.DataFrame(rows, columns=list(STANDING_COLUMNS))
+
+
+def _against(mine: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[str, float, dict[str, Any]]]:
+    """Norm, ε and paired result, for clean inputs and for every strength that both met."""
+    for norm, own in mine.groupby("norm"):
+        other = theirs[theirs["norm"] == norm]
+        shared = set(own["attack"]) & set(other["attack"])
+        own, other = (rows[rows["attack"].isin(shared)] for rows in (own, other))
+        for eps in sorted(set(own["eps"]) & set(other["eps"])):
+            yield str(norm), float(eps), _paired(own, other, float(eps))
+
+
+def _paired(own: pd.DataFrame, other: pd.DataFrame, eps: float) -> dict[str, Any]:
+    sides, reasons = [], []
+    for rows in (own, other):
+        name = rows["defense"].iloc[0]
+        ok, status, reason = attacked_within(rows, eps)
+        if ok.empty:
+            return {"n": 0, "verdict": "x", "reason": f"{name}: {status}: {reason}"}
+        if status != "ok":
+            reasons.append(f"{name}: {reason}")
+        inputs = per_input(ok)
+        sides.append(inputs["worst"] == RIGHT if rows["norm"].iloc[0] == "none" else inputs["robust"])
+    both = pd.concat(sides, axis=1, join="inner", keys=["own", "other"])
+    gained, lost = int((both["own"] & ~both["other"]).sum()), int((~both["own"] & both["other"]).sum())
+    shares = {"own_share": both["own"].mean(), "other_share": both["other"].mean()}
+    tested = {"gained": gained, "lost": lost, "p": mcnemar(lost, gained), "reason": "; ".join(reasons)}
+    return {"n": len(both), **shares, **tested}
+
+
+def _judged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with Holm-adjusted p and their verdicts."""
+    from statsmodels.stats.multitest import multipletests
+
+    tested = [row for row in rows if "p" in row]
+    if tested:
+        adjusted = multipletests([row["p"] for row in tested], method="holm")[1]
+        for row, p in zip(tested, adjusted, strict=True):
+            different = "=" if row["gained"] == row["lost"] == 0 else "~"
+            better = "+" if row["gained"] > row["lost"] else "-"
+            row |= {"p": float(p), "verdict": better if p <= SIGNIFICANCE and different == "~" else different}
+    return rows
+
+
+def rank(rows: pd.DataFrame) -> tuple[int, int]:
+    """Place among all defenses compared, and their number. rows: of standing, of one data set, norm and ε."""
+    compared = rows[rows["verdict"] != "x"]
+    return 1 + int((compared["other_share"] > compared["own_share"]).sum()), 1 + len(compared)
+
+
+def standing_lines(records: pd.DataFrame, defense: str) -> list[str]:
+    """How a defense stands, in a line for each data set, norm and ε; "none" and 0 for the clean inputs."""
+    lines = []
+    found = standing(records, defense)
+    found = found.assign(clean=found["norm"] == "none").sort_values(["dataset", "clean"], ascending=[True, False])
+    for (dataset, clean, norm, eps), rows in found.groupby(["dataset", "clean", "norm", "eps"], sort=False):
+        compared = rows[rows["verdict"] != "x"]
+        where = f"{dataset}, clean" if clean else f"{dataset}, {norm_text(str(norm))} ε = {eps_text(float(str(eps)))}"
+        if compared.empty:
+            lines.append(f"{where}: not compared ({rows['reason'].iloc[0]})")
+            continue
+        place, among = rank(rows)
+        told = [
+            f"{meaning} {', '.join(compared.loc[compared['verdict'] == verdict, 'other'])}"
+            for verdict, meaning in VERDICTS.items()
+            if (compared["verdict"] == verdict).any()
+        ]
+        shares = compared["own_share"].unique()  # several where the others met other attacks or inputs
+        share = "–".join(percent(value) for value in sorted({shares.min(), shares.max()}))
+        what = "accepted and right" if clean else "robust"
+        lines.append(f"{where}: {share} % {what}, rank {place} of {among}; {'; '.join(told)}")
+    return lines
+
+
+def standing_tables(records: pd.DataFrame, defense: str) -> list[Table]:
+    """A table per data set and norm: the defense, then every other one, best first, with the verdict against it."""
+    made = []
+    found = standing(records, defense)
+    for dataset, there in found.groupby("dataset"):
+        for norm, rows in there[there["norm"] != "none"].groupby("norm"):
+            columns = [("none", 0.0), *((norm, eps) for eps in sorted(rows["eps"].unique()))]
+            strengths = [there[(there["norm"] == at) & (there["eps"] == eps)] for at, eps in columns]
+            header = ["defense", "clean", *(f"robust, ε = {eps_text(eps)}" for _, eps in columns[1:])]
+            others = rows.groupby("other")["other_share"].last().sort_values(ascending=False).index
+            notes: list[str] = []
+            lines = [[defense, *(_own_text(at) for at in strengths)]]
+            lines += [
+                [str(other), *(_other_text(find(at, other=other), notes) for at in strengths)] for other in others
+            ]
+            title = f"{dataset}, {norm_text(str(norm))}: {defense} against every other defense"
+            name = (str(dataset), str(norm), f"standing-{defense}")
+            made.append(Table(name, title, header, lines, notes, LEGEND))
+    return made
+
+
+def _own_text(rows: pd.DataFrame) -> str:
+    compared = rows[rows["verdict"] != "x"]
+    if compared.empty:
+        return NOT_RUN
+    place, among = rank(rows)
+    most = compared.sort_values("n").iloc[-1]
+    return f"{percent_interval(most['own_share'], int(most['n']))}, rank {place} of {among}"
+
+
+def _other_text(row: pd.Series | None, notes: list[str]) -> str:
+    if row is None:
+        return NOT_RUN
+    if row["reason"] and row["reason"] not in notes:
+        notes.append(row["reason"])
+    number = f" ({notes.index(row['reason']) + 1})" if row["reason"] else ""
+    if row["verdict"] == "x":
+        return f"not compared{number}"
+    share = percent_interval(row["other_share"], int(row["n"]))
+    paired = f"({row['gained']:.0f}/{row['lost']:.0f}, p = {row['p']:.2g})"
+    return f"{share} {row['verdict']} {paired}{' ‡' + number if number else ''}"
+
+
+def attack_lines(records: pd.DataFrame, attack: str) -> list[str]:
+    """How an attack does beside every other, in a line for each data set, norm and defense, and their mean."""
+    lines = []
+    figures = attack_figures(records)
+    means = mean_optimality(figures)
+    for (dataset, norm), there in figures[figures["attack"] != WORST_CASE].groupby(["dataset", "norm"]):
+        if attack not in set(there["attack"]):
+            continue
+        where = f"{dataset}, {norm_text(str(norm))}"
+        for defense, rows in there.groupby("defense"):
+            own = find(rows, attack=attack)
+            if own is None or own["status"] != "ok":
+                lines += [] if own is None else [f"{where}, {defense}: {own['status']}: {own['reason']}"]
+                continue
+            success, eps, passes, median, score = figure_texts(own.to_dict())
+            place = _place(rows["optimality"], own["optimality"])
+            lines.append(
+                f"{where}, {defense}: success {success} % within ε = {eps}, {passes} passes, median distance {median}, "
+                f"optimality {score}{place}"
+            )
+        of_norm = means[(means["dataset"] == dataset) & (means["norm"] == norm)]
+        own = find(of_norm, attack=attack)
+        if own is not None and own["defenses"] > 1:
+            alike = of_norm[of_norm["defenses"] == own["defenses"]]
+            place = _place(alike["optimality"], own["optimality"])
+            lines.append(
+                f"{where}: mean optimality over {own['defenses']} defenses {percent(own['optimality'])}{place}"
+            )
+    return lines
+
+
+def _place(scores: pd.Series, own: float) -> str:
+    if np.isnan(own):
+        return ""
+    known = scores.dropna()
+    return f", rank {1 + int((known > own).sum())} of {len(known)}"
+
+
+def named_in(run: dict[str, Any], kind: Literal["defenses", "attacks"]) -> list[str]:
+    """The labels that the command line named. run: of bench.provenance.stored_provenance."""
+    return list(run.get("named", {}).get(kind, []))
+
+
+def named_lines(records: pd.DataFrame, run: dict[str, Any]) -> dict[str, list[str]]:
+    """For each defense and attack that the command line named, by label: how it stands."""
+    lines = {name: standing_lines(records, name) for name in named_in(run, "defenses")}
+    return lines | {name: attack_lines(records, name) for name in named_in(run, "attacks")}
+
+
+def standing_paragraphs(records: pd.DataFrame, run: dict[str, Any]) -> list[str]:
+    """Markdown: how each system named on the command line stands, and what was taken from baselines."""
+    from bench.beside import Borrowed
+
+    told = [f"**{name}** on {line}." for name, lines in named_lines(records, run).items() for line in lines]
+    return told + [f"{Borrowed(**one)}." for one in run.get("borrowed", [])]
+
+
+def print_standing(folder: Path, console: Console) -> None:
+    """How the systems named on the command line stand, on the screen. folder: of the run."""
+    from bench.provenance import stored_provenance
+    from bench.store import Store
+
+    run = stored_provenance(folder)
+    if not named_in(run, "defenses") and not named_in(run, "attacks"):
+        return
+    for name, lines in named_lines(Store(folder).load()[0], run).items():
+        console.print(f"How {name} stands:", markup=False, highlight=False)
+        for line in lines or ["alone: there is nothing to compare it with"]:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print()

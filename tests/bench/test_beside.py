@@ -1,0 +1,92 @@
+"""Records of baselines beside a new system: taken where the keys agree, and said where they don't."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench.beside import BASELINES, Borrowed, baseline_folders, borrow, lacking
+from bench.job import empty_records
+from bench.matrix import parse_matrix, read_matrix
+from bench.plan import Options, dataset_refs, defense_ref, make_jobs
+from bench.store import Store
+
+MATRIX = {
+    "datasets": [{"name": "digits", "n": 10}],
+    "defenses": ["tiny:NearestMean"],
+    "attacks": [{"name": "pgd", "eps": [0.1, 0.2], "steps": 10}],
+}
+
+
+def planned(options: Options | None = None, matrix=None):
+    """The jobs of a matrix."""
+    matrix, options = matrix or parse_matrix(MATRIX, "test.toml"), options or Options()
+    datasets = dataset_refs(matrix, options)
+    refs = {ref.name: [defense_ref(choice, ref.load()) for choice in matrix.defenses] for ref, _ in datasets}
+    return make_jobs(matrix, options, datasets, refs)
+
+
+@pytest.fixture
+def baseline(tmp_path):
+    """A baseline with both jobs' records (skipped ones serve as well), and what its run.json tells."""
+    folder = tmp_path / "baseline"
+    for job in planned():
+        Store(folder).write(job, empty_records(job, "skipped", "by hand"))
+    (folder / "run.json").write_text(json.dumps({"code": "0123456789abcdef", "started": "2026-11-20T10:00:00Z"}))
+    return folder
+
+
+def test_records_with_the_same_key_are_taken_whole(baseline, tmp_path):
+    jobs, store = planned(), Store(tmp_path / "out")
+    expected = [Borrowed(str(baseline), "0123456789ab", "2026-11-20", 2)]
+    assert borrow(jobs, store, [tmp_path / "nowhere", baseline]) == expected
+    assert [store.status(job) for job in jobs] == ["skipped", "skipped"]
+    assert borrow(jobs, store, [baseline]) == expected  # still from there
+    assert str(expected[0]).startswith("2 jobs from the baseline ") and not lacking([], [baseline])
+
+
+def test_what_the_run_has_itself_stays(baseline, tmp_path):
+    jobs, store = planned(), Store(tmp_path / "out")
+    store.write(jobs[0], empty_records(jobs[0], "failed", "its own"))
+    assert [one.jobs for one in borrow(jobs, store, [baseline])] == [1]
+    assert [store.status(job) for job in jobs] == ["failed", "skipped"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(Options(n=7), "stored with dataset.n 10, not 7"), (Options(device="meta"), "stored with device cpu, not meta")],
+)
+def test_another_key_is_not_taken_and_named(baseline, tmp_path, options, says):
+    jobs = planned(options)
+    assert borrow(jobs, Store(tmp_path / "out"), [baseline]) == []
+    assert not (tmp_path / "out").exists()
+    assert lacking(jobs, [baseline]) == [f"not beside: digits / tiny:NearestMean / clean and 1 more jobs: {says}"]
+    assert lacking(jobs[1:], []) == ["not beside: digits / tiny:NearestMean / pgd(steps=10) linf: nothing stored"]
+
+
+def test_a_damaged_or_failed_record_is_not_taken(baseline, tmp_path):
+    jobs = planned()
+    Store(baseline).path(jobs[0]).write_bytes(b"PAR1")
+    Store(baseline).write(jobs[1], empty_records(jobs[1], "failed", "why"))
+    assert borrow(jobs, Store(tmp_path / "out"), [baseline]) == []
+    assert [line.rsplit(": ", 1)[1] for line in lacking(jobs, [baseline])] == [
+        "nothing stored", "its stored records are damaged or not ok",
+    ]  # fmt: skip
+
+
+def test_baselines_are_looked_for_here_and_with_the_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with_the_code = baseline_folders("quick")
+    assert len(with_the_code) == 1
+    (tmp_path / BASELINES / "quick").mkdir(parents=True)
+    assert [folder.resolve() for folder in baseline_folders("quick")] == [
+        tmp_path / BASELINES / "quick", with_the_code[0].resolve(),
+    ]  # fmt: skip
+    assert baseline_folders("no such matrix") == []
+
+
+def test_the_baseline_of_quick_is_up_to_date(tmp_path):
+    """Otherwise: `python -m bench.run --matrix quick`, and `python -m bench.baseline results/quick`."""
+    jobs = planned(matrix=read_matrix("quick"))
+    assert [one.jobs for one in borrow(jobs, Store(tmp_path), baseline_folders("quick"))] == [len(jobs)]

@@ -1,0 +1,148 @@
+"""How a system stands against the others, on records small enough to count."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from handmade import REJECT, cell, run, write_run
+from rich.console import Console
+
+from bench.records import CALIBRATION, CLEAN
+from bench.report import write_report
+from bench.standing import attack_lines, print_standing, rank, standing, standing_lines, standing_tables
+
+N = 20
+SOME = [0] * N
+
+
+def beaten(n: int, **more: object):
+    """An attack that beats the first n of 20 inputs."""
+    return cell(labels=SOME, adv=[1] * n + [0] * (N - n), **more)
+
+
+# mine falls on 4 of 20 under a, strong on none, weak on 14, alike on 4 others
+RECORDS = run(
+    *(cell(CLEAN, labels=SOME, defense=name) for name in ("mine", "strong", "weak", "alike")),
+    cell(CALIBRATION, labels=SOME, defense="mine"),
+    cell("noise", labels=[-1] * N, norm="fooling", defense="mine"),
+    beaten(4, defense="mine"),
+    beaten(0, defense="strong"),
+    beaten(14, defense="weak"),
+    cell(labels=SOME, adv=[0] * 16 + [1] * 4, defense="alike"),
+)
+
+
+def row(table, other: str, eps: float = 0.1):
+    (found,) = table[(table["other"] == other) & (table["eps"] == eps)].to_dict("records")
+    return found
+
+
+def test_every_other_defense_is_compared_input_by_input():
+    table = standing(RECORDS, "mine")
+    assert len(table) == 6  # three others, clean and attacked
+    weak, strong, alike = (row(table, other) for other in ("weak", "strong", "alike"))
+    assert (weak["own_share"], weak["other_share"], weak["n"]) == (0.8, pytest.approx(0.3), N)
+    assert (weak["gained"], weak["lost"], weak["verdict"]) == (10, 0, "+")
+    assert weak["p"] == pytest.approx(6 * 2 / 2**10)  # Holm: the smallest of six
+    # four lost of four, p = 1/8 alone: more than chance allows in six comparisons
+    assert (strong["gained"], strong["lost"], strong["verdict"], strong["p"]) == (0, 4, "~", pytest.approx(5 / 8))
+    assert (alike["gained"], alike["lost"], alike["verdict"]) == (4, 4, "~")
+    assert row(table, "weak", 0)["verdict"] == "="
+    attacked = table[table["eps"] == 0.1]
+    assert rank(attacked) == (2, 4)  # strong is better; alike is no worse
+
+
+def test_only_attacks_that_both_met_or_that_make_no_sense_for_one_count():
+    more = [
+        beaten(20, attack="only on weak", defense="weak"),
+        cell("unsuited", labels=SOME, defense="mine", status="skipped", reason="no classifier"),
+        beaten(16, attack="unsuited", defense="weak"),
+    ]
+    weak = row(standing(run(RECORDS, *more), "mine"), "weak")
+    assert (weak["own_share"], weak["other_share"]) == (0.8, pytest.approx(0.2))
+
+
+def test_what_has_no_figures_is_not_compared_and_what_is_partial_says_so():
+    failed = cell(labels=SOME, defense="broken", status="failed", reason="out of memory")
+    table = standing(run(RECORDS, failed), "mine")
+    broken = row(table, "broken")
+    assert (broken["verdict"], broken["reason"]) == ("x", "broken: failed: a (out of memory)")
+    assert rank(table[table["eps"] == 0.1]) == (2, 4)
+    second = [
+        beaten(0, attack="b", defense="mine"),
+        cell("b", labels=SOME, defense="weak", status="failed", reason="timed out"),
+    ]
+    weak = row(standing(run(RECORDS, *second), "mine"), "weak")
+    assert (weak["verdict"], weak["reason"]) == ("+", "weak: over a; failed: b (timed out)")
+    (shown,) = standing_tables(run(RECORDS, failed, *second), "mine")
+    texts = {line[0]: line[-1] for line in shown.rows}
+    assert texts["broken"] == "not compared (2)" and texts["weak"].endswith("‡ (1)")
+    assert len(shown.notes) == 2
+
+
+def test_only_shared_inputs_are_compared():
+    few = run(
+        cell(CLEAN, labels=SOME[:5], defense="few", samples=range(15, 20)),
+        cell(labels=SOME[:5], adv=[1] * 5, defense="few", samples=range(15, 20)),
+    )
+    found = row(standing(run(RECORDS, few), "mine"), "few")
+    assert (found["n"], found["own_share"], found["other_share"], found["gained"]) == (5, 1, 0, 5)
+
+
+def test_it_is_told_in_a_line_for_each_strength():
+    assert standing_lines(RECORDS, "mine") == [
+        "digits, clean: 100.0 % accepted and right, rank 1 of 4; no different from alike, strong, weak",
+        "digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak; "
+        "not significantly different from alike, strong",
+    ]
+    alone = RECORDS[RECORDS["defense"] == "mine"]
+    assert standing_lines(alone, "mine") == [] and standing(alone, "mine").empty
+
+
+def test_the_table_begins_with_the_defense_and_goes_on_with_the_best():
+    (table,) = standing_tables(RECORDS, "mine")
+    assert table.name == ("digits", "linf", "standing-mine")
+    assert table.header == ["defense", "clean", "robust, ε = 0.1"]
+    assert [line[0] for line in table.rows] == ["mine", "strong", "alike", "weak"]
+    assert table.rows[0][2] == "80.0 [58.4, 91.9], rank 2 of 4"
+    assert table.rows[3][1:] == ["100.0 [83.9, 100.0] = (0/0, p = 1)", "30.0 [14.5, 51.9] + (10/0, p = 0.012)"]
+
+
+def test_an_attack_is_told_beside_the_others():
+    both = [beaten(n, attack="b", defense=defense, passes=(2, 0)) for defense, n in (("mine", 2), ("weak", 14))]
+    lines = attack_lines(run(RECORDS, *both), "b")
+    assert lines[0] == (
+        "digits, L∞, mine: success 10.0 [2.8, 30.1] % within ε = 0.1, 2 + 0 passes, median distance ∞, "
+        "optimality 50.0, rank 2 of 2"
+    )
+    assert lines[1].endswith("median distance 0.100, optimality 100.0, rank 1 of 2")
+    assert lines[2] == "digits, L∞: mean optimality over 2 defenses 75.0, rank 1 of 1"
+    failed = cell("b", labels=SOME, defense="mine", status="failed", reason="why")
+    assert attack_lines(run(RECORDS, failed), "b") == ["digits, L∞, mine: failed: why"]
+
+
+def test_a_report_tells_of_what_was_named_and_of_what_was_borrowed(tmp_path):
+    folder = write_run(tmp_path, RECORDS)
+    borrowed = [{"folder": "results/baselines/quick", "code": "abc", "started": "2026-01-01", "jobs": 7}]
+    told = {"named": {"defenses": ["mine", "gone"], "attacks": ["a"]}, "borrowed": borrowed, "matrix": {}}
+    (folder / "run.json").write_text(json.dumps(told), encoding="utf-8")
+    write_report(folder)
+    page = (folder / "report.md").read_text(encoding="utf-8")
+    assert "**mine** on digits, clean: 100.0 %" in page
+    assert "**mine** on digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak" in page
+    assert "**a** on digits, L∞, weak: success 70.0" in page and "gone" not in page
+    assert "7 jobs from the baseline results/baselines/quick (code abc, 2026-01-01), not run again" in page
+    assert (folder / "tables" / "digits--linf--standing-mine.md").exists()
+    console = Console(width=110, record=True, file=io.StringIO())
+    print_standing(folder, console)
+    assert "rank 2 of 4" in console.export_text()
+
+
+def test_clean_rejections_are_no_right_answers():
+    shy = cell(CLEAN, labels=SOME, clean=[REJECT] * 10 + [0] * 10, defense="shy")
+    clean = row(standing(run(RECORDS, shy), "mine"), "shy", 0)
+    assert (clean["own_share"], clean["other_share"], clean["verdict"]) == (1, 0.5, "+")
+    assert np.isfinite(clean["p"])
