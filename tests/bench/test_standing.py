@@ -11,8 +11,15 @@ from handmade import REJECT, cell, run, write_run
 from rich.console import Console
 
 from bench.records import CALIBRATION, CLEAN
-from bench.report import write_report
-from bench.standing import attack_lines, print_standing, rank, standing, standing_lines, standing_tables
+from bench.standing import (
+    attack_lines,
+    print_standing,
+    rank,
+    standing,
+    standing_lines,
+    standing_paragraphs,
+    standing_tables,
+)
 
 N = 20
 SOME = [0] * N
@@ -124,21 +131,21 @@ def test_an_attack_is_told_beside_the_others():
     assert attack_lines(run(RECORDS, failed), "b") == ["digits, L∞, mine: failed: why"]
 
 
-def test_a_report_tells_of_what_was_named_and_of_what_was_borrowed(tmp_path):
-    folder = write_run(tmp_path, RECORDS)
+def test_what_was_named_and_what_was_borrowed_is_told(tmp_path):
     borrowed = [{"folder": "results/baselines/quick", "code": "abc", "started": "2026-01-01", "jobs": 7}]
-    told = {"named": {"defenses": ["mine", "gone"], "attacks": ["a"]}, "borrowed": borrowed, "matrix": {}}
+    told = {"named": {"defenses": ["mine", "gone"], "attacks": ["a"]}, "borrowed": borrowed}
+    paragraphs = standing_paragraphs(RECORDS, told)
+    assert paragraphs[0].startswith("**mine** on digits, clean: 100.0 %")
+    assert paragraphs[1].startswith("**mine** on digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak")
+    assert any(text.startswith("**a** on digits, L∞, weak: success 70.0") for text in paragraphs)
+    assert not any("gone" in text for text in paragraphs)
+    assert paragraphs[-1] == "7 jobs from the baseline results/baselines/quick (code abc, 2026-01-01), not run again."
+    folder = write_run(tmp_path, RECORDS)
     (folder / "run.json").write_text(json.dumps(told), encoding="utf-8")
-    write_report(folder)
-    page = (folder / "report.md").read_text(encoding="utf-8")
-    assert "**mine** on digits, clean: 100.0 %" in page
-    assert "**mine** on digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak" in page
-    assert "**a** on digits, L∞, weak: success 70.0" in page and "gone" not in page
-    assert "7 jobs from the baseline results/baselines/quick (code abc, 2026-01-01), not run again" in page
-    assert (folder / "tables" / "digits--linf--standing-mine.md").exists()
     console = Console(width=110, record=True, file=io.StringIO())
     print_standing(folder, console)
-    assert "rank 2 of 4" in console.export_text()
+    shown = console.export_text()
+    assert "How mine stands:\n  digits, clean" in shown and "rank 2 of 4" in shown and "How a stands" in shown
 
 
 def test_clean_rejections_are_no_right_answers():
