@@ -36,9 +36,9 @@ class Borrowed:
 
 def baseline_folders(matrix: str) -> list[Path]:
     """Where baselines of a matrix lie, by its name: those of this folder first, then those that come with the code."""
-    roots = [Path(), Path(__file__).resolve().parents[1]]
-    found = {folder.resolve(): folder for root in roots if (folder := root / BASELINES / matrix).is_dir()}
-    return list(found.values())
+    here, with_the_code = Path() / BASELINES / matrix, Path(__file__).resolve().parents[1] / BASELINES / matrix
+    folders = [here] if here.resolve() == with_the_code else [here, with_the_code]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def borrow(jobs: Iterable[Job], store: Store, folders: Iterable[Path]) -> list[Borrowed]:

@@ -215,9 +215,9 @@ def attack_lines(records: pd.DataFrame, attack: str) -> list[str]:
 
 
 def _place(scores: pd.Series, own: float) -> str:
-    if np.isnan(own):
-        return ""
     known = scores.dropna()
+    if np.isnan(own) or len(known) < 2:
+        return ""
     return f", rank {1 + int((known > own).sum())} of {len(known)}"
 
 

@@ -126,7 +126,7 @@ def test_an_attack_is_told_beside_the_others():
         "optimality 50.0, rank 2 of 2"
     )
     assert lines[1].endswith("median distance 0.100, optimality 100.0, rank 1 of 2")
-    assert lines[2] == "digits, L∞: mean optimality over 2 defenses 75.0, rank 1 of 1"
+    assert lines[2] == "digits, L∞: mean optimality over 2 defenses 75.0"
     failed = cell("b", labels=SOME, defense="mine", status="failed", reason="why")
     assert attack_lines(run(RECORDS, failed), "b") == ["digits, L∞, mine: failed: why"]
 
