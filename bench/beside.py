@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.baseline import BASELINES
+from bench.comparison import flat
 from bench.errors import InputError
 from bench.plan import Job
 from bench.provenance import stored_provenance
 from bench.store import Store, checksum_path, file_name
-
-BASELINES = Path("results") / "baselines"
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _namesakes(job: Job, baseline: Store) -> Iterator[dict[str, Any]]:
 
 def _difference(stored: dict[str, Any], job: Job) -> str:
     """`stored with dataset.n 64, not 16`: what first makes the keys differ, hashes last."""
-    old, new = flat(stored), flat(json.loads(json.dumps(job.identity)))
+    old, new = dict(flat(stored)), dict(flat(json.loads(json.dumps(job.identity))))
     paths = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
     if not paths:
         return "its stored records are damaged or not ok"
@@ -113,11 +113,3 @@ def _difference(stored: dict[str, Any], job: Job) -> str:
     if first.endswith("sha256"):
         return f"stored with another {first.removesuffix('_sha256')}"
     return f"stored with {first} {old.get(first)}, not {new.get(first)}"
-
-
-def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Leaves of nested dicts by their dotted paths."""
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        leaves |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
-    return leaves

@@ -205,7 +205,7 @@ def mcnemar(lost: int, gained: int) -> float:
 
 def changed(before: dict[str, Any], after: dict[str, Any], eps: float) -> Iterator[str]:
     """`attack.parameters.steps 40 → 100` for whatever makes two results at this ε incomparable."""
-    old, new = ({**dict(_flat(identity)), "eps up to this": _steps(identity, eps)} for identity in (before, after))
+    old, new = ({**dict(flat(identity)), "eps up to this": _steps(identity, eps)} for identity in (before, after))
     for path in sorted({*old, *new}):
         if path not in COMPARABLE and old.get(path) != new.get(path):
             values = (textwrap.shorten(json.dumps(side.get(path), ensure_ascii=False), 40) for side in (old, new))
@@ -217,10 +217,10 @@ def _steps(identity: dict[str, Any], eps: float) -> list[float]:
     return [value for value in map(float, identity["eps"]) if value <= eps] if identity["ladder"] else [eps]
 
 
-def _flat(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Leaves of nested dicts with their dotted paths."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{above}{name}.")
+            yield from flat(value, f"{above}{name}.")
         else:
             yield f"{above}{name}", value

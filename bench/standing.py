@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from bench.compare import SIGNIFICANCE, mcnemar
+from bench.comparison import SIGNIFICANCE, mcnemar
 from bench.figures import FOOLING, RIGHT, attacked_within, per_input
 from bench.optimality import attack_figures, figure_texts, mean_optimality
 from bench.records import CALIBRATION, WORST_CASE

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from bench.beside import BASELINES, Borrowed, baseline_folders, borrow, lacking
+from bench.baseline import BASELINES
+from bench.beside import Borrowed, baseline_folders, borrow, lacking
 from bench.job import empty_records
 from bench.matrix import parse_matrix, read_matrix
 from bench.plan import Options, dataset_refs, defense_ref, make_jobs
