@@ -175,7 +175,7 @@ def test_filters_n_and_seed_cut_and_add(good, tmp_path):
         "--attack", "attacks.gradient:FGSM", "--attack", "fgsm", "--attack", "pgd(steps=10)",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "not beside: digits / coin / clean and 3 more jobs: nothing stored" in done.stdout
+    assert " linf, seed 7 and 3 more jobs: nothing stored" in done.stdout
     rows = records(tmp_path / "out")
     assert set(rows["defense"]) == {"tiny:NearestMean"} and set(rows["seed"]) == {7}
     assert set(rows["attack"]) == {"clean", "pgd(steps=10)", "attacks.gradient:FGSM", "fgsm"}

@@ -40,7 +40,7 @@ def test_the_tutorial_s_defense_stands_beside_the_baselines(folder):
     done = bench_run("mine.toml", out, "--defense", "my_defense:Smoothing", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 jobs from the baseline results/baselines/mine" in done.stdout
-    ran = re.findall(r"^done +(.*?)  ", done.stdout, re.M)
+    ran = re.findall(r"^\[\d/\d\] (.*?)  ", done.stdout, re.M)
     assert sorted(ran) == [f"mnist5k / my_defense:Smoothing / {name}" for name in ("clean", "fgsm linf")]
     table = figures(out)
     assert table.loc[("undefended", "fgsm", 0.1), "n"] == 16
@@ -58,7 +58,7 @@ def test_the_tutorial_s_attack_stands_beside_the_others(folder):
     out = folder / "results" / "attacked"
     done = bench_run("mine.toml", out, "--attack", "my_attack:RaySearch", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    ran = re.findall(r"^done +(.*?)  ", done.stdout, re.M)
+    ran = re.findall(r"^\[\d/\d\] (.*?)  ", done.stdout, re.M)
     defenses = ("pgd-training", "undefended")
     assert sorted(ran) == [f"mnist5k / {name} / my_attack:RaySearch linf" for name in defenses]
     rows = records(out)
