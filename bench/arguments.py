@@ -33,6 +33,19 @@ def data_folder(given: Path | None) -> Path | None:
     return given or (Path(fallback) if fallback else None)
 
 
+def named_device(name: str) -> str:
+    """The kind of a device that another machine has; raises InputError for what is none, or one of several."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device: {name!r} is no device ({str(error).splitlines()[0]})") from error
+    if device.index is not None:
+        raise InputError(f"--device: {name!r}: with --engine ray give {device.type!r}; Ray says which of a machine's")
+    return name
+
+
 def checked_device(name: str) -> str:
     """The device, if it is there."""
     import torch

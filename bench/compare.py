@@ -19,8 +19,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"Verdicts: {', '.join(f'{sign} {meaning}' for sign, meaning in VERDICTS.items())}. "
         "Exit codes: 0 the gate passes, 1 it fails (-, !, ?, a broken limit, nothing compared), 2 bad input.",
     )
-    p.add_argument("baseline", type=Path, metavar="BASELINE", help="folder of the run to compare with")
-    p.add_argument("new", type=Path, metavar="NEW", help="folder of the run to judge")
+    p.add_argument("baseline", metavar="BASELINE", help="folder or URL of the run to compare with")
+    p.add_argument("new", metavar="NEW", help="folder or URL of the run to judge")
     p.add_argument(
         "--fail-on", action="append", default=[], metavar="FIGURE:LIMIT",
         help="also fail where a figure of a cell or worst case is worse by more, as robust_accuracy:2pp, error:5%%, "
@@ -38,9 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bench.comparison import Run
     from bench.gate import Gate, junit_gate, markdown_gate, print_gate
     from bench.limits import Limit
+    from bench.remote import at_hand
 
     limits = [Limit.parse(text) for text in dict.fromkeys(given.fail_on)]
-    gate = Gate.of(Run.load(given.baseline), Run.load(given.new), limits)
+    with at_hand(given.baseline, "BASELINE") as (baseline, _), at_hand(given.new, "NEW") as (new, _):
+        gate = Gate.of(Run.load(baseline), Run.load(new), limits)
     from rich.console import Console
 
     console = Console()

@@ -26,7 +26,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 OWN = ("attacks", "defenses", "bench")
 """Packages whose files are hashed: code, matrices, zoo."""
 
-ELSEWHERE = ("workers", "quiet", "out")
+ELSEWHERE = ("workers", "quiet", "out", "engine", "address")
 """Arguments that change nothing about results."""
 
 

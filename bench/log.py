@@ -41,13 +41,17 @@ class Log:
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps(_plain({"time": now, "event": event, **fields}), ensure_ascii=False, default=str) + "\n"
+        self.append(line.encode())
+
+    def append(self, lines: bytes) -> None:
+        """Appends whole lines, as `event` does its one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             end = file.seek(0, os.SEEK_END)
             if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
                 file.truncate(os.pread(file.fileno(), end, 0).rfind(b"\n") + 1)
-            file.write(line.encode())
+            file.write(lines)
 
     def read(self, start: int = 0) -> tuple[list[dict[str, Any]], int]:
         """The events from that byte on, and the byte behind the last whole line; what is no event is left out."""

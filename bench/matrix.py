@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from attacks.base import Attack
 from attacks.threat import UNBOUNDED, Norm
 from bench.claims.base import Claim, resolved_claims
+from bench.engines.calls import Needs
 from bench.errors import InputError
 from bench.measurements.base import Measurement
 from bench.records import CALIBRATION, CLEAN, PROBE, WORST_CASE
@@ -43,12 +44,33 @@ class DatasetEntry(BaseModel):
         return {"name": value} if isinstance(value, str) else value
 
 
+class Resources(BaseModel):
+    """What of a machine a job occupies, for engines that have several machines; None: what the matrix says, or 1.
+
+    gpus: a share of one, or a whole number; counts only where the jobs' device is one.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _share_or_whole(self) -> Resources:
+        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus = {self.gpus} cannot be had; give a share of one GPU or a whole number")
+        return self
+
+
+UNSAID = Resources()
+
+
 class SystemEntry(BaseModel):
     """A defense or an attack with its parameters; the label tells it from others of the same name."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     name: Annotated[str, Field(min_length=1)]
     label: Annotated[str, Field(min_length=1)] | None = None
+    resources: Resources = UNSAID
 
     @model_validator(mode="before")
     @classmethod
@@ -106,13 +128,14 @@ class MatrixFile(BaseModel):
     calibration: Annotated[int, Field(ge=1)] | None = None
     diagnose: bool = False
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4 * 3600.0
+    resources: Resources = UNSAID
 
 
 @dataclass(frozen=True)
 class DefenseChoice:
     """A defense of the matrix: its class, its label, and the parameters that its spec gets beside the image shape.
 
-    datasets: those it is a defense of; None: all of the matrix.
+    datasets: those it is a defense of; None: all of the matrix. resources: what its jobs occupy.
     """
 
     name: str
@@ -120,6 +143,7 @@ class DefenseChoice:
     cls: type[Any]
     parameters: dict[str, Any]
     datasets: tuple[str, ...] | None = None
+    resources: Resources = UNSAID
 
     def defends(self, dataset: str) -> bool:
         return self.datasets is None or dataset in self.datasets
@@ -131,10 +155,14 @@ class DefenseChoice:
 
 @dataclass(frozen=True)
 class Confined:
-    """What is done only on those data sets and to those defenses, by label; None: on all of them."""
+    """What is done only on those data sets and to those defenses, by label; None: on all of them.
+
+    resources: what its jobs occupy.
+    """
 
     datasets: tuple[str, ...] | None = field(default=None, kw_only=True)
     defenses: tuple[str, ...] | None = field(default=None, kw_only=True)
+    resources: Resources = field(default=UNSAID, kw_only=True)
 
     def concerns(self, dataset: str, defense: str) -> bool:
         return (self.datasets is None or dataset in self.datasets) and (
@@ -190,6 +218,24 @@ class Matrix:
     measurements: tuple[MeasurementChoice, ...] = ()
     claims: tuple[Claim, ...] = ()
     diagnose: bool = False
+    resources: Resources = UNSAID
+
+    def resources_of(self, defense: str) -> list[Resources]:
+        """What jobs of the defense with that label occupy: an entry, or none where it is not in the matrix."""
+        return [choice.resources for choice in self.defenses if choice.label == defense]
+
+    def needs(self, device: str, *parts: Resources) -> Needs:
+        """What a job of those parts (its defense's, its attack's) occupies: the most that one of them says.
+
+        Where none says anything, what the matrix says; one CPU, and one GPU where the device is one.
+        """
+
+        def most(name: str, otherwise: float) -> float:
+            said = [value for part in parts if (value := getattr(part, name)) is not None]
+            own = getattr(self.resources, name)
+            return max(said, default=otherwise if own is None else own)
+
+        return Needs(most("cpus", 1.0), 0.0 if device == "cpu" else most("gpus", 1.0))
 
     @property
     def seed(self) -> int:
@@ -240,6 +286,7 @@ def parse_matrix(raw: dict[str, Any], source: str) -> Matrix:
         dataclasses.replace(
             defense_choice(entry.name, entry.label, entry.parameters, f"{source}: defenses[{i}]"),
             datasets=None if entry.datasets is None else tuple(entry.datasets),
+            resources=entry.resources,
         )
         for i, entry in enumerate(file.defenses)
     )
@@ -257,7 +304,7 @@ def parse_matrix(raw: dict[str, Any], source: str) -> Matrix:
         _free(f"{source}: measurements[{index}]", measuring.label)
     matrix = Matrix(
         source, file.datasets, defenses, attacks, _seeds(file, source), file.draws, file.timeout, file.calibration,
-        measurements, diagnose=file.diagnose,
+        measurements, diagnose=file.diagnose, resources=file.resources,
     )  # fmt: skip
     _check_names(matrix)
     return dataclasses.replace(matrix, claims=resolved_claims(matrix, file.claims))
@@ -366,7 +413,7 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
     shown = label(entry.name, _unusual(cls, values) | ({} if entry.ladder else {"ladder": False}))
     return AttackChoice(
         entry.name, entry.label or shown, attack, _ladder(entry, place),
-        ladder=entry.ladder, n=entry.n, **entry.confinement,
+        ladder=entry.ladder, n=entry.n, resources=entry.resources, **entry.confinement,
     )  # fmt: skip
 
 
@@ -378,7 +425,7 @@ def _measurement(entry: ConfinedEntry, place: str) -> MeasurementChoice:
     except ValidationError as error:
         raise InputError(explain(error, place, cls)) from error
     shown = entry.label or label(entry.name, _unusual(cls, values))
-    return MeasurementChoice(entry.name, shown, measurement, **entry.confinement)
+    return MeasurementChoice(entry.name, shown, measurement, resources=entry.resources, **entry.confinement)
 
 
 def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ from attacks.base import Attack
 from attacks.transfer import Transfer
 from bench.datasets.base import Dataset
 from bench.diagnosis.probes import probes
+from bench.engines.calls import ONE_CPU, Needs
 from bench.errors import InputError
 from bench.judge import protocol
 from bench.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix, defense_by_name
@@ -79,6 +80,10 @@ class DefenseRef:
         return weights.freeze(defense).to(device)
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        return () if self.weights is None else (self.weights,)
+
+    @property
     def trained(self) -> bool:
         return self.weights_sha256 is not None
 
@@ -92,7 +97,7 @@ class Job:
     beaten at one ε stays beaten at the larger ones. aims: classes that each input is to be taken for, one after the
     other; 1 where the attack chooses. forwards, backwards: estimated passes for one input and aim at one ε, at the
     most, before it is judged. inference_steps: of the defense. source: another defense whose classifier the attacker
-    owns, if any.
+    owns, if any. needs: what it occupies of a machine.
     """
 
     dataset: DatasetRef
@@ -115,6 +120,7 @@ class Job:
     skip: str | None = None
     clean_key: str = ""
     source: DefenseRef | None = None
+    needs: Needs = ONE_CPU
 
     @property
     def key(self) -> str:
@@ -129,6 +135,12 @@ class Job:
         norm = "" if self.attack is None else f" {self.norm}"
         seed = f", seed {self.seed}" if self.seed else ""  # 0, that of most runs, goes without saying
         return f"{self.dataset.name} / {self.defense.label} / {self.label}{norm}{seed}"
+
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """The files that it needs: its data's and the defenses'."""
+        source = self.source.files if self.source else ()
+        return (*self.dataset.load().files, *self.defense.files, *source)
 
     @property
     def passes(self) -> float:
@@ -362,10 +374,11 @@ def _job(
         "shape": list(data.shape),
         "num_classes": data.num_classes,
     }
+    resources = [*matrix.resources_of(ref.label), *([choice.resources] if choice else [])]
     return Job(
         dataset, split, indices, ref, attack, label, norm, eps, seed, matrix.draws, options.device,
         identity=identity, ladder=ladder, aims=_aims(attack, data.num_classes), forwards=forwards, backwards=backwards,
-        inference_steps=module.inference_steps,
+        inference_steps=module.inference_steps, needs=matrix.needs(options.device, *resources),
     )  # fmt: skip
 
 

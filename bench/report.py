@@ -90,9 +90,12 @@ def _page(summary: pd.DataFrame, verdicts: list[str], made: list[Table], plots: 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a run's output folder, which holds records/")
-    folder = parser.parse_args(arguments).folder
-    figures, diagnosis = write_report(folder)
+    parser.add_argument("folder", metavar="DIR|URL", help="a run's output folder, which holds records/")
+    given = parser.parse_args(arguments).folder
+    from bench.remote import at_hand
+
+    with at_hand(given, "DIR") as (folder, _):
+        figures, diagnosis = write_report(folder)
     from rich.console import Console
 
     from bench.diagnosis.base import flags, print_diagnosis
@@ -101,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     print_tables(figures, console, flags(diagnosis))
     print_diagnosis(diagnosis, console)
-    print(f"report.html, report.md, summary.csv, diagnosis.json, tables/ and plots/ are in {folder}")
+    print(f"report.html, report.md, summary.csv, diagnosis.json, tables/ and plots/ are in {given}")
     return 0
 
 

@@ -8,17 +8,19 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bench.arguments import DATA_VARIABLE, checked_device, data_folder, natural, positive
+from bench.arguments import DATA_VARIABLE, checked_device, data_folder, named_device, natural, positive
 from bench.errors import InputError, report_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.beside import Borrowed
-    from bench.engines.local import LocalEngine
+    from bench.engines.calls import Engine
     from bench.matrix import AttackChoice, DefenseChoice, Matrix
     from bench.measurements.job import MeasurementJob
     from bench.plan import DatasetRef, DefenseRef, Job, Options
@@ -35,11 +37,13 @@ def parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, 1 finished with failed jobs, 2 bad input.",
     )
     p.add_argument("--matrix", metavar="NAME|FILE", help="what is crossed: smoke, quick, full, or a TOML file")
-    p.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: results/<matrix>)")
+    p.add_argument("--out", metavar="DIR|URL", help="output folder, or s3://… (default: results/<matrix>)")
     p.add_argument("--data", type=Path, metavar="DIR", help=f"folder of data files (default: {DATA_VARIABLE})")
     p.add_argument("--n", type=positive, metavar="N", help="test images per data set, instead of the matrix' numbers")
     p.add_argument("--seed", type=natural, metavar="N", help="seed of the attacks, instead of the matrix' seeds")
     p.add_argument("--workers", type=positive, metavar="N", help="parallel jobs (default: the number of cores)")
+    p.add_argument("--engine", choices=("local", "ray"), default="local", help="this machine (default), or a cluster")
+    p.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster (default: the one on this machine)")
     p.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
     for kind in ("defense", "attack", "dataset"):
         p.add_argument(
@@ -65,6 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return show_list()
     if not given.matrix:
         raise InputError("--matrix: missing; name a matrix (smoke, quick, full) or a TOML file; --list shows all")
+    if given.address and given.engine != "ray":
+        raise InputError("--address: only with --engine ray")
+    from bench.remote import at_hand
+
+    given.out = str(given.out or Path("results") / Path(given.matrix).stem)
+    with at_hand(given.out, "--out") as (folder, keep):
+        return run_in(folder, given, keep)
+
+
+def run_in(folder: Path, given: argparse.Namespace, keep: Callable[[], None]) -> int:
+    """What was asked for, in a folder of this machine; keep: is called when there is something new in it."""
     from rich.console import Console
 
     from bench.finished import asked, stand
@@ -72,10 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)  # a log file has no width of its own
-    out = given.out or Path("results") / Path(given.matrix).stem
     request = asked(given)
-    if not given.dry_run and (told := stand(out, request)):
-        return show_finished(told, out, console, given.quiet)
+    if not given.dry_run and (told := stand(folder, request)):
+        return show_finished(told, folder, given.out, console, given.quiet)
     from bench.matrix import read_matrix
     from bench.plan import Options
 
@@ -84,26 +98,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         matrix = dataclasses.replace(matrix, seeds=(given.seed,))
     if given.diagnose is not None:
         matrix = dataclasses.replace(matrix, diagnose=given.diagnose)
-    options = Options(data_folder(given.data), given.n, checked_device(given.device))
-    chosen, workers = filtered(matrix, given), given.workers or os.cpu_count() or 1
+    device = named_device(given.device) if given.engine == "ray" else checked_device(given.device)
+    options = Options(data_folder(given.data), given.n, device)
+    chosen = filtered(matrix, given)
     named = {
         "defenses": [choice.label for choice in chosen.defenses] if given.defense else [],
         "attacks": [choice.label for choice in chosen.attacks] if given.attack else [],
     }
-    run = Run(chosen, matrix, options, out, workers, console, given.quiet, request, named)
+    run = Run(
+        chosen, matrix, options, folder, chosen_engine(given), console, given.quiet, request, named, given.out, keep
+    )
     return run.execute(given.dry_run)
 
 
-def show_finished(told: dict[str, str], out: Path, console: Console, quiet: bool) -> int:
+def chosen_engine(given: argparse.Namespace) -> Callable[[], AbstractContextManager[Engine]]:
+    """What starts the engine of --engine; raises InputError where it is not installed."""
+    if given.engine == "local":
+        from bench.engines.local import LocalEngine
+
+        return partial(LocalEngine, given.workers or os.cpu_count() or 1)
+    try:
+        from bench.engines.ray import RayEngine
+    except ImportError as error:
+        raise InputError(f"--engine ray: pip install 'manifold-bench[ray]' first ({error})") from error
+    return partial(RayEngine, given.address, given.workers)
+
+
+def show_finished(told: dict[str, str], folder: Path, shown: str, console: Console, quiet: bool) -> int:
     """What a run showed at its end, once more."""
     from rich.text import Text
 
     from bench.log import LOG, Log
 
-    Log(out / LOG).event("run found finished", command=sys.argv)
+    Log(folder / LOG).event("run found finished", command=sys.argv)
     if not quiet:
         console.print(Text.from_ansi(told["screen"].rstrip()), soft_wrap=True)
-    console.print(f"{told['counts']}, finished before; results in {out}", highlight=False, soft_wrap=True)
+    console.print(f"{told['counts']}, finished before; results in {shown}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -174,6 +204,7 @@ class Run:
     matrix: what runs. whole: the matrix that it was filtered from: what of it is stored already is shown beside.
     request: what was asked of it, for whoever asks the same again (`finished.asked`).
     named: labels of the "defenses" and "attacks" that the command line named: the report says how they stand.
+    out: the run's folder; shown: what the user calls it. keep: is called when there is something new in it.
     """
 
     def __init__(
@@ -182,11 +213,13 @@ class Run:
         whole: Matrix,
         options: Options,
         out: Path,
-        workers: int,
+        engine: Callable[[], AbstractContextManager[Engine]],
         console: Console,
         quiet: bool,
         request: dict[str, Any],
         named: dict[str, list[str]],
+        shown: str,
+        keep: Callable[[], None],
     ) -> None:
         from bench.log import LOG, Log
         from bench.store import Store
@@ -195,7 +228,9 @@ class Run:
         self.whole = whole
         self.options = options
         self.out = out
-        self.workers = workers
+        self.engine = engine
+        self.shown = shown
+        self.keep = keep
         self.console = console
         self.quiet = quiet
         self.request = request
@@ -217,22 +252,25 @@ class Run:
             self._show_measurements([ref for ref, _ in datasets], refs)
             return 0
         self._writable()
-        from bench.engines.local import LocalEngine
         from bench.finished import STAMP
         from bench.progress import Board
         from bench.provenance import provenance
+        from bench.remote import Keeping
 
-        (self.out / STAMP).unlink(missing_ok=True)
-        self.log.event("run started", **provenance(), matrix=self.matrix.source, workers=self.workers)
-        board = Board(self.console, self.workers, self.log, self.quiet)
-        with LocalEngine(self.workers) as engine, board:
-            failures = self._train(engine, board, [ref for ref, _ in datasets], refs)
-            jobs = make_jobs(self.matrix, self.options, datasets, refs)
-            beside = self._beside(jobs, datasets, board)
-            self.store.write_index([*beside, *jobs])
-            self._write_run_json(jobs, board, finished=False)
-            self._run_jobs(engine, board, jobs, failures)
-            unmeasured = self._measure(engine, board, [ref for ref, _ in datasets], refs, failures)
+        with self.engine() as bare:
+            self.workers = bare.workers
+            engine = Keeping(bare, self.keep)
+            (self.out / STAMP).unlink(missing_ok=True)
+            self.log.event("run started", **provenance(), matrix=self.matrix.source, workers=self.workers)
+            with Board(self.console, self.workers, self.log, self.quiet) as board:
+                failures = self._train(engine, board, [ref for ref, _ in datasets], refs)
+                jobs = make_jobs(self.matrix, self.options, datasets, refs)
+                beside = self._beside(jobs, datasets, board)
+                self.store.write_index([*beside, *jobs])
+                self._write_run_json(jobs, board, finished=False)
+                self.keep()
+                self._run_jobs(engine, board, jobs, failures)
+                unmeasured = self._measure(engine, board, [ref for ref, _ in datasets], refs, failures)
         states = {job.key: self.store.status(job) for job in jobs}
         self._write_run_json(jobs, board, finished=True)
         return self._report(jobs, states, unmeasured, board, refs)
@@ -244,7 +282,7 @@ class Run:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise InputError(f"--out: {self.out} cannot be written to ({error.strerror})") from error
+            raise InputError(f"--out: {self.shown} cannot be written to ({error.strerror})") from error
 
     def _defense_refs(self, matrix: Matrix, datasets: list[DatasetRef]) -> dict[str, list[DefenseRef]]:
         from bench.plan import defense_ref
@@ -283,10 +321,10 @@ class Run:
         return stored
 
     def _train(
-        self, engine: LocalEngine, board: Board, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]
+        self, engine: Engine, board: Board, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]
     ) -> dict[tuple[str, str], str]:
         """Trains what has no weights yet, once where several defenses share them; returns why one has none even so."""
-        from bench.engines.local import Call
+        from bench.engines.calls import Call
         from bench.plan import defense_ref
         from bench.progress import Work
         from bench.train import fit_job
@@ -300,9 +338,13 @@ class Run:
             path: f"{', '.join(ref.label for _, ref in pairs)} on {pairs[0][0].name}" for path, pairs in sharing.items()
         }
         calls = [
-            Call(path, fit_job, (ref, dataset, self.options.device, self.log, titles[path]), timeout=None)
+            Call(
+                path, fit_job, (ref, dataset, self.options.device, self.log, titles[path]), timeout=None,
+                reads=dataset.load().files, writes=path.parent if path else None, log=self.log.path,
+                needs=self.matrix.needs(self.options.device, *self.matrix.resources_of(ref.label)),
+            )
             for path, ((dataset, ref), *_) in sharing.items()
-        ]
+        ]  # fmt: skip
         failures = {}
         board.expect({str(path): Work("training", title) for path, title in titles.items()})
         for title in titles.values():
@@ -321,13 +363,12 @@ class Run:
             ]  # fmt: skip
         return failures
 
-    def _run_jobs(
-        self, engine: LocalEngine, board: Board, jobs: list[Job], failures: dict[tuple[str, str], str]
-    ) -> None:
+    def _run_jobs(self, engine: Engine, board: Board, jobs: list[Job], failures: dict[tuple[str, str], str]) -> None:
         """Clean passes first, attacks once theirs is stored, long ones first; what is stored already is left alone."""
-        from bench.engines.local import Call
+        from bench.engines.calls import Call
         from bench.job import empty_records, run_job
         from bench.progress import Work
+        from bench.store import checksum_path
 
         waiting = []
         board.learn(jobs)
@@ -352,12 +393,20 @@ class Run:
             board.line(f"{stored} of {len(runnable)} jobs are finished already and stay as they are")
         board.expect({job.key: Work("job", job.title, job) for job in waiting})
         by_key = {job.key: job for job in waiting}
-        calls = [Call(job.key, run_job, (job, self.out), self.matrix.timeout, after=job.clean_key) for job in waiting]
+        paths = {job.key: self.store.path(job) for job in jobs}
+
+        def call(job: Job) -> Call:
+            clean = paths.get(job.clean_key)
+            reads = (*job.reads, *((clean, checksum_path(clean)) if clean else ()))
+            return Call(
+                job.key, run_job, (job, self.out), self.matrix.timeout, after=job.clean_key, reads=reads,
+                writes=self.out, log=self.log.path, needs=job.needs,
+            )  # fmt: skip
 
         def urgency(key: str) -> tuple[bool, float]:
             return by_key[key].attack is None, board.cost(key)
 
-        for outcome in engine.run(calls, urgency):
+        for outcome in engine.run(map(call, waiting), urgency):
             job = by_key[outcome.id]
             if outcome.failure:
                 self.store.write(job, empty_records(job, "failed", outcome.failure))
@@ -374,7 +423,7 @@ class Run:
 
     def _measure(
         self,
-        engine: LocalEngine,
+        engine: Engine,
         board: Board,
         datasets: list[DatasetRef],
         refs: dict[str, list[DefenseRef]],
@@ -417,7 +466,7 @@ class Run:
         skipped = sum(state == "skipped" for state in states.values())
         seconds = time.time() - self.begun
         counts = f"{len(jobs) - skipped} jobs ({len(failed)} failed), {skipped} skipped"
-        self.console.print(f"{counts}, {clock(seconds)} min; results in {self.out}", highlight=False, soft_wrap=True)
+        self.console.print(f"{counts}, {clock(seconds)} min; results in {self.shown}", highlight=False, soft_wrap=True)
         if unmeasured:
             self.console.print(f"{unmeasured} measurements failed", highlight=False)
         self.log.event(

@@ -33,6 +33,11 @@ class Dataset(ABC):
     data: Path | None = None
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """What of the data folder it is made of, files and whole folders, for machines that don't have them."""
+        return ()
+
+    @property
     @abstractmethod
     def test(self) -> LabelledImages: ...
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from bench.datasets.base import Dataset, LabelledImages, split_rows
-from bench.datasets.files import checked_bytes, data_folders, read_image
+from bench.datasets.files import checked_bytes, data_folders, read_image, those_there
 
 LISTS = {
     "list_attr_celeba.txt": "md5:75e246fa4810816ffd6ee81facbd244c",
@@ -69,6 +69,10 @@ class CelebA(Dataset):
     @cached_property
     def _folders(self) -> list[Path]:
         return data_folders(self.data, "celeba", f"{FOLDER}/, {' and '.join(LISTS)}", "celeba")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return those_there(self._folders, *LISTS, FOLDER)
 
     @cached_property
     def _listed(self) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -71,18 +71,27 @@ class Coil100(WholeDataset):
     test_per_class = 18
     validation_per_class = 6
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self._source,)
+
     @cached_property
-    def _pixels(self) -> np.ndarray:
-        """[object, view, row, column, RGB] uint8."""
+    def _source(self) -> Path:
+        """The file of the reduced images, or the folder of the published ones."""
         contents = f"{REDUCED}, or the published obj1__0.png … obj{OBJECTS}__355.png"
         folders = data_folders(self.data, "coil100", contents, "coil100", "coil-100")
         for folder in folders:
             if (folder / REDUCED).is_file():
-                return read_reduced(folder / REDUCED)
+                return folder / REDUCED
         for folder in folders:
             if next(folder.glob("obj*__*.png"), None):
-                return read_views(folder)
+                return folder
         raise InputError(f"data set 'coil100': nothing of it is in {folders[0]}; put there {contents}")
+
+    @cached_property
+    def _pixels(self) -> np.ndarray:
+        """[object, view, row, column, RGB] uint8."""
+        return read_reduced(self._source) if self._source.name == REDUCED else read_views(self._source)
 
     @cached_property
     def _content(self) -> str:

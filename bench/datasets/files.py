@@ -27,6 +27,12 @@ def data_folders(data: Path | None, dataset: str, files: str, *subfolders: str) 
     return [*(data / name for name in subfolders if (data / name).is_dir()), data]
 
 
+def those_there(folders: Sequence[Path], *names: str) -> tuple[Path, ...]:
+    """The first of each name in those folders; none where it is in none of them."""
+    found = (next((folder / name for folder in folders if (folder / name).exists()), None) for name in names)
+    return tuple(path for path in found if path)
+
+
 def checked_bytes(folders: Sequence[Path], dataset: str, name: str, checksum: str) -> bytes:
     """The content of the first `name` in those folders. checksum: of the published file, as "sha256:…" or "md5:…"."""
     algorithm, _, expected = checksum.partition(":")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.datasets.base import Dataset, LabelledImages, WholeDataset, as_images, split_rows
+from bench.datasets.files import those_there
 from bench.errors import InputError
 
 FILES = {
@@ -77,6 +78,10 @@ class Mnist(Dataset):
         if not self.data.is_dir():
             raise InputError(f"--data: {self.data} is not a folder")
         return self.data / "mnist" if (self.data / "mnist").is_dir() else self.data
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return those_there([self._folder], *(f"{name}.gz" for name in FILES), *FILES)
 
     @cached_property
     def test(self) -> LabelledImages:  # type: ignore[override]

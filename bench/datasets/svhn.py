@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from bench.datasets.base import Dataset, LabelledImages, as_images, split_rows
-from bench.datasets.files import checked_bytes, data_folders
+from bench.datasets.files import checked_bytes, data_folders, those_there
 
 FILES = {
     "train_32x32.mat": "sha256:435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
@@ -29,6 +30,10 @@ class Svhn(Dataset):
     num_classes = 10
     revision = "cropped-99289/split-1"
     zoo = "svhn"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return those_there(data_folders(self.data, "svhn", " and ".join(FILES), "svhn"), *FILES)
 
     def _read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Pixels [N,32,32,3] uint8 and labels [N] of one of the two files."""

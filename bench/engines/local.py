@@ -5,40 +5,17 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
-from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+from bench.engines.calls import Call, Outcome, Urgency, Waiting
+
 REPLACEMENT_SECONDS = 5.0
 """A new worker process is certainly on its feet after that."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """A function of the module level with its arguments.
-
-    timeout: how many seconds it may take; None: any number. after: the id of a call of the same run that has to be
-    finished first, whatever came of it; an id that is not in the run counts as finished.
-    """
-
-    id: Any
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    timeout: float | None
-    after: Any = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a call: its result, or why there is none."""
-
-    id: Any
-    result: Any = None
-    failure: str | None = None
 
 
 class LocalEngine:
@@ -60,32 +37,25 @@ class LocalEngine:
         self._pool.stop()
         self._pool.join()
 
-    def run(self, calls: Iterable[Call], urgency: Callable[[Any], Any] | None = None) -> Iterator[Outcome]:
+    def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
         """Runs the calls as workers become free; yields outcomes as they come.
 
         urgency: of a call, by its id, asked whenever a worker is free: the largest comes first. None: in their order.
         """
-        waiting = list(calls)
-        unfinished = {call.id for call in waiting}
+        waiting = Waiting(calls, urgency)
         futures: dict[Any, Call] = {}
         while waiting or futures:
-            self._schedule(waiting, unfinished, futures, urgency)
+            self._schedule(waiting, futures)
             done, _ = wait(futures, return_when=FIRST_COMPLETED)
             outcomes = [self._outcome(futures.pop(future), future) for future in done]
-            unfinished -= {outcome.id for outcome in outcomes}
-            self._schedule(waiting, unfinished, futures, urgency)  # no worker waits for what is done with outcomes
+            for outcome in outcomes:
+                waiting.finished(outcome.id)
+            self._schedule(waiting, futures)  # no worker waits for what is done with outcomes
             yield from outcomes
 
-    def _schedule(
-        self, waiting: list[Call], unfinished: set[Any], futures: dict[Any, Call], urgency: Callable[[Any], Any] | None
-    ) -> None:
-        """Moves calls from the waiting ones to the workers until each worker has one."""
-        while len(futures) < self.workers:
-            ready = [call for call in waiting if call.after not in unfinished]
-            if not ready:
-                return
-            call = max(ready, key=lambda call: urgency(call.id)) if urgency else ready[0]
-            waiting.remove(call)
+    def _schedule(self, waiting: Waiting, futures: dict[Any, Call]) -> None:
+        """Hands calls to the workers until each has one."""
+        for call in waiting.take(self.workers - len(futures)):
             futures[self._pool.schedule(call.function, args=call.arguments, timeout=call.timeout)] = call
 
     def _outcome(self, call: Call, future: Any) -> Outcome:

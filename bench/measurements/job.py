@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.diagnosis.inspections import inspections
-from bench.engines.local import Call, LocalEngine
+from bench.engines.calls import ONE_CPU, Call, Engine, Needs
 from bench.errors import InputError
 from bench.log import LOG, Log
 from bench.matrix import Matrix, MeasurementChoice
@@ -51,10 +51,16 @@ class MeasurementJob:
     device: str
     identity: dict[str, Any] = field(repr=False)
     skip: str | None = None
+    needs: Needs = ONE_CPU
 
     @property
     def key(self) -> str:
         return key_of(self.identity)
+
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """The files that it needs: its data's and the defenses'."""
+        return (*self.dataset.load().files, *(file for ref in (self.defense, *self.others) for file in ref.files))
 
     @property
     def title(self) -> str:
@@ -73,7 +79,7 @@ def measurement_jobs(
     refs: data set name → its defenses that are measured. known: those that a measurement may name as its others.
     """
     return [
-        _job(choice, dataset, ref, known[dataset.name], matrix.seed, options.device)
+        _job(choice, dataset, ref, known[dataset.name], matrix, options.device)
         for dataset in datasets
         for choice in (*matrix.measurements, *_inspections(matrix, dataset, options))
         for ref in refs[dataset.name]
@@ -93,7 +99,7 @@ def _job(
     dataset: DatasetRef,
     ref: DefenseRef,
     known: list[DefenseRef],
-    seed: int,
+    matrix: Matrix,
     device: str,
 ) -> MeasurementJob:
     measurement, data = choice.measurement, dataset.load()
@@ -111,17 +117,18 @@ def _job(
             "parameters": spec_json(measurement),
             "source_sha256": source_hash(choice.name, type(measurement)),
         },
-        "seed": seed,
+        "seed": matrix.seed,
         "device": device,
     }
+    needs = matrix.needs(device, *matrix.resources_of(ref.label), choice.resources)
     skip = f"{absent[0]!r} is not of this data set" if absent else measurement.unsuited(ref.build())
-    return MeasurementJob(dataset, ref, choice.label, measurement, others, seed, device, identity, skip)
+    return MeasurementJob(dataset, ref, choice.label, measurement, others, matrix.seed, device, identity, skip, needs)
 
 
 def take(
     jobs: Iterable[MeasurementJob],
     folder: Path,
-    engine: LocalEngine,
+    engine: Engine,
     board: Board,
     timeout: float,
     failures: Mapping[tuple[str, str], str],
@@ -141,7 +148,13 @@ def take(
         elif status(job, folder) != "ok":
             waiting[job.key] = job
     board.expect({key: Work("measurement", job.title) for key, job in waiting.items()})
-    calls = [Call(key, run_measurement, (job, folder), timeout) for key, job in waiting.items()]
+    calls = [
+        Call(
+            key, run_measurement, (job, folder), timeout, reads=job.reads, writes=folder, log=folder / LOG,
+            needs=job.needs,
+        )
+        for key, job in waiting.items()
+    ]  # fmt: skip
     for outcome in engine.run(calls):
         job = waiting[outcome.id]
         if outcome.failure:

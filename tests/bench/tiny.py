@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -50,6 +51,25 @@ class Grey(Dataset):
     @property
     def validation(self) -> LabelledImages:
         return self.test
+
+
+@dataclass(frozen=True)
+class OnDisk(Digits):
+    """The digits, provided that the data folder has a certain file."""
+
+    name = "ondisk"
+    revision = "1"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        assert self.data
+        return (self.data / "below" / "password.txt",)
+
+    @property
+    def whole(self) -> LabelledImages:
+        note(f"read {self.files[0]}")
+        assert self.files[0].read_text(encoding="utf-8") == "open sesame"
+        return super().whole
 
 
 class Linear(Defense):
@@ -300,6 +320,25 @@ class Slow(Tiny):
         time.sleep(float(os.environ.get("TINY_SECONDS", "0")))
         generator = torch.Generator().manual_seed(seed + self.number)
         return (x + eps * (2 * torch.rand(x.shape, generator=generator) - 1)).clamp(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logged(Slow):
+    """As `Slow`; notes in a file when it begins and when it is done."""
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        machine = os.environ.get("TINY_MACHINE")
+        note(f"begun {self.number} {machine}")
+        found = super().run(target, x, y, eps, seed)
+        note(f"done {self.number} {machine}")
+        return found
+
+
+def note(line: str) -> None:
+    """Appends a line to the file that the environment names."""
+    if path := os.environ.get("TINY_LOG"):
+        with Path(path).open("a", encoding="utf-8") as log:
+            log.write(f"{line}\n")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,85 @@
+"""What engines share: which call comes next, and calls whose files lie elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.engines.calls import Call, Needs, Waiting, packed, run_packed
+from bench.errors import InputError
+from bench.matrix import parse_matrix
+from bench.plan import Options, dataset_refs, defense_ref, make_jobs
+
+
+def call(id: str, after: str | None = None) -> Call:
+    return Call(id, print, (), None, after)
+
+
+def names(calls: list[Call]) -> str:
+    return "".join(call.id for call in calls)
+
+
+def test_the_most_urgent_that_are_ready_come_first():
+    urgency = {"a": 1, "b": 3, "c": 2, "d": 9}
+    waiting = Waiting([call("a"), call("b"), call("c"), call("d", after="a")], urgency.__getitem__)
+    assert names(waiting.take(2)) == "bc" and names(waiting.take(9)) == "a" and names(waiting.take(9)) == ""
+    waiting.finished("b")
+    assert waiting and not waiting.take(9)
+    waiting.finished("a")
+    assert names(waiting.take(0)) == "" and names(waiting.take(1)) == "d" and not waiting
+
+
+def test_without_urgency_their_own_order_counts_and_what_is_not_there_is_finished():
+    waiting = Waiting([call("b", after="elsewhere"), call("a")], None)
+    assert names(waiting.take(1)) == "b"
+    waiting.again(call("b"))
+    assert names(waiting.take(5)) == "ab"
+
+
+def test_ten_thousand_calls_are_handed_out_in_a_moment():
+    waiting = Waiting([call(f"{i}") for i in range(10_000)], int)
+    first = waiting.take(256)
+    assert [call.id for call in first[:2]] == ["9999", "9998"] and len(first) == 256
+
+
+def where(*paths: Path) -> tuple[Path, ...]:
+    return paths
+
+
+def test_paths_move_with_the_files():
+    content = packed(Call(0, where, (Path("/data"), Path("/data/a/b"), Path("/out/x"), Path("/usr/lib")), None))
+    moved = [("/out", "/tmp/own"), ("/data/a/b", "/tmp/all/data/a/b")]
+    found = run_packed(content, moved)
+    assert found == tuple(map(Path, ("/tmp/all/data", "/tmp/all/data/a/b", "/tmp/own/x", "/usr/lib")))
+
+
+def jobs(device: str, **keys: object) -> dict[str, Needs]:
+    """What the jobs of one defense occupy, by attack."""
+    pgd = {"name": "pgd", "eps": [0.1], "resources": {"cpus": 3, "gpus": 2}}
+    fgsm = {"name": "fgsm", "eps": [0.1]}
+    raw = {"datasets": [{"name": "digits", "n": 4}], "defenses": [{"name": "undefended"}], "attacks": [pgd, fgsm]}
+    matrix = parse_matrix({**raw, **keys}, "test")
+    options = Options(device=device)
+    datasets = dataset_refs(matrix, options)
+    refs = {ref.name: [defense_ref(choice, ref.load()) for choice in matrix.defenses] for ref, _ in datasets}
+    return {job.label: job.needs for job in make_jobs(matrix, options, datasets, refs)}
+
+
+def test_a_job_occupies_the_most_that_its_parts_say():
+    assert jobs("cpu") == {"clean": Needs(1, 0), "pgd": Needs(3, 0), "fgsm": Needs(1, 0)}
+    assert jobs("cuda") == {"clean": Needs(1, 1), "pgd": Needs(3, 2), "fgsm": Needs(1, 1)}
+    shares = jobs("cuda", resources={"gpus": 0.25, "cpus": 2})
+    assert shares == {"clean": Needs(2, 0.25), "pgd": Needs(3, 2), "fgsm": Needs(2, 0.25)}
+    large = jobs("cuda", defenses=[{"name": "undefended", "resources": {"cpus": 4, "gpus": 1}}])
+    assert large == {"clean": Needs(4, 1), "pgd": Needs(4, 2), "fgsm": Needs(4, 1)}
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [({"gpus": 1.5}, "whole number"), ({"cpus": 0}, "cpus: 0 is not allowed"), ({"cpu": 1}, "did you mean 'cpus'")],
+)
+def test_resources_that_cannot_be_are_refused(given, hint):
+    with pytest.raises(InputError, match=r"test: resources.*") as caught:
+        jobs("cpu", resources=given)
+    assert hint in str(caught.value)
