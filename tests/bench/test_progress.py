@@ -104,7 +104,7 @@ def test_a_terminal_shows_what_runs_where_it_is_and_its_memory(log):
     board.console.print(board._shown())
     shown = out.getvalue()
     assert "1/12" in shown and "left ~" in shown and "peak" in shown and "1 more" in shown
-    assert re.search(r"job 1 .*40% · 0:00 · \d+ MiB", shown) and "job 9" not in shown
+    assert re.search(r"job 1 .*40% · 0:00 · [\d.]+ [MG]iB", shown) and "job 9" not in shown
     assert "job 0" not in shown
 
 
