@@ -120,13 +120,9 @@ def compare(baseline: Run, new: Run) -> list[Comparison]:
     are left out: they follow from cells that are compared already.
     """
     found = [_compared(cell, baseline, new) for cell in baseline.cells]
-    tested = [one for one in found if one.p is not None]
-    if tested:
-        from statsmodels.stats.multitest import multipletests
-
-        adjusted = multipletests([one.p for one in tested], method="holm")[1]
-        corrected = {one.cell: float(p) for one, p in zip(tested, adjusted, strict=True)}
-        found = [_judged(one, corrected[one.cell]) if one.cell in corrected else one for one in found]
+    tested = {one.cell: one.p for one in found if one.p is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    found = [_judged(one, adjusted[one.cell]) if one.cell in adjusted else one for one in found]
     return sorted(found, key=lambda one: (list(VERDICTS).index(one.verdict), one.cell))
 
 
@@ -177,13 +173,23 @@ def shared_rows(cell: Cell, baseline: Run, new: Run) -> tuple[pd.DataFrame, pd.D
 
 def _judged(one: Comparison, p: float) -> Comparison:
     """The final verdict on a cell by its adjusted p."""
-    if one.lost == one.gained == 0:
-        verdict = "="
-    elif p > SIGNIFICANCE:
-        verdict = "~"
-    else:
-        verdict = "-" if one.lost > one.gained else "+"
-    return replace(one, verdict=verdict, p=p)
+    return replace(one, verdict=verdict(one.lost, one.gained, p), p=p)
+
+
+def holm(p: list[float]) -> list[float]:
+    """p of several tests, adjusted for there being so many (Holm 1979)."""
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(value) for value in multipletests(p, method="holm")[1]] if p else []
+
+
+def verdict(lost: int, gained: int, p: float) -> str:
+    """=, ~, - or + for so many inputs lost and gained; p: adjusted, of their exact McNemar test."""
+    if lost == gained == 0:
+        return "="
+    if p > SIGNIFICANCE:
+        return "~"
+    return "-" if lost > gained else "+"
 
 
 def _robust(rows: pd.DataFrame) -> pd.Series:

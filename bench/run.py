@@ -414,12 +414,9 @@ class Run:
             failed = rows["status"].iloc[0] == "failed"
             board.done(job.key, rows["reason"].iloc[0] if failed else None, rows)
 
-    def _measurements(self, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]) -> list[MeasurementJob]:
-        """The measurements of the matrix; what they compute with may be a defense that was filtered out."""
-        from bench.measurements.job import measurement_jobs
-
-        known = refs if self.whole == self.matrix else self._defense_refs(self.whole, datasets)
-        return measurement_jobs(self.matrix, self.options, datasets, refs, known)
+    def _known(self, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]) -> dict[str, list[DefenseRef]]:
+        """The defenses of the whole matrix: what a measurement computes with may be one that was filtered out."""
+        return refs if self.whole == self.matrix else self._defense_refs(self.whole, datasets)
 
     def _measure(
         self,
@@ -432,13 +429,14 @@ class Run:
         """Takes the measurements of the matrix that are missing; returns how many failed."""
         from bench.measurements.job import measurement_jobs, take, write_index
 
-        jobs = self._measurements(datasets, refs)
+        known = self._known(datasets, refs)
+        jobs = measurement_jobs(self.matrix, self.options, datasets, refs, known)
         keys = {job.key for job in jobs}
-        stored_beside: list[MeasurementJob] = []
+        beside: list[MeasurementJob] = []
         if self.whole != self.matrix:
-            whole = self._defense_refs(self.whole, datasets)
-            stored_beside = measurement_jobs(self.whole, self.options, datasets, whole, whole)
-        write_index([*jobs, *(job for job in stored_beside if job.key not in keys)], self.out)
+            of_whole = measurement_jobs(self.whole, self.options, datasets, known, known)
+            beside = [job for job in of_whole if job.key not in keys]
+        write_index([*jobs, *beside], self.out)
         return take(jobs, self.out, engine, board, self.matrix.timeout, failures)
 
     def _report(
@@ -544,9 +542,9 @@ class Run:
         )
 
     def _show_measurements(self, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]) -> None:
-        from bench.measurements.job import status
+        from bench.measurements.job import measurement_jobs, status
 
-        for job in self._measurements(datasets, refs):
+        for job in measurement_jobs(self.matrix, self.options, datasets, refs, self._known(datasets, refs)):
             state = f"skipped: {job.skip}" if job.skip else "finished" if status(job, self.out) == "ok" else "to run"
             self.console.print(f"measurement {job.title}: {state}", highlight=False, markup=False)
 

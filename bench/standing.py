@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from bench.comparison import SIGNIFICANCE, mcnemar
+from bench.comparison import holm, mcnemar, verdict
 from bench.figures import FOOLING, RIGHT, attacked_within, per_input
 from bench.optimality import attack_figures, figure_texts, mean_optimality
 from bench.records import CALIBRATION, WORST_CASE
@@ -98,15 +98,9 @@ def _paired(own: pd.DataFrame, other: pd.DataFrame, eps: float) -> dict[str, Any
 
 def _judged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with Holm-adjusted p and their verdicts."""
-    from statsmodels.stats.multitest import multipletests
-
     tested = [row for row in rows if "p" in row]
-    if tested:
-        adjusted = multipletests([row["p"] for row in tested], method="holm")[1]
-        for row, p in zip(tested, adjusted, strict=True):
-            different = "=" if row["gained"] == row["lost"] == 0 else "~"
-            better = "+" if row["gained"] > row["lost"] else "-"
-            row |= {"p": float(p), "verdict": better if p <= SIGNIFICANCE and different == "~" else different}
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row |= {"p": p, "verdict": verdict(row["lost"], row["gained"], p)}
     return rows
 
 
