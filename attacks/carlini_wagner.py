@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.nn import functional as F
 
+from attacks.adam import Moments
 from attacks.fab import Found
 from attacks.gradient import CONFIRM_EVERY, GradientAttack
 from attacks.losses import accepted_and_wrong, selective
@@ -19,9 +20,6 @@ from attacks.threat import Norm, expand
 
 INWARDS = 0.999999
 """How far from grey the variable can represent an image's pixels, as a share: tanh never reaches 1."""
-
-DECAYS = (0.9, 0.999)
-"""Adam's, of the gradient's mean and of its square."""
 
 PROGRESS = 0.9999
 """A descent ends where a tenth of its steps brought nothing below this share of what it was (their code's)."""
@@ -80,7 +78,7 @@ class CarliniWagner(GradientAttack):
         succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         begun = rows
         variable = torch.atanh((2 * x[rows] - 1) * INWARDS)
-        mean, square = torch.zeros_like(variable), torch.zeros_like(variable)
+        memory = Moments.none(variable)
         least, least_before, nearest_before = (x.new_full((len(rows),), torch.inf) for _ in range(3))
         for step in range(self.steps):
             squashed = variable.tanh()
@@ -103,14 +101,14 @@ class CarliniWagner(GradientAttack):
                 past = (logits[:, : view.num_classes].argmax(1) != y[rows]) & ~beaten
                 going = (least < PROGRESS * least_before) | (nearest < PROGRESS * nearest_before) | past
                 least_before, nearest_before = least[going], nearest[going]
-                rows, least, variable, squashed, delta, slope, mean, square = (
-                    values[going] for values in (rows, least, variable, squashed, delta, slope, mean, square)
+                rows, least, variable, squashed, delta, slope = (
+                    values[going] for values in (rows, least, variable, squashed, delta, slope)
                 )
+                memory = memory.only(going)
                 if not len(rows):
                     break
             gradient = (2 * delta + expand(weight[rows], slope) * slope) * (1 - squashed.square()) / 2
-            mean = DECAYS[0] * mean + (1 - DECAYS[0]) * gradient
-            square = DECAYS[1] * square + (1 - DECAYS[1]) * gradient.square()
-            unbiased, spread = (m / (1 - d ** (step + 1)) for m, d in zip((mean, square), DECAYS, strict=True))
+            memory = memory.after(gradient)
+            unbiased, spread = memory.unbiased(step + 1)
             variable = variable - self.rate * unbiased / (spread.sqrt() + 1e-8)
         return succeeded[begun]

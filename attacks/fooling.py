@@ -11,13 +11,11 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
+from attacks.adam import Moments
 from attacks.gradient import CONFIRM_EVERY, GradientAttack, steepest
 from attacks.losses import margin
 from attacks.target import Target, View
 from attacks.threat import Norm, project, random_in_ball
-
-DECAYS = (0.9, 0.999)
-"""Adam's, of the gradient's mean and of its square."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +80,7 @@ class Fooling(GradientAttack):
         self, target: Target, view: View, x: Tensor, aims: Tensor, rows: Tensor, image: Tensor, found: Tensor
     ) -> Tensor:
         """One descent of those rows from `image`; writes into `found` and returns the rows not accepted yet."""
-        mean, square = torch.zeros_like(image), torch.zeros_like(image)
+        memory = Moments.none(image)
         # Ratios for the class asked about, or one for whatever the answer is (see View.detection)
         of_aim = bool(target.defense.detectors) and not view.iterative
         detectors = target.defense.detectors if of_aim else ("reject score",)
@@ -104,9 +102,8 @@ class Fooling(GradientAttack):
             if not len(rows):
                 return rows
             direction = steepest(gradient[going], "l2")
-            mean = DECAYS[0] * mean[going] + (1 - DECAYS[0]) * direction
-            square = DECAYS[1] * square[going] + (1 - DECAYS[1]) * direction.square()
-            unbiased, spread = (m / (1 - d ** (step + 1)) for m, d in zip((mean, square), DECAYS, strict=True))
+            memory = memory.only(going).after(direction)
+            unbiased, spread = memory.unbiased(step + 1)
             reach = 1.0 if self.stay is None else self.stay
             size = reach * self.step_size * (1 + math.cos(math.pi * step / self.steps)) / 2
             image = project(image + size * unbiased / (spread.sqrt() + 1e-12), x[rows], "linf", reach)

@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.nn import functional as F
 
+from attacks.adam import Moments
 from attacks.base import Attack, Knowledge
 from attacks.gradient import Best, Look, ProjectedAscent, steepest
 from attacks.losses import likeliest_wrong, margin
@@ -341,7 +342,7 @@ class GMVAEWhiteBox(Attack):
         aims, view = target.aims, target.view()
         rows = torch.arange(len(x), device=x.device)
         point, found, shortest = x.clone(), x.clone(), x.new_full((len(x),), torch.inf)
-        mean, square = torch.zeros_like(x), torch.zeros_like(x)
+        memory = Moments.none(x)
 
         def descended(here: Tensor, logits: Tensor, ratios: Tensor) -> Tensor:
             return ratios.pow(self.power).sum(1) + self.weight * (here - x).square().flatten(1).sum(1)
@@ -351,7 +352,7 @@ class GMVAEWhiteBox(Attack):
             length = flat_norm(point - x, "l2")
             shorter = (logits.argmax(1) == aims) & (length < shortest)
             found[shorter], shortest[shorter] = point[shorter], length[shorter]
-            mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
-            change = (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
-            point = (point - self.rate * change).clamp(0, 1)
+            memory = memory.after(gradient)
+            unbiased, spread = memory.unbiased(step)
+            point = (point - self.rate * (unbiased / (spread.sqrt() + 1e-8))).clamp(0, 1)
         return torch.where(expand(shortest.isfinite(), x), found, point)

@@ -15,6 +15,8 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
+from attacks.adam import Moments
+
 Penalty = Callable[[Tensor], Tensor]
 """Latents [M,k] → what is added to the mean squared error of each, [M]."""
 
@@ -109,11 +111,10 @@ class AdamSolver(Solver):
     rate: Annotated[float, Gt(0)] = 0.05
 
     def step(self, gradient: Tensor, memory: tuple[Tensor, ...], number: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        mean, square = memory or (torch.zeros_like(gradient), torch.zeros_like(gradient))
-        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
+        moments = (Moments(*memory) if memory else Moments.none(gradient)).after(gradient)
+        unbiased, spread = moments.unbiased(number)
         # The root of an exact zero has no derivative, and solvers are differentiated
-        spread = (square / (1 - 0.999**number)).clamp_min(1e-30).sqrt()
-        return -self.rate * (mean / (1 - 0.9**number)) / (spread + 1e-12), (mean, square)
+        return -self.rate * unbiased / (spread.clamp_min(1e-30).sqrt() + 1e-12), moments
 
 
 def objective(generator: nn.Module, z: Tensor, x: Tensor, penalty: Penalty | None) -> Tensor:
