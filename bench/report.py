@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from bench.tables import Table
 
 
-def write_report(folder: Path) -> tuple[pd.DataFrame, Diagnosis]:
+def write_report(folder: Path) -> tuple[pd.DataFrame, Diagnosis, dict[str, list[str]]]:
     """Writes summary.csv, diagnosis.json, tables/, plots/ (.svg and .png), report.md and report.html.
 
-    Returns the summary and the diagnosis.
+    Returns the summary, the diagnosis, and how the systems named on the command line stand (`standing.named_lines`).
 
     folder: a run's output folder. What an earlier report left in tables/ and plots/ is replaced.
     Raises InputError where there are no records or a file of them is damaged.
@@ -37,7 +37,7 @@ def write_report(folder: Path) -> tuple[pd.DataFrame, Diagnosis]:
     from bench.plots import write_plots
     from bench.provenance import stored_provenance
     from bench.selective import matched
-    from bench.standing import named_in, standing_paragraphs, standing_tables
+    from bench.standing import named_in, named_lines, standing_paragraphs, standing_tables
     from bench.store import Store, file_name
     from bench.tables import flagged, latex, markdown, selective_tables, tables
 
@@ -65,11 +65,12 @@ def write_report(folder: Path) -> tuple[pd.DataFrame, Diagnosis]:
         (folder / "tables" / f"{name}.tex").write_text(latex(table), encoding="utf-8")
     further = chain(claims_plots(records, claims), measurement_plots(measurements))
     plots = write_plots(records, figures, identities, folder / "plots", further)
-    verdicts = standing_paragraphs(records, run) + verdict_paragraphs(records, claims, measurements)
+    named = named_lines(records, run)
+    verdicts = standing_paragraphs(named, run) + verdict_paragraphs(records, claims, measurements)
     (folder / "report.md").write_text(_page(figures, verdicts, made, plots), encoding="utf-8")
     pictures = [(r["dataset"], r["defense"], r["measurement"]) for r in measurements if "pictures" in r]
     write_page(folder, records, identities, figures, run, verdicts, of_claims, of_measurements, of_attacks, pictures)
-    return figures, diagnosis
+    return figures, diagnosis, named
 
 
 def _page(summary: pd.DataFrame, verdicts: list[str], made: list[Table], plots: list[Path]) -> str:
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from bench.remote import at_hand
 
     with at_hand(given, "DIR") as (folder, _):
-        figures, diagnosis = write_report(folder)
+        figures, diagnosis, _ = write_report(folder)
     from rich.console import Console
 
     from bench.diagnosis.base import flags, print_diagnosis

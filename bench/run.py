@@ -453,11 +453,11 @@ class Run:
         from bench.standing import print_standing
         from bench.tables import print_tables
 
-        summary, diagnosis = write_report(self.out)
+        summary, diagnosis, named = write_report(self.out)
         with self.console.capture() as screen:
             print_tables(summary, self.console, flags(diagnosis))
             print_diagnosis(diagnosis, self.console)
-            print_standing(self.out, self.console)
+            print_standing(named, self.console)
         if not self.quiet:
             self.console.file.write(screen.get())
         failed = [job for job in jobs if states[job.key] not in ("ok", "skipped")]

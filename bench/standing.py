@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -226,23 +225,17 @@ def named_lines(records: pd.DataFrame, run: dict[str, Any]) -> dict[str, list[st
     return lines | {name: attack_lines(records, name) for name in named_in(run, "attacks")}
 
 
-def standing_paragraphs(records: pd.DataFrame, run: dict[str, Any]) -> list[str]:
-    """Markdown: how each system named on the command line stands, and what was taken from baselines."""
+def standing_paragraphs(named: dict[str, list[str]], run: dict[str, Any]) -> list[str]:
+    """Markdown: how each system named on the command line stands (`named_lines`), and what was taken from baselines."""
     from bench.beside import Borrowed
 
-    told = [f"**{name}** on {line}." for name, lines in named_lines(records, run).items() for line in lines]
+    told = [f"**{name}** on {line}." for name, lines in named.items() for line in lines]
     return told + [f"{Borrowed(**one)}." for one in run.get("borrowed", [])]
 
 
-def print_standing(folder: Path, console: Console) -> None:
-    """How the systems named on the command line stand, on the screen. folder: of the run."""
-    from bench.provenance import stored_provenance
-    from bench.store import Store
-
-    run = stored_provenance(folder)
-    if not named_in(run, "defenses") and not named_in(run, "attacks"):
-        return
-    for name, lines in named_lines(Store(folder).load()[0], run).items():
+def print_standing(named: dict[str, list[str]], console: Console) -> None:
+    """How the systems named on the command line stand (`named_lines`), on the screen."""
+    for name, lines in named.items():
         console.print(f"How {name} stands:", markup=False, highlight=False)
         for line in lines or ["alone: there is nothing to compare it with"]:
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)

@@ -181,7 +181,6 @@ class Planted(Inspection):
     """
 
     headline: ClassVar[str] = "found"
-    version: ClassVar[int] = 1
     steps: int
     restarts: int = 3
     inner: int = 256

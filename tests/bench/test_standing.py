@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 
 import numpy as np
 import pytest
-from handmade import REJECT, cell, run, write_run
+from handmade import REJECT, cell, run
 from rich.console import Console
 
 from bench.records import CALIBRATION, CLEAN
 from bench.standing import (
     attack_lines,
+    named_lines,
     print_standing,
     rank,
     standing,
@@ -131,19 +131,18 @@ def test_an_attack_is_told_beside_the_others():
     assert attack_lines(run(RECORDS, failed), "b") == ["digits, L∞, mine: failed: why"]
 
 
-def test_what_was_named_and_what_was_borrowed_is_told(tmp_path):
+def test_what_was_named_and_what_was_borrowed_is_told():
     borrowed = [{"folder": "results/baselines/quick", "code": "abc", "started": "2026-01-01", "jobs": 7}]
     told = {"named": {"defenses": ["mine", "gone"], "attacks": ["a"]}, "borrowed": borrowed}
-    paragraphs = standing_paragraphs(RECORDS, told)
+    named = named_lines(RECORDS, told)
+    paragraphs = standing_paragraphs(named, told)
     assert paragraphs[0].startswith("**mine** on digits, clean: 100.0 %")
     assert paragraphs[1].startswith("**mine** on digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak")
     assert any(text.startswith("**a** on digits, L∞, weak: success 70.0") for text in paragraphs)
     assert not any("gone" in text for text in paragraphs)
     assert paragraphs[-1] == "7 jobs from the baseline results/baselines/quick (code abc, 2026-01-01), not run again."
-    folder = write_run(tmp_path, RECORDS)
-    (folder / "run.json").write_text(json.dumps(told), encoding="utf-8")
     console = Console(width=110, record=True, file=io.StringIO())
-    print_standing(folder, console)
+    print_standing(named, console)
     shown = console.export_text()
     assert "How mine stands:\n  digits, clean" in shown and "rank 2 of 4" in shown and "How a stands" in shown
 
