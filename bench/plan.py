@@ -6,10 +6,12 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import platformdirs
 import torch
@@ -25,7 +27,7 @@ from bench.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix, defe
 from bench.records import CALIBRATION, CLEAN, REVISION
 from bench.registry import find, one_line, registered
 from defenses import weights
-from defenses.base import Defense, DefenseSpec
+from defenses.base import Defense, Trainable, TrainableSpec
 
 TRAINING_SEED = 0
 """Seed of trainings that a run starts by itself; `python -m bench.train --seed` makes others."""
@@ -48,44 +50,99 @@ def load_dataset(ref: DatasetRef) -> Dataset:
     return find("datasets", ref.name)(data=ref.data)
 
 
-@dataclass(frozen=True)
-class DefenseRef:
-    """A defense for a data set: its name and label, its spec, and where its weights are.
+@dataclass(frozen=True, kw_only=True)
+class TrainedRef:
+    """Something trainable for a data set: its class and spec, and where its weights are.
 
-    weights: file, or None for a defense that learns nothing. weights_sha256: None until it is trained.
+    weights: file, or None for what learns nothing. weights_sha256: None until it is trained. source_sha256: of code
+    that has no release to go by. parts: what it is built on, by attribute.
     """
 
-    name: str
-    label: str
-    spec: DefenseSpec
-    weights: Path | None
-    weights_sha256: str | None
-    source_sha256: str | None
+    cls: type[Any]
+    spec: TrainableSpec
+    weights: Path | None = None
+    weights_sha256: str | None = None
+    source_sha256: str | None = None
+    parts: Mapping[str, TrainedRef] = field(default_factory=dict)
 
     @property
-    def cls(self) -> type[Defense]:
-        return find("defenses", self.name)
+    def kind(self) -> str:
+        """What files of it are named after."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", self.cls.__name__).lower()
 
-    def build(self) -> Defense:
+    def build(self) -> Any:
         """The module with its initial weights, always the same ones."""
         with torch.random.fork_rng():
             torch.manual_seed(TRAINING_SEED)
             return self.cls(self.spec)
 
-    def load(self, device: str = "cpu") -> Defense:
+    def fill(self, module: Trainable) -> None:
+        """Loads what is trained into a module that was built: the parts, then its own; raises WeightsError."""
+        for name, part in self.parts.items():
+            part.fill(getattr(module, name))
+        if self.weights is not None and self.weights_sha256 is not None:
+            weights.load_into(module, self.weights, self.weights_sha256)
+
+    def load(self, device: str = "cpu") -> Any:
         """The trained module, frozen, in eval mode; raises WeightsError."""
-        defense = self.build()
-        if self.weights is not None:
-            weights.load_into(defense, self.weights, self.weights_sha256 or "")
-        return weights.freeze(defense).to(device)
+        module = self.build()
+        self.fill(module)
+        return weights.freeze(module).to(device)
+
+    @property
+    def told(self) -> str:
+        """How it is called before the labels of the defenses that it is for."""
+        return f"{self.cls.__name__} of "
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return () if self.weights is None else (self.weights,)
+        own = () if self.weights is None else (self.weights,)
+        return (*(file for part in self.parts.values() for file in part.files), *own)
 
     @property
     def trained(self) -> bool:
         return self.weights_sha256 is not None
+
+    def with_trained_parts(self) -> Self:
+        """With the hashes of parts that were trained since this was made; raises WeightsError for what was not."""
+        parts = {name: part.with_trained_parts() for name, part in self.parts.items()}
+        found = {
+            name: dataclasses.replace(part, weights_sha256=weights.read_card(part.weights).weights_sha256)
+            for name, part in parts.items()
+            if part.weights and not part.trained
+        }
+        return dataclasses.replace(self, parts=parts | found)
+
+    @property
+    def untrained(self) -> dict[str, TrainedRef]:
+        """What has to be trained before it can be loaded, by `part`: missing parts first, then itself if it learns."""
+        parts = {
+            f"{name}.{inner}" if inner else name: ref
+            for name, part in self.parts.items()
+            for inner, ref in part.untrained.items()
+        }
+        return parts | ({"": self} if self.weights and not self.trained else {})
+
+    def part(self, name: str) -> TrainedRef:
+        """One of its parts, or a part of that (`classifier.generator`); "" is itself. Raises KeyError."""
+        first, _, rest = name.partition(".")
+        return self.parts[first].part(rest) if first else self
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseRef(TrainedRef):
+    """A defense by its name in the registry and its label in the matrix."""
+
+    name: str
+    label: str
+
+    @property
+    def told(self) -> str:
+        return ""
+
+    @property
+    def kind(self) -> str:
+        return self.name.replace(":", ".").replace("/", "-")
 
 
 @dataclass(frozen=True)
@@ -202,23 +259,39 @@ def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:
     """
     try:
         spec = choice.spec(dataset.shape, dataset.num_classes)
-        ref = DefenseRef(choice.name, choice.label, spec, None, None, source_hash(choice.name, choice.cls))
+        source = source_hash(choice.name, choice.cls)
+        ref = DefenseRef(name=choice.name, label=choice.label, cls=choice.cls, spec=spec, source_sha256=source)
         module = ref.build()
     except Exception as error:  # it may be a user's code: anything may happen
         raise InputError(f"defense {choice.label!r} on data set {dataset.name!r}: {one_line(error)}") from error
-    if choice.cls.fit is Defense.fit:
-        return dataclasses.replace(ref, weights_sha256=weights.weights_hash(module))
     try:
-        for path in (*weights.zoo_files(dataset.zoo, choice.name), cache_file(ref, dataset)):
-            if not weights.card_path(path).exists():
-                continue
-            card = weights.read_card(path)
-            if weights.trained_as(card, choice.cls, spec, dataset.zoo):
-                weights.load_into(module, path, card.weights_sha256)
-                return dataclasses.replace(ref, weights=path, weights_sha256=card.weights_sha256)
+        return located(ref, module, dataset)
     except weights.WeightsError as error:
         raise InputError(str(error)) from error
-    return dataclasses.replace(ref, weights=cache_file(ref, dataset))
+
+
+Ref = TypeVar("Ref", bound=TrainedRef)
+
+
+def located(ref: Ref, module: Trainable, dataset: Dataset) -> Ref:
+    """The same with its weights and those of its parts, which are loaded into the module; raises WeightsError."""
+    parts: dict[str, TrainedRef] = {}
+    for name in module.parts:
+        part = getattr(module, name)
+        own = source_hash(weights.class_path(type(part)), type(part)) if ref.source_sha256 else None
+        parts[name] = located(TrainedRef(cls=type(part), spec=part.spec, source_sha256=own), part, dataset)
+    ref = dataclasses.replace(ref, parts=parts)
+    ready = all(part.trained for part in parts.values())
+    if ref.cls.fit is Trainable.fit:
+        return dataclasses.replace(ref, weights_sha256=weights.weights_hash(module) if ready else None)
+    cached = cache_file(ref, dataset)
+    name = ref.name if isinstance(ref, DefenseRef) else ref.kind
+    found = weights.find_weights(module, dataset.zoo, name, cached) if ready else None
+    if found is None:
+        return dataclasses.replace(ref, weights=cached)
+    path, card = found
+    weights.load_into(module, path, card.weights_sha256)
+    return dataclasses.replace(ref, weights=path, weights_sha256=card.weights_sha256)
 
 
 def source_hash(name: str, cls: type) -> str | None:
@@ -229,8 +302,11 @@ def source_hash(name: str, cls: type) -> str | None:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
 
 
-def cache_file(ref: DefenseRef, dataset: Dataset, seed: int = TRAINING_SEED, budget: float = 1.0) -> Path:
-    """Where a defense trained here is kept; the name depends on everything that the training does."""
+def cache_file(ref: TrainedRef, dataset: Dataset, seed: int = TRAINING_SEED, budget: float = 1.0) -> Path:
+    """Where what is trained here is kept; the name depends on everything that the training does.
+
+    On its parts by their own training, not by their weights: there may be none yet.
+    """
     identity = {
         "class": weights.class_path(ref.cls),
         "version": ref.cls.version,
@@ -240,8 +316,7 @@ def cache_file(ref: DefenseRef, dataset: Dataset, seed: int = TRAINING_SEED, bud
         "seed": seed,
         "budget": budget,
     }
-    name = ref.name.replace(":", ".").replace("/", "-")
-    return cache_folder() / f"{dataset.name}--{name}--{key_of(identity)[:16]}.safetensors"
+    return cache_folder() / f"{dataset.name}--{ref.kind}--{key_of(identity)[:16]}.safetensors"
 
 
 def cache_folder() -> Path:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bench.engines.calls import Engine
     from bench.matrix import AttackChoice, DefenseChoice, Matrix
     from bench.measurements.job import MeasurementJob
-    from bench.plan import DatasetRef, DefenseRef, Job, Options
+    from bench.plan import DatasetRef, DefenseRef, Job, Options, TrainedRef
     from bench.progress import Board
     from bench.store import Store
 
@@ -328,24 +328,31 @@ class Run:
         from bench.plan import defense_ref
         from bench.progress import Work
         from bench.train import fit_job
+        from defenses.weights import with_cards
 
-        sharing: dict[Path | None, list[tuple[DatasetRef, DefenseRef]]] = {}
+        sharing: dict[Path, list[tuple[DatasetRef, DefenseRef]]] = {}
+        missing: dict[Path, tuple[str, TrainedRef]] = {}
         for dataset in datasets:
             for ref in refs[dataset.name]:
-                if not ref.trained:
-                    sharing.setdefault(ref.weights, []).append((dataset, ref))
+                for part, untrained in ref.untrained.items():
+                    assert untrained.weights is not None
+                    missing.setdefault(untrained.weights, (part, untrained))
+                    sharing.setdefault(untrained.weights, []).append((dataset, ref))
         titles = {
-            path: f"{', '.join(ref.label for _, ref in pairs)} on {pairs[0][0].name}" for path, pairs in sharing.items()
+            path: f"{missing[path][1].told}{', '.join(ref.label for _, ref in pairs)} on {pairs[0][0].name}"
+            for path, pairs in sharing.items()
         }
         calls = [
             Call(
-                path, fit_job, (ref, dataset, self.options.device, self.log, titles[path]), timeout=None,
-                reads=dataset.load().files, writes=path.parent if path else None, log=self.log.path,
+                path, fit_job, (ref, missing[path][0], dataset, self.options.device, self.log, titles[path]),
+                timeout=None, after=tuple(part.weights for name, part in missing[path][1].untrained.items() if name),
+                reads=(*dataset.load().files, *with_cards(missing[path][1].files)), writes=path.parent,
+                log=self.log.path,
                 needs=self.matrix.needs(self.options.device, *self.matrix.resources_of(ref.label)),
             )
             for path, ((dataset, ref), *_) in sharing.items()
         ]  # fmt: skip
-        failures = {}
+        failures: dict[tuple[str, str], str] = {}
         board.expect({str(path): Work("training", title) for path, title in titles.items()})
         for title in titles.values():
             board.line(f"training {title}: no weights in the zoo or the cache yet")
@@ -353,7 +360,7 @@ class Run:
             board.done(str(outcome.id), outcome.failure)
             if outcome.failure:
                 for dataset, ref in sharing[outcome.id]:
-                    failures[dataset.name, ref.label] = f"training failed: {outcome.failure}"
+                    failures.setdefault((dataset.name, ref.label), f"training failed: {outcome.failure}")
         for dataset in datasets:
             by_label = {choice.label: choice for choice in self.matrix.defenses}
             refs[dataset.name] = [
@@ -399,7 +406,7 @@ class Run:
             clean = paths.get(job.clean_key)
             reads = (*job.reads, *((clean, checksum_path(clean)) if clean else ()))
             return Call(
-                job.key, run_job, (job, self.out), self.matrix.timeout, after=job.clean_key, reads=reads,
+                job.key, run_job, (job, self.out), self.matrix.timeout, after=(job.clean_key,), reads=reads,
                 writes=self.out, log=self.log.path, needs=job.needs,
             )  # fmt: skip
 
@@ -480,15 +487,15 @@ class Run:
         """Lets the same command recognise the finished run; not where code of others takes part, or a part was run."""
         from bench.finished import leave, own
         from bench.registry import find
-        from defenses.weights import card_path
+        from defenses.weights import with_cards
 
         classes = [find("datasets", entry.name) for entry in self.matrix.datasets]
         classes += [choice.cls for choice in self.matrix.defenses]
         classes += [type(choice.attack) for choice in self.matrix.attacks]
         classes += [type(choice.measurement) for choice in self.matrix.measurements]
         if self.whole == self.matrix and own(classes):
-            weights = [ref.weights for of_data in refs.values() for ref in of_data if ref.weights]
-            leave(self.out, self.request, [*weights, *map(card_path, weights)], told)
+            weights = {file for of_data in refs.values() for ref in of_data for file in ref.files}
+            leave(self.out, self.request, with_cards(sorted(weights)), told)
 
     def _write_run_json(self, jobs: list[Job], board: Board, finished: bool) -> None:
         """Provenance: what ran, where, from which code, how long."""

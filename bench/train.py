@@ -19,23 +19,24 @@ from bench.errors import InputError, report_errors
 
 if TYPE_CHECKING:
     from bench.log import Log
-    from bench.plan import DatasetRef, DefenseRef
-    from defenses.base import Defense
+    from bench.plan import DatasetRef, DefenseRef, TrainedRef
 
 
-def train_defense(
-    ref: DefenseRef,
+def train(
+    ref: TrainedRef,
     dataset: DatasetRef,
     path: Path,
     *,
+    command: str,
     seed: int,
     budget: float = 1.0,
     device: str = "cpu",
     tell: Callable[..., None] = lambda event, **fields: None,
-) -> Defense:
-    """Trains a defense on a data set and writes its weights and card to `path`; checkpoints lie beside it meanwhile.
+) -> None:
+    """Trains on a data set and writes weights and card to `path`; checkpoints lie beside it meanwhile.
 
-    tell: takes the events of the training, as `Log.event` does.
+    The parts are trained already. command: what does this, for the card. tell: takes the events of the training, as
+    `Log.event` does.
     """
     import shutil
 
@@ -55,9 +56,13 @@ def train_defense(
     torch.set_num_threads(1)  # more threads sum in another order: the same seed would give other weights
     data = dataset.load()
     Reporting.checkpoints.mkdir(parents=True, exist_ok=True)
-    defense = ref.build().to(device)
-    figures = defense.fit(data.train, data.validation, budget, seed, Reporting())
-    defense = weights.freeze(defense).cpu()
+    ref = ref.with_trained_parts()
+    module = ref.build()
+    for name, part in ref.parts.items():
+        part.fill(getattr(module, name))
+    module.to(device)
+    figures = module.fit(data.train, data.validation, budget, seed, Reporting())
+    module = weights.freeze(module).cpu()
     card = weights.Card(
         defense=weights.class_path(ref.cls),
         version=ref.cls.version,
@@ -66,19 +71,19 @@ def train_defense(
         revision=data.revision,
         seed=seed,
         budget=budget,
-        command=training_command(ref, data.name, seed, budget),
+        command=command,
         code=code_revision(),
         torch=torch.__version__,
         figures={name: round(value, 6) for name, value in figures.items()},
-        weights_sha256=weights.weights_hash(defense),
+        weights_sha256=weights.weights_hash(module),
+        parts={name: weights.weights_hash(getattr(module, name)) for name in ref.parts},
     )
-    weights.save(defense, card, path)
+    weights.save(module, card, path)
     shutil.rmtree(Reporting.checkpoints)
-    return defense
 
 
-def training_command(ref: DefenseRef, dataset: str, seed: int, budget: float) -> str:
-    """The command that trains this: parameters of the spec that aren't the defaults are set."""
+def training_command(ref: DefenseRef, dataset: str, seed: int, budget: float, part: str = "") -> str:
+    """The command that trains a defense, or that part of it: what of its spec isn't the default is set."""
     import json
     import shlex
 
@@ -86,6 +91,7 @@ def training_command(ref: DefenseRef, dataset: str, seed: int, budget: float) ->
     from defenses.weights import spec_json
 
     words = ["python", "-m", "bench.train", "--dataset", dataset, "--defense", ref.name]
+    words += ["--part", part] if part else []
     of_the_data = {field.name for field in dataclasses.fields(DefenseSpec)}
     values = spec_json(ref.spec)
     for field in dataclasses.fields(ref.spec):
@@ -113,13 +119,16 @@ def parameters(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def fit_job(ref: DefenseRef, dataset: DatasetRef, device: str, log: Log, title: str) -> None:
-    """Trains what a run needs, in a worker; the weights go to the cache."""
+def fit_job(ref: DefenseRef, part: str, dataset: DatasetRef, device: str, log: Log, title: str) -> None:
+    """Trains a defense that a run needs, or the named part of it, in a worker; the weights go to the cache."""
     from bench.plan import TRAINING_SEED
 
-    assert ref.weights is not None
-    tell = teller(log, ref.weights, title)
-    train_defense(ref, dataset, ref.weights, seed=TRAINING_SEED, device=device, tell=tell)
+    own = ref.part(part)
+    assert own.weights is not None
+    train(
+        own, dataset, own.weights, command=training_command(ref, dataset.name, TRAINING_SEED, 1.0, part),
+        seed=TRAINING_SEED, device=device, tell=teller(log, own.weights, title),
+    )  # fmt: skip
 
 
 def teller(log: Log, path: Path, title: str) -> Callable[..., None]:
@@ -135,6 +144,10 @@ def parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="parameters",
         help="a parameter of the defense, as in a matrix file (repeatable)",
     )  # fmt: skip
+    p.add_argument(
+        "--part", default="", metavar="NAME",
+        help="train only that part of the defense, which others may share: generator, classifier, …",
+    )  # fmt: skip
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of the data files (default: MANIFOLD_BENCH_DATA)")
     p.add_argument("--seed", type=natural, default=0, metavar="N")
     p.add_argument("--budget", type=float, default=1.0, help="share of the full training, in (0, 1] (default 1)")
@@ -144,6 +157,18 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def asked(ref: DefenseRef, part: str) -> TrainedRef:
+    """What is to be trained: the defense, or that part of it; raises InputError."""
+    try:
+        own = ref.part(part)
+    except KeyError as error:
+        parts = ", ".join(ref.parts) or "none"
+        raise InputError(f"--part: {part!r} is no part of {ref.label!r}; it has {parts}") from error
+    if own.weights is None:
+        raise InputError(f"{own.told}{ref.label!r} learns nothing: there is nothing to train")
+    return own
+
+
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
@@ -151,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from bench.log import Log
     from bench.matrix import defense_by_name
-    from bench.plan import DatasetRef, cache_file, defense_ref
+    from bench.plan import TRAINING_SEED, DatasetRef, cache_file, defense_ref
     from bench.progress import Board, Work
     from bench.provenance import provenance
     from bench.registry import one_line
@@ -163,23 +188,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     choice = defense_by_name(options.defense, parameters(options.parameters), "--set")
     dataset = DatasetRef(options.dataset, data_folder(options.data))
     data = dataset.load()
-    ref = dataclasses.replace(defense_ref(choice, data), weights=None, weights_sha256=None)
-    path = options.out or cache_file(ref, data, options.seed, options.budget)
-    device, title = checked_device(options.device), f"{ref.label} on {dataset.name}"
+    ref = defense_ref(choice, data)
+    own = asked(ref, options.part)
+    path = options.out or cache_file(own, data, options.seed, options.budget)
+    device = checked_device(options.device)
+    trainings = {part: before for part, before in own.untrained.items() if part} | {"": own}
+    titles = {part: f"{own.part(part).told}{ref.label} on {dataset.name}" for part in trainings}
+    targets = {part: before.weights if part else path for part, before in trainings.items()}
     log = Log(path.with_suffix(".log.jsonl"))
     log.event("run started", **provenance())
     with Board(Console(), 1, log, options.quiet) as board:
-        board.expect({str(path): Work("training", title)})
-        try:
-            train_defense(
-                ref, dataset, path, seed=options.seed, budget=options.budget, device=device,
-                tell=teller(log, path, title),
-            )  # fmt: skip
-        except Exception as error:
-            board.done(str(path), one_line(error))
-            raise
-        board.done(str(path), None)
-    log.event("run finished", jobs=1, failed=0, skipped=0, memory=board.peak)
+        board.expect({str(targets[part]): Work("training", title) for part, title in titles.items()})
+        for part, title in titles.items():
+            full = ".".join(filter(None, (options.part, part)))
+            seed, budget = (TRAINING_SEED, 1.0) if part else (options.seed, options.budget)
+            target = targets[part]
+            assert target is not None
+            try:
+                train(
+                    own.part(part), dataset, target, seed=seed, budget=budget, device=device,
+                    command=training_command(ref, data.name, seed, budget, full), tell=teller(log, target, title),
+                )  # fmt: skip
+            except Exception as error:
+                board.done(str(target), one_line(error))
+                raise
+            board.done(str(target), None)
+    log.event("run finished", jobs=len(trainings), failed=0, skipped=0, memory=board.peak)
     print(f"weights: {path}")
     return 0
 

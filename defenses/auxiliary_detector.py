@@ -18,8 +18,8 @@ from attacks.target import Target
 from defenses.base import Defense, LabelledImages, Progress, append_reject_score
 from defenses.calibration import HeldOutScores, in_batches, selective_figures
 from defenses.networks import StridedCNN
-from defenses.training import epochs_for, train_module
-from defenses.undefended import UndefendedSpec, fit_classifier, initialise, shifted
+from defenses.training import epochs_for, initialise, train_module
+from defenses.undefended import UndefendedSpec, fit_classifier, shifted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,12 +24,17 @@ class LabelledImages:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DefenseSpec:
-    """What a defense is built from. Subclasses add their parameters; a matrix file may set all but these two."""
+class TrainableSpec:
+    """What something trained on labelled images is built from: these follow from the data, subclasses add the rest."""
 
     shape: tuple[int, int, int]
     """Channels, height, width of the images."""
     num_classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseSpec(TrainableSpec):
+    """What a defense is built from. Subclasses add their parameters; a matrix file may set those."""
 
 
 class Progress:
@@ -42,21 +47,45 @@ class Progress:
         """Called after each epoch of a stage ("classifier", "generator", ...) with its figures."""
 
 
-class Defense(nn.Module):
+class Trainable(nn.Module):
+    """What is trained once for a data set and kept in a weights file: a defense, or a part that defenses share.
+
+    A subclass sets `Spec`, a frozen dataclass with everything it is built from, and `version`, raised whenever the same
+    spec and weights would answer differently. Everything learnt is a parameter or a buffer.
+    """
+
+    Spec: ClassVar[type[TrainableSpec]] = TrainableSpec
+    version: ClassVar[int] = 1
+    parts: ClassVar[tuple[str, ...]] = ()
+    """Attributes that are `Trainable`s with weights files of their own, trained before this; it doesn't change them."""
+
+    def __init__(self, spec: TrainableSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def fit(
+        self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
+    ) -> dict[str, float]:
+        """Trains in place and leaves the module in eval mode; returns figures for the card.
+
+        budget: share of the full training, in (0, 1]. Thresholds are set on `validation` or `train`; test data is
+        never seen here. What has nothing to learn leaves this as it is.
+        """
+        return {}
+
+
+class Defense(Trainable):
     """A defended classifier.
 
     `forward`: images [N,C,H,W] float32 in [0,1] → logits [N,K], or [N,K+1] for a defense that rejects, the last one
     being the largest exactly where the input is rejected. It is differentiable in x by the defense's declared
     backward mode, so it goes as it is into ART, Foolbox or any loop that takes a module.
 
-    A subclass sets `Spec` (a frozen dataclass with its parameters), `version` (raised whenever the same spec and
-    weights would answer differently) and, where they apply, `family`, `rejects`, `randomized`, `gradient_modes` and
-    `attack_forward`, `detectors` and `detection`, `perceived`, and the parts below. Everything learnt is a parameter or
-    a buffer.
+    A subclass sets what every `Trainable` does and, where they apply, `family`, `rejects`, `randomized`,
+    `gradient_modes` and `attack_forward`, `detectors` and `detection`, `perceived`, and the classifier.
     """
 
     Spec: ClassVar[type[DefenseSpec]] = DefenseSpec
-    version: ClassVar[int] = 1
     family: ClassVar[str] = "other"
     """What kind of defense it is, for reports to group by; it changes no result."""
     randomized: ClassVar[bool] = False
@@ -64,8 +93,7 @@ class Defense(nn.Module):
     """Names of the detectors that `detection` tells apart; none where it isn't offered."""
 
     def __init__(self, spec: DefenseSpec) -> None:
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec)
         self.num_classes = spec.num_classes
         self.classifier: nn.Module | None = None
         """The part that maps images to logits [N,K] without the defense around it, where there is one."""
@@ -111,16 +139,6 @@ class Defense(nn.Module):
     def perceived(self, x: Tensor) -> Tensor:
         """What the defense sees in place of x [N,C,H,W]: a projection or reconstruction; x where there is none."""
         return x
-
-    def fit(
-        self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
-    ) -> dict[str, float]:
-        """Trains in place and leaves the module in eval mode; returns figures for the card.
-
-        budget: share of the full training, in (0, 1]. Thresholds are set on `validation` or `train`; test data is
-        never seen here. A defense with nothing to learn leaves this as it is.
-        """
-        return {}
 
 
 def suspicion(logits: Tensor, classes: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -40,6 +41,21 @@ class DeconvolutionalGenerator(nn.Module):
         for layer, (height, rows) in zip(self.layers, self.sizes[1:], strict=True):
             h = layer(F.relu(h))[:, :, :height, :rows]
         return torch.sigmoid(h)
+
+
+class DenseDecoder(nn.Module):
+    """Latents → two hidden layers, leaky ReLU .1 → sigmoid: the decoder k-500-500-784 of Ilyas et al. 2017."""
+
+    def __init__(self, shape: tuple[int, int, int], latent: int, hidden: int = 500) -> None:
+        super().__init__()
+        self.shape = shape
+        self.layers = nn.ModuleList([nn.Linear(latent, hidden), nn.Linear(hidden, hidden)])
+        self.output = nn.Linear(hidden, math.prod(shape))
+
+    def forward(self, z: Tensor) -> Tensor:
+        for layer in self.layers:
+            z = F.leaky_relu(layer(z), 0.1)
+        return torch.sigmoid(self.output(z)).view(len(z), *self.shape)
 
 
 class PoolingEncoder(nn.Module):

@@ -17,8 +17,8 @@ from defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append
 from defenses.calibration import HeldOutScores
 from defenses.generators import PoolingEncoder, UpsamplingDecoder
 from defenses.projection import AdamSolver, Penalty, best_start
-from defenses.training import train_module
-from defenses.undefended import initialise, shifted
+from defenses.training import initialise, train_module
+from defenses.undefended import shifted
 
 
 def deployed(default: Any) -> Any:

@@ -15,8 +15,8 @@ from defenses.calibration import HeldOutScores
 from defenses.generators import DeconvolutionalGenerator
 from defenses.networks import StridedCNN
 from defenses.projection import BackwardIdentity, MomentumSolver, best_start
-from defenses.training import accuracy, epochs_for, train_module
-from defenses.undefended import fit_classifier, initialise
+from defenses.training import accuracy, epochs_for, initialise, train_module
+from defenses.undefended import fit_classifier
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from defenses.base import Defense, LabelledImages, Progress, append_reject_score
 from defenses.calibration import HeldOutScores, in_batches, selective_figures
 from defenses.networks import StridedCNN
-from defenses.training import accuracy, epochs_for, train_module
-from defenses.undefended import UndefendedSpec, fit_classifier, initialise
+from defenses.training import accuracy, epochs_for, initialise, train_module
+from defenses.undefended import UndefendedSpec, fit_classifier
 
 Rate = Annotated[float, Gt(0), Lt(1)]
 """Share of clean validation images that a detector may reject."""

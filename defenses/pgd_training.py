@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from attacks.gradient import steepest
 from attacks.threat import project
 from defenses.base import LabelledImages, Progress
-from defenses.training import accuracy, epochs_for, train_module
-from defenses.undefended import Undefended, UndefendedSpec, initialise
+from defenses.training import accuracy, epochs_for, initialise, train_module
+from defenses.undefended import Undefended, UndefendedSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,23 @@ def minibatches(data: LabelledImages, batch_size: int, generator: torch.Generato
         yield data.images[rows], data.labels[rows]
 
 
+def batches_of(data: LabelledImages, batch_size: int) -> int:
+    """How many minibatches an epoch has."""
+    return sum(1 for _ in _row_batches(torch.arange(len(data)), batch_size))
+
+
 def _row_batches(order: Tensor, batch_size: int) -> Iterator[Tensor]:
     return (rows for rows in order.split(batch_size) if len(rows) * 2 >= min(batch_size, len(order)))
+
+
+def initialise(module: nn.Module, seed: int) -> None:
+    """Draws every layer's initial weights afresh from that seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for layer in module.modules():
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
 
 
 def train_module(
@@ -52,6 +67,7 @@ def train_module(
     seed: int,
     progress: Progress,
     weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
     mixed_precision: bool = False,
     evaluate: Callable[[], dict[str, float]] | None = None,
 ) -> None:
@@ -60,18 +76,18 @@ def train_module(
     With `progress.checkpoints` an unfinished training continues after its last complete epoch, and ends with the
     same weights as one that was never interrupted. Leaves the module in eval mode.
 
-    mixed_precision: convolutions and dense layers compute in bfloat16 where the hardware has it (the weights stay
-    float32), two to three times as fast; such a training gives other weights on a machine that hasn't. It ends with
-    weights that float16 holds exactly: half the size on disk.
+    betas: decays of Adam's means. mixed_precision: convolutions and dense layers compute in bfloat16 where the hardware
+    has it (the weights stay float32), two to three times as fast; such a training gives other weights on a machine that
+    hasn't. It ends with weights that float16 holds exactly: half the size on disk.
     """
     device = next(module.parameters()).device
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(module.parameters(), lr=rate, weight_decay=weight_decay)
+    optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=betas, weight_decay=weight_decay)
     checkpoint = progress.checkpoints / f"{stage}.safetensors" if progress.checkpoints else None
     # what a checkpoint has to agree with to be continued
-    training = json.dumps([seed, epochs, batch_size, rate, weight_decay, len(data)])
+    training = json.dumps([seed, epochs, batch_size, rate, weight_decay, betas, len(data)])
     first = _resume(module, optimizer, checkpoint, training)
-    batches = sum(1 for _ in _row_batches(torch.arange(len(data)), batch_size))
+    batches = batches_of(data, batch_size)
     for epoch in range(first, epochs):
         module.train()
         generator = epoch_generator(seed, stage, epoch)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from defenses.base import Defense, DefenseSpec, LabelledImages, Progress
 from defenses.networks import StridedCNN
-from defenses.training import accuracy, epochs_for, train_module
+from defenses.training import accuracy, epochs_for, initialise, train_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +74,6 @@ def fit_classifier(
         network, step, data, stage="classifier", epochs=epochs, batch_size=batch_size, rate=rate, seed=seed,
         progress=progress, evaluate=lambda: {"validation_accuracy": accuracy(network, validation)},
     )  # fmt: skip
-
-
-def initialise(module: nn.Module, seed: int) -> None:
-    """Draws every layer's initial weights afresh from that seed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for layer in module.modules():
-            reset = getattr(layer, "reset_parameters", None)
-            if callable(reset):
-                reset()
 
 
 def shifted(images: Tensor, most: int) -> Tensor:

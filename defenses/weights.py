@@ -11,19 +11,23 @@ import hashlib
 import importlib
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
-from defenses.base import Defense, DefenseSpec
+from defenses.base import Trainable, TrainableSpec
 from defenses.training import atomic_save
 
 ZOO = Path(__file__).parent / "zoo"
+
+TrainableType = TypeVar("TrainableType", bound=Trainable)
 
 
 class WeightsError(Exception):
@@ -36,6 +40,7 @@ class Card:
 
     defense: `module:Class`. data: the data set's name in the zoo; revision: of the data it was trained on.
     figures: measured on validation data at the end of the training. notes: anything measured afterwards.
+    parts: `weights_sha256` of each part that it was trained with, which have files of their own.
     """
 
     defense: str
@@ -51,6 +56,7 @@ class Card:
     figures: dict[str, float]
     weights_sha256: str
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parts: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def class_path(cls: type) -> str:
@@ -63,22 +69,25 @@ def spec_json(spec: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(spec)))
 
 
-def training_part(spec: DefenseSpec) -> dict[str, Any]:
+def training_part(spec: TrainableSpec) -> dict[str, Any]:
     """What of a spec its training depends on, as plain JSON data: all but the fields of the deployment."""
     return {name: value for name, value in spec_json(spec).items() if name not in deployment_fields(type(spec))}
 
 
-def deployment_fields(cls: type[DefenseSpec]) -> list[str]:
+def deployment_fields(cls: type[TrainableSpec]) -> list[str]:
     """Fields of a spec with the metadata {"deployment": True}: how a trained defense answers, not what it learns."""
     return [field.name for field in dataclasses.fields(cls) if field.metadata.get("deployment")]
 
 
-def trained_as(card: Card, cls: type[Defense], spec: DefenseSpec, data: str) -> bool:
-    """Whether the card's weights are those of a defense with that spec, trained on that data (its name in the zoo).
+def trained_as(
+    card: Card, cls: type[Trainable], spec: TrainableSpec, data: str, parts: Mapping[str, str | None]
+) -> bool:
+    """Whether the card's weights are of that class and spec, trained on that data (its name in the zoo) and parts.
 
-    A field that is younger than the card counts as its default; those of the deployment don't count.
+    A field that is younger than the card counts as its default; those of the deployment don't count. parts: the hash of
+    each, None where it has no weights yet.
     """
-    if (card.defense, card.version, card.data) != (class_path(cls), cls.version, data):
+    if (card.defense, card.version, card.data, card.parts) != (class_path(cls), cls.version, data, parts):
         return False
     if not card.spec.keys() <= {field.name for field in dataclasses.fields(cls.Spec)}:
         return False
@@ -89,24 +98,30 @@ def trained_as(card: Card, cls: type[Defense], spec: DefenseSpec, data: str) -> 
     return training_part(written) == training_part(spec)
 
 
-def _spec(cls: type[Defense], values: dict[str, Any]) -> DefenseSpec:
+def _spec(cls: type[Trainable], values: dict[str, Any]) -> TrainableSpec:
     return TypeAdapter(cls.Spec).validate_json(json.dumps(values), strict=True)
 
 
-def weights_hash(defense: Defense) -> str:
-    """sha256 over the names, types, shapes and bytes of every parameter and buffer."""
+def weights_hash(module: Trainable) -> str:
+    """sha256 over the names, types, shapes and bytes of every parameter and buffer, those of its parts too."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(defense.state_dict().items()):
+    for name, tensor in sorted(module.state_dict().items()):
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name}|{plain.dtype}|{tuple(plain.shape)}|".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
     return digest.hexdigest()
 
 
-def save(defense: Defense, card: Card, path: Path) -> None:
+def own_state(module: Trainable) -> dict[str, Tensor]:
+    """Its parameters and buffers without those of its parts."""
+    foreign = tuple(f"{part}." for part in module.parts)
+    return {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(foreign)}
+
+
+def save(module: Trainable, card: Card, path: Path) -> None:
     """Writes path (…safetensors) and its card; the card comes last, so weights with a card are complete."""
     card_path(path).unlink(missing_ok=True)
-    atomic_save(defense.state_dict(), path)
+    atomic_save(own_state(module), path)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     draft.write_text(json.dumps(dataclasses.asdict(card), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     draft.replace(card_path(path))
@@ -114,6 +129,11 @@ def save(defense: Defense, card: Card, path: Path) -> None:
 
 def card_path(path: Path) -> Path:
     return path.with_suffix(".json")
+
+
+def with_cards(files: Iterable[Path]) -> list[Path]:
+    """Weights files, each followed by its card."""
+    return [path for file in files for path in (file, card_path(file))]
 
 
 def read_card(path: Path) -> Card:
@@ -125,27 +145,43 @@ def read_card(path: Path) -> Card:
         raise WeightsError(f"{card_path(path)}: not a readable card ({first}); restore it, or delete both") from error
 
 
-def load_into(defense: Defense, path: Path, expected: str) -> None:
+def load_into(module: Trainable, path: Path, expected: str) -> None:
     """Fills the module from the file, checks it against the expected `weights_hash`, freezes it in eval mode.
 
-    Raises WeightsError where the file is missing, damaged or doesn't fit.
+    Its parts are filled already. Raises WeightsError where the file is missing, damaged or doesn't fit.
     """
     advice = "restore it (the zoo comes with the installation), or delete it and its card to train anew"
     try:
         state = load_file(path)
-        defense.load_state_dict(state)
+        parts = {name: tensor for name, tensor in module.state_dict().items() if name not in own_state(module)}
+        module.load_state_dict({**parts, **state})
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise WeightsError(f"weights {path} are damaged or belong to another network ({first}); {advice}") from error
-    found = weights_hash(defense)
+    found = weights_hash(module)
     if found != expected:
         raise WeightsError(f"weights {path} are damaged: sha256 {found[:12]}…, expected {expected[:12]}…; {advice}")
-    freeze(defense)
+    freeze(module)
 
 
-def freeze(defense: Defense) -> Defense:
+def freeze(module: TrainableType) -> TrainableType:
     """Eval mode, and no gradients for the weights: attacks ask for those of the input alone."""
-    return defense.eval().requires_grad_(False)
+    return module.eval().requires_grad_(False)
+
+
+def find_weights(module: Trainable, data: str, name: str = "", cached: Path | None = None) -> tuple[Path, Card] | None:
+    """The file in the zoo, or else the `cached` one, that has this module's weights, and its card; or None.
+
+    Its parts are filled already. data: name of the data in the zoo; name: whose files are looked at first. Raises
+    WeightsError for a damaged card.
+    """
+    parts: dict[str, str | None] = {part: weights_hash(getattr(module, part)) for part in module.parts}
+    for path in (*zoo_files(data, name), *([cached] if cached else [])):
+        if card_path(path).exists():
+            card = read_card(path)
+            if trained_as(card, type(module), module.spec, data, parts):
+                return path, card
+    return None
 
 
 def zoo_file(data: str, name: str) -> Path:
@@ -159,8 +195,8 @@ def zoo_files(data: str, name: str) -> list[Path]:
     return sorted((card.with_suffix(".safetensors") for card in cards), key=lambda path: path != zoo_file(data, name))
 
 
-def from_zoo(name: str, data: str, **deployment: Any) -> Defense:
-    """A trained defense out of the zoo, by its file's name and the data's: from_zoo("undefended", "mnist").
+def from_zoo(name: str, data: str, **deployment: Any) -> Any:
+    """A trained defense, or a part of some, out of the zoo: from_zoo("undefended", "mnist"), as the file is named.
 
     deployment: fields of its spec that change how it answers and not what it has learnt, in place of the card's.
     Raises WeightsError where the file is missing or damaged, ValueError for fields that are no such.
@@ -172,8 +208,8 @@ def from_zoo(name: str, data: str, **deployment: Any) -> Defense:
     card = read_card(path)
     module, _, qualified = card.defense.partition(":")
     try:
-        cls: type[Defense] = getattr(importlib.import_module(module), qualified)
-        defense = cls(_spec(cls, card.spec))
+        cls: type[Trainable] = getattr(importlib.import_module(module), qualified)
+        found = cls(_spec(cls, card.spec))
     except (ImportError, AttributeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise WeightsError(f"{card_path(path)}: names no defense that is here ({first}); restore it") from error
@@ -181,6 +217,19 @@ def from_zoo(name: str, data: str, **deployment: Any) -> Defense:
         allowed = deployment_fields(cls.Spec)
         if foreign := sorted(deployment.keys() - set(allowed)):
             raise ValueError(f"{name!r} has no deployment field {foreign[0]!r}; it has {', '.join(allowed) or 'none'}")
-        defense = cls(_spec(cls, {**card.spec, **deployment}))
-    load_into(defense, path, card.weights_sha256)
-    return defense
+        found = cls(_spec(cls, {**card.spec, **deployment}))
+    for part in found.parts:
+        fill_from_zoo(getattr(found, part), data)
+    load_into(found, path, card.weights_sha256)
+    return found
+
+
+def fill_from_zoo(module: Trainable, data: str) -> None:
+    """Loads the zoo's weights of a part, and of its own parts; raises WeightsError where it has none."""
+    for part in module.parts:
+        fill_from_zoo(getattr(module, part), data)
+    found = find_weights(module, data)
+    if found is None:
+        raise WeightsError(f"the zoo has no {type(module).__name__} of that spec for {data!r}")
+    path, card = found
+    load_into(module, path, card.weights_sha256)

@@ -26,8 +26,8 @@ ONE_CPU = Needs()
 class Call:
     """A function of the module level with its arguments.
 
-    timeout: how many seconds it may take; None: any number. after: the id of a call of the same run that has to be
-    finished first, whatever came of it; an id that is not in the run counts as finished.
+    timeout: how many seconds it may take; None: any number. after: ids of calls of the same run that have to
+    be finished first, whatever came of them; an id that is not in the run counts as finished.
     reads: files and folders that it reads; writes: the folder that it writes to. An engine with other machines brings
     the former there and the latter's new files back, and moves every path in the arguments accordingly; paths that lie
     outside stay as they are. log: a file that it only appends lines to, which are passed on while it runs.
@@ -37,7 +37,7 @@ class Call:
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     timeout: float | None
-    after: Any = None
+    after: tuple[Any, ...] = ()
     reads: tuple[Path, ...] = ()
     writes: Path | None = None
     log: Path | None = None
@@ -71,7 +71,7 @@ class Engine(Protocol):
 
 
 class Waiting:
-    """The calls of a run that have not begun; those that wait for another one are not ready before it is finished."""
+    """The calls of a run that have not begun; those that wait for others are not ready before these are finished."""
 
     def __init__(self, calls: Iterable[Call], urgency: Urgency | None) -> None:
         self._calls = {call.id: call for call in calls}
@@ -85,7 +85,7 @@ class Waiting:
         """Removes and returns the most urgent calls that are ready, at most `room`."""
         if room <= 0:
             return []
-        ready = [call for call in self._calls.values() if call.after not in self._unfinished]
+        ready = [call for call in self._calls.values() if self._unfinished.isdisjoint(call.after)]
         if urgency := self._urgency:
             ready = heapq.nlargest(room, ready, key=lambda call: urgency(call.id))
         for call in ready[:room]:

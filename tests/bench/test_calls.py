@@ -12,7 +12,7 @@ from bench.matrix import parse_matrix
 from bench.plan import Options, dataset_refs, defense_ref, make_jobs
 
 
-def call(id: str, after: str | None = None) -> Call:
+def call(id: str, after=()) -> Call:
     return Call(id, print, (), None, after)
 
 
@@ -22,7 +22,7 @@ def names(calls: list[Call]) -> str:
 
 def test_the_most_urgent_that_are_ready_come_first():
     urgency = {"a": 1, "b": 3, "c": 2, "d": 9}
-    waiting = Waiting([call("a"), call("b"), call("c"), call("d", after="a")], urgency.__getitem__)
+    waiting = Waiting([call("a"), call("b"), call("c"), call("d", after=("a",))], urgency.__getitem__)
     assert names(waiting.take(2)) == "bc" and names(waiting.take(9)) == "a" and names(waiting.take(9)) == ""
     waiting.finished("b")
     assert waiting and not waiting.take(9)
@@ -31,7 +31,7 @@ def test_the_most_urgent_that_are_ready_come_first():
 
 
 def test_without_urgency_their_own_order_counts_and_what_is_not_there_is_finished():
-    waiting = Waiting([call("b", after="elsewhere"), call("a")], None)
+    waiting = Waiting([call("b", after=("elsewhere",)), call("a")], None)
     assert names(waiting.take(1)) == "b"
     waiting.again(call("b"))
     assert names(waiting.take(5)) == "ab"

@@ -17,7 +17,7 @@ from bench import plan
 from bench.errors import InputError
 from bench.matrix import parse_matrix
 from bench.plan import DatasetRef, DefenseRef, Job, Options, cache_file, dataset_refs, defense_ref, key_of, make_jobs
-from bench.train import train_defense
+from bench.train import train
 from defenses import weights
 
 MATRIX = {
@@ -196,7 +196,7 @@ def test_trained_weights_are_part_of_the_key(tmp_path):
     )
     keys = [key(defenses=["tiny:Trained"])]
     for seed in (0, 1):
-        train_defense(untrained, data, untrained.weights, seed=seed, budget=0.25)
+        train(untrained, data, untrained.weights, command="", seed=seed, budget=0.25)
         trained = defense_ref(matrix.defenses[0], data.load())
         assert trained.trained and trained.weights == untrained.weights
         keys.append(key(defenses=["tiny:Trained"]))
@@ -230,7 +230,7 @@ def trained(entry, path: Path | None = None) -> Path:
     """The weights of a short training of it."""
     (ref,) = refs(entry)
     assert not ref.trained and ref.weights is not None
-    train_defense(ref, DatasetRef("digits", None), path or ref.weights, seed=0, budget=0.25)
+    train(ref, DatasetRef("digits", None), path or ref.weights, command="", seed=0, budget=0.25)
     return path or ref.weights
 
 

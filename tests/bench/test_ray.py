@@ -171,6 +171,7 @@ def test_what_a_cluster_cannot_take_is_one_line(arguments, hint, tmp_path, capsy
 
 def test_a_machine_lost_in_the_middle_costs_nothing(place, cluster):
     (place / "log").unlink(missing_ok=True)
+    (place / "hold").touch()  # the other machine stays in the middle of what it is doing until it is gone
     running = subprocess.Popen(
         command(place, cluster, "lost"), env=environment(place / "lost" / "cache"), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

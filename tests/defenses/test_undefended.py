@@ -10,7 +10,8 @@ from bench.datasets.base import select
 from bench.datasets.digits import Digits
 from defenses.base import LabelledImages, Progress
 from defenses.networks import StridedCNN
-from defenses.undefended import Undefended, initialise, shifted
+from defenses.training import initialise
+from defenses.undefended import Undefended, shifted
 from defenses.weights import weights_hash
 
 

@@ -211,11 +211,11 @@ def test_the_zoo_gives_a_defense_with_another_deployment(tmp_path, monkeypatch):
 def test_the_training_part_of_a_spec_leaves_the_deployment_out():
     spec = ShiftedSpec(**vars(SPEC), shift=1.0)
     assert weights.training_part(spec) == spec_json(SPEC)
-    assert weights.trained_as(card_of(Shifted(spec)), Shifted, replace(spec, shift=2.0), "digits")
-    assert not weights.trained_as(card_of(Shifted(spec)), Shifted, replace(spec, rate=0.5), "digits")
-    assert not weights.trained_as(card_of(Shifted(spec)), Undefended, SPEC, "digits")
-    assert not weights.trained_as(card_of(Shifted(spec)), Shifted, spec, "mnist")
-    assert not weights.trained_as(replace(card_of(Shifted(spec)), version=99), Shifted, spec, "digits")
+    assert weights.trained_as(card_of(Shifted(spec)), Shifted, replace(spec, shift=2.0), "digits", {})
+    assert not weights.trained_as(card_of(Shifted(spec)), Shifted, replace(spec, rate=0.5), "digits", {})
+    assert not weights.trained_as(card_of(Shifted(spec)), Undefended, SPEC, "digits", {})
+    assert not weights.trained_as(card_of(Shifted(spec)), Shifted, spec, "mnist", {})
+    assert not weights.trained_as(replace(card_of(Shifted(spec)), version=99), Shifted, spec, "digits", {})
 
 
 @pytest.mark.parametrize(

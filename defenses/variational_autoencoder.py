@@ -1,0 +1,87 @@
+"""Gaussian variational autoencoder (Kingma and Welling 2014), whose decoder is a defense's generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from defenses.base import LabelledImages, Progress
+from defenses.generative import GenerativeModel, GenerativeSettings, GenerativeSpec
+from defenses.generators import DeconvolutionalGenerator, DenseDecoder
+from defenses.networks import StridedCNN
+from defenses.training import epochs_for, initialise, train_module
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariationalAutoencoderSettings(GenerativeSettings):
+    """decoder: `deconvolutional` (Ilyas et al. 2017 for INC; width: of its last hidden layer) or `dense`, their
+    20-500-500-784 for the overpowered attack (hidden: its two hidden layers).
+
+    pixel_variance: of the decoder's Gaussian; smaller ones reconstruct better and leave more holes in the prior.
+    """
+
+    model: Literal["vae"] = "vae"
+    decoder: Literal["deconvolutional", "dense"] = "deconvolutional"
+    latent: Annotated[int, Ge(1)] = 32
+    width: Annotated[int, Ge(1)] = 8
+    hidden: Annotated[int, Ge(1)] = 500
+    pixel_variance: Annotated[float, Gt(0)] = 0.05
+    epochs: Annotated[int, Ge(1)] = 40
+    batch_size: Annotated[int, Ge(1)] = 128
+    rate: Annotated[float, Gt(0)] = 2e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariationalAutoencoderSpec(GenerativeSpec):
+    """See `GenerativeSpec`."""
+
+    settings: VariationalAutoencoderSettings
+
+
+class VariationalAutoencoder(GenerativeModel):
+    """The decoder of a Gaussian VAE. Its own encoder learns a posterior, isn't needed after and isn't kept."""
+
+    Spec: ClassVar = VariationalAutoencoderSpec
+    spec: VariationalAutoencoderSpec
+
+    def __init__(self, spec: VariationalAutoencoderSpec) -> None:
+        super().__init__(spec)
+        settings = spec.settings
+        self.generator: nn.Module = (
+            DenseDecoder(spec.shape, settings.latent, settings.hidden)
+            if settings.decoder == "dense"
+            else DeconvolutionalGenerator(spec.shape, settings.latent, settings.width)
+        )
+
+    def fit_generator(
+        self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
+    ) -> dict[str, float]:
+        settings = self.spec.settings
+        posterior = StridedCNN(self.spec.shape, 2 * settings.latent).to(next(self.parameters()).device)
+        pair = nn.ModuleDict({"encoder": posterior, "decoder": self.generator})
+        initialise(pair, seed)
+
+        def step(images: Tensor, labels: Tensor, done: float) -> Tensor:
+            mean, log_variance = posterior(images).chunk(2, dim=1)
+            log_variance = log_variance.clamp(-10, 10)
+            z = mean + torch.randn_like(mean) * (log_variance / 2).exp()
+            error = F.mse_loss(self.generator(z), images, reduction="sum") / (2 * settings.pixel_variance)
+            divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
+            return (error + divergence) / len(images)
+
+        train_module(
+            pair, step, train, stage="generator", epochs=epochs_for(budget, settings.epochs, len(train)),
+            batch_size=settings.batch_size, rate=settings.rate, seed=seed, progress=progress,
+            mixed_precision=True,
+        )  # fmt: skip
+        device = next(self.parameters()).device
+        with torch.no_grad():
+            images = validation.images[:1000].to(device)
+            means = posterior(images)[:, : settings.latent]
+            error = F.mse_loss(self.generator(means), images)
+        return {"validation_mse_of_the_posterior_mean": float(error)}
