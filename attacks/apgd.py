@@ -10,7 +10,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from attacks.gradient import Best, GradientAttack, Look, looking, steepest
+from attacks.gradient import NO_RANDOMNESS, Best, GradientAttack, Look, averaged, looking, steepest
 from attacks.losses import cross_entropy, dlr, likeliest_wrong, wrong_first
 from attacks.target import AttackableDefense, Target, View
 from attacks.threat import expand, project, random_in_ball
@@ -49,7 +49,7 @@ class APGD(GradientAttack):
         if self.loss == "dlr" and defense.num_classes < 4:
             return f"the difference of logits ratio needs 4 classes, and there are {defense.num_classes}"
         if self.eot > 1 and not defense.randomized:
-            return "eot is the mean over a defense's own randomness, and this one has none"
+            return NO_RANDOMNESS
         return super().unsuited(defense)
 
     def passes(self) -> tuple[int, int]:
@@ -66,20 +66,22 @@ class APGD(GradientAttack):
         climbs = list(product(aims, range(self.restarts)))
         for climb, (aim, _) in enumerate(climbs):
             start = random_in_ball(x[rows], self.norm, eps, seed + climb)
-            view = self.view(target)
-            rows = self._climb(view, self._look(view, y, aim), x, y, rows, start, eps, best, climb == len(climbs) - 1)
+            views = [self.view(target) for _ in range(self.eot)]
+            rows = self._climb(
+                views[0], self._look(views, y, aim), x, y, rows, start, eps, best, climb == len(climbs) - 1
+            )
             if not len(rows):
                 break
         return best.point
 
-    def _look(self, view: View, y: Tensor, aims: Tensor | None) -> Look:
-        """At the loss, the mean of `eot` looks; its values in float64, as `wrong_first` has them."""
+    def _look(self, views: list[View], y: Tensor, aims: Tensor | None) -> Look:
+        """At the loss, the mean over the views; its values in float64, as `wrong_first` has them."""
         climbed = cross_entropy if self.loss == "cross-entropy" else dlr
-        once = looking(view, wrong_first(climbed) if view.rejects else climbed, y, aims)
+        loss = wrong_first(climbed) if views[0].rejects else climbed
+        seen = averaged([looking(view, loss, y, aims) for view in views])
 
         def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
-            looks = [once(point, rows, last) for _ in range(self.eot)]
-            logits, values, gradient = (torch.stack(parts).mean(0) for parts in zip(*looks, strict=True))
+            logits, values, gradient = seen(point, rows, last)
             return logits, values.double(), gradient
 
         return look

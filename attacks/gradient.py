@@ -7,7 +7,7 @@ beaten; `attacks.selective` uses it too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated
@@ -18,11 +18,13 @@ from torch import Tensor
 
 from attacks.base import Knowledge, ViewAttack
 from attacks.losses import Loss, LossName, accepted_and_wrong, named_loss
-from attacks.target import Target, View
+from attacks.target import AttackableDefense, Target, View
 from attacks.threat import Norm, expand, flat_norm, project, random_in_ball
 
 CONFIRM_EVERY = 10
 """Steps between full-strength confirmations where the attacked view is not the deployed defense."""
+
+NO_RANDOMNESS = "eot is the mean over a defense's own randomness, and this one has none"
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
@@ -100,6 +102,17 @@ def looking(view: View, climbed: Loss, y: Tensor, aims: Tensor | None) -> Look:
     return look
 
 
+def averaged(looks: Sequence[Look]) -> Look:
+    """The mean of several looks: expectation over a defense's own randomness (Athalye et al. 2018)."""
+
+    def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+        seen = [one(point, rows, last) for one in looks]
+        logits, values, gradient = (torch.stack(parts).mean(0) for parts in zip(*seen, strict=True))
+        return logits, values, gradient
+
+    return looks[0] if len(looks) == 1 else look
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProjectedAscent(GradientAttack):
     """Steepest ascent, projected on the ball after every step, from several starts.
@@ -156,11 +169,14 @@ class PGD(ProjectedAscent):
     (Kurakin et al. 2017).
     targeted: instead of away from the label, towards every wrong class in turn, with all restarts for each; not for
     cross-entropy.
+    eot: draws of a randomized defense that every loss and gradient is the mean of; where it optimises inside, each has
+    an optimisation of its own that goes on from step to step.
     """
 
     loss: LossName = "auto"
     random_start: bool = True
     targeted: bool = False
+    eot: Annotated[int, Ge(1)] = 1
 
     def __post_init__(self) -> None:
         if self.targeted and self.loss == "cross-entropy":
@@ -168,7 +184,10 @@ class PGD(ProjectedAscent):
 
     def passes(self) -> tuple[int, int]:
         climbs = self.restarts * (9 if self.targeted else 1)  # a guess: the classes aren't known here
-        return climbs * (self.steps + 1), climbs * self.steps
+        return climbs * (self.steps + 1) * self.eot, climbs * self.steps * self.eot
+
+    def unsuited(self, defense: AttackableDefense) -> str | None:
+        return (NO_RANDOMNESS if self.eot > 1 and not defense.randomized else None) or super().unsuited(defense)
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         best = Best(x.clone(), x.new_full((len(x),), -torch.inf))
@@ -178,9 +197,10 @@ class PGD(ProjectedAscent):
         for climb, (_, offset) in enumerate(climbs):
             start = random_in_ball(x[rows], self.norm, eps, seed + climb) if self.random_start else x[rows]
             aims = None if offset is None else (y + offset) % target.num_classes
-            view = self.view(target)
-            look = looking(view, named_loss(self.loss, view.rejects, self.targeted), y, aims)
-            rows = self.climb(view, look, x, y, rows, start, eps, best, final=climb == len(climbs) - 1)
+            views = [self.view(target) for _ in range(self.eot)]
+            loss = named_loss(self.loss, views[0].rejects, self.targeted)
+            look = averaged([looking(view, loss, y, aims) for view in views])
+            rows = self.climb(views[0], look, x, y, rows, start, eps, best, final=climb == len(climbs) - 1)
             if not len(rows):
                 break
         return best.point

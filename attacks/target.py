@@ -14,7 +14,7 @@ BLOCK = 8
 blocks an input's logits and gradients are the same bits whatever batch it is in."""
 
 Part = Literal["defense", "classifier"]
-GradientMode = Literal["default", "identity", "unrolled"]
+GradientMode = Literal["default", "identity", "unrolled", "gauss-newton", "implicit"]
 
 
 @dataclass(frozen=True)

@@ -246,7 +246,7 @@ class GaussianMixtureVAE(Defense):
         if not self.spec.pull:
             return None
         weight = self.spec.alpha / math.prod(self.spec.shape)
-        return lambda z: weight * (z - means).square().sum(1)
+        return lambda z, rows: weight * (z - means[rows]).square().sum(1)
 
     def perceived(self, x: Tensor) -> Tensor:
         """The reconstruction g(f(x)); of what is rejected and reclassified g(z*)."""

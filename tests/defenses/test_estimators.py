@@ -10,6 +10,7 @@ from attacks.target import Target
 from defenses.estimators import accepted_and_wrong, projection_preprocessor, to_art, to_foolbox
 from defenses.invert_and_classify import InvertAndClassify
 from defenses.projection import MomentumSolver
+from defenses.variational_autoencoder import VariationalAutoencoderSettings
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def inc() -> InvertAndClassify:
     """Untrained: the gradients are what is tested."""
     torch.manual_seed(0)
     spec = InvertAndClassify.Spec(
-        shape=(1, 8, 8), num_classes=10, latent=4, generator_width=4, width=8, hidden=32,
+        shape=(1, 8, 8), num_classes=10, generator=VariationalAutoencoderSettings(latent=4, width=4),
         solver=MomentumSolver(steps=20, rate=5.0, starts=2),
     )  # fmt: skip
     defense = InvertAndClassify(spec).eval()

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from defenses.projection import AdamSolver, BackwardIdentity, MomentumSolver, best_start, mean_squared_error
+from defenses.projection import (
+    AdamSolver,
+    BackwardIdentity,
+    BackwardImplicit,
+    LinearSolve,
+    MomentumSolver,
+    QuasiNewtonSolver,
+    best_start,
+    mean_squared_error,
+    through_optimum,
+)
 
 SOLVER = MomentumSolver(steps=400, rate=0.3, momentum=0.5, starts=3)
 
@@ -83,14 +97,20 @@ def test_adam_takes_the_steps_of_torch(images):
     assert torch.allclose(own[:, 0], z.detach(), atol=1e-6)
 
 
-@pytest.mark.parametrize("solver", [SOLVER, AdamSolver(steps=2000, rate=0.01, starts=3)])
+@pytest.mark.parametrize(
+    "solver", [SOLVER, AdamSolver(steps=2000, rate=0.01, starts=3), QuasiNewtonSolver(steps=60, starts=3)]
+)
 def test_with_a_penalty_the_solution_is_that_of_ridge_regression(images, solver):
     """min ‖Az + b − x‖²/8 + w ‖z − m‖²: (AᵀA/8 + wI) z = Aᵀ(x − b)/8 + wm."""
     generator, weight = LinearGenerator(), 0.3
     means = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
     start = means.expand(5, 3, 3)
     reached = solver.solve(
-        generator, images, start, solver.steps, penalty=lambda z: weight * (z - means.repeat(5, 1)).square().sum(1)
+        generator,
+        images,
+        start,
+        solver.steps,
+        penalty=lambda z, rows: weight * (z - means.repeat(5, 1)[rows]).square().sum(1),
     )
     normal = generator.matrix.T @ generator.matrix / 8 + weight * torch.eye(3)
     fit = (images.flatten(1) - generator.offset) @ generator.matrix / 8
@@ -102,7 +122,7 @@ def test_the_penalty_has_a_say_in_the_best_start():
     generator, z = LinearGenerator(), torch.eye(3, dtype=torch.float64)[None]
     x = generator(z[:, 0])
     dear = torch.tensor([1e3, 0, 0], dtype=torch.float64)
-    chosen, image = best_start(generator, x, z, penalty=lambda z: dear)
+    chosen, image = best_start(generator, x, z, penalty=lambda z, rows: dear)
     assert not torch.equal(chosen, z[:, 0]) and torch.allclose(image, generator(chosen))
 
 
@@ -206,3 +226,165 @@ def test_neither_image_nor_start_is_written_to(images):
 def test_what_is_reached_is_detached(images):
     reached = SOLVER.solve(LinearGenerator(), images, SOLVER.start(5, 3, 0, images), 10)
     assert not reached.requires_grad
+
+
+def test_l_bfgs_reaches_the_least_squares_solution_in_a_few_passes(images):
+    generator, solver = LinearGenerator(), QuasiNewtonSolver(steps=25, starts=3, tolerance=0.0)
+    reached = solver.solve(generator, images, solver.start(5, 3, 0, images), solver.steps)
+    assert torch.allclose(reached, generator.closest(images)[:, None].expand_as(reached), atol=1e-7)
+
+
+def test_l_bfgs_takes_scipys_steps_to_a_curved_optimum():
+    """Both end in the same local optimum, where the gradient is zero."""
+    generator = SmoothGenerator()
+    x = torch.rand(4, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    solver = QuasiNewtonSolver(steps=80, tolerance=0.0)
+    start = solver.start(4, 2, 3, x)
+    reached = solver.solve(generator, x, start, solver.steps)[:, 0]
+    for i in range(4):
+
+        def error(z, i=i):
+            z = torch.tensor(z, requires_grad=True)
+            value = mean_squared_error(generator(z[None]), x[i : i + 1]).sum()
+            return value.item(), torch.autograd.grad(value, z)[0].numpy()
+
+        found = minimize(
+            error, start[i, 0].numpy(), jac=True, method="L-BFGS-B", options={"gtol": 1e-10, "ftol": 1e-16}
+        )
+        assert error(reached[i].numpy())[0] == pytest.approx(found.fun, abs=1e-9)
+
+
+class Counting(nn.Module):
+    """A generator that notes how many latents each pass has."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator, self.sizes = generator, []
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.sizes.append(len(z))
+        return self.generator(z)
+
+
+def test_what_has_converged_leaves_the_batch_and_changes_nothing_for_the_rest():
+    random, generator = torch.Generator().manual_seed(4), Curved()
+    x = torch.rand(24, 1, 2, 4, dtype=torch.float64, generator=random)
+    solver = QuasiNewtonSolver(steps=200, tolerance=1e-3)
+    start = torch.randn(24, 1, 3, dtype=torch.float64, generator=random)
+    counted = Counting(generator)
+    together = solver.solve(counted, x, start, 200)
+    assert len(set(counted.sizes)) > 1 and sum(counted.sizes) < 24 * 200 / 2
+    patient = replace(solver, tolerance=0.0).solve(generator, x, start, 200)
+    errors = [mean_squared_error(generator(z[:, 0]), x) for z in (together, patient)]
+    assert torch.allclose(errors[0], errors[1], rtol=0.01)
+    for i in range(0, 24, 5):
+        assert torch.equal(solver.solve(generator, x[i : i + 1], start[i : i + 1], 200)[0], together[i])
+
+
+def test_a_race_ends_with_the_start_that_was_ahead_and_costs_what_it_says(images):
+    generator = Counting(LinearGenerator())
+    solver = MomentumSolver(steps=12, rate=0.3, momentum=0.5, starts=4, race=5)
+    start = solver.start(5, 3, 0, images)
+    reached = solver.solve(generator, images, start, 12)
+    assert reached.shape == (5, 1, 3) and solver.passes == 4 * 5 + 7
+    assert generator.sizes == [24] * 5 + [20] + [8] * 7 + [5]  # in whole blocks of eight where gradients are taken
+    after = replace(solver, race=0).solve(generator, images, start, 5)
+    ahead, _ = best_start(generator, images, after)
+    finished = replace(solver, race=0, starts=1).solve(generator, images, ahead[:, None], 7)
+    assert torch.allclose(reached, finished, atol=1e-12)
+
+
+@given(
+    seed=st.integers(0, 2**31), solver=st.sampled_from([
+        MomentumSolver(rate=0.3, momentum=0.5, starts=2), AdamSolver(starts=2),
+        QuasiNewtonSolver(starts=2), QuasiNewtonSolver(starts=2, race=3),
+    ]),
+)  # fmt: skip
+def test_the_answer_is_never_worse_than_the_best_start(seed, solver):
+    random = torch.Generator().manual_seed(seed)
+    generator, x = SmoothGenerator(), torch.rand(3, 1, 2, 2, dtype=torch.float64, generator=random)
+    start = solver.start(3, 2, seed, x)
+    before = mean_squared_error(best_start(generator, x, start)[1], x)
+    after = mean_squared_error(best_start(generator, x, solver.solve(generator, x, start, 8))[1], x)
+    assert (after <= before + 1e-12).all()
+
+
+def test_starts_per_input_depend_on_the_input_and_the_seed_alone():
+    x = torch.rand(5, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    solver = MomentumSolver(starts=3, spread=0.5)
+    together = solver.start_per_input(x, 4, seed=1)
+    assert together.shape == (5, 3, 4)
+    assert torch.equal(solver.start_per_input(x[3:4], 4, seed=1)[0], together[3])
+    assert not torch.equal(together[0], together[1])
+    assert not torch.equal(solver.start_per_input(x, 4, seed=2), together)
+    many = MomentumSolver(starts=4000, spread=0.5).start_per_input(x[:1], 4, 0)
+    assert float(many.std()) == pytest.approx(0.5, rel=0.05)
+
+
+class Curved(nn.Module):
+    """z [N,3] → a smooth, curved surface of images [N,1,2,4] in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        random = torch.Generator().manual_seed(3)
+        self.inner = torch.randn(6, 3, dtype=torch.float64, generator=random)
+        self.outer = 0.7 * torch.randn(8, 6, dtype=torch.float64, generator=random)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(torch.tanh(z @ self.inner.T) @ self.outer.T).view(-1, 1, 2, 4)
+
+
+def converged(x: Tensor) -> Tensor:
+    """z*(x) to the last digits: a long descent from the same start for every image."""
+    solver = QuasiNewtonSolver(steps=400, tolerance=0.0, pairs=6)
+    start = torch.tensor([0.2, -0.1, 0.1], dtype=torch.float64).expand(len(x), 1, 3)
+    return solver.solve(Curved(), x, start, solver.steps)[:, 0]
+
+
+def beside_the_surface(far: float) -> Tensor:
+    random = torch.Generator().manual_seed(6)
+    x = Curved()(0.5 * torch.randn(3, 3, dtype=torch.float64, generator=random))
+    return x + far * torch.randn(x.shape, dtype=torch.float64, generator=random)
+
+
+def test_the_implicit_gradient_is_the_slope_of_the_converged_projection():
+    """Central differences of G(z*(x)), far enough from the surface for its curvature to count."""
+    x, generator, random = beside_the_surface(0.05), Curved(), torch.Generator().manual_seed(7)
+    weight, aside = (torch.randn(x.shape, dtype=torch.float64, generator=random) for _ in range(2))
+    h = 3e-4
+    ahead, behind = (generator(converged(x + sign * h * aside)) for sign in (1, -1))
+    slopes = ((ahead - behind) * weight).flatten(1).sum(1) / (2 * h)
+    found = {}
+    for curvature in (True, False):
+        point, z = x.clone().requires_grad_(True), converged(x)
+        exact = LinearSolve(curvature=curvature, damping=0.0, iterations=50)
+        value = BackwardImplicit.apply(point, generator(z), generator, z, exact)
+        (gradient,) = torch.autograd.grad((value * weight).sum(), point)
+        found[curvature] = ((gradient * aside).flatten(1).sum(1) - slopes).abs() / slopes.abs()
+    assert found[True].amax() < 1e-4
+    assert found[False].amax() > 1e-3  # without the curvature it is another derivative
+
+
+def test_gauss_newton_projects_on_the_tangent_space():
+    """On the surface itself both forms are the projector: symmetric, idempotent, identity on tangents."""
+    x, generator = beside_the_surface(0.0), Curved()
+    z = converged(x)
+    exact = LinearSolve(curvature=False, damping=0.0, iterations=50)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda one: generator(one[None]).flatten()))(z)
+    projector = jacobian @ torch.linalg.pinv(jacobian)
+    for i in range(8):
+        unit = torch.zeros_like(x).flatten(1)
+        unit[:, i] = 1
+        back = through_optimum(generator, x, z, unit.view_as(x), exact).flatten(1)
+        assert torch.allclose(back, projector[:, :, i], atol=1e-7)
+
+
+def test_damped_steps_shrink_and_never_turn_round():
+    x, generator = beside_the_surface(0.3), Curved()
+    z, gradient = converged(x), torch.randn(3, 1, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    sizes = []
+    for damping in (0.01, 0.1, 1.0):
+        back = through_optimum(generator, x, z, gradient, LinearSolve(curvature=False, damping=damping))
+        assert ((back * gradient).flatten(1).sum(1) >= 0).all()
+        sizes.append(back.flatten(1).norm(dim=1))
+    assert (sizes[0] >= sizes[1]).all() and (sizes[1] >= sizes[2]).all()

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from bench.datasets.base import select
 from defenses.base import LabelledImages, Progress
 from defenses.gmvae import GaussianMixtureVAE
-from defenses.invert_and_classify import InvertAndClassify
 from defenses.pgd_training import PGDTraining
-from defenses.projection import MomentumSolver
 from defenses.training import accuracy, atomic_save, epochs_for, minibatches, one_cycle, train_module
 from defenses.undefended import Undefended
+from defenses.variational_autoencoder import VariationalAutoencoder, VariationalAutoencoderSettings
+from defenses.wasserstein_gan import WassersteinGAN, WassersteinGANSettings
 from defenses.weights import weights_hash
 
 
@@ -133,21 +133,25 @@ def test_seeds_decide_and_the_random_state_outside_does_not(data):
 
 SHAPE = {"shape": (1, 8, 8), "num_classes": 10}
 TINY = {"width": 2, "hidden": 8}
+ENCODER = {"latent": 3, "width": 2, "encoder_width": 2, "encoder_hidden": 4}
+VAE = {"settings": VariationalAutoencoderSettings(**ENCODER, epochs=12)}
+GAN = {"settings": WassersteinGANSettings(**ENCODER, epochs=12, batch_size=32, critic_steps=2)}
 
 
 @pytest.mark.parametrize(
     ("cls", "more", "stop"),
     [
-        (Undefended, {}, ("classifier", 2)),
-        (PGDTraining, {"steps": 2}, ("pgd-training", 2)),
-        (GaussianMixtureVAE, {}, ("gmvae", 1)),
-        (InvertAndClassify, {"latent": 3, "solver": MomentumSolver(steps=3)}, ("classifier", 1)),
-        (InvertAndClassify, {"latent": 3, "solver": MomentumSolver(steps=3)}, ("generator", 1)),
+        (Undefended, TINY, ("classifier", 2)),
+        (PGDTraining, TINY | {"steps": 2}, ("pgd-training", 2)),
+        (GaussianMixtureVAE, TINY, ("gmvae", 1)),
+        (VariationalAutoencoder, VAE, ("generator", 1)),
+        (VariationalAutoencoder, VAE, ("encoder", 1)),
+        (WassersteinGAN, GAN, ("wgan-gp", 2)),
     ],
-    ids=["undefended", "pgd-training", "gmvae", "inc-classifier", "inc-generator"],
+    ids=["undefended", "pgd-training", "gmvae", "vae-generator", "vae-encoder", "wgan-gp"],
 )
-def test_every_defense_resumes_to_the_same_weights(tmp_path, digits, cls, more, stop):
-    train_on, spec = select(digits.train, range(0, 1000, 4)), cls.Spec(**SHAPE, **TINY, **more)
+def test_every_training_resumes_to_the_same_weights(tmp_path, digits, cls, more, stop):
+    train_on, spec = select(digits.train, range(0, 1000, 4)), cls.Spec(**SHAPE, **more)
     budget = 3 / 12 / epochs_for(1.0, 1, len(train_on))  # three epochs of twelve
 
     def fit(progress: Progress) -> str:

@@ -1,0 +1,48 @@
+"""Defense-GAN: Samangouei, Kabkab and Chellappa 2018, "Protecting Classifiers against Adversarial Attacks Using
+Generative Models"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from defenses.project_and_classify import GeneratorSettings, ProjectAndClassify, ProjectAndClassifySpec
+from defenses.projection import AdamSolver, MomentumSolver, QuasiNewtonSolver
+from defenses.wasserstein_gan import WassersteinGANSettings
+
+PAPER = MomentumSolver(steps=200, rate=10.0, momentum=0.7, drop=0.8, starts=10, spread=128**-0.5)
+"""L = 200 steps at rate 10, a tenth of it from 0.8 L on, from R = 10 starts z ~ N(0, I/128)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseGANSpec(ProjectAndClassifySpec):
+    """generator: the paper's WGAN-GP. solver: the paper's, R starts of L steps."""
+
+    generator: GeneratorSettings = field(default_factory=WassersteinGANSettings)
+    solver: MomentumSolver | AdamSolver | QuasiNewtonSolver = PAPER
+
+
+class DefenseGAN(ProjectAndClassify):
+    """C(G(z*)), z* the best of R descents from random starts; the starts are drawn anew for every answer.
+
+    Each input's come from a generator seeded by that draw and its own pixels: they don't depend on its batch.
+    """
+
+    Spec: ClassVar = DefenseGANSpec
+    spec: DefenseGANSpec
+    randomized: ClassVar[bool] = True
+
+    def starts(self, x: Tensor) -> Tensor:
+        seed = int(torch.randint(2**31, ()))
+        return self.from_encoder(x, self.spec.solver.start_per_input(x, self.generator.latent, seed))
+
+    def attacked_inversion(self, x: Tensor) -> Tensor:
+        """One random start instead of R, by a faster solver: the mean over draws is what an attacker needs, and the
+        judge asks the full one."""
+        own = self.spec.solver
+        solver = QuasiNewtonSolver(steps=50, spread=own.spread, origin="prior")
+        start = solver.start_per_input(x, self.generator.latent, int(torch.randint(2**31, ())))
+        return solver.solve(self.generator, x, start, solver.steps)

@@ -1,0 +1,136 @@
+"""Project an input on the range of a generator, then classify: what INC and Defense-GAN have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from defenses.base import Defense, DefenseSpec
+from defenses.generative import GenerativeModel
+from defenses.projection import (
+    AdamSolver,
+    BackwardIdentity,
+    BackwardImplicit,
+    LinearSolve,
+    MomentumSolver,
+    QuasiNewtonSolver,
+    best_start,
+)
+from defenses.undefended import Undefended, UndefendedSpec
+from defenses.variational_autoencoder import (
+    VariationalAutoencoder,
+    VariationalAutoencoderSettings,
+    VariationalAutoencoderSpec,
+)
+from defenses.wasserstein_gan import WassersteinGAN, WassersteinGANSettings, WassersteinGANSpec
+
+GeneratorSettings = VariationalAutoencoderSettings | WassersteinGANSettings
+
+
+def generative_model(spec: DefenseSpec, settings: GeneratorSettings) -> GenerativeModel:
+    """The model of those settings, for the same images as the defense's, with initial weights."""
+    shape, classes = spec.shape, spec.num_classes
+    if isinstance(settings, WassersteinGANSettings):
+        return WassersteinGAN(WassersteinGANSpec(shape=shape, num_classes=classes, settings=settings))
+    return VariationalAutoencoder(VariationalAutoencoderSpec(shape=shape, num_classes=classes, settings=settings))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectAndClassifySpec(DefenseSpec):
+    """generator: what is projected on (`model = "vae"` or "wgan-gp", and its settings). solver: how it is inverted
+    (`method = "momentum"`, "adam" or "l-bfgs", and its settings). seed: of starts that are the same for every input."""
+
+    generator: GeneratorSettings = field(default_factory=VariationalAutoencoderSettings)
+    solver: MomentumSolver | AdamSolver | QuasiNewtonSolver = field(default_factory=MomentumSolver)
+    seed: int = 0
+
+
+class ProjectAndClassify(Defense):
+    """C(G(z*(x))), z*(x) = argmin_z ‖G(z) − x‖².
+
+    Backward modes through the projection: `identity` (BPDA), `unrolled` through the last solver steps, `gauss-newton`
+    and `implicit` by the implicit function theorem (`defenses.projection.BackwardImplicit`).
+    """
+
+    family: ClassVar[str] = "projection"
+    parts: ClassVar[tuple[str, ...]] = ("generator", "classifier")
+    spec: ProjectAndClassifySpec
+
+    def __init__(self, spec: ProjectAndClassifySpec) -> None:
+        super().__init__(spec)
+        self.generator = generative_model(spec, spec.generator)
+        self.classifier: Undefended = self.own_classifier()
+
+    def own_classifier(self) -> Undefended:
+        """The classifier of this defense, with initial weights."""
+        return Undefended(UndefendedSpec(shape=self.spec.shape, num_classes=self.spec.num_classes))
+
+    @property
+    def gradient_modes(self) -> tuple[str, ...]:
+        return ("identity", "unrolled", "gauss-newton", "implicit")
+
+    @property
+    def inference_steps(self) -> int:
+        return self.spec.solver.passes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attack_forward(x, self.gradient_modes[0], None, 0)[0]
+
+    def starts(self, x: Tensor) -> Tensor:
+        """Where the search for images x [N,C,H,W] begins, [N,R,k]."""
+        return self.from_encoder(x, self.spec.solver.start(len(x), self.generator.latent, self.spec.seed, x))
+
+    def from_encoder(self, x: Tensor, starts: Tensor) -> Tensor:
+        """The same starts [N,R,k], the first in its place by the encoder where the solver says so."""
+        if self.spec.solver.origin == "prior":
+            return starts
+        with torch.no_grad():
+            return torch.cat([self.generator.encode(x)[:, None], starts[:, 1:]], dim=1)
+
+    def invert(self, x: Tensor, start: Tensor | None = None, steps: int | None = None) -> Tensor:
+        """Latents [N,R,k] of every start that went to the end, by the full solver from its own starts by default."""
+        solver = self.spec.solver
+        start = self.starts(x) if start is None else start
+        return solver.solve(self.generator, x, start, solver.steps if steps is None else steps)
+
+    def inverter(self, x: Tensor) -> Tensor:
+        """z*(x): images [N,C,H,W] → latents [N,k]."""
+        with torch.no_grad():
+            return best_start(self.generator, x, self.invert(x))[0]
+
+    def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
+        """See `Defense.attack_forward`. `unrolled` goes through `inner_steps` solver steps; the best start is kept."""
+        projected, latents = self.projected(x, gradient, start, inner_steps)
+        return self.classifier(projected), latents
+
+    def projected(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
+        """G(z*) [N,C,H,W], differentiable by that mode, and z* [N,1,k]."""
+        if gradient == "unrolled":
+            latents = self.attacked_inversion(x) if start is None else start
+            reached = self.spec.solver.differentiable.solve(self.generator, x, latents, inner_steps, unroll=True)
+            with torch.enable_grad():
+                z, nearest = best_start(self.generator, x, reached)
+            return nearest, z.detach()[:, None]
+        latents = self.attacked_inversion(x) if start is None else self.invert(x, start, inner_steps)
+        with torch.no_grad():
+            z, nearest = best_start(self.generator, x, latents)
+        if gradient == "identity":
+            return BackwardIdentity.apply(x, nearest), z[:, None]
+        how = LinearSolve(curvature=gradient == "implicit")
+        return BackwardImplicit.apply(x, nearest, self.generator, z, how), z[:, None]
+
+    def attacked_inversion(self, x: Tensor) -> Tensor:
+        """The inversion that an attack begins with: the full one, so that it follows the optimum that is deployed."""
+        return self.invert(x)
+
+    def perceived(self, x: Tensor) -> Tensor:
+        """G(z*(x))."""
+        with torch.no_grad():
+            return best_start(self.generator, x, self.invert(x))[1]
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        """n images of the generator [n,C,H,W]; it knows no classes."""
+        return self.generator.sample(n, seed)
