@@ -58,7 +58,8 @@ class GenerativeModel(Trainable):
     def sample(self, n: int, seed: int) -> Tensor:
         """n images G(z), z ~ N(0, I) → [n,C,H,W]; the i-th is the same whatever n is."""
         device = next(self.parameters()).device
-        z = torch.randn(n, self.latent, generator=torch.Generator().manual_seed(seed)).to(device)
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.stack([torch.randn(self.latent, generator=generator) for _ in range(n)]).to(device)
         with torch.no_grad():
             return torch.cat([self.generator(part) for part in z.split(500)])
 

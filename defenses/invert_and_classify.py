@@ -51,13 +51,12 @@ class InvertAndClassify(ProjectAndClassify):
             self.held_out.thresholds([self.spec.rejection_rate or 0.0])[0] if self.rejects else torch.tensor(torch.inf)
         )
 
-    def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
-        projected, latents = self.projected(x, gradient, start, inner_steps)
+    def answer(self, x: Tensor, projected: Tensor) -> Tensor:
         logits = self.classifier(projected)
         if self.rejects:
             distance = (x - projected.detach()).flatten(1).norm(dim=1)
             logits = append_reject_score(logits, distance / self.eta - 1)
-        return logits, latents
+        return logits
 
     def fit(
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress

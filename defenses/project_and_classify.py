@@ -77,7 +77,12 @@ class ProjectAndClassify(Defense):
         return self.spec.solver.passes
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attack_forward(x, self.gradient_modes[0], None, 0)[0]
+        """The full inversion, with the identity behind it as gradient."""
+        return self.answer(x, self.projected(x, self.gradient_modes[0], self.invert(x))[0])
+
+    def answer(self, x: Tensor, projected: Tensor) -> Tensor:
+        """Logits for images [N,C,H,W] with these projections."""
+        return self.classifier(projected)
 
     def starts(self, x: Tensor) -> Tensor:
         """Where the search for images x [N,C,H,W] begins, [N,R,k]."""
@@ -103,24 +108,28 @@ class ProjectAndClassify(Defense):
 
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
         """See `Defense.attack_forward`. `unrolled` goes through `inner_steps` solver steps; the best start is kept."""
-        projected, latents = self.projected(x, gradient, start, inner_steps)
-        return self.classifier(projected), latents
+        if start is None:
+            latents = self.attacked_inversion(x)
+        else:
+            latents = start if gradient == "unrolled" else self.invert(x, start, inner_steps)
+        projected, z = self.projected(x, gradient, latents, inner_steps)
+        return self.answer(x, projected), z[:, None]
 
-    def projected(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
-        """G(z*) [N,C,H,W], differentiable by that mode, and z* [N,1,k]."""
+    def projected(self, x: Tensor, gradient: str, latents: Tensor, steps: int = 0) -> tuple[Tensor, Tensor]:
+        """G(z*) [N,C,H,W], differentiable by that mode, and z* [N,k], the best of latents [N,R,k].
+
+        steps: of the solver that `unrolled` goes through, from there on.
+        """
         if gradient == "unrolled":
-            latents = self.attacked_inversion(x) if start is None else start
-            reached = self.spec.solver.differentiable.solve(self.generator, x, latents, inner_steps, unroll=True)
+            reached = self.spec.solver.differentiable.solve(self.generator, x, latents, steps, unroll=True)
             with torch.enable_grad():
                 z, nearest = best_start(self.generator, x, reached)
-            return nearest, z.detach()[:, None]
-        latents = self.attacked_inversion(x) if start is None else self.invert(x, start, inner_steps)
+            return nearest, z.detach()
         with torch.no_grad():
             z, nearest = best_start(self.generator, x, latents)
         if gradient == "identity":
-            return BackwardIdentity.apply(x, nearest), z[:, None]
-        how = LinearSolve(curvature=gradient == "implicit")
-        return BackwardImplicit.apply(x, nearest, self.generator, z, how), z[:, None]
+            return BackwardIdentity.apply(x, nearest), z
+        return BackwardImplicit.apply(x, nearest, self.generator, z, LinearSolve(curvature=gradient == "implicit")), z
 
     def attacked_inversion(self, x: Tensor) -> Tensor:
         """The inversion that an attack begins with: the full one, so that it follows the optimum that is deployed."""
