@@ -19,11 +19,11 @@ from defenses.base import Defense, LabelledImages, Progress, append_reject_score
 from defenses.calibration import HeldOutScores, in_batches, selective_figures
 from defenses.networks import StridedCNN
 from defenses.training import epochs_for, initialise, train_module
-from defenses.undefended import UndefendedSpec, fit_classifier, shifted
+from defenses.undefended import ClassifierSpec, fit_classifier, shifted
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuxiliaryDetectorSpec(UndefendedSpec):
+class AuxiliaryDetectorSpec(ClassifierSpec):
     """eps, steps: L∞ sizes and PGD steps of the adversarial images that the detector learns from.
 
     rejection_rate: share of clean validation images that it may reject. detector_epochs: its training. width, hidden,
@@ -36,6 +36,8 @@ class AuxiliaryDetectorSpec(UndefendedSpec):
     rejection_rate: Annotated[float, Gt(0), Lt(0.5)] = field(default=0.01, metadata={"deployment": True})
     width: Annotated[int, Ge(1)] = 16
     hidden: Annotated[int, Ge(1)] = 64
+    epochs: Annotated[int, Ge(1)] = 12
+    rate: Annotated[float, Gt(0)] = 2e-3
 
 
 class AuxiliaryDetector(Defense):

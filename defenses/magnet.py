@@ -15,7 +15,7 @@ from defenses.base import Defense, LabelledImages, Progress, append_reject_score
 from defenses.calibration import HeldOutScores, in_batches, selective_figures
 from defenses.networks import StridedCNN
 from defenses.training import accuracy, epochs_for, initialise, train_module
-from defenses.undefended import UndefendedSpec, fit_classifier
+from defenses.undefended import ClassifierSpec, fit_classifier
 
 Rate = Annotated[float, Gt(0), Lt(1)]
 """Share of clean validation images that a detector may reject."""
@@ -25,7 +25,7 @@ TEMPERATURES = {"jsd10": 10.0, "jsd40": 40.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class MagNetSpec(UndefendedSpec):
+class MagNetSpec(ClassifierSpec):
     """filters: of each hidden convolution of the autoencoders. noise: standard deviation of what they learn to remove.
 
     autoencoder_*: their training (the paper: 100 epochs; here fewer at a higher rate: after 8 on MNIST the validation
@@ -40,6 +40,8 @@ class MagNetSpec(UndefendedSpec):
     autoencoder_rate: Annotated[float, Gt(0)] = 3e-2
     width: Annotated[int, Ge(1)] = 16
     hidden: Annotated[int, Ge(1)] = 64
+    epochs: Annotated[int, Ge(1)] = 12
+    rate: Annotated[float, Gt(0)] = 2e-3
     rate_l2: Rate = field(default=0.001, metadata={"deployment": True})
     rate_l1: Rate = field(default=0.001, metadata={"deployment": True})
     rate_jsd10: Rate = field(default=0.005, metadata={"deployment": True})

@@ -1,6 +1,9 @@
-"""Classifiers. All map images [N,C,H,W] in [0,1] to logits [N,K], for any image size from 8×8 up."""
+"""Classifiers. All map images [N,C,H,W] in [0,1] to logits [N,K], for any image size from 8×8 up unless they say so."""
 
 from __future__ import annotations
+
+import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,3 +29,41 @@ class StridedCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.conv2(F.relu(self.conv1(x))))
         return self.output(F.relu(self.hidden(torch.flatten(h, 1))))
+
+
+Letter = Literal["A", "B", "C", "D", "E", "F"]
+
+
+def lettered(letter: Letter, shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    """Classifiers A to F of Defense-GAN (Samangouei et al. 2018, their appendix), padded as in their code.
+
+    A: convolution 64 5×5, 64 5×5/2, 128 dense; C: 128 3×3, 64 5×5/2, 128 dense; B: 64 8×8/2, 128 6×6/2, 128 5×5; D: 200
+    and 200 dense; all with ReLU and dropout. E is D without dropout, F is B without. Raises ValueError for images that
+    are too small.
+    """
+    channels, height, width = shape
+    drop = nn.Identity if letter in "EF" else nn.Dropout
+    if letter in "DE":
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(math.prod(shape), 200), nn.ReLU(), drop(0.5), nn.Linear(200, 200), nn.ReLU(),
+            nn.Linear(200, num_classes),
+        )  # fmt: skip
+    least = 28 if letter in "BF" else 5
+    if min(height, width) < least:
+        raise ValueError(f"network {letter} takes images from {least}×{least} up, not {height}×{width}")
+    if letter in "BF":
+        cells = math.prod(((size // 2 - 6) // 2 + 1) - 4 for size in (height, width))
+        return nn.Sequential(
+            drop(0.2),
+            nn.Conv2d(channels, 64, 8, stride=2, padding=3), nn.ReLU(),
+            nn.Conv2d(64, 128, 6, stride=2), nn.ReLU(),
+            nn.Conv2d(128, 128, 5), nn.ReLU(),
+            nn.Flatten(), drop(0.5), nn.Linear(128 * cells, num_classes),
+        )  # fmt: skip
+    maps, kernel = (64, 5) if letter == "A" else (128, 3)
+    cells = math.prod((size - 5) // 2 + 1 for size in (height, width))
+    return nn.Sequential(
+        nn.Conv2d(channels, maps, kernel, padding=kernel // 2), nn.ReLU(),
+        nn.Conv2d(maps, 64, 5, stride=2), nn.ReLU(),
+        nn.Flatten(), drop(0.25), nn.Linear(64 * cells, 128), nn.ReLU(), drop(0.5), nn.Linear(128, num_classes),
+    )  # fmt: skip

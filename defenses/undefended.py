@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -11,31 +11,55 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from defenses.base import Defense, DefenseSpec, LabelledImages, Progress
-from defenses.networks import StridedCNN
+from defenses.networks import Letter, StridedCNN, lettered
 from defenses.training import accuracy, epochs_for, initialise, train_module
 
 
 @dataclass(frozen=True, kw_only=True)
-class UndefendedSpec(DefenseSpec):
-    """width, hidden: size of the network. epochs, batch_size, rate: its training (Adam, one cycle)."""
+class ClassifierSpec(DefenseSpec):
+    """width, hidden: size of a `StridedCNN`. batch_size: of its training."""
 
     width: Annotated[int, Ge(1)] = 32
     hidden: Annotated[int, Ge(1)] = 256
-    epochs: Annotated[int, Ge(1)] = 12
     batch_size: Annotated[int, Ge(1)] = 128
-    rate: Annotated[float, Gt(0)] = 2e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class UndefendedSpec(ClassifierSpec):
+    """network: `strided` (`StridedCNN`), or a classifier of Defense-GAN by its letter (`networks.lettered`).
+
+    Those have a size of their own: width and hidden are for `strided`. epochs, rate: of the training (Adam, one cycle);
+    None: 12 and 2e-3 for `strided`, the paper's 10 and 1e-3 for the others, which train in mixed precision.
+    """
+
+    network: Literal["strided"] | Letter = "strided"
+    epochs: Annotated[int, Ge(1)] | None = None
+    rate: Annotated[float, Gt(0)] | None = None
+
+    def __post_init__(self) -> None:
+        strided = self.network == "strided"
+        for size in ("width", "hidden"):
+            if not strided and getattr(self, size) != getattr(type(self), size):
+                raise ValueError(f"{size}: network {self.network} has a size of its own; leave it out")
+        for name, usual in {"epochs": 12 if strided else 10, "rate": 2e-3 if strided else 1e-3}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, usual)
 
 
 class Undefended(Defense):
     """The classifier alone. Trained on images shifted by up to one pixel in sixteen."""
 
-    Spec: ClassVar = UndefendedSpec
+    Spec: ClassVar[type[UndefendedSpec]] = UndefendedSpec
     family: ClassVar[str] = "none"
     spec: UndefendedSpec
 
     def __init__(self, spec: UndefendedSpec) -> None:
         super().__init__(spec)
-        self.network = StridedCNN(spec.shape, spec.num_classes, spec.width, spec.hidden)
+        self.network: nn.Module = (
+            StridedCNN(spec.shape, spec.num_classes, spec.width, spec.hidden)
+            if spec.network == "strided"
+            else lettered(spec.network, spec.shape, spec.num_classes)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
@@ -44,9 +68,11 @@ class Undefended(Defense):
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:
         spec = self.spec
+        assert spec.epochs and spec.rate
         fit_classifier(
             self.network, train, validation, seed=seed, progress=progress,
             epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
+            mixed_precision=spec.network != "strided",
         )  # fmt: skip
         self.eval()
         return {"validation_accuracy": accuracy(self, validation)}
@@ -62,6 +88,7 @@ def fit_classifier(
     rate: float,
     seed: int,
     progress: Progress,
+    mixed_precision: bool = False,
 ) -> None:
     """Plain training by cross-entropy from seeded initial weights, images shifted at random."""
     initialise(network, seed)
@@ -72,7 +99,8 @@ def fit_classifier(
 
     train_module(
         network, step, data, stage="classifier", epochs=epochs, batch_size=batch_size, rate=rate, seed=seed,
-        progress=progress, evaluate=lambda: {"validation_accuracy": accuracy(network, validation)},
+        progress=progress, mixed_precision=mixed_precision,
+        evaluate=lambda: {"validation_accuracy": accuracy(network, validation)},
     )  # fmt: skip
 
 
