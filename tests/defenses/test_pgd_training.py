@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from attacks.target import blockwise
-from attacks.threat import inside
+from attacks.threat import flat_norm, inside
 from bench.datasets.base import select
 from bench.datasets.digits import Digits
 from defenses.base import Progress
-from defenses.pgd_training import PGDTraining
+from defenses.pgd_training import PGDTraining, PGDTrainingSpec
 from defenses.weights import weights_hash
 
+SIZES: dict[str, dict[str, Any]] = {
+    "linf": {"eps": 0.1, "step_size": 0.05},
+    "l2": {"eps": 0.5, "step_size": 0.25, "mixed_precision": True},
+}
 
-def fitted(digits: Digits, seed: int = 0, budget: float = 0.02) -> tuple[PGDTraining, dict[str, float]]:
-    spec = PGDTraining.Spec(shape=(1, 8, 8), num_classes=10, eps=0.1, steps=3, step_size=0.05, width=8, hidden=32)
+
+def fitted(
+    digits: Digits, seed: int = 0, budget: float = 0.02, norm: Literal["linf", "l2"] = "linf"
+) -> tuple[PGDTraining, dict[str, float]]:
+    spec = PGDTrainingSpec(shape=(1, 8, 8), num_classes=10, norm=norm, steps=3, width=8, hidden=32, **SIZES[norm])
     defense = PGDTraining(spec)
     figures = defense.fit(select(digits.train, range(0, 1000, 4)), digits.validation, budget, seed, Progress())
     return defense, figures
 
 
-@pytest.fixture(scope="module")
-def defense(digits) -> PGDTraining:
-    return fitted(digits, budget=0.1)[0]
+@pytest.fixture(scope="module", params=["linf", "l2"])
+def defense(digits, request) -> PGDTraining:
+    return fitted(digits, budget=0.1, norm=request.param)[0]
 
 
 def test_it_learns_and_never_rejects(defense, digits):
@@ -41,7 +50,9 @@ def test_the_inner_attack_stays_in_its_ball_and_raises_the_loss(defense, digits,
     with torch.random.fork_rng():
         torch.manual_seed(0)
         attacked = defense.perturbed(x, y, ramp)
-    assert inside(attacked, x, "linf", 0.1 * ramp).all()
+    norm, eps = defense.spec.norm, ramp * defense.spec.eps
+    assert inside(attacked, x, norm, eps).all()
+    assert not ramp or flat_norm(attacked - x, norm).median() > 0.9 * eps
     with torch.no_grad():
         gain = F.cross_entropy(defense(attacked), y) - F.cross_entropy(defense(x), y)
     assert gain > 0.01 if ramp else gain.abs() < 1e-6
@@ -66,11 +77,21 @@ def test_answers_are_the_same_bits_in_any_batch(defense, digits, batch_size):
     assert torch.equal(blockwise(defense, x[order], batch_size), blockwise(defense, x)[order])
 
 
-def test_a_seed_gives_the_same_weights_whatever_happened_before(digits):
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_seed_gives_the_same_weights_whatever_happened_before(digits, norm):
     torch.manual_seed(1)
-    first, _ = fitted(digits)
+    first, _ = fitted(digits, norm=norm)
     torch.manual_seed(2)
-    assert weights_hash(first) == weights_hash(fitted(digits)[0]) != weights_hash(fitted(digits, seed=1)[0])
+    again, other = fitted(digits, norm=norm)[0], fitted(digits, seed=1, norm=norm)[0]
+    assert weights_hash(first) == weights_hash(again) != weights_hash(other)
+
+
+def test_mixed_precision_is_half_the_size_on_disk(digits):
+    halves = {
+        norm: all(torch.equal(weights, weights.half().float()) for weights in fitted(digits, norm=norm)[0].parameters())
+        for norm in ("linf", "l2")
+    }
+    assert halves == {"linf": False, "l2": True}
 
 
 def test_figures_do_not_touch_the_random_state(defense, digits):

@@ -11,7 +11,7 @@ from bench.datasets.digits import Digits
 from defenses.base import LabelledImages, Progress
 from defenses.networks import StridedCNN
 from defenses.training import initialise
-from defenses.undefended import Undefended, shifted
+from defenses.undefended import Undefended, UndefendedSpec, shifted
 from defenses.weights import weights_hash
 
 
@@ -70,6 +70,34 @@ def test_initial_weights_come_from_their_seed_alone():
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     initialise(b, 6)
     assert not torch.equal(a.output.weight, b.output.weight)
+
+
+def of_network(**given) -> UndefendedSpec:
+    return UndefendedSpec(shape=(1, 8, 8), num_classes=10, **given)
+
+
+def test_lettered_networks_are_trained_as_in_their_paper_unless_told_otherwise():
+    assert (of_network().epochs, of_network().rate) == (12, 2e-3)
+    assert (of_network(network="A").epochs, of_network(network="A").rate) == (10, 1e-3)
+    assert of_network(network="A", epochs=2).epochs == 2
+    assert of_network(epochs=12, rate=2e-3) == of_network()
+
+
+@pytest.mark.parametrize("size", ["width", "hidden"])
+def test_a_lettered_network_has_a_size_of_its_own(size):
+    with pytest.raises(ValueError, match=f"{size}: network D has a size of its own; leave it out"):
+        of_network(network="D", **{size: 7})
+    of_network(**{size: 7})
+
+
+def test_a_lettered_network_learns_and_is_small_on_disk(digits):
+    defense = Undefended(of_network(network="D"))
+    figures = defense.fit(digits.train, digits.validation, 0.1, 0, Progress())
+    assert figures["validation_accuracy"] > 0.7 and not defense.training
+    assert all(torch.equal(weights, weights.half().float()) for weights in defense.parameters())
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    x = digits.test.images[:60]
+    assert torch.equal(blockwise(defense, x[order], 8), blockwise(defense, x)[order])
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 6), (3, 5, 9)])
