@@ -19,7 +19,7 @@ from torch import Tensor
 from attacks.base import Knowledge, ViewAttack
 from attacks.losses import Loss, LossName, accepted_and_wrong, named_loss
 from attacks.target import AttackableDefense, Target, View
-from attacks.threat import Norm, expand, flat_norm, project, random_in_ball
+from attacks.threat import Norm, draw_per_input, expand, flat_norm, project, random_in_ball
 
 CONFIRM_EVERY = 10
 """Steps between full-strength confirmations where the attacked view is not the deployed defense."""
@@ -64,17 +64,23 @@ class GradientAttack(ViewAttack):
 class FGSM(GradientAttack):
     """Fast gradient method: one step of size ε (Goodfellow et al. 2015); in L2 along the normalised gradient.
 
-    loss: what is climbed, see `attacks.losses.named_loss`.
+    loss: what is climbed, see `attacks.losses.named_loss`. random: length of a random step before it, in the attack's
+    norm; the other one is that much shorter (RAND+FGSM, Tramèr et al. 2018, where it is .05 in L∞).
     """
 
     loss: LossName = "auto"
+    random: Annotated[float, Ge(0), Lt(math.inf)] = 0.0
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         view = self.view(target)
         loss = named_loss(self.loss, view.rejects, targeted=False)
         rows = torch.arange(len(x), device=x.device)
-        _, _, gradient = view.ascent(x, lambda z: loss(z, y, view.num_classes, None), rows)
-        return project(x + eps * steepest(gradient, self.norm), x, self.norm, eps)
+        first, point = min(self.random, eps), x
+        if first:
+            aside = draw_per_input(x, seed, lambda generator: torch.randn(x.shape[1:], generator=generator))
+            point = project(x + first * steepest(aside, self.norm), x, self.norm, first)
+        _, _, gradient = view.ascent(point, lambda z: loss(z, y, view.num_classes, None), rows)
+        return project(point + (eps - first) * steepest(gradient, self.norm), x, self.norm, eps)
 
     def passes(self) -> tuple[int, int]:
         return 1, 1

@@ -83,9 +83,10 @@ class SystemEntry(BaseModel):
 
 
 class DefenseEntry(SystemEntry):
-    """A defense; datasets: of which data sets of the matrix (None: of all)."""
+    """A defense; datasets: of which data sets of the matrix (None: of all); draws: as the matrix', for this one."""
 
     datasets: Annotated[list[str], Field(min_length=1)] | None = None
+    draws: Annotated[int, Field(ge=1)] | None = None
 
 
 class ConfinedEntry(SystemEntry):
@@ -135,7 +136,8 @@ class MatrixFile(BaseModel):
 class DefenseChoice:
     """A defense of the matrix: its class, its label, and the parameters that its spec gets beside the image shape.
 
-    datasets: those it is a defense of; None: all of the matrix. resources: what its jobs occupy.
+    datasets: those it is a defense of; None: all of the matrix. draws: how often it is asked if it is randomized; None:
+    as the matrix says. resources: what its jobs occupy.
     """
 
     name: str
@@ -143,6 +145,7 @@ class DefenseChoice:
     cls: type[Any]
     parameters: dict[str, Any]
     datasets: tuple[str, ...] | None = None
+    draws: int | None = None
     resources: Resources = UNSAID
 
     def defends(self, dataset: str) -> bool:
@@ -286,10 +289,14 @@ def parse_matrix(raw: dict[str, Any], source: str) -> Matrix:
         dataclasses.replace(
             defense_choice(entry.name, entry.label, entry.parameters, f"{source}: defenses[{i}]"),
             datasets=None if entry.datasets is None else tuple(entry.datasets),
+            draws=entry.draws,
             resources=entry.resources,
         )
         for i, entry in enumerate(file.defenses)
     )
+    for i, defense in enumerate(defenses):
+        if defense.draws and not defense.cls.randomized:
+            raise InputError(f"{source}: defenses[{i}].draws: {defense.label!r} isn't randomized, and answers once")
     attacks = tuple(attack_choice(entry, f"{source}: attacks[{i}]") for i, entry in enumerate(file.attacks))
     _unique(source, "datasets", [entry.name for entry in file.datasets])
     _unique(source, "defenses", [choice.label for choice in defenses])

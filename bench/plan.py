@@ -131,10 +131,11 @@ class TrainedRef:
 
 @dataclass(frozen=True, kw_only=True)
 class DefenseRef(TrainedRef):
-    """A defense by its name in the registry and its label in the matrix."""
+    """A defense by its name in the registry and its label in the matrix; draws: see `DefenseChoice`."""
 
     name: str
     label: str
+    draws: int | None = None
 
     @property
     def told(self) -> str:
@@ -260,7 +261,9 @@ def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:
     try:
         spec = choice.spec(dataset.shape, dataset.num_classes)
         source = source_hash(choice.name, choice.cls)
-        ref = DefenseRef(name=choice.name, label=choice.label, cls=choice.cls, spec=spec, source_sha256=source)
+        ref = DefenseRef(
+            name=choice.name, label=choice.label, draws=choice.draws, cls=choice.cls, spec=spec, source_sha256=source
+        )
         module = ref.build()
     except Exception as error:  # it may be a user's code: anything may happen
         raise InputError(f"defense {choice.label!r} on data set {dataset.name!r}: {one_line(error)}") from error
@@ -424,6 +427,7 @@ def _job(
     norm = attack.norm if attack else "none"
     ladder = choice.ladder if choice else True
     eps = choice.eps if choice else (0.0,)
+    draws = ref.draws or matrix.draws
     forwards, backwards = map(float, attack.passes() if attack else (1, 0))
     if attack is not None and module.inference_steps:
         # in units of a full-strength answer: the inner optimisation is cheaper while it is attacked
@@ -444,14 +448,14 @@ def _job(
         "eps": [repr(value) for value in eps],
         "ladder": ladder,
         "seed": seed,
-        "protocol": protocol(module.randomized, matrix.draws),
+        "protocol": protocol(module.randomized, draws),
         "device": options.device,
         "shape": list(data.shape),
         "num_classes": data.num_classes,
     }
     resources = [*matrix.resources_of(ref.label), *([choice.resources] if choice else [])]
     return Job(
-        dataset, split, indices, ref, attack, label, norm, eps, seed, matrix.draws, options.device,
+        dataset, split, indices, ref, attack, label, norm, eps, seed, draws, options.device,
         identity=identity, ladder=ladder, aims=_aims(attack, data.num_classes), forwards=forwards, backwards=backwards,
         inference_steps=module.inference_steps, needs=matrix.needs(options.device, *resources),
     )  # fmt: skip

@@ -17,10 +17,11 @@ from defenses.training import accuracy
 
 @dataclass(frozen=True, kw_only=True)
 class InvertAndClassifySpec(ProjectAndClassifySpec):
-    """rejection_rate: η is such that this share of clean validation images lies further from their projections; without
-    one η is infinite and nothing is rejected. calibration_images: how many of them are projected for that."""
+    """rejection_rate: η is such that this share of clean validation images lies further from their projections. reject:
+    false makes η infinite. calibration_images: how many validation images are projected for it."""
 
-    rejection_rate: Annotated[float, Gt(0), Lt(1)] | None = field(default=0.01, metadata={"deployment": True})
+    rejection_rate: Annotated[float, Gt(0), Lt(1)] = field(default=0.01, metadata={"deployment": True})
+    reject: bool = field(default=True, metadata={"deployment": True})
     calibration_images: Annotated[int, Ge(1)] = 1000
 
 
@@ -42,14 +43,12 @@ class InvertAndClassify(ProjectAndClassify):
 
     @property
     def rejects(self) -> bool:
-        return self.spec.rejection_rate is not None
+        return self.spec.reject
 
     @property
     def eta(self) -> Tensor:
         """η: the largest L2 distance to its projection that an image may have; infinite where nothing is rejected."""
-        return (
-            self.held_out.thresholds([self.spec.rejection_rate or 0.0])[0] if self.rejects else torch.tensor(torch.inf)
-        )
+        return self.held_out.thresholds([self.spec.rejection_rate])[0] if self.rejects else torch.tensor(torch.inf)
 
     def answer(self, x: Tensor, projected: Tensor) -> Tensor:
         logits = self.classifier(projected)

@@ -139,7 +139,3 @@ class ProjectAndClassify(Defense):
         """G(z*(x))."""
         with torch.no_grad():
             return best_start(self.generator, x, self.invert(x))[1]
-
-    def sample(self, n: int, seed: int) -> Tensor:
-        """n images of the generator [n,C,H,W]; it knows no classes."""
-        return self.generator.sample(n, seed)

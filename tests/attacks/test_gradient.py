@@ -374,3 +374,20 @@ def test_a_randomized_defense_is_asked_again():
         torch.manual_seed(0)
         PGD(steps=5).run(target, x, y, 0.3, 0)
     assert (target.forwards > target.backwards).all()  # confirmations beside the climb
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_rand_fgsm_takes_a_random_step_first_and_stays_in_the_ball(norm):
+    digits_cnn = CNN()
+    x = 0.4 + 0.2 * torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    y = digits_cnn(x).argmax(1)
+    plain, random, again = (
+        FGSM(norm=norm, random=step).run(Target(digits_cnn, 16), x, y, 0.2, 0) for step in (0.0, 0.05, 0.05)
+    )
+    assert torch.equal(random, again) and not torch.equal(random, plain)
+    assert inside(random, x, norm, 0.2).all()
+    only = FGSM(norm=norm, random=0.5).run(Target(digits_cnn, 16), x, y, 0.2, 0)
+    size = flat_norm(only - x, norm)
+    assert (size <= 0.2 + 1e-6).all()  # a random step of ε at the most, and none after it
+    alone = FGSM(norm=norm, random=0.05).run(Target(digits_cnn, 1), x[3:4], y[3:4], 0.2, 0)
+    assert torch.equal(alone[0], random[3])

@@ -27,6 +27,7 @@ from bench.measurements.job import (
     status,
     store,
 )
+from bench.measurements.reconstruction import Reconstruction
 from bench.measurements.samples import Samples
 from bench.plan import DatasetRef, Options, defense_ref
 from bench.run import main
@@ -310,3 +311,31 @@ def test_the_plan_shows_what_is_measured_and_a_bad_one_is_refused(measured, tmp_
     assert main(["--matrix", str(tmp_path / "bad.toml")]) == 2
     line = capsys.readouterr().err
     assert line.endswith("measurements[0].samples: 1 is not allowed; give a number ≥ 2\n") and line.count("\n") == 1
+
+
+class Blurred(Defense):
+    """Sees every image as its own mean."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.perceived(x).flatten(1)[:, :1], x.new_zeros(len(x), 9)], 1)
+
+    def perceived(self, x: Tensor) -> Tensor:
+        return x.flatten(1).mean(1).view(-1, 1, 1, 1).expand_as(x)
+
+
+def test_reconstruction_is_what_a_defense_sees_beside_what_it_was_shown(digits):
+    measurement = Reconstruction(n=50, noise=0.3, shown=4)
+    defense = Blurred(DefenseSpec(shape=(1, 8, 8), num_classes=10))
+    values = measurement.measure(defense, {}, digits, 0)
+    x = digits.test.images[:50].flatten(1)
+    variance = x.var(1, unbiased=False)
+    assert values["mean squared error"] == pytest.approx(float(variance.mean()), rel=1e-5)
+    assert values["median L2 distance"] == pytest.approx(float((64 * variance).sqrt().median()), rel=1e-5)
+    assert values["answered rightly"] == pytest.approx(float((digits.test.labels[:50] == 0).double().mean()))
+    assert values["mean squared error, noisy"] > values["mean squared error"]
+    rows = measurement.pictures(defense, digits, 0)
+    assert rows.shape == (4, 4, 1, 8, 8) and torch.equal(rows[0], digits.test.images[:4])
+    assert torch.allclose(rows[1], defense.perceived(rows[0])) and not torch.equal(rows[2], rows[0])
+    assert measurement.unsuited(defense) is None
+    plain = defense_ref(parse_matrix(MATRIX, "test.toml").defenses[0], digits).load()
+    assert measurement.unsuited(plain) == "it sees the images themselves"

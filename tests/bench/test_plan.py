@@ -336,3 +336,37 @@ def test_a_key_never_changes_by_itself():
     identity = {"a": 1, "b": [0.1, "ε"]}
     written = '{"a":1,"b":[0.1,"\\u03b5"]}'
     assert key_of(identity) == key_of({"b": [0.1, "ε"], "a": 1}) == hashlib.sha256(written.encode()).hexdigest()
+
+
+GAN = {"name": "defense-gan", "generator": {"model": "wgan-gp", "latent": 2, "width": 2}}
+
+
+def test_a_randomized_defense_may_have_draws_of_its_own():
+    matrix = parse_matrix(
+        MATRIX | {"draws": 2, "defenses": [GAN, GAN | {"label": "often", "draws": 5}, "undefended"]}, "test.toml"
+    )
+    datasets = dataset_refs(matrix, Options())
+    refs = {"digits": [defense_ref(choice, DatasetRef("digits", None).load()) for choice in matrix.defenses]}
+    jobs = make_jobs(matrix, Options(), datasets, refs)
+    draws = {(job.defense.label, job.draws, job.identity["protocol"]) for job in jobs if job.attack is None}
+    assert {(label, n) for label, n, _ in draws} >= {(refs["digits"][0].label, 2), ("often", 5)}
+    assert {told for label, _, told in draws if label == "often"} == {"worst-of-5"}
+    with pytest.raises(InputError, match=r"defenses\[0\].draws: 'undefended' isn't randomized"):
+        parse_matrix(MATRIX | {"defenses": [{"name": "undefended", "draws": 3}]}, "test.toml")
+
+
+def test_parts_are_shared_found_and_trained_before_what_is_built_on_them(tmp_path, monkeypatch):
+    """Two defenses with one generator: what is missing is named by part; once it is there, neither misses it."""
+    matrix = parse_matrix(MATRIX | {"defenses": [GAN, GAN | {"label": "other", "seed": 1}]}, "test.toml")
+    digits = DatasetRef("digits", None)
+    one, other = (defense_ref(choice, digits.load()) for choice in matrix.defenses)
+    assert list(one.untrained) == ["generator"] and one.parts["classifier"].trained and not one.trained
+    assert one.parts["generator"].weights == other.parts["generator"].weights
+    assert one.part("generator") == one.parts["generator"] and one.part("") is one
+    train(one.part("generator"), digits, one.parts["generator"].weights, command="", seed=0, budget=0.001)
+    again = [defense_ref(choice, digits.load()) for choice in matrix.defenses]
+    assert all(ref.trained and not ref.untrained for ref in again)
+    assert again[0].weights_sha256 == again[1].weights_sha256 != one.parts["classifier"].weights_sha256
+    assert again[0].parts["generator"].weights in again[0].files and len(again[0].files) == 2
+    loaded = again[0].load()
+    assert weights.weights_hash(loaded) == again[0].weights_sha256 and not loaded.training

@@ -125,5 +125,5 @@ def test_the_encoder_learns_to_invert(digits):
 
 
 def test_samples_are_the_same_whatever_their_number(defense):
-    assert torch.allclose(defense.sample(3, 5), defense.sample(10, 5)[:3], atol=1e-6)
-    assert torch.equal(blockwise(lambda x: x, defense.sample(3, 5)), defense.sample(3, 5))
+    assert torch.allclose(defense.generator.sample(3, 5), defense.generator.sample(10, 5)[:3], atol=1e-6)
+    assert torch.equal(blockwise(lambda x: x, defense.generator.sample(3, 5)), defense.generator.sample(3, 5))

@@ -77,8 +77,8 @@ def test_one_percent_of_the_validation_images_is_rejected(defense, digits):
     assert defense.verdict(digits.validation.images).rejected.sum() == 2
 
 
-def test_without_a_rejection_rate_it_never_rejects_and_has_no_reject_score(digits, mixed):
-    defense = fitted(digits, replace(SPEC, rejection_rate=None, solver=MomentumSolver(steps=3)))
+def test_without_rejection_it_never_rejects_and_has_no_reject_score(digits, mixed):
+    defense = fitted(digits, replace(SPEC, reject=False, solver=MomentumSolver(steps=3)))
     assert not defense.rejects and defense.eta.isinf()
     assert defense(mixed).shape == (64, 10)
     assert not defense.verdict(mixed).rejected.any()

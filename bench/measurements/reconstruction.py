@@ -1,0 +1,78 @@
+"""How near a defense's projections come to images it has never seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from attacks.target import blockwise
+from bench.datasets.base import Dataset
+from bench.measurements.base import Measurement
+from defenses.base import Defense
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction(Measurement):
+    """What a defense sees in place of the first n test images, and of the same with Gaussian noise.
+
+    noise: its standard deviation. shown: images in the picture: drawn from the generator where there is one, then
+    originals over what is seen of them, then noisy ones over what is seen of those.
+    """
+
+    headline: ClassVar[str] = "mean squared error"
+    n: Annotated[int, Ge(1)] = 200
+    noise: Annotated[float, Gt(0), Le(1)] = 0.2
+    shown: Annotated[int, Ge(1)] = 10
+
+    @property
+    def title(self) -> str:
+        return (
+            f"{self.n:,} test images and what the defense sees in their place: mean squared error per pixel, median "
+            f"distance in L2, share that it sees and answers rightly; the same with Gaussian noise of {self.noise:g}"
+        )
+
+    def unsuited(self, defense: Defense) -> str | None:
+        if type(defense).perceived is Defense.perceived:
+            return "it sees the images themselves"
+        return None
+
+    def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
+        clean = data.test.images[: self.n]
+        labels = data.test.labels[: self.n]
+        values: dict[str, float] = {}
+        for suffix, images in (("", clean), (", noisy", self._noisy(clean, seed))):
+            seen = perceived(defense, images, seed)
+            difference = (seen - clean).flatten(1)
+            answers = blockwise(lambda x: defense(x).argmax(1), images, 256).cpu()
+            values |= {
+                f"{self.headline}{suffix}": float(difference.square().mean()),
+                f"median L2 distance{suffix}": float(difference.norm(dim=1).median()),
+                f"answered rightly{suffix}": float((answers == labels).double().mean()),
+            }
+        return values
+
+    def pictures(self, defense: Defense, data: Dataset, seed: int) -> Tensor:
+        """[rows, shown, C, H, W]."""
+        clean = data.test.images[: self.shown]
+        noisy = self._noisy(clean, seed)
+        rows = [clean, perceived(defense, clean, seed), noisy, perceived(defense, noisy, seed)]
+        generator: Any = getattr(defense, "generator", None)
+        drawn = [] if generator is None else [generator.sample(self.shown, seed).cpu()]
+        return torch.stack([*drawn, *rows])
+
+    def _noisy(self, images: Tensor, seed: int) -> Tensor:
+        drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+        return (images + self.noise * drawn).clamp(0, 1)
+
+
+def perceived(defense: Defense, images: Tensor, seed: int) -> Tensor:
+    """What it sees in place of images [N,C,H,W], on the CPU; a randomized one draws from that seed."""
+    device = next((weight.device for weight in defense.parameters()), torch.device("cpu"))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return blockwise(defense.perceived, images.to(device), 256).cpu()
