@@ -4,13 +4,15 @@ Generative Models"."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from defenses.networks import Letter
 from defenses.project_and_classify import GeneratorSettings, ProjectAndClassify, ProjectAndClassifySpec
 from defenses.projection import AdamSolver, MomentumSolver, QuasiNewtonSolver
+from defenses.undefended import Undefended, UndefendedSpec
 from defenses.wasserstein_gan import WassersteinGANSettings
 
 PAPER = MomentumSolver(steps=200, rate=10.0, momentum=0.7, drop=0.8, starts=10, spread=128**-0.5)
@@ -19,10 +21,12 @@ PAPER = MomentumSolver(steps=200, rate=10.0, momentum=0.7, drop=0.8, starts=10, 
 
 @dataclass(frozen=True, kw_only=True)
 class DefenseGANSpec(ProjectAndClassifySpec):
-    """generator: the paper's WGAN-GP. solver: the paper's, R starts of L steps."""
+    """generator: the paper's WGAN-GP. solver: the paper's, R starts of L steps. network: of the classifier; the paper's
+    have letters."""
 
     generator: GeneratorSettings = field(default_factory=WassersteinGANSettings)
     solver: MomentumSolver | AdamSolver | QuasiNewtonSolver = PAPER
+    network: Literal["strided"] | Letter = "A"
 
 
 class DefenseGAN(ProjectAndClassify):
@@ -34,6 +38,10 @@ class DefenseGAN(ProjectAndClassify):
     Spec: ClassVar = DefenseGANSpec
     spec: DefenseGANSpec
     randomized: ClassVar[bool] = True
+
+    def own_classifier(self) -> Undefended:
+        spec = self.spec
+        return Undefended(UndefendedSpec(shape=spec.shape, num_classes=spec.num_classes, network=spec.network))
 
     def starts(self, x: Tensor) -> Tensor:
         seed = int(torch.randint(2**31, ()))

@@ -338,7 +338,7 @@ def test_a_key_never_changes_by_itself():
     assert key_of(identity) == key_of({"b": [0.1, "ε"], "a": 1}) == hashlib.sha256(written.encode()).hexdigest()
 
 
-GAN = {"name": "defense-gan", "generator": {"model": "wgan-gp", "latent": 2, "width": 2}}
+GAN = {"name": "defense-gan", "network": "strided", "generator": {"model": "wgan-gp", "latent": 2, "width": 2}}
 
 
 def test_a_randomized_defense_may_have_draws_of_its_own():

@@ -19,7 +19,7 @@ from defenses.wasserstein_gan import Critic, WassersteinGANSettings, gradient_pe
 from defenses.weights import fill_from_zoo, freeze, from_zoo
 
 SPEC = DefenseGAN.Spec(
-    shape=(1, 8, 8), num_classes=10, solver=replace(PAPER, steps=30, starts=4, spread=0.5),
+    shape=(1, 8, 8), num_classes=10, network="strided", solver=replace(PAPER, steps=30, starts=4, spread=0.5),
     generator=WassersteinGANSettings(latent=6, width=4, encoder_width=4, encoder_hidden=16),
 )  # fmt: skip
 
