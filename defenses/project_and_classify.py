@@ -62,9 +62,9 @@ class ProjectAndClassify(Defense):
     def __init__(self, spec: ProjectAndClassifySpec) -> None:
         super().__init__(spec)
         self.generator = generative_model(spec, spec.generator)
-        self.classifier: Undefended = self.own_classifier()
+        self.classifier: Defense = self.own_classifier()
 
-    def own_classifier(self) -> Undefended:
+    def own_classifier(self) -> Defense:
         """The classifier of this defense, with initial weights."""
         return Undefended(UndefendedSpec(shape=self.spec.shape, num_classes=self.spec.num_classes))
 
