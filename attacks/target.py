@@ -37,7 +37,7 @@ class Verdict:
 class AttackableDefense(Protocol):
     """What a Target needs to know of a defense; `defenses.base.Defense` fulfils it.
 
-    `attack_forward` is asked for only where `gradient_modes` names more than "default".
+    `attack_forward` is asked for only where `gradient_modes` names others than "default".
     """
 
     num_classes: int
@@ -198,7 +198,7 @@ class View:
             self.rejects = defense.rejects
             if gradient != "default" and gradient not in defense.gradient_modes:
                 raise ValueError(f"gradients of this defense: {', '.join(defense.gradient_modes)}; not {gradient!r}")
-        self.iterative = part == "defense" and len(defense.gradient_modes) > 1
+        self.iterative = part == "defense" and defense.gradient_modes != ("default",)
         self.exact = part == "defense" and not self.iterative and not defense.randomized
 
     def logits(self, x: Tensor, rows: Tensor | None) -> Tensor:

@@ -105,7 +105,7 @@ class Defense(Trainable):
 
     @property
     def gradient_modes(self) -> tuple[str, ...]:
-        """Ways a gradient may pass through it; more than one means it optimises at inference, see `attack_forward`."""
+        """Ways a gradient may pass through it; others mean that it optimises at inference, see `attack_forward`."""
         return ("default",)
 
     def verdict(self, x: Tensor) -> Verdict:
@@ -131,7 +131,7 @@ class Defense(Trainable):
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
         """The logits as an attacker computes them: gradients by that mode, the inner optimisation from `start`.
 
-        Only for defenses with several `gradient_modes`. Returns the logits and where the inner optimisation ended,
+        Only for defenses with `gradient_modes` of their own. Returns the logits and where the inner optimisation ended,
         to be handed in as `start` [N,...] next time (None: the full optimisation; else `inner_steps` of it).
         """
         raise NotImplementedError(f"{type(self).__name__} declares gradient modes but no attack_forward")
