@@ -139,6 +139,9 @@ def test_it_says_how_to_name_its_folder(tmp_path):
     assert "nowhere" in message(lambda: CelebA(tmp_path / "nowhere").test)
 
 
-@pytest.mark.parametrize(("defense", "parameters", "outputs"), [("undefended", {}, 2), ("gmvae", {}, 3)])
+@pytest.mark.parametrize(
+    ("defense", "parameters", "outputs"),
+    [("undefended", {}, 2), ("gmvae", {}, 3), ("defenses.deep_image_prior:DeepImagePrior", {"steps": 2}, 2)],
+)
 def test_defenses_take_its_images(defense, parameters, outputs):
     assert answers(defense, CelebA, **parameters).shape == (2, outputs)

@@ -1,0 +1,71 @@
+"""CIFAR-10 (Krizhevsky 2009): 32×32 colour images from the published binary version, which is plain bytes, no code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from bench.datasets.base import Dataset, LabelledImages, as_images, split_rows
+from bench.datasets.files import checked_bytes, data_folders, those_there
+
+FILES = {
+    "data_batch_1.bin": "md5:5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2.bin": "md5:5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3.bin": "md5:942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4.bin": "md5:ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5.bin": "md5:53f37980c15c3d472c316c40844f3f0d",
+    "test_batch.bin": "md5:803d5f7f4d78ea53de84dbe85f74fb6d",
+}
+*TRAIN, TEST = FILES
+
+
+@dataclass(frozen=True)
+class Cifar10(Dataset):
+    """The official 10,000 test images; of the 50,000 training images, 5,000 (500 of each class) for validation.
+
+    The training images take 0.6 GB.
+    """
+
+    name = "cifar10"
+    shape = (3, 32, 32)
+    num_classes = 10
+    revision = "binary-60000/split-1"
+    zoo = "cifar10"
+
+    @cached_property
+    def _folders(self) -> list[Path]:
+        return data_folders(
+            self.data, "cifar10", "data_batch_1.bin … test_batch.bin", "cifar10", "cifar-10-batches-bin"
+        )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return those_there(self._folders, *FILES)
+
+    def _read(self, *names: str) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels [N,32,32,3] uint8 and labels [N] of those files, one after the other."""
+        raw = b"".join(checked_bytes(self._folders, "cifar10", name, FILES[name]) for name in names)
+        rows = np.frombuffer(raw, np.uint8).reshape(-1, 1 + 3 * 32 * 32)  # a label, then [RGB, row, column]
+        return rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), rows[:, 0]
+
+    @cached_property
+    def test(self) -> LabelledImages:  # type: ignore[override]
+        return as_images(*self._read(TEST), 255.0)
+
+    @cached_property
+    def _held_out(self) -> tuple[LabelledImages, LabelledImages]:
+        """Train and validation."""
+        pixels, labels = self._read(*TRAIN)
+        validation, train = split_rows(labels, 500, seed=1)
+        return as_images(pixels[train], labels[train], 255.0), as_images(pixels[validation], labels[validation], 255.0)
+
+    @property
+    def train(self) -> LabelledImages:
+        return self._held_out[0]
+
+    @property
+    def validation(self) -> LabelledImages:
+        return self._held_out[1]
