@@ -103,7 +103,7 @@ def error(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def test_a_longer_fit_is_nearer(digits):
     x = digits.test.images[:8]
     errors = [error(built(replace(SPEC, steps=steps)).perceived(x), x).mean() for steps in (5, 20, 80)]
-    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
 
 
 def test_what_is_natural_is_learnt_before_what_is_not(defense, digits):
