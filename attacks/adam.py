@@ -31,6 +31,6 @@ class Moments(NamedTuple):
             DECAYS[1] * self.square + (1 - DECAYS[1]) * gradient.square(),
         )
 
-    def unbiased(self, number: float) -> Moments:
+    def unbiased(self, number: int) -> Moments:
         """After that many gradients, without the pull of the zeros they began with."""
         return Moments(self.mean / (1 - DECAYS[0] ** number), self.square / (1 - DECAYS[1] ** number))

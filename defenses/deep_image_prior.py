@@ -28,13 +28,17 @@ class DeepImagePriorSpec(DefenseSpec):
 
     steps, rate: of the fit by Adam, which stops early. jitter: standard deviation of what is added to the noise input,
     anew in every step. averaging: decay of the outputs' running mean, which is what is classified. seed: of all this.
+
+    When to stop was chosen on 48 validation images of MNIST: after 25, 50, 100, 200 and 400 steps 90, 100, 100, 100
+    and 100 % of the clean ones are right; of FGSM's on the classifier at L∞ .2 71, 79, 67, 46 and 33 % (21 % without
+    the defense).
     """
 
     scales: Annotated[int, Ge(1)] = 2
     channels: Annotated[int, Ge(1)] = 32
     skip: Annotated[int, Ge(1)] = 4
     noise: Annotated[int, Ge(1)] = 32
-    steps: Annotated[int, Ge(1)] = 300
+    steps: Annotated[int, Ge(1)] = 50
     rate: Annotated[float, Gt(0)] = 0.01
     jitter: Annotated[float, Ge(0)] = 1 / 30
     averaging: Annotated[float, Ge(0), Lt(1)] = 0.99
@@ -52,8 +56,9 @@ class DeepImagePrior(Defense):
 
     What such a network learns first is what natural images are like (Ulyanov et al. 2018); the classifier is
     `undefended`. θ, z₀ and the jitter of an input come from its pixels and the spec's seed, so that its answer depends
-    on the input alone. Backward mode: `identity` through the fit (BPDA). While it is attacked, a fit goes on where the
-    last one of the same input ended, with the z₀ that it had.
+    on the input alone. Backward mode: `identity` through the fit (BPDA). While it is attacked, the fits of an input all
+    share their first steps, taken on the point that the attack began with, and differ in the last `inner_steps`: going
+    on from fit to fit they would come closer to the attacker's image than the deployed fit, which stops early.
     """
 
     Spec: ClassVar = DeepImagePriorSpec
@@ -75,45 +80,53 @@ class DeepImagePrior(Defense):
         return self.spec.steps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attack_forward(x, "identity", None, 0)[0]
+        return self.classifier(BackwardIdentity.apply(x, self.perceived(x)))
 
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
         """See `Defense.attack_forward`."""
-        fitted, end = self.fit_networks(x, start, self.spec.steps if start is None else inner_steps)
-        return self.classifier(BackwardIdentity.apply(x, fitted)), end
+        fitted, shared = self.fit_networks(x, start, inner_steps)
+        return self.classifier(BackwardIdentity.apply(x, fitted)), shared
 
     def perceived(self, x: Tensor) -> Tensor:
         """f_θ*(z₀): the running mean of the outputs."""
         return self.fit_networks(x, None, self.spec.steps)[0]
 
-    def fit_networks(self, x: Tensor, start: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
-        """What networks fitted to x [N,C,H,W] make of it, same shape, and where their fits ended, [N,S].
+    def fit_networks(self, x: Tensor, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
+        """What networks fitted to x [N,C,H,W] make of it, same shape, and the fits before `inner_steps` more, [N,S].
 
-        start: such ends, for fits of the same inputs or of inputs near them; None: random θ and z₀.
+        start: such fits of these inputs or of ones near them, of which only those last steps are taken anew; None: all
+        steps from random θ and z₀.
         """
         at_once = AT_ONCE if x.device.type == "cpu" else max(1, len(x))
-        starts = [None] * len(x) if start is None else start.split(at_once)
-        parts = [self._fit(some, begun, steps) for some, begun in zip(x.detach().split(at_once), starts, strict=False)]
-        images, ends = zip(*parts, strict=True)
-        return torch.cat(images), torch.cat(ends)
+        images = x.detach().split(at_once)
+        starts = [None] * len(images) if start is None else start.split(at_once)
+        parts = [self._fit(*part, inner_steps) for part in zip(images, starts, strict=True)]
+        fitted, shared = zip(*parts, strict=True)
+        return torch.cat(fitted), torch.cat(shared)
 
-    def _fit(self, x: Tensor, start: Tensor | None, steps: int) -> tuple[Tensor, Tensor]:
+    def _fit(self, x: Tensor, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
         """`fit_networks` of images that are fitted together."""
         spec, networks, n = self.spec, self.networks, len(x)
         randoms = [torch.Generator().manual_seed(seed) for seed in input_seeds(x, spec.seed)]
+        before = max(0, spec.steps - inner_steps)
         if start is None:
             weights = torch.stack([networks.random_weights(random) for random in randoms])
-            z = torch.stack([0.1 * torch.rand(networks.entering, generator=random) for random in randoms]).to(x)
-            theta = networks.by_layer(weights.to(x))
-            moments = Moments.none(theta)
+            z = torch.stack([0.1 * torch.rand(networks.entering, generator=random) for random in randoms])
+            start = torch.cat(
+                [weights, torch.zeros(n, 2 * networks.size), z.flatten(1), torch.zeros(n, x[0].numel())], 1
+            )
+            start, first = start.to(x), 0
         else:
-            *learnt, z = start.split([networks.size] * 3 + [start.shape[1] - 3 * networks.size], dim=1)
-            theta, *means = (networks.by_layer(rows) for rows in learnt)
-            moments = Moments(*means)
-            z = z.view(n, *networks.entering)
-        unbiased, spread = moments
-        average = torch.zeros_like(x)
-        for number in range(1, steps + 1):
+            first = before
+        sizes = [networks.size] * 3 + [math.prod(networks.entering), x[0].numel()]
+        *learnt, flat_z, flat_average = start.split(sizes, dim=1)
+        theta, mean, square = (networks.by_layer(rows) for rows in learnt)
+        moments = Moments(mean, square)
+        z, average = flat_z.view(n, *networks.entering), flat_average.view_as(x)
+        for number in range(first, spec.steps):
+            if number == before:
+                learnt = [networks.by_image(values.detach(), n) for values in (theta, *moments)]
+                shared = torch.cat([*learnt, z.flatten(1), average.flatten(1)], dim=1)
             jitter = torch.stack([torch.randn(networks.entering, generator=random) for random in randoms]).to(x)
             with torch.enable_grad():  # an attack may ask for predictions without
                 theta.requires_grad_(True)
@@ -121,11 +134,9 @@ class DeepImagePrior(Defense):
                 (gradient,) = torch.autograd.grad(mean_squared_error(output, x).sum(), theta)
             average = spec.averaging * average + (1 - spec.averaging) * output.detach()
             moments = moments.after(gradient)
-            # Means that have been unbiased before have no zeros behind them
-            unbiased, spread = moments.unbiased(number if start is None else math.inf)
+            unbiased, spread = moments.unbiased(number + 1)
             theta = theta.detach() - spec.rate * unbiased / (spread.sqrt() + 1e-8)
-        end = [networks.by_image(values, n) for values in (theta.detach(), unbiased, spread)]
-        return average / (1 - spec.averaging**steps), torch.cat([*end, z.flatten(1)], dim=1)
+        return average / (1 - spec.averaging**spec.steps), shared
 
 
 class SkipNetworks:

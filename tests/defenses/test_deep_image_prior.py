@@ -159,38 +159,49 @@ def test_the_gradient_passes_the_fit_unchanged(quick, digits):
     assert torch.allclose(through, own, rtol=1e-5, atol=1e-6)
 
 
-def test_a_fit_is_gone_on_from(defense, digits):
-    """A few more steps on an image near by are as near to it as a whole fit, and a few from nothing are not."""
-    x = digits.test.images[:8]
-    _, ended = defense.attack_forward(x, "identity", None, 5)
-    near = (x + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    warm, again = defense.fit_networks(near, ended, 5)
-    cold, _ = defense.fit_networks(near, None, 5)
+def test_the_last_steps_alone_fit_an_image_near_by(defense, digits):
+    """And as closely as the whole fit does, not more: the surrogate has to stop as early as what is deployed."""
+    x = digits.test.images[:16]
+    _, shared = defense.fit_networks(x, None, 20)
+    near = (x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    for _ in range(3):
+        warm, again = defense.fit_networks(near, shared, 20)
+        assert torch.equal(shared, again)
     whole = defense.perceived(near)
-    assert again.shape == ended.shape == (8, 3 * defense.networks.size + 4 * 64)
-    assert error(warm, near).mean() < 1.2 * error(whole, near).mean() < 0.5 * error(cold, near).mean()
+    stale = defense.perceived(x)
+    assert error(warm, whole).mean() < error(stale, whole).mean()
+    assert 0.7 < error(warm, near).mean() / error(whole, near).mean() < 1.4
 
 
-def test_an_attack_goes_on_from_the_last_fit_and_asks_the_full_one_in_the_end(defense, digits, monkeypatch):
+def test_all_steps_anew_are_the_deployed_fit(defense, digits):
+    x = digits.test.images[:8]
+    fitted, shared = defense.fit_networks(x, None, defense.spec.steps)
+    assert torch.equal(fitted, defense.perceived(x))
+    assert torch.equal(fitted, defense.fit_networks(x, None, 7)[0])
+    other, _ = defense.fit_networks(x.flip(0), shared, 1000)  # more than there are: all of them
+    assert 0.7 < error(other, x.flip(0)).mean() / error(fitted, x).mean() < 1.4
+
+
+def test_an_attack_takes_the_last_steps_and_asks_the_full_fit_in_the_end(quick, digits, monkeypatch):
     asked = []
     fit = DeepImagePrior.fit_networks
 
-    def told(self, x, start, steps):
-        asked.append((start is not None, steps))
-        return fit(self, x, start, steps)
+    def told(self, x, start, inner_steps):
+        asked.append((start is not None, inner_steps))
+        return fit(self, x, start, inner_steps)
 
     monkeypatch.setattr(DeepImagePrior, "fit_networks", told)
     x, y = digits.test.images[:8], digits.test.labels[:8]
-    target = Target(defense, len(x))
-    view = target.view(inner_steps=4)
+    target = Target(quick, len(x))
+    view = target.view(inner_steps=2)
     assert view.iterative and not view.exact
     for _ in range(2):
         view.answer(x, torch.arange(8))
     target.verdict(x, torch.arange(8))
-    assert asked == [(False, 60), (True, 4), (False, 60)]
+    assert asked == [(False, 2), (True, 2), (False, 3)]
     with pytest.raises(ValueError, match="identity"):
         target.view(gradient="unrolled")
-    found = PGD(steps=4, inner_steps=4, gradient="identity").run(target, x, y, 0.3, 0)
+    found = PGD(steps=2, inner_steps=2, gradient="identity").run(target, x, y, 0.3, 0)
     assert (found - x).abs().max() <= 0.3 + 1e-6
 
 
