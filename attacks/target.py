@@ -14,6 +14,7 @@ BLOCK = 8
 blocks an input's logits and gradients are the same bits whatever batch it is in."""
 
 Part = Literal["defense", "classifier"]
+Network = Literal["encoder", "decoder", "generator", "inverter", "classifier"]
 GradientMode = Literal["default", "identity", "unrolled", "gauss-newton", "implicit"]
 
 
@@ -121,8 +122,8 @@ class Target:
             raise ValueError("this attack needs a classifier of its own, and was handed none")
         return self._source()
 
-    def network(self, name: Literal["encoder", "decoder", "generator"]) -> Callable[[Tensor], Tensor]:
-        """A part of the defense: images → latents, or latents → images; its passes are the caller's to count.
+    def network(self, name: Network) -> Callable[[Tensor], Tensor]:
+        """A part of the defense: images → latents or logits, or latents → images; its passes are the caller's to count.
 
         Raises ValueError where the defense has no such part; `unsuited` is the place to ask before.
         """

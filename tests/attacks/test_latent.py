@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from toys import Linear
 
-from attacks.latent import overpowered_pairs
+from attacks.combined import Combined
+from attacks.latent import CONFIRMATIONS, SAMPLES, Latent, Overpowered, RangeAttack, overpowered_pairs
+from attacks.target import Target, Verdict
+from attacks.threat import inside
 
 RANGE = torch.linalg.qr(torch.randn(16, 4, generator=torch.Generator().manual_seed(2)))[0] * 0.5
 WEIGHT = torch.randn(3, 16, generator=torch.Generator().manual_seed(3))
@@ -79,3 +85,130 @@ def test_a_pair_is_the_same_alone_and_in_a_batch():
     for row in (0, 11, 23):
         alone = overpowered_pairs(generator, classifier, *LATENTS[row : row + 1].unbind(1), eta=0.1, steps=60)
         assert torch.equal(alone.z[0], whole.z[row]) and torch.equal(alone.other[0], whole.other[row])
+
+
+# --- from real inputs -------------------------------------------------------------------------------------------------
+
+
+class Part(nn.Module):
+    """A function as a module, so that a defense has it as one of its parts."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Projects(nn.Module):
+    """C(G z*), z* by least squares: linear in the image. Rejects what is further than η from the plane."""
+
+    num_classes = 3
+    rejects = True
+    randomized = False
+    detectors = ()
+    gradient_modes = ("default",)
+
+    def __init__(self, eta: float = torch.inf) -> None:
+        super().__init__()
+        self.generator, self.classifier = Part(generator), Part(classifier)
+        self.eta = torch.tensor(eta)
+
+    def inverter(self, x: Tensor) -> Tensor:
+        return (x - 0.5).flatten(1) @ RANGE / 0.25
+
+    def verdict(self, x: Tensor) -> Verdict:
+        seen = generator(self.inverter(x))
+        return Verdict(classifier(seen).argmax(1), (seen - x).flatten(1).norm(dim=1) > self.eta)
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        """In L2, to the nearest image of another class, [N]; in or beside the plane the shortest way runs along it."""
+        logits = classifier(generator(self.inverter(x)))
+        gaps = logits.gather(1, y[:, None]) - logits
+        along = (WEIGHT[y][:, None] - WEIGHT[None]) @ RANGE / 0.5
+        return (gaps / along.norm(dim=2).clamp_min(1e-9)).masked_fill(gaps == 0, torch.inf).amin(1)
+
+
+class Unmoved(Projects):
+    """Says what it is told, whatever the classifier says."""
+
+    def verdict(self, x: Tensor) -> Verdict:
+        return Verdict(torch.zeros(len(x), dtype=torch.long), torch.zeros(len(x), dtype=torch.bool))
+
+
+# Steps short enough for the last percent; in the plane, and so that no pixel comes near the edge of the box
+NEAR = generator(LATENTS[:, 0] * 0.3)
+LABELS = Projects().verdict(NEAR).labels
+SHORT = {"steps": 150, "rate": 0.01, "confidence": 0.0}
+ATTACKS: dict[str, RangeAttack] = {
+    "latent": Latent(**SHORT),
+    "overpowered": Overpowered(starts=3, **SHORT),
+    "combined": Combined(starts=1, **SHORT),
+}
+every = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
+
+
+@every
+def test_the_smallest_ball_that_holds_another_class_is_enough(attack):
+    """To 2 % for the descents over latents alone; what flees a rival circles about its goal."""
+    defense = Projects()
+    distance = defense.distance(NEAR, LABELS)
+    attack, enough = replace(attack, norm="l2"), 1.4 if isinstance(attack, Combined) else 1.02
+    for row in (0, 16):
+        x, y, eps = NEAR[row : row + 1], LABELS[row : row + 1], float(distance[row])
+        for share, fooled in ((enough, True), (0.98, False)):
+            out = attack.run(Target(defense, 1), x, y, share * eps, 0)
+            assert inside(out, x, "l2", share * eps).all()
+            assert defense.verdict(out).wrong(y).item() is fooled
+
+
+@every
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_outputs_stay_in_the_ball_and_what_is_rejected_is_no_success(attack, norm):
+    eps = {"l2": 1.0, "linf": 0.25}[norm]
+    attack = replace(attack, norm=norm)
+    x = (NEAR + 0.02 * torch.randn(NEAR.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    open_, tight = Projects(), Projects(eta=0.15)
+    y = open_.verdict(x).labels
+    assert not tight.verdict(x).rejected.any()
+    for defense in (open_, tight):
+        out = attack.run(Target(defense, 24), x, y, eps, 0)
+        assert inside(out, x, norm, eps).all()
+        wrong = defense.verdict(out).wrong(y)
+        assert wrong.float().mean() > (0.7 if defense is open_ else 0.4)
+    assert (defense.distance(x, y)[wrong] <= eps * (1 if norm == "l2" else 4)).all()
+
+
+@every
+def test_passes_are_counted_and_estimated(attack):
+    attack = replace(attack, steps=20, norm="l2")
+    looks = attack.starts * (21 if isinstance(attack, Latent) else 42)
+    starts = SAMPLES / 4 + 7 if attack.starts > 1 else 0
+    constant_one, unmoved = Projects(), Unmoved()
+    constant_one.classifier = Part(constant)
+    target = Target(constant_one, 4)
+    attack.run(target, NEAR[:4], torch.ones(4, dtype=torch.long), 1.0, 0)  # nothing is ever claimed
+    assert target.forwards.tolist() == [1 + starts + looks] * 4 and target.backwards.tolist() == [looks] * 4
+
+    unmoved.classifier = Part(lambda x: constant(x).roll(0, 1))
+    target = Target(unmoved, 4)
+    attack.run(target, NEAR[:4], torch.zeros(4, dtype=torch.long), 1.0, 0)  # all is claimed, nothing confirmed
+    asked = attack.starts * (CONFIRMATIONS + 1)
+    assert target.forwards.tolist() == [1 + starts + looks + (1 if isinstance(attack, Latent) else 2) * asked] * 4
+    forwards, backwards = attack.passes()
+    assert backwards == looks and forwards >= target.forwards.max() - (SAMPLES / 4 if starts else 0)
+
+
+@every
+def test_an_output_is_the_same_alone_and_in_a_batch(attack):
+    defense, attack = Projects(), replace(attack, norm="l2", steps=15)
+    whole = attack.run(Target(defense, 24), NEAR, LABELS, 0.3, 0)
+    alone = attack.run(Target(defense, 1), NEAR[13:14], LABELS[13:14], 0.3, 0)
+    assert torch.equal(alone[0], whole[13])
+
+
+@every
+def test_what_has_no_generator_is_skipped_with_the_reason(attack):
+    assert "no generator" in str(attack.unsuited(Linear(2)))
+    assert attack.unsuited(Projects()) is None

@@ -1,0 +1,75 @@
+"""Image and latent attacked together: the second of the combined attacks on defenses that project."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+
+from attacks.latent import Look, RangeAttack, Scene, apart
+from attacks.target import blockwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combined(RangeAttack):
+    """min over (δ, z) of c·margin(C(G z)) + λ‖G z − (x + δ)‖, with x + δ in the ball, by one Adam on both.
+
+    Within a ball there is no ‖δ‖² to pay for, and c/λ follows from a multiplier. Its excess is by how much G z is
+    farther from the image than rivals are, since the defense takes the nearest: G z*(x), what it found for images that
+    didn't fool it, and a latent r, at first z*(x), that takes a step towards the image whenever δ and z take theirs, so
+    that the image flees from what the defense is about to find. Where the full-strength defense denies a success, r
+    goes on from what that one found.
+
+    image_rate: Adam's for δ, as a share of ε (in L2: of ε for all pixels together).
+    """
+
+    starts: Annotated[int, Ge(1)] = 3
+    image_rate: Annotated[float, Gt(0), Lt(math.inf)] = 0.1
+
+    def passes(self) -> tuple[int, int]:
+        return self.cost(2)
+
+    def begin(self, scene: Scene, start: Tensor) -> Tensor:
+        """[N, pixels + 2k]: image, z, r."""
+        image = scene.pulled(blockwise(scene.generator, start), scene.all)
+        return torch.cat([image.flatten(1), start, scene.start], dim=1)
+
+    def rates(self, scene: Scene) -> Tensor:
+        pixels, latent = scene.x[0].numel(), scene.start.shape[1]
+        image = self.image_rate * scene.eps / (math.sqrt(pixels) if self.norm == "l2" else 1.0)
+        return torch.cat([scene.x.new_full((pixels,), image), scene.x.new_full((2 * latent,), self.rate)])
+
+    def settle(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:
+        image, z, r = self.parts(scene, point)
+        return torch.cat([scene.pulled(image, rows).flatten(1), z, r], dim=1)
+
+    def parts(self, scene: Scene, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images [n,C,H,W], z and r [n,k]."""
+        latent = scene.start.shape[1]
+        image, z, r = point.split([point.shape[1] - 2 * latent, latent, latent], dim=1)
+        return image.view(-1, *scene.x.shape[1:]), z, r
+
+    def look(self, scene: Scene, point: Tensor, rows: Tensor) -> Look:
+        scene.target.count(rows, 2, 2)
+        image, z, r = self.parts(scene, point)
+        made = scene.generator(torch.cat([z, r]))
+        own, rival = made.chunk(2)
+        logits, rival_logits = scene.classifier(made).chunk(2)
+        far = apart(image, rival.detach())
+        fooled = scene.wrong(rival_logits, rows) & (far <= scene.eta)
+        excess = apart(image, own) - torch.minimum(scene.room(image, rows), far)
+        excess = torch.where(fooled, excess - excess.detach().clamp_min(0), excess)
+        follows = apart(image.detach(), rival)  # r's own descent: a gradient, and nothing that counts
+        lacking = scene.lacking(logits, rows, self.confidence) + follows - follows.detach()
+        return Look(lacking, excess, scene.wrong(logits, rows) | fooled)
+
+    def answer(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:
+        return self.parts(scene, point)[0]
+
+    def denied(self, scene: Scene, point: Tensor, rows: Tensor, failed: Tensor) -> None:
+        z = scene.meet(self.answer(scene, point[failed], rows[failed]), rows[failed])
+        point[failed, -z.shape[1] :] = z

@@ -1,0 +1,158 @@
+"""The black-box attack with a model of the attacker's own: Papernot et al. 2017, "Practical Black-Box Attacks"."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Annotated, Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attacks.base import Attack, Knowledge
+from attacks.gradient import FGSM, PGD
+from attacks.target import Target, pad_to_block
+from attacks.threat import Norm
+
+BATCH = 64
+"""Images in a step of the substitute's training, at the most."""
+
+
+_MADE: WeakKeyDictionary[Any, dict[tuple[Substitute, int], SubstituteCNN]] = WeakKeyDictionary()
+"""By defense, attack and seed; each job has a defense of its own, so what is counted there depends on no other job."""
+
+
+class SubstituteCNN(nn.Module):
+    """Two 3×3 convolutions of `width` and 2·`width` channels, each halving the size, and 4·`width` hidden units."""
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, width: int) -> None:
+        super().__init__()
+        channels, height, rows = shape
+        cells = math.ceil(height / 4) * math.ceil(rows / 4)
+        self.conv1 = nn.Conv2d(channels, width, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.hidden = nn.Linear(2 * width * cells, 4 * width)
+        self.output = nn.Linear(4 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.conv2(F.relu(self.conv1(x))))
+        return self.output(F.relu(self.hidden(h.flatten(1))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Substitute(Attack):
+    """FGSM or PGD on a substitute that is trained on labels the defended system gives, shown to that system.
+
+    Transferred into INC it is also the first of the combined attacks on that defense. The attacker begins with `images`
+    held-out images and asks for their labels. In each of `rounds` the substitute is trained from the beginning for
+    `epochs`, and (but after the last) the set is doubled: every image gets a neighbour at x + `reach` · sign of the
+    gradient of the substitute's output for its label (Jacobian augmentation, their λ = .1), labelled by the system
+    again. What the system rejects has no label and stays out. Its logits and gradients are never seen.
+
+    method, steps, restarts: of the attack on the substitute; it is climbed to its end, since what fools the substitute
+    needn't fool the system. width: of the substitute, `SubstituteCNN`; rate: of its training by Adam.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+
+    images: Annotated[int, Ge(1)] = 150
+    rounds: Annotated[int, Ge(1)] = 6
+    epochs: Annotated[int, Ge(1)] = 10
+    reach: Annotated[float, Gt(0), Lt(1)] = 0.1
+    method: Literal["fgsm", "pgd"] = "fgsm"
+    steps: Annotated[int, Ge(1)] = 40
+    restarts: Annotated[int, Ge(1)] = 1
+    width: Annotated[int, Ge(1)] = 32
+    rate: Annotated[float, Gt(0), Lt(math.inf)] = 1e-3
+
+    @property
+    def knowledge(self) -> Knowledge:
+        return "decision"
+
+    @property
+    def queries(self) -> int:
+        """Labels asked for, at the most."""
+        return self.images * 2 ** (self.rounds - 1)
+
+    def passes(self) -> tuple[int, int]:
+        return math.ceil(self.queries / 100), 0  # shared by a batch of some hundred
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        own: Any = SimpleNamespace(
+            classifier=self.made(target, seed), num_classes=target.num_classes, gradient_modes=("default",),
+            randomized=False,
+        )  # fmt: skip
+        attack = (
+            FGSM(norm=self.norm, part="classifier")
+            if self.method == "fgsm"
+            else PGD(norm=self.norm, part="classifier", steps=self.steps, restarts=self.restarts)
+        )
+        return attack.run(Target(own, len(x)), x, y, eps, seed)
+
+    def made(self, target: Target, seed: int) -> SubstituteCNN:
+        """The substitute of that defense and seed, trained when it is first asked for: it is the same at every ε."""
+        known = _MADE.setdefault(target.defense, {})
+        if (self, seed) not in known:
+            known[self, seed] = self.substitute(target, seed)
+        return known[self, seed]
+
+    def substitute(self, target: Target, seed: int) -> SubstituteCNN:
+        """A model that answers like the target; the labels it takes are counted, a share for every input attacked.
+
+        Raises ValueError where the target accepts none of the images.
+        """
+        held_out, _ = target.held_out()
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(held_out), generator=generator)[: self.images]
+        images, labels = asked(target, held_out[chosen.to(held_out.device)])
+        if not len(images):
+            raise ValueError(f"the defense rejects all {len(chosen)} images that a substitute would learn from")
+        for number in range(self.rounds):
+            model = self.trained(images, labels, target.num_classes, seed + number)
+            if number < self.rounds - 1:
+                more, their_labels = asked(target, self.neighbours(model, images, labels))
+                images, labels = torch.cat([images, more]), torch.cat([labels, their_labels])
+        return model
+
+    def trained(self, images: Tensor, labels: Tensor, classes: int, seed: int) -> SubstituteCNN:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = SubstituteCNN(tuple(images.shape[1:]), classes, self.width)  # type: ignore[arg-type]
+        model.to(images.device)
+        generator = torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.Adam(model.parameters(), lr=self.rate)
+        with torch.enable_grad():
+            for _ in range(self.epochs):
+                for batch in torch.randperm(len(images), generator=generator).to(images.device).split(BATCH):
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(images[batch]), labels[batch]).backward()
+                    optimizer.step()
+        return model.eval().requires_grad_(False)
+
+    def neighbours(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """x + reach · sign ∂F_label(x)/∂x for each image, in the box."""
+        with torch.enable_grad():
+            x = images.clone().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(model(x).gather(1, labels[:, None]).sum(), x)
+        return (images + self.reach * gradient.sign()).clamp(0, 1)
+
+
+def asked(target: Target, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The images [M,C,H,W] that the defended system accepts, and the labels it gives them.
+
+    Each is a forward pass of the defense, counted in equal shares for the inputs of the target.
+    """
+    everyone = torch.arange(len(target.forwards))
+    target.count(everyone, len(images) / len(everyone), 0)
+    kept, labels = [], []
+    with torch.no_grad():
+        for part in images.split(256):
+            answer = target.defense.verdict(pad_to_block(part))
+            accepted = ~answer.rejected[: len(part)]
+            kept.append(part[accepted])
+            labels.append(answer.labels[: len(part)][accepted])
+    return torch.cat(kept), torch.cat(labels)
