@@ -31,7 +31,7 @@ class DeepImagePriorSpec(DefenseSpec):
 
     When to stop was chosen on 48 validation images of MNIST: after 25, 50, 100, 200 and 400 steps 90, 100, 100, 100
     and 100 % of the clean ones are right; of FGSM's on the classifier at L∞ .2 71, 79, 67, 46 and 33 % (21 % without
-    the defense).
+    the defense). On 100 others 50 steps get 98 % of the clean ones right and 54 % at .2 (16 % without).
     """
 
     scales: Annotated[int, Ge(1)] = 2
