@@ -332,6 +332,23 @@ def picture_grid(title: str, pixels: np.ndarray) -> Figure:
     return figure
 
 
+def measured_curves(title: str, name: str, lines: dict[str, list[tuple[float, float]]]) -> Figure:
+    """Values of a measurement over what they were taken at, a line per defense. name: what the numbers stand behind."""
+    figure, axes = new_figure(6.4, max(3.6, 0.6 + 0.2 * len(lines)))
+    weights = _weights(len(lines))
+    for i, (defense, points) in enumerate(lines.items()):
+        style: dict[str, Any] = {"color": OKABE_ITO[i % len(OKABE_ITO)], "ms": 4.5 * weights[i], "clip_on": False}
+        axes.plot(*zip(*points, strict=True), marker=MARKERS[i % len(MARKERS)], label=defense, lw=1.3, **style)
+    axes.set(xlabel=name, ylabel="value")
+    axes.set_ylim(bottom=0)
+    if all(value <= 1 for points in lines.values() for _, value in points):
+        axes.set(ylim=(0, 1), ylabel="share")
+    axes.set_title(title, loc="left")
+    axes.grid(alpha=0.25)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, title="defense")
+    return figure
+
+
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of that size in inches with one plot in it."""
     figure = blank_figure(width, height)

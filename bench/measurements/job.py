@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -283,12 +284,34 @@ def measurement_tables(results: list[dict[str, Any]]) -> list[Table]:
     return made
 
 
-def measurement_plots(results: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, ...], Figure]]:
-    """A grid of images for each result that has pictures, with the parts of its file's name."""
-    from bench.plots import picture_grid
+def curves(values: Mapping[str, float]) -> dict[str, list[tuple[float, float]]]:
+    """Values whose names are a word, a number and maybe more (`within 0.5`, `within 0.5, confidently`), as curves.
 
+    By name without the number; points in the order of the numbers. What stands alone is no curve.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, value in values.items():
+        if match := re.fullmatch(r"(\w+) ([\d.]+)(.*)", name):
+            found.setdefault(match[1] + match[3], []).append((float(match[2]), value))
+    return {name: sorted(points) for name, points in found.items() if len(points) > 1}
+
+
+def measurement_plots(results: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, ...], Figure]]:
+    """Curves of each measurement that has any, and a grid of images for each result that has pictures.
+
+    With the parts of the file's name.
+    """
+    from bench.plots import measured_curves, picture_grid
+
+    for dataset, label in dict.fromkeys((result["dataset"], result["measurement"]) for result in results):
+        rows = [r for r in results if (r["dataset"], r["measurement"]) == (dataset, label) and r["status"] == "ok"]
+        names = dict.fromkeys(name for row in rows for name in curves(row["values"]))
+        for name in names:
+            lines = {r["defense"]: points for r in rows if (points := curves(r["values"]).get(name))}
+            shown = "".join(c if c.isalnum() else "-" for c in name)
+            yield (dataset, label, shown), measured_curves(f"{dataset}: {label}", name, lines)
     for result in results:
         if pictures := result.get("pictures"):
             pixels = np.frombuffer(base64.b64decode(pictures["pixels"]), dtype=np.uint8).reshape(pictures["shape"])
-            name = (result["dataset"], result["defense"], result["measurement"])
-            yield name, picture_grid(f"{result['dataset']}, {result['defense']}: {result['measurement']}", pixels)
+            parts = (result["dataset"], result["defense"], result["measurement"])
+            yield parts, picture_grid(f"{result['dataset']}, {result['defense']}: {result['measurement']}", pixels)

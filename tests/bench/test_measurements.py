@@ -18,6 +18,7 @@ from bench.errors import InputError
 from bench.matrix import parse_matrix
 from bench.measurements.frechet import FrechetDistance, frechet_distance, moments, penultimate
 from bench.measurements.job import (
+    curves,
     load,
     measurement_jobs,
     measurement_plots,
@@ -339,3 +340,15 @@ def test_reconstruction_is_what_a_defense_sees_beside_what_it_was_shown(digits):
     assert measurement.unsuited(defense) is None
     plain = defense_ref(parse_matrix(MATRIX, "test.toml").defenses[0], digits).load()
     assert measurement.unsuited(plain) == "it sees the images themselves"
+
+
+def test_values_named_by_a_number_are_curves_and_drawn_once_for_all_defenses():
+    values = {"found": 1.0, "within 2": 0.5, "within 0.5": 0.25, "within 2, surely": 0.1, "n 3": 3.0}
+    assert curves(values) == {"within": [(0.5, 0.25), (2.0, 0.5)]}
+    result = {"dataset": "d", "measurement": "m", "status": "ok", "values": values}
+    failed = {**result, "defense": "c", "status": "failed", "values": {}}
+    plots = dict(measurement_plots([{**result, "defense": "a"}, {**result, "defense": "b"}, failed]))
+    assert list(plots) == [("d", "m", "within")]
+    (axes,) = plots["d", "m", "within"].axes
+    assert [line.get_label() for line in axes.lines] == ["a", "b"]
+    assert axes.lines[0].get_xydata().tolist() == [[0.5, 0.25], [2.0, 0.5]]

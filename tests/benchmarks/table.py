@@ -10,12 +10,17 @@ from typing import Any
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
-HEAD = """# Attacks beside others'
+HEAD = """# Benchmarks
 
 Made by `tox -e benchmark` from its JSON; not to be edited. {machine}, Python {python}, torch's own CPU kernels with one
-thread, {date}. All attack the same MNIST digits and weights of the zoo with the same budget and take turns; times are
-medians over the rounds. Ours is a whole job of the harness: loading the defense, attacking, judging, storing the
-records. Robust accuracy is what the harness says of everybody's outputs at ε; passes are of one input, on average.
+thread, {date}.
+"""
+
+ATTACKS = """# Attacks beside others'
+
+All attack the same MNIST digits and weights of the zoo with the same budget and take turns; times are medians over
+the rounds. Ours is a whole job of the harness: loading the defense, attacking, judging, storing the records. Robust
+accuracy is what the harness says of everybody's outputs at ε; passes are of one input, on average.
 """
 
 COLUMNS = (
@@ -24,13 +29,22 @@ COLUMNS = (
 
 
 def page(results: dict[str, Any]) -> str:
-    """Markdown of a pytest-benchmark JSON; benchmarks that have no contestants are left out."""
+    """Markdown of a pytest-benchmark JSON: tables as they were measured, then attacks beside others'."""
     machine, benchmarks = results["machine_info"], results["benchmarks"]
     cpu = machine.get("cpu", {}).get("brand_raw") or machine.get("processor") or "an unnamed CPU"
     parts = [HEAD.format(machine=cpu, python=machine["python_version"], date=results["datetime"][:10])]
-    for attack in (b["extra_info"]["attack"] for b in benchmarks if "attack" in b.get("extra_info", {})):
-        parts.append(section(attack))
-    return "\n".join(parts)
+    told = [b.get("extra_info", {}) for b in benchmarks]
+    parts += [table(info["table"]) for info in told if "table" in info]
+    attacks = [section(info["attack"]) for info in told if "attack" in info]
+    return "\n".join([*parts, *([ATTACKS] if attacks else []), *attacks])
+
+
+def table(measured: dict[str, Any]) -> str:
+    """A benchmark that says itself what its columns are."""
+    lines = [measured["columns"], ["---"] * len(measured["columns"]), *measured["rows"]]
+    return "\n".join(
+        [f"## {measured['title']}", measured["text"], "", *(f"| {' | '.join(line)} |" for line in lines), ""]
+    )
 
 
 def section(attack: dict[str, Any]) -> str:

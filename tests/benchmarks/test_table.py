@@ -12,6 +12,7 @@ RESULTS = {
     "datetime": "2026-01-02T03:04:05",
     "benchmarks": [
         {"extra_info": {}},
+        {"extra_info": {"table": {"title": "T", "text": "Of two.", "columns": ["a", "b"], "rows": [["1", "2 s"]]}}},
         {
             "extra_info": {
                 "attack": {
@@ -36,7 +37,8 @@ def test_ratios_are_ours_over_theirs():
     assert "8 inputs, L∞, ε = 0.1, 3 rounds." in text
     assert "| ours | 1.00 s |  | 0.250 |  | 4.0 | 3.0 |" in text
     assert "| ART | 4.00 s | 0.25 | 0.500 |  | 41.0 | 40.0 |" in text
-    assert text.count("## ") == 1 and "Foolbox has none." in text
+    assert "## T\nOf two.\n\n| a | b |\n| --- | --- |\n| 1 | 2 s |" in text
+    assert text.count("## ") == 2 and "Foolbox has none." in text
 
 
 def test_the_page_is_written_and_bad_input_is_one_line(tmp_path, capsys):

@@ -38,7 +38,7 @@ def test_inc_answers_most_of_mnist5k_right():
 
 
 def test_the_zoo_stays_small():
-    assert sum(path.stat().st_size for path in ZOO.iterdir()) < 40e6
+    assert sum(path.stat().st_size for path in ZOO.iterdir()) < 25e6
 
 
 @pytest.fixture
