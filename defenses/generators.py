@@ -37,7 +37,7 @@ class DeconvolutionalGenerator(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.dense(z).view(len(z), -1, *self.sizes[0])
+        h = self.dense(z).unflatten(1, (-1, *self.sizes[0]))
         h = h.contiguous(memory_format=torch.channels_last)  # a third faster on CPUs, gradients included
         for layer, (height, rows) in zip(self.layers, self.sizes[1:], strict=True):
             h = layer(F.relu(h))[:, :, :height, :rows]

@@ -48,7 +48,7 @@ class InvertAndClassify(ProjectAndClassify):
     @property
     def eta(self) -> Tensor:
         """η: the largest L2 distance to its projection that an image may have; infinite where nothing is rejected."""
-        return self.held_out.thresholds([self.spec.rejection_rate])[0] if self.rejects else torch.tensor(torch.inf)
+        return self.held_out.thresholds([self.spec.rejection_rate])[0] if self.rejects else super().eta
 
     def answer(self, x: Tensor, projected: Tensor) -> Tensor:
         logits = self.classifier(projected)

@@ -73,6 +73,11 @@ class ProjectAndClassify(Defense):
         return ("identity", "unrolled", "gauss-newton", "implicit")
 
     @property
+    def eta(self) -> Tensor:
+        """The largest L2 distance to its projection that an image may have: infinite, nothing is rejected."""
+        return torch.tensor(torch.inf)
+
+    @property
     def inference_steps(self) -> int:
         return self.spec.solver.passes
 
