@@ -6,12 +6,12 @@ import dataclasses
 import json
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Tag, TypeAdapter, ValidationError, model_validator
 
 from attacks.base import Attack
 from attacks.threat import UNBOUNDED, Norm
@@ -491,23 +491,28 @@ def _free(place: str, name: str) -> None:
         raise InputError(f"{place}: {name!r} is a reserved name; choose another label")
 
 
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
+
 def explain(error: ValidationError, place: str, owner: type[Any]) -> str:
     """The first fault of a validation as `place.key[2]: value is not …; what is allowed`.
 
     owner: the model or dataclass whose values these are, for what is allowed in place of a misspelt key.
     """
     fault = error.errors()[0]
-    for part in fault["loc"]:
+    path, known = keys_at(owner, fault["loc"][:-1] if fault["type"] in UNKNOWN_KEY else fault["loc"])
+    for part in [*path, *fault["loc"][-1:]] if fault["type"] in UNKNOWN_KEY else path:
         place += f"[{part}]" if isinstance(part, int) else f".{one_line(part)}" if place else one_line(part)
     context: dict[str, Any] = fault.get("ctx", {})
     kind, value = fault["type"], fault["input"]
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = keys_at(owner, fault["loc"][:-1])
+    if kind in UNKNOWN_KEY:
         return f"{place}: unknown key{nearest(str(fault['loc'][-1]), known)}; allowed: {', '.join(known)}"
     if kind == "missing":
         return f"{place}: missing; it has to be there"
     if kind == "value_error":
         return f"{place}: {one_line(context['error'])}"
+    if kind == "union_tag_invalid":
+        return f"{place}: {context['tag']!r} is not allowed; give {context['expected_tags']}"
     shown = one_line(json.dumps(value, default=str, ensure_ascii=False))
     shown = shown if len(shown) <= 60 else shown[:57] + "…"
     if place.startswith("attacks") and ".eps" in place and kind == "greater_than":
@@ -528,19 +533,39 @@ def explain(error: ValidationError, place: str, owner: type[Any]) -> str:
         "tuple_type": "is not a list",
         "list_type": "is not a list",
         "model_type": "is not a name or a table with one",
+        "union_tag_not_found": "is not a table of parameters",
         "dataclass_type": "is not a table of parameters",
         "dataclass_exact_type": "is not a table of parameters",
     }.get(kind)
     return f"{place}: {shown} {hint.format(**context) if hint else 'is not allowed: ' + one_line(fault['msg'])}"
 
 
-def keys_at(owner: type[Any], path: Iterable[str | int]) -> list[str]:
-    """The names of the fields of what lies at that path in a model or dataclass."""
+def keys_at(owner: type[Any], path: Iterable[str | int]) -> tuple[list[str | int], list[str]]:
+    """The path as the file has it, and the names of the fields of what lies there in a model or dataclass.
+
+    In a validation's path a value of several possible classes is followed by the tag of the one that was taken.
+    """
+    known: dict[str | None, type[Any]] = {None: owner}
+    there: list[str | int] = []
     for name in path:
+        if isinstance(name, str) and name in known:
+            owner = known[name]
+            continue
+        there.append(name)
         if isinstance(name, str):
-            hint = get_type_hints(owner)[name]
-            owner = next(part for part in (*get_args(hint), hint) if isinstance(part, type))
-    return sorted(get_type_hints(owner))
+            known = dict(_classes(get_type_hints(owner, include_extras=True).get(name), None))
+            owner = next(iter(known.values()), owner)
+    return there, sorted(name for name in get_type_hints(owner) if not name.startswith("_"))
+
+
+def _classes(hint: Any, tag: str | None) -> Iterator[tuple[str | None, type[Any]]]:
+    """Every class in a type hint with its tag, if it has one; first the classes of the hint's arguments."""
+    tags = [extra.tag for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Tag)]
+    parts = get_args(hint)[:1] if hasattr(hint, "__metadata__") else get_args(hint)
+    for part in parts:
+        yield from _classes(part, tags[0] if tags else tag)
+    if isinstance(hint, type):
+        yield tag, hint
 
 
 def one_line(text: Any) -> str:

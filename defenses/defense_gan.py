@@ -4,14 +4,21 @@ Generative Models"."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from defenses.networks import Letter
-from defenses.project_and_classify import GeneratorSettings, ProjectAndClassify, ProjectAndClassifySpec
-from defenses.projection import AdamSolver, MomentumSolver, QuasiNewtonSolver
+from defenses.project_and_classify import (
+    AGAN,
+    AVAE,
+    AnySolver,
+    ProjectAndClassify,
+    ProjectAndClassifySpec,
+    chosen_by,
+)
+from defenses.projection import MomentumSolver, QuasiNewtonSolver
 from defenses.undefended import Undefended, UndefendedSpec
 from defenses.wasserstein_gan import WassersteinGANSettings
 
@@ -24,8 +31,8 @@ class DefenseGANSpec(ProjectAndClassifySpec):
     """generator: the paper's WGAN-GP. solver: the paper's, R starts of L steps. network: of the classifier; the paper's
     have letters."""
 
-    generator: GeneratorSettings = field(default_factory=WassersteinGANSettings)
-    solver: MomentumSolver | AdamSolver | QuasiNewtonSolver = PAPER
+    generator: Annotated[AVAE | AGAN, chosen_by("model", "wgan-gp")] = field(default_factory=WassersteinGANSettings)
+    solver: AnySolver = PAPER
     network: Literal["strided"] | Letter = "A"
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Discriminator, Tag
 from torch import Tensor
 
 from defenses.base import Defense, DefenseSpec
@@ -27,7 +28,21 @@ from defenses.variational_autoencoder import (
 )
 from defenses.wasserstein_gan import WassersteinGAN, WassersteinGANSettings, WassersteinGANSpec
 
-GeneratorSettings = VariationalAutoencoderSettings | WassersteinGANSettings
+
+def chosen_by(key: str, usual: str) -> Discriminator:
+    """Which of several dataclasses is meant is said by that field; where it is left out the usual one is."""
+    return Discriminator(lambda value: value.get(key, usual) if isinstance(value, dict) else getattr(value, key, None))
+
+
+AVAE = Annotated[VariationalAutoencoderSettings, Tag("vae")]
+AGAN = Annotated[WassersteinGANSettings, Tag("wgan-gp")]
+GeneratorSettings = Annotated[AVAE | AGAN, chosen_by("model", "vae")]
+AnySolver = Annotated[
+    Annotated[MomentumSolver, Tag("momentum")]
+    | Annotated[AdamSolver, Tag("adam")]
+    | Annotated[QuasiNewtonSolver, Tag("l-bfgs")],
+    chosen_by("method", "momentum"),
+]
 
 
 def generative_model(spec: DefenseSpec, settings: GeneratorSettings) -> GenerativeModel:
@@ -40,11 +55,14 @@ def generative_model(spec: DefenseSpec, settings: GeneratorSettings) -> Generati
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectAndClassifySpec(DefenseSpec):
-    """generator: what is projected on (`model = "vae"` or "wgan-gp", and its settings). solver: how it is inverted
-    (`method = "momentum"`, "adam" or "l-bfgs", and its settings). seed: of starts that are the same for every input."""
+    """generator: what is projected on (`model = "vae"` or "wgan-gp", and its settings).
+
+    solver: how it is inverted (`method = "momentum"`, "adam" or "l-bfgs", and its settings; momentum where none is
+    named). seed: of starts that are the same for every input.
+    """
 
     generator: GeneratorSettings = field(default_factory=VariationalAutoencoderSettings)
-    solver: MomentumSolver | AdamSolver | QuasiNewtonSolver = field(default_factory=MomentumSolver)
+    solver: AnySolver = field(default_factory=MomentumSolver)
     seed: int = 0
 
 

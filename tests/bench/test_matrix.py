@@ -101,8 +101,20 @@ BAD: dict[str, Any] = {
     "second unknown": (defense('"inc", "gmve"'), ["defenses[1]: unknown defense 'gmve'; did you mean 'gmvae'?"]),
     "defense parameter": (
         defense('{ name = "inc", rejection_rat = 0.9 }'),
-        ["defenses[0].rejection_rat: 'inc' has no such parameter; did you mean 'rejection_rate'?", "latent"],
+        ["defenses[0].rejection_rat: 'inc' has no such parameter; did you mean 'rejection_rate'?", "generator"],
     ),
+    "solver of no kind": (
+        f'{DATA}defenses = [{{ name = "inc", solver = {{ method = "bogus" }} }}]\n{ATTACK}', ["defenses[0].solver: 'bogus' is not allowed; give 'momentum', 'adam', 'l-bfgs'"],
+    ),  # fmt: skip
+    "solver's number": (
+        f'{DATA}defenses = [{{ name = "inc", solver = {{ method = "l-bfgs", steps = 0 }} }}]\n{ATTACK}', ['defenses[0].solver.steps: 0 is not allowed; give a number ≥ 1'],
+    ),  # fmt: skip
+    "solver's key": (
+        f'{DATA}defenses = [{{ name = "inc", solver = {{ method = "l-bfgs", momentum = 1 }} }}]\n{ATTACK}', ['defenses[0].solver.momentum: unknown key', 'allowed: method, origin, pairs, race'],
+    ),  # fmt: skip
+    "solver no table": (
+        f'{DATA}defenses = [{{ name = "inc", solver = 3 }}]\n{ATTACK}', ['defenses[0].solver: 3 is not a table of parameters'],
+    ),  # fmt: skip
     "defense shape": (defense('{ name = "inc", shape = [1, 8, 8] }'), ["defenses[0].shape: 'inc' has no such"]),
     "defense parameter type": (defense('{ name = "inc", latent = "many" }'), ["latent", '"many"']),
     "defense parameter range": (defense('{ name = "inc", rejection_rate = 1.5 }'), ["rejection_rate: 1.5", "< 1"]),
