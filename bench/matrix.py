@@ -545,11 +545,12 @@ def keys_at(owner: type[Any], path: Iterable[str | int]) -> tuple[list[str | int
 
     In a validation's path a value of several possible classes is followed by the tag of the one that was taken.
     """
-    known: dict[str | None, type[Any]] = {None: owner}
+    known: dict[str | None, type[Any]] = {}
     there: list[str | int] = []
     for name in path:
         if isinstance(name, str) and name in known:
             owner = known[name]
+            known = {}
             continue
         there.append(name)
         if isinstance(name, str):

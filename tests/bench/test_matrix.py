@@ -104,22 +104,30 @@ BAD: dict[str, Any] = {
         ["defenses[0].rejection_rat: 'inc' has no such parameter; did you mean 'rejection_rate'?", "generator"],
     ),
     "solver of no kind": (
-        f'{DATA}defenses = [{{ name = "inc", solver = {{ method = "bogus" }} }}]\n{ATTACK}', ["defenses[0].solver: 'bogus' is not allowed; give 'momentum', 'adam', 'l-bfgs'"],
-    ),  # fmt: skip
+        defense('{ name = "inc", solver = { method = "bogus" } }'),
+        ["defenses[0].solver: 'bogus' is not allowed; give 'momentum', 'adam', 'l-bfgs'"],
+    ),
     "solver's number": (
-        f'{DATA}defenses = [{{ name = "inc", solver = {{ method = "l-bfgs", steps = 0 }} }}]\n{ATTACK}', ['defenses[0].solver.steps: 0 is not allowed; give a number ≥ 1'],
-    ),  # fmt: skip
+        defense('{ name = "inc", solver = { method = "l-bfgs", steps = 0 } }'),
+        ["defenses[0].solver.steps: 0 is not allowed; give a number ≥ 1"],
+    ),
     "solver's key": (
-        f'{DATA}defenses = [{{ name = "inc", solver = {{ method = "l-bfgs", momentum = 1 }} }}]\n{ATTACK}', ['defenses[0].solver.momentum: unknown key', 'allowed: method, origin, pairs, race'],
-    ),  # fmt: skip
+        defense('{ name = "inc", solver = { method = "l-bfgs", momentum = 1 } }'),
+        ["defenses[0].solver.momentum: unknown key", "allowed: method, origin, pairs, race"],
+    ),
     "solver no table": (
-        f'{DATA}defenses = [{{ name = "inc", solver = 3 }}]\n{ATTACK}', ['defenses[0].solver: 3 is not a table of parameters'],
-    ),  # fmt: skip
+        defense('{ name = "inc", solver = 3 }'),
+        ["defenses[0].solver: 3 is not a table of parameters"],
+    ),
+    "generator's key": (
+        defense('{ name = "inc", generator = { model = "vae", latnt = 3 } }'),
+        ["defenses[0].generator.latnt: unknown key; did you mean 'latent'?"],
+    ),
     "defense shape": (defense('{ name = "inc", shape = [1, 8, 8] }'), ["defenses[0].shape: 'inc' has no such"]),
-    "defense parameter type": (defense('{ name = "inc", latent = "many" }'), ["latent", '"many"']),
+    "defense parameter type": (defense('{ name = "gmvae", latent = "many" }'), ["latent", '"many"']),
     "defense parameter range": (defense('{ name = "inc", rejection_rate = 1.5 }'), ["rejection_rate: 1.5", "< 1"]),
     "defense parameter choice": (defense('{ name = "gmvae", covariance = "full" }'), ["covariance", "'empirical'"]),
-    "defense parameter list": (defense('{ name = "inc", latent = [1, 2] }'), ["latent"]),
+    "defense parameter list": (defense('{ name = "gmvae", latent = [1, 2] }'), ["latent"]),
     "solver key": (defense('{ name = "inc", solver = { stepz = 5 } }'), ["defenses[0]", "solver.stepz"]),
     "solver key, what is allowed": todo(
         (defense('{ name = "inc", solver = { stepz = 5 } }'), ["unknown key; did you mean 'steps'?", "momentum"]),
@@ -199,8 +207,8 @@ BAD: dict[str, Any] = {
     "attack parameter quoted": todo((attack('steps = "40"'), ['steps: "40" is not a whole number']), LAX),
     "attack parameter flag": todo((attack('random_start = "no"'), ["random_start", "is not true or false"]), LAX),
     "attack parameter flag 1": todo((attack("random_start = 1"), ["random_start: 1 is not true or false"]), LAX),
-    "defense parameter true": todo((defense('{ name = "inc", latent = true }'), ["latent: true"]), LAX),
-    "defense parameter quoted": todo((defense('{ name = "inc", latent = "8" }'), ['latent: "8"']), LAX),
+    "defense parameter true": todo((defense('{ name = "gmvae", latent = true }'), ["latent: true"]), LAX),
+    "defense parameter quoted": todo((defense('{ name = "gmvae", latent = "8" }'), ['latent: "8"']), LAX),
     "attack parameter inf": todo((attack("step_size = inf"), ["step_size", "finite"]), "inf passes Gt(0)"),
     "timeout inf": todo((f"timeout = inf\n{DATA}{DEFENSES}{ATTACK}", ["timeout", "finite"]), "inf passes gt=0"),
     "solver nan": todo((defense('{ name = "inc", solver = { momentum = nan } }'), ["momentum"]), BOUNDS),
@@ -327,12 +335,12 @@ def test_seeds_are_one_or_several(tmp_path):
 
 
 def test_parameters_reach_their_systems(tmp_path):
-    entry = '{ name = "inc", latent = 5, solver = { steps = 7 } }, { name = "inc", label = "x" }'
+    entry = '{ name = "inc", seed = 5, solver = { steps = 7 } }, { name = "inc", label = "x" }'
     lines = 'steps = 3\nstep_size = 0.01\nrandom_start = false\nlabel = "mine"\nloss = "margin"'
     matrix = read(tmp_path, f"{DATA}defenses = [{entry}]\n{ATTACK}{lines}\n")
     spec: Any = matrix.defenses[0].spec((1, 8, 8), 10)
-    assert (spec.latent, spec.solver.steps, spec.shape, spec.num_classes) == (5, 7, (1, 8, 8), 10)
-    assert [chosen.label for chosen in matrix.defenses][1] == "x" and "latent=5" in matrix.defenses[0].label
+    assert (spec.seed, spec.solver.steps, spec.shape, spec.num_classes) == (5, 7, (1, 8, 8), 10)
+    assert [chosen.label for chosen in matrix.defenses][1] == "x" and "seed=5" in matrix.defenses[0].label
     assert matrix.attacks[0].attack == PGD(steps=3, step_size=0.01, random_start=False, loss="margin")
     assert matrix.attacks[0].label == "mine"
 
