@@ -31,6 +31,8 @@ class RobustManifoldSettings:
     size of the network. epochs, batch_size, rate: of the training (Adam, one cycle).
     """
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # a misspelt key in a matrix file must not pass
+
     eta: Annotated[float, Gt(0)] = 1.5
     weight: Annotated[float, Ge(0)] = 0.1
     pairs: Annotated[int, Ge(1)] = 64

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt
@@ -18,6 +18,8 @@ from defenses.training import epochs_for, initialise, train_module
 @dataclass(frozen=True, kw_only=True)
 class GenerativeSettings:
     """latent: dimensions of z. encoder_*: the inverting encoder's size and training (Adam, one cycle)."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # a misspelt key in a matrix file must not pass
 
     latent: Annotated[int, Ge(1)] = 128
     encoder_width: Annotated[int, Ge(1)] = 32
