@@ -11,7 +11,7 @@ from torch import Tensor
 from attacks.from_art import module_classifier
 from attacks.from_foolbox import accepted_and_wrong, foolbox_model
 from defenses.base import Defense
-from defenses.invert_and_classify import InvertAndClassify
+from defenses.project_and_classify import ProjectAndClassify
 from defenses.projection import BackwardIdentity, best_start
 
 __all__ = ["accepted_and_wrong", "projection_preprocessor", "to_art", "to_foolbox"]
@@ -34,7 +34,7 @@ def to_foolbox(defense: Defense) -> Any:
     return foolbox_model(defense, device_of(defense))
 
 
-def projection_preprocessor(defense: InvertAndClassify) -> Any:
+def projection_preprocessor(defense: ProjectAndClassify) -> Any:
     """G(z*(x)) of that defense as an ART `PreprocessorPyTorch`, to go before any classifier's own module.
 
     Its gradient is the identity (BPDA), inside `forward`: ART asks for no `estimate_forward` when it differentiates
@@ -50,7 +50,7 @@ def _preprocessor_class() -> Any:
     class ProjectionPreprocessor(PreprocessorPyTorch):
         """See `projection_preprocessor`."""
 
-        def __init__(self, defense: InvertAndClassify) -> None:
+        def __init__(self, defense: ProjectAndClassify) -> None:
             device = "cpu" if device_of(defense).type == "cpu" else "gpu"
             super().__init__(device_type=device, is_fitted=True, apply_fit=False, apply_predict=True)
             self.defense = defense.eval()
