@@ -130,8 +130,13 @@ class ProjectAndClassify(Defense):
             return best_start(self.generator, x, self.invert(x))[0]
 
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
-        """See `Defense.attack_forward`. `unrolled` goes through `inner_steps` solver steps; the best start is kept."""
-        if start is None:
+        """See `Defense.attack_forward`. `unrolled` goes through the last `inner_steps` solver steps; the best is kept.
+
+        With as many as the solver has it goes through all of them, from the solver's own starts, whatever was before.
+        """
+        if gradient == "unrolled" and inner_steps >= self.spec.solver.steps:
+            latents = self.starts(x)
+        elif start is None:
             latents = self.attacked_inversion(x)
         else:
             latents = start if gradient == "unrolled" else self.invert(x, start, inner_steps)

@@ -151,6 +151,24 @@ def test_the_modes_agree_on_the_answer_and_differ_in_the_gradient(defense, digit
     assert not any(torch.allclose(one, other, rtol=0.1) for one, other in combinations(gradients, 2))
 
 
+def test_unrolled_through_every_step_is_the_slope_of_the_answer():
+    """A steady descent ends at its best point: the answer is that of the last step, and so is its derivative."""
+    steady = MomentumSolver(steps=25, rate=0.5, momentum=0.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        defense = InvertAndClassify(replace(SPEC, solver=steady, reject=False)).double().eval()
+    freeze(defense)
+    random = torch.Generator().manual_seed(1)
+    x, aside = (torch.rand(2, 1, 8, 8, generator=random, dtype=torch.float64) for _ in range(2))
+    point = x.clone().requires_grad_(True)
+    logits, _ = defense.attack_forward(point, "unrolled", None, steady.steps)
+    assert torch.allclose(logits, defense(x), atol=1e-12)
+    (gradient,) = torch.autograd.grad(logits[:, 3].sum(), point)
+    h = 1e-5
+    slopes = (defense(x + h * aside) - defense(x - h * aside))[:, 3] / (2 * h)
+    assert torch.allclose((gradient * aside).flatten(1).sum(1), slopes, rtol=1e-4)
+
+
 def test_identity_sends_the_gradient_of_the_classifier_straight_to_the_input(defense, digits):
     x = digits.test.images[:8].clone().requires_grad_(True)
     (through,) = torch.autograd.grad(defense(x)[:, :10].square().sum(), x)
