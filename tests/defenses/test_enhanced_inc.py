@@ -176,7 +176,7 @@ def test_it_is_inc_with_that_classifier_or_the_classifier_alone(parts, digits, r
     alone = enhanced(parts, digits, retrained=retrained, project=False)
     assert torch.equal(alone(x), alone.classifier(x)) and torch.equal(alone.perceived(x), x)
     assert not alone.rejects and alone.eta.isinf() and alone.gradient_modes == ("default",)
-    assert not enhanced(parts, digits, rejection_rate=None).rejects
+    assert not enhanced(parts, digits, reject=False).rejects
 
 
 def test_before_and_after_share_the_classifier_that_the_training_begins_with(parts, digits):
