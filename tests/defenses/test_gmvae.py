@@ -198,7 +198,8 @@ def test_reclassification_is_the_nearest_mean_of_the_best_descent(perturbed, pul
 
     reached = again.spec.descent.solve(again.decoder, x, starts, again.spec.descent.steps, penalty=pulled)
     errors = (again.decoder(reached.flatten(0, 1)).view(len(x), 10, -1) - x.flatten(1)[:, None]).square().mean(2)
-    best = reached[torch.arange(len(x)), (errors + pulled(reached.flatten(0, 1)).view(-1, 10)).argmin(1)]
+    penalties = pulled(reached.flatten(0, 1), torch.arange(10 * len(x)))
+    best = reached[torch.arange(len(x)), (errors + penalties.view(-1, 10)).argmin(1)]
     assert torch.equal(again.verdict(x).labels, torch.cdist(best, torch.eye(10)).argmin(1))
 
 
