@@ -76,6 +76,9 @@ def test_a_tenth_of_the_passes_at_no_larger_error(benchmark, inputs: int, capsys
         f"the paper's, R = 10, L = 200, rate {rate:g}": replace(paper, rate=rate),
         "L-BFGS from one random start": QuasiNewtonSolver(steps=150, origin="prior", spread=0.1),
         "L-BFGS from the encoder": QuasiNewtonSolver(steps=150),
+        "L-BFGS from the encoder and two random starts, raced": QuasiNewtonSolver(
+            steps=150, starts=3, race=20, spread=0.3, tolerance=1e-4
+        ),
     }
     with torch.no_grad():
         found = {name: error_of(model, solver, x) for name, solver in solvers.items()}
@@ -94,5 +97,4 @@ def test_a_tenth_of_the_passes_at_no_larger_error(benchmark, inputs: int, capsys
     }
     with capsys.disabled():
         print(f"\n{generator}, {kind}", *map(" · ".join, rows), sep="\n  ")
-    best = min(ours)
-    assert best[0] <= paper_error and best[1] <= paper_passes / 10
+    assert min(error for error, passes, _ in ours if passes <= paper_passes / 10) <= paper_error
