@@ -55,11 +55,13 @@ class OverpoweredPairs(Measurement):
 
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
         values = {}
-        for eta in sorted(self.eta):
+        found, confident = torch.zeros(2, self.pairs, dtype=torch.bool)
+        for eta in sorted(self.eta):  # what was brought within a smaller one is within a larger one, too
             near, sure = self.search(defense, eta, 0.5, seed), self.search(defense, eta, self.confidence, seed)
             fooled = answered(defense, sure)
-            values[f"within {eta:g}"] = float((fooled | answered(defense, near)).double().mean())
-            confident = fooled & (probability(defense, sure) >= self.confidence)
+            found = found | (fooled | answered(defense, near)).cpu()
+            confident = confident | (fooled & (probability(defense, sure) >= self.confidence)).cpu()
+            values[f"within {eta:g}"] = float(found.double().mean())
             values[f"within {eta:g}, confidently"] = float(confident.double().mean())
         return {self.headline: values[f"within {max(self.eta):g}"]} | values
 
