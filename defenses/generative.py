@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -35,7 +36,7 @@ class GenerativeSpec(TrainableSpec):
     settings: GenerativeSettings
 
 
-class GenerativeModel(Trainable):
+class GenerativeModel(Trainable, ABC):
     """G: z [N,k] → images [N,C,H,W] in [0,1], z ~ N(0, I); and E: images → z, trained to invert it.
 
     A subclass sets `Spec`, `version` and `generator`, and trains it in `fit_generator`.
@@ -74,11 +75,11 @@ class GenerativeModel(Trainable):
         self.generator.requires_grad_(True)
         return figures | {"validation_mse_of_the_encoder": self.encoding_error(validation)}
 
+    @abstractmethod
     def fit_generator(
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:
         """Trains `generator` in place; returns figures for the card."""
-        raise NotImplementedError
 
     def fit_encoder(self, data: LabelledImages, budget: float, seed: int, progress: Progress) -> None:
         """Trains E: images come back, G(E(x)) ≈ x, and so do latents, E(G(z)) ≈ z.

@@ -51,7 +51,7 @@ class InvertAndClassify(ProjectAndClassify):
         return self.held_out.thresholds([self.spec.rejection_rate])[0] if self.rejects else super().eta
 
     def answer(self, x: Tensor, projected: Tensor) -> Tensor:
-        logits = self.classifier(projected)
+        logits = super().answer(x, projected)
         if self.rejects:
             distance = (x - projected.detach()).flatten(1).norm(dim=1)
             logits = append_reject_score(logits, distance / self.eta - 1)

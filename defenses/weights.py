@@ -79,13 +79,11 @@ def deployment_fields(cls: type[TrainableSpec]) -> list[str]:
     return [field.name for field in dataclasses.fields(cls) if field.metadata.get("deployment")]
 
 
-def trained_as(
-    card: Card, cls: type[Trainable], spec: TrainableSpec, data: str, parts: Mapping[str, str | None]
-) -> bool:
+def trained_as(card: Card, cls: type[Trainable], spec: TrainableSpec, data: str, parts: Mapping[str, str]) -> bool:
     """Whether the card's weights are of that class and spec, trained on that data (its name in the zoo) and parts.
 
-    A field that is younger than the card counts as its default; those of the deployment don't count. parts: the hash of
-    each, None where it has no weights yet.
+    A field that is younger than the card counts as its default; those of the deployment don't count. parts: the
+    `weights_hash` of each.
     """
     if (card.defense, card.version, card.data, card.parts) != (class_path(cls), cls.version, data, parts):
         return False
@@ -152,8 +150,8 @@ def load_into(module: Trainable, path: Path, expected: str) -> None:
     """
     advice = "restore it (the zoo comes with the installation), or delete it and its card to train anew"
     try:
-        state = load_file(path)
-        parts = {name: tensor for name, tensor in module.state_dict().items() if name not in own_state(module)}
+        state, own = load_file(path), own_state(module)
+        parts = {name: tensor for name, tensor in module.state_dict().items() if name not in own}
         module.load_state_dict({**parts, **state})
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
@@ -175,7 +173,7 @@ def find_weights(module: Trainable, data: str, name: str = "", cached: Path | No
     Its parts are filled already. data: name of the data in the zoo; name: whose files are looked at first. Raises
     WeightsError for a damaged card.
     """
-    parts: dict[str, str | None] = {part: weights_hash(getattr(module, part)) for part in module.parts}
+    parts = {part: weights_hash(getattr(module, part)) for part in module.parts}
     for path in (*zoo_files(data, name), *([cached] if cached else [])):
         if card_path(path).exists():
             card = read_card(path)
