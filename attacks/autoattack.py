@@ -35,7 +35,9 @@ class AutoAttack(GradientAttack):
 
     def members(self) -> tuple[Attack, ...]:
         """The attacks in their order."""
-        knows: dict[str, Any] = {"norm": self.norm, "gradient": self.gradient, "inner_steps": self.inner_steps}
+        knows: dict[str, Any] = {
+            name: getattr(self, name) for name in ("norm", "gradient", "inner_steps", "warm_start")
+        }
         if self.variant == "rand":
             return APGD(eot=20, **knows), APGD(loss="dlr", eot=20, **knows)
         return (

@@ -82,16 +82,20 @@ class ViewAttack(Attack):
     part: what is computed with: the whole `defense`, or its `classifier` alone by an attacker who doesn't know the
     rest; the result is judged by the whole defense all the same.
     gradient: how gradients pass what isn't differentiable; `default` is the defense's own choice.
-    inner_steps: steps an optimisation inside the defense takes while it is attacked (after its first, full one).
+    warm_start: an optimisation inside the defense begins where it ended at the last point, and takes `inner_steps`.
+    That is cheap, and weaker: the optimum that is followed from point to point need not be the one that the deployed
+    defense, which begins anew, ends in. Without it every point gets an optimisation of its own, as long as the
+    defense's. inner_steps: also how many of the last steps `unrolled` goes through.
     """
 
     part: Part = "defense"
     gradient: GradientMode = "default"
     inner_steps: Annotated[int, Ge(1)] = 20
+    warm_start: bool = False
 
     def view(self, target: Target) -> View:
         """The view of the target that these choices name."""
-        return target.view(self.part, self.gradient, self.inner_steps)
+        return target.view(self.part, self.gradient, self.inner_steps, self.warm_start)
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
         if self.part == "classifier" and defense.classifier is None:

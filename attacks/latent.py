@@ -255,6 +255,7 @@ class RangeAttack(Attack):
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    version: ClassVar[int] = 2
 
     steps: Annotated[int, Ge(1)] = 200
     starts: Annotated[int, Ge(1)] = 1
@@ -323,15 +324,18 @@ class RangeAttack(Attack):
     def asked(self, scene: Scene, point: Tensor, rows: Tensor, claimed: Tensor) -> Tensor:
         """In what share of its answers the full-strength defense is fooled by each claimed point [n]; 0 for the others.
 
-        A deterministic one answers once.
+        A deterministic one answers once; of a randomized one that was fooled the next answer is asked for.
         """
         answer, share = self.answer(scene, point, rows), scene.x.new_zeros(len(rows))
         draws = DRAWS if scene.target.defense.randomized else 1
-        for _ in range(draws):
-            wrong = scene.target.verdict(answer[claimed], rows[claimed]).wrong(scene.y[rows[claimed]])
-            share[claimed] += wrong.to(share) / draws
-        failed = claimed & (share < 0.99)
-        share[claimed & ~failed] = 1.0
+        asked = claimed.nonzero()[:, 0]
+        for draw in range(1, draws + 1):
+            wrong = scene.target.verdict(answer[asked], rows[asked]).wrong(scene.y[rows[asked]])
+            asked = asked[wrong]
+            share[asked] = draw / draws
+            if not len(asked):
+                break
+        failed = claimed & (share < 1)
         if failed.any():
             self.denied(scene, point, rows, failed)
         return share

@@ -153,9 +153,15 @@ class Target:
         """The same target for those of its inputs alone; what is counted there is counted here."""
         return Rows(self, rows)
 
-    def view(self, part: Part = "defense", gradient: GradientMode = "default", inner_steps: int = 20) -> View:
+    def view(
+        self,
+        part: Part = "defense",
+        gradient: GradientMode = "default",
+        inner_steps: int = 20,
+        warm_start: bool = False,
+    ) -> View:
         """What the attack differentiates: the whole defense, or its classifier alone (an oblivious attacker)."""
-        return View(self, part, gradient, inner_steps)
+        return View(self, part, gradient, inner_steps, warm_start)
 
     def module(self, view: View, rows: Tensor) -> nn.Module:
         """A view as a plain module of [N,C,H,W] → logits, for attacks of other libraries on those rows."""
@@ -183,13 +189,16 @@ class View:
     optimisation, a randomized defense) a success seen here has to be confirmed by `Target.verdict`.
     """
 
-    def __init__(self, target: Target, part: Part, gradient: GradientMode, inner_steps: int) -> None:
+    def __init__(
+        self, target: Target, part: Part, gradient: GradientMode, inner_steps: int, warm_start: bool
+    ) -> None:
         defense = target.defense
         self.target = target
         self.num_classes = target.num_classes
         self.part = part
         self.gradient_mode = gradient
         self.inner_steps = inner_steps
+        self.warm_start = warm_start
         self.memory: Tensor | None = None
         if part == "classifier":
             if defense.classifier is None:
@@ -215,7 +224,8 @@ class View:
         return self._iterated(padded, len(x), rows)
 
     def _iterated(self, padded: Tensor, n: int, rows: Tensor | None) -> Tensor:
-        """A defense that optimises at inference: start where the last call for the same rows ended."""
+        """A defense that optimises at inference; with `warm_start` it begins where the last call for these rows ended.
+        """
         defense: Any = self.target.defense
         mode = defense.gradient_modes[0] if self.gradient_mode == "default" else self.gradient_mode
         start = None
@@ -224,7 +234,7 @@ class View:
             if not start.isfinite().all():  # some of these rows have never been seen
                 start = None
         logits, end = defense.attack_forward(padded, mode, start, self.inner_steps)
-        if rows is not None:
+        if self.warm_start and rows is not None:
             if self.memory is None:
                 self.memory = end.new_full((len(self.target.forwards), *end.shape[1:]), torch.nan)
             once = 1 if n > 1 and bool((rows == rows[0]).all()) else n  # many queries about one input: the first one's

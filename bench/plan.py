@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import platformdirs
 import torch
 
-from attacks.base import Attack
+from attacks.base import Attack, ViewAttack
 from attacks.transfer import Transfer
 from bench.datasets.base import Dataset
 from bench.diagnosis.probes import probes
@@ -430,8 +430,9 @@ def _job(
     draws = ref.draws or matrix.draws
     forwards, backwards = map(float, attack.passes() if attack else (1, 0))
     if attack is not None and module.inference_steps:
-        # in units of a full-strength answer: the inner optimisation is cheaper while it is attacked
-        share = min(1.0, getattr(attack, "inner_steps", module.inference_steps) / module.inference_steps)
+        # in units of a full-strength answer: the inner optimisation is cheaper where it goes on from point to point
+        short = isinstance(attack, ViewAttack) and attack.warm_start
+        share = min(1.0, attack.inner_steps / module.inference_steps) if short else 1.0
         forwards, backwards = forwards * share, backwards * share
     identity = {
         "records": REVISION,

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from attacks.target import Verdict
 from defenses.networks import Letter
 from defenses.project_and_classify import (
     AGAN,
@@ -18,7 +19,7 @@ from defenses.project_and_classify import (
     ProjectAndClassifySpec,
     chosen_by,
 )
-from defenses.projection import MomentumSolver, QuasiNewtonSolver
+from defenses.projection import MomentumSolver
 from defenses.undefended import Undefended, UndefendedSpec
 from defenses.wasserstein_gan import WassersteinGANSettings
 
@@ -44,6 +45,7 @@ class DefenseGAN(ProjectAndClassify):
 
     Spec: ClassVar = DefenseGANSpec
     spec: DefenseGANSpec
+    version: ClassVar[int] = 3
     randomized: ClassVar[bool] = True
 
     def own_classifier(self) -> Undefended:
@@ -54,10 +56,13 @@ class DefenseGAN(ProjectAndClassify):
         seed = int(torch.randint(2**31, ()))
         return self.from_encoder(x, self.spec.solver.start_per_input(x, self.generator.latent, seed))
 
-    def attacked_inversion(self, x: Tensor) -> Tensor:
-        """One random start instead of R, by a faster solver: the mean over draws is what an attacker needs, and the
-        judge asks the full one."""
-        own = self.spec.solver
-        solver = QuasiNewtonSolver(steps=50, spread=own.spread, origin="prior")
-        start = solver.start_per_input(x, self.generator.latent, int(torch.randint(2**31, ())))
-        return solver.solve(self.generator, x, start, solver.steps)
+    def verdict(self, x: Tensor) -> Verdict:
+        """Labels as `forward` has them; the score is the distance ‖G(z*) − x‖₂, by which attacks are to be detected
+        (their section 4.3)."""
+        projected = self.perceived(x)
+        labels = self.answer(x, projected).argmax(1)
+        return Verdict(labels, torch.zeros_like(labels, dtype=torch.bool), (x - projected).flatten(1).norm(dim=1))
+
+    def attacked_starts(self, x: Tensor) -> Tensor:
+        """One random start instead of R: an attacker needs the mean over searches, and the judge asks the best one."""
+        return self.starts(x)[:, :1]

@@ -132,12 +132,12 @@ class ProjectAndClassify(Defense):
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
         """See `Defense.attack_forward`. `unrolled` goes through the last `inner_steps` solver steps; the best is kept.
 
-        With as many as the solver has it goes through all of them, from the solver's own starts, whatever was before.
+        With as many as the solver has it goes through all of them, from the search's own starts, whatever was before.
         """
         if gradient == "unrolled" and inner_steps >= self.spec.solver.steps:
-            latents = self.starts(x)
+            latents = self.attacked_starts(x)
         elif start is None:
-            latents = self.attacked_inversion(x)
+            latents = self.invert(x, self.attacked_starts(x))
         else:
             latents = start if gradient == "unrolled" else self.invert(x, start, inner_steps)
         projected, z = self.projected(x, gradient, latents, inner_steps)
@@ -159,9 +159,9 @@ class ProjectAndClassify(Defense):
             return BackwardIdentity.apply(x, nearest), z
         return BackwardImplicit.apply(x, nearest, self.generator, z, LinearSolve(curvature=gradient == "implicit")), z
 
-    def attacked_inversion(self, x: Tensor) -> Tensor:
-        """The inversion that an attack begins with: the full one, so that it follows the optimum that is deployed."""
-        return self.invert(x)
+    def attacked_starts(self, x: Tensor) -> Tensor:
+        """Where a search that an attack sees begins, [N,R,k]: where the deployed one does."""
+        return self.starts(x)
 
     def perceived(self, x: Tensor) -> Tensor:
         """G(z*(x))."""

@@ -27,6 +27,9 @@ Memory = tuple[Tensor, ...]
 CHECKED_EVERY = 10
 """Steps between two looks at which latents have converged."""
 
+AT_ONCE = 128
+"""Latents that pass through a generator together on a CPU: what lies between its layers stays in the caches."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Solver(ABC):
@@ -256,12 +259,17 @@ def direction(gradient: Tensor, s: Tensor, y: Tensor, weight: Tensor, scale: Ten
 
 def slope(generator: nn.Module, z: Tensor, aim: Tensor, rows: Tensor, penalty: Penalty | None) -> tuple[Tensor, Tensor]:
     """Error of latents z [M,k] and its gradient, in whole blocks: the same bits whatever else is in the batch."""
-    # An attack may ask for predictions under no_grad, and autograd.Function switches gradients off
-    with torch.enable_grad():
-        padded = pad_to_block(z.detach()).clone().requires_grad_(True)
-        error = objective(generator, padded, pad_to_block(aim), pad_to_block(rows), penalty)
-        (gradient,) = torch.autograd.grad(error.sum(), padded)
-    return error.detach()[: len(z)], gradient[: len(z)]
+    at_once = AT_ONCE if z.device.type == "cpu" else max(1, len(z))
+    errors, gradients = [], []
+    for latents, images, numbers in zip(z.split(at_once), aim.split(at_once), rows.split(at_once), strict=True):
+        # An attack may ask for predictions under no_grad, and autograd.Function switches gradients off
+        with torch.enable_grad():
+            padded = pad_to_block(latents.detach()).clone().requires_grad_(True)
+            error = objective(generator, padded, pad_to_block(images), pad_to_block(numbers), penalty)
+            (gradient,) = torch.autograd.grad(error.sum(), padded)
+        errors.append(error.detach()[: len(latents)])
+        gradients.append(gradient[: len(latents)])
+    return torch.cat(errors), torch.cat(gradients)
 
 
 def objective(generator: nn.Module, z: Tensor, x: Tensor, rows: Tensor, penalty: Penalty | None) -> Tensor:

@@ -36,6 +36,7 @@ FigureName = Literal[
     "peak_error",
     "rejection_monotone",
     "distance",
+    "detection_auc",
 ]
 
 Text = Annotated[str, Field(min_length=1)]

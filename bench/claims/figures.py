@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import bootstrap, mannwhitneyu
 
 from bench import figures
 from bench.figures import REJECTED, RIGHT, WRONG, Estimate, MissingCells, outcomes, wilson
@@ -136,6 +137,27 @@ def require_ok(records: pd.DataFrame) -> None:
         raise MissingCells(f"{bad['status'].iloc[0]}: {bad['reason'].iloc[0]}")
 
 
+def detection_auc(records: pd.DataFrame) -> tuple[float, float, float]:
+    """How well scores tell the outputs of one cell from their clean inputs: the area under the ROC curve.
+
+    The share of pairs (clean, attacked) in which the attacked one looks more suspicious, ties half; with the 95 %
+    interval of the percentile bootstrap over inputs, which keeps an input's two scores together. Raises MissingCells
+    where a row is not ok or a defense gives no scores.
+    """
+    require_ok(records)
+    if records[["clean_score", "adv_score"]].isna().any(axis=None):
+        raise MissingCells("this defense gives no scores")
+
+    def area(clean: np.ndarray, attacked: np.ndarray) -> float:
+        return float(mannwhitneyu(attacked, clean).statistic) / (len(clean) * len(attacked))
+
+    scores = (records["clean_score"].to_numpy(), records["adv_score"].to_numpy())
+    interval = bootstrap(
+        scores, area, paired=True, vectorized=False, n_resamples=999, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return area(*scores), float(interval.low), float(interval.high)
+
+
 @dataclass(frozen=True)
 class Measured:
     """A figure as it stands in a table, with its interval where it is a share.
@@ -198,6 +220,11 @@ def _distance(records: pd.DataFrame) -> Measured:
     return Measured(f"{distance_text(figures.median_distance(records))} ({norm_text(norm)}), n = {n:,}")
 
 
+def _detection(records: pd.DataFrame) -> Measured:
+    area, low, high = detection_auc(records)
+    return Measured(f"{area:.3f} [{low:.3f}, {high:.3f}], n = {records['sample'].nunique():,}")
+
+
 RULES: dict[str, Rule] = {
     "accuracy": Rule("share", _share(figures.accuracy), "accuracy", "high"),
     "accuracy_without_rejection": Rule(
@@ -214,6 +241,7 @@ RULES: dict[str, Rule] = {
     "peak_error": Rule("share", _peak, "error", ladder=True),
     "rejection_monotone": Rule("trend", _monotone, "error", ladder=True),
     "distance": Rule("number", _distance, "distance", ladder=True),
+    "detection_auc": Rule("number", _detection, "accuracy"),
 }
 """By the names that a claim may give as its `figure`."""
 

@@ -159,7 +159,7 @@ def test_what_is_exact_and_what_has_to_be_confirmed():
 
 def test_an_inner_optimisation_goes_on_where_it_ended_for_the_same_rows():
     defense = Projecting()
-    view: View = Target(defense, 4).view(inner_steps=7)
+    view: View = Target(defense, 4).view(inner_steps=7, warm_start=True)
     rows = torch.arange(4)
     view.answer(X[:4], rows)
     view.answer(X[:2], rows[2:])
@@ -186,7 +186,7 @@ def test_parts_and_modes_that_are_not_there_are_refused():
 def test_every_query_about_one_input_starts_from_its_own_optimisation():
     defense = Projecting()
     target = Target(defense, 3)
-    view = target.view(inner_steps=7)
+    view = target.view(inner_steps=7, warm_start=True)
     rows = torch.tensor([2])
     module = target.module(view, rows)
     module(X[2:3])
