@@ -189,9 +189,7 @@ class View:
     optimisation, a randomized defense) a success seen here has to be confirmed by `Target.verdict`.
     """
 
-    def __init__(
-        self, target: Target, part: Part, gradient: GradientMode, inner_steps: int, warm_start: bool
-    ) -> None:
+    def __init__(self, target: Target, part: Part, gradient: GradientMode, inner_steps: int, warm_start: bool) -> None:
         defense = target.defense
         self.target = target
         self.num_classes = target.num_classes
@@ -224,8 +222,7 @@ class View:
         return self._iterated(padded, len(x), rows)
 
     def _iterated(self, padded: Tensor, n: int, rows: Tensor | None) -> Tensor:
-        """A defense that optimises at inference; with `warm_start` it begins where the last call for these rows ended.
-        """
+        """A defense that optimises at inference: with `warm_start` from where the last call for these rows ended."""
         defense: Any = self.target.defense
         mode = defense.gradient_modes[0] if self.gradient_mode == "default" else self.gradient_mode
         start = None

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attacks.gradient import PGD
 from attacks.target import BLOCK, BudgetExhausted, Target, Verdict, View, blockwise, pad_to_block
 from defenses.networks import StridedCNN
 
@@ -172,6 +173,19 @@ def test_an_inner_optimisation_goes_on_where_it_ended_for_the_same_rows():
     assert defense.asked[-1] == ("identity", False, 7)
     Target(defense, 4).view(gradient="unrolled").answer(X[:4], rows)
     assert defense.asked[-1][0] == "unrolled"
+
+
+def test_without_a_warm_start_every_inner_optimisation_is_one_of_its_own():
+    defense = Projecting()
+    view: View = Target(defense, 4).view(inner_steps=7)
+    for _ in range(3):
+        view.answer(X[:4], torch.arange(4))
+    assert defense.asked == [("identity", False, 7)] * 3 and view.memory is None
+    for attack in (PGD(steps=2), PGD(steps=2, warm_start=True)):
+        defense.asked.clear()
+        attack.run(Target(defense, 4), X[:4], defense(X[:4]).argmax(1), 1e-6, 0)
+        warm = [started for _, started, _ in defense.asked]
+        assert warm == [False, attack.warm_start, attack.warm_start]
 
 
 def test_parts_and_modes_that_are_not_there_are_refused():

@@ -14,6 +14,7 @@ from bench.claims.base import Budget, Claim, claims_json, claims_of
 from bench.claims.figures import (
     RULES,
     STRONGEST,
+    detection_auc,
     fallen,
     fooled,
     largest_drop,
@@ -140,8 +141,21 @@ def test_reclassification_of_different_images_is_refused():
         recovered(moved.iloc[:3], rejecting)
 
 
+def test_the_area_under_the_curve_counts_pairs_in_which_the_attacked_input_looks_worse():
+    """Of the nine pairs (clean, attacked) of {1, 2, 3} and {2, 4, 5} the attacked one is above in 7 and level in 1."""
+    rows = cell(labels=(0, 1, 2), clean_scores=(1, 2, 3), adv_scores=(2, 4, 5))
+    area, low, high = detection_auc(rows)
+    assert area == pytest.approx((7 + 0.5) / 9) and 0 <= low <= area <= high <= 1
+    apart, together = (
+        detection_auc(cell(clean_scores=(1, 2, 3, 4), adv_scores=s)) for s in ((5, 6, 7, 8), (1, 2, 3, 4))
+    )
+    assert apart == (1, 1, 1) and together[0] == 0.5
+    with pytest.raises(MissingCells, match="scores"):
+        detection_auc(cell())
+
+
 @pytest.mark.parametrize("status", ["failed", "skipped"])
-@pytest.mark.parametrize("figure", [pairs, fooled, fallen, peak_error, largest_drop])
+@pytest.mark.parametrize("figure", [pairs, fooled, fallen, peak_error, largest_drop, detection_auc])
 def test_no_figure_over_cells_that_are_not_ok(figure, status):
     with pytest.raises(MissingCells):
         figure(cell(status=status, reason="out of memory"))

@@ -65,6 +65,29 @@ def test_it_classifies_the_best_of_its_descents_and_never_rejects(defense, digit
     assert torch.allclose(mean_squared_error(seen, x), errors.amin(1))
 
 
+def test_the_score_is_the_distance_to_what_it_sees(defense, digits):
+    x = digits.test.images[:16]
+    torch.manual_seed(3)
+    answer = defense.verdict(x)
+    torch.manual_seed(3)
+    assert torch.equal(answer.labels, defense(x).argmax(1)) and not answer.rejected.any()
+    assert answer.scores is not None
+    assert torch.allclose(answer.scores, (x - drawn(defense, x, 3)).flatten(1).norm(dim=1))
+
+
+@pytest.mark.parametrize("mode", ["identity", "unrolled", "gauss-newton"])
+def test_an_attack_sees_searches_from_one_start_anew_each_time(defense, digits, mode):
+    x = digits.test.images[:8]
+    for _ in range(2):
+        torch.manual_seed(5)
+        alone = replace(defense.spec.solver, starts=1)
+        start = defense.starts(x)[:, :1]
+        expected = alone.solve(defense.generator, x, start, alone.steps)
+        torch.manual_seed(5)
+        _, reached = defense.attack_forward(x, mode, None, 0)
+        assert torch.equal(reached, expected)
+
+
 def test_answers_differ_from_draw_to_draw_and_not_by_company(defense, digits):
     x = digits.test.images[:16]
     first = drawn(defense, x, 0)
