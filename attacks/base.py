@@ -70,6 +70,10 @@ class Attack(ABC):
     def passes(self) -> tuple[int, int]:
         """Forward and backward passes that one input costs at the most, at one ε (an estimate, for the plan)."""
 
+    def steps_of_a_pass(self, defense: AttackableDefense) -> int:
+        """Steps of the optimisation inside the defense that each of the `passes` costs; 0 where there is none."""
+        return defense.inference_steps
+
     def unsuited(self, defense: AttackableDefense) -> str | None:
         """Why this attack makes no sense on that defense, or None; the plan skips the pair with this reason."""
         return None
@@ -92,6 +96,11 @@ class ViewAttack(Attack):
     gradient: GradientMode = "default"
     inner_steps: Annotated[int, Ge(1)] = 20
     warm_start: bool = False
+
+    def steps_of_a_pass(self, defense: AttackableDefense) -> int:
+        if self.part != "defense":
+            return 0
+        return min(self.inner_steps, defense.attacked_steps) if self.warm_start else defense.attacked_steps
 
     def view(self, target: Target) -> View:
         """The view of the target that these choices name."""

@@ -267,6 +267,10 @@ class RangeAttack(Attack):
     def knowledge(self) -> Knowledge:
         return "white-box"
 
+    def steps_of_a_pass(self, defense: AttackableDefense) -> int:
+        """Nearly all of its passes are the generator's and the classifier's, but for its confirmations."""
+        return math.ceil(defense.inference_steps * self.starts * CONFIRMATIONS / sum(self.passes()))
+
     def unsuited(self, defense: AttackableDefense) -> str | None:
         if any(getattr(defense, name, None) is None for name in ("generator", "inverter", "classifier")):
             return "the defense has no generator that it inverts: there are no latents to search"

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import platformdirs
 import torch
 
-from attacks.base import Attack, ViewAttack
+from attacks.base import Attack
 from attacks.transfer import Transfer
 from bench.datasets.base import Dataset
 from bench.diagnosis.probes import probes
@@ -430,10 +430,9 @@ def _job(
     draws = ref.draws or matrix.draws
     forwards, backwards = map(float, attack.passes() if attack else (1, 0))
     if attack is not None and module.inference_steps:
-        # in units of a full-strength answer: the inner optimisation is cheaper where it goes on from point to point
-        short = isinstance(attack, ViewAttack) and attack.warm_start
-        share = min(1.0, attack.inner_steps / module.inference_steps) if short else 1.0
-        forwards, backwards = forwards * share, backwards * share
+        # in units of a full-strength answer; what goes back passes the optimisation by, or a few steps of it
+        forwards *= max(1, attack.steps_of_a_pass(module)) / module.inference_steps
+        backwards /= module.inference_steps
     identity = {
         "records": REVISION,
         "dataset": {

@@ -128,6 +128,11 @@ class Defense(Trainable):
         """Steps of the optimisation inside a full-strength answer; 0 where there is none. For estimates of time."""
         return 0
 
+    @property
+    def attacked_steps(self) -> int:
+        """The same of an answer as `attack_forward` computes it without a start."""
+        return self.inference_steps
+
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
         """The logits as an attacker computes them: gradients by that mode, the inner optimisation from `start`.
 

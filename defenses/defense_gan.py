@@ -63,6 +63,10 @@ class DefenseGAN(ProjectAndClassify):
         labels = self.answer(x, projected).argmax(1)
         return Verdict(labels, torch.zeros_like(labels, dtype=torch.bool), (x - projected).flatten(1).norm(dim=1))
 
+    @property
+    def attacked_steps(self) -> int:
+        return self.spec.solver.steps
+
     def attacked_starts(self, x: Tensor) -> Tensor:
         """One random start instead of R: an attacker needs the mean over searches, and the judge asks the best one."""
         return self.starts(x)[:, :1]

@@ -289,6 +289,10 @@ class Binarized(Defense):
     def inference_steps(self) -> int:
         return self.whole.inference_steps
 
+    @property
+    def attacked_steps(self) -> int:
+        return self.whole.attacked_steps
+
     def forward(self, x: Tensor) -> Tensor:
         return self._read(self.whole(x))
 
