@@ -314,6 +314,25 @@ def test_estimates_are_positive_and_grow_with_the_work():
     assert ours["pgd(steps=10)"] < ours["pgd(steps=20)"]
 
 
+def test_a_pass_costs_what_it_takes_of_the_search_inside():
+    """Of INC's 1,000 steps: all at every point, a few with a warm start, none on the classifier or among latents."""
+    steps = {
+        label: job.forwards
+        for label, job in (
+            (job.label, job)
+            for job in planned(
+                defenses=["inc"],
+                attacks=[
+                    *attack(label="anew"), *attack(label="warm", warm_start=True, inner_steps=5),
+                    *attack(label="oblivious", part="classifier"), {"name": "latent", "norm": "l2", "eps": [1]},
+                ],
+            )
+        )
+    }  # fmt: skip
+    assert steps["anew"] == 11 and steps["warm"] == pytest.approx(11 * 5 / 1000)
+    assert steps["oblivious"] == pytest.approx(11 / 1000) and steps["latent"] < 20
+
+
 def test_fewer_images_are_some_of_the_more():
     few, many = planned(Options(n=5))[0].indices, planned(Options(n=50))[0].indices
     assert len(set(few)) == 5 and set(few) < set(many)
