@@ -25,8 +25,7 @@ pytestmark = pytest.mark.slow
 
 RATES = (5.0, 10.0, 20.0, 40.0)
 TUNED_ON = 16
-SAME = 1.005
-"""Errors that differ by half a percent are the same: one image in a hundred that ends in another local optimum."""
+RACED = "L-BFGS from the encoder and two random starts, raced"
 KINDS = ("clean", "PGD at L∞ .2", "Gaussian noise of .2")
 
 
@@ -78,14 +77,14 @@ def test_a_tenth_of_the_passes_at_no_larger_error(benchmark, inputs: int, capsys
         f"the paper's, R = 10, L = 200, rate {rate:g}": replace(paper, rate=rate),
         "L-BFGS from one random start": QuasiNewtonSolver(steps=150, origin="prior", spread=0.1),
         "L-BFGS from the encoder": QuasiNewtonSolver(steps=150),
-        "L-BFGS from the encoder and two random starts, raced": QuasiNewtonSolver(
+        RACED: QuasiNewtonSolver(
             steps=150, starts=3, race=20, spread=paper.spread, tolerance=1e-4
         ),
     }
     with torch.no_grad():
         found = {name: error_of(model, solver, x) for name, solver in solvers.items()}
-    benchmark.pedantic(error_of, args=(model, solvers["L-BFGS from the encoder"], x), rounds=1)
-    (paper_error, paper_passes, paper_seconds), *ours = found.values()
+    benchmark.pedantic(error_of, args=(model, solvers[RACED], x), rounds=1)
+    paper_error, paper_passes, paper_seconds = next(iter(found.values()))
     rows = [
         [name, f"{error:.5f}", f"{passes:.0f}", f"{seconds / len(x) * 1000:.0f} ms",
          f"{paper_passes / passes:.1f}", f"{paper_seconds / seconds:.1f}"]
@@ -99,4 +98,5 @@ def test_a_tenth_of_the_passes_at_no_larger_error(benchmark, inputs: int, capsys
     }
     with capsys.disabled():
         print(f"\n{generator}, {kind}", *map(" · ".join, rows), sep="\n  ")
-    assert min(error for error, passes, _ in ours if passes <= paper_passes / 10) <= paper_error * SAME
+    error, passes, _ = found[RACED]
+    assert passes <= paper_passes / 10 and error <= paper_error
