@@ -77,9 +77,7 @@ def test_a_tenth_of_the_passes_at_no_larger_error(benchmark, inputs: int, capsys
         f"the paper's, R = 10, L = 200, rate {rate:g}": replace(paper, rate=rate),
         "L-BFGS from one random start": QuasiNewtonSolver(steps=150, origin="prior", spread=0.1),
         "L-BFGS from the encoder": QuasiNewtonSolver(steps=150),
-        RACED: QuasiNewtonSolver(
-            steps=150, starts=3, race=20, spread=paper.spread, tolerance=1e-4
-        ),
+        RACED: QuasiNewtonSolver(steps=150, starts=3, race=20, spread=paper.spread, tolerance=1e-4),
     }
     with torch.no_grad():
         found = {name: error_of(model, solver, x) for name, solver in solvers.items()}
