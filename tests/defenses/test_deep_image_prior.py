@@ -193,7 +193,7 @@ def test_an_attack_takes_the_last_steps_and_asks_the_full_fit_in_the_end(quick, 
     monkeypatch.setattr(DeepImagePrior, "fit_networks", told)
     x, y = digits.test.images[:8], digits.test.labels[:8]
     target = Target(quick, len(x))
-    view = target.view(inner_steps=2)
+    view = target.view(inner_steps=2, warm_start=True)
     assert view.iterative and not view.exact
     for _ in range(2):
         view.answer(x, torch.arange(8))
@@ -207,7 +207,7 @@ def test_an_attack_takes_the_last_steps_and_asks_the_full_fit_in_the_end(quick, 
 
 def test_an_attack_on_an_input_is_the_same_in_any_company(quick, digits):
     x, y = digits.test.images[:12], digits.test.labels[:12]
-    attack = PGD(steps=3, inner_steps=2)
+    attack = PGD(steps=3, inner_steps=2, warm_start=True)
     together = attack.run(Target(quick, len(x)), x, y, 0.1, 0)
     alone = attack.run(Target(quick, 1), x[4:5], y[4:5], 0.1, 0)
     assert torch.equal(alone[0], together[4])
