@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap, mannwhitneyu
 
 from bench import figures
 from bench.figures import REJECTED, RIGHT, WRONG, Estimate, MissingCells, outcomes, wilson
@@ -144,6 +143,8 @@ def detection_auc(records: pd.DataFrame) -> tuple[float, float, float]:
     interval of the percentile bootstrap over inputs, which keeps an input's two scores together. Raises MissingCells
     where a row is not ok or a defense gives no scores.
     """
+    from scipy.stats import bootstrap, mannwhitneyu
+
     require_ok(records)
     if records[["clean_score", "adv_score"]].isna().any(axis=None):
         raise MissingCells("this defense gives no scores")

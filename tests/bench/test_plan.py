@@ -316,19 +316,14 @@ def test_estimates_are_positive_and_grow_with_the_work():
 
 def test_a_pass_costs_what_it_takes_of_the_search_inside():
     """Of INC's 1,000 steps: all at every point, a few with a warm start, none on the classifier or among latents."""
-    steps = {
-        label: job.forwards
-        for label, job in (
-            (job.label, job)
-            for job in planned(
-                defenses=["inc"],
-                attacks=[
-                    *attack(label="anew"), *attack(label="warm", warm_start=True, inner_steps=5),
-                    *attack(label="oblivious", part="classifier"), {"name": "latent", "norm": "l2", "eps": [1]},
-                ],
-            )
-        )
-    }  # fmt: skip
+    jobs = planned(
+        defenses=["inc"],
+        attacks=[
+            *attack(label="anew"), *attack(label="warm", warm_start=True, inner_steps=5),
+            *attack(label="oblivious", part="classifier"), {"name": "latent", "norm": "l2", "eps": [1]},
+        ],
+    )  # fmt: skip
+    steps = {job.label: job.forwards for job in jobs}
     assert steps["anew"] == 11 and steps["warm"] == pytest.approx(11 * 5 / 1000)
     assert steps["oblivious"] == pytest.approx(11 / 1000) and steps["latent"] < 20
 
