@@ -69,6 +69,7 @@ def train_module(
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
     mixed_precision: bool = False,
+    stored_as: torch.dtype = torch.float16,
     evaluate: Callable[[], dict[str, float]] | None = None,
 ) -> None:
     """Trains `module` in place by Adam under a one-cycle learning rate that peaks at `rate` after a fifth of the way.
@@ -78,7 +79,7 @@ def train_module(
 
     betas: decays of Adam's means. mixed_precision: convolutions and dense layers compute in bfloat16 where the hardware
     has it (the weights stay float32), two to three times as fast; such a training gives other weights on a machine that
-    hasn't. It ends with weights that float16 holds exactly: half the size on disk.
+    hasn't. stored_as: the weights it ends with are numbers that this type holds exactly, so that a file takes no more.
     """
     device = next(module.parameters()).device
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -110,10 +111,9 @@ def train_module(
         figures = {"loss": total / max(count, 1)} | (evaluate() if evaluate else {})
         _save(module, optimizer, epoch + 1, checkpoint, training)
         progress.epoch(stage, epoch + 1, epochs, **figures)
-    if mixed_precision:
-        with torch.no_grad():
-            for weight in module.parameters():
-                weight.copy_(weight.half())
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.copy_(weight.to(stored_as))
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     module.eval()
 
@@ -146,7 +146,7 @@ def epochs_for(budget: float, epochs: int, images: int) -> int:
 
 
 def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file that is either complete or not there; float16 where a tensor loses nothing by it."""
+    """Writes a safetensors file that is either complete or not there; in fewer bits where a tensor loses nothing by it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -155,11 +155,13 @@ def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]
 
 
 def smallest(tensor: Tensor) -> Tensor:
-    """The tensor in float16 where that holds every value exactly, else as it is."""
-    if tensor.dtype != torch.float32:
-        return tensor
-    half = tensor.half()
-    return half if torch.equal(half.float(), tensor) else tensor
+    """The tensor in the first of float8 (e4m3) and float16 that holds every value exactly, else as it is."""
+    if tensor.dtype == torch.float32:
+        for dtype in (torch.float8_e4m3fn, torch.float16):
+            small = tensor.to(dtype)
+            if torch.equal(small.float(), tensor):
+                return small
+    return tensor
 
 
 def _save(module: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, path: Path | None, training: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from attacks.target import blockwise
 from bench.datasets.base import select
 from bench.datasets.digits import Digits
 from defenses.base import LabelledImages, Progress
 from defenses.networks import StridedCNN
-from defenses.training import initialise
+from defenses.training import atomic_save, initialise
 from defenses.undefended import Undefended, UndefendedSpec, shifted
 from defenses.weights import weights_hash
 
@@ -90,11 +91,12 @@ def test_a_lettered_network_has_a_size_of_its_own(size):
     of_network(**{size: 7})
 
 
-def test_a_lettered_network_learns_and_is_small_on_disk(digits):
+def test_a_lettered_network_learns_and_is_small_on_disk(digits, tmp_path):
     defense = Undefended(of_network(network="D"))
     figures = defense.fit(digits.train, digits.validation, 0.1, 0, Progress())
     assert figures["validation_accuracy"] > 0.7 and not defense.training
-    assert all(torch.equal(weights, weights.half().float()) for weights in defense.parameters())
+    atomic_save(defense.state_dict(), tmp_path / "d.safetensors")
+    assert {weights.dtype for weights in load_file(tmp_path / "d.safetensors").values()} == {torch.float8_e4m3fn}
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     x = digits.test.images[:60]
     assert torch.equal(blockwise(defense, x[order], 8), blockwise(defense, x)[order])
