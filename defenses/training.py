@@ -146,7 +146,7 @@ def epochs_for(budget: float, epochs: int, images: int) -> int:
 
 
 def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file that is either complete or not there; in fewer bits where a tensor loses nothing by it."""
+    """Writes a safetensors file that is either complete or not there; in fewer bits where a tensor loses nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -183,9 +183,11 @@ def _resume(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path | No
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            small = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return 0
+    # a count of steps in float16 would stand still at 2,048
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in small.items()}
     own = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
     if metadata.get("training") != training or {name: tensor.shape for name, tensor in own.items()} != shapes:

@@ -53,7 +53,14 @@ def network(seed: int = 0) -> nn.Module:
 
 
 def train(
-    module: nn.Module, data: LabelledImages, progress: Progress, *, seed: int = 0, epochs: int = 5, fail: int = -1
+    module: nn.Module,
+    data: LabelledImages,
+    progress: Progress,
+    *,
+    seed: int = 0,
+    epochs: int = 5,
+    batch_size: int = 16,
+    fail: int = -1,
 ) -> dict[str, Tensor]:
     """Five epochs with dropout and noise; raises in the step of that number."""
     steps = 0
@@ -66,7 +73,8 @@ def train(
         return F.cross_entropy(module(images + 0.1 * torch.randn_like(images)), labels)
 
     train_module(
-        module, step, data, stage="s", epochs=epochs, batch_size=16, rate=0.01, seed=seed, progress=progress
+        module, step, data, stage="s", epochs=epochs, batch_size=batch_size, rate=0.01, seed=seed, progress=progress,
+        stored_as=torch.float32,
     )  # fmt: skip
     return {name: value.clone() for name, value in module.state_dict().items()}
 
@@ -85,6 +93,14 @@ def test_a_resumed_training_ends_with_the_same_weights(tmp_path, data, stops):
     journal = Journal(tmp_path)
     assert same(train(network(seed=9), data, journal), whole)
     assert journal.epochs == [("s", epoch) for epoch in range(stops[-1] + 1, 6)]
+
+
+def test_the_optimizer_counts_on_after_more_steps_than_float16_tells_apart(tmp_path, data):
+    of_16 = select(data, range(16))
+    whole = train(network(), of_16, Progress(), epochs=260, batch_size=2)
+    with pytest.raises(StopError):
+        train(network(), of_16, Journal(tmp_path, ("s", 256)), epochs=260, batch_size=2)
+    assert same(train(network(), of_16, Journal(tmp_path), epochs=260, batch_size=2), whole)
 
 
 def test_a_training_stopped_within_an_epoch_repeats_that_epoch(tmp_path, data):
