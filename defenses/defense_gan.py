@@ -45,7 +45,7 @@ class DefenseGAN(ProjectAndClassify):
 
     Spec: ClassVar = DefenseGANSpec
     spec: DefenseGANSpec
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     randomized: ClassVar[bool] = True
 
     def own_classifier(self) -> Undefended:

@@ -35,7 +35,7 @@ class InvertAndClassify(ProjectAndClassify):
 
     Spec: ClassVar = InvertAndClassifySpec
     spec: InvertAndClassifySpec
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def __init__(self, spec: InvertAndClassifySpec) -> None:
         super().__init__(spec)

@@ -130,7 +130,7 @@ class ProjectAndClassify(Defense):
             return best_start(self.generator, x, self.invert(x))[0]
 
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
-        """See `Defense.attack_forward`. `unrolled` goes through the last `inner_steps` solver steps; the best is kept.
+        """See `Defense.attack_forward`. `unrolled` goes through `inner_steps` steps; the best is kept.
 
         With as many as the solver has it goes through all of them, from the search's own starts, whatever was before.
         """
@@ -146,10 +146,11 @@ class ProjectAndClassify(Defense):
     def projected(self, x: Tensor, gradient: str, latents: Tensor, steps: int = 0) -> tuple[Tensor, Tensor]:
         """G(z*) [N,C,H,W], differentiable by that mode, and z* [N,k], the best of latents [N,R,k].
 
-        steps: of the solver that `unrolled` goes through, from there on.
+        steps: that `unrolled` goes through, from there on.
         """
         if gradient == "unrolled":
-            reached = self.spec.solver.differentiable.solve(self.generator, x, latents, steps, unroll=True)
+            solver = self.spec.solver.unrolled(steps)
+            reached = solver.solve(self.generator, x, latents, steps, unroll=True)
             with torch.enable_grad():
                 z, nearest = best_start(self.generator, x, reached)
             return nearest, z.detach()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -68,9 +68,12 @@ class Solver(ABC):
         Returns the next latents, and what is to be remembered.
         """
 
-    @property
-    def differentiable(self) -> Solver:
-        """What an attacker unrolls: this solver, or where its steps follow from searches a plain descent beside it."""
+    def unrolled(self, steps: int) -> Solver:
+        """What an attacker unrolls for that many steps: this solver, if they are all it takes; else its last steps.
+
+        Those begin where a search has ended, and have to stay there: steps of a set length, or of one that is searched
+        for, have no useful slope at an optimum. A slow descent stands in for such solvers.
+        """
         return self
 
     @property
@@ -172,6 +175,14 @@ class MomentumSolver(Solver):
             velocity = self.momentum * memory[0] + velocity
         return z + velocity, (velocity,)
 
+    def unrolled(self, steps: int) -> Solver:
+        return self if steps >= self.steps or self.drop == 1 else replace(self, rate=self.rate / 10, drop=1.0)
+
+
+SLOW_DESCENT = MomentumSolver(rate=2.0)
+"""Fooled by PGD-9 through ten unrolled steps of it, beyond the optimum that L-BFGS has found: 100 % of 24 validation
+images of MNIST with Defense-GAN at L2 4 (at a rate of 10: 42 %; through ten steps of Adam: 17 %)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdamSolver(Solver):
@@ -186,6 +197,9 @@ class AdamSolver(Solver):
         unbiased, spread = moments.unbiased(number)
         # The root of an exact zero has no derivative, and solvers are differentiated
         return z - self.rate * unbiased / (spread.clamp_min(1e-30).sqrt() + 1e-12), moments
+
+    def unrolled(self, steps: int) -> Solver:
+        return self if steps >= self.steps else SLOW_DESCENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +217,8 @@ class QuasiNewtonSolver(Solver):
     tolerance: Annotated[float, Ge(0), Lt(1)] = 1e-3
     pairs: Annotated[int, Ge(1)] = 10
 
-    @property
-    def differentiable(self) -> Solver:
-        return AdamSolver(steps=self.steps)
+    def unrolled(self, steps: int) -> Solver:
+        return SLOW_DESCENT
 
     def step(self, z: Tensor, error: Tensor, gradient: Tensor, memory: Memory, number: int) -> tuple[Tensor, Memory]:
         """memory: base point, its error, gradient; differences s, y [M,pairs,k], 1/s·y; scale; share of the step."""

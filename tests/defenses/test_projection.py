@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
+from defenses.defense_gan import PAPER
 from defenses.projection import (
     AdamSolver,
     BackwardIdentity,
@@ -196,6 +197,25 @@ def test_the_unrolled_gradient_is_the_derivative_of_the_solver(solver):
     x = torch.rand(2, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).requires_grad_(True)
     start = solver.start(2, 2, 0, x)
     assert torch.autograd.gradcheck(lambda x: solver.solve(generator, x, start, 6, unroll=True), (x,))
+
+
+@pytest.mark.parametrize("solver", [QuasiNewtonSolver(), AdamSolver(steps=900)], ids=lambda s: s.method)
+def test_the_slope_of_what_is_unrolled_beyond_an_optimum_is_that_of_the_optimum(solver):
+    x, generator = beside_the_surface(0.3).requires_grad_(True), Curved()
+    z, aside = (
+        converged(x.detach()),
+        torch.rand(3, 1, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(8)),
+    )
+    reached = solver.unrolled(600).solve(generator, x, z[:, None], 600, unroll=True)[:, 0]
+    torch.testing.assert_close(reached.detach(), z, atol=1e-6, rtol=0)
+    (slope,) = torch.autograd.grad((generator(reached) * aside).sum(), x)
+    exact = through_optimum(generator, x, z, aside, LinearSolve(curvature=True, damping=0.0, iterations=50))
+    torch.testing.assert_close(slope, exact, atol=1e-4, rtol=1e-3)
+
+
+def test_what_is_unrolled_are_the_last_steps_or_all():
+    assert PAPER.unrolled(200) is PAPER and PAPER.unrolled(199) == replace(PAPER, rate=PAPER.rate / 10, drop=1.0)
+    assert SOLVER.unrolled(1) is SOLVER
 
 
 def test_unrolled_and_plain_descents_take_the_same_steps(images):
