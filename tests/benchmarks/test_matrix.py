@@ -1,0 +1,155 @@
+"""The matrix `quick`: passes beside a plain cross product, two workers beside one, memory, and what isn't a pass."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from attacks.target import View
+from bench.job import run_job
+from bench.log import LOG
+from bench.matrix import read_matrix
+from bench.plan import Job, Options, dataset_refs, defense_ref, load_dataset, make_jobs
+from bench.store import Store
+from defenses.base import Defense
+
+pytestmark = pytest.mark.slow
+
+MATRIX = "quick"
+TIMES = ["seconds"]
+"""Columns of the records that are clocks."""
+
+
+@cache
+def jobs() -> list[Job]:
+    """Of the whole matrix, but those that don't suit their defense."""
+    matrix, options = read_matrix(MATRIX), Options()
+    datasets = dataset_refs(matrix, options)
+    loaded = {dataset.name: load_dataset(dataset) for dataset, _ in datasets}
+    refs = {name: [defense_ref(choice, data) for choice in matrix.defenses] for name, data in loaded.items()}
+    return [job for job in make_jobs(matrix, options, datasets, refs) if job.skip is None]
+
+
+def seconds(*arguments: str) -> float:
+    """Of a command, from its start to its end."""
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "bench.run", *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begun
+
+
+def records(folder: Path) -> dict[str, pd.DataFrame]:
+    """What every finished job found, by its title."""
+    store = Store(folder)
+    return {job.title: store.read(store.path(job))[0] for job in jobs()}
+
+
+def passes(found: dict[str, pd.DataFrame]) -> tuple[float, float]:
+    """Backward passes of an input, all jobs together: as recorded, and where every ε has its whole budget."""
+    ours = naive = 0.0
+    for job in jobs():
+        if job.attack is None:
+            continue
+        rows = found[job.title]
+        ours += rows["backwards"].sum() / rows["sample"].nunique()
+        naive += job.attack.passes()[1] * rows["eps"].nunique()
+    return ours, naive
+
+
+def test_a_matrix_with_one_worker_and_with_two(benchmark, tmp_path: Path, capsys):
+    took = {}
+    for workers in (1, 2):
+        took[workers] = seconds("--matrix", MATRIX, "--workers", str(workers), "--out", str(tmp_path / str(workers)))
+    one, two = records(tmp_path / "1"), records(tmp_path / "2")
+    for title, rows in one.items():
+        pd.testing.assert_frame_equal(rows.drop(columns=TIMES), two[title].drop(columns=TIMES))
+    again = ["--matrix", MATRIX, "--workers", "2", "--out", str(tmp_path / "2")]
+    benchmark.pedantic(seconds, args=again, rounds=1)
+    log = [json.loads(line) for line in (tmp_path / "2" / LOG).read_text(encoding="utf-8").splitlines()]
+    worker = max(entry["memory"] for entry in log if entry["event"] == "job finished")
+    whole = max(entry["memory"] for entry in log if entry["event"] == "run finished")
+    ours, naive = passes(two)
+    rows = [
+        ["one worker, the whole command", f"{took[1]:.0f} s", ""],
+        ["two workers", f"{took[2]:.0f} s", f"{took[1] / took[2]:.2f} times as fast"],
+        ["the same command again", f"{seconds(*again):.1f} s", "nothing is computed"],
+        ["`--help`", f"{seconds('--help'):.2f} s", ""],
+        ["`--list`", f"{seconds('--list'):.2f} s", ""],
+        ["memory of a worker, at most", f"{worker / 2**30:.2f} GiB", ""],
+        ["memory of all processes", f"{whole / 2**30:.2f} GiB", "two workers"],
+        ["backward passes of an input", f"{ours:.0f}", f"{ours / naive:.2f} of {naive:.0f}"],
+    ]
+    benchmark.extra_info["table"] = {
+        "title": f"The matrix `{MATRIX}`",
+        "text": f"{len(two)} jobs. The passes are those of all attacks whose budget is known, beside every ε with its "
+        "whole budget: what is beaten at one ε needs none at the next, but what holds needs all of them.",
+        "columns": ["", "measured", ""],
+        "rows": rows,
+    }
+    with capsys.disabled():
+        print("", *map(" · ".join, rows), sep="\n  ")
+
+
+class Clock:
+    """Seconds spent in functions that it wraps, those that one of them calls counted once."""
+
+    def __init__(self) -> None:
+        self.seconds, self._inside = 0.0, False
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            if self._inside:
+                return function(*arguments, **keywords)
+            self._inside, begun = True, time.perf_counter()
+            try:
+                return function(*arguments, **keywords)
+            finally:
+                self._inside = False
+                self.seconds += time.perf_counter() - begun
+
+        return timed
+
+
+def test_what_a_job_takes_beside_its_passes(benchmark, tmp_path: Path, monkeypatch, capsys):
+    torch.set_num_threads(1)
+    clock = Clock()
+    for owner, name in ((nn.Module, "__call__"), (View, "logits"), (Defense, "verdict"), (torch.autograd, "grad")):
+        monkeypatch.setattr(owner, name, clock.wrap(getattr(owner, name)))
+    chosen = [job for job in jobs() if job.defense.label in ("undefended", "pgd-training", "gmvae")]
+    lines: dict[str, list[tuple[float, float]]] = {}
+
+    def all_jobs() -> None:
+        for job in chosen:
+            clock.seconds, begun = 0.0, time.perf_counter()
+            assert run_job(job, tmp_path) == "ok", job.title
+            lines.setdefault(f"{job.label} {job.norm}", []).append((time.perf_counter() - begun, clock.seconds))
+
+    benchmark.pedantic(all_jobs, rounds=1)
+    rows = [
+        [
+            kind,
+            f"{sum(whole for whole, _ in parts):.2f} s",
+            f"{1 - sum(p for _, p in parts) / sum(w for w, _ in parts):.1%}",
+        ]
+        for kind, parts in lines.items()
+    ]
+    benchmark.extra_info["table"] = {
+        "title": "What isn't a pass",
+        "text": "Jobs of `quick` on undefended, pgd-training and gmvae, from loading the defense to the stored "
+        "records: the share of the time outside forward and backward passes.",
+        "columns": ["jobs", "time", "outside passes"],
+        "rows": rows,
+    }
+    with capsys.disabled():
+        print("", *map(" · ".join, rows), sep="\n  ")
