@@ -89,7 +89,7 @@ class ViewAttack(Attack):
     warm_start: an optimisation inside the defense begins where it ended at the last point, and takes `inner_steps`.
     That is cheap, and weaker: the optimum that is followed from point to point need not be the one that the deployed
     defense, which begins anew, ends in. Without it every point gets an optimisation of its own, as long as the
-    defense's. inner_steps: also how many of the last steps `unrolled` goes through.
+    defense's. inner_steps: also how many steps `unrolled` goes through, beyond the optimum.
     """
 
     part: Part = "defense"
