@@ -124,7 +124,8 @@ class Clock:
 def test_what_a_job_takes_beside_its_passes(benchmark, tmp_path: Path, monkeypatch, capsys):
     torch.set_num_threads(1)
     clock = Clock()
-    for owner, name in ((nn.Module, "__call__"), (View, "logits"), (Defense, "verdict"), (torch.autograd, "grad")):
+    passes = ((nn.Module, "__call__"), (View, "logits"), (Defense, "verdict"))
+    for owner, name in (*passes, (torch.autograd, "grad"), (torch.Tensor, "backward")):
         monkeypatch.setattr(owner, name, clock.wrap(getattr(owner, name)))
     chosen = [job for job in jobs() if job.defense.label in ("undefended", "pgd-training", "gmvae")]
     lines: dict[str, list[tuple[float, float]]] = {}
