@@ -411,3 +411,25 @@ def test_a_randomized_defense_is_calibrated_by_its_protocol(tmp_path):
     _, held_out, _ = ran(tmp_path, attack, dataset="digits", defense="tiny:Coin", n=5, draws=6, calibration=40)
     assert set(held_out["protocol"]) == {"worst-of-6"} and held_out["forwards"].eq(6).all()
     assert (held_out["clean_label"] == held_out["label"]).mean() < 0.2
+
+
+BUDGETS = {"fgsm": {}, "pgd": {"steps": 10}, "apgd": {"steps": 10}, "square": {"queries": 30}}
+
+
+@pytest.mark.parametrize("defense", ["undefended", "pgd-training", "gmvae", "magnet"])
+def test_the_ladder_finds_all_that_the_cross_product_finds_in_fewer_passes(tmp_path, defense):
+    """Weights of the zoo; without a ladder every size attacks every input."""
+    attacks = [
+        {"name": name, "label": f"{name}-{ladder}", "norm": "linf", "eps": [0.05, 0.1, 0.2, 0.3], "ladder": ladder}
+        | settings
+        for name, settings in BUDGETS.items()
+        for ladder in (True, False)
+    ]
+    _, *rows = ran(tmp_path, *attacks, dataset="digits", defense=defense, n=40)
+    assert all((found["status"] == "ok").all() for found in rows)
+    for ladder, crossed in zip(rows[::2], rows[1::2], strict=True):
+        assert (ladder["success"] | ~crossed["success"]).all()
+        # what was beaten at no smaller ε has been attacked as in the cross product: the very same finding
+        first = ~ladder["success"].groupby(ladder["sample"]).shift(fill_value=False)
+        assert (ladder["success"] == crossed["success"])[first].all()
+        assert ladder["forwards"].sum() < crossed["forwards"].sum()
