@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -41,8 +42,8 @@ STYLE: dict[Any, Any] = {
 CURVE_POINTS = 200
 """Distances at which a curve over all of them is drawn, at most."""
 
-NO_IMAGE = np.full((1, 1), 230, dtype=np.uint8)
-"""Stands where the defense makes none."""
+NO_IMAGE = 230
+"""The grey that stands where the defense makes no image."""
 
 SHOWN_INPUTS = 3
 """Inputs per row of an image grid."""
@@ -74,6 +75,7 @@ def write_plots(
         for parts, figure in chain(_figures(records, summary, identities), further):
             name = file_name(*parts)
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            figure.set_layout_engine("none")  # as it has been laid out: once is enough
             figure.savefig(folder / f"{name}.png", dpi=150)
             written.append(folder / f"{name}.png")
     return written
@@ -292,26 +294,31 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dic
     defense says of it, with a cross and in orange where that is a success; above a difference its largest size, which
     is drawn black or white. A light grey field: the defense makes no image.
     """
-    height, group = 1.35, 4.4  # of a row and of an input's four images, in image widths
-    figure, axes = new_figure(2 + 0.75 * group * SHOWN_INPUTS, 0.4 + 0.75 * height * len(rows))
-    for i, cell in enumerate(rows):
+    sizes = [identities[cell.iloc[0]["key"]]["shape"] for cell in rows]
+    high, wide = max(size[1] for size in sizes), max(size[2] for size in sizes)
+    gap, row, group = math.ceil(0.05 * wide), math.ceil(1.35 * high), math.ceil(4.4 * wide)  # pixels
+    figure, axes = new_figure(2 + 0.75 * 4.4 * SHOWN_INPUTS, 0.4 + 0.75 * 1.35 * len(rows))
+    canvas = np.full((row * len(rows), group * SHOWN_INPUTS, 3), 255, dtype=np.uint8)  # one image: many are slow to draw
+    for i, (cell, shape) in enumerate(zip(rows, sizes, strict=True)):
         first = cell.iloc[0]
-        shape = identities[first["key"]]["shape"]
         strength = "" if first["norm"] == FOOLING else f", ε = {eps_text(first['eps'])}"
         where = f"{first['defense']}\n{_folded(first['attack'])}\n{norm_text(first['norm'])}{strength}"
-        axes.text(-0.15, height * i + 0.5, where, ha="right", va="center", fontsize=7.5)
+        axes.text(-0.15 * wide, row * i + 0.5 * high, where, ha="right", va="center", fontsize=7.5)
         for j, record in enumerate(shown_inputs(cell, SHOWN_INPUTS)):
             original, adversarial, seen = (pixels(record[column], shape) for column in IMAGE_COLUMNS)
             assert original is not None and adversarial is not None
             change, largest = difference(original, adversarial)
             titles = (truth_text(record), answer_text(record), f"± {largest:.2g}", "sees")
             for k, (title, image) in enumerate(zip(titles, (original, adversarial, change, seen), strict=True)):
-                left, top = group * j + 1.05 * k, height * i
+                left, top = group * j + (wide + gap) * k, row * i
                 colour = OKABE_ITO[1] if k == 1 and record["success"] else "black"
-                axes.text(left + 0.5, top - 0.04, title, ha="center", va="bottom", fontsize=7, color=colour)
-                shown = NO_IMAGE if image is None else image
-                axes.imshow(shown, cmap="gray", vmin=0, vmax=255, extent=(left, left + 1, top + 1, top))
-    axes.set(xlim=(0, group * SHOWN_INPUTS), ylim=(height * len(rows), -0.3), aspect="equal")
+                axes.text(
+                    left + 0.5 * wide, top - 0.04 * high, title, ha="center", va="bottom", fontsize=7, color=colour
+                )
+                shown = np.full(shape[1:], NO_IMAGE, dtype=np.uint8) if image is None else image
+                canvas[top : top + shape[1], left : left + shape[2]] = shown if shown.ndim == 3 else shown[:, :, None]
+    axes.imshow(canvas, extent=(0, canvas.shape[1], canvas.shape[0], 0))
+    axes.set(xlim=(0, canvas.shape[1]), ylim=(canvas.shape[0], -0.3 * high), aspect="equal")
     axes.set_axis_off()
     title = f"{dataset}: original, adversarial, difference, and what the defense saw"
     axes.set_title(title, loc="left", fontsize=9)
