@@ -163,8 +163,11 @@ def load_into(module: Trainable, path: Path, expected: str) -> None:
 
 
 def freeze(module: TrainableType) -> TrainableType:
-    """Eval mode, and no gradients for the weights: attacks ask for those of the input alone."""
-    return module.eval().requires_grad_(False)
+    """Eval mode, and no gradients for the weights: attacks ask for those of the input alone.
+
+    Channels last in memory: the same sums in another order, and up to twice as fast (docs/scaling.md).
+    """
+    return module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def find_weights(module: Trainable, data: str, name: str = "", cached: Path | None = None) -> tuple[Path, Card] | None:

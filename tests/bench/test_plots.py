@@ -67,10 +67,13 @@ def test_the_heat_map_names_failed_and_skipped_cells_and_hatches_them(drawn):
 def test_the_image_grid_shows_the_largest_strength_and_what_the_defense_says(drawn):
     figure = drawn["digits", "images", "1"]
     assert texts(figure) == ["d\npgd\nL∞, ε = 0.2", "is 0", "says 1 ✗", "± 0", "sees"]
-    shown = [np.asarray(image.get_array()) for image in figure.axes[0].images]
-    np.testing.assert_array_equal(shown[0], np.arange(64).reshape(8, 8))
-    assert (shown[2] == 128).all()  # nothing was changed
-    assert shown[3].shape == (1, 1)  # the defense makes no image
+    (canvas,) = (np.asarray(image.get_array()) for image in figure.axes[0].images)
+    first, _, change, seen = (canvas[:8, left : left + 8] for left in range(0, 36, 9))
+    for channel in range(3):
+        np.testing.assert_array_equal(first[:, :, channel], np.arange(64).reshape(8, 8))
+    assert (change == 128).all()  # nothing was changed
+    assert (seen == plots.NO_IMAGE).all()  # the defense makes none
+    assert (canvas[:8, 8] == 255).all()
 
 
 def figures_of(*cells):
