@@ -158,18 +158,19 @@ class ProjectedAscent(GradientAttack):
         final: bool,
     ) -> Tensor:
         """One ascent of those rows from `point`; updates `best` and returns the rows that are not beaten yet."""
-        memory = torch.zeros_like(point)
+        memory, origin = torch.zeros_like(point), x[rows]
         for step in range(self.steps + 1):
             last = step == self.steps
             logits, values, gradient = look(point, rows, last)
             beaten = self.beaten(view, point, y[rows], rows, logits, step, last, final)
             best.update(rows, point, values, beaten)
             if beaten.any():
-                rows, point, memory, gradient = (kept[~beaten] for kept in (rows, point, memory, gradient))
+                left = rows, point, memory, gradient, origin
+                rows, point, memory, gradient, origin = (kept[~beaten] for kept in left)
             if last or not len(rows):
                 break
             direction, memory = self.direction(gradient, memory)
-            point = project(point + self.size(step, eps) * direction, x[rows], self.norm, eps)
+            point = project(point + self.size(step, eps) * direction, origin, self.norm, eps)
         return rows
 
 

@@ -41,7 +41,7 @@ def project(x: Tensor, origin: Tensor, norm: Norm, eps: float) -> Tensor:
     The box is applied last: it can only shrink the distance to an origin that lies in the box, so the ball holds too.
     """
     if norm == "linf":
-        return torch.minimum(torch.maximum(x, origin - eps), origin + eps).clamp(0, 1)
+        return x.clamp(origin - eps, origin + eps).clamp_(0, 1)
     if norm == "l2":
         delta = x - origin
         length = flat_norm(delta, "l2")

@@ -24,7 +24,7 @@ from bench.judge import BATCH, Judgement, ScoredVerdict, batch_invariant, judge,
 from bench.log import LOG, Log
 from bench.pace import Pace
 from bench.plan import DatasetRef, Job
-from bench.records import CALIBRATION, typed
+from bench.records import CALIBRATION
 from bench.store import Store
 from defenses.base import Defense
 from defenses.weights import weights_hash
@@ -311,7 +311,7 @@ def _frame(
     def column(values: Tensor) -> np.ndarray:
         return values.detach().cpu().numpy()
 
-    frame = _skeleton(job, rows, eps).assign(
+    return _skeleton(job, rows, eps).assign(
         clean_label=column(clean.labels),
         clean_rejected=column(clean.rejected),
         clean_score=column(clean.scores),
@@ -330,7 +330,6 @@ def _frame(
         status="ok",
         reason="",
     )
-    return typed(frame)
 
 
 def _skeleton(job: Job, rows: Inputs, eps: float) -> pd.DataFrame:
@@ -368,7 +367,7 @@ def empty_records(job: Job, status: str, reason: str) -> pd.DataFrame:
         "forwards": 0.0, "backwards": 0.0, "seconds": 0.0, "status": status, "reason": reason,
     }  # fmt: skip
     rows = inputs(job)
-    return typed(pd.concat([_skeleton(job, rows, eps).assign(**nothing) for eps in job.eps], ignore_index=True))
+    return pd.concat([_skeleton(job, rows, eps).assign(**nothing) for eps in job.eps], ignore_index=True)
 
 
 def _pictures(job: Job, defense: Defense, x: Tensor, adversarial: Tensor) -> dict[str, Any]:

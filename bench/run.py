@@ -243,21 +243,18 @@ class Run:
 
     def execute(self, dry_run: bool) -> int:
         """Runs what is missing and writes the report; returns the exit code."""
-        from bench.plan import dataset_refs, make_jobs
-
-        datasets = dataset_refs(self.matrix, self.options)
-        refs = self._defense_refs(self.matrix, [ref for ref, _ in datasets])
         if dry_run:
-            self._show_plan(make_jobs(self.matrix, self.options, datasets, refs))
-            self._show_measurements([ref for ref, _ in datasets], refs)
+            self._show_plan()
             return 0
         self._writable()
         from bench.finished import STAMP
+        from bench.plan import make_jobs
         from bench.progress import Board
         from bench.provenance import provenance
         from bench.remote import Keeping
 
-        with self.engine() as bare:
+        with self.engine() as bare:  # its processes start while the data are read here
+            datasets, refs = self._contents()
             self.workers = bare.workers
             engine = Keeping(bare, self.keep)
             (self.out / STAMP).unlink(missing_ok=True)
@@ -283,6 +280,13 @@ class Run:
             probe.unlink()
         except OSError as error:
             raise InputError(f"--out: {self.shown} cannot be written to ({error.strerror})") from error
+
+    def _contents(self) -> tuple[list[tuple[DatasetRef, tuple[int, ...]]], dict[str, list[DefenseRef]]]:
+        """The data sets of the matrix with the chosen images, and the defenses for each."""
+        from bench.plan import dataset_refs
+
+        datasets = dataset_refs(self.matrix, self.options)
+        return datasets, self._defense_refs(self.matrix, [ref for ref, _ in datasets])
 
     def _defense_refs(self, matrix: Matrix, datasets: list[DatasetRef]) -> dict[str, list[DefenseRef]]:
         from bench.plan import defense_ref
@@ -521,11 +525,15 @@ class Run:
         }
         atomic_write(self.out / "run.json", json.dumps(content, indent=1, default=str) + "\n")
 
-    def _show_plan(self, jobs: list[Job]) -> None:
-        """The plan: jobs, skips with reasons, estimated passes."""
+    def _show_plan(self) -> None:
+        """The plan: jobs, skips with reasons, estimated passes, measurements."""
         from rich import box
         from rich.table import Table
 
+        from bench.plan import make_jobs
+
+        datasets, refs = self._contents()
+        jobs = make_jobs(self.matrix, self.options, datasets, refs)
         for dataset in unique(job.dataset.name for job in jobs):
             there = [job for job in jobs if job.dataset.name == dataset]
             table = Table(title=dataset, box=box.SIMPLE, title_justify="left")
@@ -547,6 +555,7 @@ class Run:
             f"{len(runnable)} jobs, {len(jobs) - len(runnable)} skipped, at most {total:,.0f} passes through a defense",
             highlight=False,
         )
+        self._show_measurements([ref for ref, _ in datasets], refs)
 
     def _show_measurements(self, datasets: list[DatasetRef], refs: dict[str, list[DefenseRef]]) -> None:
         from bench.measurements.job import measurement_jobs, status

@@ -29,12 +29,16 @@ class LocalEngine:
         )
 
     def __enter__(self) -> LocalEngine:
+        self._pool.schedule(int)  # nothing: the workers start with the first call, and importing torch takes a while
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         # A worker that replaces a dead one prints a traceback if the pool goes while it starts
         time.sleep(max(0.0, self._replaced + REPLACEMENT_SECONDS - time.monotonic()))
-        self._pool.stop()
+        if kind is None:
+            self._pool.close()  # idle workers end by themselves, and clear away what libraries left in the system
+        else:
+            self._pool.stop()
         self._pool.join()
 
     def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:

@@ -19,8 +19,9 @@ thread, {date}.
 ATTACKS = """# Attacks beside others'
 
 All attack the same MNIST digits and weights of the zoo with the same budget and take turns; times are medians over
-the rounds. Ours is a whole job of the harness: loading the defense, attacking, judging, storing the records. Robust
-accuracy is what the harness says of everybody's outputs at ε; passes are of one input, on average.
+the rounds. Ours is a whole job of the harness in one of its workers: loading the defense, attacking, judging, storing
+the records. The others run as they do for whoever calls them, on the same module. Robust accuracy is what the harness
+says of everybody's outputs at ε; passes are of one input, on average.
 """
 
 COLUMNS = (
@@ -59,11 +60,13 @@ def section(attack: dict[str, Any]) -> str:
     ]
     ours = attack["contestants"][0]
     for contestant in attack["contestants"]:
-        ratio = "" if contestant is ours else f"{ours['seconds'] / contestant['seconds']:.2f}"
+        share = contestant["n"] / attack["n"]
+        ratio = "" if contestant is ours else f"{ours['seconds'] * share / contestant['seconds']:.2f}"
+        name = contestant["name"] if share == 1 else f"{contestant['name']}, {contestant['n']} inputs"
         distance = contestant["distance"]
         shown = "" if not attack["minimal"] else "–" if math.isinf(distance) else f"{distance:.3f}"
         lines.append(
-            f"| {contestant['name']} | {contestant['seconds']:.2f} s | {ratio} | {contestant['robust']:.3f} | {shown} "
+            f"| {name} | {contestant['seconds']:.2f} s | {ratio} | {contestant['robust']:.3f} | {shown} "
             f"| {contestant['forwards']:.1f} | {contestant['backwards']:.1f} |"
         )
     lines += [""] + [f"{reason}." for reason in attack["lacking"]] + [""] * bool(attack["lacking"])

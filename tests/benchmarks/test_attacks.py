@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from torch import Tensor
 
 from attacks.target import blockwise
 from attacks.threat import Norm, flat_norm, inside
+from bench.engines.calls import Call
+from bench.engines.local import LocalEngine
 from bench.job import run_job
 from bench.matrix import parse_matrix
 from bench.plan import Job, Options, dataset_refs, defense_ref, load_dataset, make_jobs
@@ -50,14 +53,14 @@ ALL = 1024
 class Task:
     """An attack with its budget. ours: the entry of a matrix file; peers by name; eps for each defense.
 
-    most: inputs at the most, where a peer would take minutes; rounds: times that all take their turn.
+    few: peers that would take minutes, with how many inputs they get; rounds: times that all take their turn.
     """
 
     ours: dict[str, Any]
     peers: dict[str, Peer]
     eps: dict[str, float]
     norm: Norm = "linf"
-    most: int = 256
+    few: dict[str, int] = field(default_factory=dict)
     rounds: int = 3
     lacks: tuple[str, ...] = field(default=())
 
@@ -114,7 +117,7 @@ TASKS = {
                                initial_const=0.1),
             "torchattacks": torchattacks("CW", c=10.0, steps=500, lr=0.05),  # it has no search
         },
-        L2, "l2", most=64, rounds=1,
+        L2, "l2", few={"ART": 32}, rounds=1,
     ),
     "DeepFool L2": Task(
         {"name": "attacks.deepfool:DeepFool"},
@@ -124,7 +127,7 @@ TASKS = {
             "Foolbox": foolbox("L2DeepFoolAttack", minimal=True, steps=50, candidates=10, overshoot=0.02),
             "torchattacks": torchattacks("DeepFool", steps=50, overshoot=0.02),
         },
-        L2, "l2", most=64, rounds=1,
+        L2, "l2", rounds=1,
     ),
     f"Square, {QUERIES} queries": Task(
         {"name": "attacks.square:Square", "queries": QUERIES},
@@ -132,7 +135,7 @@ TASKS = {
             "ART": art("SquareAttack", eps=lambda e: e, max_iter=QUERIES, p_init=0.8, batch_size=ALL, verbose=False),
             "torchattacks": torchattacks("Square", norm="Linf", eps=lambda e: e, n_queries=QUERIES, p_init=0.8),
         },
-        LINF, most=128, rounds=1, lacks=("Foolbox",),
+        LINF, rounds=1, lacks=("Foolbox",),
     ),
     "AutoAttack": Task(
         {"name": "attacks.autoattack:AutoAttack"},
@@ -140,15 +143,19 @@ TASKS = {
             "ART": art("AutoAttack", eps=lambda e: e, eps_step=lambda e: 2 * e, batch_size=ALL),
             "torchattacks": torchattacks_autoattack,
         },
-        LINF, most=32, rounds=1, lacks=("Foolbox",),
+        LINF, few={"ART": 32}, rounds=1, lacks=("Foolbox",),
     ),
 }  # fmt: skip
 
 
 class Harness:
-    """Our side: a job of the harness, from loading the defense to its stored records; its clean pass is done before."""
+    """Our side: a job of the harness, from loading the defense to its stored records; its clean pass is done before.
 
-    def __init__(self, task: Task, defense: str, n: int, folder: Path) -> None:
+    It runs where jobs run: in a worker of the engine, which is there already.
+    """
+
+    def __init__(self, engine: LocalEngine, task: Task, defense: str, n: int, folder: Path) -> None:
+        self.engine, self.folder = engine, folder
         raw = {
             "datasets": [{"name": "mnist5k", "n": n}],
             "defenses": [defense],
@@ -160,14 +167,18 @@ class Harness:
         self.data = load_dataset(datasets[0][0])
         refs = {"mnist5k": [defense_ref(choice, self.data) for choice in matrix.defenses]}
         clean, self.job = make_jobs(matrix, options, datasets, refs)
-        assert isinstance(clean, Job) and clean.attack is None and run_job(clean, folder) == "ok"
-        self.folder = folder
+        assert clean.attack is None
+        self._run(clean)
         self.defense = self.job.defense.load()
         index = torch.tensor(self.job.indices)
         self.x, self.y = self.data.test.images[index], self.data.test.labels[index]
 
     def run(self) -> None:
-        assert run_job(self.job, self.folder) == "ok"
+        self._run(self.job)
+
+    def _run(self, job: Job) -> None:
+        (outcome,) = self.engine.run([Call(job.key, run_job, (job, self.folder), timeout=None)])
+        assert outcome.result == "ok", outcome
 
     def outcome(self) -> dict[str, float]:
         """What the stored records say."""
@@ -178,31 +189,39 @@ class Harness:
             "distance": float(np.median(records["distance"])),
             "forwards": float(records["forwards"].mean()),
             "backwards": float(records["backwards"].mean()),
+            "n": len(records),
         }
 
     def judged(self, found: Tensor, counted: Counted, task: Task, eps: float) -> dict[str, float]:
         """The same of another's outputs; what is invalid is no success."""
         found = found.detach().float()
-        wrong = blockwise(self.defense, found.nan_to_num(0.0)).argmax(1) != self.y
-        wrong |= blockwise(self.defense, self.x).argmax(1) != self.y
-        size = flat_norm(found - self.x, task.norm)
-        distance = torch.where(wrong & inside(found, self.x, task.norm, 1e9), size, torch.inf)
-        within = wrong & inside(found, self.x, task.norm, eps * 1.0001)
+        x, y = self.x[: len(found)], self.y[: len(found)]
+        wrong = blockwise(self.defense, found.nan_to_num(0.0)).argmax(1) != y
+        wrong |= blockwise(self.defense, x).argmax(1) != y
+        size = flat_norm(found - x, task.norm)
+        distance = torch.where(wrong & inside(found, x, task.norm, 1e9), size, torch.inf)
+        within = wrong & inside(found, x, task.norm, eps * 1.0001)
         return {
             "robust": 1 - float(within.float().mean()),
             "distance": float(np.median(distance)),
-            "forwards": counted.forwards / len(self.x),
-            "backwards": counted.backwards / len(self.x),
+            "forwards": counted.forwards / len(x),
+            "backwards": counted.backwards / len(x),
+            "n": len(x),
         }
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[LocalEngine]:
+    with LocalEngine(workers=1) as started:
+        yield started
 
 
 @pytest.mark.parametrize("defense", ["undefended", "pgd-training"])
 @pytest.mark.parametrize("name", TASKS)
-def test_attack(benchmark, inputs: int, tmp_path: Path, name: str, defense: str):
+def test_attack(benchmark, engine: LocalEngine, inputs: int, tmp_path: Path, name: str, defense: str):
     torch.set_num_threads(1)
     task, eps = TASKS[name], TASKS[name].eps[defense]
-    n = min(inputs, task.most)
-    ours = Harness(task, defense, n, tmp_path)
+    ours = Harness(engine, task, defense, inputs, tmp_path)
     there = {peer: run for peer, run in task.peers.items() if missing(peer, name) is None}
     seconds: dict[str, list[float]] = {peer: [] for peer in there}
     outcomes: dict[str, dict[str, float]] = {}
@@ -211,18 +230,18 @@ def test_attack(benchmark, inputs: int, tmp_path: Path, name: str, defense: str)
         """Everyone else's turn, before each of ours."""
         for peer, run in there.items():
             torch.manual_seed(0)
-            counted = Counted(ours.defense).eval()
+            counted, n = Counted(ours.defense).eval(), task.few.get(peer, inputs)
             begun = time.perf_counter()
-            found = run(counted, ours.x.clone(), ours.y.clone(), eps)
+            found = run(counted, ours.x[:n].clone(), ours.y[:n].clone(), eps)
             seconds[peer].append(time.perf_counter() - begun)
             outcomes[peer] = ours.judged(found, counted, task, eps)
 
-    benchmark.group = f"{name}, {defense}, n = {n}"
+    benchmark.group = f"{name}, {defense}, n = {inputs}"
     benchmark.pedantic(ours.run, setup=others, rounds=task.rounds)
     took = statistics.median(benchmark.stats.stats.data) if benchmark.stats else float("nan")
     outcomes = {"ours": ours.outcome(), **outcomes}
     benchmark.extra_info["attack"] = {
-        "name": name, "defense": defense, "n": n, "eps": eps, "norm": task.norm, "rounds": task.rounds,
+        "name": name, "defense": defense, "n": inputs, "eps": eps, "norm": task.norm, "rounds": task.rounds,
         "minimal": task.minimal,
         "contestants": [
             {"name": peer, "seconds": took if peer == "ours" else statistics.median(seconds[peer]), **outcome}
