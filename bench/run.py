@@ -246,7 +246,6 @@ class Run:
         if dry_run:
             self._show_plan()
             return 0
-        self._writable()
         from bench.finished import STAMP
         from bench.plan import make_jobs
         from bench.progress import Board
@@ -255,6 +254,7 @@ class Run:
 
         with self.engine() as bare:  # its processes start while the data are read here
             datasets, refs = self._contents()
+            self._writable()
             self.workers = bare.workers
             engine = Keeping(bare, self.keep)
             (self.out / STAMP).unlink(missing_ok=True)

@@ -167,7 +167,8 @@ def freeze(module: TrainableType) -> TrainableType:
 
     Channels last in memory: the same sums in another order, and up to twice as fast (docs/scaling.md).
     """
-    return module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 def find_weights(module: Trainable, data: str, name: str = "", cached: Path | None = None) -> tuple[Path, Card] | None:

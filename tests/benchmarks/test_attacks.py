@@ -32,7 +32,8 @@ from peers import (
     torchattacks,
     torchattacks_autoattack,
 )
-from torch import Tensor
+from plans import planned
+from torch import Tensor, nn
 
 from attacks.target import blockwise
 from attacks.threat import Norm, flat_norm, inside
@@ -40,7 +41,7 @@ from bench.engines.calls import Call
 from bench.engines.local import LocalEngine
 from bench.job import run_job
 from bench.matrix import parse_matrix
-from bench.plan import Job, Options, dataset_refs, defense_ref, load_dataset, make_jobs
+from bench.plan import Job, Options, load_dataset
 from bench.store import Store
 
 pytestmark = pytest.mark.slow
@@ -161,17 +162,12 @@ class Harness:
             "defenses": [defense],
             "attacks": [{**task.ours, "norm": task.norm, "eps": [task.eps[defense]]}],
         }
-        matrix = parse_matrix(raw, "benchmark")
-        options = Options()
-        datasets = dataset_refs(matrix, options)
-        self.data = load_dataset(datasets[0][0])
-        refs = {"mnist5k": [defense_ref(choice, self.data) for choice in matrix.defenses]}
-        clean, self.job = make_jobs(matrix, options, datasets, refs)
+        clean, self.job = planned(parse_matrix(raw, "benchmark"), Options())
         assert clean.attack is None
         self._run(clean)
         self.defense = self.job.defense.load()
-        index = torch.tensor(self.job.indices)
-        self.x, self.y = self.data.test.images[index], self.data.test.labels[index]
+        index, test = torch.tensor(self.job.indices), load_dataset(self.job.dataset).test
+        self.x, self.y = test.images[index], test.labels[index]
 
     def run(self) -> None:
         self._run(self.job)
@@ -210,6 +206,22 @@ class Harness:
         }
 
 
+def pass_seconds(module: nn.Module, x: Tensor) -> tuple[float, float]:
+    """Of one input: a forward pass and a backward pass, alone and for the whole batch at once; medians."""
+    alone, both = [], []
+    for _ in range(9):
+        begun = time.perf_counter()
+        with torch.no_grad():
+            module(x)
+        alone.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        point = x.clone().requires_grad_(True)
+        torch.autograd.grad(module(point).sum(), point)
+        both.append(time.perf_counter() - begun)
+    forward = statistics.median(alone)
+    return forward / len(x), (statistics.median(both) - forward) / len(x)
+
+
 @pytest.fixture(scope="module")
 def engine() -> Iterator[LocalEngine]:
     with LocalEngine(workers=1) as started:
@@ -240,9 +252,11 @@ def test_attack(benchmark, engine: LocalEngine, inputs: int, tmp_path: Path, nam
     benchmark.pedantic(ours.run, setup=others, rounds=task.rounds)
     took = statistics.median(benchmark.stats.stats.data) if benchmark.stats else float("nan")
     outcomes = {"ours": ours.outcome(), **outcomes}
+    forward, backward = pass_seconds(ours.defense, ours.x)
+    alone = inputs * (outcomes["ours"]["forwards"] * forward + outcomes["ours"]["backwards"] * backward)
     benchmark.extra_info["attack"] = {
         "name": name, "defense": defense, "n": inputs, "eps": eps, "norm": task.norm, "rounds": task.rounds,
-        "minimal": task.minimal,
+        "minimal": task.minimal, "passes_alone": alone,
         "contestants": [
             {"name": peer, "seconds": took if peer == "ours" else statistics.median(seconds[peer]), **outcome}
             for peer, outcome in outcomes.items()

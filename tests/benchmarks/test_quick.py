@@ -14,13 +14,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from plans import PASSES, planned, told_passes
 from torch import nn
 
 from attacks.target import View
 from bench.job import run_job
 from bench.log import LOG
 from bench.matrix import read_matrix
-from bench.plan import Job, Options, dataset_refs, defense_ref, load_dataset, make_jobs
+from bench.plan import Job, Options
 from bench.store import Store
 from defenses.base import Defense
 
@@ -34,11 +35,7 @@ TIMES = ["seconds"]
 @cache
 def jobs() -> list[Job]:
     """Of the whole matrix, but those that don't suit their defense."""
-    matrix, options = read_matrix(MATRIX), Options()
-    datasets = dataset_refs(matrix, options)
-    loaded = {dataset.name: load_dataset(dataset) for dataset, _ in datasets}
-    refs = {name: [defense_ref(choice, data) for choice in matrix.defenses] for name, data in loaded.items()}
-    return [job for job in make_jobs(matrix, options, datasets, refs) if job.skip is None]
+    return planned(read_matrix(MATRIX), Options())
 
 
 def seconds(*arguments: str) -> float:
@@ -54,18 +51,6 @@ def records(folder: Path) -> dict[str, pd.DataFrame]:
     return {job.title: store.read(store.path(job))[0] for job in jobs()}
 
 
-def passes(found: dict[str, pd.DataFrame]) -> tuple[float, float]:
-    """Backward passes of an input, all jobs together: as recorded, and where every ε has its whole budget."""
-    ours = naive = 0.0
-    for job in jobs():
-        if job.attack is None:
-            continue
-        rows = found[job.title]
-        ours += rows["backwards"].sum() / rows["sample"].nunique()
-        naive += job.attack.passes()[1] * rows["eps"].nunique()
-    return ours, naive
-
-
 def test_a_matrix_with_one_worker_and_with_two(benchmark, tmp_path: Path, capsys):
     took = {}
     for workers in (1, 2):
@@ -78,7 +63,6 @@ def test_a_matrix_with_one_worker_and_with_two(benchmark, tmp_path: Path, capsys
     log = [json.loads(line) for line in (tmp_path / "2" / LOG).read_text(encoding="utf-8").splitlines()]
     worker = max(entry["memory"] for entry in log if entry["event"] == "job finished")
     whole = max(entry["memory"] for entry in log if entry["event"] == "run finished")
-    ours, naive = passes(two)
     rows = [
         ["one worker, the whole command", f"{took[1]:.0f} s", ""],
         ["two workers", f"{took[2]:.0f} s", f"{took[1] / took[2]:.2f} times as fast"],
@@ -87,12 +71,11 @@ def test_a_matrix_with_one_worker_and_with_two(benchmark, tmp_path: Path, capsys
         ["`--list`", f"{seconds('--list'):.2f} s", ""],
         ["memory of a worker, at most", f"{worker / 2**30:.2f} GiB", ""],
         ["memory of all processes", f"{whole / 2**30:.2f} GiB", "two workers"],
-        ["backward passes of an input", f"{ours:.0f}", f"{ours / naive:.2f} of {naive:.0f}"],
+        *told_passes(jobs(), two),
     ]
     benchmark.extra_info["table"] = {
         "title": f"The matrix `{MATRIX}`",
-        "text": f"{len(two)} jobs. The passes are those of all attacks whose budget is known, beside every ε with its "
-        "whole budget: what is beaten at one ε needs none at the next, but what holds needs all of them.",
+        "text": f"{len(two)} jobs. {PASSES}",
         "columns": ["", "measured", ""],
         "rows": rows,
     }
@@ -125,7 +108,7 @@ def test_what_a_job_takes_beside_its_passes(benchmark, tmp_path: Path, monkeypat
     torch.set_num_threads(1)
     clock = Clock()
     passes = ((nn.Module, "__call__"), (View, "logits"), (Defense, "verdict"))
-    for owner, name in (*passes, (torch.autograd, "grad"), (torch.Tensor, "backward")):
+    for owner, name in (*passes, (torch.autograd, "grad"), (torch.autograd, "backward")):
         monkeypatch.setattr(owner, name, clock.wrap(getattr(owner, name)))
     chosen = [job for job in jobs() if job.defense.label in ("undefended", "pgd-training", "gmvae")]
     lines: dict[str, list[tuple[float, float]]] = {}
@@ -137,14 +120,11 @@ def test_what_a_job_takes_beside_its_passes(benchmark, tmp_path: Path, monkeypat
             lines.setdefault(f"{job.label} {job.norm}", []).append((time.perf_counter() - begun, clock.seconds))
 
     benchmark.pedantic(all_jobs, rounds=1)
-    rows = [
-        [
-            kind,
-            f"{sum(whole for whole, _ in parts):.2f} s",
-            f"{1 - sum(p for _, p in parts) / sum(w for w, _ in parts):.1%}",
-        ]
-        for kind, parts in lines.items()
-    ]
+    lines["all of them"] = [part for parts in lines.values() for part in parts]
+    rows = []
+    for kind, parts in lines.items():
+        whole, inside = (sum(values) for values in zip(*parts, strict=True))
+        rows.append([kind, f"{whole:.2f} s", f"{1 - inside / whole:.1%}"])
     benchmark.extra_info["table"] = {
         "title": "What isn't a pass",
         "text": "Jobs of `quick` on undefended, pgd-training and gmvae, from loading the defense to the stored "

@@ -17,12 +17,12 @@ RESULTS = {
             "extra_info": {
                 "attack": {
                     "name": "PGD-40", "defense": "undefended", "n": 8, "eps": 0.1, "norm": "linf", "rounds": 3,
-                    "minimal": False, "lacking": ["Foolbox has none"],
+                    "minimal": False, "passes_alone": 0.8, "lacking": ["Foolbox has none"],
                     "contestants": [
                         {"name": "ours", "seconds": 1.0, "robust": 0.25, "distance": 0.1, "forwards": 4,
-                         "backwards": 3},
+                         "backwards": 3, "n": 8},
                         {"name": "ART", "seconds": 4.0, "robust": 0.5, "distance": math.inf, "forwards": 41,
-                         "backwards": 40},
+                         "backwards": 40, "n": 2},
                     ],
                 }
             }
@@ -36,7 +36,8 @@ def test_ratios_are_ours_over_theirs():
     assert "A CPU, Python 3.11.7" in text and "2026-01-02" in text
     assert "8 inputs, L∞, ε = 0.1, 3 rounds." in text
     assert "| ours | 1.00 s |  | 0.250 |  | 4.0 | 3.0 |" in text
-    assert "| ART | 4.00 s | 0.25 | 0.500 |  | 41.0 | 40.0 |" in text
+    assert "| ART, 2 inputs | 4.00 s | 0.06 | 0.500 |  | 41.0 | 40.0 |" in text
+    assert "take 0.80 s: ours take 1.25 times that." in text
     assert "## T\nOf two.\n\n| a | b |\n| --- | --- |\n| 1 | 2 s |" in text
     assert text.count("## ") == 2 and "Foolbox has none." in text
 

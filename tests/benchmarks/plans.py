@@ -1,0 +1,41 @@
+"""The jobs of a matrix, and how many backward passes they took beside a plain cross product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from bench.matrix import Matrix
+from bench.plan import Job, Options, dataset_refs, defense_ref, load_dataset, make_jobs
+
+PASSES = (
+    "The backward passes are those of all attacks that have any and whose budget is known, beside a cross product that "
+    "gives every ε its whole budget. What is beaten at one ε needs none at the next; an input that holds needs all of "
+    "them at each, or an attack would be cut short where it matters: no order of the ε saves those."
+)
+
+
+def planned(matrix: Matrix, options: Options) -> list[Job]:
+    """Of the whole matrix, but those that don't suit their defense."""
+    datasets = dataset_refs(matrix, options)
+    loaded = {dataset.name: load_dataset(dataset) for dataset, _ in datasets}
+    refs = {name: [defense_ref(choice, data) for choice in matrix.defenses] for name, data in loaded.items()}
+    return [job for job in make_jobs(matrix, options, datasets, refs) if job.skip is None]
+
+
+def told_passes(jobs: Sequence[Job], found: Mapping[str, pd.DataFrame]) -> list[list[str]]:
+    """Lines of a table: backward passes of an input, all jobs together. found: records by the jobs' titles."""
+    ours = holding = plain = 0.0
+    for job in jobs:
+        if job.attack is None:
+            continue
+        rows = found[job.title]
+        inputs = rows["sample"].nunique()
+        ours += rows["backwards"].sum() / inputs
+        holding += rows["backwards"][~rows["success"]].sum() / inputs
+        plain += job.attack.passes()[1] * rows["eps"].nunique()
+    return [
+        ["backward passes of an input", f"{ours:.0f}", f"{ours / plain:.2f} of {plain:.0f}"],
+        ["of these where it holds", f"{holding:.0f}", f"{holding / plain:.2f}"],
+    ]

@@ -1,0 +1,91 @@
+"""The matrix `full` on the MNIST digits that need no file: backward passes beside a plain cross product, and memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+from pathlib import Path
+
+import pytest
+from plans import PASSES, planned, told_passes
+
+from attacks.base import Attack
+from bench.engines.calls import Call
+from bench.engines.local import LocalEngine
+from bench.job import run_job
+from bench.matrix import Matrix, read_matrix
+from bench.plan import Job, Options
+from bench.store import Store
+
+pytestmark = pytest.mark.slow
+
+DATA = "mnist5k"
+INPUTS = 8
+"""Whose passes are counted."""
+
+SHORT = {"steps": 2, "restarts": 1, "searches": 1, "queries": 20, "targets": 1, "draws": 1, "max_iter": 1}
+"""Budgets of an attack that is cut short: what it holds in memory depends on its inputs, not on how long it goes on."""
+
+
+def matrix() -> Matrix:
+    full = read_matrix("full")
+    return dataclasses.replace(full, datasets=tuple(entry for entry in full.datasets if entry.name == DATA))
+
+
+def shortened(attack: Attack) -> Attack:
+    given = {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack)}
+    changes = {name: value for name, value in SHORT.items() if given.get(name) is not None}
+    if own := given.get("parameters"):  # of another library's
+        changes["parameters"] = own | {name: value for name, value in SHORT.items() if name in own}
+    return dataclasses.replace(attack, **changes)
+
+
+def peak() -> int:
+    """Bytes that this process has had resident at the most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def run(jobs: list[Job], folder: Path, workers: int) -> list[float]:
+    """Runs jobs, clean passes before the others; returns the peak of each worker's memory in GiB."""
+    with LocalEngine(workers) as engine:
+        calls = [Call(j.key, run_job, (j, folder), None, after=(j.clean_key,)) for j in jobs]
+        for outcome in engine.run(calls):
+            assert outcome.result == "ok", outcome
+        return [outcome.result / 2**30 for outcome in engine.run(Call(n, peak, (), None) for n in range(workers))]
+
+
+def test_passes(benchmark, tmp_path: Path, capsys):
+    jobs = [
+        job
+        for job in planned(dataclasses.replace(matrix(), diagnose=False), Options(n=INPUTS))
+        if job.attack is None or job.attack.passes()[1]
+    ]
+    benchmark.pedantic(run, args=(jobs, tmp_path, 1), rounds=1)
+    store = Store(tmp_path)
+    rows = told_passes(jobs, {job.title: store.read(store.path(job))[0] for job in jobs})
+    benchmark.extra_info["table"] = {
+        "title": "The matrix `full`: passes",
+        "text": f"{len(jobs)} jobs on {DATA}, {INPUTS} inputs, the attacks that have gradients. {PASSES}",
+        "columns": ["", "measured", "of the cross product"],
+        "rows": rows,
+    }
+    with capsys.disabled():
+        print("", *map(" · ".join, rows), sep="\n  ")
+
+
+def test_memory(benchmark, tmp_path: Path, capsys):
+    jobs = [
+        job if job.attack is None else dataclasses.replace(job, attack=shortened(job.attack), eps=job.eps[:1])
+        for job in planned(matrix(), Options())
+    ]
+    (worker,) = benchmark.pedantic(run, args=(jobs, tmp_path, 1), rounds=1)
+    most = max(job.n for job in jobs)
+    rows = [[f"{len(jobs)} jobs, one after the other, up to {most} inputs", f"{worker:.2f} GiB"]]
+    benchmark.extra_info["table"] = {
+        "title": "The matrix `full`: memory of a worker",
+        "text": f"Every job on {DATA} with all its inputs, at its smallest ε, and cut short: a few steps or queries.",
+        "columns": ["", "resident at the most"],
+        "rows": rows,
+    }
+    with capsys.disabled():
+        print("", *map(" · ".join, rows), sep="\n  ")
