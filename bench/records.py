@@ -71,4 +71,5 @@ metadata. `seen` is what the defense made of the adversarial image: its projecti
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with every column of the schema in its type and order; image columns stay behind them."""
     images = [column for column in IMAGE_COLUMNS if column in frame]
-    return frame[[*DTYPES, *images]].astype(DTYPES)
+    ordered = frame[[*DTYPES, *images]]
+    return ordered.astype({column: kind for column, kind in DTYPES.items() if ordered[column].dtype != kind})

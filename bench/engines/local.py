@@ -84,7 +84,7 @@ def _start_worker(parent: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     torch.set_num_threads(1)
-    _keep_freed_memory()
+    keep_freed_memory()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -94,7 +94,7 @@ def _start_worker(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Has glibc keep what tensors free for the next ones: handing it back to the kernel costs a page fault per 4 KiB.
 
     By default every activation beyond 128 KiB is mapped anew in each step: a quarter of an attack's time on a small

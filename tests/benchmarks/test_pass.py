@@ -1,0 +1,126 @@
+"""A forward and a backward pass in the ways that torch offers, beside how the harness does it; what bf16 would change.
+
+Where a way isn't ours, this is why: it measures no better, or it changes verdicts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from peers import bare_pgd
+from torch import Tensor, nn
+
+from attacks.target import blockwise
+from bench.datasets.mnist import Mnist5k
+from bench.engines.local import keep_freed_memory
+from defenses.generative import GenerativeModel
+from defenses.weights import from_zoo
+
+pytestmark = pytest.mark.slow
+
+NETWORKS = ("undefended", "undefended-A", "gmvae", "magnet", "wgan-gp", "vae-dense")
+BATCH, ROUNDS = 128, 5
+EPS = {"undefended": 0.1, "pgd-training": 0.3}
+
+
+class InBFloat16(nn.Module):
+    """A module whose passes are computed in bf16 where autocast does that."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.module(x).float()
+
+
+def there_and_back(module: nn.Module, x: Tensor, threads: int = 1) -> Callable[[], float]:
+    """Seconds of one pass each way."""
+
+    def measured() -> float:
+        torch.set_num_threads(threads)
+        begun = time.perf_counter()
+        point = x.clone().requires_grad_(True)
+        torch.autograd.grad(module(point).square().sum(), point)
+        took = time.perf_counter() - begun
+        torch.set_num_threads(1)
+        return took
+
+    return measured
+
+
+def ways(name: str) -> dict[str, Callable[[], float]]:
+    ours = from_zoo(name, "mnist")
+    size = (ours.latent,) if isinstance(ours, GenerativeModel) else ours.spec.shape
+    x = torch.rand(BATCH, *size, generator=torch.Generator().manual_seed(0))
+    plain = from_zoo(name, "mnist").to(memory_format=torch.contiguous_format)
+    return {
+        "as it is": there_and_back(ours, x),
+        "layout of torch": there_and_back(plain, x),
+        "bf16": there_and_back(InBFloat16(ours), x),
+        "torch.compile": there_and_back(torch.compile(from_zoo(name, "mnist")), x),
+        "two threads": there_and_back(ours, x, threads=2),
+    }
+
+
+def test_ways_of_a_pass(benchmark, capsys):
+    keep_freed_memory()
+    rows = []
+
+    def all_networks() -> None:
+        for name in NETWORKS:
+            there = ways(name)
+            taken: dict[str, list[float]] = {way: [] for way in there}
+            for way in there.values():
+                way(), way()  # what is compiled or allocated once
+            for _ in range(ROUNDS):
+                for way, measured in there.items():
+                    taken[way].append(min(measured() for _ in range(3)))
+            usual, *others = (statistics.median(times) for times in taken.values())
+            rows.append([name, f"{1e6 * usual / BATCH:.0f} µs", *(f"{usual / other:.2f}" for other in others)])
+
+    benchmark.pedantic(all_networks, rounds=1)
+    benchmark.extra_info["table"] = {
+        "title": "Ways of a pass",
+        "text": f"There and back, {BATCH} inputs, time of one; how many times as fast other ways are. As it is: the "
+        "weights channels-last in memory, one thread, freed memory kept.",
+        "columns": ["network", "as it is", "layout of torch", "bf16", "`torch.compile`", "two threads"],
+        "rows": rows,
+    }
+    with capsys.disabled():
+        print("", *map(" · ".join, rows), sep="\n  ")
+
+
+def test_verdicts_in_bf16(benchmark, inputs: int, capsys):
+    torch.set_num_threads(1)
+    test = Mnist5k().test
+    chosen = Mnist5k().chosen(inputs)
+    x, y = test.images[chosen], test.labels[chosen]
+    rows = []
+
+    def both() -> None:
+        for name, eps in EPS.items():
+            module = from_zoo(name, "mnist")
+            beaten = []
+            for attacked in (module, InBFloat16(module)):
+                torch.manual_seed(0)
+                found = bare_pgd(attacked, x, y, eps)
+                beaten.append(blockwise(module, found).argmax(1) != y)
+            full, half = beaten
+            robust = [f"{1 - float(one.float().mean()):.3f}" for one in beaten]
+            rows.append([name, *robust, str(int((full & ~half).sum())), str(int((half & ~full).sum()))])
+
+    benchmark.pedantic(both, rounds=1)
+    benchmark.extra_info["table"] = {
+        "title": "Gradients in bf16",
+        "text": f"PGD-40 by a bare loop on {inputs} inputs, judged in float32: bf16 finds others, so it isn't taken.",
+        "columns": ["defense", "robust, float32", "robust, bf16", "beaten by float32 alone", "by bf16 alone"],
+        "rows": rows,
+    }
+    with capsys.disabled():
+        print("", *map(" · ".join, rows), sep="\n  ")
