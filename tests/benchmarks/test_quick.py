@@ -133,9 +133,9 @@ def test_what_a_job_takes_beside_its_passes(benchmark, inputs: int, tmp_path: Pa
         rows.append([kind, f"{whole:.2f} s", f"{1 - inside / whole:.1%}"])
     benchmark.extra_info["table"] = {
         "title": "What isn't a pass",
-        "text": f"Jobs of `quick` on {', '.join(SHALLOW)}, with {inputs} inputs, from loading the defense to the stored "
-        "records: the share of the time outside forward and backward passes. The loss and the attack's steps are "
-        "outside.",
+        "text": f"Jobs of `quick` on {', '.join(SHALLOW)}, with {inputs} inputs, from loading the defense to the "
+        "stored records: the share of the time outside forward and backward passes. The loss and the attack's steps "
+        "are outside.",
         "columns": ["jobs", "time", "outside passes"],
         "rows": rows,
     }
