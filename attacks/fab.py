@@ -130,18 +130,16 @@ def to_plane(x: Tensor, slope: Tensor, value: Tensor, norm: Norm) -> Tensor:
     down = -(slope * expand(value.sign(), slope)).sign()  # which way each pixel has to go
     room = torch.where(down > 0, 1 - x, x).flatten(1) * (size > 0)
     pace = torch.ones_like(size) if norm == "linf" else size
-    # At time t a pixel has gone min(t · pace, room); what that achieves is concave and piecewise linear in t
-    arrival = room / pace.clamp_min(1e-37)
-    order = arrival.argsort(dim=1)
-    times, speed, gained = (values.gather(1, order) for values in (arrival, size * pace, size * room))
-    moving = speed.sum(1, keepdim=True) - speed.cumsum(1)  # the speed after each arrival
-    achieved = gained.cumsum(1) + times * moving
-    wanted = value.abs()[:, None]
-    index = torch.searchsorted(achieved.contiguous(), wanted).clamp_max(size.shape[1] - 1)
-    # Before that arrival: what has arrived stays, the others go on
-    rest = moving.gather(1, index) + speed.gather(1, index)
-    before = gained.cumsum(1).gather(1, index) - gained.gather(1, index)
-    time = torch.minimum((wanted - before).clamp_min(0) / rest.clamp_min(1e-37), times.gather(1, index))
-    time = torch.where(achieved[:, -1:] < wanted, torch.inf, time)
-    step = torch.minimum(time.clamp_max(1e30) * pace, room)
+    # At time t a pixel has gone min(t · pace, room). What that achieves is concave and piecewise linear in t: Newton's
+    # method from 0 never goes too far, and ends at the solution itself after a few steps; sorting the pixels by when
+    # they arrive would take three times as long.
+    arrival, wanted = room / pace.clamp_min(1e-37), value.abs()
+    speed, gained = size * pace, size * room
+    time, before = torch.zeros_like(wanted), torch.full_like(wanted, -1.0)
+    while (time > before).any():
+        moving = arrival > time[:, None]
+        left = (wanted - gained.masked_fill(moving, 0.0).sum(1)).clamp_min(0)
+        pull = speed.masked_fill(~moving, 0.0).sum(1).clamp_min(1e-37)
+        before, time = time, torch.maximum(time, left / pull)
+    step = torch.minimum(time.clamp_max(1e30)[:, None] * pace, room)
     return down * step.view_as(x)

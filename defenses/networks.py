@@ -27,8 +27,9 @@ class StridedCNN(nn.Module):
         self.output = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.conv2(F.relu(self.conv1(x))))
-        return self.output(F.relu(self.hidden(torch.flatten(h, 1))))
+        h = self.conv2(F.relu(self.conv1(x)))
+        h = F.relu(torch.flatten(h, 1))  # rectified in the layout that its gradient comes in
+        return self.output(F.relu(self.hidden(h)))
 
 
 Letter = Literal["A", "B", "C", "D", "E", "F"]
