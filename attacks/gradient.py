@@ -170,7 +170,7 @@ class ProjectedAscent(GradientAttack):
             if last or not len(rows):
                 break
             direction, memory = self.direction(gradient, memory)
-            point = project(point + self.size(step, eps) * direction, origin, self.norm, eps)
+            point = project(point.add(direction, alpha=self.size(step, eps)), origin, self.norm, eps)
         return rows
 
 

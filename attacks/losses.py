@@ -19,8 +19,7 @@ Loss = Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
 
 def largest_other(logits: Tensor, y: Tensor, classes: int) -> Tensor:
     """The largest logit of a class that is not y, the reject score left out → [N]."""
-    own = F.one_hot(y, classes).bool()
-    return logits[:, :classes].masked_fill(own, -torch.inf).amax(1)
+    return logits[:, :classes].scatter(1, y[:, None], -torch.inf).amax(1)
 
 
 def cross_entropy(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
@@ -29,8 +28,7 @@ def cross_entropy(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None =
     As softplus(log Σ_{j≠y} exp z_j − z_y): the same number, but softmax_y − 1 would round to a zero gradient from a
     gap of 17 on, and a confident model would seem robust.
     """
-    own = F.one_hot(y, logits.shape[1]).bool()
-    others = logits.masked_fill(own, -torch.inf).logsumexp(1)
+    others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
     return F.softplus(others - logits.gather(1, y[:, None])[:, 0])
 
 
@@ -114,8 +112,8 @@ def boundary(logits: Tensor, y: Tensor, classes: int, aims: Tensor) -> Tensor:
 
 def likeliest_wrong(logits: Tensor, y: Tensor, classes: int) -> Tensor:
     """The wrong classes of each input, largest logit first → [N,K−1]."""
-    own = F.one_hot(y, classes).bool()
-    order = logits[:, :classes].masked_fill(own, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    others = logits[:, :classes].scatter(1, y[:, None], -torch.inf)
+    order = others.argsort(dim=1, descending=True, stable=True)
     return order[:, : classes - 1]
 
 

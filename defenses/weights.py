@@ -165,7 +165,7 @@ def load_into(module: Trainable, path: Path, expected: str) -> None:
 def freeze(module: TrainableType) -> TrainableType:
     """Eval mode, and no gradients for the weights: attacks ask for those of the input alone.
 
-    Channels last in memory: the same sums in another order, and up to twice as fast (docs/scaling.md).
+    Channels last in memory: the same sums in another order, and up to twice as fast (docs/speed.md).
     """
     module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module
