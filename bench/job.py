@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from attacks.base import Attack
-from attacks.target import Target
+from attacks.target import Target, batch_rows
 from attacks.threat import expand
 from bench.datasets.base import image_hashes
-from bench.judge import BATCH, Judgement, ScoredVerdict, batch_invariant, judge, protocol, succeeded, verdict
+from bench.judge import Judgement, ScoredVerdict, batch_invariant, judge, protocol, succeeded, verdict
 from bench.log import LOG, Log
 from bench.pace import Pace
 from bench.plan import DatasetRef, Job
@@ -249,7 +249,7 @@ def _attacked(
     pace.strength(eps, len(active))
     if not len(active):  # all beaten at a smaller ε: networks need not take an empty batch
         return outputs, forwards, backwards, _untouched(tried, before)
-    for part in torch.arange(len(active), device=active.device).split(BATCH):
+    for part in torch.arange(len(active), device=active.device).split(batch_rows(tried.x)):
         batch = tried[part]
         target = Target(
             defense, len(batch), max_forwards=attack.max_forwards,

@@ -11,9 +11,6 @@ from attacks.target import Verdict, blockwise
 from attacks.threat import Norm, flat_norm, inside
 from defenses.base import Defense
 
-BATCH = 256
-"""Inputs judged at once."""
-
 
 @dataclass(frozen=True)
 class ScoredVerdict(Verdict):
@@ -56,7 +53,7 @@ def succeeded(answer: Verdict, y: Tensor, aims: Tensor | None) -> Tensor:
 
 
 def _asked(defense: Defense, x: Tensor) -> ScoredVerdict:
-    answer = blockwise(lambda part: _as_columns(defense.verdict(part)), x, BATCH)
+    answer = blockwise(lambda part: _as_columns(defense.verdict(part)), x)
     return ScoredVerdict(answer[:, 0].long(), answer[:, 1].bool(), answer[:, 2])
 
 
@@ -85,8 +82,8 @@ def batch_invariant(defense: Defense, x: Tensor) -> bool:
     return torch.equal(answers(defense, some), answers(defense, some, batch_size=1))
 
 
-def answers(defense: Defense, x: Tensor, batch_size: int = BATCH) -> Tensor:
-    """Label and rejection, float64 [N,2], of images [N,C,H,W] in batches of that size, drawn anew if need be."""
+def answers(defense: Defense, x: Tensor, batch_size: int | None = None) -> Tensor:
+    """Label and rejection, float64 [N,2], of images [N,C,H,W]; drawn anew if need be. batch_size: see `blockwise`."""
     return blockwise(lambda part: _as_columns(defense.verdict(part))[:, :2], x, batch_size)
 
 

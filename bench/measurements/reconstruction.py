@@ -48,7 +48,7 @@ class Reconstruction(Measurement):
         for suffix, images in (("", clean), (", noisy", self._noisy(clean, seed))):
             seen = perceived(defense, images, seed)
             difference = (seen - clean).flatten(1)
-            answers = blockwise(lambda x: defense(x).argmax(1), images, 256).cpu()
+            answers = blockwise(lambda x: defense(x).argmax(1), images).cpu()
             values |= {
                 f"{self.headline}{suffix}": float(difference.square().mean()),
                 f"median L2 distance{suffix}": float(difference.norm(dim=1).median()),
@@ -75,4 +75,4 @@ def perceived(defense: Defense, images: Tensor, seed: int) -> Tensor:
     device = next((weight.device for weight in defense.parameters()), torch.device("cpu"))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return blockwise(defense.perceived, images.to(device), 256).cpu()
+        return blockwise(defense.perceived, images.to(device)).cpu()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.gradient import PGD
-from attacks.target import BLOCK, BudgetExhausted, Target, Verdict, View, blockwise, pad_to_block
+from attacks.target import BLOCK, BudgetExhausted, Target, Verdict, View, batch_rows, blockwise, pad_to_block
 from defenses.networks import StridedCNN
 
 X = torch.rand(21, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -59,6 +59,13 @@ def test_padding_repeats_the_last_row_up_to_a_whole_block(n):
     assert len(padded) % BLOCK == 0 and len(padded) - n < BLOCK
     assert torch.equal(padded[:n], X[:n])
     assert (padded[n:] == X[n - 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"), [((1, 8, 8), 256), ((1, 28, 28), 256), ((3, 32, 32), 64), ((3, 64, 64), 16), ((3, 224, 224), 8)]
+)
+def test_batches_are_whole_blocks_and_hold_no_more_values_than_256_images_of_mnist(shape, rows):
+    assert [batch_rows(torch.empty(1, *shape).expand(n, *shape)) for n in (1, 10_000)] == [rows] * 2
 
 
 def test_padding_never_changes_an_answer():

@@ -335,7 +335,7 @@ def test_noise_with_an_aim_fools_only_as_that_class(tmp_path):
 @pytest.mark.parametrize("attack", [AIMED_NOISE, {"name": "pgd", "eps": [0.1], "steps": 3}])
 def test_the_size_of_the_batch_changes_nothing(tmp_path, monkeypatch, attack):
     *_, rows = ran(tmp_path / "a", attack, **DIGITS)
-    monkeypatch.setattr(job_module, "BATCH", 5)
+    monkeypatch.setattr(job_module, "batch_rows", lambda x: 5)
     *_, again = ran(tmp_path / "b", attack, **DIGITS)
     pd.testing.assert_frame_equal(rows.drop(columns="seconds"), again.drop(columns="seconds"))
 
