@@ -20,8 +20,8 @@ from bench.store import Store
 pytestmark = pytest.mark.slow
 
 DATA = "mnist5k"
-INPUTS = 8
-"""Whose passes are counted."""
+INPUTS = 16
+"""Whose passes are counted; not on defenses that optimise inside, where each pass is a search of its own."""
 
 SHORT = {"steps": 2, "restarts": 1, "searches": 1, "queries": 20, "targets": 1, "draws": 1, "max_iter": 1}
 """Budgets of an attack that is cut short: what it holds in memory depends on its inputs, not on how long it goes on."""
@@ -58,14 +58,15 @@ def test_passes(benchmark, tmp_path: Path, capsys):
     jobs = [
         job
         for job in planned(dataclasses.replace(matrix(), diagnose=False), Options(n=INPUTS))
-        if job.attack is None or job.attack.passes()[1]
+        if not job.inference_steps and (job.attack is None or job.attack.passes()[1])
     ]
     benchmark.pedantic(run, args=(jobs, tmp_path, 1), rounds=1)
     store = Store(tmp_path)
     rows = told_passes(jobs, {job.title: store.read(store.path(job))[0] for job in jobs})
     benchmark.extra_info["table"] = {
         "title": "The matrix `full`: passes",
-        "text": f"{len(jobs)} jobs on {DATA}, {INPUTS} inputs, the attacks that have gradients. {PASSES}",
+        "text": f"{len(jobs)} jobs on {DATA}, {INPUTS} inputs, the attacks that have gradients, on the defenses that "
+        f"don't optimise inside. {PASSES}",
         "columns": ["", "measured", "of the cross product"],
         "rows": rows,
     }
