@@ -69,8 +69,9 @@ def section(attack: dict[str, Any]) -> str:
             f"| {name} | {contestant['seconds']:.2f} s | {ratio} | {contestant['robust']:.3f} | {shown} "
             f"| {contestant['forwards']:.1f} | {contestant['backwards']:.1f} |"
         )
-    alone, factor = attack["passes_alone"], ours["seconds"] / attack["passes_alone"]
-    lines += ["", f"The passes of ours alone, all inputs at once, take {alone:.2f} s: ours take {factor:.2f} times that."]
+    alone = attack["passes_alone"]
+    times = f"{alone:.2f} s; ours take {ours['seconds'] / alone:.2f} times that"
+    lines += ["", f"The passes of ours alone, all inputs at once, take {times}."]
     lines += [""] + [f"{reason}." for reason in attack["lacking"]] + [""] * bool(attack["lacking"])
     return "\n".join(lines)
 

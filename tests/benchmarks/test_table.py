@@ -37,7 +37,7 @@ def test_ratios_are_ours_over_theirs():
     assert "8 inputs, L∞, ε = 0.1, 3 rounds." in text
     assert "| ours | 1.00 s |  | 0.250 |  | 4.0 | 3.0 |" in text
     assert "| ART, 2 inputs | 4.00 s | 0.06 | 0.500 |  | 41.0 | 40.0 |" in text
-    assert "take 0.80 s: ours take 1.25 times that." in text
+    assert "take 0.80 s; ours take 1.25 times that." in text
     assert "## T\nOf two.\n\n| a | b |\n| --- | --- |\n| 1 | 2 s |" in text
     assert text.count("## ") == 2 and "Foolbox has none." in text
 
