@@ -77,8 +77,8 @@ class BudgetExhausted(RuntimeError):
 def batch_rows(x: Tensor) -> int:
     """How many inputs like those of x [N,...] are handled at once: whole blocks, fewer of large images.
 
-    So memory is bounded, however many inputs there are and however large they are. It depends on nothing else: a
-    randomized defense draws by the batch.
+    So memory is bounded, however many inputs there are and however large they are. It follows from the images' shape
+    and the kind of device alone, not from what is free: a randomized defense draws by the batch.
     """
     values = MOST_VALUES * (16 if x.is_cuda else 1)
     return max(BLOCK, min(MOST_ROWS, values // x.shape[1:].numel()) // BLOCK * BLOCK)
