@@ -22,7 +22,7 @@ ALONE = 4
 
 
 @pytest.mark.benchmark(timer=time.process_time)
-def test_fits_in_batches(benchmark, inputs: int, capsys):
+def test_fits_in_batches(benchmark, inputs: int, tell):
     torch.set_num_threads(1)
     data = Mnist5k()
     x = data.validation.images[torch.from_numpy(data.calibration(inputs))]
@@ -34,17 +34,12 @@ def test_fits_in_batches(benchmark, inputs: int, capsys):
     alone = (time.process_time() - begun) / ALONE
     benchmark.pedantic(defense.perceived, args=(x,), rounds=1)
     together = benchmark.stats.stats.median / len(x)
-    benchmark.extra_info["table"] = {
-        "title": "`inc-dip`: networks fitted together",
-        "text": f"{len(x)} images, {defense.spec.steps} steps each; CPU time of one thread.",
-        "columns": ["fits", "an image", "times as fast"],
-        "rows": [
+    tell(
+        title="`inc-dip`: networks fitted together",
+        text=f"{len(x)} images, {defense.spec.steps} steps each; CPU time of one thread.",
+        columns=["fits", "an image", "times as fast"],
+        rows=[
             [f"one after the other ({ALONE} images)", f"{alone:.3f} s", ""],
             ["in batches", f"{together:.3f} s", f"{alone / together:.2f}"],
         ],
-    }
-    with capsys.disabled():
-        print(
-            f"\n{len(x)} images, {defense.spec.steps} steps: {together:.3f} s an image in batched fits, "
-            f"{alone:.3f} s one after the other ({ALONE} images): {alone / together:.2f} times as fast"
-        )
+    )

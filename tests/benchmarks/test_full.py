@@ -66,7 +66,7 @@ def run(jobs: list[Job], folder: Path) -> float:
         return told.result / 2**30
 
 
-def test_passes(benchmark, tmp_path: Path, capsys):
+def test_passes(benchmark, tmp_path: Path, tell):
     jobs = [
         job
         for job in planned(dataclasses.replace(matrix(), diagnose=False), Options(n=INPUTS))
@@ -75,28 +75,24 @@ def test_passes(benchmark, tmp_path: Path, capsys):
     benchmark.pedantic(run, args=(jobs, tmp_path), rounds=1)
     store = Store(tmp_path)
     rows = told_passes(jobs, {job.title: store.read(store.path(job))[0] for job in jobs})
-    benchmark.extra_info["table"] = {
-        "title": "The matrix `full`: passes",
-        "text": f"{len(jobs)} jobs on {DATA}, {INPUTS} inputs, the attacks that have gradients, on the defenses that "
+    tell(
+        title="The matrix `full`: passes",
+        text=f"{len(jobs)} jobs on {DATA}, {INPUTS} inputs, the attacks that have gradients, on the defenses that "
         f"don't optimise inside. {PASSES}",
-        "columns": ["", "measured", "of the cross product"],
-        "rows": rows,
-    }
-    with capsys.disabled():
-        print("", *map(" · ".join, rows), sep="\n  ")
+        columns=["", "measured", "of the cross product"],
+        rows=rows,
+    )
 
 
-def test_memory(benchmark, tmp_path: Path, capsys):
+def test_memory(benchmark, tmp_path: Path, tell):
     jobs = [short(job) for job in planned(matrix(), Options())]
     worker = benchmark.pedantic(run, args=(jobs, tmp_path), rounds=1)
     most = max(job.n for job in jobs)
     rows = [[f"{len(jobs)} jobs, one after the other, up to {most} inputs", f"{worker:.2f} GiB"]]
-    benchmark.extra_info["table"] = {
-        "title": "The matrix `full`: memory of a worker",
-        "text": f"Every job on {DATA} with all its inputs ({', '.join(ONE_AT_A_TIME)}: one, since it asks about one "
+    tell(
+        title="The matrix `full`: memory of a worker",
+        text=f"Every job on {DATA} with all its inputs ({', '.join(ONE_AT_A_TIME)}: one, since it asks about one "
         "after the other), at its smallest ε, and cut short: a few steps or queries.",
-        "columns": ["", "resident at the most"],
-        "rows": rows,
-    }
-    with capsys.disabled():
-        print("", *map(" · ".join, rows), sep="\n  ")
+        columns=["", "resident at the most"],
+        rows=rows,
+    )

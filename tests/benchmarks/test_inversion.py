@@ -67,7 +67,7 @@ def error_of(model: Any, solver: Solver, x: Tensor) -> tuple[float, float, float
 
 @pytest.mark.parametrize("generator", ["wgan-gp", "vae", "vae-dense"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tenth_of_the_passes_at_no_larger_error(benchmark, inputs: int, capsys, generator: str, kind: str):
+def test_a_tenth_of_the_passes_at_no_larger_error(benchmark, inputs: int, tell, generator: str, kind: str):
     torch.set_num_threads(1)
     model = from_zoo(generator, "mnist")
     own, x = images(kind, inputs)
@@ -88,13 +88,11 @@ def test_a_tenth_of_the_passes_at_no_larger_error(benchmark, inputs: int, capsys
          f"{paper_passes / passes:.1f}", f"{paper_seconds / seconds:.1f}"]
         for name, (error, passes, seconds) in found.items()
     ]  # fmt: skip
-    benchmark.extra_info["table"] = {
-        "title": f"Inversion: {generator}, {kind}",
-        "text": f"{len(x)} validation images; the paper's rate is the best of {RATES} on {TUNED_ON} others.",
-        "columns": ["search", "mean squared error", "passes", "an image", "times fewer passes", "times as fast"],
-        "rows": rows,
-    }
-    with capsys.disabled():
-        print(f"\n{generator}, {kind}", *map(" · ".join, rows), sep="\n  ")
+    tell(
+        title=f"Inversion: {generator}, {kind}",
+        text=f"{len(x)} validation images; the paper's rate is the best of {RATES} on {TUNED_ON} others.",
+        columns=["search", "mean squared error", "passes", "an image", "times fewer passes", "times as fast"],
+        rows=rows,
+    )
     error, passes, _ = found[RACED]
     assert passes <= paper_passes / 10 and error <= paper_error

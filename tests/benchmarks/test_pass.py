@@ -93,7 +93,7 @@ def ways(name: str) -> dict[str, Callable[[], float]]:
     }
 
 
-def test_ways_of_a_pass(benchmark, capsys):
+def test_ways_of_a_pass(benchmark, tell):
     torch.set_num_threads(1)
     keep_freed_memory()
     rows, limit = [], matrix_product()
@@ -113,12 +113,12 @@ def test_ways_of_a_pass(benchmark, capsys):
             rows.append([*told, *(f"{usual / other:.2f}" for other in others)])
 
     benchmark.pedantic(all_networks, rounds=1)
-    benchmark.extra_info["table"] = {
-        "title": "Ways of a pass",
-        "text": f"There and back, {BATCH} inputs, time of one; how many times as fast other ways are. As it is: the "
+    tell(
+        title="Ways of a pass",
+        text=f"There and back, {BATCH} inputs, time of one; how many times as fast other ways are. As it is: the "
         "weights channels-last in memory, one thread, freed memory kept. Its operations a second are told beside those "
         f"of a product of two 1024 × 1024 matrices, {limit / 1e9:.0f} · 10⁹.",
-        "columns": [
+        columns=[
             "network",
             "as it is",
             "of a product's rate",
@@ -127,13 +127,11 @@ def test_ways_of_a_pass(benchmark, capsys):
             "`torch.compile`",
             "two threads",
         ],
-        "rows": rows,
-    }
-    with capsys.disabled():
-        print("", *map(" · ".join, rows), sep="\n  ")
+        rows=rows,
+    )
 
 
-def test_verdicts_in_bf16(benchmark, inputs: int, capsys):
+def test_verdicts_in_bf16(benchmark, inputs: int, tell):
     torch.set_num_threads(1)
     test = Mnist5k().test
     chosen = Mnist5k().chosen(inputs)
@@ -153,11 +151,9 @@ def test_verdicts_in_bf16(benchmark, inputs: int, capsys):
             rows.append([name, *robust, str(int((full & ~half).sum())), str(int((half & ~full).sum()))])
 
     benchmark.pedantic(both, rounds=1)
-    benchmark.extra_info["table"] = {
-        "title": "Gradients in bf16",
-        "text": f"PGD-40 by a bare loop on {inputs} inputs, judged in float32: bf16 finds others, so it isn't taken.",
-        "columns": ["defense", "robust, float32", "robust, bf16", "beaten by float32 alone", "by bf16 alone"],
-        "rows": rows,
-    }
-    with capsys.disabled():
-        print("", *map(" · ".join, rows), sep="\n  ")
+    tell(
+        title="Gradients in bf16",
+        text=f"PGD-40 by a bare loop on {inputs} inputs, judged in float32: bf16 finds others, so it isn't taken.",
+        columns=["defense", "robust, float32", "robust, bf16", "beaten by float32 alone", "by bf16 alone"],
+        rows=rows,
+    )

@@ -55,7 +55,7 @@ def records(folder: Path) -> dict[str, pd.DataFrame]:
     return {job.title: store.read(store.path(job))[0] for job in jobs()}
 
 
-def test_a_matrix_with_one_worker_and_with_two(benchmark, tmp_path: Path, capsys):
+def test_a_matrix_with_one_worker_and_with_two(benchmark, tmp_path: Path, tell):
     took = {}
     for workers in (1, 2):
         took[workers] = seconds("--matrix", MATRIX, "--workers", str(workers), "--out", str(tmp_path / str(workers)))
@@ -77,14 +77,12 @@ def test_a_matrix_with_one_worker_and_with_two(benchmark, tmp_path: Path, capsys
         ["memory of all processes", f"{whole / 2**30:.2f} GiB", "two workers"],
         *told_passes(jobs(), two),
     ]
-    benchmark.extra_info["table"] = {
-        "title": f"The matrix `{MATRIX}`",
-        "text": f"{len(two)} jobs. {PASSES}",
-        "columns": ["", "measured", ""],
-        "rows": rows,
-    }
-    with capsys.disabled():
-        print("", *map(" · ".join, rows), sep="\n  ")
+    tell(
+        title=f"The matrix `{MATRIX}`",
+        text=f"{len(two)} jobs. {PASSES}",
+        columns=["", "measured", ""],
+        rows=rows,
+    )
 
 
 class Clock:
@@ -108,7 +106,7 @@ class Clock:
         return timed
 
 
-def test_what_a_job_takes_beside_its_passes(benchmark, inputs: int, tmp_path: Path, monkeypatch, capsys):
+def test_what_a_job_takes_beside_its_passes(benchmark, inputs: int, tmp_path: Path, monkeypatch, tell):
     torch.set_num_threads(1)
     keep_freed_memory()
     clock = Clock()
@@ -131,13 +129,11 @@ def test_what_a_job_takes_beside_its_passes(benchmark, inputs: int, tmp_path: Pa
     for kind, parts in lines.items():
         whole, inside = (sum(values) for values in zip(*parts, strict=True))
         rows.append([kind, f"{whole:.2f} s", f"{1 - inside / whole:.1%}"])
-    benchmark.extra_info["table"] = {
-        "title": "What isn't a pass",
-        "text": f"Jobs of `quick` on {', '.join(SHALLOW)}, with {inputs} inputs, from loading the defense to the "
+    tell(
+        title="What isn't a pass",
+        text=f"Jobs of `quick` on {', '.join(SHALLOW)}, with {inputs} inputs, from loading the defense to the "
         "stored records: the share of the time outside forward and backward passes. The loss and the attack's steps "
         "are outside.",
-        "columns": ["jobs", "time", "outside passes"],
-        "rows": rows,
-    }
-    with capsys.disabled():
-        print("", *map(" · ".join, rows), sep="\n  ")
+        columns=["jobs", "time", "outside passes"],
+        rows=rows,
+    )
