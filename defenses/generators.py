@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from defenses.convolutions import ImageConvolution
+
 
 def doubling_sizes(size: int, doublings: int) -> list[int]:
     """Sizes from the coarsest up to `size`, each at most twice the one before: 28, 3 → [4, 7, 14, 28]."""
@@ -86,9 +88,10 @@ class PoolingEncoder(nn.Module):
     def __init__(self, shape: tuple[int, int, int], outputs: int, width: int = 32, hidden: int = 128) -> None:
         super().__init__()
         channels, height, rows = shape
-        maps = [channels, width, 2 * width, 4 * width]
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(maps))
-        self.dense = nn.Linear(maps[-1] * (height // 8) * (rows // 8), hidden)
+        first = ImageConvolution(channels, width, 3, padding=1)
+        inner = (nn.Conv2d(a, 2 * a, 3, padding=1) for a in (width, 2 * width))
+        self.layers = nn.ModuleList([first, *inner])
+        self.dense = nn.Linear(4 * width * (height // 8) * (rows // 8), hidden)
         self.output = nn.Linear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:

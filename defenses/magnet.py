@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from defenses.base import Defense, LabelledImages, Progress, append_reject_score
 from defenses.calibration import HeldOutScores, in_batches, selective_figures
+from defenses.convolutions import ImageConvolution
 from defenses.networks import StridedCNN
 from defenses.training import accuracy, epochs_for, initialise, train_module
 from defenses.undefended import ClassifierSpec, fit_classifier
@@ -58,7 +59,7 @@ class Autoencoder(nn.Module):
     def __init__(self, channels: int, filters: int, pooled: bool) -> None:
         super().__init__()
         self.pooled = pooled
-        self.first = nn.Conv2d(channels, filters, 3, padding=1)
+        self.first = ImageConvolution(channels, filters, 3, padding=1)
         self.inner = nn.ModuleList(nn.Conv2d(filters, filters, 3, padding=1) for _ in range(2 if pooled else 0))
         self.last = nn.Conv2d(filters, filters, 3, padding=1)
         self.output = nn.Conv2d(filters, channels, 3, padding=1)

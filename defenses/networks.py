@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from defenses.convolutions import ImageConvolution
+
 
 class StridedCNN(nn.Module):
     """Two 4×4 convolutions of stride 2 (`width`, 2·`width` channels) and a hidden layer.
@@ -21,7 +23,7 @@ class StridedCNN(nn.Module):
         super().__init__()
         channels, height, rows = shape
         cells = (height // 2 // 2) * (rows // 2 // 2)
-        self.conv1 = nn.Conv2d(channels, width, 4, stride=2, padding=1)
+        self.conv1 = ImageConvolution(channels, width, 4, stride=2, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
         self.hidden = nn.Linear(2 * width * cells, hidden)
         self.output = nn.Linear(hidden, num_classes)
@@ -56,7 +58,7 @@ def lettered(letter: Letter, shape: tuple[int, int, int], num_classes: int) -> n
         cells = math.prod(((size // 2 - 6) // 2 + 1) - 4 for size in (height, width))
         return nn.Sequential(
             drop(0.2),
-            nn.Conv2d(channels, 64, 8, stride=2, padding=3), nn.ReLU(),
+            ImageConvolution(channels, 64, 8, stride=2, padding=3), nn.ReLU(),
             nn.Conv2d(64, 128, 6, stride=2), nn.ReLU(),
             nn.Conv2d(128, 128, 5), nn.ReLU(),
             nn.Flatten(), drop(0.5), nn.Linear(128 * cells, num_classes),
@@ -64,7 +66,7 @@ def lettered(letter: Letter, shape: tuple[int, int, int], num_classes: int) -> n
     maps, kernel = (64, 5) if letter == "A" else (128, 3)
     cells = math.prod((size - 5) // 2 + 1 for size in (height, width))
     return nn.Sequential(
-        nn.Conv2d(channels, maps, kernel, padding=kernel // 2), nn.ReLU(),
+        ImageConvolution(channels, maps, kernel, padding=kernel // 2), nn.ReLU(),
         nn.Conv2d(maps, 64, 5, stride=2), nn.ReLU(),
         nn.Flatten(), drop(0.25), nn.Linear(64 * cells, 128), nn.ReLU(), drop(0.5), nn.Linear(128, num_classes),
     )  # fmt: skip

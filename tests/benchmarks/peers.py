@@ -1,10 +1,12 @@
 """The same attacks as others have them, on the same weights: bare loops, ART, Foolbox, torchattacks.
 
-Each is a function of (module, x [N,C,H,W], y [N], ε) → adversarial images; the module counts its passes.
+Each is a function of (module, x [N,C,H,W], y [N], ε) → adversarial images; the module counts its passes. It is made of
+torch's own layers in torch's own layout, as their callers have it: what ours does for a pass to be cheaper is ours.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from attacks.from_art import module_classifier
 from attacks.from_foolbox import foolbox_model
+from defenses.convolutions import ImageConvolution
 
 Peer = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 
@@ -188,6 +191,20 @@ def torchattacks_autoattack(module: nn.Module, x: Tensor, y: Tensor, eps: float)
         library.Square(module, n_queries=5000, **shared),
     ]
     return library.MultiAttack(members)(x, y).detach()
+
+
+def plain(defense: nn.Module) -> nn.Module:
+    """A copy with the same weights, made of torch's own layers, the weights in torch's own layout."""
+    copied = copy.deepcopy(defense).to(memory_format=torch.contiguous_format)
+    for parent in list(copied.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, ImageConvolution):
+                own = nn.Conv2d(
+                    layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
+                ).requires_grad_(False)
+                own.load_state_dict(layer.state_dict())
+                setattr(parent, name, own)
+    return copied
 
 
 class Counted(nn.Module):

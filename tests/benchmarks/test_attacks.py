@@ -29,6 +29,7 @@ from peers import (
     bare_pgd,
     foolbox,
     missing,
+    plain,
     torchattacks,
     torchattacks_autoattack,
 )
@@ -234,6 +235,7 @@ def test_attack(benchmark, engine: LocalEngine, inputs: int, tmp_path: Path, nam
     torch.set_num_threads(1)
     task, eps = TASKS[name], TASKS[name].eps[defense]
     ours = Harness(engine, task, defense, inputs, tmp_path)
+    theirs = plain(ours.defense)
     there = {peer: run for peer, run in task.peers.items() if missing(peer, name) is None}
     seconds: dict[str, list[float]] = {peer: [] for peer in there}
     outcomes: dict[str, dict[str, float]] = {}
@@ -242,7 +244,7 @@ def test_attack(benchmark, engine: LocalEngine, inputs: int, tmp_path: Path, nam
         """Everyone else's turn, before each of ours."""
         for peer, run in there.items():
             torch.manual_seed(0)
-            counted, n = Counted(ours.defense).eval(), task.few.get(peer, inputs)
+            counted, n = Counted(theirs).eval(), task.few.get(peer, inputs)
             begun = time.perf_counter()
             found = run(counted, ours.x[:n].clone(), ours.y[:n].clone(), eps)
             seconds[peer].append(time.perf_counter() - begun)
