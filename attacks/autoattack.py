@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ class AutoAttack(GradientAttack):
     classes each, all with 100 steps, and Square with 5,000 queries; `rand`, for randomized defenses: APGD on the
     cross-entropy and on the DLR loss, untargeted, each gradient the mean of 20 draws.
     Which inputs the next attack gets is decided by the defense's verdict. On a defense that rejects each attack has
-    the form that knows it.
+    the form that knows it. What FAB searched to the end at one ε it isn't asked at the next: it would find the same.
     """
+
+    version: ClassVar[int] = 2
 
     variant: Literal["standard", "rand"] = "standard"
 

@@ -36,7 +36,8 @@ class FAB(GradientAttack):
     goes to a mean of both. On a defense that rejects the boundary is that of acceptance as soon as the answer is wrong.
     targets: how many classes; steps: towards each; restarts: of these, from a random point but for the first.
     Within a finite ε (as a part of AutoAttack) an input leaves as soon as its perturbation is no larger; else it looks
-    for the smallest to the end.
+    for the smallest to the end. What it found then it has found for every larger ε: the search is the same there, but
+    for restarts, and for a defense's own randomness.
     """
 
     targets: Annotated[int, Ge(1)] = 9
@@ -53,6 +54,25 @@ class FAB(GradientAttack):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         rows = torch.arange(len(x), device=x.device)
+        found = Found(x.clone(), x.new_full((len(x),), torch.inf))
+        repeats = self.restarts == 1 and not target.defense.randomized
+        if repeats:
+            distance = target.recall("distance", found.distance)
+            known = ~distance.isnan()
+            found.update(rows[known], target.recall("point", x)[known], distance[known])
+            rows = rows[~known]
+        if len(rows):
+            fresh, left = self._find(target.only(rows), x[rows], y[rows], eps, seed)
+            found.update(rows, fresh.point, fresh.distance)
+            if repeats:
+                target.keep("point", rows[left], fresh.point[left])
+                target.keep("distance", rows[left], fresh.distance[left])
+        within = found.distance <= eps
+        return torch.where(expand(within & found.distance.isfinite(), x), found.point, x)
+
+    def _find(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> tuple[Found, Tensor]:
+        """What all searches have found, and the rows that are not within ε and were searched to the end."""
+        rows = torch.arange(len(x), device=x.device)
         view = self.view(target)
         clean = view.answer(x, rows)
         beaten = view.confirmed(x, y, rows, accepted_and_wrong(clean, y, view.num_classes))
@@ -66,8 +86,7 @@ class FAB(GradientAttack):
                 if restart:
                     point = self._start(x[rows], found.distance[rows], eps, seed + number * self.restarts + restart)
                 rows = self._search(target, x, y, aims, rows, point, eps, found)
-        within = found.distance <= eps
-        return torch.where(expand(within & found.distance.isfinite(), x), found.point, x)
+        return found, rows
 
     def _start(self, x: Tensor, distance: Tensor, eps: float, seed: int) -> Tensor:
         """A random point within half the distance known so far."""

@@ -99,6 +99,25 @@ def blockwise(function: Callable[[Tensor], Tensor], x: Tensor, batch_size: int |
         return torch.cat([function(pad_to_block(part))[: len(part)] for part in x.split(batch_size or batch_rows(x))])
 
 
+class Notes:
+    """What an attack keeps of each input, to know it again at the next ε: tensors [inputs,…] by name."""
+
+    def __init__(self, inputs: int) -> None:
+        self.inputs = inputs
+        self._kept: dict[str, Tensor] = {}
+
+    def keep(self, name: str, rows: Tensor, values: Tensor) -> None:
+        """values: [n,…] of those rows."""
+        if name not in self._kept:
+            self._kept[name] = values.new_full((self.inputs, *values.shape[1:]), torch.nan)
+        self._kept[name][rows] = values
+
+    def recall(self, name: str, rows: Tensor, like: Tensor) -> Tensor:
+        """The values of those rows, shaped [n,…] as `like` is; NaN where none are kept."""
+        kept = self._kept.get(name)
+        return torch.full_like(like, torch.nan) if kept is None else kept[rows]
+
+
 class Target:
     """A defense under attack, for one batch of n inputs.
 
@@ -109,6 +128,7 @@ class Target:
     held_out: gives images [M,C,H,W] and labels [M] that the attacker owns: of the same kind, never the test data.
     counted: called with this target whenever it has counted passes, for whoever wants to know how far the attack is.
     source: gives another classifier, images → logits [N,K], that the attacker owns.
+    notes: of the inputs that this batch is some of; numbers: [n] which of them. By default it has its own.
     """
 
     def __init__(
@@ -121,6 +141,8 @@ class Target:
         held_out: Callable[[], tuple[Tensor, Tensor]] | None = None,
         counted: Callable[[Target], None] = lambda target: None,
         source: Callable[[], nn.Module] | None = None,
+        notes: Notes | None = None,
+        numbers: Tensor | None = None,
     ) -> None:
         self.defense = defense
         self.num_classes = defense.num_classes
@@ -131,6 +153,8 @@ class Target:
         self._held_out = held_out
         self._counted = counted
         self._source = source
+        self._notes = notes or Notes(n)
+        self._numbers = torch.arange(n) if numbers is None else numbers
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         """The attacker's own labelled images; raises ValueError where there are none."""
@@ -171,6 +195,14 @@ class Target:
         scores = None if answer.scores is None else answer.scores[: len(x)]
         return Verdict(answer.labels[: len(x)], answer.rejected[: len(x)], scores)
 
+    def keep(self, name: str, rows: Tensor, values: Tensor) -> None:
+        """Notes values [n,…] of those rows, for this attack at a larger ε."""
+        self._notes.keep(name, self._numbers.to(rows.device)[rows], values)
+
+    def recall(self, name: str, like: Tensor) -> Tensor:
+        """What this attack noted of its inputs at a smaller ε [N,…], shaped as `like` is; NaN where nothing."""
+        return self._notes.recall(name, self._numbers, like)
+
     def only(self, rows: Tensor) -> Target:
         """The same target for those of its inputs alone; what is counted there is counted here."""
         return Rows(self, rows)
@@ -195,8 +227,9 @@ class Rows(Target):
 
     def __init__(self, whole: Target, rows: Tensor) -> None:
         super().__init__(
-            whole.defense, len(rows), aims=None if whole.aims is None else whole.aims[rows], held_out=whole.held_out
-        )
+            whole.defense, len(rows), aims=None if whole.aims is None else whole.aims[rows], held_out=whole.held_out,
+            notes=whole._notes, numbers=whole._numbers.to(rows.device)[rows],
+        )  # fmt: skip
         self.whole, self.rows = whole, rows
 
     def count(self, rows: Tensor, forwards: float, backwards: float) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attacks.base import Attack
-from attacks.target import Target, batch_rows
+from attacks.target import Notes, Target, batch_rows
 from attacks.threat import expand
 from bench.datasets.base import image_hashes
 from bench.judge import Judgement, ScoredVerdict, batch_invariant, judge, protocol, succeeded, verdict
@@ -183,11 +183,13 @@ def _fixed(
     adversarial = rows.x.clone()
     state = _untouched(rows, clean)
     distance = torch.where(state.success, 0.0, torch.inf)
+    notes = Notes(len(rows))
     frames = []
     for eps in job.eps:
         begun = time.perf_counter()
         active = (~state.success if job.ladder else torch.ones_like(state.success)).nonzero()[:, 0]
-        outputs, forwards, backwards, fresh = _attacked(job, attack, defense, rows, clean, active, eps, pace)
+        known = notes if job.ladder else Notes(len(rows))
+        outputs, forwards, backwards, fresh = _attacked(job, attack, defense, rows, clean, active, eps, pace, known)
         adversarial[active] = outputs
         state = _merge(state, active, fresh)
         size = _size(state, attack.norm)
@@ -209,7 +211,9 @@ def _minimal(
     begun = time.perf_counter()
     untouched = _untouched(rows, clean)
     active = (~untouched.success).nonzero()[:, 0]
-    outputs, forwards, backwards, fresh = _attacked(job, attack, defense, rows, clean, active, float("inf"), pace)
+    outputs, forwards, backwards, fresh = _attacked(
+        job, attack, defense, rows, clean, active, float("inf"), pace, Notes(len(rows))
+    )
     adversarial = rows.x.clone()
     adversarial[active] = outputs
     found = _merge(untouched, active, fresh)
@@ -240,8 +244,12 @@ def _attacked(
     active: Tensor,
     eps: float,
     pace: Pace,
+    notes: Notes,
 ) -> tuple[Tensor, Tensor, Tensor, Judgement]:
-    """Attacks the active rows in batches: outputs [A,C,H,W], passes of all rows [N] each, and judgement of the A."""
+    """Attacks the active rows in batches: outputs [A,C,H,W], passes of all rows [N] each, and judgement of the A.
+
+    notes: what the attack noted of the rows at a smaller ε.
+    """
     forwards, backwards = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
     tried = rows[active]
     before = ScoredVerdict(clean.labels[active], clean.rejected[active], clean.scores[active])
@@ -256,6 +264,7 @@ def _attacked(
             aims=None if attack.aims == "none" else batch.aims, held_out=lambda: _held_out(job),
             counted=pace.tell,
             source=partial(job.source.load, job.device) if job.source else None,
+            notes=notes, numbers=active[part],
         )  # fmt: skip
         found = attack.run(target, batch.x.clone(), batch.y.clone(), eps, job.seed)
         if not isinstance(found, Tensor):

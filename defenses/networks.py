@@ -29,9 +29,9 @@ class StridedCNN(nn.Module):
         self.output = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(F.relu(self.conv1(x)))
-        h = F.relu(torch.flatten(h, 1))  # rectified in the layout that its gradient comes in
-        return self.output(F.relu(self.hidden(h)))
+        h = self.conv2(F.relu(self.conv1(x), inplace=True))
+        h = F.relu(torch.flatten(h, 1), inplace=True)  # rectified in the layout that its gradient comes in
+        return self.output(F.relu(self.hidden(h), inplace=True))
 
 
 Letter = Literal["A", "B", "C", "D", "E", "F"]

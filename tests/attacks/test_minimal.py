@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from linear import interior_inputs
 from rejecting import Band, TwoDetectors, Walled, images_below
 from torch import Tensor
-from toys import CNN, Linear, Toy, near_the_middle
+from toys import CNN, Coin, Linear, Toy, near_the_middle
 
 from attacks.carlini_wagner import CarliniWagner
 from attacks.deepfool import DeepFool
@@ -96,6 +96,34 @@ def test_within_an_eps_fab_leaves_as_soon_as_it_is_there():
     assert inside(out, x, "linf", eps).all() and torch.equal(out[~falls], x[~falls])
     assert torch.equal(falls[(distance / eps - 1).abs() > 0.01], (distance < eps)[(distance / eps - 1).abs() > 0.01])
     assert (target.forwards[falls] < 41).all() and (target.forwards[~falls] == 41).all()
+
+
+def test_what_fab_searched_to_the_end_it_knows_at_a_larger_eps():
+    model, x = CNN(), torch.rand(37, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y, attack = model.verdict(x).labels, FAB(steps=6, targets=2)
+    target, beaten = Target(model, 37), torch.zeros(37, dtype=torch.bool)
+    for eps in (0.01, 0.02, 0.04):
+        rows, before = (~beaten).nonzero()[:, 0], target.backwards.clone()
+        found = attack.run(target.only(rows), x[rows], y[rows], eps, 0)
+        alone = attack.run(Target(model, len(rows)), x[rows], y[rows], eps, 0)
+        falls = model.verdict(found).wrong(y[rows])
+        assert inside(found, x[rows], "linf", eps).all() and 0 < falls.sum() < len(rows)
+        assert torch.equal(falls, model.verdict(alone).wrong(y[rows])) and torch.equal(found[~falls], x[rows][~falls])
+        beaten[rows] = falls
+        if eps > 0.01:
+            assert torch.equal(target.backwards, before)
+        else:
+            assert (target.backwards[~beaten] == attack.passes()[1]).all()
+
+
+@pytest.mark.parametrize(("attack", "model"), [(FAB(steps=3, restarts=2), Linear(2)), (FAB(steps=3), Coin())])
+def test_fab_searches_anew_where_it_would_not_be_the_same_search(attack, model):
+    x = near_the_middle(8)
+    target, y = Target(model, 8), model.verdict(x).labels
+    attack.run(target, x, y, 1e-6, 0)
+    before = target.backwards.clone()
+    attack.run(target, x, y, 1e-6, 0)
+    assert before.max() > 0 and (target.backwards > before).any()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -413,7 +413,13 @@ def test_a_randomized_defense_is_calibrated_by_its_protocol(tmp_path):
     assert (held_out["clean_label"] == held_out["label"]).mean() < 0.2
 
 
-BUDGETS = {"fgsm": {}, "pgd": {"steps": 10}, "apgd": {"steps": 10}, "square": {"queries": 30}}
+BUDGETS = {
+    "fgsm": {},
+    "pgd": {"steps": 10},
+    "apgd": {"steps": 10},
+    "square": {"queries": 30},
+    "tiny:BriefAutoAttack": {},
+}
 
 
 @pytest.mark.parametrize("defense", ["undefended", "pgd-training", "gmvae", "magnet"])
