@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defenses.convolutions import ImageConvolution
+from defenses.convolutions import DenseOnMaps, ImageConvolution
 
 
 class StridedCNN(nn.Module):
@@ -22,15 +21,14 @@ class StridedCNN(nn.Module):
     def __init__(self, shape: tuple[int, int, int], num_classes: int, width: int = 32, hidden: int = 256) -> None:
         super().__init__()
         channels, height, rows = shape
-        cells = (height // 2 // 2) * (rows // 2 // 2)
         self.conv1 = ImageConvolution(channels, width, 4, stride=2, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)
-        self.hidden = nn.Linear(2 * width * cells, hidden)
+        self.hidden = DenseOnMaps(2 * width, (height // 2 // 2, rows // 2 // 2), hidden)
         self.output = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(F.relu(self.conv1(x), inplace=True))
-        h = F.relu(torch.flatten(h, 1), inplace=True)  # rectified in the layout that its gradient comes in
+        h = F.relu(self.conv1(x), inplace=True)
+        h = F.relu(self.conv2(h), inplace=True)
         return self.output(F.relu(self.hidden(h), inplace=True))
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from attacks.from_art import module_classifier
 from attacks.from_foolbox import foolbox_model
-from defenses.convolutions import ImageConvolution
+from defenses.convolutions import DenseOnMaps, ImageConvolution
 
 Peer = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 
@@ -199,12 +199,18 @@ def plain(defense: nn.Module) -> nn.Module:
     for parent in list(copied.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, ImageConvolution):
-                own = nn.Conv2d(
-                    layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
-                ).requires_grad_(False)
-                own.load_state_dict(layer.state_dict())
-                setattr(parent, name, own)
+                own = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
+                setattr(parent, name, filled(own, layer))
+            elif isinstance(layer, DenseOnMaps):
+                dense = nn.Linear(layer.weight[0].numel(), layer.out_channels)
+                setattr(parent, name, nn.Sequential(nn.Flatten(), filled(dense, layer)))
     return copied
+
+
+def filled(own: nn.Module, layer: nn.Module) -> nn.Module:
+    """With the weights of another that does the same, frozen."""
+    own.load_state_dict(layer.state_dict())
+    return own.requires_grad_(False)
 
 
 class Counted(nn.Module):

@@ -71,10 +71,13 @@ def test_it_rejects_exactly_what_scores_above_the_threshold(defense, digits):
 
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.2])
 def test_the_stated_rate_is_met_on_validation_images_and_holds_on_others(defense, digits, rate):
-    """Within three standard deviations of the difference between a share of 200 images and one of 500."""
+    """Within three standard deviations of the difference between a share of 200 images and one of 500.
+
+    The threshold is the score of one of the 200, which a change in rounding may put on either side of it.
+    """
     other = deployed(defense, rate)
     rejected = other.verdict(digits.validation.images).rejected
-    assert rejected.float().mean() == pytest.approx(rate)
+    assert rejected.float().mean() == pytest.approx(rate, abs=1 / 200 + 1e-6)
     share = float(other.verdict(digits.test.images).rejected.float().mean())
     assert share == pytest.approx(rate, abs=3 * (rate * (1 - rate) * (1 / 200 + 1 / 500)) ** 0.5)
 

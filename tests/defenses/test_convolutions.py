@@ -1,4 +1,4 @@
-"""The convolution of images is torch's own, gradients included; only how the image's gradient is computed differs."""
+"""The layers at both ends of a classifier give what torch's own do, gradients included."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from defenses.convolutions import ImageConvolution
+from defenses.convolutions import DenseOnMaps, ImageConvolution
 
 
 def pair(channels: int, made: int, kernel: int, stride: int, padding: int) -> tuple[ImageConvolution, nn.Conv2d]:
@@ -46,6 +46,15 @@ def test_the_gradient_has_a_gradient():
     torch.testing.assert_close(*second, rtol=0, atol=1e-12)
 
 
+def test_the_gradient_in_mixed_precision_is_the_image_s_own_type():
+    ours, own = (layer.float() for layer in pair(1, 4, 3, 2, 1))
+    x = torch.rand(2, 1, 7, 7, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        slopes = [torch.autograd.grad(layer(x).float().sin().sum(), x)[0] for layer in (ours, own)]
+    assert slopes[0].dtype == torch.float32
+    torch.testing.assert_close(*slopes, rtol=0, atol=0.02)
+
+
 def test_an_image_s_gradient_is_the_same_bits_in_any_batch():
     ours, _ = pair(1, 32, 4, 2, 1)
     ours = ours.float().to(memory_format=torch.channels_last)
@@ -63,3 +72,37 @@ def test_weights_that_learn_get_gradients(mixed):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
             layer(x).float().square().sum().backward()
     assert torch.equal(ours.weight.grad, own.weight.grad) and ours.bias.grad is not None
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_dense_layer_on_maps_is_a_linear_layer_in_a_file_as_well(layout):
+    torch.manual_seed(0)
+    ours, own = DenseOnMaps(3, (4, 2), 5).double().to(memory_format=layout), nn.Linear(24, 5).double()
+    ours.load_state_dict(own.state_dict())
+    saved = ours.state_dict()
+    assert saved.keys() == own.state_dict().keys() and torch.equal(saved["weight"], own.weight)
+    x = torch.rand(2, 3, 4, 2, dtype=torch.float64, requires_grad=True)
+    laid = x.contiguous(memory_format=layout)
+    torch.testing.assert_close(ours(laid), own(x.flatten(1)))
+    slopes = [torch.autograd.grad(layer.square().sum(), x)[0] for layer in (ours(laid), own(x.flatten(1)))]
+    torch.testing.assert_close(*slopes)
+
+
+def test_a_dense_layer_on_maps_begins_as_a_linear_layer_does():
+    torch.manual_seed(3)
+    ours = DenseOnMaps(3, (4, 2), 5)
+    torch.manual_seed(3)
+    own = nn.Linear(24, 5)
+    assert torch.equal(ours.weight.flatten(1), own.weight) and torch.equal(ours.bias, own.bias)
+
+
+def test_weights_of_another_size_are_told():
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
+        DenseOnMaps(3, (4, 2), 5).load_state_dict(nn.Linear(25, 5).state_dict())
+
+
+def test_it_can_be_loaded_with_what_is_its_own():
+    layer = DenseOnMaps(8, (1, 1), 5).to(memory_format=torch.channels_last)
+    before = layer.weight.clone()
+    layer.load_state_dict(layer.state_dict())
+    assert torch.equal(layer.weight, before)

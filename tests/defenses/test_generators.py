@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from defenses.generators import DeconvolutionalGenerator, phases
+from defenses.generators import DeconvolutionalGenerator, UpsamplingDecoder, phases
 
 
 @pytest.mark.parametrize(("maps", "made", "size"), [(1, 1, (1, 1)), (5, 3, (4, 7)), (8, 1, (14, 14))])
@@ -29,5 +29,20 @@ def test_the_generator_is_its_layers_one_after_the_other(shape):
     images, expected = generator(z), torch.sigmoid(h)
     torch.testing.assert_close(images, expected)
     learnt = [z, *generator.parameters()]
+    slopes = torch.autograd.grad(images.square().sum(), learnt)
+    torch.testing.assert_close(slopes, torch.autograd.grad(expected.square().sum(), learnt))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 13, 10), (3, 10, 14), (1, 28, 28)])
+def test_the_upsampling_decoder_is_its_layers_one_after_the_other(shape):
+    torch.manual_seed(0)
+    decoder = UpsamplingDecoder(shape, 6, width=2, hidden=5).double()
+    z = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    h = F.relu(decoder.dense2(F.relu(decoder.dense1(z)))).unflatten(1, (-1, *decoder.sizes[0]))
+    for layer, size in zip(decoder.layers, decoder.sizes[1:], strict=True):
+        h = layer(F.interpolate(F.relu(h), size=size))
+    images, expected = decoder(z), torch.sigmoid(h)
+    torch.testing.assert_close(images, expected)
+    learnt = [z, *decoder.parameters()]
     slopes = torch.autograd.grad(images.square().sum(), learnt)
     torch.testing.assert_close(slopes, torch.autograd.grad(expected.square().sum(), learnt))
