@@ -13,7 +13,7 @@ class ImageConvolution(nn.Conv2d):
     """A convolution of images whose gradient for them is a matrix product and a fold.
 
     The same as `nn.Conv2d`, with the same parameters; the gradient that an attack asks of a frozen network takes a
-    sixth of the time to the one channel of a digit, half to three channels, on CPUs (docs/speed.md). While its weights
+    sixth to a third of the time to the one channel of a digit, less time to three channels, too, on CPUs (docs/speed.md). While its weights
     learn, and on GPUs, it is torch's own in all.
     """
 
@@ -29,8 +29,8 @@ class ImageConvolution(nn.Conv2d):
 class DenseOnMaps(nn.Conv2d):
     """A dense layer on maps [N,C,H,W] → [N,made], as a convolution of their size.
 
-    Its weights lie in memory as the maps do, whichever layout they have: nothing is copied to flatten them, which is a
-    fifteenth of a pass of `undefended` on CPUs (docs/speed.md). In files they are those of `nn.Linear`, [made, C·H·W].
+    Its weights lie in memory as the maps do, whichever layout they have: nothing is copied to flatten them, which was a
+    twelfth of a pass of `undefended` on CPUs (docs/speed.md). In files they are those of `nn.Linear`, [made, C·H·W].
     """
 
     def __init__(self, maps: int, size: tuple[int, int], made: int) -> None:

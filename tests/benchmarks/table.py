@@ -20,8 +20,8 @@ ATTACKS = """# Attacks beside others'
 
 All attack the same MNIST digits and weights of the zoo with the same budget and take turns; times are medians over
 the rounds. Ours is a whole job of the harness in one of its workers: loading the defense, attacking, judging, storing
-the records. The others run as they do for whoever calls them, on the same module. Robust accuracy is what the harness
-says of everybody's outputs at ε; passes are of one input, on average.
+the records. The others run as they do for whoever calls them, on the same weights in torch's own layers and layout.
+Robust accuracy is what the harness says of everybody's outputs at ε; passes are of one input, on average.
 """
 
 COLUMNS = (
