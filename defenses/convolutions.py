@@ -12,9 +12,9 @@ from torch.nn import functional as F
 class ImageConvolution(nn.Conv2d):
     """A convolution of images whose gradient for them is a matrix product and a fold.
 
-    The same as `nn.Conv2d`, with the same parameters; the gradient that an attack asks of a frozen network takes a
-    sixth to a third of the time to the one channel of a digit, less time to three channels, too, on CPUs (docs/speed.md). While its weights
-    learn, and on GPUs, it is torch's own in all.
+    The same as `nn.Conv2d`, with the same parameters. On CPUs the gradient that an attack asks of a frozen network
+    takes a sixth to a third of the time to the one channel of a digit, and less time to three channels, too
+    (docs/speed.md). While its weights learn, and on GPUs, it is torch's own in all.
     """
 
     def __init__(self, channels: int, made: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
