@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Annotated
 
 import torch
@@ -49,20 +50,24 @@ class Square(Attack):
         view = target.view()
         rows = torch.arange(len(x), device=x.device)
         draws = Draws(x, seed, numbers=5 + x.shape[1])
-        found = (stripes if self.norm == "linf" else tiles)(x, eps, draws)
-        value, beaten = self._ask(target, view, found, y, rows)
-        rows, value = rows[~beaten], value[~beaten]
+        change: Callable[[Sequence[Tensor], Tensor, int, Tensor], Tensor]
+        if self.norm == "linf":
+            found, change = stripes(x, eps, draws), square_linf
+            around = [project(x + end, x, "linf", eps) for end in (-eps, eps)]
+        else:
+            found, change, around = tiles(x, eps, draws), partial(square_l2, eps=eps), [x]
+        label = y
+        value, beaten = self._ask(target, view, found, label, rows)
         for query in range(1, self.queries):
+            if beaten.any():
+                rows, label, value, *around = (kept[~beaten] for kept in (rows, label, value, *around))
             if not len(rows):
                 break
-            u = draws.of(rows, query)
-            change = square_linf if self.norm == "linf" else square_l2
-            candidate = change(x[rows], found[rows], self._side(query, x), eps, u)
-            new, beaten = self._ask(target, view, candidate, y[rows], rows)
+            candidate = change(around, found[rows], self._side(query, x), draws.of(rows, query))
+            new, beaten = self._ask(target, view, candidate, label, rows)
             better = (new > value) | beaten
             found[rows[better]] = candidate[better]
             value = torch.where(better, new, value)
-            rows, value = rows[~beaten], value[~beaten]
         return found
 
     def _ask(self, target: Target, view: View, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,20 +138,28 @@ def tiles(x: Tensor, eps: float, draws: Draws) -> Tensor:
     return project(x + eps * delta / expand(flat_norm(delta, "l2").clamp_min(1e-12), x), x, "l2", eps)
 
 
-def square_linf(x: Tensor, best: Tensor, side: int, eps: float, u: Tensor) -> Tensor:
+def square_linf(around: Sequence[Tensor], best: Tensor, side: int, u: Tensor) -> Tensor:
     """`best` with one square of each image at x ± ε, a sign for each channel (their algorithm 2). u: [n,numbers].
 
-    Where that is what stands there already, at the other end: a query that changes nothing tells nothing.
+    around: x − ε and x + ε, in the box. Where that is what stands there already, at the other end: a query that changes
+    nothing tells nothing.
     """
-    inside = window(x, *corner(x, side, u[:, 0], u[:, 1]), side)
-    shift = eps * signs(u[:, 5:])[:, :, None, None]
-    placed = torch.where(inside, project(x + shift, x, "linf", eps), best)
-    turned = torch.where(inside, project(x - shift, x, "linf", eps), best)
-    return torch.where(expand((placed != best).flatten(1).any(1), x), placed, turned)
+    low, high = around
+    inside = window(best, *corner(best, side, u[:, 0], u[:, 1]), side)
+    down = (u[:, 5:] < 0.5)[:, :, None, None]
+    placed = torch.where(inside, torch.where(down, low, high), best)
+    same = (placed == best).flatten(1).all(1)
+    if same.any():
+        placed[same] = torch.where(inside[same], torch.where(down[same], high[same], low[same]), best[same])
+    return placed
 
 
-def square_l2(x: Tensor, best: Tensor, side: int, eps: float, u: Tensor) -> Tensor:
-    """`best` with the norm of one window moved to another, towards a bump there (their algorithm 3). u: [n,numbers]."""
+def square_l2(around: Sequence[Tensor], best: Tensor, side: int, u: Tensor, eps: float) -> Tensor:
+    """`best` with the norm of one window moved to another, towards a bump there (their algorithm 3). u: [n,numbers].
+
+    around: x alone.
+    """
+    (x,) = around
     channels = x.shape[1]
     delta = best - x
     corners = corner(x, side, u[:, 0], u[:, 1])

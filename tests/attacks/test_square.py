@@ -79,7 +79,7 @@ def test_a_square_is_one_square_at_the_corners_of_the_ball_and_always_a_change()
     x = 0.3 + 0.4 * torch.rand(40, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     draws = Drawn(x, 0, numbers=7)
     best, rows = x + 0.1, torch.arange(40)
-    new = square_linf(x, best, 3, 0.1, draws.of(rows, 1))
+    new = square_linf([x - 0.1, x + 0.1], best, 3, draws.of(rows, 1))
     changed = new != best
     assert ((new - x).abs() - 0.1).abs().max() < 1e-6
     assert changed.any(1).flatten(1).any(1).all()
@@ -106,7 +106,7 @@ def test_the_norm_moves_and_is_used_whole():
     draws = Drawn(x, 0, numbers=6)
     start = tiles(x, 0.7, draws)
     assert torch.allclose(flat_norm(start - x, "l2"), torch.tensor(0.7))
-    moved = square_l2(x, start, 3, 0.7, draws.of(torch.arange(30), 1))
+    moved = square_l2([x], start, 3, draws.of(torch.arange(30), 1), 0.7)
     assert torch.allclose(flat_norm(moved - x, "l2"), torch.tensor(0.7), atol=1e-5)
     assert ((moved != start).flatten(1).sum(1) <= 18).all() and ((moved != start).flatten(1).sum(1) >= 9).all()
 
