@@ -23,7 +23,8 @@ class Moments(NamedTuple):
         return cls(torch.zeros_like(like), torch.zeros_like(like))
 
     def only(self, rows: Tensor) -> Moments:
-        return Moments(self.mean[rows], self.square[rows])
+        """Those of rows [n], by number."""
+        return Moments(self.mean.index_select(0, rows), self.square.index_select(0, rows))
 
     def after(self, gradient: Tensor) -> Moments:
         return Moments(

@@ -93,6 +93,7 @@ class APGD(GradientAttack):
         """One ascent of those rows from `point`; updates `best` and returns the rows that are not beaten yet."""
         due, checked = checkpoints(self.steps), 0
         state: Ascent | None = None
+        origin = x.index_select(0, rows)
         for step in range(self.steps + 1):
             last = step == self.steps
             logits, values, gradient = look(point, rows, last)
@@ -104,15 +105,15 @@ class APGD(GradientAttack):
                 point, gradient = state.checked(point, gradient, step - checked)
                 checked = step
             if beaten.any():
-                rows, point, gradient, state = rows[~beaten], point[~beaten], gradient[~beaten], state.only(~beaten)
+                left = (~beaten).nonzero()[:, 0]
+                state = state.only(left)
+                rows, point, gradient, origin = (kept.index_select(0, left) for kept in (rows, point, gradient, origin))
             if last or not len(rows):
                 break
-            stepped = project(
-                point + expand(state.size, point) * steepest(gradient, self.norm), x[rows], self.norm, eps
-            )
+            stepped = project(point + expand(state.size, point) * steepest(gradient, self.norm), origin, self.norm, eps)
             if step:
                 moved = point + MOMENTUM * (stepped - point) + (1 - MOMENTUM) * (point - state.previous)
-                stepped = project(moved, x[rows], self.norm, eps)
+                stepped = project(moved, origin, self.norm, eps)
             state.previous, point = state.point, stepped
         return rows
 
@@ -143,7 +144,7 @@ class Ascent:
         return cls(point, value, point, point, value, gradient, steps, nothing, value, nothing.bool())
 
     def only(self, rows: Tensor) -> Ascent:
-        return Ascent(*(values[rows] for values in vars(self).values()))
+        return Ascent(*(values.index_select(0, rows) for values in vars(self).values()))
 
     def seen(self, point: Tensor, value: Tensor, gradient: Tensor) -> None:
         """Takes a new point in; it is the best one only if it is better."""

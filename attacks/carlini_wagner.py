@@ -77,13 +77,14 @@ class CarliniWagner(GradientAttack):
         view = self.view(target)
         succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         begun = rows
-        variable = torch.atanh((2 * x[rows] - 1) * INWARDS)
+        origin = x.index_select(0, rows)
+        variable = torch.atanh((2 * origin - 1) * INWARDS)
         memory = Moments.none(variable)
         least, least_before, nearest_before = (x.new_full((len(rows),), torch.inf) for _ in range(3))
         for step in range(self.steps):
             squashed = variable.tanh()
             image = (squashed + 1) / 2
-            delta = image - x[rows]
+            delta = image - origin
 
             def excess(logits: Tensor, label: Tensor = y[rows]) -> Tensor:
                 return F.relu(self.confidence - selective(logits, label, view.num_classes))
@@ -101,10 +102,11 @@ class CarliniWagner(GradientAttack):
                 past = (logits[:, : view.num_classes].argmax(1) != y[rows]) & ~beaten
                 going = (least < PROGRESS * least_before) | (nearest < PROGRESS * nearest_before) | past
                 least_before, nearest_before = least[going], nearest[going]
-                rows, least, variable, squashed, delta, slope = (
-                    values[going] for values in (rows, least, variable, squashed, delta, slope)
+                left = going.nonzero()[:, 0]
+                rows, origin, least, variable, squashed, delta, slope = (
+                    values.index_select(0, left) for values in (rows, origin, least, variable, squashed, delta, slope)
                 )
-                memory = memory.only(going)
+                memory = memory.only(left)
                 if not len(rows):
                     break
             gradient = (2 * delta + expand(weight[rows], slope) * slope) * (1 - squashed.square()) / 2

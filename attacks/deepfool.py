@@ -47,15 +47,16 @@ class DeepFool(GradientAttack):
                 nearest = likeliest_wrong(logits.detach(), label, view.num_classes)[:, : self.candidates]
                 return boundary(logits, label, view.num_classes, nearest)
 
-            logits, values, slopes = view.slopes(point[rows], scores, rows)
+            here = point.index_select(0, rows)
+            logits, values, slopes = view.slopes(here, scores, rows)
             claimed = accepted_and_wrong(logits, label, view.num_classes)
-            beaten = view.confirmed(point[rows], label, rows, claimed, due=step % CONFIRM_EVERY == 0)
-            going = ~beaten
-            rows = rows[going]
+            beaten = view.confirmed(here, label, rows, claimed, due=step % CONFIRM_EVERY == 0)
+            left = (~beaten).nonzero()[:, 0]
+            rows = rows[left]
             if not len(rows):
                 break
-            step_by = self._step(values[going], slopes[going])
-            point[rows] = (point[rows] + (1 + self.overshoot) * step_by).clamp(0, 1)
+            here, values, slopes = (kept.index_select(0, left) for kept in (here, values, slopes))
+            point.index_copy_(0, rows, (here + (1 + self.overshoot) * self._step(values, slopes)).clamp(0, 1))
         return point  # the last points are the judge's to ask about
 
     def _step(self, values: Tensor, slopes: Tensor) -> Tensor:

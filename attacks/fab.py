@@ -99,8 +99,9 @@ class FAB(GradientAttack):
     ) -> Tensor:
         """One search of those rows from `point`; updates `found` and returns the rows not yet within ε."""
         view = self.view(target)
+        origin = x.index_select(0, rows)
         for step in range(self.steps):
-            label, origin = y[rows], x[rows]
+            label = y[rows]
 
             def lead(logits: Tensor, aim: Tensor = aims[rows, None], label: Tensor = label) -> Tensor:
                 return boundary(logits, label, view.num_classes, aim)[:, 0]
@@ -120,7 +121,9 @@ class FAB(GradientAttack):
             found.update(rows, point, distance)
             point = torch.where(expand(beaten, point), origin + BACKWARD * (point - origin), point)
             going = found.distance[rows] > eps if math.isfinite(eps) else torch.ones_like(beaten)
-            rows, point = rows[going], point[going]
+            if not going.all():
+                left = going.nonzero()[:, 0]
+                rows, point, origin = (kept.index_select(0, left) for kept in (rows, point, origin))
             if not len(rows):
                 break
         return rows
@@ -135,8 +138,8 @@ class Found:
 
     def update(self, rows: Tensor, point: Tensor, distance: Tensor) -> None:
         """Takes over what is nearer at those rows."""
-        nearer = distance < self.distance[rows]
-        self.point[rows[nearer]] = point[nearer]
+        nearer = (distance < self.distance[rows]).nonzero()[:, 0]
+        self.point.index_copy_(0, rows[nearer], point.index_select(0, nearer))
         self.distance[rows[nearer]] = distance[nearer]
 
 

@@ -97,12 +97,12 @@ class Fooling(GradientAttack):
             logits, _, _, gradient = view.detected_ascent(image, aims[rows], loss, rows)
             accepted = accepted_as(aims[rows], logits, image, target, view, rows, due=step % CONFIRM_EVERY == 0)
             found[rows] = image
-            going = ~accepted
-            rows, image = rows[going], image[going]
+            left = (~accepted).nonzero()[:, 0]
+            rows, image, gradient = (kept.index_select(0, left) for kept in (rows, image, gradient))
             if not len(rows):
                 return rows
-            direction = steepest(gradient[going], "l2")
-            memory = memory.only(going).after(direction)
+            direction = steepest(gradient, "l2")
+            memory = memory.only(left).after(direction)
             unbiased, spread = memory.unbiased(step + 1)
             reach = 1.0 if self.stay is None else self.stay
             size = reach * self.step_size * (1 + math.cos(math.pi * step / self.steps)) / 2

@@ -165,8 +165,10 @@ class ProjectedAscent(GradientAttack):
             beaten = self.beaten(view, point, y[rows], rows, logits, step, last, final)
             best.update(rows, point, values, beaten)
             if beaten.any():
-                left = rows, point, memory, gradient, origin
-                rows, point, memory, gradient, origin = (kept[~beaten] for kept in left)
+                left = (~beaten).nonzero()[:, 0]
+                rows, point, memory, gradient, origin = (
+                    kept.index_select(0, left) for kept in (rows, point, memory, gradient, origin)
+                )
             if last or not len(rows):
                 break
             direction, memory = self.direction(gradient, memory)
@@ -248,6 +250,7 @@ class Best:
 
     def update(self, rows: Tensor, point: Tensor, loss: Tensor, beaten: Tensor) -> None:
         """Takes over what is better at those rows, and what is beaten in any case."""
-        better = (loss > self.loss[rows]) | beaten
-        self.point[rows[better]] = point[better]
+        better = ((loss > self.loss[rows]) | beaten).nonzero()[:, 0]
+        # these two take a fifth of the time that indexing images by rows does
+        self.point.index_copy_(0, rows[better], point.index_select(0, better))
         self.loss[rows[better]] = loss[better]

@@ -77,10 +77,11 @@ def descend(
             (gradient,) = torch.autograd.grad((seen.lacking + multiplier * seen.excess).sum(), variable)
         seen = Look(seen.lacking.detach(), seen.excess.detach(), seen.reached)
         going = ~visit(point, rows, seen, step)
-        rows, point, multiplier, gradient = rows[going], point[going], multiplier[going], gradient[going]
+        left = going.nonzero()[:, 0]
+        rows, point, multiplier, gradient = (kept.index_select(0, left) for kept in (rows, point, multiplier, gradient))
         if step == steps or not len(rows):
             return
-        memory = memory.only(going).after(gradient.nan_to_num(0.0, 0.0, 0.0))
+        memory = memory.only(left).after(gradient.nan_to_num(0.0, 0.0, 0.0))
         mean, square = memory.unbiased(step + 1)
         point = settle(point - rate * mean / (square.sqrt() + 1e-12), rows)
         multiplier = (multiplier + ascent * seen.excess[going]).clamp_min(0)

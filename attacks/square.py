@@ -60,14 +60,15 @@ class Square(Attack):
         value, beaten = self._ask(target, view, found, label, rows)
         for query in range(1, self.queries):
             if beaten.any():
-                rows, label, value, *around = (kept[~beaten] for kept in (rows, label, value, *around))
+                left = (~beaten).nonzero()[:, 0]
+                rows, label, value, *around = (kept.index_select(0, left) for kept in (rows, label, value, *around))
             if not len(rows):
                 break
-            candidate = change(around, found[rows], self._side(query, x), draws.of(rows, query))
+            candidate = change(around, found.index_select(0, rows), self._side(query, x), draws.of(rows, query))
             new, beaten = self._ask(target, view, candidate, label, rows)
-            better = (new > value) | beaten
-            found[rows[better]] = candidate[better]
-            value = torch.where(better, new, value)
+            better = ((new > value) | beaten).nonzero()[:, 0]
+            found.index_copy_(0, rows[better], candidate.index_select(0, better))
+            value[better] = new[better]
         return found
 
     def _ask(self, target: Target, view: View, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
