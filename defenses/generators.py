@@ -121,7 +121,7 @@ class UpsamplingDecoder(nn.Module):
         h, (height, rows) = F.relu(h), self.sizes[-1]
         if height % 2 or rows % 2:
             return torch.sigmoid(last(F.interpolate(h, size=(height, rows))))
-        # a fifth of the time of upsampling first, gradients included
+        # a third of the time of upsampling first, gradients included
         bias = cast(Tensor, last.bias).repeat_interleave(4)
         return torch.sigmoid(F.pixel_shuffle(F.conv2d(h, doubling_phases(last.weight), bias, padding=1), 2))
 
