@@ -60,7 +60,7 @@ def test_what_must_hold_of_every_ensemble(rows):
     end = curve_end(best, [1.0, 2.0])
     scores = [optimality(one, best, end) for one in found]
     if np.isnan(scores[0]):
-        assert (best[best > 0] >= end).all()
+        assert (best[best > 0] >= end - 1e-9).all()  # or so near that the areas round to the same
         return
     assert all(-1e-9 <= score <= 1 + 1e-9 for score in scores)
     assert optimality(best, best, end) == 1
