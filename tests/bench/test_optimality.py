@@ -49,7 +49,8 @@ def test_curves_end_where_that_of_the_ensemble_reaches_zero():
     assert curve_end([INF, INF], [INF]) == curve_end([], []) == 0
 
 
-DISTANCES = st.one_of(st.just(0.0), st.floats(0.1, 10), st.just(INF))
+# Of few digits: distances one bit apart have areas that round to the same
+DISTANCES = st.one_of(st.just(0.0), st.floats(0.125, 10, width=16), st.just(INF))
 
 
 @given(st.lists(st.tuples(DISTANCES, DISTANCES, DISTANCES), min_size=1, max_size=8))
@@ -60,7 +61,7 @@ def test_what_must_hold_of_every_ensemble(rows):
     end = curve_end(best, [1.0, 2.0])
     scores = [optimality(one, best, end) for one in found]
     if np.isnan(scores[0]):
-        assert (best[best > 0] >= end - 1e-9).all()  # or so near that the areas round to the same
+        assert (best[best > 0] >= end).all()
         return
     assert all(-1e-9 <= score <= 1 + 1e-9 for score in scores)
     assert optimality(best, best, end) == 1

@@ -76,8 +76,12 @@ def test_the_stated_rate_is_met_on_validation_images_and_holds_on_others(defense
     The threshold is the score of one of the 200, which a change in rounding may put on either side of it.
     """
     other = deployed(defense, rate)
-    rejected = other.verdict(digits.validation.images).rejected
-    assert rejected.float().mean() == pytest.approx(rate, abs=1 / 200 + 1e-6)
+    threshold = other.held_out.thresholds([rate])[0]
+    assert (other.held_out.ordered > threshold).float().mean() == pytest.approx(rate)
+    scores = other.score(digits.validation.images)
+    assert torch.allclose(scores.sort().values, other.held_out.ordered[0], rtol=0, atol=1e-5)
+    rejected, clear = other.verdict(digits.validation.images).rejected, (scores - threshold).abs() > 1e-5
+    assert clear.sum() >= 199 and (rejected & clear).float().mean() == pytest.approx(rate)
     share = float(other.verdict(digits.test.images).rejected.float().mean())
     assert share == pytest.approx(rate, abs=3 * (rate * (1 - rate) * (1 / 200 + 1 / 500)) ** 0.5)
 
