@@ -48,7 +48,8 @@ def promote(folder: Path, target: Path, force: bool = False) -> list[str]:
         for path in source.expected():
             if path.exists():
                 rows, identity = source.read(path)
-                copy.save(path.name, rows.drop(columns=list(IMAGE_COLUMNS), errors="ignore"), identity)
+                rows = rows.drop(columns=list(IMAGE_COLUMNS), errors="ignore")
+                copy.save(path.name, rows, identity, source.kernels(path))
         for name in ("run.json", f"{copy.folder.name}/{INDEX}"):
             if (folder / name).exists():
                 shutil.copyfile(folder / name, draft / name)

@@ -21,6 +21,7 @@ from attacks.target import Notes, Target, batch_rows
 from attacks.threat import expand
 from bench.datasets.base import image_hashes
 from bench.judge import Judgement, ScoredVerdict, batch_invariant, judge, protocol, succeeded, verdict
+from bench.kernels import LayerCheck, kernels
 from bench.log import LOG, Log
 from bench.pace import Pace
 from bench.plan import DatasetRef, Job
@@ -64,7 +65,10 @@ def run_job(job: Job, folder: Path) -> str:
         with torch.random.fork_rng():
             torch.manual_seed(job.seed)
             np.random.seed(job.seed % 2**32)  # noqa: NPY002 - libraries draw from the global state
-            rows = clean_records(job) if job.attack is None else attack_records(job, job.attack, store, log)
+            if job.attack is None:
+                rows, uneven = clean_records(job)
+            else:
+                rows, uneven = attack_records(job, job.attack, store, log), []
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         store.write(job, empty_records(job, "failed", reason))
@@ -72,7 +76,7 @@ def run_job(job: Job, folder: Path) -> str:
         traces.mkdir(exist_ok=True)
         (traces / f"{store.path(job).stem}.txt").write_text(traceback.format_exc(), encoding="utf-8")
         return "failed"
-    store.write(job, rows)
+    store.write(job, rows, kernels(job.device) | {"uneven": uneven})
     return "ok"
 
 
@@ -130,12 +134,13 @@ def noise(shape: tuple[int, int, int], numbers: tuple[int, ...], seed: int) -> T
     return torch.stack(drawn)
 
 
-def clean_records(job: Job) -> pd.DataFrame:
-    """The answers to the unperturbed inputs, one row each."""
+def clean_records(job: Job) -> tuple[pd.DataFrame, list[str]]:
+    """The answers to the unperturbed inputs, one row each, and the defense's uneven layers (`kernels.LayerCheck`)."""
     rows = inputs(job).to(job.device)
     defense = _loaded(job)
     begun = time.perf_counter()
-    answer = verdict(defense, rows.x, rows.y, job.draws, job.seed)
+    with LayerCheck(defense, rows.x) as layers:
+        answer = verdict(defense, rows.x, rows.y, job.draws, job.seed)
     seconds = time.perf_counter() - begun
     state = _untouched(rows, answer)
     zeros = torch.zeros(len(rows))
@@ -143,10 +148,13 @@ def clean_records(job: Job) -> pd.DataFrame:
         job, 0.0, rows, answer, state, distance=torch.where(state.success, 0.0, torch.inf),
         forwards=zeros + (job.draws if defense.randomized else 1), backwards=zeros, seconds=seconds,
     )  # fmt: skip
+    uneven = layers.uneven()
     if job.label == CALIBRATION:
-        return frame
+        return frame, uneven
     note = "" if defense.randomized or batch_invariant(defense, rows.x) else "its answers depend on the batch"
-    return frame.assign(reason=note, **_pictures(job, defense, rows.x, rows.x))
+    if note and uneven:
+        note += ", perhaps by rounding alone: this machine's kernels round by the size of the batch"
+    return frame.assign(reason=note, **_pictures(job, defense, rows.x, rows.x)), uneven
 
 
 def attack_records(job: Job, attack: Attack, store: Store, log: Log) -> pd.DataFrame:

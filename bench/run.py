@@ -459,6 +459,7 @@ class Run:
         refs: dict[str, list[DefenseRef]],
     ) -> int:
         from bench.diagnosis.base import flags, print_diagnosis
+        from bench.kernels import uneven_text
         from bench.progress import clock
         from bench.report import write_report
         from bench.standing import print_standing
@@ -478,6 +479,8 @@ class Run:
         self.console.print(f"{counts}, {clock(seconds)} min; results in {self.shown}", highlight=False, soft_wrap=True)
         if unmeasured:
             self.console.print(f"{unmeasured} measurements failed", highlight=False)
+        if uneven := uneven_text(self.store.all_kernels()):
+            self.console.print(uneven, highlight=False, markup=False, soft_wrap=True)
         self.log.event(
             "run finished", jobs=len(jobs) - skipped, failed=len(failed), skipped=skipped,
             measurements_failed=unmeasured, seconds=round(seconds, 3), memory=board.peak,
@@ -516,6 +519,7 @@ class Run:
             "peak_memory": {"run": board.peak, "process": board.peak_process},  # bytes resident at most
             "workers": self.workers,
             "device": self.options.device,
+            "kernels": self.store.all_kernels() if finished else [],
             "seeds": list(self.matrix.seeds),
             "draws": self.matrix.draws,
             "matrix": matrix_json(self.matrix, self.options),

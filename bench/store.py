@@ -1,6 +1,7 @@
 """The records of a run on disk: one parquet file per job, complete and checked, or not there.
 
-records/<data set>--<defense>--<attack>--<norm>--<key>.parquet   the rows; identity and status in its metadata
+records/<data set>--<defense>--<attack>--<norm>--<key>.parquet   the rows; in its metadata the job's identity and the
+                                                                  kernels that computed them (kernels.py)
 records/<…>.sha256                                                its checksum, written first
 records/index.json                                                the jobs of the last run, in the plan's order
 """
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 INDEX = "index.json"
 IDENTITY = b"manifold_bench.identity"
+KERNELS = b"manifold_bench.kernels"
 
 
 class DamagedRecords(InputError):
@@ -46,15 +48,19 @@ class Store:
             / f"{file_name(job.dataset.name, job.defense.label, job.label, job.norm)}--{job.key[:16]}.parquet"
         )
 
-    def write(self, job: Job, rows: pd.DataFrame) -> None:
-        """Stores a job's rows."""
-        self.save(self.path(job).name, rows, job.identity)
+    def write(self, job: Job, rows: pd.DataFrame, kernels: dict[str, Any] | None = None) -> None:
+        """Stores a job's rows. kernels: what computed them (`kernels.kernels`); None where nothing was computed."""
+        self.save(self.path(job).name, rows, job.identity, kernels)
 
-    def save(self, name: str, rows: pd.DataFrame, identity: dict[str, Any]) -> None:
+    def save(
+        self, name: str, rows: pd.DataFrame, identity: dict[str, Any], kernels: dict[str, Any] | None = None
+    ) -> None:
         """Stores rows in a file of that name: atomically, the checksum first, so that a file that is there is whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         table = pa.Table.from_pandas(typed(rows), preserve_index=False)
         metadata = {**(table.schema.metadata or {}), IDENTITY: json.dumps(identity).encode()}
+        if kernels is not None:
+            metadata[KERNELS] = json.dumps(kernels).encode()
         path = self.folder / name
         draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         pq.write_table(table.replace_schema_metadata(metadata), draft, compression="zstd")
@@ -88,6 +94,25 @@ class Store:
         except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
             first = str(error).splitlines()[0]
             raise DamagedRecords(f"{path}: damaged or not a record file ({first}); delete it and run again") from error
+
+    def kernels(self, path: Path) -> dict[str, Any] | None:
+        """The kernels that computed a file's rows; None where it doesn't say. Raises as `read` does."""
+        schema, _ = self._checked(path, pq.read_schema)
+        return json.loads(schema.metadata[KERNELS]) if KERNELS in schema.metadata else None
+
+    def all_kernels(self) -> list[dict[str, Any]]:
+        """Each description of kernels that is in the run's records, once: a run may continue on another machine.
+
+        `uneven` lists the layers that any of its defenses found uneven. Raises as `read` does.
+        """
+        merged: dict[str, dict[str, Any]] = {}
+        for path in self.expected():
+            found = self.kernels(path) if path.exists() else None
+            if found is not None:
+                uneven = found.pop("uneven", [])
+                known = merged.setdefault(json.dumps(found, sort_keys=True), found | {"uneven": []})
+                known["uneven"] = sorted({*known["uneven"], *uneven})
+        return list(merged.values())
 
     def status(self, job: Job) -> str:
         """ok, failed or skipped as stored; missing; or damaged."""

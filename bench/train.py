@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.arguments import checked_device, data_folder, natural
+from bench.environment import choose_kernels
 from bench.errors import InputError, report_errors
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ def asked(ref: DefenseRef, part: str) -> TrainedRef:
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    choose_kernels()
     from rich.console import Console
 
     from bench.log import Log

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from attacks.target import Verdict
 from bench.datasets.digits import Digits
+from bench.environment import choose_kernels
 from defenses.base import Progress
 from defenses.undefended import Undefended
+
+choose_kernels()  # tests that compare bits assert them for the kernels that commands compute with
 
 
 class LinearModel(nn.Module):

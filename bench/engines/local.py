@@ -13,6 +13,7 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 from bench.engines.calls import Call, Outcome, Urgency, Waiting
+from bench.environment import choose_kernels
 
 REPLACEMENT_SECONDS = 5.0
 """A new worker process is certainly on its feet after that."""
@@ -22,6 +23,7 @@ class LocalEngine:
     """A pool of worker processes, one thread each: the same sums in the same order however many workers there are."""
 
     def __init__(self, workers: int) -> None:
+        choose_kernels()  # the workers inherit the environment
         self.workers = workers
         self._replaced = -REPLACEMENT_SECONDS  # when a worker was lost last
         self._pool = ProcessPool(
