@@ -1,4 +1,4 @@
-"""Environment variables that choose the numerical kernels. This file imports no torch: they must be set before it computes."""
+"""Environment variables that choose the numerical kernels. They must be set before torch computes: no torch here."""
 
 from __future__ import annotations
 

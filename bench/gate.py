@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.comparison import VERDICTS, Cell, Comparison, Run, cell_text, compare
 from bench.limits import Check, Limit, check
+from bench.provenance import kernels_text
 from bench.records import WORST_CASE
 from bench.tables import eps_text, markdown_grid, norm_text, percent
 
@@ -124,6 +125,13 @@ class Gate:
         if machines[0] != machines[1] and any(limit.figure == "seconds" for limit in self.limits):
             told.append(
                 f"Seconds were taken on other machines ({machines[0]}; {machines[1]}): prefer a limit on passes."
+            )
+        kernels = [sorted(map(kernels_text, side.get("kernels", []))) for side in (self.baseline, self.new)]
+        if all(kernels) and kernels[0] != kernels[1]:
+            texts = " / ".join("; ".join(side) for side in kernels)
+            told.append(
+                f"Baseline and new run were computed by different kernels ({texts}): single inputs can differ by "
+                "rounding. Such differences are marked ~ and do not fail the gate."
             )
         return told
 

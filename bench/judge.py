@@ -53,7 +53,7 @@ def succeeded(answer: Verdict, y: Tensor, aims: Tensor | None) -> Tensor:
 
 
 def _asked(defense: Defense, x: Tensor) -> ScoredVerdict:
-    answer = blockwise(lambda part: _as_columns(defense.verdict(part)), x)
+    answer = scored_answers(defense, x)
     return ScoredVerdict(answer[:, 0].long(), answer[:, 1].bool(), answer[:, 2])
 
 
@@ -78,13 +78,16 @@ def batch_invariant(defense: Defense, x: Tensor) -> bool:
 
     The answer is label and rejection: a score may differ in its last bits and mean the same.
     """
-    some = x[:8]
-    return torch.equal(answers(defense, some), answers(defense, some, batch_size=1))
+    together, alone = (scored_answers(defense, x[:8], size) for size in (None, 1))
+    return torch.equal(together[:, :2], alone[:, :2])
 
 
-def answers(defense: Defense, x: Tensor, batch_size: int | None = None) -> Tensor:
-    """Label and rejection, float64 [N,2], of images [N,C,H,W]; drawn anew if need be. batch_size: see `blockwise`."""
-    return blockwise(lambda part: _as_columns(defense.verdict(part))[:, :2], x, batch_size)
+def scored_answers(defense: Defense, x: Tensor, batch_size: int | None = None) -> Tensor:
+    """Label, rejection and score (NaN where the defense gives none), float64 [N,3], of images [N,C,H,W].
+
+    Nothing is cached: a randomized defense draws again. batch_size: see `blockwise`.
+    """
+    return blockwise(lambda part: _as_columns(defense.verdict(part)), x, batch_size)
 
 
 @dataclass(frozen=True)

@@ -48,14 +48,6 @@ def kernels(device: str = "cpu") -> dict[str, Any]:
     return found
 
 
-def kernels_text(found: dict[str, Any]) -> str:
-    """One line of `kernels()`: `AMD EPYC, AVX512, torch 2.13.0, MKL_CBWR=AUTO,STRICT`."""
-    settings = [f"{name}={value}" for name, value in found.get("environment", {}).items()]
-    return ", ".join(
-        [str(found.get("gpu") or found["processor"]), found["instructions"], f"torch {found['torch']}", *settings]
-    )
-
-
 @functools.cache
 def processor() -> str:
     """Name of the processor, as the system tells it."""
@@ -69,18 +61,6 @@ def processor() -> str:
 def _first(pattern: str, text: str) -> str | None:
     found = re.search(pattern, text)
     return found[1] if found else None
-
-
-def uneven_text(described: list[dict[str, Any]]) -> str | None:
-    """One line on the uneven layers in descriptions of a run's kernels; None where there are none."""
-    uneven = sorted({layer for one in described for layer in one.get("uneven", ())})
-    if not uneven:
-        return None
-    more = f" and {len(uneven) - 1} more" if uneven[1:] else ""
-    return (
-        f"note: these kernels round by the size of the batch ({uneven[0]}{more}): "
-        "records can differ in single inputs between runs with other batches (docs/reproducibility.md)"
-    )
 
 
 class LayerCheck:

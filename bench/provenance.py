@@ -58,6 +58,25 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def kernels_text(described: dict[str, Any]) -> str:
+    """One line on what `kernels.kernels` describes: `AMD EPYC, AVX512, torch 2.13.0, MKL_CBWR=AUTO,STRICT`."""
+    settings = (f"{name}={value}" for name, value in described["environment"].items())
+    chip = described.get("gpu") or f"{described['processor']}, {described['instructions']}"
+    return ", ".join([chip, f"torch {described['torch']}", *settings])
+
+
+def uneven_text(described: list[dict[str, Any]]) -> str | None:
+    """One line on the uneven layers in descriptions of a run's kernels; None where there are none."""
+    uneven = sorted({layer for one in described for layer in one.get("uneven", ())})
+    if not uneven:
+        return None
+    more = f" and {len(uneven) - 1} more" if uneven[1:] else ""
+    return (
+        f"note: the kernels of this machine round by the size of the batch ({uneven[0]}{more}), so single inputs can "
+        "differ between runs that batch them otherwise; see docs/reproducibility.md"
+    )
+
+
 def stored_provenance(folder: Path) -> dict[str, Any]:
     """run.json of the run in that folder, {} where there is none; raises InputError where it is damaged."""
     path = folder / "run.json"

@@ -239,6 +239,7 @@ class Run:
         self.name = Path(matrix.source).stem
         self.named = named
         self.borrowed: list[Borrowed] = []
+        self.kernels: list[dict[str, Any]] = []
         self.begun = time.time()
 
     def execute(self, dry_run: bool) -> int:
@@ -269,6 +270,7 @@ class Run:
                 self._run_jobs(engine, board, jobs, failures)
                 unmeasured = self._measure(engine, board, [ref for ref, _ in datasets], refs, failures)
         states = {job.key: self.store.status(job) for job in jobs}
+        self.kernels = self.store.all_kernels()
         self._write_run_json(jobs, board, finished=True)
         return self._report(jobs, states, unmeasured, board, refs)
 
@@ -459,8 +461,8 @@ class Run:
         refs: dict[str, list[DefenseRef]],
     ) -> int:
         from bench.diagnosis.base import flags, print_diagnosis
-        from bench.kernels import uneven_text
         from bench.progress import clock
+        from bench.provenance import uneven_text
         from bench.report import write_report
         from bench.standing import print_standing
         from bench.tables import print_tables
@@ -479,7 +481,7 @@ class Run:
         self.console.print(f"{counts}, {clock(seconds)} min; results in {self.shown}", highlight=False, soft_wrap=True)
         if unmeasured:
             self.console.print(f"{unmeasured} measurements failed", highlight=False)
-        if uneven := uneven_text(self.store.all_kernels()):
+        if uneven := uneven_text(self.kernels):
             self.console.print(uneven, highlight=False, markup=False, soft_wrap=True)
         self.log.event(
             "run finished", jobs=len(jobs) - skipped, failed=len(failed), skipped=skipped,
@@ -519,7 +521,7 @@ class Run:
             "peak_memory": {"run": board.peak, "process": board.peak_process},  # bytes resident at most
             "workers": self.workers,
             "device": self.options.device,
-            "kernels": self.store.all_kernels() if finished else [],
+            "kernels": self.kernels,
             "seeds": list(self.matrix.seeds),
             "draws": self.matrix.draws,
             "matrix": matrix_json(self.matrix, self.options),

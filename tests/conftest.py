@@ -12,7 +12,9 @@ from bench.environment import choose_kernels
 from defenses.base import Progress
 from defenses.undefended import Undefended
 
-choose_kernels()  # tests that compare bits assert them for the kernels that commands compute with
+# Tests that compare bits assert them for the settings that commands compute with
+choose_kernels()
+torch.set_num_threads(1)
 
 
 class LinearModel(nn.Module):

@@ -295,16 +295,20 @@ def repeats(e: Evidence) -> Finding:
     if isinstance(values, Finding):
         noted = e.ok.loc[(e.ok["attack"] == CLEAN) & (e.ok["reason"] != ""), "reason"]
         return Finding("fail", f"the first eight inputs: {noted.iloc[0]}") if len(noted) else values
-    n, again, alone, alone_n, company, company_n = (
-        int(values[name]) for name in ("n", "again", "alone", "alone_n", "company", "company_n")
+    n, again, alone, alone_n, others, others_n, uneven = (
+        int(values[name]) for name in ("n", "again", "alone", "alone_n", "others", "others_n", "uneven")
     )
     told = (
-        f"{again} of {n} answers change when asked again, {alone} of {alone_n} when asked alone, {company} of "
-        f"{company_n} in another batch"
+        f"{again} of {n} answers change when asked again, {alone} of {alone_n} when asked alone; {others} of "
+        f"{others_n} change in some bit with the other images of their batch"
     )
     if values["randomized"]:
         return Finding("warn" if again else "pass", f"declared as randomized; {told}")
-    return Finding("fail" if again or alone or company else "pass", told)
+    # A search inside may let images leave its batch, whose size then depends on the other images
+    rounding = uneven > 0 and not again and (not others or values["optimises"] > 0)
+    if rounding and (alone or others):
+        return Finding("warn", f"{told}: by rounding, which differs with the size of the batch in {uneven} layers here")
+    return Finding("fail" if again or alone or others else "pass", told)
 
 
 def planted(e: Evidence) -> Finding:

@@ -17,7 +17,8 @@ from attacks.target import Target, blockwise
 from attacks.threat import Norm, expand, flat_norm, project, random_in_ball
 from bench.datasets.base import Dataset
 from bench.diagnosis import probes
-from bench.judge import answers
+from bench.judge import scored_answers
+from bench.kernels import LayerCheck
 from bench.matrix import Matrix, MeasurementChoice
 from bench.measurements.base import Measurement
 from bench.records import PROBE
@@ -138,8 +139,15 @@ class Progress(Inspection):
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats(Inspection):
-    """How many answers change when they are asked for again, alone, or in other company."""
+    """How many answers change when they are asked for again, alone, or beside other images.
 
+    `alone` compares batches of different sizes, which numerical kernels may round differently; `others` compares
+    batches of the same size whose other images are replaced, and counts scores that change in any bit: rounding does
+    not depend on what the other rows hold. `uneven`: number of the defense's layers that round by the size of the
+    batch (`kernels.LayerCheck`).
+    """
+
+    version: ClassVar[int] = 2
     headline: ClassVar[str] = "again"
 
     @property
@@ -149,18 +157,24 @@ class Repeats(Inspection):
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
         x, _ = self.first(defense, data)
         alone = min(ALONE_OPTIMISING if defense.inference_steps else ALONE, len(x))
+        kept = torch.arange(len(x), device=x.device) % 2 == 0
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # once: what draws anew for each answer must be free to do so
-            first, again = answers(defense, x), answers(defense, x)
-            single = answers(defense, x[:alone], batch_size=1)
-            company = answers(defense, x.flip(0)[: len(x) // 2 + 1]).flip(0)
+            with LayerCheck(defense, x) as layers:
+                first = scored_answers(defense, x)
+            again = scored_answers(defense, x)
+            single = scored_answers(defense, x[:alone], batch_size=1)
+            beside_others = scored_answers(defense, torch.where(expand(kept, x), x, 1 - x))
+        changed = (first != beside_others) & ~(first.isnan() & beside_others.isnan())
         return {
             "n": len(x),
-            "again": int((first != again).any(1).sum()),
+            "again": int((first != again)[:, :2].any(1).sum()),
             "alone_n": alone,
-            "alone": int((first[:alone] != single).any(1).sum()),
-            "company_n": len(company),
-            "company": int((first[-len(company) :] != company).any(1).sum()),
+            "alone": int((first[:alone] != single)[:, :2].any(1).sum()),
+            "others_n": int(kept.sum()),
+            "others": int(changed[kept].any(1).sum()),
+            "uneven": len(layers.uneven()),
+            "optimises": float(defense.inference_steps > 0),
             "randomized": float(defense.randomized),
         }
 

@@ -20,6 +20,7 @@ from bench.errors import InputError
 from bench.figures import FOOLING
 from bench.html.cells import Cell, Cells, heat_map
 from bench.plots import shade
+from bench.provenance import kernels_text
 from bench.records import WORST_CASE
 from bench.selective import implausible
 from bench.store import file_name
@@ -135,6 +136,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["norm"] = norm_text
+    environment.filters["kernels"] = kernels_text
     environment.filters["unbroken"] = _unbroken
     return environment
 

@@ -251,8 +251,33 @@ def test_planted_examples(found, random, verdict):
 
 
 def test_a_randomized_defense_that_says_so_is_warned_of_only():
-    values = {"n": 50, "again": 40, "alone_n": 8, "alone": 8, "company_n": 26, "company": 20, "randomized": 1.0}
-    assert CHECKS["repeats"].find(evidence(rows(ITERATIVE, (), 20), repeats=values)).verdict == "warn"
+    assert repeats(again=40, alone=8, others=20, randomized=1.0) == "warn"
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ({}, "pass"),
+        ({"uneven": 3}, "pass"),
+        ({"again": 1}, "fail"),
+        ({"again": 1, "uneven": 3}, "fail"),
+        ({"alone": 1}, "fail"),
+        ({"alone": 1, "uneven": 3}, "warn"),
+        ({"others": 1}, "fail"),
+        ({"others": 1, "uneven": 3}, "fail"),
+        ({"others": 1, "uneven": 3, "optimises": 1.0}, "warn"),
+        ({"others": 1, "uneven": 0, "optimises": 1.0}, "fail"),
+    ],
+)
+def test_rounding_by_the_size_of_the_batch_is_told_from_dependence_on_other_images(values, verdict):
+    assert repeats(**values) == verdict
+
+
+def repeats(**values):
+    """The verdict of the check on these counts; what is not given is 0 of 50, 8 or 25."""
+    zeros = dict.fromkeys(("again", "alone", "others", "uneven", "optimises", "randomized"), 0)
+    told = {"n": 50, "alone_n": 8, "others_n": 25} | zeros | values
+    return CHECKS["repeats"].find(evidence(rows(ITERATIVE, (), 20), repeats=told)).verdict
 
 
 def test_without_probes_the_records_are_judged_and_the_rest_is_not_run():

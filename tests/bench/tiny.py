@@ -102,6 +102,31 @@ class NearestMean(Defense):
         return (2 * x.flatten(1)[:, None] * self.means - self.means.square()).sum(2)
 
 
+class RoundsBySize(nn.Linear):
+    """A linear layer whose answers are one bit larger in batches of fewer than 16 rows."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        RoundsBySize.calls += 1
+        output = super().forward(x)
+        return torch.nextafter(output, output + 1) if len(x) < 16 else output
+
+
+class Uneven(NearestMean):
+    """The nearest mean by a layer that rounds by the size of the batch."""
+
+    def __init__(self, spec: DefenseSpec) -> None:
+        super().__init__(spec)
+        self.layer = RoundsBySize(64, 10)
+        with torch.no_grad():
+            self.layer.weight.copy_(2 * self.means)
+            self.layer.bias.copy_(-self.means.square().sum(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1))
+
+
 class Coin(NearestMean):
     """Answers at random between the two nearest means."""
 
