@@ -63,10 +63,12 @@ def system(cls: type[Any], *kinds: Kind, written: str = "") -> System:
     """
     points = {name: point for kind in reversed(kinds) for name, point in registered(kind).items()}
     if written in points:
-        return System(cls, written, source_sha256(cls, points[written].module))
-    module, _, attribute = written.partition(":")
-    names = (name for name, point in points.items() if point.attr == cls.__qualname__ and _stands_for(point, cls))
-    return System(cls, next(names, attribute or cls.__qualname__), source_sha256(cls, module))
+        name, module = written, points[written].module
+    else:
+        module, _, attribute = written.partition(":")
+        names = (name for name, point in points.items() if point.attr == cls.__qualname__ and _stands_for(point, cls))
+        name = next(names, attribute or cls.__qualname__)
+    return System(cls, name, source_sha256(cls, module))  # type: ignore[arg-type]  # mypy asks for __hash__ of cls()
 
 
 def _stands_for(point: EntryPoint, cls: type[Any]) -> bool:

@@ -18,6 +18,7 @@ from bench.store import Store
 REJECT = -7
 """An answer in the lists below that stands for a rejection."""
 
+
 def cell(
     attack: str = "a",
     eps: Sequence[float] = (0.1,),

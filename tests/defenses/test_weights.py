@@ -36,7 +36,8 @@ def small(seed: int = 0, spec=SPEC) -> Undefended:
 def card_of(defense: Undefended) -> Card:
     own = system(type(defense), *TRAINABLE)
     return Card(
-        name=own.name, source_sha256=own.source_sha256, version=1, spec=spec_json(defense.spec), data="digits", revision="r", seed=0,
+        name=own.name, source_sha256=own.source_sha256, version=1, spec=spec_json(defense.spec), data="digits",
+        revision="r", seed=0,
         budget=1.0, command="…", code="…", torch=torch.__version__, figures={"validation_accuracy": 0.5},
         weights_sha256=weights_hash(defense), notes={"more": [1, 2]},
     )  # fmt: skip
