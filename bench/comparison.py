@@ -214,7 +214,10 @@ def mcnemar(lost: int, gained: int) -> float:
 def changed(before: dict[str, Any], after: dict[str, Any], eps: float) -> Iterator[str]:
     """`attack.parameters.steps 40 → 100` for whatever makes two results at this ε incomparable."""
     old, new = ({**dict(flat(identity)), "eps up to this": _steps(identity, eps)} for identity in (before, after))
-    for path in sorted({*old, *new}):
+    paths = sorted({*old, *new})
+    if old.get("identity") != new.get("identity"):  # identities of two schemes have nothing else to compare
+        paths = ["identity"]
+    for path in paths:
         if path not in COMPARABLE and old.get(path) != new.get(path):
             yield f"{path} {' → '.join(textwrap.shorten(value_text(side, path), 40) for side in (old, new))}"
 
