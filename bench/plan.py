@@ -254,7 +254,7 @@ def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:
     """
     try:
         spec = choice.spec(dataset.shape, dataset.num_classes)
-        own = system(choice.cls, "defenses", "parts", written=choice.name)
+        own = system(choice.cls, *TRAINABLE, written=choice.name)
         ref = DefenseRef(name=choice.name, label=choice.label, draws=choice.draws, system=own, spec=spec)
         module = ref.build()
     except Exception as error:  # it may be a user's code: anything may happen
