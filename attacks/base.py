@@ -20,7 +20,8 @@ class Attack(ABC):
     """An attack with its parameters, for one threat model.
 
     Its dataclass fields are what a matrix file may set, checked against their types; together with `version` they
-    are the attack's identity. Raise `version` whenever the same parameters would give other results.
+    are the attack's identity. Raise `version` whenever the same parameters would give other results, or a field gets
+    another default.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")

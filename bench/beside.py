@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.baseline import BASELINES
-from bench.comparison import flat
+from bench.comparison import flat, value_text
 from bench.errors import InputError
 from bench.plan import Job
 from bench.provenance import stored_provenance
@@ -109,7 +109,7 @@ def _difference(stored: dict[str, Any], job: Job) -> str:
     paths = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
     if not paths:
         return "its stored records are damaged or not ok"
-    first = min(paths, key=lambda path: path.endswith("sha256"))
+    first = min(paths, key=lambda path: (path != "identity", path.endswith("sha256")))
     if first.endswith("sha256"):
         return f"stored with another {first.removesuffix('_sha256')}"
-    return f"stored with {first} {old.get(first)}, not {new.get(first)}"
+    return f"stored with {first} {value_text(old, first)}, not {value_text(new, first)}"

@@ -36,6 +36,7 @@ SIGNIFICANCE = 0.05
 COMPARABLE = (
     "dataset.indices_sha256",
     "dataset.n",
+    "dataset.source_sha256",
     "defense.weights_sha256",
     "defense.source_sha256",
     "attack.label",
@@ -44,7 +45,8 @@ COMPARABLE = (
     "eps",
 )
 """What may differ in a job's identity without making its cells incomparable: the inputs, of which the shared ones are
-taken; a defense that was trained again or rewritten under the same version, which is what a gate is for; chance."""
+taken by their content; a defense that was trained again or rewritten under the same version, which is what a gate is
+for; chance."""
 
 
 def cell_text(cell: Cell) -> str:
@@ -212,10 +214,19 @@ def mcnemar(lost: int, gained: int) -> float:
 def changed(before: dict[str, Any], after: dict[str, Any], eps: float) -> Iterator[str]:
     """`attack.parameters.steps 40 → 100` for whatever makes two results at this ε incomparable."""
     old, new = ({**dict(flat(identity)), "eps up to this": _steps(identity, eps)} for identity in (before, after))
-    for path in sorted({*old, *new}):
+    paths = sorted({*old, *new})
+    if old.get("identity") != new.get("identity"):  # identities of two schemes have nothing else to compare
+        paths = ["identity"]
+    for path in paths:
         if path not in COMPARABLE and old.get(path) != new.get(path):
-            values = (textwrap.shorten(json.dumps(side.get(path), ensure_ascii=False), 40) for side in (old, new))
-            yield f"{path} {' → '.join(values)}"
+            yield f"{path} {' → '.join(textwrap.shorten(value_text(side, path), 40) for side in (old, new))}"
+
+
+def value_text(identity: dict[str, Any], path: str) -> str:
+    """What a flat identity holds at a path; parameters that it lacks have their default."""
+    if path not in identity and ".parameters." in path:
+        return "default"
+    return json.dumps(identity.get(path), ensure_ascii=False)
 
 
 def _steps(identity: dict[str, Any], eps: float) -> list[float]:

@@ -18,13 +18,10 @@ from typing import Any
 from bench.arguments import data_folder
 from bench.log import LOG
 from bench.provenance import PACKAGES, package_version
-from bench.registry import SINGULAR, registered
+from bench.registry import SINGULAR
+from defenses.identity import OWN, PROJECT, registered
 
 STAMP = "finished.json"
-
-PACKAGE = Path(__file__).resolve().parent.parent
-OWN = ("attacks", "defenses", "bench")
-"""Packages whose files are hashed: code, matrices, zoo."""
 
 ELSEWHERE = ("workers", "quiet", "out", "engine", "address")
 """Arguments that change nothing about results."""
@@ -36,7 +33,7 @@ def asked(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "arguments": {name: _text(value) for name, value in vars(given).items() if name not in ELSEWHERE},
         "matrix": _hash(file) if file.is_file() else "",
-        "code": _hash_all(path for name in OWN for path in _files(PACKAGE / name)),
+        "code": _hash_all(path for name in OWN for path in _files(PROJECT / name)),
         "data": None if data is None else _listing(data.resolve()),
         "packages": {"python": sys.version, **{name: package_version(name) for name in PACKAGES}},
         "names": {kind: {name: point.value for name, point in registered(kind).items()} for kind in SINGULAR},

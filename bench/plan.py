@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -25,9 +24,10 @@ from bench.errors import InputError
 from bench.judge import protocol
 from bench.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix, defense_by_name
 from bench.records import CALIBRATION, CLEAN, REVISION
-from bench.registry import find, one_line, registered
+from bench.registry import find, one_line
 from defenses import weights
 from defenses.base import Defense, Trainable, TrainableSpec
+from defenses.identity import SCHEME, TRAINABLE, System, source_sha256, system
 
 TRAINING_SEED = 0
 """Seed of trainings that a run starts by itself; `python -m bench.train --seed` makes others."""
@@ -54,21 +54,19 @@ def load_dataset(ref: DatasetRef) -> Dataset:
 class TrainedRef:
     """Something trainable for a data set: its class and spec, and where its weights are.
 
-    weights: file, or None for what learns nothing. weights_sha256: None until it is trained. source_sha256: of code
-    that has no release to go by. parts: what it is built on, by attribute.
+    weights: file, or None for what learns nothing. weights_sha256: None until it is trained. parts: what it is built
+    on, by attribute.
     """
 
-    cls: type[Any]
+    system: System
     spec: TrainableSpec
     weights: Path | None = None
     weights_sha256: str | None = None
-    source_sha256: str | None = None
     parts: Mapping[str, TrainedRef] = field(default_factory=dict)
 
     @property
-    def kind(self) -> str:
-        """What files of it are named after."""
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", self.cls.__name__).lower()
+    def cls(self) -> type[Any]:
+        return self.system.cls
 
     def build(self) -> Any:
         """The module with its initial weights, always the same ones."""
@@ -140,10 +138,6 @@ class DefenseRef(TrainedRef):
     @property
     def told(self) -> str:
         return ""
-
-    @property
-    def kind(self) -> str:
-        return self.name.replace(":", ".").replace("/", "-")
 
 
 @dataclass(frozen=True)
@@ -260,10 +254,8 @@ def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:
     """
     try:
         spec = choice.spec(dataset.shape, dataset.num_classes)
-        source = source_hash(choice.name, choice.cls)
-        ref = DefenseRef(
-            name=choice.name, label=choice.label, draws=choice.draws, cls=choice.cls, spec=spec, source_sha256=source
-        )
+        own = system(choice.cls, *TRAINABLE, written=choice.name)
+        ref = DefenseRef(name=choice.name, label=choice.label, draws=choice.draws, system=own, spec=spec)
         module = ref.build()
     except Exception as error:  # it may be a user's code: anything may happen
         raise InputError(f"defense {choice.label!r} on data set {dataset.name!r}: {one_line(error)}") from error
@@ -281,28 +273,18 @@ def located(ref: Ref, module: Trainable, dataset: Dataset) -> Ref:
     parts: dict[str, TrainedRef] = {}
     for name in module.parts:
         part = getattr(module, name)
-        own = source_hash(weights.class_path(type(part)), type(part)) if ref.source_sha256 else None
-        parts[name] = located(TrainedRef(cls=type(part), spec=part.spec, source_sha256=own), part, dataset)
+        parts[name] = located(TrainedRef(system=system(type(part), *TRAINABLE), spec=part.spec), part, dataset)
     ref = dataclasses.replace(ref, parts=parts)
     ready = all(part.trained for part in parts.values())
     if ref.cls.fit is Trainable.fit:
         return dataclasses.replace(ref, weights_sha256=weights.weights_hash(module) if ready else None)
     cached = cache_file(ref, dataset)
-    name = ref.name if isinstance(ref, DefenseRef) else ref.kind
-    found = weights.find_weights(module, dataset.zoo, name, cached) if ready else None
+    found = weights.find_weights(module, ref.system, dataset.zoo, cached) if ready else None
     if found is None:
         return dataclasses.replace(ref, weights=cached)
     path, card = found
     weights.load_into(module, path, card.weights_sha256)
     return dataclasses.replace(ref, weights=path, weights_sha256=card.weights_sha256)
-
-
-def source_hash(name: str, cls: type) -> str | None:
-    """sha256 of the source file of a class named as `module:Class`: such code has no release to go by."""
-    if ":" not in name or name.partition(":")[0] in registered("attacks"):
-        return None
-    path = inspect.getsourcefile(cls)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
 
 
 def cache_file(ref: TrainedRef, dataset: Dataset, seed: int = TRAINING_SEED, budget: float = 1.0) -> Path:
@@ -311,15 +293,15 @@ def cache_file(ref: TrainedRef, dataset: Dataset, seed: int = TRAINING_SEED, bud
     On its parts by their own training, not by their weights: there may be none yet.
     """
     identity = {
-        "class": weights.class_path(ref.cls),
-        "version": ref.cls.version,
-        "source": ref.source_sha256,
-        "spec": weights.training_part(ref.spec),
-        "data": [dataset.name, dataset.revision],
+        "identity": SCHEME,
+        **ref.system.identity(ref.cls.version, ref.spec),
+        "parameters": weights.training_part(ref.spec),
+        "dataset": dataset_identity(dataset),
         "seed": seed,
         "budget": budget,
     }
-    return cache_folder() / f"{dataset.name}--{ref.kind}--{key_of(identity)[:16]}.safetensors"
+    name = re.sub(r"[^A-Za-z0-9.-]+", "_", ref.system.name)
+    return cache_folder() / f"{dataset.name}--{name}--{key_of(identity)[:16]}.safetensors"
 
 
 def cache_folder() -> Path:
@@ -434,10 +416,10 @@ def _job(
         forwards *= max(1, attack.steps_of_a_pass(module)) / module.inference_steps
         backwards /= module.inference_steps
     identity = {
+        "identity": SCHEME,
         "records": REVISION,
         "dataset": {
-            "name": data.name,
-            "revision": data.revision,
+            **dataset_identity(data),
             "split": split,
             "indices_sha256": hashlib.sha256(json.dumps(indices).encode()).hexdigest(),
             "n": len(indices),
@@ -470,23 +452,17 @@ def _aims(attack: Attack | None, num_classes: int) -> int:
 
 def defense_identity(ref: DefenseRef) -> dict[str, Any]:
     """All of a defense that a result depends on."""
-    return {
-        "name": ref.label,
-        "class": weights.class_path(ref.cls),
-        "version": ref.cls.version,
-        "spec": weights.spec_json(ref.spec),
-        "weights_sha256": ref.weights_sha256,
-        "source_sha256": ref.source_sha256,
-    }
+    own = ref.system.identity(ref.cls.version, ref.spec)
+    return {"label": ref.label, **own, "weights_sha256": ref.weights_sha256}
+
+
+def dataset_identity(data: Dataset) -> dict[str, Any]:
+    """All of a data set that a result depends on, but which images are taken."""
+    return {"name": data.name, "revision": data.revision, "source_sha256": source_sha256(type(data))}
 
 
 def _attack_identity(choice: AttackChoice | None, label: str) -> dict[str, Any]:
     if choice is None:
         return {"label": label, "name": label, "version": "1", "parameters": {}, "source_sha256": None}
-    return {
-        "label": label,
-        "name": choice.name,
-        "version": choice.attack.revision,
-        "parameters": weights.spec_json(choice.attack),
-        "source_sha256": source_hash(choice.name, type(choice.attack)),
-    }
+    own = system(type(choice.attack), "attacks", written=choice.name)
+    return {"label": label, **own.identity(choice.attack.revision, choice.attack)}

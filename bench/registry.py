@@ -6,26 +6,19 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Iterable
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from importlib.metadata import EntryPoint
+from typing import Any
 
 from bench.errors import InputError
+from defenses.identity import Kind, registered
 
-Kind = Literal["datasets", "defenses", "attacks", "measurements"]
 SINGULAR: dict[Kind, str] = {
     "datasets": "data set",
     "defenses": "defense",
+    "parts": "part of defenses",
     "attacks": "attack",
     "measurements": "measurement",
 }
-
-
-@cache
-def registered(kind: Kind) -> dict[str, EntryPoint]:
-    """Every name of that kind that an installed package registers, with its entry point (not loaded)."""
-    points = entry_points(group=f"manifold_bench.{kind}")
-    return {point.name: point for point in sorted(points, key=lambda point: point.name)}
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -92,9 +85,15 @@ def _checked(kind: Kind, name: str, found: Any) -> type[Any]:
     from attacks.base import Attack
     from bench.datasets.base import Dataset
     from bench.measurements.base import Measurement
-    from defenses.base import Defense
+    from defenses.base import Defense, Trainable
 
-    base = {"datasets": Dataset, "defenses": Defense, "attacks": Attack, "measurements": Measurement}[kind]
+    base: type[Any] = {
+        "datasets": Dataset,
+        "defenses": Defense,
+        "parts": Trainable,
+        "attacks": Attack,
+        "measurements": Measurement,
+    }[kind]
     if not (isinstance(found, type) and issubclass(found, base)):
         raise InputError(f"{SINGULAR[kind]} {name!r}: {found!r} is not a subclass of {base.__module__}.{base.__name__}")
     if inspect.isabstract(found):

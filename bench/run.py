@@ -185,7 +185,7 @@ def unique(names: Iterable[str]) -> list[str]:
 
 def show_list() -> int:
     """Names alone, without importing what they stand for."""
-    from bench.registry import registered
+    from defenses.identity import registered
 
     for kind in ("datasets", "defenses", "attacks", "measurements"):
         print(f"{kind}:")

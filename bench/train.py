@@ -65,7 +65,8 @@ def train(
     figures = module.fit(data.train, data.validation, budget, seed, Reporting())
     module = weights.freeze(module).cpu()
     card = weights.Card(
-        defense=weights.class_path(ref.cls),
+        name=ref.system.name,
+        source_sha256=ref.system.source_sha256,
         version=ref.cls.version,
         spec=weights.spec_json(ref.spec),
         data=data.zoo,
@@ -89,16 +90,16 @@ def training_command(ref: DefenseRef, dataset: str, seed: int, budget: float, pa
     import shlex
 
     from defenses.base import DefenseSpec
+    from defenses.identity import parameters as parameters_of
     from defenses.weights import spec_json
 
     words = ["python", "-m", "bench.train", "--dataset", dataset, "--defense", ref.name]
     words += ["--part", part] if part else []
     of_the_data = {field.name for field in dataclasses.fields(DefenseSpec)}
     values = spec_json(ref.spec)
-    for field in dataclasses.fields(ref.spec):
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if field.name not in of_the_data and getattr(ref.spec, field.name) != default:
-            words += ["--set", f"{field.name}={json.dumps(values[field.name])}"]
+    for name in parameters_of(ref.spec):
+        if name not in of_the_data:
+            words += ["--set", f"{name}={json.dumps(values[name])}"]
     return shlex.join([*words, "--seed", str(seed), "--budget", f"{budget:g}"])
 
 

@@ -51,7 +51,8 @@ class Trainable(nn.Module):
     """What is trained once for a data set and kept in a weights file: a defense, or a part that defenses share.
 
     A subclass sets `Spec`, a frozen dataclass with everything it is built from, and `version`, raised whenever the same
-    spec and weights would answer differently. Everything learnt is a parameter or a buffer.
+    spec and weights would answer differently, or a field of `Spec` gets another default. Everything learnt is a
+    parameter or a buffer.
     """
 
     Spec: ClassVar[type[TrainableSpec]] = TrainableSpec

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
-import importlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -23,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from defenses.base import Trainable, TrainableSpec
+from defenses.identity import TRAINABLE, System, parameters, registered, system
 from defenses.training import atomic_save
 
 ZOO = Path(__file__).parent / "zoo"
@@ -38,12 +38,13 @@ class WeightsError(Exception):
 class Card:
     """What a weights file is: enough to train it again, and what it reached.
 
-    defense: `module:Class`. data: the data set's name in the zoo; revision: of the data it was trained on.
+    name, source_sha256: of the trained system, as in its identity. data: name of the data set in the zoo. revision: of
+    the data it was trained on.
     figures: measured on validation data at the end of the training. notes: anything measured afterwards.
     parts: `weights_sha256` of each part that it was trained with, which have files of their own.
     """
 
-    defense: str
+    name: str
     version: int
     spec: dict[str, Any]
     data: str
@@ -55,13 +56,9 @@ class Card:
     torch: str
     figures: dict[str, float]
     weights_sha256: str
+    source_sha256: str | None = None
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
     parts: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
-def class_path(cls: type) -> str:
-    """`module:Class`."""
-    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def spec_json(spec: Any) -> dict[str, Any]:
@@ -70,8 +67,8 @@ def spec_json(spec: Any) -> dict[str, Any]:
 
 
 def training_part(spec: TrainableSpec) -> dict[str, Any]:
-    """What of a spec its training depends on, as plain JSON data: all but the fields of the deployment."""
-    return {name: value for name, value in spec_json(spec).items() if name not in deployment_fields(type(spec))}
+    """The parameters that a training depends on: all but the fields of the deployment."""
+    return {name: value for name, value in parameters(spec).items() if name not in deployment_fields(type(spec))}
 
 
 def deployment_fields(cls: type[TrainableSpec]) -> list[str]:
@@ -79,21 +76,22 @@ def deployment_fields(cls: type[TrainableSpec]) -> list[str]:
     return [field.name for field in dataclasses.fields(cls) if field.metadata.get("deployment")]
 
 
-def trained_as(card: Card, cls: type[Trainable], spec: TrainableSpec, data: str, parts: Mapping[str, str]) -> bool:
-    """Whether the card's weights are of that class and spec, trained on that data (its name in the zoo) and parts.
+def trained_as(card: Card, own: System, spec: TrainableSpec, data: str, parts: Mapping[str, str]) -> bool:
+    """Whether the card's weights are of that system and spec, trained on that data (its name in the zoo) and parts.
 
     A field that is younger than the card counts as its default; those of the deployment don't count. parts: the
     `weights_hash` of each.
     """
-    if (card.defense, card.version, card.data, card.parts) != (class_path(cls), cls.version, data, parts):
+    written = (card.name, card.source_sha256, card.version, card.data, card.parts)
+    if written != (own.name, own.source_sha256, own.cls.version, data, parts):
         return False
-    if not card.spec.keys() <= {field.name for field in dataclasses.fields(cls.Spec)}:
+    if not card.spec.keys() <= {field.name for field in dataclasses.fields(own.cls.Spec)}:
         return False
     try:
-        written = _spec(cls, card.spec)
+        trained = _spec(own.cls, card.spec)
     except ValueError:
         return False
-    return training_part(written) == training_part(spec)
+    return training_part(trained) == training_part(spec)
 
 
 def _spec(cls: type[Trainable], values: dict[str, Any]) -> TrainableSpec:
@@ -171,17 +169,17 @@ def freeze(module: TrainableType) -> TrainableType:
     return module
 
 
-def find_weights(module: Trainable, data: str, name: str = "", cached: Path | None = None) -> tuple[Path, Card] | None:
+def find_weights(module: Trainable, own: System, data: str, cached: Path | None = None) -> tuple[Path, Card] | None:
     """The file in the zoo, or else the `cached` one, that has this module's weights, and its card; or None.
 
-    Its parts are filled already. data: name of the data in the zoo; name: whose files are looked at first. Raises
+    Its parts are filled already. own: the module's class in identities. data: name of the data in the zoo. Raises
     WeightsError for a damaged card.
     """
     parts = {part: weights_hash(getattr(module, part)) for part in module.parts}
-    for path in (*zoo_files(data, name), *([cached] if cached else [])):
+    for path in (*zoo_files(data, own.name), *([cached] if cached else [])):
         if card_path(path).exists():
             card = read_card(path)
-            if trained_as(card, type(module), module.spec, data, parts):
+            if trained_as(card, own, module.spec, data, parts):
                 return path, card
     return None
 
@@ -208,13 +206,15 @@ def from_zoo(name: str, data: str, **deployment: Any) -> Any:
         known = ", ".join(sorted(path.stem for path in ZOO.glob("*.safetensors")))
         raise WeightsError(f"the zoo has no {name!r} for {data!r}; it has {known}")
     card = read_card(path)
-    module, _, qualified = card.defense.partition(":")
+    point = next((points[card.name] for kind in TRAINABLE if card.name in (points := registered(kind))), None)
+    if point is None:
+        raise WeightsError(f"{card_path(path)}: no installed package registers {card.name!r}; restore the card")
     try:
-        cls: type[Trainable] = getattr(importlib.import_module(module), qualified)
+        cls: type[Trainable] = point.load()
         found = cls(_spec(cls, card.spec))
     except (ImportError, AttributeError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise WeightsError(f"{card_path(path)}: names no defense that is here ({first}); restore it") from error
+        raise WeightsError(f"{card_path(path)}: {card.name!r} cannot be built from it ({first}); restore it") from error
     if deployment:
         allowed = deployment_fields(cls.Spec)
         if foreign := sorted(deployment.keys() - set(allowed)):
@@ -230,7 +230,7 @@ def fill_from_zoo(module: Trainable, data: str) -> None:
     """Loads the zoo's weights of a part, and of its own parts; raises WeightsError where it has none."""
     for part in module.parts:
         fill_from_zoo(getattr(module, part), data)
-    found = find_weights(module, data)
+    found = find_weights(module, system(type(module), *TRAINABLE), data)
     if found is None:
         raise WeightsError(f"the zoo has no {type(module).__name__} of that spec for {data!r}")
     path, card = found

@@ -163,11 +163,8 @@ class Cells:
             return []  # a worst case is computed, not run
         identity = self.identities[self.keys[key][0]]
         attack, defense = identity["attack"], identity["defense"]
-        parameters = {name: value for name, value in attack["parameters"].items() if value is not None}
-        facts = (
-            [("attack", f"{attack['name']} {_plain(parameters)}, version {attack['version']}")] if parameters else []
-        )
-        facts.append(("defense", f"{_plain(defense['spec'])}, version {defense['version']}"))
+        facts = [] if key[2] == CLEAN else [("attack", _system(attack))]
+        facts.append(("defense", _system(defense)))
         facts += [("weights, sha256", str(defense["weights_sha256"]))] if defense["weights_sha256"] else []
         seeds = [str(self.identities[job]["seed"]) for job in self.keys[key]]
         facts += [("protocol", str(identity["protocol"])), ("seed", ", ".join(seeds))]
@@ -195,8 +192,10 @@ class Cells:
 CELL = ["dataset", "defense", "attack", "norm"]
 
 
-def _plain(parameters: Mapping[str, Any]) -> str:
-    return json.dumps(parameters, ensure_ascii=False).replace('"', "")[1:-1] or "no parameters"
+def _system(identity: Mapping[str, Any]) -> str:
+    """A defense or an attack by its name, its parameters that differ from their defaults, and its version."""
+    parameters = json.dumps(identity["parameters"], ensure_ascii=False).replace('"', "")[1:-1] or "default parameters"
+    return f"{identity['name']}: {parameters}; version {identity['version']}"
 
 
 def _header(attack: str, norm: str) -> list[str]:

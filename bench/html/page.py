@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from bench import registry
 from bench.diagnosis.base import flags
 from bench.errors import InputError
 from bench.figures import FOOLING
@@ -102,7 +102,7 @@ def write_page(
         name=folder.resolve().name,
         run=run,
         counts=cell_counts(summary),
-        leaderboard=leaderboard(summary, identities, diagnosis),
+        leaderboard=leaderboard(summary, identities, run, diagnosis),
         legend=robust_legend(summary),
         maps=[heat_map(*panel, cells, failed) for panel in _panels(summary)],
         scale=[shade(share)[0] for share in np.linspace(0, 1, 11)],
@@ -148,14 +148,19 @@ def cell_counts(summary: pd.DataFrame) -> str:
 
 
 def leaderboard(
-    summary: pd.DataFrame, identities: Mapping[str, dict[str, Any]], diagnosis: list[dict[str, Any]]
+    summary: pd.DataFrame,
+    identities: Mapping[str, dict[str, Any]],
+    run: Mapping[str, Any],
+    diagnosis: list[dict[str, Any]],
 ) -> Leaderboard:
     """A row for each data set, defense, norm and ε: the clean figures beside the worst case over attacks.
 
     Noise images have no robust accuracy; how many of them are accepted stands beside, where the run tried.
     """
     fooled = summary[(summary["norm"] == FOOLING) & (summary["attack"] == WORST_CASE)]
-    families = {identity["defense"]["name"]: family(identity) for identity in identities.values()}
+    names = {identity["defense"]["label"]: identity["defense"]["name"] for identity in identities.values()}
+    names |= {entry["label"]: entry["name"] for entry in run.get("matrix", {}).get("defenses", [])}
+    families = {label: family(name) for label, name in names.items()}
     verdicts = {(told["dataset"], told["defense"]): told["verdict"] for told in diagnosis}
     checks = implausible(summary)
     entries: list[Entry] = []
@@ -226,12 +231,11 @@ def strongest(attacked: pd.DataFrame, clean: pd.Series | None, defense: str, eps
     return f"{', '.join(names[:2])}{others}: {percent(alone.min())}"
 
 
-def family(identity: Mapping[str, Any]) -> str:
-    """The kind of defense a record is of: what its class says of itself, if that can be imported here."""
-    module, _, name = str(identity["defense"].get("class", "")).partition(":")
+def family(name: str) -> str:
+    """The kind of defense that one is, by its name: what its class says of itself, if that can be found here."""
     try:
-        return str(getattr(import_module(module), name).family)
-    except (ImportError, AttributeError, ValueError):
+        return str(registry.find("defenses", name).family)
+    except InputError:
         return "other"
 
 

@@ -19,7 +19,7 @@ class Measurement(ABC):
     """A measurement with its parameters.
 
     Its dataclass fields are what a matrix file may set; together with `version` they are part of the result's
-    identity. Raise `version` whenever the same parameters would give other values.
+    identity. Raise `version` whenever the same parameters would give other values, or a field gets another default.
     """
 
     version: ClassVar[int] = 1

@@ -24,12 +24,12 @@ from bench.errors import InputError
 from bench.log import LOG, Log
 from bench.matrix import Matrix, MeasurementChoice
 from bench.measurements.base import Measurement
-from bench.plan import DatasetRef, DefenseRef, Options, defense_identity, key_of, source_hash
+from bench.plan import DatasetRef, DefenseRef, Options, dataset_identity, defense_identity, key_of
 from bench.progress import Board, Work
 from bench.records import PROBE
 from bench.store import INDEX, atomic_write, file_name
 from bench.tables import Table
-from defenses.weights import spec_json
+from defenses.identity import SCHEME, system
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,17 +107,13 @@ def _job(
     by_label = {other.label: other for other in known}
     others = tuple(by_label[label] for label in measurement.others if label in by_label)
     absent = [label for label in measurement.others if label not in by_label]
+    own = system(type(measurement), "measurements", written=choice.name)
     identity = {
-        "dataset": {"name": data.name, "revision": data.revision},
+        "identity": SCHEME,
+        "dataset": dataset_identity(data),
         "defense": defense_identity(ref),
         "others": [defense_identity(other) for other in others],
-        "measurement": {
-            "label": choice.label,
-            "name": choice.name,
-            "version": measurement.version,
-            "parameters": spec_json(measurement),
-            "source_sha256": source_hash(choice.name, type(measurement)),
-        },
+        "measurement": {"label": choice.label, **own.identity(measurement.version, measurement)},
         "seed": matrix.seed,
         "device": device,
     }

@@ -18,9 +18,6 @@ from bench.store import Store
 REJECT = -7
 """An answer in the lists below that stands for a rejection."""
 
-CLASSES = {"undefended": "defenses.undefended:Undefended", "gmvae": "defenses.gmvae:GaussianMixtureVAE"}
-"""Of the defenses that are called so; all others are of a class that isn't there."""
-
 
 def cell(
     attack: str = "a",
@@ -138,10 +135,10 @@ def identities(records: pd.DataFrame) -> dict[str, dict[str, Any]]:
                 "n": rows["sample"].nunique(),
             },
             "defense": {
+                "label": first["defense"],
                 "name": first["defense"],
-                "class": CLASSES.get(first["defense"], "no.such.module:Defense"),
                 "version": "1",
-                "spec": {"width": 32},
+                "parameters": {"width": 32},
                 "weights_sha256": "aa",
                 "source_sha256": "bb",
             },
@@ -170,7 +167,7 @@ def write_run(folder: Path, records: pd.DataFrame) -> Path:
         identity = known[str(key)]
         job = SimpleNamespace(
             dataset=SimpleNamespace(name=identity["dataset"]["name"]),
-            defense=SimpleNamespace(label=identity["defense"]["name"]),
+            defense=SimpleNamespace(label=identity["defense"]["label"]),
             label=identity["attack"]["label"],
             norm=identity["norm"],
             identity=identity,

@@ -56,7 +56,10 @@ def test_what_the_run_has_itself_stays(baseline, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [(Options(n=7), "stored with dataset.n 10, not 7"), (Options(device="meta"), "stored with device cpu, not meta")],
+    [
+        (Options(n=7), "stored with dataset.n 10, not 7"),
+        (Options(device="meta"), 'stored with device "cpu", not "meta"'),
+    ],
 )
 def test_another_key_is_not_taken_and_named(baseline, tmp_path, options, says):
     jobs = planned(options)

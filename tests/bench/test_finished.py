@@ -133,7 +133,7 @@ def test_other_code_weights_or_data_are_another_request(tmp_path, monkeypatch):
     code, data = tmp_path / "package", tmp_path / "data"
     for folder in (code / "attacks", code / "defenses" / "zoo", code / "bench", data / "mnist"):
         folder.mkdir(parents=True)
-    monkeypatch.setattr(finished, "PACKAGE", code)
+    monkeypatch.setattr(finished, "PROJECT", code)
     seen = [request("smoke", "--data", data)]
     for path in (code / "attacks" / "pgd.py", code / "defenses" / "zoo" / "cnn.safetensors", data / "mnist" / "images"):
         for content in (b"one", b"two."):

@@ -28,7 +28,7 @@ def versions_apart(before: pd.DataFrame, after: pd.DataFrame, of: str) -> Gate:
     """The gate where the new run has another version of that defense."""
     ids = identities(after)
     for identity in ids.values():
-        if identity["defense"]["name"] == of:
+        if identity["defense"]["label"] == of:
             identity["defense"]["version"] = "2"
     return Gate.of(a_run(before), a_run(after, ids), [])
 

@@ -150,7 +150,7 @@ def test_the_leaderboard_is_the_worst_case_by_hand(folder):
     from bench.store import Store
 
     records, identities = Store(folder).load()
-    board = page.leaderboard(summary(records), identities, DIAGNOSIS)
+    board = page.leaderboard(summary(records), identities, {}, DIAGNOSIS)
     entries = {(e.dataset, e.defense, e.norm, e.eps): e for e in board.entries}
     assert len(entries) == len(board.entries) == 9
     assert board.header == ["robust", "strict", "clean accuracy", "clean rejection", "median distance", "n attacked",

@@ -212,7 +212,7 @@ def test_the_cache_tells_trainings_apart():
         cache_file(ref, grey),
         cache_file(ref, digits, seed=1),
         cache_file(ref, digits, budget=0.5),
-        cache_file(dataclasses.replace(ref, source_sha256="other"), digits),
+        cache_file(dataclasses.replace(ref, system=dataclasses.replace(ref.system, source_sha256="other")), digits),
     ]
     assert len(set(files)) == len(files)
 
@@ -262,8 +262,8 @@ def test_the_file_of_the_defense_s_own_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "ZOO", tmp_path)
     path = trained(WIDTH, tmp_path / "digits--a.safetensors")
     for suffix in (".safetensors", ".json"):
-        shutil.copy(path.with_suffix(suffix), tmp_path / f"digits--tiny:Deployed{suffix}")
-    assert refs(WIDTH)[0].weights == tmp_path / "digits--tiny:Deployed.safetensors"
+        shutil.copy(path.with_suffix(suffix), tmp_path / f"digits--Deployed{suffix}")
+    assert refs(WIDTH)[0].weights == tmp_path / "digits--Deployed.safetensors"
 
 
 @pytest.mark.parametrize(

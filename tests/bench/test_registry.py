@@ -11,10 +11,11 @@ from attacks.base import Attack
 from attacks.gradient import PGD
 from bench.datasets.base import Dataset
 from bench.errors import InputError
-from bench.registry import find, nearest, registered
-from defenses.base import Defense
+from bench.registry import find, nearest
+from defenses.base import Defense, Trainable
+from defenses.identity import registered
 
-BASES = {"datasets": Dataset, "defenses": Defense, "attacks": Attack}
+BASES = {"datasets": Dataset, "defenses": Defense, "attacks": Attack, "parts": Trainable}
 
 
 @pytest.mark.parametrize("kind", BASES)

@@ -195,7 +195,7 @@ cells = st.fixed_dictionaries(
             {
                 "name": st.text(),
                 "version": st.integers(),
-                "spec": parameters,
+                "parameters": parameters,
                 "weights_sha256": st.one_of(st.none(), st.text()),
             }
         ),

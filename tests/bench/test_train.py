@@ -65,7 +65,13 @@ def test_it_leaves_weights_a_card_and_a_log_and_nothing_else(trained):
     weights = next(path for path in left.values() if path.suffix == ".safetensors")
     assert f"weights: {weights}" in done.stdout
     card = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
-    assert card["defense"] == "tiny:Trained" and card["data"] == "digits" and card["seed"] == 0 and card["budget"] == 1
+    assert (
+        card["name"] == "Trained"
+        and card["source_sha256"]
+        and card["data"] == "digits"
+        and card["seed"] == 0
+        and card["budget"] == 1
+    )
     assert 0.5 < card["figures"]["validation_accuracy"] <= 1
     assert card["command"].startswith("python -m bench.train ")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from bench.datasets.digits import Digits
 from bench.datasets.mnist import Mnist, Mnist5k
 from defenses import weights
 from defenses.gmvae import GaussianMixtureVAE
+from defenses.identity import TRAINABLE, registered, system
 from defenses.undefended import Undefended
-from defenses.weights import ZOO, Card, WeightsError, class_path, load_into, read_card, save, spec_json, weights_hash
+from defenses.weights import ZOO, Card, WeightsError, load_into, read_card, save, spec_json, weights_hash
 
 REVISIONS = {"mnist": Mnist.revision, "digits": Digits.revision, "coil100": "coil100-c583eb9508fe/split-1"}
 """Of the data that the zoo's weights are trained on."""
@@ -32,8 +34,10 @@ def small(seed: int = 0, spec=SPEC) -> Undefended:
 
 
 def card_of(defense: Undefended) -> Card:
+    own = system(type(defense), *TRAINABLE)
     return Card(
-        defense=class_path(type(defense)), version=1, spec=spec_json(defense.spec), data="digits", revision="r", seed=0,
+        name=own.name, source_sha256=own.source_sha256, version=1, spec=spec_json(defense.spec), data="digits",
+        revision="r", seed=0,
         budget=1.0, command="…", code="…", torch=torch.__version__, figures={"validation_accuracy": 0.5},
         weights_sha256=weights_hash(defense), notes={"more": [1, 2]},
     )  # fmt: skip
@@ -149,7 +153,7 @@ def test_weights_of_the_same_network_with_another_hash_are_refused(saved):
 
 @pytest.mark.parametrize(
     "content",
-    [None, b"", b"{", b"[]", b"\xff\xfe", b'{"defense": "x"}', b'"text"'],
+    [None, b"", b"{", b"[]", b"\xff\xfe", b'{"name": "x"}', b'"text"'],
     ids=["missing", "empty", "cut", "list", "bytes", "incomplete", "text"],
 )
 def test_a_card_that_cannot_be_read_is_named(saved, content):
@@ -196,6 +200,8 @@ class Shifted(Undefended):
 
 def test_the_zoo_gives_a_defense_with_another_deployment(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "ZOO", tmp_path)
+    point = EntryPoint("Shifted", f"{__name__}:Shifted", "manifold_bench.defenses")
+    monkeypatch.setitem(registered("defenses"), "Shifted", point)
     built = Shifted(ShiftedSpec(**vars(SPEC), shift=1.0))
     save(built, card_of(built), tmp_path / "digits--shifted.safetensors")
     x = torch.rand(3, 1, 8, 8)
@@ -210,17 +216,19 @@ def test_the_zoo_gives_a_defense_with_another_deployment(tmp_path, monkeypatch):
 
 def test_the_training_part_of_a_spec_leaves_the_deployment_out():
     spec = ShiftedSpec(**vars(SPEC), shift=1.0)
-    assert weights.training_part(spec) == spec_json(SPEC)
-    assert weights.trained_as(card_of(Shifted(spec)), Shifted, replace(spec, shift=2.0), "digits", {})
-    assert not weights.trained_as(card_of(Shifted(spec)), Shifted, replace(spec, rate=0.5), "digits", {})
-    assert not weights.trained_as(card_of(Shifted(spec)), Undefended, SPEC, "digits", {})
-    assert not weights.trained_as(card_of(Shifted(spec)), Shifted, spec, "mnist", {})
-    assert not weights.trained_as(replace(card_of(Shifted(spec)), version=99), Shifted, spec, "digits", {})
+    assert weights.training_part(spec) == weights.training_part(ShiftedSpec(**vars(SPEC)))
+    card, own, other = card_of(Shifted(spec)), system(Shifted, *TRAINABLE), system(Undefended, *TRAINABLE)
+    assert weights.trained_as(card, own, replace(spec, shift=2.0), "digits", {})
+    assert not weights.trained_as(card, own, replace(spec, rate=0.5), "digits", {})
+    assert not weights.trained_as(card, other, SPEC, "digits", {})
+    assert not weights.trained_as(card, own, spec, "mnist", {})
+    for change in ({"version": 99}, {"source_sha256": None}, {"name": "other"}):
+        assert not weights.trained_as(replace(card, **change), own, spec, "digits", {})
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("defense", "nowhere.at.all:Thing"), ("defense", "defenses.undefended:Nothing"), ("spec", {"width": "many"})],
+    [("name", "nothing"), ("name", "gmvae"), ("spec", {"width": "many"})],
 )
 def test_a_card_that_says_nonsense_is_named(saved, monkeypatch, key, value):
     monkeypatch.setattr(weights, "ZOO", saved.parent)
