@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import platformdirs
 import torch
 
 from attacks.base import Attack
 from attacks.transfer import Transfer
+from bench.cache import cache_folder
 from bench.datasets.base import Dataset
 from bench.diagnosis.probes import probes
 from bench.engines.calls import ONE_CPU, Needs
@@ -301,14 +301,7 @@ def cache_file(ref: TrainedRef, dataset: Dataset, seed: int = TRAINING_SEED, bud
         "budget": budget,
     }
     name = re.sub(r"[^A-Za-z0-9.-]+", "_", ref.system.name)
-    return cache_folder() / f"{dataset.name}--{name}--{key_of(identity)[:16]}.safetensors"
-
-
-def cache_folder() -> Path:
-    """MANIFOLD_BENCH_CACHE, or the user's cache folder."""
-    import os
-
-    return Path(os.environ.get("MANIFOLD_BENCH_CACHE") or platformdirs.user_cache_dir("manifold-bench")) / "weights"
+    return cache_folder("weights") / f"{dataset.name}--{name}--{key_of(identity)[:16]}.safetensors"
 
 
 def make_jobs(
