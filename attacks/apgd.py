@@ -10,10 +10,12 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from attacks.gradient import NO_RANDOMNESS, Best, GradientAttack, Look, averaged, looking, steepest
-from attacks.losses import cross_entropy, dlr, likeliest_wrong, wrong_first
-from attacks.target import AttackableDefense, Target, View
-from attacks.threat import expand, project, random_in_ball
+from manifold_bench.attacks.contract import AttackableDefense
+from manifold_bench.attacks.gradient import NO_RANDOMNESS, Best, GradientAttack, Look, averaged, looking, steepest
+from manifold_bench.attacks.losses import cross_entropy, dlr, likeliest_wrong, wrong_first
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import expand, project, random_in_ball
+from manifold_bench.attacks.view import View
 
 MOMENTUM = 0.75
 """α: the share of the new step; the rest goes on as the last one did."""

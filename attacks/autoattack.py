@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from attacks.apgd import APGD
-from attacks.base import Attack
-from attacks.fab import FAB
-from attacks.gradient import GradientAttack
-from attacks.square import Square
-from attacks.target import AttackableDefense, Target
+from manifold_bench.attacks.apgd import APGD
+from manifold_bench.attacks.base import Attack
+from manifold_bench.attacks.contract import AttackableDefense
+from manifold_bench.attacks.fab import FAB
+from manifold_bench.attacks.gradient import GradientAttack
+from manifold_bench.attacks.square import Square
+from manifold_bench.attacks.target import Target
 
 
 @dataclass(frozen=True, kw_only=True)

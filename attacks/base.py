@@ -9,8 +9,10 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 from torch import Tensor
 
-from attacks.target import AttackableDefense, GradientMode, Part, Target, View
-from attacks.threat import Norm
+from manifold_bench.attacks.contract import AttackableDefense, GradientMode, Part
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import Norm
+from manifold_bench.attacks.view import View
 
 Knowledge = Literal["oblivious", "white-box", "score", "decision"]
 

@@ -11,12 +11,12 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.nn import functional as F
 
-from attacks.adam import Moments
-from attacks.fab import Found
-from attacks.gradient import CONFIRM_EVERY, GradientAttack
-from attacks.losses import accepted_and_wrong, selective
-from attacks.target import Target
-from attacks.threat import Norm, expand
+from manifold_bench.attacks.adam import Moments
+from manifold_bench.attacks.fab import Found
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, GradientAttack
+from manifold_bench.attacks.losses import accepted_and_wrong, selective
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import Norm, expand
 
 INWARDS = 0.999999
 """How far from grey the variable can represent an image's pixels, as a share: tanh never reaches 1."""

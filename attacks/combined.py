@@ -10,8 +10,9 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from attacks.latent import Look, RangeAttack, Scene, apart
-from attacks.target import blockwise
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.lagrangian import apart
+from manifold_bench.attacks.latent import Look, RangeAttack, Scene
 
 
 @dataclass(frozen=True, kw_only=True)

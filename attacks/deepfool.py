@@ -10,10 +10,10 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from attacks.gradient import CONFIRM_EVERY, GradientAttack, steepest
-from attacks.losses import accepted_and_wrong, boundary, likeliest_wrong
-from attacks.target import Target
-from attacks.threat import expand
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, GradientAttack, steepest
+from manifold_bench.attacks.losses import accepted_and_wrong, boundary, likeliest_wrong
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import expand
 
 
 @dataclass(frozen=True, kw_only=True)

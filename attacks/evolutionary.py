@@ -10,11 +10,13 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from attacks.base import Attack, Knowledge
-from attacks.fooling import accepted_as, aimed_at
-from attacks.losses import margin
-from attacks.target import Target, View, blockwise
-from attacks.threat import Norm, input_seeds
+from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.fooling import accepted_as, aimed_at
+from manifold_bench.attacks.losses import margin
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import Norm, input_seeds
+from manifold_bench.attacks.view import View
 
 
 @dataclass(frozen=True, kw_only=True)

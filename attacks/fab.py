@@ -10,10 +10,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from attacks.gradient import CONFIRM_EVERY, GradientAttack
-from attacks.losses import accepted_and_wrong, boundary, likeliest_wrong
-from attacks.target import Target
-from attacks.threat import Norm, expand, flat_norm, random_in_ball
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, GradientAttack
+from manifold_bench.attacks.losses import accepted_and_wrong, boundary, likeliest_wrong
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import Norm, expand, flat_norm, random_in_ball
 
 BIAS = 0.1
 """α_max: how far a step may be drawn towards the original image."""

@@ -11,11 +11,12 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from attacks.adam import Moments
-from attacks.gradient import CONFIRM_EVERY, GradientAttack, steepest
-from attacks.losses import margin
-from attacks.target import Target, View
-from attacks.threat import Norm, project, random_in_ball
+from manifold_bench.attacks.adam import Moments
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, GradientAttack, steepest
+from manifold_bench.attacks.losses import margin
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import Norm, project, random_in_ball
+from manifold_bench.attacks.view import View
 
 
 @dataclass(frozen=True, kw_only=True)

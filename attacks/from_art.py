@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attacks.base import Knowledge
-from attacks.libraries import LibraryAttack, check_parameters, constructor_parameters, seeded, unknown_name
-from attacks.threat import Norm, input_seeds
+from manifold_bench.attacks.adapter import LibraryAttack, check_parameters, constructor_parameters, seeded, unknown_name
+from manifold_bench.attacks.base import Knowledge
+from manifold_bench.attacks.threat import Norm, input_seeds
 
 NORM_OF: Mapping[str, Norm] = {
     "BasicIterativeMethod": "linf",

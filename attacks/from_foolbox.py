@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Knowledge
-from attacks.libraries import LibraryAttack, check_parameters, constructor_parameters, unknown_name
-from attacks.threat import Norm
+from manifold_bench.attacks.adapter import LibraryAttack, check_parameters, constructor_parameters, unknown_name
+from manifold_bench.attacks.base import Knowledge
+from manifold_bench.attacks.threat import Norm
 
 REFUSED: Mapping[str, str] = {
     "Attack": "it is the base class",

@@ -16,10 +16,12 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from attacks.base import Knowledge, ViewAttack
-from attacks.losses import Loss, LossName, accepted_and_wrong, named_loss
-from attacks.target import AttackableDefense, Target, View
-from attacks.threat import Norm, draw_per_input, expand, flat_norm, project, random_in_ball
+from manifold_bench.attacks.base import Knowledge, ViewAttack
+from manifold_bench.attacks.contract import AttackableDefense
+from manifold_bench.attacks.losses import Loss, LossName, accepted_and_wrong, named_loss
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import Norm, draw_per_input, expand, flat_norm, project, random_in_ball
+from manifold_bench.attacks.view import View
 
 CONFIRM_EVERY = 10
 """Steps from which on full-strength confirmations are asked where the attacked view is not the deployed defense."""

@@ -17,12 +17,15 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.nn import functional as F
 
-from attacks.adam import Moments
-from attacks.base import Attack, Knowledge
-from attacks.gradient import Best, Look, ProjectedAscent, steepest
-from attacks.losses import likeliest_wrong, margin
-from attacks.target import AttackableDefense, Target, View, blockwise
-from attacks.threat import Norm, expand, flat_norm, project, random_in_ball
+from manifold_bench.attacks.adam import Moments
+from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.contract import AttackableDefense
+from manifold_bench.attacks.gradient import Best, Look, ProjectedAscent, steepest
+from manifold_bench.attacks.losses import likeliest_wrong, margin
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import Norm, expand, flat_norm, project, random_in_ball
+from manifold_bench.attacks.view import View
 
 FALL = 0.002
 """The last step of an ascent over its first: from across the ball to a fraction of a grey level."""

@@ -11,10 +11,11 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from attacks.base import Attack, Knowledge
-from attacks.losses import Loss, accepted_and_wrong, margin, wrong_first
-from attacks.target import Target, View
-from attacks.threat import expand, flat_norm, input_seeds, project
+from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.losses import Loss, accepted_and_wrong, margin, wrong_first
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import expand, flat_norm, input_seeds, project
+from manifold_bench.attacks.view import View
 
 DRAWN = 50
 """Queries whose random numbers an input draws at once."""

@@ -13,10 +13,11 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attacks.base import Attack, Knowledge
-from attacks.gradient import FGSM, PGD
-from attacks.target import Target, pad_to_block
-from attacks.threat import Norm
+from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.batching import pad_to_block
+from manifold_bench.attacks.gradient import FGSM, PGD
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import Norm
 
 BATCH = 64
 """Images in a step of the substitute's training, at the most."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from attacks.base import Knowledge
-from attacks.gradient import PGD
-from attacks.target import AttackableDefense, Part, Target
+from manifold_bench.attacks.base import Knowledge
+from manifold_bench.attacks.contract import AttackableDefense, Part
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import Target
 
 
 @dataclass(frozen=True, kw_only=True)

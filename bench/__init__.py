@@ -1,0 +1,24 @@
+"""The benchmark: a matrix of data sets, defenses and attacks is planned, run, judged, reported and compared.
+
+Import it as `manifold_bench.bench`. In a checkout the commands can also be started as `manifold-bench run`.
+"""
+
+import sys
+from importlib.abc import MetaPathFinder
+from types import ModuleType
+
+COMMANDS = ("run", "report", "compare", "baseline", "train", "list")
+
+
+class _CommandsAlone(MetaPathFinder):
+    """Refuses `import bench.job` and the like: a second copy of a module under another name would be told from it."""
+
+    allowed = (*(f"bench.{command}" for command in COMMANDS), "bench.report.__main__")
+
+    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> None:
+        if name.startswith("bench.") and name not in self.allowed:
+            raise ImportError(f"import manifold_bench.{name}, not {name}")
+
+
+if __name__ == "bench":
+    sys.meta_path.insert(0, _CommandsAlone())

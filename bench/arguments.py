@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from bench.errors import InputError
+from manifold_bench.bench.errors import InputError
 
 DATA_VARIABLE = "MANIFOLD_BENCH_DATA"
 

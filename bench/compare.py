@@ -1,4 +1,4 @@
-"""Compares a run with a baseline, cell by cell, and passes or fails: `python -m bench.compare BASELINE NEW`."""
+"""Compares a run with a baseline, cell by cell, and passes or fails: `manifold-bench compare BASELINE NEW`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.errors import InputError, report_errors
+from manifold_bench.bench.errors import InputError, report_errors
 
 
 def parser() -> argparse.ArgumentParser:
-    from bench.comparison import VERDICTS
+    from manifold_bench.bench.metrics.paired import VERDICTS
 
     p = argparse.ArgumentParser(
-        prog="python -m bench.compare",
+        prog="manifold-bench compare",
         description=__doc__,
         epilog=f"Verdicts: {', '.join(f'{sign} {meaning}' for sign, meaning in VERDICTS.items())}. "
         "Exit codes: 0 the gate passes, 1 it fails (-, !, ?, a broken limit, nothing compared), 2 bad input.",
@@ -35,10 +35,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0 where the gate passes, 1 where it fails, 2 for bad input."""
     given = parser().parse_args(arguments)
-    from bench.comparison import Run
-    from bench.gate import Gate, junit_gate, markdown_gate, print_gate
-    from bench.limits import Limit
-    from bench.remote import at_hand
+    from manifold_bench.bench.gate.gate import Gate, junit_gate, markdown_gate, print_gate
+    from manifold_bench.bench.gate.limits import Limit
+    from manifold_bench.bench.metrics.paired import Run
+    from manifold_bench.bench.running.url_folder import at_hand
 
     limits = [Limit.parse(text) for text in dict.fromkeys(given.fail_on)]
     with at_hand(given.baseline, "BASELINE") as (baseline, _), at_hand(given.new, "NEW") as (new, _):

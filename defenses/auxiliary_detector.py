@@ -12,14 +12,15 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from torch import Tensor
 from torch.nn import functional as F
 
-from attacks.base import Attack
-from attacks.gradient import FGSM, PGD
-from attacks.target import Target
-from defenses.base import Defense, LabelledImages, Progress, append_reject_score
-from defenses.calibration import HeldOutScores, in_batches, selective_figures
-from defenses.networks import StridedCNN
-from defenses.training import epochs_for, initialise, train_module
-from defenses.undefended import ClassifierSpec, fit_classifier, shifted
+from manifold_bench.attacks.base import Attack
+from manifold_bench.attacks.gradient import FGSM, PGD
+from manifold_bench.attacks.target import Target
+from manifold_bench.defenses.augmentation import shifted
+from manifold_bench.defenses.base import Defense, LabelledImages, Progress, append_reject_score
+from manifold_bench.defenses.calibration import HeldOutScores, in_batches, selective_figures
+from manifold_bench.defenses.classifier import ClassifierSpec, fit_classifier
+from manifold_bench.defenses.networks import StridedCNN
+from manifold_bench.defenses.training import epochs_for, initialise, train_module
 
 
 @dataclass(frozen=True, kw_only=True)

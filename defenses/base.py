@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from attacks.target import Verdict
+from manifold_bench.attacks.contract import Verdict
 
 
 @dataclass(frozen=True)

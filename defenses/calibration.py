@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defenses.base import Defense, LabelledImages
+from manifold_bench.defenses.base import Defense, LabelledImages
 
 
 class HeldOutScores(nn.Module):

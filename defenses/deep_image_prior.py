@@ -12,11 +12,12 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.nn import functional as F
 
-from attacks.adam import Moments
-from attacks.threat import input_seeds
-from defenses.base import Defense, DefenseSpec
-from defenses.projection import BackwardIdentity, mean_squared_error
-from defenses.undefended import Undefended, UndefendedSpec
+from manifold_bench.attacks.adam import Moments
+from manifold_bench.attacks.threat import input_seeds
+from manifold_bench.defenses.base import Defense, DefenseSpec
+from manifold_bench.defenses.projection_gradients import BackwardIdentity
+from manifold_bench.defenses.solvers import mean_squared_error
+from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 AT_ONCE = 16
 """Images whose networks are fitted together on a CPU: more of them don't fit into its caches."""

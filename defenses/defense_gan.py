@@ -9,9 +9,9 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from attacks.target import Verdict
-from defenses.networks import Letter
-from defenses.project_and_classify import (
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.defenses.networks import Letter
+from manifold_bench.defenses.project_and_classify import (
     AGAN,
     AVAE,
     AnySolver,
@@ -19,9 +19,9 @@ from defenses.project_and_classify import (
     ProjectAndClassifySpec,
     chosen_by,
 )
-from defenses.projection import MomentumSolver
-from defenses.undefended import Undefended, UndefendedSpec
-from defenses.wasserstein_gan import WassersteinGANSettings
+from manifold_bench.defenses.solvers import MomentumSolver
+from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
+from manifold_bench.defenses.wasserstein_gan import WassersteinGANSettings
 
 PAPER = MomentumSolver(steps=200, rate=10.0, momentum=0.7, drop=0.8, starts=10, spread=128**-0.5)
 """L = 200 steps at rate 10, a tenth of it from 0.8 L on, from R = 10 starts z ~ N(0, I/128)."""

@@ -10,14 +10,14 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
-from attacks.latent import overpowered_pairs
-from defenses.base import Defense, DefenseSpec, LabelledImages, Progress
-from defenses.invert_and_classify import InvertAndClassify, InvertAndClassifySpec
-from defenses.networks import StridedCNN
-from defenses.pgd_training import PGDTraining, PGDTrainingSpec
-from defenses.project_and_classify import GeneratorSettings, generative_model
-from defenses.training import accuracy, batches_of, epochs_for, train_module
-from defenses.variational_autoencoder import VariationalAutoencoderSettings
+from manifold_bench.attacks.lagrangian import overpowered_pairs
+from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress
+from manifold_bench.defenses.invert_and_classify import InvertAndClassify, InvertAndClassifySpec
+from manifold_bench.defenses.networks import StridedCNN
+from manifold_bench.defenses.pgd_training import PGDTraining, PGDTrainingSpec
+from manifold_bench.defenses.project_and_classify import GeneratorSettings, generative_model
+from manifold_bench.defenses.training import accuracy, batches_of, epochs_for, train_module
+from manifold_bench.defenses.variational_autoencoder import VariationalAutoencoderSettings
 
 
 @dataclass(frozen=True, kw_only=True)

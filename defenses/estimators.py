@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.from_art import module_classifier
-from attacks.from_foolbox import accepted_and_wrong, foolbox_model
-from defenses.base import Defense
-from defenses.project_and_classify import ProjectAndClassify
-from defenses.projection import BackwardIdentity, best_start
+from manifold_bench.attacks.from_art import module_classifier
+from manifold_bench.attacks.from_foolbox import accepted_and_wrong, foolbox_model
+from manifold_bench.defenses.base import Defense
+from manifold_bench.defenses.project_and_classify import ProjectAndClassify
+from manifold_bench.defenses.projection_gradients import BackwardIdentity
+from manifold_bench.defenses.solvers import best_start
 
 __all__ = ["accepted_and_wrong", "projection_preprocessor", "to_art", "to_foolbox"]
 

@@ -10,15 +10,14 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from attacks.target import pad_to_block
-from defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score, suspicion
-from defenses.calibration import HeldOutScores
-from defenses.generators import PoolingEncoder, UpsamplingDecoder
-from defenses.projection import AdamSolver, Penalty, best_start
-from defenses.training import initialise, train_module
-from defenses.undefended import shifted
+from manifold_bench.attacks.batching import pad_to_block
+from manifold_bench.defenses.augmentation import shifted, warped
+from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score, suspicion
+from manifold_bench.defenses.calibration import HeldOutScores
+from manifold_bench.defenses.decoders import PoolingEncoder, UpsamplingDecoder
+from manifold_bench.defenses.solvers import AdamSolver, Penalty, best_start
+from manifold_bench.defenses.training import initialise, train_module
 
 
 def deployed(default: Any) -> Any:
@@ -395,17 +394,3 @@ def labelled_rows(labels: Tensor, per_class: int | None) -> Tensor:
     if per_class is None:
         return torch.arange(len(labels))
     return torch.cat([(labels == label).nonzero()[:per_class, 0] for label in labels.unique()]).sort().values
-
-
-def warped(images: Tensor, angle: float = 0.2, scale: float = 0.1, shift: float = 0.12) -> Tensor:
-    """Each image [N,C,H,W] turned by up to `angle` radians, scaled by up to `scale`, shifted by up to `shift` of its
-    half size, at random; zeros move in. With few labels the classes must learn what doesn't matter."""
-    n = len(images)
-    draw = (2 * torch.rand(4, n, device=images.device) - 1).double()
-    turn, size, across, down = angle * draw[0], 1 + scale * draw[1], shift * draw[2], shift * draw[3]
-    rows = [
-        torch.stack([size * turn.cos(), -size * turn.sin(), across], dim=1),
-        torch.stack([size * turn.sin(), size * turn.cos(), down], dim=1),
-    ]
-    grid = F.affine_grid(torch.stack(rows, dim=1).to(images.dtype), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)

@@ -9,10 +9,10 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from defenses.base import LabelledImages, Progress, append_reject_score
-from defenses.calibration import HeldOutScores
-from defenses.project_and_classify import ProjectAndClassify, ProjectAndClassifySpec
-from defenses.training import accuracy
+from manifold_bench.defenses.base import LabelledImages, Progress, append_reject_score
+from manifold_bench.defenses.calibration import HeldOutScores
+from manifold_bench.defenses.project_and_classify import ProjectAndClassify, ProjectAndClassifySpec
+from manifold_bench.defenses.training import accuracy
 
 
 @dataclass(frozen=True, kw_only=True)

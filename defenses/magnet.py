@@ -11,12 +11,12 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defenses.base import Defense, LabelledImages, Progress, append_reject_score
-from defenses.calibration import HeldOutScores, in_batches, selective_figures
-from defenses.convolutions import ImageConvolution
-from defenses.networks import StridedCNN
-from defenses.training import accuracy, epochs_for, initialise, train_module
-from defenses.undefended import ClassifierSpec, fit_classifier
+from manifold_bench.defenses.base import Defense, LabelledImages, Progress, append_reject_score
+from manifold_bench.defenses.calibration import HeldOutScores, in_batches, selective_figures
+from manifold_bench.defenses.classifier import ClassifierSpec, fit_classifier
+from manifold_bench.defenses.convolutions import ImageConvolution
+from manifold_bench.defenses.networks import StridedCNN
+from manifold_bench.defenses.training import accuracy, epochs_for, initialise, train_module
 
 Rate = Annotated[float, Gt(0), Lt(1)]
 """Share of clean validation images that a detector may reject."""

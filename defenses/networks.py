@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defenses.convolutions import DenseOnMaps, ImageConvolution
+from manifold_bench.defenses.convolutions import DenseOnMaps, ImageConvolution
 
 
 class StridedCNN(nn.Module):

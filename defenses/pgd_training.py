@@ -11,11 +11,11 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from attacks.gradient import steepest
-from attacks.threat import project
-from defenses.base import LabelledImages, Progress
-from defenses.training import accuracy, epochs_for, initialise, train_module
-from defenses.undefended import Undefended, UndefendedSpec
+from manifold_bench.attacks.gradient import steepest
+from manifold_bench.attacks.threat import project
+from manifold_bench.defenses.base import LabelledImages, Progress
+from manifold_bench.defenses.training import accuracy, epochs_for, initialise, train_module
+from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 
 @dataclass(frozen=True, kw_only=True)

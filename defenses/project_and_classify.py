@@ -9,24 +9,17 @@ import torch
 from pydantic import Discriminator, Tag
 from torch import Tensor
 
-from defenses.base import Defense, DefenseSpec
-from defenses.generative import GenerativeModel
-from defenses.projection import (
-    AdamSolver,
-    BackwardIdentity,
-    BackwardImplicit,
-    LinearSolve,
-    MomentumSolver,
-    QuasiNewtonSolver,
-    best_start,
-)
-from defenses.undefended import Undefended, UndefendedSpec
-from defenses.variational_autoencoder import (
+from manifold_bench.defenses.base import Defense, DefenseSpec
+from manifold_bench.defenses.generative_model import GenerativeModel
+from manifold_bench.defenses.projection_gradients import BackwardIdentity, BackwardImplicit, LinearSolve
+from manifold_bench.defenses.solvers import AdamSolver, MomentumSolver, QuasiNewtonSolver, best_start
+from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
+from manifold_bench.defenses.variational_autoencoder import (
     VariationalAutoencoder,
     VariationalAutoencoderSettings,
     VariationalAutoencoderSpec,
 )
-from defenses.wasserstein_gan import WassersteinGAN, WassersteinGANSettings, WassersteinGANSpec
+from manifold_bench.defenses.wasserstein_gan import WassersteinGAN, WassersteinGANSettings, WassersteinGANSpec
 
 
 def chosen_by(key: str, usual: str) -> Discriminator:
@@ -70,7 +63,7 @@ class ProjectAndClassify(Defense):
     """C(G(z*(x))), z*(x) = argmin_z ‖G(z) − x‖².
 
     Backward modes through the projection: `identity` (BPDA), `unrolled` through the last solver steps, `gauss-newton`
-    and `implicit` by the implicit function theorem (`defenses.projection.BackwardImplicit`).
+    and `implicit` by the implicit function theorem (`defenses.projection_gradients.BackwardImplicit`).
     """
 
     family: ClassVar[str] = "projection"

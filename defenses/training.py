@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from defenses.base import LabelledImages, Progress
+from manifold_bench.defenses.base import LabelledImages, Progress
 
 Step = Callable[[Tensor, Tensor, float], Tensor]
 """images [N,C,H,W], labels [N], share of the training done in [0,1] → the loss to descend."""

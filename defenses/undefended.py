@@ -8,20 +8,11 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from defenses.base import Defense, DefenseSpec, LabelledImages, Progress
-from defenses.networks import Letter, StridedCNN, lettered
-from defenses.training import accuracy, epochs_for, initialise, train_module
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierSpec(DefenseSpec):
-    """width, hidden: size of a `StridedCNN`. batch_size: of its training."""
-
-    width: Annotated[int, Ge(1)] = 32
-    hidden: Annotated[int, Ge(1)] = 256
-    batch_size: Annotated[int, Ge(1)] = 128
+from manifold_bench.defenses.base import Defense, LabelledImages, Progress
+from manifold_bench.defenses.classifier import ClassifierSpec, fit_classifier
+from manifold_bench.defenses.networks import Letter, StridedCNN, lettered
+from manifold_bench.defenses.training import accuracy, epochs_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,45 +69,3 @@ class Undefended(Defense):
         )  # fmt: skip
         self.eval()
         return {"validation_accuracy": accuracy(self, validation)}
-
-
-def fit_classifier(
-    network: nn.Module,
-    data: LabelledImages,
-    validation: LabelledImages,
-    *,
-    epochs: int,
-    batch_size: int,
-    rate: float,
-    seed: int,
-    progress: Progress,
-    mixed_precision: bool = False,
-    stored_as: torch.dtype = torch.float16,
-) -> None:
-    """Plain training by cross-entropy from seeded initial weights, images shifted at random."""
-    initialise(network, seed)
-    most = data.images.shape[-1] // 16
-
-    def step(images: Tensor, labels: Tensor, done: float) -> Tensor:
-        return F.cross_entropy(network(shifted(images, most)), labels)
-
-    train_module(
-        network, step, data, stage="classifier", epochs=epochs, batch_size=batch_size, rate=rate, seed=seed,
-        progress=progress, mixed_precision=mixed_precision, stored_as=stored_as,
-        evaluate=lambda: {"validation_accuracy": accuracy(network, validation)},
-    )  # fmt: skip
-
-
-def shifted(images: Tensor, most: int) -> Tensor:
-    """Each image [N,C,H,W] moved by up to `most` pixels in both directions, zeros moving in."""
-    if most == 0:
-        return images
-    size = images.shape[-1]
-    padded = F.pad(images, [most] * 4)
-    offsets = torch.randint(0, 2 * most + 1, (2, len(images)), device=images.device)
-    span = torch.arange(size, device=images.device)
-    height = torch.arange(images.shape[-2], device=images.device)
-    batch = torch.arange(len(images), device=images.device)[:, None, None]
-    rows = (offsets[0][:, None] + height)[:, :, None]
-    columns = (offsets[1][:, None] + span)[:, None, :]
-    return padded.transpose(1, 3).transpose(1, 2)[batch, rows, columns].permute(0, 3, 1, 2)

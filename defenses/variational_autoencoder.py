@@ -10,11 +10,11 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defenses.base import LabelledImages, Progress
-from defenses.generative import GenerativeModel, GenerativeSettings, GenerativeSpec
-from defenses.generators import DeconvolutionalGenerator, DenseDecoder
-from defenses.networks import StridedCNN
-from defenses.training import epochs_for, initialise, train_module
+from manifold_bench.defenses.base import LabelledImages, Progress
+from manifold_bench.defenses.decoders import DeconvolutionalGenerator, DenseDecoder
+from manifold_bench.defenses.generative_model import GenerativeModel, GenerativeSettings, GenerativeSpec
+from manifold_bench.defenses.networks import StridedCNN
+from manifold_bench.defenses.training import epochs_for, initialise, train_module
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from defenses.base import Trainable, TrainableSpec
-from defenses.identity import TRAINABLE, System, parameters, registered, system
-from defenses.training import atomic_save
+from manifold_bench.defenses.base import Trainable, TrainableSpec
+from manifold_bench.defenses.identity import TRAINABLE, System, parameters, registered, system
+from manifold_bench.defenses.training import atomic_save
 
 ZOO = Path(__file__).parent / "zoo"
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.target import Verdict
-from bench.datasets.digits import Digits
-from bench.environment import choose_kernels
-from defenses.base import Progress
-from defenses.undefended import Undefended
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.bench.running.environment import choose_kernels
+from manifold_bench.defenses.base import Progress
+from manifold_bench.defenses.undefended import Undefended
 
 # Tests that compare bits assert them for the settings that commands compute with
 choose_kernels()

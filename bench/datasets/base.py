@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from defenses.base import LabelledImages
+from manifold_bench.defenses.base import LabelledImages
 
 
 @dataclass(frozen=True)

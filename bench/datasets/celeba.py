@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.datasets.base import Dataset, LabelledImages, split_rows
-from bench.datasets.files import checked_bytes, data_folders, read_image, those_there
+from manifold_bench.bench.datasets.base import Dataset, LabelledImages, split_rows
+from manifold_bench.bench.datasets.files import checked_bytes, data_folders, read_image, those_there
 
 LISTS = {
     "list_attr_celeba.txt": "md5:75e246fa4810816ffd6ee81facbd244c",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.datasets.base import Dataset, LabelledImages, as_images, split_rows
-from bench.datasets.files import checked_bytes, data_folders, those_there
+from manifold_bench.bench.datasets.base import Dataset, LabelledImages, as_images, split_rows
+from manifold_bench.bench.datasets.files import checked_bytes, data_folders, those_there
 
 FILES = {
     "data_batch_1.bin": "md5:5dd7e06a14cb22eb9f671a540d1b7c25",

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.datasets.base import LabelledImages, WholeDataset, as_images
-from bench.datasets.files import data_folders, read_image
-from bench.errors import InputError
+from manifold_bench.bench.datasets.base import LabelledImages, WholeDataset, as_images
+from manifold_bench.bench.datasets.files import data_folders, read_image
+from manifold_bench.bench.errors import InputError
 
 OBJECTS, VIEWS = 100, 72
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.datasets.base import LabelledImages, WholeDataset, as_images
+from manifold_bench.bench.datasets.base import LabelledImages, WholeDataset, as_images
 
 
 @dataclass(frozen=True)

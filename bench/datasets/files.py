@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from bench.errors import InputError
+from manifold_bench.bench.errors import InputError
 
 
 def data_folders(data: Path | None, dataset: str, files: str, *subfolders: str) -> list[Path]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.datasets.base import Dataset, LabelledImages, WholeDataset, as_images, split_rows
-from bench.datasets.files import those_there
-from bench.errors import InputError
+from manifold_bench.bench.datasets.base import Dataset, LabelledImages, WholeDataset, as_images, split_rows
+from manifold_bench.bench.datasets.files import those_there
+from manifold_bench.bench.errors import InputError
 
 FILES = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.datasets.base import Dataset, LabelledImages, as_images, split_rows
-from bench.datasets.files import checked_bytes, data_folders, those_there
+from manifold_bench.bench.datasets.base import Dataset, LabelledImages, as_images, split_rows
+from manifold_bench.bench.datasets.files import checked_bytes, data_folders, those_there
 
 FILES = {
     "train_32x32.mat": "sha256:435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",

@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bench.figures import REJECTED, RIGHT, WRONG, outcomes, wilson
-from bench.records import CLEAN, PROBE
-from bench.tables import eps_text, norm_text
+from manifold_bench.bench.metrics.robustness import REJECTED, RIGHT, WRONG, outcomes, wilson
+from manifold_bench.bench.records.schema import CLEAN, PROBE
+from manifold_bench.bench.text import eps_text, norm_text
 
 Verdict = Literal["pass", "warn", "fail", "not run"]
 

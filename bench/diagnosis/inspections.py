@@ -11,18 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.gradient import PGD, steepest
-from attacks.losses import LossName, accepted_and_wrong, named_loss
-from attacks.target import Target, blockwise
-from attacks.threat import Norm, expand, flat_norm, project, random_in_ball
-from bench.datasets.base import Dataset
-from bench.diagnosis import probes
-from bench.judge import scored_answers
-from bench.kernels import LayerCheck
-from bench.matrix import Matrix, MeasurementChoice
-from bench.measurements.base import Measurement
-from bench.records import PROBE
-from defenses.base import Defense, DefenseSpec, append_reject_score
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.gradient import PGD, steepest
+from manifold_bench.attacks.losses import LossName, accepted_and_wrong, named_loss
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import Norm, expand, flat_norm, project, random_in_ball
+from manifold_bench.bench.datasets.base import Dataset
+from manifold_bench.bench.measurements.base import Measurement
+from manifold_bench.bench.planning import probes
+from manifold_bench.bench.planning.matrix import Matrix, MeasurementChoice
+from manifold_bench.bench.records.schema import PROBE
+from manifold_bench.bench.running.judge import scored_answers
+from manifold_bench.bench.running.kernels import LayerCheck
+from manifold_bench.defenses.base import Defense, DefenseSpec, append_reject_score
 
 ALONE, ALONE_OPTIMISING = 8, 2
 """Inputs that are asked about one by one."""

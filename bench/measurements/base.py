@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.datasets.base import Dataset
-    from defenses.base import Defense
+    from manifold_bench.bench.datasets.base import Dataset
+    from manifold_bench.defenses.base import Defense
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from bench.datasets.base import Dataset
-from bench.measurements.base import Measurement
-from defenses.base import Defense
+from manifold_bench.bench.datasets.base import Dataset
+from manifold_bench.bench.measurements.base import Measurement
+from manifold_bench.defenses.base import Defense
 
 BATCH = 500
 

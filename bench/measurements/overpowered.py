@@ -11,11 +11,11 @@ import torch
 from annotated_types import Ge, Gt, Lt, MinLen
 from torch import Tensor
 
-from attacks.latent import Pairs, overpowered_pairs
-from attacks.target import blockwise, pad_to_block
-from bench.datasets.base import Dataset
-from bench.measurements.base import Measurement
-from defenses.base import Defense
+from manifold_bench.attacks.batching import blockwise, pad_to_block
+from manifold_bench.attacks.lagrangian import Pairs, overpowered_pairs
+from manifold_bench.bench.datasets.base import Dataset
+from manifold_bench.bench.measurements.base import Measurement
+from manifold_bench.defenses.base import Defense
 
 BATCH = 256
 SHOWN = 8
@@ -28,7 +28,7 @@ class OverpoweredPairs(Measurement):
     A pair counts where the full defense says so: it accepts both images and gives them different answers, and their
     distance is within η. The range is connected: a classifier that isn't constant on it has such pairs at every η > 0,
     on both sides of its boundary. So it is told as well how many are found whose classes both have a probability of
-    `confidence` by the classifier. steps, rate: of the descent (`attacks.latent.overpowered_pairs`).
+    `confidence` by the classifier. steps, rate: of the descent (`attacks.lagrangian.overpowered_pairs`).
 
     z′ is drawn by itself: of pairs that begin near each other most are of one class, and far fewer are found.
     """

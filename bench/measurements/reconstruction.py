@@ -10,10 +10,10 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from attacks.target import blockwise
-from bench.datasets.base import Dataset
-from bench.measurements.base import Measurement
-from defenses.base import Defense
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.bench.datasets.base import Dataset
+from manifold_bench.bench.measurements.base import Measurement
+from manifold_bench.defenses.base import Defense
 
 
 @dataclass(frozen=True, kw_only=True)

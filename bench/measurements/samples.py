@@ -10,10 +10,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from bench.datasets.base import Dataset
-from bench.measurements.base import Measurement
-from bench.measurements.frechet import Generator
-from defenses.base import Defense
+from manifold_bench.bench.datasets.base import Dataset
+from manifold_bench.bench.measurements.base import Measurement
+from manifold_bench.bench.measurements.frechet import Generator
+from manifold_bench.defenses.base import Defense
 
 BATCH = 500
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attacks.target import Verdict
-from defenses.base import append_reject_score
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.defenses.base import append_reject_score
 
 BAND = (0.5, 0.7)
 MEANS, WIDTH, HEIGHT = torch.tensor([0.5, 0.8, 1.1]), 0.1, 0.3

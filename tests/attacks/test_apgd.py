@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from toys import CNN, Coin, Linear, Pocket, Toy, beaten, near_the_middle
 
-from attacks.apgd import APGD, checkpoints
-from attacks.from_art import ArtAttack
-from attacks.target import Target
-from attacks.threat import inside, random_in_ball
+from manifold_bench.attacks.apgd import APGD, checkpoints
+from manifold_bench.attacks.from_art import ArtAttack
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import inside, random_in_ball
 
 
 def test_checkpoints_are_the_papers():

@@ -7,12 +7,12 @@ import torch
 from rejecting import Band
 from toys import CNN, Coin, Linear, near_the_middle
 
-from attacks.apgd import APGD
-from attacks.autoattack import AutoAttack
-from attacks.fab import FAB
-from attacks.square import Square
-from attacks.target import Target
-from attacks.threat import inside
+from manifold_bench.attacks.apgd import APGD
+from manifold_bench.attacks.autoattack import AutoAttack
+from manifold_bench.attacks.fab import FAB
+from manifold_bench.attacks.square import Square
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import inside
 
 
 def test_members_and_budgets_are_the_references():

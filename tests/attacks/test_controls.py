@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.controls import RandomNoise
-from attacks.target import BudgetExhausted, Target, Verdict
-from attacks.threat import NORMS, UNBOUNDED, inside, random_in_ball
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.noise import RandomNoise
+from manifold_bench.attacks.target import BudgetExhausted, Target
+from manifold_bench.attacks.threat import NORMS, UNBOUNDED, inside, random_in_ball
 
 
 class Threshold(nn.Module):

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from attacks.evolutionary import Evolutionary, fitness, mutated
-from attacks.target import BudgetExhausted, Target, Verdict
-from defenses.base import append_reject_score
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.evolutionary import Evolutionary, fitness, mutated
+from manifold_bench.attacks.target import BudgetExhausted, Target
+from manifold_bench.defenses.base import append_reject_score
 
 INF = float("inf")
 CENTRES = torch.tensor([0.2, 0.5, 0.8])

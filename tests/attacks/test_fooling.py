@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.fooling import Fooling, accepted_as
-from attacks.target import BudgetExhausted, Target, Verdict
-from defenses.base import append_reject_score
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.fooling import Fooling, accepted_as
+from manifold_bench.attacks.target import BudgetExhausted, Target
+from manifold_bench.defenses.base import append_reject_score
 
 INF = float("inf")
 PROTOTYPES = torch.rand(3, 16, generator=torch.Generator().manual_seed(5)).round() * 0.6 + 0.2

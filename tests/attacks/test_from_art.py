@@ -9,15 +9,15 @@ import torch
 from linear import comparable, interior_inputs, l2
 from rejecting import BAND, Band, images_below
 
-from attacks.from_art import ArtAttack, module_classifier
-from attacks.gradient import PGD
-from attacks.target import BudgetExhausted, Target
+from manifold_bench.attacks.from_art import ArtAttack, module_classifier
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import BudgetExhausted, Target
 
 HOP_SKIP_JUMP = {"max_iter": 15, "init_eval": 50, "max_eval": 200}
 
 
 def test_art_is_not_imported_with_the_module():
-    code = "import sys, attacks.from_art; sys.exit('art' in sys.modules)"
+    code = "import sys, manifold_bench.attacks.from_art; sys.exit('art' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -5,9 +5,10 @@ import torch
 from linear import comparable, interior_inputs, l2
 from rejecting import BAND, Band, images_below
 
-from attacks.from_foolbox import FoolboxAttack, foolbox_model, starting_points
-from attacks.gradient import PGD
-from attacks.target import Target, Verdict
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.from_foolbox import FoolboxAttack, foolbox_model, starting_points
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import Target
 
 CARLINI = {"steps": 200, "binary_search_steps": 6, "stepsize": 0.01, "initial_const": 0.1}
 

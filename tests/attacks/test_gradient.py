@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from toys import CNN, Coin, Linear, Pocket, Toy, beaten, near_the_middle
 
-from attacks.gradient import FGSM, MIM, PGD, steepest
-from attacks.target import BudgetExhausted, Target, Verdict
-from attacks.threat import flat_norm, inside
-from defenses.base import append_reject_score
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.gradient import FGSM, MIM, PGD, steepest
+from manifold_bench.attacks.target import BudgetExhausted, Target
+from manifold_bench.attacks.threat import flat_norm, inside
+from manifold_bench.defenses.base import append_reject_score
 
 ATTACKS = {
     "fgsm": FGSM(loss="margin"),

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from toys import Linear
 
-from attacks.combined import Combined
-from attacks.latent import CONFIRMATIONS, SAMPLES, Latent, Overpowered, RangeAttack, overpowered_pairs
-from attacks.target import Target, Verdict
-from attacks.threat import inside
+from manifold_bench.attacks.combined import Combined
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.lagrangian import SAMPLES, overpowered_pairs
+from manifold_bench.attacks.latent import CONFIRMATIONS, Latent, Overpowered, RangeAttack
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import inside
 
 RANGE = torch.linalg.qr(torch.randn(16, 4, generator=torch.Generator().manual_seed(2)))[0] * 0.5
 WEIGHT = torch.randn(3, 16, generator=torch.Generator().manual_seed(3))

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks.losses import (
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.losses import (
     accepted_and_wrong,
     boundary,
     cross_entropy,
@@ -22,7 +23,6 @@ from attacks.losses import (
     selective_margin,
     wrong_first,
 )
-from attacks.target import Verdict
 
 # three classes and a reject score; right, wrong, rejected though right, rejected though wrong
 LOGITS = torch.tensor([[3.0, 1.0, 2.0, 0.0], [1.0, 3.0, 2.0, 2.5], [3.0, 1.0, 2.0, 4.0], [1.0, 3.0, 2.0, 3.5]])

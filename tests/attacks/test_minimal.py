@@ -13,13 +13,13 @@ from rejecting import Band, TwoDetectors, Walled, images_below
 from torch import Tensor
 from toys import CNN, Coin, Linear, Toy, near_the_middle
 
-from attacks.carlini_wagner import CarliniWagner
-from attacks.deepfool import DeepFool
-from attacks.fab import FAB, to_plane
-from attacks.from_art import ArtAttack
-from attacks.from_foolbox import FoolboxAttack
-from attacks.target import Target
-from attacks.threat import flat_norm, inside
+from manifold_bench.attacks.carlini_wagner import CarliniWagner
+from manifold_bench.attacks.deepfool import DeepFool
+from manifold_bench.attacks.fab import FAB, to_plane
+from manifold_bench.attacks.from_art import ArtAttack
+from manifold_bench.attacks.from_foolbox import FoolboxAttack
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import flat_norm, inside
 
 CW = CarliniWagner(searches=5, steps=150, rate=0.02)
 FAR = CarliniWagner(searches=4, steps=200, rate=0.02, c=10.0)

@@ -12,8 +12,9 @@ from hypothesis.extra.numpy import arrays
 from rejecting import MEANS, Band, TwoDetectors, Walled, images_below
 from torch import Tensor, nn
 
-from attacks.gradient import PGD, steepest
-from attacks.selective import (
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.gradient import PGD, steepest
+from manifold_bench.attacks.selective import (
     AimedAscent,
     GMVAEWhiteBox,
     HeldOut,
@@ -23,12 +24,12 @@ from attacks.selective import (
     SelectivePGD,
     without,
 )
-from attacks.target import BudgetExhausted, Target, Verdict
-from attacks.threat import flat_norm, inside
-from bench.datasets.digits import Digits
-from defenses.base import append_reject_score
-from defenses.networks import StridedCNN
-from defenses.weights import from_zoo
+from manifold_bench.attacks.target import BudgetExhausted, Target
+from manifold_bench.attacks.threat import flat_norm, inside
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.defenses.base import append_reject_score
+from manifold_bench.defenses.networks import StridedCNN
+from manifold_bench.defenses.weights import from_zoo
 
 TWO = TwoDetectors()
 

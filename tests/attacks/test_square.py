@@ -10,11 +10,11 @@ from rejecting import Band, Walled, images_below
 from torch import Tensor
 from toys import CNN, Linear, Toy, near_the_middle
 
-from attacks.from_art import ArtAttack
-from attacks.square import Draws as Drawn
-from attacks.square import Square, bump, square_l2, square_linf, tiles
-from attacks.target import BudgetExhausted, Target
-from attacks.threat import flat_norm, inside
+from manifold_bench.attacks.from_art import ArtAttack
+from manifold_bench.attacks.square import Draws as Drawn
+from manifold_bench.attacks.square import Square, bump, square_l2, square_linf, tiles
+from manifold_bench.attacks.target import BudgetExhausted, Target
+from manifold_bench.attacks.threat import flat_norm, inside
 
 
 class Planted(Toy):

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from toys import Linear, near_the_middle
 
-from attacks.substitute import Substitute
-from attacks.target import Target, Verdict
-from attacks.threat import inside
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.substitute import Substitute
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import inside
 
 OWN = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(8))
 X = near_the_middle(8)

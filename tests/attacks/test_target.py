@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.gradient import PGD
-from attacks.target import BLOCK, BudgetExhausted, Target, Verdict, View, batch_rows, blockwise, pad_to_block
-from defenses.networks import StridedCNN
+from manifold_bench.attacks.batching import BLOCK, batch_rows, blockwise, pad_to_block
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import BudgetExhausted, Target
+from manifold_bench.attacks.view import View
+from manifold_bench.defenses.networks import StridedCNN
 
 X = torch.rand(21, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 ALL = torch.arange(21)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attacks.threat import NORMS, Norm, flat_norm, input_seeds, inside, project, random_in_ball
+from manifold_bench.attacks.threat import NORMS, Norm, flat_norm, input_seeds, inside, project, random_in_ball
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
 SEEDS = st.integers(0, 2**31)

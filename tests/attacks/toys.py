@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attacks.target import Verdict
-from defenses.networks import StridedCNN
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.defenses.networks import StridedCNN
 
 
 class Toy(nn.Module):

@@ -24,15 +24,15 @@ def environment(cache: Path, **more: str) -> dict[str, str]:
 def command(
     module: str, *arguments: object, cache: Path, cwd: Path | None = None, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m bench.<module>` to its end, in the folder `cwd`."""
+    """`manifold-bench <module>` to its end, in the folder `cwd`."""
     return subprocess.run(
-        [sys.executable, "-m", f"bench.{module}", *map(str, arguments)],
+        [sys.executable, "-m", "manifold_bench.bench", module, *map(str, arguments)],
         env=environment(cache, **more), cwd=cwd, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
 
 def bench_run(matrix: object, out: Path, *arguments: object, workers: int = 2, **more: Any):
-    """`python -m bench.run` with a cache beside the output folder."""
+    """`manifold-bench run` with a cache beside the output folder."""
     return command(
         "run", "--matrix", matrix, "--out", out, "--workers", workers, *arguments, cache=out.parent / "cache", **more
     )
@@ -46,7 +46,7 @@ def record_files(out: Path) -> dict[str, tuple[int, int]]:
 
 def records(out: Path) -> pd.DataFrame:
     """All records of a run but the seconds, in an order of their own."""
-    from bench.store import Store
+    from manifold_bench.bench.records.store import Store
 
     rows, _ = Store(out).load()
     return rows.drop(columns="seconds").sort_values(["key", "eps", "sample"], ignore_index=True)

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import pandas as pd
 
-from bench.comparison import CELL_COLUMNS, Run
-from bench.records import CALIBRATION, CLEAN, IMAGE_COLUMNS, REVISION, typed
-from bench.store import Store
+from manifold_bench.bench.metrics.paired import CELL_COLUMNS, Run
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, IMAGE_COLUMNS, REVISION, typed
+from manifold_bench.bench.records.store import Store
 
 REJECT = -7
 """An answer in the lists below that stands for a rejection."""

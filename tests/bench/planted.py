@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from defenses.base import Defense, DefenseSpec, append_reject_score
-from defenses.weights import from_zoo
+from manifold_bench.defenses.base import Defense, DefenseSpec, append_reject_score
+from manifold_bench.defenses.weights import from_zoo
 
 
 class Over(Defense):

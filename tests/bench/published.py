@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench.datasets.base import Dataset
-from bench.errors import InputError
-from bench.registry import find
+from manifold_bench.bench.datasets.base import Dataset
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.registry import find
 
 
 def message(action: Callable[[], Any]) -> str:

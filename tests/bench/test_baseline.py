@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from handmade import cell, run, write_run
 
-from bench import compare
-from bench.baseline import main
-from bench.records import IMAGE_COLUMNS
-from bench.store import Store
+from manifold_bench.bench import compare
+from manifold_bench.bench.baseline import main
+from manifold_bench.bench.records.schema import IMAGE_COLUMNS
+from manifold_bench.bench.records.store import Store
 
 N = 20
 CLEAN = cell("clean", labels=[0] * N)

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from bench.baseline import BASELINES
-from bench.beside import Borrowed, baseline_folders, borrow, lacking
-from bench.job import empty_records
-from bench.matrix import parse_matrix, read_matrix
-from bench.plan import Options, dataset_refs, defense_ref, make_jobs
-from bench.store import Store
+from manifold_bench.bench.planning.jobs import make_jobs
+from manifold_bench.bench.planning.reading import parse_matrix, read_matrix
+from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref
+from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.running.borrow import BASELINES, Borrowed, baseline_folders, borrow, lacking
+from manifold_bench.bench.running.job import empty_records
 
 MATRIX = {
     "datasets": [{"name": "digits", "n": 10}],
@@ -91,6 +91,6 @@ def test_baselines_are_looked_for_here_and_with_the_code(tmp_path, monkeypatch):
 
 
 def test_the_baseline_of_quick_is_up_to_date(tmp_path):
-    """Otherwise: `python -m bench.run --matrix quick`, and `python -m bench.baseline results/quick`."""
+    """Otherwise: `manifold-bench run --matrix quick`, and `manifold-bench baseline results/quick`."""
     jobs = planned(matrix=read_matrix("quick"))
     assert [one.jobs for one in borrow(jobs, Store(tmp_path), baseline_folders("quick"))] == [len(jobs)]

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.engines.calls import Call, Needs, Waiting, packed, run_packed
-from bench.errors import InputError
-from bench.matrix import parse_matrix
-from bench.plan import Options, dataset_refs, defense_ref, make_jobs
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.jobs import make_jobs
+from manifold_bench.bench.planning.matrix import Needs
+from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref
+from manifold_bench.bench.running.engines.calls import Call, Waiting, packed, run_packed
 
 
 def call(id: str, after=()) -> Call:

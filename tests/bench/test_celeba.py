@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from published import answers, message
 
-from bench.datasets import celeba
-from bench.datasets.base import image_hashes
-from bench.datasets.celeba import CROP, FOLDER, LISTS, CelebA, face
+from manifold_bench.bench.datasets import celeba
+from manifold_bench.bench.datasets.base import image_hashes
+from manifold_bench.bench.datasets.celeba import CROP, FOLDER, LISTS, CelebA, face
 
 PARTS = [0] * 16 + [1] * 8 + [2] * 8
 MALE = [i % 4 == 0 for i in range(32)]
@@ -141,7 +141,11 @@ def test_it_says_how_to_name_its_folder(tmp_path):
 
 @pytest.mark.parametrize(
     ("defense", "parameters", "outputs"),
-    [("undefended", {}, 2), ("gmvae", {}, 3), ("defenses.deep_image_prior:DeepImagePrior", {"steps": 2}, 2)],
+    [
+        ("undefended", {}, 2),
+        ("gmvae", {}, 3),
+        ("manifold_bench.defenses.deep_image_prior:DeepImagePrior", {"steps": 2}, 2),
+    ],
 )
 def test_defenses_take_its_images(defense, parameters, outputs):
     assert answers(defense, CelebA, **parameters).shape == (2, outputs)

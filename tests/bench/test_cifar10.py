@@ -10,9 +10,9 @@ import pytest
 import torch
 from published import answers, message
 
-from bench.datasets import cifar10
-from bench.datasets.base import image_hashes
-from bench.datasets.cifar10 import FILES, TEST, TRAIN, Cifar10
+from manifold_bench.bench.datasets import cifar10
+from manifold_bench.bench.datasets.base import image_hashes
+from manifold_bench.bench.datasets.cifar10 import FILES, TEST, TRAIN, Cifar10
 
 PER_BATCH = 102
 """Images of each class in each training file of the small version."""
@@ -113,7 +113,7 @@ def test_it_says_how_to_name_its_folder(tmp_path):
 
 @pytest.mark.parametrize(
     ("defense", "parameters", "outputs"),
-    [("undefended", {}, 10), ("defenses.deep_image_prior:DeepImagePrior", {"steps": 2}, 10)],
+    [("undefended", {}, 10), ("manifold_bench.defenses.deep_image_prior:DeepImagePrior", {"steps": 2}, 10)],
 )
 def test_defenses_take_its_images(defense, parameters, outputs):
     assert answers(defense, Cifar10, **parameters).shape == (2, outputs)

@@ -10,8 +10,8 @@ from handmade import REJECT, cell, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.claims.base import Budget, Claim, claims_json, claims_of
-from bench.claims.figures import (
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.metrics.claims import (
     RULES,
     STRONGEST,
     detection_auc,
@@ -24,7 +24,11 @@ from bench.claims.figures import (
     reclassified_right,
     recovered,
 )
-from bench.claims.show import (
+from manifold_bench.bench.metrics.robustness import MissingCells, attacked_within, wilson, worst_case
+from manifold_bench.bench.planning.claims import Budget, Claim, claims_json, claims_of
+from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.records.schema import CLEAN
+from manifold_bench.bench.report.claims import (
     RULE,
     claims_plots,
     claims_tables,
@@ -34,10 +38,6 @@ from bench.claims.show import (
     under_strongest,
     verdict_paragraphs,
 )
-from bench.errors import InputError
-from bench.figures import MissingCells, attacked_within, wilson, worst_case
-from bench.matrix import parse_matrix
-from bench.records import CLEAN
 
 # --- figures ---------------------------------------------------------------------------------------------------------
 
@@ -172,7 +172,9 @@ MATRIX = {
         {"name": "fgsm", "label": "fgsm", "eps": [0.1, 0.2], "ladder": False, "defenses": ["gmvae", "again"]},
         {"name": "noise", "eps": [0.1], "datasets": ["mnist5k"]},
     ],
-    "measurements": [{"name": "bench.measurements.frechet:FrechetDistance", "label": "fid", "defenses": ["gmvae"]}],
+    "measurements": [
+        {"name": "manifold_bench.bench.measurements.frechet:FrechetDistance", "label": "fid", "defenses": ["gmvae"]}
+    ],
 }
 CLAIM = {
     "source": "a paper, table 1", "text": "right", "published": 0.9, "figure": "accuracy",
@@ -241,7 +243,7 @@ def test_a_claim_about_what_is_not_there_is_refused(entry, expected):
 def test_every_figure_has_a_rule_and_what_to_show_under_the_strongest_attack():
     from typing import get_args
 
-    from bench.claims.base import FigureName
+    from manifold_bench.bench.planning.claims import FigureName
 
     assert set(get_args(FigureName)) == set(RULES)
     assert {rule.strongest for rule in RULES.values()} == set(STRONGEST)

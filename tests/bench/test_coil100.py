@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from published import answers, message
 
-from bench.datasets import coil100
-from bench.datasets.base import image_hashes
-from bench.datasets.coil100 import REDUCED, Coil100
+from manifold_bench.bench.datasets import coil100
+from manifold_bench.bench.datasets.base import image_hashes
+from manifold_bench.bench.datasets.coil100 import REDUCED, Coil100
 
 DATA = os.environ.get("MANIFOLD_BENCH_DATA")
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"

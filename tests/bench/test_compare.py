@@ -9,10 +9,10 @@ from handmade import REJECT, a_run, cell, identities, run, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import comparison
-from bench.compare import main
-from bench.comparison import Comparison, Run, compare, mcnemar
-from bench.errors import InputError
+from manifold_bench.bench.compare import main
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.metrics import paired as comparison
+from manifold_bench.bench.metrics.paired import Comparison, Run, compare, mcnemar
 
 N = 20
 CLEAN = cell("clean", labels=[0] * N)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bench.errors import InputError
-from bench.matrix import parse_matrix
-from bench.plan import Options, dataset_refs, defense_ref, make_jobs
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.jobs import make_jobs
+from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref
 
 MATRIX = {
     "datasets": [{"name": "digits", "n": 20}, {"name": "mnist5k", "n": 10}],

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.datasets import mnist
-from bench.datasets.base import Dataset, as_images, image_hashes, split_rows
-from bench.datasets.mnist import FILES, Mnist, Mnist5k, first_of_each_class, read_idx
-from bench.errors import InputError
-from defenses.weights import ZOO
+from manifold_bench.bench.datasets import mnist
+from manifold_bench.bench.datasets.base import Dataset, as_images, image_hashes, split_rows
+from manifold_bench.bench.datasets.mnist import FILES, Mnist, Mnist5k, first_of_each_class, read_idx
+from manifold_bench.bench.errors import InputError
+from manifold_bench.defenses.weights import ZOO
 
 DATA = os.environ.get("MANIFOLD_BENCH_DATA")
 

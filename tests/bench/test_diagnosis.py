@@ -8,18 +8,21 @@ import json
 import pandas as pd
 import pytest
 
-from bench.diagnosis.base import diagnose
-from bench.diagnosis.checks import CHECKS, ITERATIVE, SINGLE_STEP, TRANSFER, Evidence
-from bench.diagnosis.probes import strengths
-from bench.errors import InputError
-from bench.job import empty_records, run_job
-from bench.matrix import parse_matrix
-from bench.measurements.job import measurement_jobs, run_measurement, status
-from bench.measurements.job import write_index as write_measurements
-from bench.plan import Options, dataset_refs, defense_ref, make_jobs
-from bench.records import PROBE
-from bench.report import main
-from bench.store import Store
+from manifold_bench.bench.diagnosis.checks import CHECKS, ITERATIVE, SINGLE_STEP, TRANSFER, Evidence
+from manifold_bench.bench.diagnosis.diagnose import diagnose
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.jobs import make_jobs
+from manifold_bench.bench.planning.measurements import measurement_jobs
+from manifold_bench.bench.planning.probes import strengths
+from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref
+from manifold_bench.bench.records.measurements import status
+from manifold_bench.bench.records.measurements import write_index as write_measurements
+from manifold_bench.bench.records.schema import PROBE
+from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.report.__main__ import main
+from manifold_bench.bench.running.job import empty_records, run_job
+from manifold_bench.bench.running.measuring import run_measurement
 
 FAULTS = {
     "planted:Quantizing": "gradients",
@@ -56,9 +59,9 @@ def planned(made):
 def small():
     """Fewer restarts and problems than a run has: what is planted here is found with these, too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.diagnosis.probes.MORE_RESTARTS", 1)
-        patch.setattr("bench.diagnosis.probes.QUERIES", 20)
-        patch.setattr("bench.diagnosis.inspections.PROBLEMS", 5)
+        patch.setattr("manifold_bench.bench.planning.probes.MORE_RESTARTS", 1)
+        patch.setattr("manifold_bench.bench.planning.probes.QUERIES", 20)
+        patch.setattr("manifold_bench.bench.diagnosis.inspections.PROBLEMS", 5)
         yield
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attacks.gradient import FGSM, PGD
-from bench.estimate import Estimator, guess, left_of, time_left
+from manifold_bench.attacks.gradient import FGSM, PGD
+from manifold_bench.bench.running.estimate import Estimator, guess, left_of, time_left
 
 TIMES = st.lists(st.floats(0, 1e4), max_size=20)
 

@@ -9,9 +9,9 @@ from handmade import REJECT, cell, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import figures
-from bench.figures import SUMMARY_COLUMNS, MissingCells
-from bench.records import CALIBRATION, WORST_CASE
+from manifold_bench.bench.metrics import robustness as figures
+from manifold_bench.bench.metrics.robustness import SUMMARY_COLUMNS, MissingCells
+from manifold_bench.bench.records.schema import CALIBRATION, WORST_CASE
 
 # ten inputs of class 0; the defense is wrong on the first and rejects the second when clean
 LABELS = [0] * 10

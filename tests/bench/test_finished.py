@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import finished, run
-from bench.finished import STAMP, asked, own, stand
-from bench.log import Log
+from manifold_bench.bench import run
+from manifold_bench.bench.records.log import Log
+from manifold_bench.bench.running import stamp as finished
+from manifold_bench.bench.running.stamp import STAMP, asked, own, stand
 
 MATRIX = """
 datasets = [{ name = "digits", n = 3 }]
@@ -50,8 +51,8 @@ def test_the_same_command_again_renders_nothing_and_starts_no_worker(copy, monke
     def never(*arguments, **more):
         raise AssertionError("nothing has to be done")
 
-    monkeypatch.setattr("bench.report.write_report", never)
-    monkeypatch.setattr("bench.engines.local.LocalEngine.__init__", never)
+    monkeypatch.setattr("manifold_bench.bench.report.writing.write_report", never)
+    monkeypatch.setattr("manifold_bench.bench.running.engines.local.LocalEngine.__init__", never)
     matrix, out = copy
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "log.jsonl"}
     assert run.main(["--matrix", str(matrix), "--out", str(out), "--workers", "2"]) == 0
@@ -154,18 +155,18 @@ def test_weights_in_the_cache_are_part_of_what_was_used(ended):
 def test_code_of_others_is_never_taken_for_known():
     import tiny
 
-    from attacks.gradient import PGD
+    from manifold_bench.attacks.gradient import PGD
 
     assert own([PGD]) and not own([PGD, tiny.Linear])
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--list"], None], ids=["help", "list", "a finished run"])
+@pytest.mark.parametrize("arguments", [["run", "--help"], ["list"], None], ids=["help", "list", "a finished run"])
 def test_nothing_heavy_is_imported_to_say_what_is_known(ended, arguments):
     matrix, out = ended
-    given = arguments or ["--matrix", str(matrix), "--out", str(out)]
+    given = arguments or ["run", "--matrix", str(matrix), "--out", str(out)]
     lines = f"""
 import atexit, sys
-from bench.run import main
+from manifold_bench.bench.__main__ import main
 atexit.register(lambda: print("heavy:", [name for name in {HEAVY!r} if name in sys.modules]))
 main({given!r})
 """

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from handmade import a_run, cell, identities, run, write_run
 
-from bench.compare import main
-from bench.gate import Gate, junit_gate, markdown_gate
-from bench.limits import Limit
+from manifold_bench.bench.compare import main
+from manifold_bench.bench.gate.gate import Gate, junit_gate, markdown_gate
+from manifold_bench.bench.gate.limits import Limit
 
 N = 20
 CLEAN = cell("clean", labels=[0] * N)

@@ -17,17 +17,20 @@ import numpy as np
 import pytest
 from handmade import REJECT, cell, run, write_run
 
-from bench.figures import summary
-from bench.html import page
-from bench.html.cells import IMAGE_BUDGET, Cells
-from bench.html.reproduce import command
-from bench.matrix import read_matrix
-from bench.pictures import difference
-from bench.plan import Options, dataset_refs, defense_ref, make_jobs
-from bench.plots import shade
-from bench.records import CLEAN, WORST_CASE
-from bench.report import write_report
-from bench.run import filtered, matrix_json, parser
+from manifold_bench.bench.metrics.robustness import summary
+from manifold_bench.bench.planning.jobs import make_jobs
+from manifold_bench.bench.planning.narrow import filtered
+from manifold_bench.bench.planning.reading import read_matrix
+from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref
+from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
+from manifold_bench.bench.report.html import page
+from manifold_bench.bench.report.html.cells import IMAGE_BUDGET, Cells
+from manifold_bench.bench.report.html.reproduce import command
+from manifold_bench.bench.report.pictures import difference
+from manifold_bench.bench.report.plots import shade
+from manifold_bench.bench.report.writing import write_report
+from manifold_bench.bench.run import parser
+from manifold_bench.bench.running.execution import matrix_json
 
 LABELS = [0] * 10
 GREY = np.full(64, 100, dtype=np.uint8)
@@ -71,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("html") / "a run", run(*CELLS))
     (folder / "run.json").write_text(json.dumps(RUN))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.diagnosis.base.diagnose", lambda folder: {"defenses": DIAGNOSIS})
+        patch.setattr("manifold_bench.bench.diagnosis.diagnose.diagnose", lambda folder: {"defenses": DIAGNOSIS})
         write_report(folder)
     return folder
 
@@ -135,7 +138,7 @@ def test_an_image_is_stored_once_however_often_it_is_shown(text):
 
 
 def test_fewer_inputs_are_shown_where_images_would_take_too_much(folder):
-    from bench.store import Store
+    from manifold_bench.bench.records.store import Store
 
     records, identities = Store(folder).load()
     table = summary(records)
@@ -147,7 +150,7 @@ def test_fewer_inputs_are_shown_where_images_would_take_too_much(folder):
 
 
 def test_the_leaderboard_is_the_worst_case_by_hand(folder):
-    from bench.store import Store
+    from manifold_bench.bench.records.store import Store
 
     records, identities = Store(folder).load()
     board = page.leaderboard(summary(records), identities, {}, DIAGNOSIS)
@@ -168,11 +171,11 @@ def test_the_leaderboard_is_the_worst_case_by_hand(folder):
 
 
 def test_without_diagnosis_and_run_json_the_page_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.diagnosis.base.write_diagnosis", lambda folder: {"defenses": []})
+    monkeypatch.setattr("manifold_bench.bench.diagnosis.diagnose.write_diagnosis", lambda folder: {"defenses": []})
     write_report(write_run(tmp_path, run(*CELLS[:2])))
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "there is no diagnosis.json" in text and "not run" in text
-    assert "There is no run.json" in text and "bench.run --matrix" not in text
+    assert "There is no run.json" in text and "manifold-bench run" not in text
 
 
 def test_a_difference_by_hand():
@@ -249,7 +252,7 @@ def planned(matrix: Any, n: int | None) -> dict[tuple[str, str, str, str], str]:
 def from_command(line: str) -> dict[tuple[str, str, str, str], str]:
     """What the line, given to a shell, would plan."""
     words = shlex.split(line)
-    assert words[:3] == ["python", "-m", "bench.run"]
+    assert words[:2] == ["manifold-bench", "run"]
     given = parser().parse_args(words[3:])
     matrix = read_matrix(given.matrix)
     if given.seed is not None:

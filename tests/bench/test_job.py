@@ -10,12 +10,13 @@ import pytest
 import tiny
 import torch
 
-from bench import job as job_module
-from bench.datasets.base import image_hashes
-from bench.job import inputs, noise, run_job
-from bench.matrix import parse_matrix
-from bench.plan import Job, Options, dataset_refs, defense_ref, make_jobs
-from bench.store import Store
+from manifold_bench.bench.datasets.base import image_hashes
+from manifold_bench.bench.planning.jobs import Job, make_jobs
+from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref
+from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.running import job as job_module
+from manifold_bench.bench.running.job import inputs, noise, run_job
 
 LADDER = [0.01, 0.02, 0.04, 0.08, 0.16]
 BEATEN_BEFORE = [0, 6, 12, 18]

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks.target import Verdict
-from bench.judge import batch_invariant, judge, protocol, verdict
-from defenses.base import Defense, DefenseSpec
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.bench.records.schema import protocol
+from manifold_bench.bench.running.judge import batch_invariant, judge, verdict
+from manifold_bench.defenses.base import Defense, DefenseSpec
 
 SPEC = DefenseSpec(shape=(1, 2, 2), num_classes=2)
 

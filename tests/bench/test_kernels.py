@@ -1,6 +1,6 @@
 """Kernels: what is chosen, what of it the records say, and whether layers that round by the size of a batch are found.
 
-Tests of exact bits hold for the settings of `bench.environment` (tests/conftest.py makes them), on x86 processors.
+Tests of exact bits hold for the settings of `running.environment` (tests/conftest.py makes them), on x86 processors.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from handmade import cell
 from tiny import RoundsBySize
 from torch import nn
 
-from attacks.target import batch_rows
-from bench.baseline import promote
-from bench.environment import SETTINGS, choose_kernels
-from bench.gate import Gate
-from bench.kernels import LayerCheck, kernels
-from bench.provenance import kernels_text, uneven_text
-from bench.store import Store
+from manifold_bench.attacks.batching import batch_rows
+from manifold_bench.bench.gate.gate import Gate
+from manifold_bench.bench.gate.promotion import promote
+from manifold_bench.bench.records.provenance import kernels_text, uneven_text
+from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.running.environment import SETTINGS, choose_kernels
+from manifold_bench.bench.running.kernels import LayerCheck, kernels
 
 IMAGES = torch.rand(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 

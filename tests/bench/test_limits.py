@@ -8,10 +8,10 @@ from handmade import REJECT, a_run, cell, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.comparison import compare
-from bench.errors import InputError
-from bench.limits import FIGURES, Check, Limit, check
-from bench.records import CALIBRATION, CLEAN, WORST_CASE
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.gate.limits import FIGURES, Check, Limit, check
+from manifold_bench.bench.metrics.paired import compare
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE
 
 TEN = [0] * 10
 

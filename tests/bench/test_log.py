@@ -8,7 +8,7 @@ import os
 import signal
 import time
 
-from bench.log import Log, seconds_of
+from manifold_bench.bench.records.log import Log, seconds_of
 
 LONG = "x" * 3000
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from attacks.gradient import PGD
-from bench.errors import InputError
-from bench.matrix import FOLDER, Matrix, matrix_path, read_matrix
-from bench.run import main
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.matrix import Matrix
+from manifold_bench.bench.planning.reading import FOLDER, matrix_path, read_matrix
+from manifold_bench.bench.run import main
 
 DATA = 'datasets = [{ name = "digits", n = 10 }]\n'
 DEFENSES = 'defenses = ["undefended"]\n'
@@ -145,7 +146,7 @@ BAD: dict[str, Any] = {
     "defense number for label": (defense('{ name = "inc", label = 3 }'), ["defenses[0].label: 3 is not a text"]),
     "defense without name": (defense("{ latent = 3 }"), ["defenses[0].name: missing"]),
     "defense of no class": (defense('"defenses.inc:Inc"'), ["defenses[0]", "cannot import 'defenses.inc'"]),
-    "attack for a defense": (defense('"attacks.gradient:PGD"'), ["defenses[0]", "not a subclass"]),
+    "attack for a defense": (defense('"manifold_bench.attacks.gradient:PGD"'), ["defenses[0]", "not a subclass"]),
     # attacks
     "unknown attack": (attack(name="pdg"), ["attacks[0]: unknown attack 'pdg'; did you mean 'pgd'?"]),
     "unknown library class": (attack(name="art:DeepFol"), ["attacks[0]", "DeepFol", "DeepFool"]),
@@ -224,7 +225,9 @@ BAD: dict[str, Any] = {
         (attack("steps = 0"), ["attacks[0].steps: 0"]), "place and key are joined by «: », not by a dot"
     ),
     "class after a plain name": todo((attack(name="pgd:Other"), ["attacks[0]", "pgd:Other"]), "registry.find drops it"),
-    "abstract attack": todo((attack(name="attacks.base:Attack"), ["attacks[0]"]), "TypeError: abstract class"),
+    "abstract attack": todo(
+        (attack(name="manifold_bench.attacks.base:Attack"), ["attacks[0]"]), "TypeError: abstract class"
+    ),
     "a key of two lines": todo((attack('"a\\nb" = 1'), ["attacks[0]"]), "keys are shown as they are"),
     "a bottomless seed": todo(
         (f"seed = {10**30}\n{DATA}{DEFENSES}{ATTACK}", ["seed"]), "seeds beyond 64 bits fail in torch.manual_seed"
@@ -272,7 +275,10 @@ def test_the_same_from_the_shell(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(BAD["eps negative"][0])
     done = subprocess.run(
-        [sys.executable, "-m", "bench.run", "--matrix", str(path)], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-m", "manifold_bench.bench", "run", "--matrix", str(path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(f"error: {path}: attacks[0].eps[1]: -0.1") and done.stderr.count("\n") == 1

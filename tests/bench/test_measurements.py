@@ -14,25 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bench.errors import InputError
-from bench.matrix import parse_matrix
-from bench.measurements.frechet import FrechetDistance, frechet_distance, moments, penultimate
-from bench.measurements.job import (
-    curves,
-    load,
-    measurement_jobs,
-    measurement_plots,
-    measurement_tables,
-    read,
-    run_measurement,
-    status,
-    store,
-)
-from bench.measurements.reconstruction import Reconstruction
-from bench.measurements.samples import Samples
-from bench.plan import DatasetRef, Options, defense_ref
-from bench.run import main
-from defenses.base import Defense, DefenseSpec
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.measurements.frechet import FrechetDistance, frechet_distance, moments, penultimate
+from manifold_bench.bench.measurements.reconstruction import Reconstruction
+from manifold_bench.bench.measurements.samples import Samples
+from manifold_bench.bench.planning.measurements import measurement_jobs
+from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.planning.refs import DatasetRef, Options, defense_ref
+from manifold_bench.bench.records.measurements import load, read, status, store
+from manifold_bench.bench.report.measurements import curves, measurement_plots, measurement_tables
+from manifold_bench.bench.run import main
+from manifold_bench.bench.running.measuring import run_measurement
+from manifold_bench.defenses.base import Defense, DefenseSpec
 
 # --- the distance ----------------------------------------------------------------------------------------------------
 
@@ -119,7 +112,7 @@ class Noise:
     """A data set of uniform noise, as `Net` samples it."""
 
     def __init__(self, seed: int) -> None:
-        from defenses.base import LabelledImages
+        from manifold_bench.defenses.base import LabelledImages
 
         self.test = LabelledImages(Net(SPEC).sample(3000, seed), torch.zeros(3000, dtype=torch.long))
         self.validation = self.test
@@ -179,7 +172,7 @@ def test_pictures_are_stored_with_the_result_and_drawn_as_they_were(tmp_path):
 
 # --- jobs and results ------------------------------------------------------------------------------------------------
 
-FID = "bench.measurements.frechet:FrechetDistance"
+FID = "manifold_bench.bench.measurements.frechet:FrechetDistance"
 MATRIX = {
     "datasets": [{"name": "digits", "n": 4}],
     "defenses": ["undefended", {"name": "test_measurements:Net", "label": "net"}, "inc"],
@@ -296,7 +289,7 @@ def test_a_run_measures_once(measured):
 
 
 def test_a_confined_attack_runs_where_it_is_asked_for_and_on_its_own_number_of_images(measured):
-    from bench.store import Store
+    from manifold_bench.bench.records.store import Store
 
     rows, _ = Store(measured[1]).load()
     sizes = rows.groupby(["defense", "attack"]).size().to_dict()

@@ -10,9 +10,10 @@ from handmade import REJECT, cell, run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.optimality import attack_figures, attack_tables, curve_end, mean_optimality, optimality
-from bench.records import CALIBRATION, CLEAN, WORST_CASE
-from bench.tables import markdown
+from manifold_bench.bench.metrics.optimality import attack_figures, curve_end, mean_optimality, optimality
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE
+from manifold_bench.bench.report.attacks import attack_tables
+from manifold_bench.bench.report.table import markdown
 
 INF = math.inf
 

@@ -103,7 +103,7 @@ def installed(tmp_path_factory):
 
 
 def test_it_is_listed(installed, tmp_path):
-    done = command("run", "--list", cache=tmp_path, path=str(installed))
+    done = command("list", cache=tmp_path, path=str(installed))
     assert done.returncode == 0
     for line in ("blur", "darken", "inverted-digits"):
         assert f"\n  {line}" in done.stdout

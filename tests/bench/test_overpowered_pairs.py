@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.target import Verdict
-from bench.measurements.overpowered import OverpoweredPairs
-from defenses.base import Defense, DefenseSpec
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.bench.measurements.overpowered import OverpoweredPairs
+from manifold_bench.defenses.base import Defense, DefenseSpec
 
 SPEC = DefenseSpec(shape=(1, 2, 2), num_classes=2)
 SMALL = OverpoweredPairs(eta=(0.5, 0.1), pairs=12, steps=150)

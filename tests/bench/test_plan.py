@@ -13,12 +13,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import plan
-from bench.errors import InputError
-from bench.matrix import parse_matrix
-from bench.plan import DatasetRef, DefenseRef, Job, Options, cache_file, dataset_refs, defense_ref, key_of, make_jobs
-from bench.train import train
-from defenses import weights
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning import jobs as plan
+from manifold_bench.bench.planning.jobs import Job, make_jobs
+from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.planning.refs import (
+    DatasetRef,
+    DefenseRef,
+    Options,
+    cache_file,
+    dataset_refs,
+    defense_ref,
+    key_of,
+)
+from manifold_bench.bench.running.training import train
+from manifold_bench.defenses import weights
 
 MATRIX = {
     "datasets": [{"name": "digits", "n": 10}],
@@ -77,7 +86,7 @@ def test_every_ingredient_changes_the_key(monkeypatch):
         "passes allowed": key(attacks=attack(max_forwards=100)),
         "attack": key(attacks=[{"name": "fgsm", "eps": [0.1, 0.2]}]),
         "label of the attack": key(attacks=attack(label="mine")),
-        "attack by its module": key(attacks=attack(name="attacks.gradient:PGD")),
+        "attack by its module": key(attacks=attack(name="manifold_bench.attacks.gradient:PGD")),
         "library attack": key(attacks=[{"name": "art:DeepFool", "norm": "l2", "eps": [0.1, 0.2]}]),
         "its parameters": key(attacks=[{"name": "art:DeepFool", "norm": "l2", "eps": [0.1, 0.2], "max_iter": 3}]),
         "no ladder": key(attacks=attack(ladder=False)),
@@ -89,8 +98,8 @@ def test_every_ingredient_changes_the_key(monkeypatch):
     }
     from tiny import Coin
 
-    from attacks.gradient import PGD
-    from bench.datasets.digits import Digits
+    from manifold_bench.attacks.gradient import PGD
+    from manifold_bench.bench.datasets.digits import Digits
 
     for name, (cls, attribute, value) in {
         "version of the attack": (PGD, "version", 99),

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from handmade import REJECT, cell, identities, run
 
-from bench import pictures, plots
-from bench.figures import summary
-from bench.records import CALIBRATION, CLEAN
+from manifold_bench.bench.metrics.robustness import summary
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
+from manifold_bench.bench.report import pictures, plots
 
 LABELS = [0] * 10
 PIXELS = np.arange(64, dtype=np.uint8).tobytes()

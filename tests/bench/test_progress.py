@@ -14,12 +14,12 @@ import torch
 from rich.console import Console
 from test_estimate import job
 
-from attacks.gradient import PGD
-from attacks.target import Target
-from bench import progress
-from bench.log import Log
-from bench.pace import Pace
-from bench.progress import Board, Work, clock, size
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import Target
+from manifold_bench.bench.records.log import Log
+from manifold_bench.bench.running import board as progress
+from manifold_bench.bench.running.board import Board, Work, clock, size
+from manifold_bench.bench.running.heartbeat import Pace
 
 LINE = re.compile(r"\[\d+/\d+\] .+  \d+\.\d s( · left ~[\d:]+)? · \d+(\.\d)? [GM]iB")
 

@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 from commands import HERE, bench_run, environment, figures, records
 
-from bench.engines.calls import Call, Needs
-from bench.errors import InputError
-from bench.log import LOG, Log
-from bench.run import main
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.matrix import Needs
+from manifold_bench.bench.records.log import LOG, Log
+from manifold_bench.bench.run import main
+from manifold_bench.bench.running.engines.calls import Call
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'manifold-bench[ray]'")
 
@@ -82,7 +83,8 @@ def cluster(place):
 
 def command(place: Path, cluster, out: str) -> list[str]:
     return [
-        sys.executable, "-m", "bench.run", "--matrix", str(place / "matrix.toml"), "--out", str(place / out / "out"),
+        sys.executable, "-m", "manifold_bench.bench", "run",
+        "--matrix", str(place / "matrix.toml"), "--out", str(place / out / "out"),
         "--data", str(place / "data"), "--engine", "ray", "--address", cluster.address,
     ]  # fmt: skip
 
@@ -129,7 +131,7 @@ def double(number: int) -> int:
 
 
 def test_calls_are_bounded_and_a_hang_costs_one(cluster, monkeypatch):
-    from bench.engines.ray import RayEngine
+    from manifold_bench.bench.running.engines.ray import RayEngine
 
     given: list[int] = []
     with RayEngine(cluster.address, 2) as engine:
@@ -144,7 +146,7 @@ def test_calls_are_bounded_and_a_hang_costs_one(cluster, monkeypatch):
 
 
 def test_a_cluster_that_cannot_do_it_is_refused(cluster, monkeypatch):
-    from bench.engines import ray as engines
+    from manifold_bench.bench.running.engines import ray as engines
 
     with engines.RayEngine(cluster.address, None) as engine:
         with pytest.raises(InputError, match=r"no machine has the 2 CPUs .*machines: 1 CPUs and 0 GPUs, 1 CPU"):

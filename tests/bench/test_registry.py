@@ -7,13 +7,13 @@ import textwrap
 
 import pytest
 
-from attacks.base import Attack
-from attacks.gradient import PGD
-from bench.datasets.base import Dataset
-from bench.errors import InputError
-from bench.registry import find, nearest
-from defenses.base import Defense, Trainable
-from defenses.identity import registered
+from manifold_bench.attacks.base import Attack
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.bench.datasets.base import Dataset
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.registry import find, nearest
+from manifold_bench.defenses.base import Defense, Trainable
+from manifold_bench.defenses.identity import registered
 
 BASES = {"datasets": Dataset, "defenses": Defense, "attacks": Attack, "parts": Trainable}
 
@@ -32,7 +32,7 @@ def test_names_of_the_house_are_there():
 
 
 def test_a_class_by_its_module():
-    assert find("attacks", "attacks.gradient:PGD") is PGD is find("attacks", "pgd")
+    assert find("attacks", "manifold_bench.attacks.gradient:PGD") is PGD is find("attacks", "pgd")
 
 
 def test_a_library_attack_by_its_class():
@@ -59,7 +59,7 @@ def refused(kind: str, name: str) -> str:
 )
 def test_an_unknown_name_is_answered_with_the_nearest(kind, name, meant):
     text = refused(kind, name)
-    assert f"{name!r}; did you mean {meant!r}?" in text and "--list" in text
+    assert f"{name!r}; did you mean {meant!r}?" in text and "manifold-bench list" in text
 
 
 @pytest.mark.parametrize("kind", BASES)
@@ -73,10 +73,10 @@ def test_a_name_like_no_other_is_said_to_be_unknown(kind, name):
     ("name", "hint"),
     [
         ("no.such.module:Thing", "cannot import"),
-        ("attacks.gradient:PDG", "did you mean 'PGD'?"),
-        ("attacks.gradient:Nothing9", "has no 'Nothing9'"),
-        ("attacks.gradient:steepest", "not a subclass"),
-        ("defenses.undefended:Undefended", "not a subclass"),
+        ("manifold_bench.attacks.gradient:PDG", "did you mean 'PGD'?"),
+        ("manifold_bench.attacks.gradient:Nothing9", "has no 'Nothing9'"),
+        ("manifold_bench.attacks.gradient:steepest", "not a subclass"),
+        ("manifold_bench.defenses.undefended:Undefended", "not a subclass"),
     ],
 )
 def test_a_module_without_that_class_is_named(name, hint):
@@ -84,7 +84,7 @@ def test_a_module_without_that_class_is_named(name, hint):
     assert hint in text and repr(name) in text
 
 
-@pytest.mark.parametrize("name", [":PGD", ":", "attacks.gradient:", ".:PGD", "..gradient:PGD"])
+@pytest.mark.parametrize("name", [":PGD", ":", "manifold_bench.attacks.gradient:", ".:PGD", "..gradient:PGD"])
 def test_a_module_that_cannot_have_a_name_is_named(name):
     assert repr(name) in refused("attacks", name)
 

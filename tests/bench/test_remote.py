@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from bench import compare, report, run
-from bench.errors import InputError
-from bench.remote import at_hand
-from bench.store import Store
+from manifold_bench.bench import compare, run
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.report import writing as report
+from manifold_bench.bench.running.url_folder import at_hand
 
 MATRIX = """
 datasets = [{ name = "digits", n = 8 }]

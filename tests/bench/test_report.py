@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 from handmade import REJECT, cell, run, write_run
 
-from bench import compare, plots
-from bench.figures import SUMMARY_COLUMNS
-from bench.records import CALIBRATION, CLEAN
-from bench.report import main, write_report
+from manifold_bench.bench import compare
+from manifold_bench.bench.metrics.robustness import SUMMARY_COLUMNS
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
+from manifold_bench.bench.report import plots
+from manifold_bench.bench.report.__main__ import main
+from manifold_bench.bench.report.writing import write_report
 
 PIXELS = np.zeros(64, dtype=np.uint8).tobytes()
 CELLS = (
@@ -122,7 +124,16 @@ def test_stored_runs_compare(folder, tmp_path, capsys):
     assert "2 - (worse)" in capsys.readouterr().out.splitlines()[-1]
 
 
-@pytest.mark.parametrize("module", ["bench.report", "bench.compare", "bench.figures", "bench.tables", "bench.plots"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "manifold_bench.bench.report.__main__",
+        "manifold_bench.bench.compare",
+        "manifold_bench.bench.metrics.robustness",
+        "manifold_bench.bench.report.tables",
+        "manifold_bench.bench.report.plots",
+    ],
+)
 def test_nothing_heavy_is_imported_to_say_how_it_is_used(module):
     code = f"import sys, {module}; print([m for m in ('matplotlib', 'statsmodels', 'torch') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

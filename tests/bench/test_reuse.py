@@ -14,14 +14,15 @@ import pytest
 from commands import bench_run, command
 from users import importable, write
 
-from bench.matrix import parse_matrix
-from bench.measurements.job import measurement_jobs
-from bench.plan import DatasetRef, DefenseRef, Job, Options, dataset_refs, defense_ref, load_dataset, make_jobs
-from bench.registry import find
-from bench.train import train
-from defenses.identity import Kind, parameters, registered
-from defenses.undefended import Undefended
-from defenses.weights import from_zoo, weights_hash
+from manifold_bench.bench.planning.jobs import Job, make_jobs
+from manifold_bench.bench.planning.measurements import measurement_jobs
+from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, Options, dataset_refs, defense_ref, load_dataset
+from manifold_bench.bench.planning.registry import find
+from manifold_bench.bench.running.training import train
+from manifold_bench.defenses.identity import Kind, parameters, registered
+from manifold_bench.defenses.undefended import Undefended
+from manifold_bench.defenses.weights import from_zoo, weights_hash
 
 PGD = {"name": "pgd", "eps": [0.1], "steps": 3}
 

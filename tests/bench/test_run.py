@@ -1,4 +1,4 @@
-"""`python -m bench.run` as a user meets it: what it writes, what it refuses, and what bad systems cost."""
+"""`manifold-bench run` as a user meets it: what it writes, what it refuses, and what bad systems cost."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from commands import bench_run, environment, figures, one_error_line, record_files, records
 
-from bench.figures import SUMMARY_COLUMNS
-from bench.log import Log
-from bench.run import main
+from manifold_bench.bench.list import main as list_systems
+from manifold_bench.bench.metrics.robustness import SUMMARY_COLUMNS
+from manifold_bench.bench.records.log import Log
+from manifold_bench.bench.run import main
 
 GOOD = """
 datasets = [{ name = "digits", n = 12 }]
@@ -172,17 +173,19 @@ def test_one_worker_and_two_give_the_same_records(good, tmp_path):
 def test_filters_n_and_seed_cut_and_add(good, tmp_path):
     done = bench_run(
         good[0], tmp_path / "out", "--n", 5, "--seed", 7, "--defense", "tiny:NearestMean", "--attack", "pgd",
-        "--attack", "attacks.gradient:FGSM", "--attack", "fgsm", "--attack", "pgd(steps=10)",
+        "--attack", "manifold_bench.attacks.gradient:FGSM", "--attack", "fgsm", "--attack", "pgd(steps=10)",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert " linf, seed 7 and 3 more jobs: nothing stored" in done.stdout
     rows = records(tmp_path / "out")
     assert set(rows["defense"]) == {"tiny:NearestMean"} and set(rows["seed"]) == {7}
-    assert set(rows["attack"]) == {"clean", "pgd(steps=10)", "attacks.gradient:FGSM", "fgsm"}
+    assert set(rows["attack"]) == {"clean", "pgd(steps=10)", "manifold_bench.attacks.gradient:FGSM", "fgsm"}
     assert not rows.duplicated(["sample", "attack", "eps"]).any()
     assert rows.groupby(["attack", "eps"]).size().eq(5).all()
     assert set(rows["sample"]) <= set(records(good[1])["sample"])  # fewer of the same images
-    both = [rows[rows["attack"] == name].reset_index(drop=True) for name in ("attacks.gradient:FGSM", "fgsm")]
+    both = [
+        rows[rows["attack"] == name].reset_index(drop=True) for name in ("manifold_bench.attacks.gradient:FGSM", "fgsm")
+    ]
     same = ["sample", "eps", "adv_label", "success", "linf", "l2", "forwards"]
     pd.testing.assert_frame_equal(both[0][same], both[1][same])
 
@@ -199,7 +202,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(good, tmp_path, capsys):
 
 
 def test_list_names_everything(capsys):
-    assert main(["--list"]) == 0
+    assert list_systems([]) == 0
     shown = capsys.readouterr().out
     for name in (
         "digits",
@@ -397,7 +400,18 @@ def test_the_next_run_tries_failed_cells_again_and_a_hang_costs_its_cell(trouble
 
 def test_a_run_killed_in_the_middle_resumes_to_the_same_records(tmp_path):
     matrix, out = matrix_file(tmp_path, SLOW), tmp_path / "out"
-    arguments = [sys.executable, "-m", "bench.run", "--matrix", str(matrix), "--out", str(out), "--workers", "2"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "manifold_bench.bench",
+        "run",
+        "--matrix",
+        str(matrix),
+        "--out",
+        str(out),
+        "--workers",
+        "2",
+    ]
     killed = subprocess.Popen(
         arguments, env=environment(tmp_path / "cache", TINY_SECONDS="1.5"), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

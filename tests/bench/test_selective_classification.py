@@ -7,10 +7,9 @@ from handmade import REJECT, cell, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import figures
-from bench.figures import MissingCells
-from bench.records import CALIBRATION, CLEAN
-from bench.selective import (
+from manifold_bench.bench.metrics import robustness as figures
+from manifold_bench.bench.metrics.robustness import MissingCells
+from manifold_bench.bench.metrics.selective import (
     DEPLOYED,
     MATCHED_COLUMNS,
     area,
@@ -23,6 +22,7 @@ from bench.selective import (
     risk_coverage,
     threshold_at,
 )
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 
 
 def test_risk_and_coverage_by_hand_with_a_tie():

@@ -9,13 +9,12 @@ import pytest
 from handmade import REJECT, cell, run
 from rich.console import Console
 
-from bench.records import CALIBRATION, CLEAN
-from bench.standing import (
+from manifold_bench.bench.metrics.ranking import rank, standing
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
+from manifold_bench.bench.report.ranking import (
     attack_lines,
     named_lines,
     print_standing,
-    rank,
-    standing,
     standing_lines,
     standing_paragraphs,
     standing_tables,

@@ -18,11 +18,12 @@ from handmade import cell, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import compare, report
-from bench.errors import InputError
-from bench.plan import key_of
-from bench.records import REVISION
-from bench.store import IDENTITY, DamagedRecords, Store, checksum_path, file_name
+from manifold_bench.bench import compare
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.refs import key_of
+from manifold_bench.bench.records.schema import REVISION
+from manifold_bench.bench.records.store import IDENTITY, DamagedRecords, Store, checksum_path, file_name
+from manifold_bench.bench.report import writing as report
 
 MATRIX = """
 datasets = [{ name = "digits", n = 10 }]

@@ -12,9 +12,9 @@ import torch
 from published import answers, message
 from scipy.io import savemat
 
-from bench.datasets import svhn
-from bench.datasets.base import image_hashes
-from bench.datasets.svhn import FILES, Svhn
+from manifold_bench.bench.datasets import svhn
+from manifold_bench.bench.datasets.base import image_hashes
+from manifold_bench.bench.datasets.svhn import FILES, Svhn
 
 PER_CLASS = 510
 

@@ -6,10 +6,12 @@ import pytest
 from handmade import REJECT, cell, run
 from rich.console import Console
 
-from bench.figures import summary
-from bench.records import CALIBRATION, CLEAN
-from bench.selective import matched
-from bench.tables import Table, latex, latex_escaped, markdown, print_tables, selective_tables, tables
+from manifold_bench.bench.metrics.robustness import summary
+from manifold_bench.bench.metrics.selective import matched
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
+from manifold_bench.bench.report.screen import print_tables
+from manifold_bench.bench.report.table import Table, latex, latex_escaped, markdown
+from manifold_bench.bench.report.tables import selective_tables, tables
 
 LABELS = [0] * 10
 BEATEN = [1] * 4 + [REJECT] + [0] * 5

@@ -1,4 +1,4 @@
-"""`python -m bench.train`: seeded, resumable, and what it leaves is what a run takes."""
+"""`manifold-bench train`: seeded, resumable, and what it leaves is what a run takes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from commands import bench_run, command, figures, one_error_line, record_files
 from safetensors.torch import load_file
 
-from bench import run, train
-from bench.log import Log
+from manifold_bench.bench import run, train
+from manifold_bench.bench.records.log import Log
 
 MATRIX = """
 datasets = [{ name = "digits", n = 10 }]
@@ -73,7 +73,7 @@ def test_it_leaves_weights_a_card_and_a_log_and_nothing_else(trained):
         and card["budget"] == 1
     )
     assert 0.5 < card["figures"]["validation_accuracy"] <= 1
-    assert card["command"].startswith("python -m bench.train ")
+    assert card["command"].startswith("manifold-bench train ")
 
 
 def test_the_same_command_elsewhere_gives_the_same_weights_and_another_seed_others(trained, tmp_path):

@@ -12,18 +12,19 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from attacks.apgd import APGD
-from attacks.autoattack import AutoAttack
-from attacks.base import Attack, Knowledge
-from attacks.fab import FAB
-from attacks.square import Square
-from attacks.target import Target, Verdict
-from attacks.threat import NORMS, Norm
-from bench.datasets.base import Dataset
-from bench.datasets.digits import Digits
-from defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score
-from defenses.training import accuracy, train_module
-from defenses.undefended import initialise
+from manifold_bench.attacks.apgd import APGD
+from manifold_bench.attacks.autoattack import AutoAttack
+from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.fab import FAB
+from manifold_bench.attacks.square import Square
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import NORMS, Norm
+from manifold_bench.bench.datasets.base import Dataset
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score
+from manifold_bench.defenses.training import accuracy, train_module
+from manifold_bench.defenses.undefended import initialise
 
 WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 1.5])
 BIAS = -0.5

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attacks.from_art import module_classifier
-from attacks.from_foolbox import foolbox_model
-from defenses.convolutions import DenseOnMaps, ImageConvolution
+from manifold_bench.attacks.from_art import module_classifier
+from manifold_bench.attacks.from_foolbox import foolbox_model
+from manifold_bench.defenses.convolutions import DenseOnMaps, ImageConvolution
 
 Peer = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 

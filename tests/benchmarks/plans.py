@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from bench.matrix import Matrix
-from bench.plan import Job, Options, dataset_refs, defense_ref, load_dataset, make_jobs
+from manifold_bench.bench.planning.jobs import Job, make_jobs
+from manifold_bench.bench.planning.matrix import Matrix
+from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref, load_dataset
 
 PASSES = (
     "The backward passes are those of all attacks that have any and whose budget is known, beside a cross product that "

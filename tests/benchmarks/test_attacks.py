@@ -36,14 +36,15 @@ from peers import (
 from plans import planned
 from torch import Tensor, nn
 
-from attacks.target import blockwise
-from attacks.threat import Norm, flat_norm, inside
-from bench.engines.calls import Call
-from bench.engines.local import LocalEngine
-from bench.job import run_job
-from bench.matrix import parse_matrix
-from bench.plan import Job, Options, load_dataset
-from bench.store import Store
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.threat import Norm, flat_norm, inside
+from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.planning.refs import Options, load_dataset
+from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.running.engines.calls import Call
+from manifold_bench.bench.running.engines.local import LocalEngine
+from manifold_bench.bench.running.job import run_job
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +78,7 @@ QUERIES = 500
 
 TASKS = {
     "PGD-40": Task(
-        {"name": "attacks.gradient:PGD", "steps": 40},
+        {"name": "manifold_bench.attacks.gradient:PGD", "steps": 40},
         {
             "bare loop": bare_pgd,
             "ART": art("ProjectedGradientDescentPyTorch", eps=lambda e: e, eps_step=lambda e: e / 16, max_iter=40,
@@ -88,7 +89,7 @@ TASKS = {
         LINF,
     ),
     "MIM-10": Task(
-        {"name": "attacks.gradient:MIM", "steps": 10},
+        {"name": "manifold_bench.attacks.gradient:MIM", "steps": 10},
         {
             "bare loop": bare_mim,
             "ART": art("MomentumIterativeMethod", eps=lambda e: e, eps_step=lambda e: e / 10, decay=1.0, max_iter=10,
@@ -99,7 +100,7 @@ TASKS = {
         LINF,
     ),
     "APGD-CE-100": Task(
-        {"name": "attacks.apgd:APGD"},
+        {"name": "manifold_bench.attacks.apgd:APGD"},
         {
             "bare loop": bare_apgd,
             "ART": art("AutoProjectedGradientDescent", eps=lambda e: e, eps_step=lambda e: 2 * e, max_iter=100,
@@ -110,7 +111,7 @@ TASKS = {
         lacks=("Foolbox",),
     ),
     "Carlini–Wagner L2, 5 × 100": Task(
-        {"name": "attacks.carlini_wagner:CarliniWagner", **CW},
+        {"name": "manifold_bench.attacks.carlini_wagner:CarliniWagner", **CW},
         {
             "bare loop": bare_carlini_wagner,
             "ART": art("CarliniL2Method", binary_search_steps=5, max_iter=100, learning_rate=0.05, initial_const=0.1,
@@ -122,7 +123,7 @@ TASKS = {
         L2, "l2", few={"ART": 32}, rounds=1,
     ),
     "DeepFool L2": Task(
-        {"name": "attacks.deepfool:DeepFool"},
+        {"name": "manifold_bench.attacks.deepfool:DeepFool"},
         {
             "bare loop": bare_deepfool,
             "ART": art("DeepFool", max_iter=50, epsilon=0.02, nb_grads=10, batch_size=ALL, verbose=False),
@@ -132,7 +133,7 @@ TASKS = {
         L2, "l2", rounds=1,
     ),
     f"Square, {QUERIES} queries": Task(
-        {"name": "attacks.square:Square", "queries": QUERIES},
+        {"name": "manifold_bench.attacks.square:Square", "queries": QUERIES},
         {
             "ART": art("SquareAttack", eps=lambda e: e, max_iter=QUERIES, p_init=0.8, batch_size=ALL, verbose=False),
             "torchattacks": torchattacks("Square", norm="Linf", eps=lambda e: e, n_queries=QUERIES, p_init=0.8),
@@ -140,7 +141,7 @@ TASKS = {
         LINF, rounds=1, lacks=("Foolbox",),
     ),
     "AutoAttack": Task(
-        {"name": "attacks.autoattack:AutoAttack"},
+        {"name": "manifold_bench.attacks.autoattack:AutoAttack"},
         {
             "ART": art("AutoAttack", eps=lambda e: e, eps_step=lambda e: 2 * e, batch_size=ALL),
             "torchattacks": torchattacks_autoattack,

@@ -12,9 +12,9 @@ import time
 import pytest
 import torch
 
-from bench.datasets.mnist import Mnist5k
-from defenses.deep_image_prior import DeepImagePrior
-from defenses.weights import freeze
+from manifold_bench.bench.datasets.mnist import Mnist5k
+from manifold_bench.defenses.deep_image_prior import DeepImagePrior
+from manifold_bench.defenses.weights import freeze
 
 pytestmark = pytest.mark.slow
 

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from plans import PASSES, planned, told_passes
 
-from attacks.base import Attack
-from bench.engines.calls import Call
-from bench.engines.local import LocalEngine
-from bench.job import run_job
-from bench.matrix import Matrix, read_matrix
-from bench.plan import Job, Options
-from bench.store import Store
+from manifold_bench.attacks.base import Attack
+from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.planning.matrix import Matrix
+from manifold_bench.bench.planning.reading import read_matrix
+from manifold_bench.bench.planning.refs import Options
+from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.running.engines.calls import Call
+from manifold_bench.bench.running.engines.local import LocalEngine
+from manifold_bench.bench.running.job import run_job
 
 pytestmark = pytest.mark.slow
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.gradient import PGD
-from attacks.target import Target
-from bench.datasets.mnist import Mnist5k
-from defenses.defense_gan import PAPER
-from defenses.projection import QuasiNewtonSolver, Solver, best_start, mean_squared_error
-from defenses.weights import from_zoo
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import Target
+from manifold_bench.bench.datasets.mnist import Mnist5k
+from manifold_bench.defenses.defense_gan import PAPER
+from manifold_bench.defenses.solvers import QuasiNewtonSolver, Solver, best_start, mean_squared_error
+from manifold_bench.defenses.weights import from_zoo
 
 pytestmark = pytest.mark.slow
 

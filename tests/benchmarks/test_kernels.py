@@ -13,11 +13,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from attacks import target
-from attacks.gradient import PGD
-from bench.datasets.mnist import Mnist5k
-from bench.engines.local import keep_freed_memory
-from defenses.weights import from_zoo
+from manifold_bench.attacks import target
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.bench.datasets.mnist import Mnist5k
+from manifold_bench.bench.running.engines.local import keep_freed_memory
+from manifold_bench.defenses.weights import from_zoo
 
 pytestmark = pytest.mark.slow
 

@@ -15,11 +15,11 @@ from peers import bare_pgd, plain
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from attacks.target import blockwise
-from bench.datasets.mnist import Mnist5k
-from bench.engines.local import keep_freed_memory
-from defenses.generative import GenerativeModel
-from defenses.weights import from_zoo
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.bench.datasets.mnist import Mnist5k
+from manifold_bench.bench.running.engines.local import keep_freed_memory
+from manifold_bench.defenses.generative_model import GenerativeModel
+from manifold_bench.defenses.weights import from_zoo
 
 pytestmark = pytest.mark.slow
 

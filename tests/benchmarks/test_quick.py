@@ -17,14 +17,15 @@ import torch
 from plans import PASSES, planned, told_passes
 from torch import nn
 
-from attacks.target import View
-from bench.engines.local import keep_freed_memory
-from bench.job import run_job
-from bench.log import LOG
-from bench.matrix import read_matrix
-from bench.plan import Job, Options
-from bench.store import Store
-from defenses.base import Defense
+from manifold_bench.attacks.view import View
+from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.planning.reading import read_matrix
+from manifold_bench.bench.planning.refs import Options
+from manifold_bench.bench.records.log import LOG
+from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.running.engines.local import keep_freed_memory
+from manifold_bench.bench.running.job import run_job
+from manifold_bench.defenses.base import Defense
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +46,7 @@ def jobs() -> list[Job]:
 def seconds(*arguments: str) -> float:
     """Of a command, from its start to its end."""
     begun = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "bench.run", *arguments], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "manifold_bench.bench", *arguments], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
 
 
@@ -58,11 +59,13 @@ def records(folder: Path) -> dict[str, pd.DataFrame]:
 def test_a_matrix_with_one_worker_and_with_two(benchmark, tmp_path: Path, tell):
     took = {}
     for workers in (1, 2):
-        took[workers] = seconds("--matrix", MATRIX, "--workers", str(workers), "--out", str(tmp_path / str(workers)))
+        took[workers] = seconds(
+            "run", "--matrix", MATRIX, "--workers", str(workers), "--out", str(tmp_path / str(workers))
+        )
     one, two = records(tmp_path / "1"), records(tmp_path / "2")
     for title, rows in one.items():
         pd.testing.assert_frame_equal(rows.drop(columns=TIMES), two[title].drop(columns=TIMES))
-    again = ["--matrix", MATRIX, "--workers", "2", "--out", str(tmp_path / "2")]
+    again = ["run", "--matrix", MATRIX, "--workers", "2", "--out", str(tmp_path / "2")]
     benchmark.pedantic(seconds, args=again, rounds=1)
     log = [json.loads(line) for line in (tmp_path / "2" / LOG).read_text(encoding="utf-8").splitlines()]
     worker = max(entry["memory"] for entry in log if entry["event"] == "job finished")
@@ -71,8 +74,8 @@ def test_a_matrix_with_one_worker_and_with_two(benchmark, tmp_path: Path, tell):
         ["one worker, the whole command", f"{took[1]:.0f} s", ""],
         ["two workers", f"{took[2]:.0f} s", f"{took[1] / took[2]:.2f} times as fast"],
         ["the same command again", f"{seconds(*again):.1f} s", "nothing is computed"],
-        ["`--help`", f"{seconds('--help'):.2f} s", ""],
-        ["`--list`", f"{seconds('--list'):.2f} s", ""],
+        ["`run --help`", f"{seconds('run', '--help'):.2f} s", ""],
+        ["`list`", f"{seconds('list'):.2f} s", ""],
         ["memory of a worker, at most", f"{worker / 2**30:.2f} GiB", ""],
         ["memory of all processes", f"{whole / 2**30:.2f} GiB", "two workers"],
         *told_passes(jobs(), two),

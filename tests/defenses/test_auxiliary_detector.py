@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.gradient import PGD
-from attacks.target import Target, blockwise
-from attacks.threat import inside
-from bench.datasets.base import select
-from bench.datasets.digits import Digits
-from defenses.auxiliary_detector import AuxiliaryDetector
-from defenses.base import LabelledImages, Progress
-from defenses.calibration import selective_figures
-from defenses.weights import from_zoo
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import inside
+from manifold_bench.bench.datasets.base import select
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.defenses.auxiliary_detector import AuxiliaryDetector
+from manifold_bench.defenses.base import LabelledImages, Progress
+from manifold_bench.defenses.calibration import selective_figures
+from manifold_bench.defenses.weights import from_zoo
 
 SPEC = AuxiliaryDetector.Spec(shape=(1, 8, 8), num_classes=10, width=8, hidden=32, eps=(0.1, 0.3), steps=4)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from defenses.base import Defense, DefenseSpec, append_reject_score
+from manifold_bench.defenses.base import Defense, DefenseSpec, append_reject_score
 
 LARGE = 2.0**127
 LOGIT = st.one_of(st.floats(-LARGE, LARGE, width=32), st.sampled_from([0.0, -0.0, 1e-45, LARGE, -LARGE, 1e30]))

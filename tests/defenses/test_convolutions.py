@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from defenses.convolutions import DenseOnMaps, ImageConvolution
+from manifold_bench.defenses.convolutions import DenseOnMaps, ImageConvolution
 
 
 def pair(channels: int, made: int, kernel: int, stride: int, padding: int) -> tuple[ImageConvolution, nn.Conv2d]:

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from attacks.gradient import PGD
-from attacks.target import Target, blockwise
-from defenses import deep_image_prior
-from defenses.deep_image_prior import DeepImagePrior, DeepImagePriorSpec, SkipNetworks
-from defenses.weights import fill_from_zoo, freeze, own_state
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import Target
+from manifold_bench.defenses import deep_image_prior
+from manifold_bench.defenses.deep_image_prior import DeepImagePrior, DeepImagePriorSpec, SkipNetworks
+from manifold_bench.defenses.weights import fill_from_zoo, freeze, own_state
 
 SPEC = DeepImagePriorSpec(shape=(1, 8, 8), num_classes=10, channels=8, skip=2, noise=4, steps=60)
 

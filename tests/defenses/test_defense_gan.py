@@ -7,16 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks.gradient import PGD
-from attacks.target import Target, blockwise
-from bench.judge import verdict
-from defenses.base import Progress, Trainable
-from defenses.defense_gan import PAPER, DefenseGAN
-from defenses.projection import mean_squared_error
-from defenses.training import initialise
-from defenses.variational_autoencoder import VariationalAutoencoderSettings
-from defenses.wasserstein_gan import Critic, WassersteinGANSettings, gradient_penalty
-from defenses.weights import fill_from_zoo, freeze, from_zoo
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import Target
+from manifold_bench.bench.running.judge import verdict
+from manifold_bench.defenses.base import Progress, Trainable
+from manifold_bench.defenses.defense_gan import PAPER, DefenseGAN
+from manifold_bench.defenses.solvers import mean_squared_error
+from manifold_bench.defenses.training import initialise
+from manifold_bench.defenses.variational_autoencoder import VariationalAutoencoderSettings
+from manifold_bench.defenses.wasserstein_gan import Critic, WassersteinGANSettings, gradient_penalty
+from manifold_bench.defenses.weights import fill_from_zoo, freeze, from_zoo
 
 SPEC = DefenseGAN.Spec(
     shape=(1, 8, 8), num_classes=10, network="strided", solver=replace(PAPER, steps=30, starts=4, spread=0.5),

@@ -11,23 +11,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attacks.latent import Pairs
-from attacks.target import blockwise
-from bench.datasets.base import select
-from bench.datasets.digits import Digits
-from defenses import enhanced_inc
-from defenses.base import LabelledImages, Progress
-from defenses.enhanced_inc import (
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.lagrangian import Pairs
+from manifold_bench.bench.datasets.base import select
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.defenses import enhanced_inc
+from manifold_bench.defenses.base import LabelledImages, Progress
+from manifold_bench.defenses.classifier import fit_classifier
+from manifold_bench.defenses.enhanced_inc import (
     EnhancedInvertAndClassify,
     EnhancedInvertAndClassifySpec,
     RobustManifoldSettings,
     RobustManifoldTraining,
 )
-from defenses.pgd_training import PGDTraining
-from defenses.projection import MomentumSolver
-from defenses.undefended import fit_classifier
-from defenses.variational_autoencoder import VariationalAutoencoderSettings
-from defenses.weights import freeze, weights_hash
+from manifold_bench.defenses.pgd_training import PGDTraining
+from manifold_bench.defenses.solvers import MomentumSolver
+from manifold_bench.defenses.variational_autoencoder import VariationalAutoencoderSettings
+from manifold_bench.defenses.weights import freeze, weights_hash
 
 GENERATOR = VariationalAutoencoderSettings(
     decoder="dense", latent=6, hidden=64, rate=5e-3, encoder_width=2, encoder_hidden=8, encoder_epochs=1

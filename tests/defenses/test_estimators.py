@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from attacks.gradient import PGD
-from attacks.target import Target
-from defenses.estimators import accepted_and_wrong, projection_preprocessor, to_art, to_foolbox
-from defenses.invert_and_classify import InvertAndClassify
-from defenses.projection import MomentumSolver
-from defenses.variational_autoencoder import VariationalAutoencoderSettings
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import Target
+from manifold_bench.defenses.estimators import accepted_and_wrong, projection_preprocessor, to_art, to_foolbox
+from manifold_bench.defenses.invert_and_classify import InvertAndClassify
+from manifold_bench.defenses.solvers import MomentumSolver
+from manifold_bench.defenses.variational_autoencoder import VariationalAutoencoderSettings
 
 
 @pytest.fixture(scope="module")

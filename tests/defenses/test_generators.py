@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from defenses.generators import DeconvolutionalGenerator, UpsamplingDecoder, phases
+from manifold_bench.defenses.decoders import DeconvolutionalGenerator, UpsamplingDecoder, phases
 
 
 @pytest.mark.parametrize(("maps", "made", "size"), [(1, 1, (1, 1)), (5, 3, (4, 7)), (8, 1, (14, 14))])

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from attacks.target import blockwise
-from bench.datasets.base import select
-from bench.datasets.digits import Digits
-from bench.datasets.mnist import Mnist5k
-from defenses.base import LabelledImages, Progress
-from defenses.gmvae import GaussianMixtureVAE, labelled_rows
-from defenses.weights import from_zoo, weights_hash
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.bench.datasets.base import select
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.bench.datasets.mnist import Mnist5k
+from manifold_bench.defenses.base import LabelledImages, Progress
+from manifold_bench.defenses.gmvae import GaussianMixtureVAE, labelled_rows
+from manifold_bench.defenses.weights import from_zoo, weights_hash
 
 SPEC = GaussianMixtureVAE.Spec(shape=(1, 8, 8), num_classes=10, width=8, hidden=32, epochs=45)
 

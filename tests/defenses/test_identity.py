@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from users import importable, write
 
-from attacks.gradient import PGD
-from attacks.transfer import Transfer
-from defenses import identity
-from defenses.enhanced_inc import RobustManifoldTraining
-from defenses.gmvae import GaussianMixtureVAE
-from defenses.identity import TRAINABLE, parameters, registered, source_sha256, system
-from defenses.variational_autoencoder import VariationalAutoencoder
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.transfer import Transfer
+from manifold_bench.defenses import identity
+from manifold_bench.defenses.enhanced_inc import RobustManifoldTraining
+from manifold_bench.defenses.gmvae import GaussianMixtureVAE
+from manifold_bench.defenses.identity import TRAINABLE, parameters, registered, source_sha256, system
+from manifold_bench.defenses.variational_autoencoder import VariationalAutoencoder
 
 
 def hashed(folder: Path, module: str = "mine", name: str = "Net") -> str | None:
@@ -192,7 +192,10 @@ def test_a_base_class_of_the_user_s_counts_for_what_is_installed_too(tmp_path):
 
 
 def test_a_system_is_called_as_it_is_registered_however_it_is_written():
-    assert system(GaussianMixtureVAE, "defenses", written="defenses.gmvae:GaussianMixtureVAE").name == "gmvae"
+    assert (
+        system(GaussianMixtureVAE, "defenses", written="manifold_bench.defenses.gmvae:GaussianMixtureVAE").name
+        == "gmvae"
+    )
     assert system(GaussianMixtureVAE, "defenses", written="gmvae").name == "gmvae"
     assert system(RobustManifoldTraining, *TRAINABLE).name == "robust-manifold-training"
     assert system(VariationalAutoencoder, *TRAINABLE).name == "vae"

@@ -8,15 +8,16 @@ from itertools import combinations
 import pytest
 import torch
 
-from attacks.gradient import PGD
-from attacks.target import Target, blockwise
-from bench.datasets.digits import Digits
-from defenses.base import Progress
-from defenses.invert_and_classify import InvertAndClassify
-from defenses.projection import MomentumSolver
-from defenses.training import initialise
-from defenses.variational_autoencoder import VariationalAutoencoderSettings
-from defenses.weights import fill_from_zoo, freeze
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import Target
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.defenses.base import Progress
+from manifold_bench.defenses.invert_and_classify import InvertAndClassify
+from manifold_bench.defenses.solvers import MomentumSolver
+from manifold_bench.defenses.training import initialise
+from manifold_bench.defenses.variational_autoencoder import VariationalAutoencoderSettings
+from manifold_bench.defenses.weights import fill_from_zoo, freeze
 
 SPEC = InvertAndClassify.Spec(
     shape=(1, 8, 8), num_classes=10, solver=MomentumSolver(steps=40, rate=20.0, starts=2),

@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from attacks.gradient import PGD
-from attacks.target import Target, blockwise
-from bench.datasets.base import select
-from bench.datasets.digits import Digits
-from defenses.base import LabelledImages, Progress
-from defenses.magnet import Autoencoder, MagNet, jensen_shannon
-from defenses.weights import from_zoo
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import Target
+from manifold_bench.bench.datasets.base import select
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.defenses.base import LabelledImages, Progress
+from manifold_bench.defenses.magnet import Autoencoder, MagNet, jensen_shannon
+from manifold_bench.defenses.weights import from_zoo
 
 SPEC = MagNet.Spec(shape=(1, 8, 8), num_classes=10, width=8, hidden=32)
 

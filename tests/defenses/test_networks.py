@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from defenses.networks import lettered
+from manifold_bench.defenses.networks import lettered
 
 SIZES = {"A": 1_285_194, "B": 710_218, "C": 1_387_210, "D": 199_210, "E": 199_210, "F": 710_218}
 """Parameters on MNIST, by hand from the layers' table and the reference code's padding."""

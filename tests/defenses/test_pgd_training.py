@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from attacks.target import blockwise
-from attacks.threat import flat_norm, inside
-from bench.datasets.base import select
-from bench.datasets.digits import Digits
-from defenses.base import Progress
-from defenses.pgd_training import PGDTraining, PGDTrainingSpec
-from defenses.weights import weights_hash
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.threat import flat_norm, inside
+from manifold_bench.bench.datasets.base import select
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.defenses.base import Progress
+from manifold_bench.defenses.pgd_training import PGDTraining, PGDTrainingSpec
+from manifold_bench.defenses.weights import weights_hash
 
 SIZES: dict[str, dict[str, Any]] = {
     "linf": {"eps": 0.1, "step_size": 0.05},

@@ -12,17 +12,19 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from defenses.defense_gan import PAPER
-from defenses.projection import (
-    AdamSolver,
+from manifold_bench.defenses.defense_gan import PAPER
+from manifold_bench.defenses.projection_gradients import (
     BackwardIdentity,
     BackwardImplicit,
     LinearSolve,
+    through_optimum,
+)
+from manifold_bench.defenses.solvers import (
+    AdamSolver,
     MomentumSolver,
     QuasiNewtonSolver,
     best_start,
     mean_squared_error,
-    through_optimum,
 )
 
 SOLVER = MomentumSolver(steps=400, rate=0.3, momentum=0.5, starts=3)

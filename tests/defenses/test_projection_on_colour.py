@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attacks.gradient import PGD
-from attacks.latent import Latent
-from attacks.target import Target
-from bench.matrix import read_matrix
-from defenses.base import LabelledImages, Progress, Trainable
-from defenses.defense_gan import DefenseGAN
-from defenses.enhanced_inc import EnhancedInvertAndClassify
-from defenses.invert_and_classify import InvertAndClassify
-from defenses.projection import QuasiNewtonSolver
-from defenses.wasserstein_gan import WassersteinGANSettings
-from defenses.weights import freeze
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.latent import Latent
+from manifold_bench.attacks.target import Target
+from manifold_bench.bench.planning.reading import read_matrix
+from manifold_bench.defenses.base import LabelledImages, Progress, Trainable
+from manifold_bench.defenses.defense_gan import DefenseGAN
+from manifold_bench.defenses.enhanced_inc import EnhancedInvertAndClassify
+from manifold_bench.defenses.invert_and_classify import InvertAndClassify
+from manifold_bench.defenses.solvers import QuasiNewtonSolver
+from manifold_bench.defenses.wasserstein_gan import WassersteinGANSettings
+from manifold_bench.defenses.weights import freeze
 
 GAN = WassersteinGANSettings(latent=4, width=2, epochs=1, encoder_width=2, encoder_hidden=8, encoder_epochs=1)
 FAST = QuasiNewtonSolver(steps=8)

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.datasets.base import select
-from defenses.base import LabelledImages, Progress
-from defenses.gmvae import GaussianMixtureVAE
-from defenses.pgd_training import PGDTraining
-from defenses.training import accuracy, atomic_save, epochs_for, minibatches, one_cycle, train_module
-from defenses.undefended import Undefended
-from defenses.variational_autoencoder import VariationalAutoencoder, VariationalAutoencoderSettings
-from defenses.wasserstein_gan import WassersteinGAN, WassersteinGANSettings
-from defenses.weights import weights_hash
+from manifold_bench.bench.datasets.base import select
+from manifold_bench.defenses.base import LabelledImages, Progress
+from manifold_bench.defenses.gmvae import GaussianMixtureVAE
+from manifold_bench.defenses.pgd_training import PGDTraining
+from manifold_bench.defenses.training import accuracy, atomic_save, epochs_for, minibatches, one_cycle, train_module
+from manifold_bench.defenses.undefended import Undefended
+from manifold_bench.defenses.variational_autoencoder import VariationalAutoencoder, VariationalAutoencoderSettings
+from manifold_bench.defenses.wasserstein_gan import WassersteinGAN, WassersteinGANSettings
+from manifold_bench.defenses.weights import weights_hash
 
 
 class StopError(Exception):
@@ -251,7 +251,9 @@ def test_a_file_is_complete_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "x.safetensors"
     atomic_save({"a": torch.zeros(3)}, path)
     before = path.read_bytes()
-    monkeypatch.setattr("defenses.training.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        "manifold_bench.defenses.training.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         atomic_save({"a": torch.ones(3)}, path)
     assert path.read_bytes() == before

@@ -6,14 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from attacks.target import blockwise
-from bench.datasets.base import select
-from bench.datasets.digits import Digits
-from defenses.base import LabelledImages, Progress
-from defenses.networks import StridedCNN
-from defenses.training import atomic_save, initialise
-from defenses.undefended import Undefended, UndefendedSpec, shifted
-from defenses.weights import weights_hash
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.bench.datasets.base import select
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.defenses.augmentation import shifted
+from manifold_bench.defenses.base import LabelledImages, Progress
+from manifold_bench.defenses.networks import StridedCNN
+from manifold_bench.defenses.training import atomic_save, initialise
+from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
+from manifold_bench.defenses.weights import weights_hash
 
 
 def small() -> Undefended:

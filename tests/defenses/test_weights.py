@@ -12,13 +12,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.datasets.digits import Digits
-from bench.datasets.mnist import Mnist, Mnist5k
-from defenses import weights
-from defenses.gmvae import GaussianMixtureVAE
-from defenses.identity import TRAINABLE, registered, system
-from defenses.undefended import Undefended
-from defenses.weights import ZOO, Card, WeightsError, load_into, read_card, save, spec_json, weights_hash
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.bench.datasets.mnist import Mnist, Mnist5k
+from manifold_bench.defenses import weights
+from manifold_bench.defenses.gmvae import GaussianMixtureVAE
+from manifold_bench.defenses.identity import TRAINABLE, registered, system
+from manifold_bench.defenses.undefended import Undefended
+from manifold_bench.defenses.weights import ZOO, Card, WeightsError, load_into, read_card, save, spec_json, weights_hash
 
 REVISIONS = {"mnist": Mnist.revision, "digits": Digits.revision, "coil100": "coil100-c583eb9508fe/split-1"}
 """Of the data that the zoo's weights are trained on."""

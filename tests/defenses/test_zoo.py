@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from attacks.gradient import PGD
-from attacks.target import Target, blockwise
-from bench.datasets.base import Dataset
-from bench.datasets.mnist import Mnist, Mnist5k
-from defenses.weights import ZOO, from_zoo
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import Target
+from manifold_bench.bench.datasets.base import Dataset
+from manifold_bench.bench.datasets.mnist import Mnist, Mnist5k
+from manifold_bench.defenses.weights import ZOO, from_zoo
 
 
 def answers(name: str, dataset: Dataset, n: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,59 @@
+"""Attacks that must not work: what a real attack has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import NORMS, UNBOUNDED, Norm, draw_per_input, random_in_ball
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomNoise(Attack):
+    """Random points of the ε-ball, `draws` of them for each input; the first that is accepted and wrong counts.
+
+    The last draw comes back unasked: what it is worth is the judge's to say.
+
+    distribution: of the points; `gaussian` pixels are N(½, ¼²) clipped to [0,1], where any image is allowed.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
+
+    draws: Annotated[int, Ge(1)] = 10
+    distribution: Literal["uniform", "gaussian"] = "uniform"
+
+    def __post_init__(self) -> None:
+        if self.distribution == "gaussian" and self.norm not in UNBOUNDED:
+            raise ValueError(f"distribution: 'gaussian' is for the norms {', '.join(UNBOUNDED)}, not {self.norm!r}")
+
+    @property
+    def knowledge(self) -> Knowledge:
+        return "decision"
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        best = x.clone()
+        rows = torch.arange(len(x), device=x.device)
+        for draw in range(self.draws):
+            candidate = self._points(x[rows], eps, seed + draw)
+            best[rows] = candidate
+            if draw == self.draws - 1:
+                break  # the judge asks anyway
+            rows = rows[~target.verdict(candidate, rows).wrong(y[rows])]
+            if not len(rows):
+                break
+        return best
+
+    def _points(self, x: Tensor, eps: float, seed: int) -> Tensor:
+        if self.distribution == "uniform":
+            return random_in_ball(x, self.norm, eps, seed)
+        pixels = draw_per_input(x, seed, lambda generator: torch.randn(x.shape[1:], generator=generator))
+        return (0.5 + 0.25 * pixels).clamp(0, 1)
+
+    def passes(self) -> tuple[int, int]:
+        return self.draws - 1, 0

@@ -1,0 +1,296 @@
+"""What a comparison of two runs comes to: pass or fail, on the screen, as Markdown, as JUnit XML."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from manifold_bench.bench.gate.limits import Check, Limit, check
+from manifold_bench.bench.metrics.paired import VERDICTS, Cell, Comparison, Run, cell_text, compare
+from manifold_bench.bench.records.provenance import kernels_text
+from manifold_bench.bench.records.schema import WORST_CASE
+from manifold_bench.bench.report.table import markdown_grid
+from manifold_bench.bench.text import eps_text, norm_text, percent
+
+if TYPE_CHECKING:
+    from junitparser import JUnitXml, TestCase
+    from rich.console import Console
+
+
+FAILING = ("-", "!", "?")
+
+
+STYLES = {"-": "bold red", "!": "bold red", "?": "bold red", "x": "yellow", "+": "green"}
+
+
+CELL_HEADER = ("data set", "defense", "attack", "norm", "ε")
+
+
+HEADER = ("", *CELL_HEADER, "n", "baseline", "new", "lost/gained", "p", "note")
+
+
+LIMIT_HEADER = ("broken limit", *CELL_HEADER, "baseline", "new", "note")
+
+
+RIGHT = {"ε", "n", "baseline", "new", "lost/gained", "p"}
+
+
+LEGEND = (
+    "Baseline, new: robust inputs in percent of the n that both runs share; lost/gained: inputs robust only before, "
+    "only now; p: exact McNemar, Holm-corrected over the cells."
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A new run against its baseline: the verdict on each cell, the limits asked for and what they met.
+
+    found: paired.compare. limits, checks: those of --fail-on. added: cells that the baseline doesn't have.
+    baseline, new: what run.json tells of each run.
+    """
+
+    found: list[Comparison]
+    limits: list[Limit] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    added: list[Cell] = field(default_factory=list)
+    baseline: dict[str, Any] = field(default_factory=dict)
+    new: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[Cell, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, baseline: Run, new: Run, limits: list[Limit]) -> Gate:
+        """Compares the runs and checks the limits."""
+        found = compare(baseline, new)
+        checks = check(limits, baseline, new, found)
+        added = sorted(new.cells.keys() - baseline.cells.keys())
+        seconds = {cell: float(rows["seconds"].sum()) for cell, rows in new.cells.items()}
+        return cls(found, limits, checks, added, baseline.provenance, new.provenance, seconds)
+
+    @property
+    def broken(self) -> list[Check]:
+        return [one for one in self.checks if one.broken]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Cells by verdict, what fails first; verdicts without a cell are left out."""
+        counted = Counter(one.verdict for one in self.found)
+        return {verdict: counted[verdict] for verdict in reversed(VERDICTS) if counted[verdict]}
+
+    @property
+    def unchecked(self) -> list[Limit]:
+        """Limits that were asked for and could be checked nowhere."""
+        checked = {one.limit for one in self.checks}
+        return [limit for limit in self.limits if limit not in checked]
+
+    @property
+    def compared(self) -> bool:
+        """Whether any cell could be compared at all."""
+        return any(one.p is not None for one in self.found)
+
+    @property
+    def passes(self) -> bool:
+        """Whether nothing is worse, failed or vanished, no limit is broken, and something was looked at.
+
+        A gate that could compare nothing, or not check what it was asked to, has not seen that all is well.
+        """
+        bad = any(one.verdict in FAILING for one in self.found) or self.broken or self.unchecked
+        return self.compared and not bad
+
+    @property
+    def verdict(self) -> str:
+        return "PASS" if self.passes else "FAIL"
+
+    @property
+    def closing(self) -> str:
+        """`2 - (worse), 3 = (no difference); 1 broken limit`."""
+        told = [", ".join(f"{count} {verdict} ({VERDICTS[verdict]})" for verdict, count in self.counts.items())]
+        if self.broken:
+            told.append(f"{len(self.broken)} broken limit{'s' * (len(self.broken) > 1)}")
+        if not self.compared:
+            told.append("no cell could be compared")
+        told += [f"{limit} could be checked on no cell" for limit in self.unchecked]
+        return "; ".join(told)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a green gate would not say by itself."""
+        told = []
+        if lacking := self.counts.get("x"):
+            defenses = {one.cell[:2] for one in self.found if one.verdict == "x"}
+            defenses -= {one.cell[:2] for one in self.found if one.p is not None}
+            whole = ", ".join(" / ".join(pair) for pair in sorted(defenses))
+            told.append(
+                f"{lacking} of {len(self.found)} cells could not be compared and are not guarded"
+                + (f", among them everything of {whole}" if whole else "")
+                + ". Where the change is meant, promote a new baseline (manifold-bench baseline)."
+            )
+        if failed := sum(one.verdict == "=" and one.note.startswith("failed") for one in self.found):
+            told.append(f"{failed} cells failed in both runs: there is no figure to guard.")
+        machines = [_machine(side) for side in (self.baseline, self.new)]
+        if machines[0] != machines[1] and any(limit.figure == "seconds" for limit in self.limits):
+            told.append(
+                f"Seconds were taken on other machines ({machines[0]}; {machines[1]}): prefer a limit on passes."
+            )
+        kernels = [sorted(map(kernels_text, side.get("kernels", []))) for side in (self.baseline, self.new)]
+        if all(kernels) and kernels[0] != kernels[1]:
+            texts = " / ".join("; ".join(side) for side in kernels)
+            told.append(
+                f"Baseline and new run were computed by different kernels ({texts}): single inputs can differ by "
+                "rounding. Such differences are marked ~ and do not fail the gate."
+            )
+        return told
+
+
+def _machine(told: dict[str, Any]) -> str:
+    """`x86_64, 4 cores, 2 workers, cpu` of a run.json."""
+    machine = told.get("machine", {})
+    processor, cores = machine.get("processor", "unknown machine"), machine.get("cores", "?")
+    return f"{processor}, {cores} cores, {told.get('workers', '?')} workers, {told.get('device', '?')}"
+
+
+def origin(told: dict[str, Any]) -> str:
+    """`code a73c12558e, 2026-11-20` of a run.json; nothing where there is none."""
+    code, dirty, _ = str(told.get("code", "")).partition("+dirty")
+    code = code[:10] if re.fullmatch(r"[0-9a-f]{40}", code) else code
+    return f"code {code}{dirty}, {str(told.get('started', '?'))[:10]}" if code else "origin unknown"
+
+
+def _cell(cell: Cell) -> list[str]:
+    dataset, defense, attack, norm, eps = cell
+    return [dataset, defense, attack, norm_text(norm), eps_text(eps)]
+
+
+def _row(one: Comparison) -> list[str]:
+    """A line of the table, under HEADER."""
+    figures = ["–"] * 5
+    if one.n is not None and one.baseline is not None and one.new is not None:
+        figures = [str(one.n), percent(one.baseline), percent(one.new), f"{one.lost}/{one.gained}", f"{one.p:.2g}"]
+    return [one.verdict, *_cell(one.cell), *figures, one.note]
+
+
+def _limit_row(one: Check) -> list[str]:
+    """A line under LIMIT_HEADER."""
+    return [str(one.limit), *_cell(one.cell), *one.texts, one.note]
+
+
+def print_gate(gate: Gate, console: Console) -> None:
+    """The table of verdicts, broken limits, the cells that only the new run has, warnings, and the closing line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    for header, rows in (
+        (HEADER, [(_row(one), STYLES.get(one.verdict, "")) for one in gate.found]),
+        (LIMIT_HEADER, [(_limit_row(one), STYLES["-"]) for one in gate.broken]),
+    ):
+        table = Table()
+        for column in header:
+            table.add_column(column, justify="right" if column in RIGHT else "left", overflow="fold")
+        for row, style in rows:
+            table.add_row(*map(Text, row), style=style)
+        if rows:
+            console.print(table)
+    for cell in gate.added:
+        console.print(Text(f"new, not in the baseline: {cell_text(cell)}"))
+    for warning in gate.warnings:
+        console.print(Text(f"warning: {warning}", style=STYLES["x"]), soft_wrap=True)
+    console.print(Text(f"{gate.verdict}: {gate.closing}"), soft_wrap=True)
+
+
+def markdown_gate(gate: Gate) -> str:
+    """A page for a pull request: what fails first, what changed then, and the rest counted behind a fold."""
+    mark = "✅" if gate.passes else "❌"
+    text = [f"## {mark} Robustness gate: {gate.verdict}", "", f"{gate.closing}.", ""]
+    for warning in gate.warnings:
+        text += ["> [!WARNING]", f"> {warning}", ""]
+    if gate.broken:
+        text += [*markdown_grid(LIMIT_HEADER, map(_limit_row, gate.broken)), ""]
+    if changed := [one for sign in ("?", "!", "-", "+") for one in gate.found if one.verdict == sign]:
+        text += [*markdown_grid(HEADER, map(_row, changed)), ""]
+    if incomparable := [one for one in gate.found if one.verdict == "x"]:
+        why = Counter((*one.cell[:2], one.note) for one in incomparable)
+        rows = [[dataset, defense, str(cells), note] for (dataset, defense, note), cells in sorted(why.items())]
+        text += [*markdown_grid(("data set", "defense", "cells not comparable", "why"), rows), ""]
+    text += _folded("no significant difference", list(_calm(gate.found)))
+    text += _folded("only in the new run", [f"- {cell_text(cell)}" for cell in gate.added])
+    text += [f"{LEGEND} Baseline: {origin(gate.baseline)}; new: {origin(gate.new)}."]
+    return "\n".join(text) + "\n"
+
+
+def _calm(found: list[Comparison]) -> Iterator[str]:
+    """Lines on cells whose differences mean nothing: those that have any one by one, the others counted."""
+    if unsure := [one for one in found if one.verdict == "~"]:
+        yield from (*markdown_grid(HEADER, map(_row, unsure)), "")
+    same = Counter(one.cell[:2] for one in found if one.verdict == "=")
+    if same:
+        rows = [[*pair, str(cells)] for pair, cells in sorted(same.items())]
+        yield from markdown_grid(("data set", "defense", "cells without any difference"), rows)
+
+
+def _folded(summary: str, lines: list[str]) -> list[str]:
+    """Lines behind a fold, which GitHub opens on a click; nothing for no lines."""
+    return [f"<details><summary>{summary}</summary>", "", *lines, "", "</details>", ""] if lines else []
+
+
+def junit_gate(gate: Gate) -> JUnitXml:
+    """A test case for each cell and worst case, and one for each thing that the gate has to have looked at.
+
+    Failed: worse, failed, vanished, a broken limit. Skipped, with the reason: not comparable, without figures in
+    either run, not in the baseline.
+    """
+    from junitparser import Failure, JUnitXml, Skipped, TestSuite
+
+    def case(cell: Cell, result: list[Any]) -> TestCase:
+        strength = cell_text(cell).split(" / ", 2)[2]
+        return _case(f"{cell[0]}.{cell[1]}", strength, result, gate.seconds.get(cell, 0.0))
+
+    cases = []
+    limits: dict[Cell, list[str]] = {}
+    for one in gate.broken:
+        limits.setdefault(one.cell, []).append(f"{one.limit} broken: {' → '.join(one.texts)}")
+    for found in gate.found:
+        told = [_told(found)] if found.verdict in FAILING else []
+        told += limits.get(found.cell, [])
+        result: list[Any] = [Failure(_xml("; ".join(told)), VERDICTS[found.verdict])] if told else []
+        if found.verdict == "x" or (found.verdict == "=" and found.n is None):
+            result = [Skipped(_xml(_told(found)))]
+        cases.append(case(found.cell, result))
+    for cell in dict.fromkeys(one.cell for one in gate.checks if one.cell[2] == WORST_CASE):
+        told = limits.get(cell, [])
+        cases.append(case(cell, [Failure(_xml("; ".join(told)), "broken limit")] if told else []))
+    for cell in gate.added:
+        cases.append(case(cell, [Skipped("not in the baseline")]))
+    nothing = [] if gate.compared else [Failure("no cell could be compared", "gate")]
+    cases.append(_case("gate", "something was compared", nothing))
+    for limit in gate.limits:
+        missed = [Failure(f"{limit} could be checked on no cell", "gate")] if limit in gate.unchecked else []
+        cases.append(_case("gate", f"{limit} was checked", missed))
+    suite = TestSuite("robustness gate")
+    suite.add_testcases(cases)
+    xml = JUnitXml("bench.compare")
+    xml.add_testsuite(suite)
+    xml.update_statistics()
+    return xml
+
+
+def _told(one: Comparison) -> str:
+    """`worse: 90.0 → 40.0, n = 20, lost/gained 10/0, p = 0.002`, or the verdict with its reason."""
+    if one.n is None or one.baseline is None or one.new is None:
+        return f"{VERDICTS[one.verdict]}: {one.note}"
+    shares = f"{percent(one.baseline)} → {percent(one.new)}"
+    return f"{VERDICTS[one.verdict]}: {shares}, n = {one.n}, lost/gained {one.lost}/{one.gained}, p = {one.p:.2g}"
+
+
+def _case(classname: str, name: str, result: list[Any], seconds: float = 0.0) -> TestCase:
+    from junitparser import TestCase
+
+    case = TestCase(_xml(name), _xml(classname), round(seconds, 3))
+    case.result = result
+    return case
+
+
+def _xml(text: str) -> str:
+    """Text without the control characters that XML cannot hold, such as those of colours in a reason."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "�", text)

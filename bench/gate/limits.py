@@ -1,0 +1,178 @@
+"""Limits on how much worse a figure may get between two runs: `robust_accuracy:2pp`, `error:5%`, `seconds:1.5x`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.metrics import robustness as figures
+from manifold_bench.bench.metrics.paired import Cell, Comparison, Run, shared_rows
+from manifold_bench.bench.planning.registry import nearest
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE
+from manifold_bench.bench.text import distance_text, percent
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a limit may be put on.
+
+    of: the rows of one cell, or of all that a worst case is taken over, all ok → its value; NaN where undefined.
+    worse: where it goes when it gets worse. noise: differences up to this say nothing.
+    """
+
+    of: Callable[[pd.DataFrame], float]
+    worse: Literal["lower", "higher"]
+    text: Callable[[float], str] = percent
+    noise: float = 0.0
+
+    @property
+    def is_share(self) -> bool:
+        return self.text is percent
+
+
+def _clean_rejection(rows: pd.DataFrame) -> float:
+    """Rejecting clean inputs is the price of a detector; rejecting attacked ones is neither good nor bad in itself."""
+    return figures.rejection(rows).value if (rows["attack"] == CLEAN).all() else math.nan
+
+
+def _median_distance(rows: pd.DataFrame) -> float:
+    """Of what was found within the cell's ε: the rest of the ladder belongs to other cells."""
+    return figures.median_distance(rows.assign(distance=rows["distance"].where(rows["success"], math.inf)))
+
+
+def _passes(rows: pd.DataFrame) -> float:
+    """Forwards and backwards per input."""
+    return (
+        float((rows["forwards"] + rows["backwards"]).sum() / figures.inputs_of(rows).nunique())
+        if len(rows)
+        else math.nan
+    )
+
+
+def _seconds(rows: pd.DataFrame) -> float:
+    return float(rows["seconds"].sum()) if len(rows) else math.nan
+
+
+FIGURES = {
+    "robust_accuracy": Figure(lambda rows: figures.robust_accuracy(rows).value, "lower"),
+    "strict_robust_accuracy": Figure(lambda rows: figures.strict_robust_accuracy(rows).value, "lower"),
+    "accuracy": Figure(lambda rows: figures.accuracy(rows).value, "lower"),
+    "accuracy_without_rejection": Figure(lambda rows: figures.accuracy_without_rejection(rows).value, "lower"),
+    "error": Figure(lambda rows: figures.error(rows).value, "higher"),
+    "rejection": Figure(_clean_rejection, "higher"),
+    "median_distance": Figure(_median_distance, "lower", distance_text),
+    "passes": Figure(_passes, "higher", lambda value: f"{value:,.1f}"),
+    "seconds": Figure(_seconds, "higher", lambda value: f"{value:,.2f}", noise=1.0),
+}
+
+
+LIMITS = "2pp (percentage points), 5% (of the baseline's figure) or 1.5x (times as bad)"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How much worse a figure may get: `amount` percentage points (pp), percent of its old value (%), or times (x)."""
+
+    figure: str
+    amount: float
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> Limit:
+        """FIGURE:LIMIT as on the command line; raises InputError for anything that names no limit."""
+        name, colon, limit = text.partition(":")
+        size = re.fullmatch(r"(\d+(?:\.\d+)?)(pp|%|x)", limit)
+        if not colon:
+            raise InputError(f"--fail-on: {text!r} is not FIGURE:LIMIT; a limit is {LIMITS}")
+        if name not in FIGURES:
+            known = list(FIGURES)
+            raise InputError(f"--fail-on: no figure {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
+        if not size:
+            raise InputError(f"--fail-on: {text!r}: {limit!r} is no limit; give {LIMITS}")
+        amount, unit = float(size[1]), size[2]
+        if unit == "pp" and not FIGURES[name].is_share:
+            raise InputError(f"--fail-on: {text!r}: {name} is no share; give 5% or 1.5x")
+        if unit == "x" and amount < 1:
+            raise InputError(f"--fail-on: {text!r}: give a ratio ≥ 1, how many times as bad {name} may get")
+        if amount >= 100 and (unit == "pp" or (unit == "%" and FIGURES[name].worse == "lower")):
+            raise InputError(f"--fail-on: {text!r} can never be broken; give less than 100")
+        return cls(name, amount, unit)
+
+    def __str__(self) -> str:
+        return f"{self.figure}:{self.amount:g}{self.unit}"
+
+    def broken(self, before: float, after: float) -> bool:
+        """Whether the figure got worse by more than the limit; up to rounding, by as much is not more."""
+        figure = FIGURES[self.figure]
+        sign = -1 if figure.worse == "lower" else 1
+        if self.unit == "pp":
+            bound = before + sign * self.amount / 100
+        elif self.unit == "%":
+            bound = before * (1 + sign * self.amount / 100)
+        else:
+            bound = before * self.amount**sign
+        if math.isclose(after, bound, rel_tol=1e-9, abs_tol=1e-9) or abs(after - before) <= figure.noise:
+            return False
+        return after < bound if sign < 0 else after > bound
+
+
+@dataclass(frozen=True)
+class Check:
+    """A limit on one cell or worst case, on the inputs that both runs share. note: what a worst case is taken over."""
+
+    cell: Cell
+    limit: Limit
+    before: float
+    after: float
+    note: str = ""
+
+    @property
+    def broken(self) -> bool:
+        return self.limit.broken(self.before, self.after)
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """The figure before and after, as text: percent where it is a share."""
+        text = FIGURES[self.limit.figure].text
+        return text(self.before), text(self.after)
+
+
+def check(limits: Sequence[Limit], baseline: Run, new: Run, found: Iterable[Comparison]) -> list[Check]:
+    """Every limit on every cell that could be compared, and on the worst cases over those, in the order of the cells.
+
+    found: paired.compare of the two. A worst case takes the same attacks and inputs in both runs: an attack
+    that only one of them has would pass for a change of the defense. A figure that is undefined for a cell is not
+    checked there.
+    """
+    checks = [
+        Check(cell, limit, FIGURES[limit.figure].of(was), FIGURES[limit.figure].of(now), note)
+        for cell, was, now, note in (_pairs(baseline, new, found) if limits else ())
+        for limit in limits
+    ]
+    return [one for one in checks if not math.isnan(one.before) and not math.isnan(one.after)]
+
+
+def _pairs(
+    baseline: Run, new: Run, found: Iterable[Comparison]
+) -> Iterator[tuple[Cell, pd.DataFrame, pd.DataFrame, str]]:
+    """Cells and worst cases with their rows in each run, and what a worst case is taken over."""
+    attacked = defaultdict(list)
+    for cell in sorted(one.cell for one in found if one.p is not None and one.cell[2] != CALIBRATION):
+        was, now = shared_rows(cell, baseline, new)
+        yield cell, was, now, ""
+        dataset, defense, attack, norm, _ = cell
+        if attack != CLEAN:
+            attacked[dataset, defense, norm].append((was, now))
+    for (dataset, defense, norm), pairs in attacked.items():
+        before, after = pd.concat([was for was, _ in pairs]), pd.concat([now for _, now in pairs])
+        for eps in sorted(before["eps"].unique()):
+            was, _, over = figures.attacked_within(before, eps)
+            now, _, _ = figures.attacked_within(after, eps)
+            yield (dataset, defense, WORST_CASE, norm, eps), was, now, over

@@ -1,0 +1,265 @@
+"""The figures that claims of papers are compared with, beside those of `robustness`: functions of records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from manifold_bench.bench.metrics import robustness as figures
+from manifold_bench.bench.metrics.robustness import REJECTED, RIGHT, WRONG, Estimate, MissingCells, outcomes, wilson
+from manifold_bench.bench.records.schema import CLEAN
+from manifold_bench.bench.text import distance_text, eps_text, norm_text
+
+
+def pairs(records: pd.DataFrame) -> Estimate:
+    """Share of (input, aim) pairs of a cell whose output is valid, accepted, and taken for the aim.
+
+    A pair whose clean input is accepted as the aim already is left out: there is nothing to be made of it. Of several
+    seeds any may do it. Raises MissingCells where the rows are not ok or the attack had no aims.
+    """
+    require_ok(records)
+    if (records["aim"] < 0).any():
+        raise MissingCells("this attack has no aim for its inputs")
+    there = ~records["clean_rejected"] & (records["clean_label"] == records["aim"])
+    tried = records[~there]
+    hits = tried["valid"] & ~tried["adv_rejected"] & (tried["adv_label"] == tried["aim"])
+    reached = hits.groupby([tried["sample"], tried["aim"]]).any()
+    return wilson(int(reached.sum()), len(reached))
+
+
+def fooled(records: pd.DataFrame) -> Estimate:
+    """Share of noise images, or (image, aim) pairs, that were accepted (as the aim, where there is one).
+
+    Of several seeds any may do it to an image of the data; noise is another with each. Raises MissingCells where the
+    rows are not ok.
+    """
+    require_ok(records)
+    hits = records["success"].groupby([figures.inputs_of(records), records["aim"]]).any()
+    return wilson(int(hits.sum()), len(hits))
+
+
+def fallen(records: pd.DataFrame) -> Estimate:
+    """Share of inputs with a success under any attack in `records`, those accepted and wrong when clean not counted.
+
+    What the attacks did, and not what the defense does without them. An input without label (noise) can't be wrong when
+    clean. Raises MissingCells as per_input does.
+    """
+    figures.per_input(records)
+    wrong = ~records["clean_rejected"] & (records["clean_label"] != records["label"]) & (records["label"] >= 0)
+    hits = (records["success"] & ~wrong).groupby(figures.inputs_of(records)).any()
+    return wilson(int(hits.sum()), len(hits))
+
+
+def over_ladder(records: pd.DataFrame) -> pd.DataFrame:
+    """Shares of outcomes at every ε of one cell, and of its clean inputs at ε = 0.
+
+    records: rows of one defense and attack, all ok. Columns: eps (ascending), accuracy, rejection, error, n. Raises
+    MissingCells where a row is not ok.
+    """
+    require_ok(records)
+    ladder = sorted(records["eps"].unique())
+    clean = records[records["eps"] == ladder[0]].assign(attack=CLEAN)
+    points = [(0.0, clean), *((float(eps), records[records["eps"] == eps]) for eps in ladder)]
+    rows = []
+    for eps, there in points:
+        worst = figures.per_input(there)["worst"]
+        shares = {name: (worst == outcome).mean() for name, outcome in OUTCOMES.items()}
+        rows.append({"eps": eps, **shares, "n": len(worst)})
+    return pd.DataFrame(rows, columns=["eps", *OUTCOMES, "n"])
+
+
+OUTCOMES = {"accuracy": RIGHT, "rejection": REJECTED, "error": WRONG}
+
+
+def peak_error(records: pd.DataFrame) -> tuple[float, Estimate]:
+    """The ε at which the error is largest (0: without an attack), and the error there. As over_ladder."""
+    curve = over_ladder(records)
+    peak = curve.iloc[int(curve["error"].argmax())]
+    return float(peak["eps"]), wilson(round(peak["error"] * peak["n"]), int(peak["n"]))
+
+
+def largest_drop(records: pd.DataFrame) -> float:
+    """By how much the rejected share falls at most below what it was at a smaller ε; 0 where it never falls."""
+    rejection = over_ladder(records)["rejection"]
+    return float((rejection.cummax() - rejection).max())
+
+
+def reclassified_right(reclassifying: pd.DataFrame, rejecting: pd.DataFrame) -> Estimate:
+    """Of the inputs that one defense rejects and the other, which reclassifies them, accepts: the share that is right.
+
+    Both: rows of one cell each, all ok, joined by input and ε. Raises MissingCells where an input is missing on one
+    side or the two defenses were shown different images.
+    """
+    both = _joined(reclassifying, rejecting)
+    accepted = both[(both["other"] == REJECTED) & (both["own"] != REJECTED)]
+    return wilson(int((accepted["own"] == RIGHT).sum()), len(accepted))
+
+
+def recovered(reclassifying: pd.DataFrame, rejecting: pd.DataFrame) -> Estimate:
+    """Of the inputs that one defense rejects: the share that the other, which reclassifies them, gets right.
+
+    As reclassified_right.
+    """
+    both = _joined(reclassifying, rejecting)
+    rejected = both[both["other"] == REJECTED]
+    return wilson(int((rejected["own"] == RIGHT).sum()), len(rejected))
+
+
+def _joined(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Outcomes `own` and `other` of two defenses for the same images.
+
+    Of several seeds the first: another answer to the same image is not another input.
+    """
+    keys = ["sample", "aim", "eps"]
+    own, other = (side[side["seed"] == side["seed"].min()] for side in (own, other))
+    sides = []
+    for side in (own, other):
+        require_ok(side)
+        sides.append(side[[*keys, "input_sha256", "linf", "l2"]].assign(outcome=outcomes(side)))
+    both = sides[0].merge(sides[1], on=keys, suffixes=("", "_other"))
+    if not len(own) == len(other) == len(both):
+        raise MissingCells(f"the defenses share {len(both)} of {max(len(own), len(other))} attacked inputs")
+    shown = [np.isclose(both[name], both[f"{name}_other"], atol=1e-6) for name in ("linf", "l2")]
+    if not (np.logical_and(*shown) & (both["input_sha256"] == both["input_sha256_other"])).all():
+        raise MissingCells("the two defenses were not shown the same images")
+    return both.rename(columns={"outcome": "own", "outcome_other": "other"})
+
+
+def require_ok(records: pd.DataFrame) -> None:
+    """Raises MissingCells with the reason where a row's status is not ok."""
+    bad = records[records["status"] != "ok"]
+    if len(bad):
+        raise MissingCells(f"{bad['status'].iloc[0]}: {bad['reason'].iloc[0]}")
+
+
+def detection_auc(records: pd.DataFrame) -> tuple[float, float, float]:
+    """How well scores tell the outputs of one cell from their clean inputs: the area under the ROC curve.
+
+    The share of pairs (clean, attacked) in which the attacked one looks more suspicious, ties half; with the 95 %
+    interval of the percentile bootstrap over inputs, which keeps an input's two scores together. Raises MissingCells
+    where a row is not ok or a defense gives no scores.
+    """
+    from scipy.stats import bootstrap, mannwhitneyu
+
+    require_ok(records)
+    if records[["clean_score", "adv_score"]].isna().any(axis=None):
+        raise MissingCells("this defense gives no scores")
+
+    def area(clean: np.ndarray, attacked: np.ndarray) -> float:
+        return float(mannwhitneyu(attacked, clean).statistic) / (len(clean) * len(attacked))
+
+    scores = (records["clean_score"].to_numpy(), records["adv_score"].to_numpy())
+    interval = bootstrap(
+        scores, area, paired=True, vectorized=False, n_resamples=999, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return area(*scores), float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure as it stands in a table, with its interval where it is a share.
+
+    remark: what has to be said with it; scope: over which attacks and inputs, where that isn't plain.
+    """
+
+    text: str
+    share: Estimate | None = None
+    remark: str = ""
+    scope: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a figure is computed and compared.
+
+    measure: the rows the claim names (and those of `rejected_by`, where `joins`) → Measured. kind: what a published
+    value of it looks like. strongest: the figure shown under the strongest attack. better: which way a share may not
+    move; None where there is no rule by which it stands or falls. ladder: it is taken over every ε of the attack.
+    """
+
+    kind: Literal["share", "trend", "number"]
+    measure: Callable[..., Measured]
+    strongest: str
+    better: Literal["high", "low"] | None = None
+    joins: bool = False
+    ladder: bool = False
+
+
+def share_text(share: Estimate, counted: bool) -> str:
+    """97.97 [97.67, 98.23], n = 10,000; or, counted, 110 of 181: 60.77 [53.51, 67.60]."""
+    if share.n == 0:
+        return "undefined, n = 0"
+    text = f"{100 * share.value:.2f} [{100 * share.low:.2f}, {100 * share.high:.2f}]"
+    return f"{round(share.value * share.n):,} of {share.n:,}: {text}" if counted else f"{text}, n = {share.n:,}"
+
+
+def _share(function: Callable[..., Estimate], counted: bool = False) -> Callable[..., Measured]:
+    def measure(*rows: pd.DataFrame) -> Measured:
+        share = function(*rows)
+        return Measured(share_text(share, counted), share)
+
+    return measure
+
+
+def _peak(records: pd.DataFrame) -> Measured:
+    eps, share = peak_error(records)
+    return Measured(f"{share_text(share, False)}, at ε = {eps_text(eps)}", share)
+
+
+def _monotone(records: pd.DataFrame) -> Measured:
+    drop, n = largest_drop(records), records["sample"].nunique()
+    return Measured(f"yes, n = {n:,}" if drop == 0 else f"no: falls by up to {100 * drop:.2f}, n = {n:,}")
+
+
+def _distance(records: pd.DataFrame) -> Measured:
+    require_ok(records)
+    norm, n = records["norm"].iloc[0], records["sample"].nunique()
+    return Measured(f"{distance_text(figures.median_distance(records))} ({norm_text(norm)}), n = {n:,}")
+
+
+def _detection(records: pd.DataFrame) -> Measured:
+    area, low, high = detection_auc(records)
+    return Measured(f"{area:.3f} [{low:.3f}, {high:.3f}], n = {records['sample'].nunique():,}")
+
+
+RULES: dict[str, Rule] = {
+    "accuracy": Rule("share", _share(figures.accuracy), "accuracy", "high"),
+    "accuracy_without_rejection": Rule(
+        "share", _share(figures.accuracy_without_rejection), "accuracy_without_rejection", "high"
+    ),
+    "error": Rule("share", _share(figures.error), "error", "low"),
+    "rejection": Rule("share", _share(figures.rejection), "error"),
+    "robust_accuracy": Rule("share", _share(figures.robust_accuracy), "robust_accuracy", "high"),
+    "strict_robust_accuracy": Rule("share", _share(figures.strict_robust_accuracy), "strict_robust_accuracy", "high"),
+    "pairs": Rule("share", _share(pairs, counted=True), "fallen", "low"),
+    "fooled": Rule("share", _share(fooled, counted=True), "fallen", "low"),
+    "reclassified_right": Rule("share", _share(reclassified_right), "error", joins=True),
+    "recovered": Rule("share", _share(recovered, counted=True), "error", joins=True),
+    "peak_error": Rule("share", _peak, "error", ladder=True),
+    "rejection_monotone": Rule("trend", _monotone, "error", ladder=True),
+    "distance": Rule("number", _distance, "distance", ladder=True),
+    "detection_auc": Rule("number", _detection, "accuracy"),
+}
+"""By the names that a claim may give as its `figure`."""
+
+
+class Strongest(NamedTuple):
+    """A figure of the worst case over all attacks: what it is called, and how it is computed."""
+
+    name: str
+    measure: Callable[[pd.DataFrame], Measured]
+
+
+STRONGEST = {
+    "accuracy": Strongest("accepted and right", _share(figures.accuracy)),
+    "accuracy_without_rejection": Strongest("right", _share(figures.accuracy_without_rejection)),
+    "robust_accuracy": Strongest("robust", _share(figures.robust_accuracy)),
+    "strict_robust_accuracy": Strongest("robust, strict", _share(figures.strict_robust_accuracy)),
+    "error": Strongest("accepted and wrong", _share(figures.error)),
+    "fallen": Strongest("made accepted and wrong", _share(fallen)),
+    "distance": Strongest("median distance", _distance),
+}

@@ -1,0 +1,248 @@
+"""A run against a baseline, cell by cell, on the inputs that both share: exact McNemar, Holm-corrected."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from manifold_bench.bench.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Cell = tuple[str, str, str, str, float]
+"""Data set, defense, attack, norm, ε."""
+
+
+CELL_COLUMNS = ("dataset", "defense", "attack", "norm", "eps")
+
+
+VERDICTS = {
+    "=": "no difference",
+    "+": "better",
+    "~": "difference not significant",
+    "x": "not comparable",
+    "-": "worse",
+    "!": "failed in the new run",
+    "?": "vanished from the new run",
+}
+"""In the order of the table on the screen: what fails the gate comes last, next to the closing line."""
+
+
+SIGNIFICANCE = 0.05
+"""Chance, over all cells together, of calling any of them different where none is (Holm)."""
+
+
+COMPARABLE = (
+    "dataset.indices_sha256",
+    "dataset.n",
+    "dataset.source_sha256",
+    "defense.weights_sha256",
+    "defense.source_sha256",
+    "attack.label",
+    "seed",
+    "device",
+    "eps",
+)
+"""What may differ in a job's identity without making its cells incomparable: the inputs, of which the shared ones are
+taken by their content; a defense that was trained again or rewritten under the same version, which is what a gate is
+for; chance."""
+
+
+def cell_text(cell: Cell) -> str:
+    """`mnist5k / inc / pgd L∞ ε = 0.1`; a clean cell has neither norm nor ε."""
+    from manifold_bench.bench.text import eps_text, norm_text
+
+    dataset, defense, attack, norm, eps = cell
+    strength = "" if norm == "none" else f" {norm_text(norm)} ε = {eps_text(eps)}"
+    return f"{dataset} / {defense} / {attack}{strength}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What became of one cell of the baseline.
+
+    n: shared inputs; baseline, new: their robust shares; lost, gained: inputs robust only before, only now;
+    p: exact McNemar, Holm-adjusted over all cells that could be compared. None where nothing could be compared.
+    """
+
+    cell: Cell
+    verdict: str
+    note: str = ""
+    n: int | None = None
+    baseline: float | None = None
+    new: float | None = None
+    lost: int = 0
+    gained: int = 0
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's records by cell, the identity of each job key, and what run.json tells of the run ({} without one)."""
+
+    cells: dict[Cell, pd.DataFrame]
+    identities: dict[str, dict[str, Any]]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path) -> Run:
+        """Reads folder/records and run.json; raises InputError where there are no records, where a file is damaged,
+        or where a cell is there twice.
+        """
+        from manifold_bench.bench.records.provenance import stored_provenance
+        from manifold_bench.bench.records.store import Store
+
+        records, identities = Store(folder).load()
+        cells = {cast(Cell, cell): rows for cell, rows in records.groupby(list(CELL_COLUMNS))}
+        for cell, rows in cells.items():
+            for seed, keys in rows.groupby("seed")["key"].unique().items():
+                if len(keys) > 1:
+                    raise InputError(
+                        f"{folder}: {cell_text(cell)}, seed {seed}, is there with several keys: {', '.join(keys)}; "
+                        "delete the files of all but one, or run the matrix again"
+                    )
+        return cls(cells, identities, stored_provenance(folder))
+
+    def identity(self, cell: Cell) -> dict[str, Any]:
+        """The identity of the job that a cell came from."""
+        return self.identities[self.cells[cell]["key"].iloc[0]]
+
+    def status(self, cell: Cell) -> tuple[str, str]:
+        """ok, failed or skipped, with the reason."""
+        first = self.cells[cell].sort_values("status").iloc[0]  # failed before ok
+        return str(first["status"]), str(first["reason"])
+
+
+def compare(baseline: Run, new: Run) -> list[Comparison]:
+    """A verdict for every cell of the baseline, those of clean and calibration images included, in VERDICTS' order.
+
+    An input is robust where it is accepted and right when clean and the attack succeeded for no aim and with no seed;
+    noise, which has no right answer, where nothing succeeded. Inputs are the same where hash and label are. Worst cases
+    are left out: they follow from cells that are compared already.
+    """
+    found = [_compared(cell, baseline, new) for cell in baseline.cells]
+    tested = {one.cell: one.p for one in found if one.p is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+    found = [_judged(one, adjusted[one.cell]) if one.cell in adjusted else one for one in found]
+    return sorted(found, key=lambda one: (list(VERDICTS).index(one.verdict), one.cell))
+
+
+def _compared(cell: Cell, baseline: Run, new: Run) -> Comparison:
+    """The verdict on one cell; where both runs have figures, p is not yet adjusted and the verdict is open (~)."""
+    before, why_before = baseline.status(cell)
+    if cell not in new.cells:
+        return Comparison(cell, "?", "not in the new run")
+    after, why_after = new.status(cell)
+    if before == after != "ok":
+        return Comparison(cell, "=", f"{after} in both: {why_after}")
+    if after == "failed":
+        return Comparison(cell, "!", why_after)
+    if after == "skipped":
+        return Comparison(cell, "?", f"skipped in the new run: {why_after}")
+    if before != "ok":
+        return Comparison(cell, "x", f"no figures in the baseline: {before}: {why_before}")
+    changes = list(changed(baseline.identity(cell), new.identity(cell), cell[-1]))
+    if changes:
+        return Comparison(cell, "x", "; ".join(changes))
+    seeds, others = (set(run.cells[cell]["seed"]) for run in (baseline, new))
+    if seeds.isdisjoint(others) and len(seeds) != len(others):  # the worst of more seeds is worse
+        return Comparison(cell, "x", f"seeds {_listed(seeds)} → {_listed(others)}")
+    was, now = map(_robust, shared_rows(cell, baseline, new))
+    if was.empty:
+        return Comparison(cell, "x", "no shared inputs")
+    lost, gained = int((was & ~now).sum()), int((~was & now).sum())
+    p = mcnemar(lost, gained)
+    return Comparison(cell, "~", "", len(was), float(was.mean()), float(now.mean()), lost, gained, p)
+
+
+def _listed(numbers: set[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
+
+
+def shared_rows(cell: Cell, baseline: Run, new: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The cell's rows in each run, with the seeds and on the inputs that both have: those of the same hash and label.
+
+    Where no seed is in both, all of them: which seed it was is chance.
+    """
+    was, now = baseline.cells[cell], new.cells[cell]
+    seeds = set(was["seed"]) & set(now["seed"])
+    if seeds:
+        was, now = was[was["seed"].isin(seeds)], now[now["seed"].isin(seeds)]
+    inputs, others = (rows.set_index(["input_sha256", "label"]).index for rows in (was, now))
+    return was[inputs.isin(others)], now[others.isin(inputs)]
+
+
+def _judged(one: Comparison, p: float) -> Comparison:
+    """The final verdict on a cell by its adjusted p."""
+    return replace(one, verdict=verdict(one.lost, one.gained, p), p=p)
+
+
+def holm(p: list[float]) -> list[float]:
+    """p of several tests, adjusted for there being so many (Holm 1979)."""
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(value) for value in multipletests(p, method="holm")[1]] if p else []
+
+
+def verdict(lost: int, gained: int, p: float) -> str:
+    """=, ~, - or + for so many inputs lost and gained; p: adjusted, of their exact McNemar test."""
+    if lost == gained == 0:
+        return "="
+    if p > SIGNIFICANCE:
+        return "~"
+    return "-" if lost > gained else "+"
+
+
+def _robust(rows: pd.DataFrame) -> pd.Series:
+    """Robust or not, by input hash and label, for the rows of an ok cell.
+
+    An image that is in the data twice counts once: it is one draw.
+    """
+    right = ~rows["clean_rejected"] & (rows["clean_label"] == rows["label"])
+    stands = ~rows["success"] & (right | (rows["norm"] == "fooling"))
+    return stands.groupby([rows["input_sha256"], rows["label"]]).min()
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Two-sided p of the exact McNemar test: are lost and gained halves of their sum, up to chance (McNemar 1947)?"""
+    from statsmodels.stats.contingency_tables import mcnemar as test
+
+    return float(test([[0, lost], [gained, 0]], exact=True).pvalue)
+
+
+def changed(before: dict[str, Any], after: dict[str, Any], eps: float) -> Iterator[str]:
+    """`attack.parameters.steps 40 → 100` for whatever makes two results at this ε incomparable."""
+    old, new = ({**dict(flat(identity)), "eps up to this": _steps(identity, eps)} for identity in (before, after))
+    paths = sorted({*old, *new})
+    if old.get("identity") != new.get("identity"):  # identities of two schemes have nothing else to compare
+        paths = ["identity"]
+    for path in paths:
+        if path not in COMPARABLE and old.get(path) != new.get(path):
+            yield f"{path} {' → '.join(textwrap.shorten(value_text(side, path), 40) for side in (old, new))}"
+
+
+def value_text(identity: dict[str, Any], path: str) -> str:
+    """What a flat identity holds at a path; parameters that it lacks have their default."""
+    if path not in identity and ".parameters." in path:
+        return "default"
+    return json.dumps(identity.get(path), ensure_ascii=False)
+
+
+def _steps(identity: dict[str, Any], eps: float) -> list[float]:
+    """What decided the result at this ε: on a ladder, an input beaten at a smaller one counts as beaten at this one."""
+    return [value for value in map(float, identity["eps"]) if value <= eps] if identity["ladder"] else [eps]
+
+
+def flat(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested dicts with their dotted paths."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value

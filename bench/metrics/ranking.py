@@ -1,0 +1,92 @@
+"""How a defense ranks among the others, paired by input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from manifold_bench.bench.metrics.paired import holm, mcnemar, verdict
+from manifold_bench.bench.metrics.robustness import FOOLING, RIGHT, attacked_within, per_input
+from manifold_bench.bench.records.schema import CALIBRATION
+
+STANDING_COLUMNS = (
+    "dataset",
+    "norm",
+    "eps",
+    "other",
+    "n",
+    "own_share",
+    "other_share",
+    "gained",
+    "lost",
+    "p",
+    "verdict",
+    "reason",
+)
+
+
+def standing(records: pd.DataFrame, defense: str) -> pd.DataFrame:
+    """A defense against each other one, paired by input: the columns STANDING_COLUMNS.
+
+    records: of a run. For every data set, clean (norm "none": accepted and right) and at every norm and ε that both
+    met: the worst case over the attacks that both have rows of, on the inputs both have figures for. `gained`,
+    `lost`: inputs right or robust only with the defense, only with the other; `p`: exact McNemar, Holm-adjusted over
+    all rows of the data set; `verdict`: + better, - worse, ~ not significant, = no difference, x where one has no
+    figures, for that `reason`. A worst case that is partial on either side has its reason too. Noise is left out.
+    """
+    rows: list[dict[str, Any]] = []
+    tested = records[(records["attack"] != CALIBRATION) & (records["norm"] != FOOLING)]
+    for dataset, there in tested.groupby("dataset"):
+        mine = there[there["defense"] == defense]
+        if len(mine):
+            compared = [
+                {"dataset": dataset, "norm": norm, "eps": eps, "other": other, **result}
+                for other, theirs in there[there["defense"] != defense].groupby("defense")
+                for norm, eps, result in _against(mine, theirs)
+            ]
+            rows += _judged(compared)
+    return pd.DataFrame(rows, columns=list(STANDING_COLUMNS))
+
+
+def _against(mine: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[str, float, dict[str, Any]]]:
+    """Norm, ε and paired result, for clean inputs and for every strength that both met."""
+    for norm, own in mine.groupby("norm"):
+        other = theirs[theirs["norm"] == norm]
+        shared = set(own["attack"]) & set(other["attack"])
+        own, other = (rows[rows["attack"].isin(shared)] for rows in (own, other))
+        for eps in sorted(set(own["eps"]) & set(other["eps"])):
+            yield str(norm), float(eps), _paired(own, other, float(eps))
+
+
+def _paired(own: pd.DataFrame, other: pd.DataFrame, eps: float) -> dict[str, Any]:
+    sides, reasons = [], []
+    for rows in (own, other):
+        name = rows["defense"].iloc[0]
+        ok, status, reason = attacked_within(rows, eps)
+        if ok.empty:
+            return {"n": 0, "verdict": "x", "reason": f"{name}: {status}: {reason}"}
+        if status != "ok":
+            reasons.append(f"{name}: {reason}")
+        inputs = per_input(ok)
+        sides.append(inputs["worst"] == RIGHT if rows["norm"].iloc[0] == "none" else inputs["robust"])
+    both = pd.concat(sides, axis=1, join="inner", keys=["own", "other"])
+    gained, lost = int((both["own"] & ~both["other"]).sum()), int((~both["own"] & both["other"]).sum())
+    shares = {"own_share": both["own"].mean(), "other_share": both["other"].mean()}
+    tested = {"gained": gained, "lost": lost, "p": mcnemar(lost, gained), "reason": "; ".join(reasons)}
+    return {"n": len(both), **shares, **tested}
+
+
+def _judged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with Holm-adjusted p and their verdicts."""
+    tested = [row for row in rows if "p" in row]
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row |= {"p": p, "verdict": verdict(row["lost"], row["gained"], p)}
+    return rows
+
+
+def rank(rows: pd.DataFrame) -> tuple[int, int]:
+    """Place among all defenses compared, and their number. rows: of standing, of one data set, norm and ε."""
+    compared = rows[rows["verdict"] != "x"]
+    return 1 + int((compared["other_share"] > compared["own_share"]).sum()), 1 + len(compared)

@@ -1,0 +1,410 @@
+"""Every figure of the benchmark, as a function of per-input records (bench.records)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE
+
+RIGHT, REJECTED, WRONG = 0, 1, 2
+"""What came of one answer, in the order in which it hurts: accepted and right, rejected, accepted and wrong."""
+
+
+FOOLING = "fooling"
+"""The norm in which the inputs are noise: no answer to them is right, and accepting them is the error."""
+
+
+SUMMARY_COLUMNS = (
+    "dataset",
+    "defense",
+    "attack",
+    "norm",
+    "eps",
+    "n",
+    "seeds",
+    "status",
+    "accuracy",
+    "error",
+    "rejection",
+    "robust_accuracy",
+    "robust_low",
+    "robust_high",
+    "robust_mean",
+    "robust_sd",
+    "strict_robust_accuracy",
+    "median_distance",
+    "valid",
+    "forwards",
+    "backwards",
+    "seconds",
+    "reason",
+)
+
+
+class MissingCells(ValueError):
+    """A figure over several attacks was asked for, but an input lacks one of them, or a cell failed or was skipped."""
+
+
+class Estimate(NamedTuple):
+    """A share of `n` inputs with its 95 % Wilson interval; value, low and high are NaN where n = 0."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def wilson(count: int, n: int) -> Estimate:
+    """count of n inputs → their share with its 95 % Wilson score interval (Wilson 1927)."""
+    if n == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(count, n, alpha=0.05, method="wilson")
+    return Estimate(count / n, float(low), float(high), n)
+
+
+def outcomes(records: pd.DataFrame) -> np.ndarray:
+    """RIGHT, REJECTED or WRONG, int [N], for each of N rows: the clean answer's in a clean cell, else the attacked.
+
+    In norm "fooling" nothing is right: WRONG where the attack succeeded, REJECTED where it did not.
+    """
+    clean = records["attack"].to_numpy() == CLEAN
+    label = np.where(clean, records["clean_label"], records["adv_label"])
+    rejected = np.where(clean, records["clean_rejected"], records["adv_rejected"])
+    outcome = np.where(rejected, REJECTED, np.where(label == records["label"], RIGHT, WRONG))
+    return np.where(records["norm"] == FOOLING, np.where(records["success"], WRONG, REJECTED), outcome)
+
+
+def per_input(records: pd.DataFrame) -> pd.DataFrame:
+    """One row per input, indexed by sample, over all attacks and strengths in `records`.
+
+    records: rows of one data set and defense, all with status ok; a single cell or several. An input may have several
+    rows in a cell, one for each class it was to be taken for and each seed: any of them beats it. Rows of the
+    calibration are left out; norm "fooling" has inputs of its own, so its rows stand alone (ValueError), and every seed
+    draws others.
+    Columns: `worst`, the worst outcome of any row (wrong > rejected > right); `robust`, the clean input is accepted
+    and right and no valid output is accepted and wrong (fooling: no attack succeeded); `strict`, robust and no output
+    is rejected; `right`, the label is right in every row, whatever the detector says.
+    Raises MissingCells where a row's status is not ok or an input lacks one of the cells, with one of its seeds, or
+    rows of it: a figure over what is left would pass for a figure over all of it.
+    """
+    records = _without_calibration(records)
+    fooling = _is_fooling(records)
+    names = ["attack", "norm", "eps"]
+    bad = records.loc[records["status"] != "ok", [*names, "status"]].drop_duplicates()
+    if len(bad):
+        named = ", ".join(f"{attack} {norm} ε = {eps:g}: {status}" for attack, norm, eps, status in bad.to_numpy())
+        raise MissingCells(f"no figure over cells that are not ok: {named}")
+    samples, place = np.unique(inputs_of(records).to_numpy(), return_inverse=True)
+    parts = names if fooling else [*names, "seed"]
+    cell = records.groupby(parts, sort=False).ngroup().to_numpy()
+    rows = np.zeros((len(samples), cell.max(initial=-1) + 1), dtype=int)
+    np.add.at(rows, (place, cell), 1)
+    lacking = rows < rows.max(axis=0, initial=0)
+    for short in np.flatnonzero(lacking.any(axis=0)):
+        attack, norm, eps, seed = records.loc[cell == short, [*names, "seed"]].iloc[0]
+        named = f"{attack} {norm} ε = {eps:g}" + (f", seed {seed}" if _several_seeds(records) and not fooling else "")
+        raise MissingCells(f"{lacking[:, short].sum()} of {len(samples)} inputs lack {named}")
+    outcome = outcomes(records)
+    stands = (~records["success"] & (fooling | clean_right(records))).to_numpy()
+    worst = np.full(len(samples), RIGHT)
+    np.maximum.at(worst, place, outcome)
+    held = {
+        "robust": stands,
+        "strict": stands & (outcome != REJECTED),
+        "right": np.where(records["attack"] == CLEAN, records["clean_label"], records["adv_label"]) == records["label"],
+    }
+    inputs = pd.DataFrame({"worst": worst}, index=pd.Index(samples, name="sample"))
+    for name, holds in held.items():
+        always = np.ones(len(samples), dtype=bool)
+        np.logical_and.at(always, place, holds)
+        inputs[name] = always
+    return inputs
+
+
+def inputs_of(records: pd.DataFrame) -> pd.Series:
+    """Which input each row is of, for rows of one data set and norm: its sample.
+
+    In norm "fooling" a number for each seed and sample: every seed draws noise images of its own.
+    """
+    return records.groupby(["seed", "sample"]).ngroup() if _is_fooling(records) else records["sample"]
+
+
+def _without_calibration(records: pd.DataFrame) -> pd.DataFrame:
+    """The rows on test inputs: thresholds are all that the calibration's are for."""
+    return records[records["attack"] != CALIBRATION]
+
+
+def _several_seeds(records: pd.DataFrame) -> bool:
+    seeds = records["seed"].to_numpy()
+    return bool((seeds != seeds[:1]).any())
+
+
+def _is_fooling(records: pd.DataFrame) -> bool:
+    """Whether the rows are of norm "fooling"; raises ValueError where only some are."""
+    fooling = records["norm"] == FOOLING
+    if fooling.any() and not fooling.all():
+        raise ValueError('norm "fooling" has inputs of its own: no figure is taken over it together with others')
+    return bool(fooling.any())
+
+
+def clean_right(records: pd.DataFrame) -> pd.Series:
+    """Per row, whether the clean input is accepted and right."""
+    return ~records["clean_rejected"] & (records["clean_label"] == records["label"])
+
+
+def _share(hits: pd.Series) -> Estimate:
+    return wilson(int(hits.sum()), len(hits))
+
+
+def _share_right(records: pd.DataFrame, hits: pd.Series) -> Estimate:
+    """The share of a figure that speaks of right answers: undefined in norm "fooling", which has none."""
+    return Estimate(np.nan, np.nan, np.nan, len(hits)) if (records["norm"] == FOOLING).any() else _share(hits)
+
+
+def accuracy(records: pd.DataFrame) -> Estimate:
+    """Share of inputs whose worst answer in `records` is accepted and right. Arguments and errors as in per_input.
+
+    NaN in norm "fooling", as are all figures that speak of right answers.
+    """
+    return _share_right(records, per_input(records)["worst"] == RIGHT)
+
+
+def accuracy_without_rejection(records: pd.DataFrame) -> Estimate:
+    """Share of inputs whose label is right in every row of `records`, whatever the detector says. As in accuracy.
+
+    The attacked rows are outputs made against the whole defense: they bound from above what is left of the accuracy
+    where an attacker knows that nothing is rejected.
+    """
+    return _share_right(records, per_input(records)["right"])
+
+
+def error(records: pd.DataFrame) -> Estimate:
+    """Share of inputs whose worst answer in `records` is accepted and wrong; in norm "fooling", the share of noise
+    images with which an attack succeeded. Arguments and errors as in per_input.
+    """
+    return _share(per_input(records)["worst"] == WRONG)
+
+
+def rejection(records: pd.DataFrame) -> Estimate:
+    """Share of inputs whose worst answer in `records` is a rejection: 1 − accuracy − error. As in per_input.
+
+    In norm "fooling", 1 − error.
+    """
+    return _share(per_input(records)["worst"] == REJECTED)
+
+
+def robust_accuracy(records: pd.DataFrame) -> Estimate:
+    """Share of inputs accepted and right when clean and never accepted and wrong under any attack in `records`.
+
+    The mean over inputs of the worst over attacks ('per-example', Carlini et al. 2019), never the worst over attacks
+    of the mean. Rejecting an adversarial input counts as a win. Arguments and errors as in per_input.
+    """
+    return _share_right(records, per_input(records)["robust"])
+
+
+def strict_robust_accuracy(records: pd.DataFrame) -> Estimate:
+    """As robust_accuracy, and every adversarial input is accepted too: rejecting one counts as a loss."""
+    return _share_right(records, per_input(records)["strict"])
+
+
+def over_seeds(records: pd.DataFrame) -> tuple[int, float, float]:
+    """Number of seeds, and mean and sample standard deviation over them of the robust accuracy with each alone.
+
+    robust_accuracy over several seeds is the worst of them on each input, what an attacker with restarts has; this says
+    how much chance there is in one. The deviation is NaN for one seed; both are NaN where not every seed has the same
+    attacks and strengths. Arguments and errors as in per_input.
+    """
+    seeds = [rows for _, rows in records.groupby("seed")]
+    cells = {frozenset(rows[["attack", "norm", "eps"]].itertuples(index=False, name=None)) for rows in seeds}
+    if len(cells) != 1:
+        return len(seeds), np.nan, np.nan
+    values = [robust_accuracy(rows).value for rows in seeds]
+    return len(seeds), float(np.mean(values)), float(np.std(values, ddof=1)) if len(seeds) > 1 else np.nan
+
+
+def median_distance(records: pd.DataFrame) -> float:
+    """Median over inputs of the smallest distance, in the cells' norm, at which any attack in `records` beat them.
+
+    0 for an input that is wrong without an attack, ∞ for one that was never beaten, so the median is ∞ where fewer
+    than half were. NaN for a clean cell, for no rows, and in norm "fooling".
+    """
+    attacked = records[~records["attack"].isin([CLEAN, CALIBRATION]) & (records["norm"] != FOOLING)]
+    return float(np.median(attacked.groupby("sample")["distance"].min())) if len(attacked) else np.nan
+
+
+def security_curve(records: pd.DataFrame) -> pd.DataFrame:
+    """Robust accuracy over ε for one attack or a set of them; columns eps, value, low, high, n, ascending in eps.
+
+    records: rows of one data set, defense and norm, all ok. The balls are nested, so a point at ε is taken over the
+    rows at every ε' ≤ ε and the curve never rises. At ε = 0 stands the share accepted and right without an attack.
+    An attack that finds minimal perturbations has a row per ε too, a success exactly where its distance is within ε;
+    between those ε its curve is distance_curve. Norm "fooling" has no curve (ValueError). Raises MissingCells as
+    per_input does.
+    """
+    records = _with_right_answers(records)
+    points = [(0.0, *_share(clean_right(records).groupby(records["sample"]).min()))]
+    points += [(eps, *robust_accuracy(records[records["eps"] <= eps])) for eps in sorted(records["eps"].unique())]
+    return pd.DataFrame(points, columns=["eps", *Estimate._fields])
+
+
+def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
+    """Robust accuracy at any ε from the distances of attacks that find minimal perturbations; columns as above.
+
+    records: rows of one data set, defense and norm, all ok. An input is robust at ε where it is accepted and right
+    when clean and no attack beat it at a distance ≤ ε (already wrong = 0, not found = ∞). Norm "fooling" has no curve
+    (ValueError).
+    """
+    records = _with_right_answers(records)
+    right = clean_right(records).groupby(records["sample"]).min()
+    distance = records.groupby("sample")["distance"].min()
+    points = [(value, *_share(right & (distance > value))) for value in eps]
+    return pd.DataFrame(points, columns=["eps", *Estimate._fields])
+
+
+def minimal(records: pd.DataFrame) -> bool:
+    """Whether an attack looked for smallest perturbations, in one run for all ε, as far as its rows tell.
+
+    records: rows of one attack on one defense, all ok. Such a run found a distance beyond the largest ε, or recorded
+    its passes at the smallest ε alone, though inputs were left that it had not beaten there.
+    """
+    smallest, largest = records["eps"].min(), records["eps"].max()
+    if (np.isfinite(records["distance"]) & (records["distance"] > largest * 1.001)).any():
+        return True
+    first, later = records[records["eps"] == smallest], records[records["eps"] > smallest]
+    passes = [float(rows["forwards"].sum() + rows["backwards"].sum()) for rows in (first, later)]
+    return passes[0] > 0 == passes[1] and not first["success"].all() and len(later) > 0
+
+
+def _with_right_answers(records: pd.DataFrame) -> pd.DataFrame:
+    """The rows on test inputs; raises ValueError in norm "fooling"."""
+    records = _without_calibration(records)
+    if _is_fooling(records):
+        raise ValueError('norm "fooling" has no curve: noise has no right answer and no distance')
+    return records
+
+
+def summary(records: pd.DataFrame) -> pd.DataFrame:
+    """The columns SUMMARY_COLUMNS, one row per cell and ε, clean cells and worst cases included.
+
+    - A clean cell has attack "clean", norm "none", ε 0; its robust accuracy is the share accepted and right.
+    - A cell that failed or was skipped has n = its number of inputs, its reason, and NaN for every figure. The reason
+      of a cell that is ok is what its records remark on it, mostly nothing.
+    - A worst case has attack "worst-case", one row per data set, defense, norm and ε: see worst_case.
+    - `n` counts inputs, also where an attack has several rows for each.
+    - `seeds` counts seeds; with several, figures are those of the worst over seeds on each input, passes and seconds
+      those of all of them together; `robust_mean` and `robust_sd` are over the seeds: see over_seeds.
+    - `valid` is the share of valid outputs; `forwards` and `backwards` are means per input of the passes at this ε;
+      `seconds` is the sum. A figure that is undefined is NaN, never 0.
+    - In norm "fooling" `error` is the share of noise images with which an attack succeeded and `rejection` the rest.
+    - The calibration has no rows.
+    """
+    records = _without_calibration(records)
+    rows = []
+    for (dataset, defense), of_defense in records.groupby(["dataset", "defense"]):
+        for (norm, attack, eps), cell in of_defense.groupby(["norm", "attack", "eps"]):
+            row = {"dataset": dataset, "defense": defense, "attack": attack, "norm": norm, "eps": eps}
+            rows.append(row | _cell_figures(cell))
+        for norm, of_norm in of_defense[of_defense["attack"] != CLEAN].groupby("norm"):
+            for eps in sorted(of_norm["eps"].unique()):
+                row = {"dataset": dataset, "defense": defense, "attack": WORST_CASE, "norm": norm, "eps": eps}
+                rows.append(row | worst_case(of_norm, eps))
+    table = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
+    # the clean cell leads its defense, the worst case closes its norm
+    order = pd.DataFrame({"clean": table["attack"] != CLEAN, "last": table["attack"] == WORST_CASE})
+    keys = ["dataset", "defense", "clean", "norm", "last", "attack", "eps"]
+    return table.assign(**order).sort_values(keys, ignore_index=True)[list(SUMMARY_COLUMNS)]
+
+
+def worst_case(records: pd.DataFrame, eps: float) -> dict[str, object]:
+    """The worst case over all attacks of one norm at one ε: the columns of a summary row from `n` on.
+
+    records: all rows of one data set, defense and norm, of whatever status. Taken over every ok row at ε' ≤ ε, because
+    an input beaten in a smaller ball is beaten in the larger one; `reason` names the attacks. Accuracy, error and
+    rejection are those of each input's worst outcome; passes and seconds are those of all the attacks together.
+
+    Status is `partial` where an attack failed at some ε' ≤ ε, or where the attacks do not share all inputs and the
+    figures are over the common ones; the reason says which. Skipped attacks make no sense for this defense and take
+    nothing away. Where no attack is ok at ε itself, status is `failed` (or `skipped` if all were) and figures are NaN.
+    """
+    rows, status, reason = attacked_within(records, eps)
+    if status in ("failed", "skipped"):
+        return _no_figures(status, reason, records[records["eps"] == eps])
+    return _figures(rows) | {"status": status, "reason": reason}
+
+
+def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, str, str]:
+    """What a worst case is taken over: its rows, its status and its reason, arguments and meaning as in worst_case.
+
+    There are no rows where the status is failed or skipped.
+    """
+    within = records[records["eps"] <= eps]
+    here = within[within["eps"] == eps]
+    failed = within[within["status"] == "failed"]
+    if not (here["status"] == "ok").any():
+        status = "failed" if (here["status"] == "failed").any() else "skipped"
+        return within[:0], status, _named_reasons(here[here["status"] == status])
+    ok = within[within["status"] == "ok"]
+    reason = f"over {', '.join(sorted(ok['attack'].unique()))}"
+    if len(failed):
+        reason += f"; failed: {_named_reasons(failed)}"
+    parts = ["attack", "eps"] if _is_fooling(ok) else ["attack", "eps", "seed"]
+    inputs = inputs_of(ok)
+    pairs = ok[parts].assign(input=inputs).drop_duplicates()
+    cells = pairs.groupby("input").size()
+    common = cells.index[cells == len(pairs[parts].drop_duplicates())]
+    if len(common) < len(cells):
+        reason += f"; over the {len(common)} inputs of {len(cells)} that all of them attacked"
+    whole = len(failed) == 0 and len(common) == len(cells)
+    return ok[inputs.isin(common)], "ok" if whole else "partial", reason
+
+
+def _cell_figures(cell: pd.DataFrame) -> dict[str, object]:
+    """The columns from `n` on for the rows of one cell at one ε."""
+    first = cell.sort_values("status").iloc[0]  # failed before ok: a cell is ok where all of it is
+    status, reason = str(first["status"]), str(first["reason"])
+    if status != "ok":
+        return _no_figures(status, reason, cell)
+    return _figures(cell) | {"status": status, "reason": reason}
+
+
+def _figures(records: pd.DataFrame) -> dict[str, object]:
+    inputs = per_input(records)
+    n = len(inputs)
+    robust = _share_right(records, inputs["robust"])
+    seeds, mean, deviation = over_seeds(records) if _several_seeds(records) else (1, robust.value, np.nan)
+    return {
+        "n": n,
+        "seeds": seeds,
+        "accuracy": _share_right(records, inputs["worst"] == RIGHT).value,
+        "error": _share(inputs["worst"] == WRONG).value,
+        "rejection": _share(inputs["worst"] == REJECTED).value,
+        "robust_accuracy": robust.value,
+        "robust_low": robust.low,
+        "robust_high": robust.high,
+        "robust_mean": mean,
+        "robust_sd": deviation,
+        "strict_robust_accuracy": _share_right(records, inputs["strict"]).value,
+        "median_distance": median_distance(records),
+        "valid": records["valid"].mean(),
+        "forwards": records["forwards"].sum() / n if n else np.nan,
+        "backwards": records["backwards"].sum() / n if n else np.nan,
+        "seconds": records["seconds"].sum() if n else np.nan,
+    }
+
+
+def _no_figures(status: str, reason: str, records: pd.DataFrame) -> dict[str, object]:
+    figures = SUMMARY_COLUMNS[SUMMARY_COLUMNS.index("accuracy") : SUMMARY_COLUMNS.index("reason")]
+    counts = {"n": inputs_of(records).nunique(), "seeds": records["seed"].nunique()}
+    return dict.fromkeys(figures, np.nan) | counts | {"status": status, "reason": reason}
+
+
+def _named_reasons(records: pd.DataFrame) -> str:
+    """`pgd (out of memory), cw (timed out)` for the attacks in the rows."""
+    pairs: Iterable[tuple[str, str]] = records[["attack", "reason"]].drop_duplicates().itertuples(index=False)
+    return ", ".join(f"{attack} ({reason})" for attack, reason in sorted(pairs))

@@ -1,0 +1,230 @@
+"""Claims of papers as a matrix file states them (`[[claims]]`), and whether the matrix has what they name."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from manifold_bench.attacks.threat import Norm
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.metrics.claims import RULES, Measured, Rule
+from manifold_bench.bench.planning.registry import one_of
+from manifold_bench.bench.records.provenance import stored_provenance
+from manifold_bench.bench.records.schema import CLEAN
+from manifold_bench.bench.text import eps_text, norm_text
+
+if TYPE_CHECKING:
+    from manifold_bench.bench.planning.matrix import AttackChoice, Matrix
+
+
+FigureName = Literal[
+    "accuracy",
+    "accuracy_without_rejection",
+    "error",
+    "rejection",
+    "robust_accuracy",
+    "strict_robust_accuracy",
+    "pairs",
+    "fooled",
+    "reclassified_right",
+    "recovered",
+    "peak_error",
+    "rejection_monotone",
+    "distance",
+    "detection_auc",
+]
+
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Budget(BaseModel):
+    """What the strongest attack may do: any attack of the run in that norm, at any ε up to this one.
+
+    Norms without sizes (unrestricted, fooling) have none here either.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    norm: Norm
+    eps: Annotated[float, Field(gt=0)] = math.inf
+
+    def __str__(self) -> str:
+        return where(self.norm, self.eps)
+
+
+class Claim(BaseModel):
+    """One published number or statement.
+
+    source: the paper and the place in it; claims of one source share a table. text: what is claimed, in words.
+    published: a share in [0, 1], a count as [count, of], a number for distances and measurements, true or false for a
+    trend; left out where nothing was published. recalled: the number is from memory, not from the text.
+    figure, measurement: what it is compared with, one of the two. attack, norm, eps: of the records it is computed
+    from; norm and eps may be left out where the attack has only one. rejected_by: the defense whose rejected inputs
+    `defense` answers, for the figures of reclassification.
+    strongest: within which budgets the defense's worst case over all attacks stands beside. central: the report says
+    in a paragraph whether it stands.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    source: Text
+    text: Text
+    published: Any = None
+    recalled: bool = False
+    figure: FigureName | None = None
+    measurement: Text | None = None
+    dataset: Text
+    defense: Text
+    attack: Text = CLEAN
+    norm: Literal[Norm, "none"] | None = None
+    eps: Annotated[float, Field(ge=0)] | None = None
+    rejected_by: Text | None = None
+    strongest: tuple[Budget, ...] = ()
+    central: bool = False
+
+    @field_validator("published")
+    @classmethod
+    def _number_count_or_trend(cls, value: Any) -> Any:
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int | float) and np.isfinite(value) and value >= 0:
+            return float(value)
+        if isinstance(value, list | tuple) and len(value) == 2 and all(type(part) is int for part in value):
+            count, of = value
+            if 0 <= count <= of and of > 0:
+                return count, of
+        raise ValueError(f"{json.dumps(value)} is not allowed; give a number ≥ 0, [count, of], or true or false")
+
+    @field_validator("strongest", mode="before")
+    @classmethod
+    def _one_budget_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+
+
+def where(norm: str, eps: float) -> str:
+    """`L∞ ε = 0.1`; a norm without sizes by its name alone."""
+    return norm_text(norm) if np.isinf(eps) else f"{norm_text(norm)} ε = {eps_text(eps)}"
+
+
+def resolved_claims(matrix: Matrix, claims: Sequence[Claim]) -> tuple[Claim, ...]:
+    """The claims with norm and ε filled in, everything they name found in the matrix; raises InputError."""
+    return tuple(_resolved(matrix, claim, f"{matrix.source}: claims[{i}]") for i, claim in enumerate(claims))
+
+
+def _resolved(matrix: Matrix, claim: Claim, place: str) -> Claim:
+    one_of(f"{place}.dataset", claim.dataset, [entry.name for entry in matrix.datasets])
+    defending = {choice.label: choice for choice in matrix.defenses}
+    if (claim.figure is None) == (claim.measurement is None):
+        raise InputError(f"{place}: give a figure or a measurement, one of the two")
+    rule = RULES[claim.figure] if claim.figure else Rule("number", Measured, "")
+    if rule.joins != (claim.rejected_by is not None):
+        needed = "missing; name the defense that rejects" if rule.joins else f"not for figure = {claim.figure!r}"
+        raise InputError(f"{place}.rejected_by: {needed}")
+    for key in ("defense", "rejected_by"):
+        name = getattr(claim, key)
+        if name is not None:
+            one_of(f"{place}.{key}", name, defending)
+            _concerned(place, key, name, defending[name].defends(claim.dataset), claim)
+    _check_published(claim, rule, place)
+    _check_strongest(matrix, claim, rule, place)
+    if claim.measurement is not None:
+        one_of(f"{place}.measurement", claim.measurement, [choice.label for choice in matrix.measurements])
+        chosen = next(choice for choice in matrix.measurements if choice.label == claim.measurement)
+        _concerned(place, "measurement", chosen.label, chosen.concerns(claim.dataset, claim.defense), claim)
+    elif claim.attack != CLEAN:
+        return _with_cell(matrix, claim, rule, place)
+    if rule.ladder or claim.figure in ("pairs", "fooled"):
+        raise InputError(f"{place}.attack: missing; figure = {claim.figure!r} is one of an attack")
+    return claim.model_copy(update={"norm": "none", "eps": 0.0})
+
+
+def _check_strongest(matrix: Matrix, claim: Claim, rule: Rule, place: str) -> None:
+    """Whether there are attacks within the budgets, and all that a central claim is judged by."""
+    for number, budget in enumerate(claim.strongest):
+        usable = [choice for choice in matrix.attacks if choice.concerns(claim.dataset, claim.defense)]
+        sizes = {eps for choice in usable if choice.attack.norm == budget.norm for eps in choice.eps}
+        if budget.eps not in sizes:
+            known = ", ".join(eps_text(eps) for eps in sorted(sizes)) or "none"
+            raise InputError(
+                f"{place}.strongest[{number}]: no attack here has {budget}; in that norm there are: {known}"
+            )
+    if claim.central and not (rule.better and claim.published is not None and claim.strongest):
+        judged = ", ".join(name for name, rule in RULES.items() if rule.better)
+        raise InputError(f"{place}.central: needs published, strongest, and a figure that can fall: {judged}")
+
+
+def _with_cell(matrix: Matrix, claim: Claim, rule: Rule, place: str) -> Claim:
+    """The claim with the norm and the ε of its attack."""
+    one_of(f"{place}.attack", claim.attack, [CLEAN, *dict.fromkeys(choice.label for choice in matrix.attacks)])
+    named = [choice for choice in matrix.attacks if choice.label == claim.attack]
+    norms = [str(choice.attack.norm) for choice in named]
+    norm = claim.norm
+    if norm is None:
+        if len(norms) > 1:
+            raise InputError(f"{place}.norm: missing; {claim.attack!r} is run in {', '.join(norms)}")
+        norm = named[0].attack.norm
+    one_of(f"{place}.norm", norm, norms)
+    choice = named[norms.index(norm)]
+    for defense in filter(None, (claim.defense, claim.rejected_by)):
+        _concerned(place, "attack", choice.label, choice.concerns(claim.dataset, defense), claim)
+    if rule.ladder:
+        if claim.eps is not None:
+            raise InputError(f"{place}.eps: {claim.figure!r} is taken over every ε of the attack; leave it out")
+        if rule.kind != "number" and choice.ladder:
+            raise InputError(
+                f"{place}.figure: {claim.figure!r} needs an attack with ladder = false, a new one at every ε"
+            )
+        return claim.model_copy(update={"norm": norm})
+    return claim.model_copy(update={"norm": norm, "eps": _size(choice, claim, place)})
+
+
+def _size(choice: AttackChoice, claim: Claim, place: str) -> float:
+    """The ε that the claim names, or the attack's only one."""
+    known = ", ".join(eps_text(eps) for eps in choice.eps)
+    if claim.eps is None and len(choice.eps) > 1:
+        raise InputError(f"{place}.eps: missing; {claim.attack!r} is run with {known}")
+    if claim.eps is not None and claim.eps not in choice.eps:
+        raise InputError(f"{place}.eps: {claim.attack!r} is not run with {claim.eps:g}; it is with {known}")
+    return choice.eps[0] if claim.eps is None else claim.eps
+
+
+def _concerned(place: str, key: str, name: str, concerned: bool, claim: Claim) -> None:
+    if not concerned:
+        raise InputError(
+            f"{place}.{key}: {name!r} is confined to others than {claim.dataset!r} × {claim.defense!r} in this matrix"
+        )
+
+
+def _check_published(claim: Claim, rule: Rule, place: str) -> None:
+    value = claim.published
+    fits = {
+        "share": isinstance(value, tuple) or (isinstance(value, float) and value <= 1),
+        "trend": isinstance(value, bool),
+        "number": isinstance(value, float),
+    }[rule.kind]
+    if value is not None and not fits:
+        allowed = {
+            "share": "a share in [0, 1] or [count, of]", "trend": "true or false", "number": "a number ≥ 0"
+        }[rule.kind]  # fmt: skip
+        name = claim.figure or claim.measurement
+        raise InputError(f"{place}.published: {json.dumps(value)} is not what {name!r} can be; give {allowed}")
+
+
+def claims_json(claims: Iterable[Claim]) -> list[dict[str, Any]]:
+    """The claims as plain data, for run.json."""
+    return [claim.model_dump() for claim in claims]
+
+
+def claims_of(folder: Path) -> tuple[Claim, ...]:
+    """The claims of the run in that folder, from its run.json; none where there is no such file."""
+    told = stored_provenance(folder)
+    try:
+        stored = told.get("matrix", {}).get("claims", [])
+        return tuple(Claim.model_validate_json(json.dumps(claim)) for claim in stored)
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{folder / 'run.json'}: damaged ({str(error).splitlines()[0]}); run again") from error

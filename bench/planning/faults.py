@@ -1,0 +1,92 @@
+"""The wording of faults in a matrix file: which key, what is wrong, and what is allowed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, get_args, get_type_hints
+
+from pydantic import Tag, ValidationError
+
+from manifold_bench.bench.planning.registry import nearest
+
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def explain(error: ValidationError, place: str, owner: type[Any]) -> str:
+    """The first fault of a validation as `place.key[2]: value is not …; what is allowed`.
+
+    owner: the model or dataclass whose values these are, for what is allowed in place of a misspelt key.
+    """
+    fault = error.errors()[0]
+    path, known = keys_at(owner, fault["loc"][:-1] if fault["type"] in UNKNOWN_KEY else fault["loc"])
+    for part in [*path, *fault["loc"][-1:]] if fault["type"] in UNKNOWN_KEY else path:
+        place += f"[{part}]" if isinstance(part, int) else f".{one_line(part)}" if place else one_line(part)
+    context: dict[str, Any] = fault.get("ctx", {})
+    kind, value = fault["type"], fault["input"]
+    if kind in UNKNOWN_KEY:
+        return f"{place}: unknown key{nearest(str(fault['loc'][-1]), known)}; allowed: {', '.join(known)}"
+    if kind == "missing":
+        return f"{place}: missing; it has to be there"
+    if kind == "value_error":
+        return f"{place}: {one_line(context['error'])}"
+    if kind == "union_tag_invalid":
+        return f"{place}: {context['tag']!r} is not allowed; give {context['expected_tags']}"
+    shown = one_line(json.dumps(value, default=str, ensure_ascii=False))
+    shown = shown if len(shown) <= 60 else shown[:57] + "…"
+    if place.startswith("attacks") and ".eps" in place and kind == "greater_than":
+        return f"{place}: {shown} is not a perturbation size; give numbers > 0 (L∞: at most 1)"
+    hint = {
+        "greater_than": "is not allowed; give a number > {gt}",
+        "greater_than_equal": "is not allowed; give a number ≥ {ge}",
+        "less_than_equal": "is not allowed; give a number ≤ {le}",
+        "less_than": "is not allowed; give a finite number < {lt}",
+        "too_short": "is empty; give at least one",
+        "literal_error": "is not allowed; give {expected}",
+        "finite_number": "is not allowed; give a finite number",
+        "int_type": "is not a whole number",
+        "int_from_float": "is not a whole number",
+        "float_type": "is not a number",
+        "bool_type": "is not true or false",
+        "string_type": "is not a text",
+        "tuple_type": "is not a list",
+        "list_type": "is not a list",
+        "model_type": "is not a name or a table with one",
+        "union_tag_not_found": "is not a table of parameters",
+        "dataclass_type": "is not a table of parameters",
+        "dataclass_exact_type": "is not a table of parameters",
+    }.get(kind)
+    return f"{place}: {shown} {hint.format(**context) if hint else 'is not allowed: ' + one_line(fault['msg'])}"
+
+
+def keys_at(owner: type[Any], path: Iterable[str | int]) -> tuple[list[str | int], list[str]]:
+    """The path as the file has it, and the names of the fields of what lies there in a model or dataclass.
+
+    In a validation's path a value of several possible classes is followed by the tag of the one that was taken.
+    """
+    known: dict[str | None, type[Any]] = {}
+    there: list[str | int] = []
+    for name in path:
+        if isinstance(name, str) and name in known:
+            owner = known[name]
+            known = {}
+            continue
+        there.append(name)
+        if isinstance(name, str):
+            known = dict(_classes(get_type_hints(owner, include_extras=True).get(name), None))
+            owner = next(iter(known.values()), owner)
+    return there, sorted(name for name in get_type_hints(owner) if not name.startswith("_"))
+
+
+def _classes(hint: Any, tag: str | None) -> Iterator[tuple[str | None, type[Any]]]:
+    """Every class in a type hint with its tag, if it has one; first the classes of the hint's arguments."""
+    tags = [extra.tag for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Tag)]
+    parts = get_args(hint)[:1] if hasattr(hint, "__metadata__") else get_args(hint)
+    for part in parts:
+        yield from _classes(part, tags[0] if tags else tag)
+    if isinstance(hint, type):
+        yield tag, hint
+
+
+def one_line(text: Any) -> str:
+    return " ".join(str(text).split())

@@ -1,0 +1,243 @@
+"""The types of a matrix: which data sets, defenses and attacks are crossed, and with which parameters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from manifold_bench.attacks.base import Attack
+from manifold_bench.attacks.threat import Norm
+from manifold_bench.bench.measurements.base import Measurement
+from manifold_bench.bench.planning.claims import Claim
+from manifold_bench.defenses.base import DefenseSpec
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class DatasetEntry(BaseModel):
+    """A data set and how many of its test images are used (all, where n is not given)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    name: Annotated[str, Field(min_length=1)]
+    n: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class Resources(BaseModel):
+    """What of a machine a job occupies, for engines that have several machines; None: what the matrix says, or 1.
+
+    gpus: a share of one, or a whole number; counts only where the jobs' device is one.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _share_or_whole(self) -> Resources:
+        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus = {self.gpus} cannot be had; give a share of one GPU or a whole number")
+        return self
+
+
+UNSAID = Resources()
+
+
+class SystemEntry(BaseModel):
+    """A defense or an attack with its parameters; the label tells it from others of the same name."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    name: Annotated[str, Field(min_length=1)]
+    label: Annotated[str, Field(min_length=1)] | None = None
+    resources: Resources = UNSAID
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class DefenseEntry(SystemEntry):
+    """A defense; datasets: of which data sets of the matrix (None: of all); draws: as the matrix', for this one."""
+
+    datasets: Annotated[list[str], Field(min_length=1)] | None = None
+    draws: Annotated[int, Field(ge=1)] | None = None
+
+
+class ConfinedEntry(SystemEntry):
+    """What may be confined to some of the matrix' data sets and defenses, named by their labels."""
+
+    datasets: Annotated[list[str], Field(min_length=1)] | None = None
+    defenses: Annotated[list[str], Field(min_length=1)] | None = None
+
+    @property
+    def confinement(self) -> dict[str, tuple[str, ...] | None]:
+        """As `Confined` takes it."""
+        named = {"datasets": self.datasets, "defenses": self.defenses}
+        return {key: labels if labels is None else tuple(labels) for key, labels in named.items()}
+
+
+class AttackEntry(ConfinedEntry):
+    """An attack for one norm, with its ladder of perturbation sizes; n: on the first n of a data set's images.
+
+    ladder: what is beaten at one size isn't attacked at larger ones; where false, each size attacks every input anew.
+    """
+
+    norm: Norm = "linf"
+    ladder: bool = True
+    n: Annotated[int, Field(ge=1)] | None = None
+    eps: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)] | None = None
+
+
+class MatrixFile(BaseModel):
+    """The file as written."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    datasets: Annotated[tuple[DatasetEntry, ...], Field(min_length=1)]
+    defenses: Annotated[tuple[DefenseEntry, ...], Field(min_length=1)]
+    attacks: Annotated[tuple[AttackEntry, ...], Field(min_length=1)]
+    measurements: tuple[ConfinedEntry, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    seed: Seed | None = None
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
+    draws: Annotated[int, Field(ge=1)] = 1
+    calibration: Annotated[int, Field(ge=1)] | None = None
+    diagnose: bool = False
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4 * 3600.0
+    resources: Resources = UNSAID
+
+
+@dataclass(frozen=True)
+class DefenseChoice:
+    """A defense of the matrix: its class, its label, and the parameters that its spec gets beside the image shape.
+
+    datasets: those it is a defense of; None: all of the matrix. draws: how often it is asked if it is randomized; None:
+    as the matrix says. resources: what its jobs occupy.
+    """
+
+    name: str
+    label: str
+    cls: type[Any]
+    parameters: dict[str, Any]
+    datasets: tuple[str, ...] | None = None
+    draws: int | None = None
+    resources: Resources = UNSAID
+
+    def defends(self, dataset: str) -> bool:
+        return self.datasets is None or dataset in self.datasets
+
+    def spec(self, shape: tuple[int, int, int], num_classes: int) -> DefenseSpec:
+        values = {"shape": list(shape), "num_classes": num_classes, **self.parameters}
+        return TypeAdapter(self.cls.Spec).validate_json(json.dumps(values), strict=True)
+
+
+@dataclass(frozen=True)
+class Confined:
+    """What is done only on those data sets and to those defenses, by label; None: on all of them.
+
+    resources: what its jobs occupy.
+    """
+
+    datasets: tuple[str, ...] | None = field(default=None, kw_only=True)
+    defenses: tuple[str, ...] | None = field(default=None, kw_only=True)
+    resources: Resources = field(default=UNSAID, kw_only=True)
+
+    def concerns(self, dataset: str, defense: str) -> bool:
+        return (self.datasets is None or dataset in self.datasets) and (
+            self.defenses is None or defense in self.defenses
+        )
+
+
+@dataclass(frozen=True)
+class AttackChoice(Confined):
+    """An attack of the matrix, ready to run, with its label and its ε (ascending).
+
+    ladder: whether what is beaten at one ε stays beaten at the larger ones. n: it attacks the first n of a data set's
+    chosen images; None: all.
+    """
+
+    name: str
+    label: str
+    attack: Attack
+    eps: tuple[float, ...]
+    ladder: bool = field(default=True, kw_only=True)
+    n: int | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class MeasurementChoice(Confined):
+    """A measurement of the matrix, ready to run, with its label."""
+
+    name: str
+    label: str
+    measurement: Measurement
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What is crossed: everything resolved and valid.
+
+    seeds: each attack runs once with each; an input is robust if it is with all of them. What no attack takes part in
+    has the first alone, but the answers of a randomized defense.
+    draws: how often a randomized defense is asked; an input is robust if every answer is. timeout: seconds a job may
+    take before it counts as failed. calibration: validation images that each defense answers as they are, for
+    thresholds that figures need; None: none. claims: what was published, and what of this matrix it is compared with.
+    diagnose: whether the probes of the masking diagnosis run too.
+    """
+
+    source: str
+    datasets: tuple[DatasetEntry, ...]
+    defenses: tuple[DefenseChoice, ...]
+    attacks: tuple[AttackChoice, ...]
+    seeds: tuple[int, ...]
+    draws: int
+    timeout: float
+    calibration: int | None = None
+    measurements: tuple[MeasurementChoice, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    diagnose: bool = False
+    resources: Resources = UNSAID
+
+    def resources_of(self, defense: str) -> list[Resources]:
+        """What jobs of the defense with that label occupy: an entry, or none where it is not in the matrix."""
+        return [choice.resources for choice in self.defenses if choice.label == defense]
+
+    def needs(self, device: str, *parts: Resources) -> Needs:
+        """What a job of those parts (its defense's, its attack's) occupies: the most that one of them says.
+
+        Where none says anything, what the matrix says; one CPU, and one GPU where the device is one.
+        """
+
+        def most(name: str, otherwise: float) -> float:
+            said = [value for part in parts if (value := getattr(part, name)) is not None]
+            own = getattr(self.resources, name)
+            return max(said, default=otherwise if own is None else own)
+
+        return Needs(most("cpus", 1.0), 0.0 if device == "cpu" else most("gpus", 1.0))
+
+    @property
+    def seed(self) -> int:
+        """The first."""
+        return self.seeds[0]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What of a machine a call occupies; read by engines that have several machines. gpus: a share of one, or whole."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+ONE_CPU = Needs()

@@ -1,0 +1,284 @@
+"""The matrix file: what is crossed with what. TOML, validated as a whole before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from manifold_bench.attacks.base import Attack
+from manifold_bench.attacks.threat import UNBOUNDED
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.measurements.base import Measurement
+from manifold_bench.bench.planning.claims import resolved_claims
+from manifold_bench.bench.planning.faults import explain, one_line
+from manifold_bench.bench.planning.matrix import (
+    AttackChoice,
+    AttackEntry,
+    Confined,
+    ConfinedEntry,
+    DefenseChoice,
+    Matrix,
+    MatrixFile,
+    MeasurementChoice,
+)
+from manifold_bench.bench.planning.registry import find, nearest, one_of
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST_CASE
+from manifold_bench.defenses.base import DefenseSpec
+
+FOLDER = Path(__file__).parents[1] / "matrices"
+
+
+OWN_KEYS = ("name", "label", "norm", "eps")
+"""Keys of an attack's or defense's entry that are the matrix file's own; all others are the system's parameters."""
+
+
+def matrix_path(name: str) -> Path:
+    """The file of a matrix by name (`quick`) or path; raises InputError."""
+    known = sorted(path.stem for path in FOLDER.glob("*.toml"))
+    if name in known:
+        return FOLDER / f"{name}.toml"
+    path = Path(name)
+    if path.suffix == ".toml" or path.exists():
+        if not path.is_file():
+            raise InputError(f"--matrix: {name}: no such file")
+        return path
+    raise InputError(
+        f"--matrix: no matrix {name!r}{nearest(name, known)}; known: {', '.join(known)}; or give a TOML file"
+    )
+
+
+def read_matrix(name: str) -> Matrix:
+    """Reads and validates a matrix by name or path; raises InputError that names the file and the key."""
+    path = matrix_path(name)
+    shown = str(path) if path.parent != FOLDER else f"{FOLDER.parent.name}/{FOLDER.name}/{path.name}"
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{shown}: not valid TOML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{shown}: cannot be read as UTF-8 text ({error})") from error
+    return parse_matrix(raw, shown)
+
+
+def parse_matrix(raw: dict[str, Any], source: str) -> Matrix:
+    """Validates the content of a matrix file."""
+    try:
+        # as JSON: strict about types, yet lists may stand for tuples
+        file = MatrixFile.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise InputError(f"{source}: {explain(error, '', MatrixFile)}") from error
+    except ValueError as error:
+        raise InputError(f"{source}: {error}") from error
+    for index, dataset in enumerate(file.datasets):
+        with_place(f"{source}: datasets[{index}]", lambda name=dataset.name: find("datasets", name))
+    defenses = tuple(
+        dataclasses.replace(
+            defense_choice(entry.name, entry.label, entry.parameters, f"{source}: defenses[{i}]"),
+            datasets=None if entry.datasets is None else tuple(entry.datasets),
+            draws=entry.draws,
+            resources=entry.resources,
+        )
+        for i, entry in enumerate(file.defenses)
+    )
+    for i, defense in enumerate(defenses):
+        if defense.draws and not defense.cls.randomized:
+            raise InputError(f"{source}: defenses[{i}].draws: {defense.label!r} isn't randomized, and answers once")
+    attacks = tuple(attack_choice(entry, f"{source}: attacks[{i}]") for i, entry in enumerate(file.attacks))
+    _unique(source, "datasets", [entry.name for entry in file.datasets])
+    _unique(source, "defenses", [choice.label for choice in defenses])
+    _unique(source, "attacks", [f"{choice.label} in {choice.attack.norm}" for choice in attacks])
+    for index, choice in enumerate(attacks):
+        _free(f"{source}: attacks[{index}]", choice.label)
+    measurements = tuple(
+        _measurement(entry, f"{source}: measurements[{i}]") for i, entry in enumerate(file.measurements)
+    )
+    _unique(source, "measurements", [choice.label for choice in measurements])
+    for index, measuring in enumerate(measurements):
+        _free(f"{source}: measurements[{index}]", measuring.label)
+    matrix = Matrix(
+        source, file.datasets, defenses, attacks, _seeds(file, source), file.draws, file.timeout, file.calibration,
+        measurements, diagnose=file.diagnose, resources=file.resources,
+    )  # fmt: skip
+    _check_names(matrix)
+    return dataclasses.replace(matrix, claims=resolved_claims(matrix, file.claims))
+
+
+def _seeds(file: MatrixFile, source: str) -> tuple[int, ...]:
+    """`seeds`, or `seed` alone, or 0."""
+    if file.seeds is None:
+        return (file.seed or 0,)
+    if file.seed is not None:
+        raise InputError(f"{source}: seeds: 'seed' is there too; give one of the two")
+    for index, seed in enumerate(file.seeds):
+        if seed in file.seeds[:index]:
+            raise InputError(f"{source}: seeds[{index}]: {seed} stands there twice")
+    return file.seeds
+
+
+def _check_names(matrix: Matrix) -> None:
+    """Whether what defenses, attacks and measurements name is in the matrix; raises InputError."""
+    datasets = [entry.name for entry in matrix.datasets]
+    defenses = [choice.label for choice in matrix.defenses]
+    for i, defending in enumerate(matrix.defenses):
+        for name in defending.datasets or ():
+            one_of(f"{matrix.source}: defenses[{i}].datasets", name, datasets)
+    confined: list[tuple[str, Confined]] = [(f"attacks[{i}]", choice) for i, choice in enumerate(matrix.attacks)]
+    confined += [(f"measurements[{i}]", choice) for i, choice in enumerate(matrix.measurements)]
+    for place, choice in confined:
+        for key, named, known in (("datasets", choice.datasets, datasets), ("defenses", choice.defenses, defenses)):
+            for name in named or ():
+                one_of(f"{matrix.source}: {place}.{key}", name, known)
+    for i, measuring in enumerate(matrix.measurements):
+        for name in measuring.measurement.others:
+            one_of(f"{matrix.source}: measurements[{i}]", name, defenses)
+
+
+def with_place(place: str, action: Any) -> Any:
+    """action(), its InputError prefixed with where it happened."""
+    try:
+        return action()
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def defense_by_name(name: str, parameters: Mapping[str, Any] = {}, place: str = "--defense") -> DefenseChoice:
+    """A defense by name, as on the command line; place: where a fault of the parameters lies."""
+    find("defenses", name)
+    return defense_choice(name, None, parameters, place)
+
+
+def attack_by_name(name: str, others: tuple[AttackChoice, ...]) -> AttackChoice:
+    """An attack by name alone, as on the command line: in the first norm of `others` that it works in, with its ε."""
+    find("attacks", name)
+    refusals = []
+    for other in others:
+        norm = other.attack.norm
+        eps = None if norm in UNBOUNDED else list(other.eps)
+        try:
+            return attack_choice(AttackEntry(name=name, norm=norm, eps=eps), "--attack")
+        except InputError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, Any], place: str) -> DefenseChoice:
+    """The defense of an entry, its parameters checked against the fields of its spec; raises InputError."""
+    cls = with_place(place, lambda: find("defenses", name))
+    fields = {f.name for f in dataclasses.fields(cls.Spec)} - {f.name for f in dataclasses.fields(DefenseSpec)}
+    values = _known(dict(parameters), fields, place, name)
+    choice = DefenseChoice(name, own_label or label(name, _unusual(cls.Spec, values)), cls, values)
+    try:
+        choice.spec((1, 32, 32), 10)  # any shape: the parameters are what is checked here
+    except ValidationError as error:
+        raise InputError(explain(error, place, cls.Spec)) from error
+    except ValueError as error:
+        raise InputError(f"{place}: {error}") from error
+    return choice
+
+
+def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
+    """The attack of an entry, its parameters checked against its fields; raises InputError."""
+    cls: type[Attack] = with_place(place, lambda: find("attacks", entry.name))
+    fields = {f.name for f in dataclasses.fields(cls)} - {"norm"}
+    values = entry.parameters
+    if cls.open_parameters:
+        prefix, _, suffix = entry.name.partition(":")
+        if not suffix:
+            raise InputError(
+                f"{place}.name: {prefix!r} runs that library's attacks: name one, as in {prefix}:ClassName"
+            )
+        fields -= {"attack", "parameters"}
+        inner = {key: value for key, value in values.items() if key not in fields}
+        given = {key: value for key, value in values.items() if key in fields}
+        arguments = {**given, "attack": suffix, "parameters": inner}
+    else:
+        arguments = _known(values, fields, place, entry.name)
+    try:
+        attack = TypeAdapter(cls).validate_json(json.dumps({**arguments, "norm": entry.norm}), strict=True)
+    except ValidationError as error:
+        raise InputError(explain(error, place, cls)) from error
+    except ValueError as error:
+        raise InputError(f"{place}: {error}") from error
+    if entry.norm not in attack.norms:
+        raise InputError(f"{place}.norm: {entry.name!r} is not for {entry.norm!r}; it is for {', '.join(attack.norms)}")
+    if attack.minimal and not entry.ladder:
+        raise InputError(f"{place}.ladder: {entry.name!r} runs once for all sizes; false is for attacks at one size")
+    shown = label(entry.name, _unusual(cls, values) | ({} if entry.ladder else {"ladder": False}))
+    return AttackChoice(
+        entry.name, entry.label or shown, attack, _ladder(entry, place),
+        ladder=entry.ladder, n=entry.n, resources=entry.resources, **entry.confinement,
+    )  # fmt: skip
+
+
+def _measurement(entry: ConfinedEntry, place: str) -> MeasurementChoice:
+    cls: type[Measurement] = with_place(place, lambda: find("measurements", entry.name))
+    values = _known(entry.parameters, {f.name for f in dataclasses.fields(cls)}, place, entry.name)
+    try:
+        measurement = TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise InputError(explain(error, place, cls)) from error
+    shown = entry.label or label(entry.name, _unusual(cls, values))
+    return MeasurementChoice(entry.name, shown, measurement, resources=entry.resources, **entry.confinement)
+
+
+def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:
+    if entry.norm in UNBOUNDED:
+        if entry.eps is not None:
+            raise InputError(f"{place}.eps: norm {entry.norm!r} has no perturbation size; leave it out")
+        return (math.inf,)
+    if entry.eps is None:
+        raise InputError(f"{place}.eps: missing; give a list of numbers > 0, as in eps = [0.1, 0.2]")
+    for index, eps in enumerate(entry.eps):
+        if entry.norm == "linf" and eps > 1:
+            raise InputError(f"{place}.eps[{index}]: {eps} is no L∞ size; images lie in [0,1], give numbers in (0, 1]")
+        if entry.norm == "l0" and eps != int(eps):
+            raise InputError(f"{place}.eps[{index}]: {eps} is no L0 size; give whole numbers of pixels ≥ 1")
+    if len(set(entry.eps)) != len(entry.eps):
+        raise InputError(f"{place}.eps: a size stands there twice")
+    return tuple(sorted(entry.eps))
+
+
+def label(name: str, parameters: dict[str, Any]) -> str:
+    """`name`, or `name(key=value, …)` where parameters are set."""
+    if not parameters:
+        return name
+    return f"{name}({', '.join(f'{key}={plain(value)}' for key, value in sorted(parameters.items()))})"
+
+
+def _unusual(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The values that differ from the defaults of a dataclass' fields."""
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    return {key: value for key, value in values.items() if value != defaults.get(key, dataclasses.MISSING)}
+
+
+def plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value).replace('"', "")
+
+
+def _known(values: dict[str, Any], fields: Iterable[str], place: str, name: str) -> dict[str, Any]:
+    allowed = sorted(fields)
+    for key in values:
+        if key not in allowed:
+            listed = f"{nearest(key, allowed)}; allowed: {', '.join(allowed)}"
+            raise InputError(f"{place}.{one_line(key)}: {name!r} has no such parameter{listed}")
+    return values
+
+
+def _unique(source: str, key: str, labels: list[str]) -> None:
+    for index, name in enumerate(labels):
+        if name in labels[:index]:
+            raise InputError(
+                f"{source}: {key}[{index}]: {name!r} stands there twice; give one of them a label of its own"
+            )
+
+
+def _free(place: str, name: str) -> None:
+    if name in (CLEAN, CALIBRATION, WORST_CASE) or name.startswith(PROBE):
+        raise InputError(f"{place}: {name!r} is a reserved name; choose another label")

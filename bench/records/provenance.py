@@ -1,0 +1,91 @@
+"""Where results come from: code revision, versions, machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from manifold_bench.bench.errors import InputError
+
+PACKAGES = (
+    "manifold-bench", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "mlxtend", "safetensors",
+    "adversarial-robustness-toolbox", "foolbox",
+)  # fmt: skip
+
+
+def code_revision() -> str:
+    """The checkout's commit, with `+dirty` where tracked files differ from it; the package's version elsewhere."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        if (root / ".git").exists():
+            commit = _git(root, "rev-parse", "HEAD")
+            return commit + ("+dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        pass  # no git program, or no commit yet
+    return f"manifold-bench {package_version('manifold-bench')}"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+
+def package_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def provenance() -> dict[str, Any]:
+    """Code, versions and machine, as plain data."""
+    return {
+        "code": code_revision(),
+        "python": platform.python_version(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+        },
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def kernels_text(described: dict[str, Any]) -> str:
+    """One line on what `kernels.kernels` describes: `AMD EPYC, AVX512, torch 2.13.0, MKL_CBWR=AUTO,STRICT`."""
+    settings = (f"{name}={value}" for name, value in described["environment"].items())
+    chip = described.get("gpu") or f"{described['processor']}, {described['instructions']}"
+    return ", ".join([chip, f"torch {described['torch']}", *settings])
+
+
+def uneven_text(described: list[dict[str, Any]]) -> str | None:
+    """One line on the uneven layers in descriptions of a run's kernels; None where there are none."""
+    uneven = sorted({layer for one in described for layer in one.get("uneven", ())})
+    if not uneven:
+        return None
+    more = f" and {len(uneven) - 1} more" if uneven[1:] else ""
+    return (
+        f"note: the kernels of this machine round by the size of the batch ({uneven[0]}{more}), so single inputs can "
+        "differ between runs that batch them otherwise; see docs/reproducibility.md"
+    )
+
+
+def stored_provenance(folder: Path) -> dict[str, Any]:
+    """run.json of the run in that folder, {} where there is none; raises InputError where it is damaged."""
+    path = folder / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(told, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); run again") from error
+    return told

@@ -1,0 +1,88 @@
+"""The schema of the per-input records that every figure is computed from."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+REVISION = 2
+"""Of the schema below; part of every job's identity, so that records of another one are never taken for these."""
+
+
+CLEAN = "clean"
+"""The name under which the answers to the unperturbed inputs are recorded, with norm "none" and ε = 0."""
+
+
+CALIBRATION = "calibration"
+"""The name under which the answers to unperturbed validation images are recorded, norm and ε as above. Thresholds that
+a figure needs are set on these, never on test images."""
+
+
+PROBE = "diagnosis:"
+"""What the names of the diagnosis' own attacks and inspections begin with. Their records lie beside those of the
+matrix, and only the diagnosis reads them: no figure, table or comparison is taken over them."""
+
+
+WORST_CASE = "worst-case"
+"""The name of a figure over all attacks of a norm; never stored, always computed."""
+
+
+DTYPES: dict[str, str] = {
+    "dataset": "string",
+    "split": "string",  # test; validation where attack is "calibration"; noise where norm is "fooling"
+    "sample": "int64",  # index in the data set's split; the number of the noise image
+    "input_sha256": "string",
+    "label": "int64",  # −1 for noise, which has none
+    "aim": "int64",  # class that the attack was to make of it, −1 where it was free to choose
+    "defense": "string",
+    "attack": "string",  # label of the attack with its parameters, unique in a run together with the norm
+    "norm": "string",  # linf, l2, l0, unrestricted, fooling; "none" where attack is "clean" or "calibration"
+    "eps": "float64",
+    "seed": "int64",
+    "protocol": "string",  # deterministic, or how a randomized defense was judged: single-shot, worst-of-5
+    "clean_label": "int64",
+    "clean_rejected": "bool",
+    "clean_score": "float64",  # how suspicious it looked, larger is more so; > 0 exactly where a rejecting defense
+    # rejects (up to rounding); NaN where the defense doesn't say
+    "adv_label": "int64",
+    "adv_rejected": "bool",
+    "adv_score": "float64",  # as clean_score, of what was judged
+    "linf": "float64",  # distances of what was judged at this ε, measured by the harness
+    "l2": "float64",
+    "l0": "float64",
+    "distance": "float64",  # smallest distance, in the cell's norm, at which the attack beat this input in its whole
+    # ε ladder: 0 where the clean answer is a success already, inf where there was none
+    "valid": "bool",  # the attack's output was finite, in the box and within ε
+    "success": "bool",  # valid, accepted and wrong, whatever the aim; of noise: valid, accepted, and as the aim if any
+    "forwards": "float64",  # passes this input cost in this cell
+    "backwards": "float64",
+    "seconds": "float64",  # share of the cell's wall time
+    "status": "string",  # ok, failed, skipped
+    "reason": "string",  # why it failed or was skipped; empty where ok
+}
+"""One row per input, cell and ε; one for each class aimed at, where the attack aims. A failed or skipped cell has its
+rows too, with the columns from clean_label to backwards at their zero values (scores: NaN): they mean nothing there
+and no figure may read them.
+
+An output that is not valid is judged as the clean input in its place: its answer and score are the clean ones, the
+distances are those of what the attack returned, and it is never a success.
+A minimal-distance attack's row at an ε below the distance it found holds the clean input (distances 0).
+"""
+
+
+IMAGE_COLUMNS = ("image_original", "image_adversarial", "image_seen")
+"""uint8 pixels [C,H,W] as bytes for the first few samples of a cell, null elsewhere; the shape is in the file's
+metadata. `seen` is what the defense made of the adversarial image: its projection or reconstruction."""
+
+
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with every column of the schema in its type and order; image columns stay behind them."""
+    images = [column for column in IMAGE_COLUMNS if column in frame]
+    ordered = frame[[*DTYPES, *images]]
+    return ordered.astype({column: kind for column, kind in DTYPES.items() if ordered[column].dtype != kind})
+
+
+def protocol(randomized: bool, draws: int) -> str:
+    """How answers were asked for, as it stands in the records."""
+    if not randomized:
+        return "deterministic"
+    return "single-shot" if draws == 1 else f"worst-of-{draws}"

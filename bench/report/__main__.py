@@ -1,0 +1,36 @@
+"""Rebuild everything that a run shows from its records: `manifold-bench report DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from manifold_bench.bench.errors import report_errors
+from manifold_bench.bench.report.writing import write_report
+
+
+@report_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="manifold-bench report", description=__doc__)
+    parser.add_argument("folder", metavar="DIR|URL", help="a run's output folder, which holds records/")
+    given = parser.parse_args(arguments).folder
+    from manifold_bench.bench.running.url_folder import at_hand
+
+    with at_hand(given, "DIR") as (folder, _):
+        figures, diagnosis, _ = write_report(folder)
+    from rich.console import Console
+
+    from manifold_bench.bench.report.diagnosis import flags, print_diagnosis
+    from manifold_bench.bench.report.screen import print_tables
+
+    console = Console()
+    print_tables(figures, console, flags(diagnosis))
+    print_diagnosis(diagnosis, console)
+    print(f"report.html, report.md, summary.csv, diagnosis.json, tables/ and plots/ are in {given}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""Cells of the matrix as a page shows them: heat maps, and what lies behind each of their fields."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from manifold_bench.bench.metrics.robustness import FOOLING
+from manifold_bench.bench.metrics.selective import implausible
+from manifold_bench.bench.records.schema import CLEAN, IMAGE_COLUMNS, WORST_CASE
+from manifold_bench.bench.report.html.images import Image, Images
+from manifold_bench.bench.report.html.reproduce import command
+from manifold_bench.bench.report.pictures import answer_text, difference, pictured, pixels, shown_inputs, truth_text
+from manifold_bench.bench.report.plots import matrix_columns, shade
+from manifold_bench.bench.report.tables import Marks, find
+from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent, percent_interval
+
+IMAGE_BUDGET = 2_000_000
+
+
+SHOWN_INPUTS = (4, 2, 1)
+"""Inputs of a cell: as many as the budget allows."""
+
+
+@dataclass(frozen=True)
+class Strength:
+    """One ε of a cell. shares: of inputs accepted and right, rejected, accepted and wrong, for a bar; None: no figure.
+
+    figures: the texts under the cell's header.
+    """
+
+    eps: str
+    shares: tuple[float, float, float] | None
+    figures: list[str]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One attacked input: its images with their captions, and what came of it."""
+
+    images: list[tuple[str, Image | None]]
+    answer: str
+    success: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All there is to say of a defense under an attack (or none, or the worst of all) in one norm."""
+
+    id: str
+    dataset: str
+    defense: str
+    attack: str
+    norm: str
+    header: list[str]
+    strengths: list[Strength]
+    notes: list[str]
+    command: str | None
+    facts: list[tuple[str, str]]
+    """What identifies it: the attack's parameters, the weights, the job's key."""
+    inputs: list[Input] = field(default_factory=list)
+    pictured_at: str = ""
+    """The ε of the inputs."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a heat map. cell: the id of what it opens; background, ink: colours, None where there is no figure."""
+
+    text: str
+    cell: str | None
+    background: str | None = None
+    ink: str | None = None
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """rows: defense → its fields, one for each of the columns."""
+
+    title: str
+    figure: str
+    columns: list[tuple[str, str]]
+    rows: list[tuple[str, list[Field]]]
+    notes: list[str]
+
+
+COMMON = ("n", "accepted and right", "rejected", "accepted and wrong")
+
+
+ATTACKED = ("robust", "strict", "median distance", "valid outputs")
+
+
+COST = ("forward passes per input", "backward passes per input", "seconds")
+
+
+class Cells:
+    """Every cell of a run by (data set, defense, attack, norm), the clean ones once for each data set and defense."""
+
+    def __init__(
+        self,
+        records: pd.DataFrame,
+        summary: pd.DataFrame,
+        identities: Mapping[str, dict[str, Any]],
+        run: Mapping[str, Any],
+        budget: int = IMAGE_BUDGET,
+    ) -> None:
+        """records, summary, identities: as bench.plots.write_plots takes them; run: run.json.
+
+        budget: characters that images may take; beyond, fewer inputs of each cell are shown.
+        """
+        self.run, self.identities = run, identities
+        self.checks = implausible(summary)
+        self.keys = {key: list(rows["key"].unique()) for key, rows in records.groupby(CELL, sort=False)}
+        pictures: dict[Any, pd.DataFrame] = dict(iter(pictured(records).groupby(CELL, sort=False)))
+        for shown in SHOWN_INPUTS:
+            self.images = Images()
+            inputs = {key: self._inputs(key, rows, shown) for key, rows in pictures.items()}
+            if self.images.size <= budget:
+                break
+        self.all: dict[tuple[str, str, str, str], Cell] = {}
+        for (dataset, defense, attack, norm), rows in summary.groupby(CELL, sort=False):
+            key = (str(dataset), str(defense), str(attack), str(norm))
+            strength = "" if key not in pictures or norm == FOOLING else eps_text(pictures[key]["eps"].iloc[0])
+            self.all[key] = self._cell(key, rows, summary, inputs.get(key, []), strength)
+
+    def find(self, dataset: str, defense: str, attack: str, norm: str) -> Cell | None:
+        return self.all.get((dataset, defense, attack, "none" if attack == CLEAN else norm))
+
+    def _cell(
+        self,
+        key: tuple[str, str, str, str],
+        rows: pd.DataFrame,
+        summary: pd.DataFrame,
+        inputs: list[Input],
+        pictured_at: str,
+    ) -> Cell:
+        dataset, defense, attack, norm = key
+        same = summary[(summary["dataset"] == dataset) & (summary["defense"] == defense) & (summary["norm"] == norm)]
+        marks = Marks(same, self.checks)
+        attacks = [attack]
+        if attack == WORST_CASE:
+            attacks = [name for name in same["attack"].unique() if name != WORST_CASE]
+        return Cell(
+            f"c{len(self.all) + 1}", dataset, defense, attack, norm,
+            header=_header(attack, norm),
+            strengths=[_strength(row, marks) for _, row in rows.iterrows()],
+            notes=marks.notes,
+            command=command(self.run, dataset, defense, attacks, norm),
+            facts=self._facts(key),
+            inputs=inputs,
+            pictured_at=pictured_at,
+        )  # fmt: skip
+
+    def _facts(self, key: tuple[str, str, str, str]) -> list[tuple[str, str]]:
+        if key not in self.keys:
+            return []  # a worst case is computed, not run
+        identity = self.identities[self.keys[key][0]]
+        attack, defense = identity["attack"], identity["defense"]
+        facts = [] if key[2] == CLEAN else [("attack", _system(attack))]
+        facts.append(("defense", _system(defense)))
+        facts += [("weights, sha256", str(defense["weights_sha256"]))] if defense["weights_sha256"] else []
+        seeds = [str(self.identities[job]["seed"]) for job in self.keys[key]]
+        facts += [("protocol", str(identity["protocol"])), ("seed", ", ".join(seeds))]
+        return [*facts, ("key", ", ".join(self.keys[key]))]
+
+    def _inputs(self, key: tuple[str, str, str, str], rows: pd.DataFrame, limit: int) -> list[Input]:
+        shape = self.identities[self.keys[key][0]]["shape"]
+        return [self._input(record, shape) for record in shown_inputs(rows, limit)]
+
+    def _input(self, record: dict[Any, Any], shape: list[int]) -> Input:
+        original, adversarial, seen = (pixels(record[column], shape) for column in IMAGE_COLUMNS)
+        truth, answer = truth_text(record), answer_text(record)
+        assert original is not None and adversarial is not None
+        change, largest = difference(original, adversarial)
+        about = f"input {record['sample']}, {truth}"
+        images = [
+            (truth, self.images.add(original, f"original {about}")),
+            ("attacked", self.images.add(adversarial, f"attacked {about}: {answer}")),
+            (f"± {largest:.2g}", self.images.add(change, f"what the attack changed in {about}, at most {largest:.2g}")),
+            ("seen", None if seen is None else self.images.add(seen, f"what the defense sees in attacked {about}")),
+        ]
+        return Input(images, answer, bool(record["success"]))
+
+
+CELL = ["dataset", "defense", "attack", "norm"]
+
+
+def _system(identity: Mapping[str, Any]) -> str:
+    """A defense or an attack by its name, its parameters that differ from their defaults, and its version."""
+    parameters = json.dumps(identity["parameters"], ensure_ascii=False).replace('"', "")[1:-1] or "default parameters"
+    return f"{identity['name']}: {parameters}; version {identity['version']}"
+
+
+def _header(attack: str, norm: str) -> list[str]:
+    """Of the columns behind ε."""
+    if norm == FOOLING:
+        return ["n", "rejected", "accepted", "valid outputs", *COST]
+    return [*COMMON, *(() if attack == CLEAN else ATTACKED), *COST]
+
+
+def _strength(row: pd.Series, marks: Marks) -> Strength:
+    """The figures of a summary row, in the order of _header."""
+    eps = NOT_RUN if row["attack"] == CLEAN or np.isinf(row["eps"]) else eps_text(row["eps"])
+    width = len(_header(row["attack"], row["norm"]))
+    if row["status"] in ("failed", "skipped"):
+        return Strength(eps, None, [f"{row['n']:,}", marks.cell(row, "error"), *[NOT_RUN] * (width - 2)])
+    cost = [_count(row["forwards"]), _count(row["backwards"]), f"{row['seconds']:,.1f}"]
+    n = f"{row['n']:,}"
+    if row["norm"] == FOOLING:
+        shares = (0.0, row["rejection"], row["error"])
+        figures = [percent_interval(row["rejection"], row["n"]), marks.cell(row, "error"), percent(row["valid"])]
+        return Strength(eps, shares, [n, *figures, *cost])
+    shares = (row["accuracy"], row["rejection"], row["error"])
+    if row["attack"] == CLEAN:
+        return Strength(eps, shares, [n, *(marks.cell(row, name) for name in OUTCOME_FIGURES), *cost])
+    attacked = [marks.cell(row, "robust_accuracy"), marks.cell(row, "strict_robust_accuracy")]
+    attacked += [distance_text(row["median_distance"]), percent(row["valid"])]
+    return Strength(eps, shares, [n, *(percent(row[name]) for name in OUTCOME_FIGURES), *attacked, *cost])
+
+
+OUTCOME_FIGURES = ("accuracy", "rejection", "error")
+
+
+def _count(passes: float) -> str:
+    return f"{passes:,.0f}" if passes >= 10 else f"{passes:.1f}"
+
+
+def heat_map(
+    dataset: str,
+    norm: str,
+    clean: pd.DataFrame,
+    attacked: pd.DataFrame,
+    cells: Cells,
+    flags: Mapping[tuple[str, str], str] = {},
+) -> HeatMap:
+    """Robust accuracy, or for noise images the share that is accepted; arguments as tables.panels gives them.
+
+    flags: (data set, defense) → the checks of the diagnosis that it fails.
+    """
+    own = {defense: reason for (there, defense), reason in flags.items() if there == dataset}
+    marks = Marks(attacked, cells.checks, flags=own)
+    columns = matrix_columns(attacked, with_clean=norm != FOOLING)
+    everything = pd.concat([clean, attacked])
+    rows = []
+    for defense in sorted({*clean["defense"], *attacked["defense"]}):
+        fields = []
+        for attack, eps in columns:
+            row = find(everything, defense=defense, attack=attack, eps=eps)
+            fields.append(_field(row, norm, marks, cells.find(dataset, defense, attack, norm)))
+        rows.append((marks.defense(defense), fields))
+    figure = "noise images accepted" if norm == FOOLING else "robust accuracy"
+    heads = [(attack, "" if attack == CLEAN or np.isinf(eps) else f"ε = {eps_text(eps)}") for attack, eps in columns]
+    return HeatMap(f"{dataset}, {norm_text(norm)}", figure, heads, rows, marks.notes)
+
+
+def _field(row: pd.Series | None, norm: str, marks: Marks, cell: Cell | None) -> Field:
+    figure = "error" if norm == FOOLING else "robust_accuracy"
+    text = marks.cell(row, figure, lambda share, _: percent(share))
+    if row is None or cell is None or np.isnan(row[figure]):
+        return Field(text, cell.id if cell else None)
+    # of noise, what is not accepted is as good as robust
+    background, ink = shade(1 - row[figure] if norm == FOOLING else row[figure])
+    return Field(text, cell.id, background, ink)

@@ -1,0 +1,43 @@
+"""The command that computes one cell again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from manifold_bench.bench.records.schema import CLEAN
+
+OUT = "results/again"
+"""Not the run's own folder: what is finished there would not be run again."""
+
+
+def command(run: Mapping[str, Any], dataset: str, defense: str, attacks: Iterable[str], norm: str) -> str | None:
+    """A line for a POSIX shell that plans the cells of these attacks, by their labels, and nothing else of the matrix.
+
+    run: run.json; None where it says nothing of its matrix. For the clean pass the attack is "clean".
+    """
+    matrix = run.get("matrix", {})
+    if "source" not in matrix:
+        return None
+    parts = ["manifold-bench", "run", "--matrix", matrix_name(matrix["source"])]
+    parts += ["--dataset", dataset, "--defense", defense]
+    for attack in attacks:
+        parts += ["--attack", attack]
+        if attack != CLEAN and "--norm" not in parts:
+            parts += ["--norm", norm]
+    n = {entry["name"]: entry["n"] for entry in matrix["datasets"]}.get(dataset)
+    parts += ["--n", str(n)] if n else []
+    parts += ["--seed", str(run["seeds"][0])] if len(run["seeds"]) == 1 else []  # several stand in the matrix
+    parts += ["--device", run["device"]] if run["device"] != "cpu" else []
+    return shlex.join([*parts, "--out", OUT])
+
+
+def matrix_name(source: str) -> str:
+    """What --matrix is to be given for a matrix read from `source`: the name of one of ours, or the file."""
+    from manifold_bench.bench.planning.reading import FOLDER
+
+    path = Path(source)
+    ours = path.parts[-3:-1] == FOLDER.parts[-2:] and (FOLDER / path.name).exists()
+    return path.stem if ours else source

@@ -1,0 +1,165 @@
+"""How a defense stands against every other one of a run, and an attack beside every other one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from manifold_bench.bench.metrics.optimality import attack_figures, mean_optimality
+from manifold_bench.bench.metrics.ranking import rank, standing
+from manifold_bench.bench.records.schema import WORST_CASE
+from manifold_bench.bench.report.attacks import figure_texts
+from manifold_bench.bench.report.table import Table
+from manifold_bench.bench.report.tables import find
+from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent, percent_interval
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+VERDICTS = {"+": "better than", "-": "worse than", "~": "not significantly different from", "=": "no different from"}
+
+
+LEGEND = (
+    "Percent of inputs, with 95 % Wilson intervals: accepted and right when clean, and robust in the worst case over "
+    "the attacks that both defenses met or that make no sense for one of them. Verdicts on the first row's defense "
+    "against each other one: + better, - worse, ~ difference not significant, = none; in parentheses the inputs right "
+    "or robust only there / only here, and p by exact McNemar on the shared inputs, Holm-corrected over all "
+    "comparisons on the data set (5 %). Rank: 1 + the number of defenses with a larger share. ‡ partial, see the table "
+    f"of that norm. {NOT_RUN} not in this run."
+)
+
+
+def standing_lines(records: pd.DataFrame, defense: str) -> list[str]:
+    """How a defense stands, in a line for each data set, norm and ε; "none" and 0 for the clean inputs."""
+    lines = []
+    found = standing(records, defense)
+    found = found.assign(clean=found["norm"] == "none").sort_values(["dataset", "clean"], ascending=[True, False])
+    for (dataset, clean, norm, eps), rows in found.groupby(["dataset", "clean", "norm", "eps"], sort=False):
+        compared = rows[rows["verdict"] != "x"]
+        where = f"{dataset}, clean" if clean else f"{dataset}, {norm_text(str(norm))} ε = {eps_text(float(str(eps)))}"
+        if compared.empty:
+            lines.append(f"{where}: not compared ({rows['reason'].iloc[0]})")
+            continue
+        place, among = rank(rows)
+        told = [
+            f"{meaning} {', '.join(compared.loc[compared['verdict'] == verdict, 'other'])}"
+            for verdict, meaning in VERDICTS.items()
+            if (compared["verdict"] == verdict).any()
+        ]
+        shares = compared["own_share"].unique()  # several where the others met other attacks or inputs
+        share = "–".join(percent(value) for value in sorted({shares.min(), shares.max()}))
+        what = "accepted and right" if clean else "robust"
+        lines.append(f"{where}: {share} % {what}, rank {place} of {among}; {'; '.join(told)}")
+    return lines
+
+
+def standing_tables(records: pd.DataFrame, defense: str) -> list[Table]:
+    """A table per data set and norm: the defense, then every other one, best first, with the verdict against it."""
+    made = []
+    found = standing(records, defense)
+    for dataset, there in found.groupby("dataset"):
+        for norm, rows in there[there["norm"] != "none"].groupby("norm"):
+            columns = [("none", 0.0), *((norm, eps) for eps in sorted(rows["eps"].unique()))]
+            strengths = [there[(there["norm"] == at) & (there["eps"] == eps)] for at, eps in columns]
+            header = ["defense", "clean", *(f"robust, ε = {eps_text(eps)}" for _, eps in columns[1:])]
+            others = rows.groupby("other")["other_share"].last().sort_values(ascending=False).index
+            notes: list[str] = []
+            lines = [[defense, *(_own_text(at) for at in strengths)]]
+            lines += [
+                [str(other), *(_other_text(find(at, other=other), notes) for at in strengths)] for other in others
+            ]
+            title = f"{dataset}, {norm_text(str(norm))}: {defense} against every other defense"
+            name = (str(dataset), str(norm), f"standing-{defense}")
+            made.append(Table(name, title, header, lines, notes, LEGEND))
+    return made
+
+
+def _own_text(rows: pd.DataFrame) -> str:
+    compared = rows[rows["verdict"] != "x"]
+    if compared.empty:
+        return NOT_RUN
+    place, among = rank(rows)
+    most = compared.sort_values("n").iloc[-1]
+    return f"{percent_interval(most['own_share'], int(most['n']))}, rank {place} of {among}"
+
+
+def _other_text(row: pd.Series | None, notes: list[str]) -> str:
+    if row is None:
+        return NOT_RUN
+    if row["reason"] and row["reason"] not in notes:
+        notes.append(row["reason"])
+    number = f" ({notes.index(row['reason']) + 1})" if row["reason"] else ""
+    if row["verdict"] == "x":
+        return f"not compared{number}"
+    share = percent_interval(row["other_share"], int(row["n"]))
+    paired = f"({row['gained']:.0f}/{row['lost']:.0f}, p = {row['p']:.2g})"
+    return f"{share} {row['verdict']} {paired}{' ‡' + number if number else ''}"
+
+
+def attack_lines(records: pd.DataFrame, attack: str) -> list[str]:
+    """How an attack does beside every other, in a line for each data set, norm and defense, and their mean."""
+    lines = []
+    figures = attack_figures(records)
+    means = mean_optimality(figures)
+    for (dataset, norm), there in figures[figures["attack"] != WORST_CASE].groupby(["dataset", "norm"]):
+        if attack not in set(there["attack"]):
+            continue
+        where = f"{dataset}, {norm_text(str(norm))}"
+        for defense, rows in there.groupby("defense"):
+            own = find(rows, attack=attack)
+            if own is None or own["status"] != "ok":
+                lines += [] if own is None else [f"{where}, {defense}: {own['status']}: {own['reason']}"]
+                continue
+            success, eps, passes, median, score = figure_texts(own.to_dict())
+            place = _place(rows["optimality"], own["optimality"])
+            lines.append(
+                f"{where}, {defense}: success {success} % within ε = {eps}, {passes} passes, median distance {median}, "
+                f"optimality {score}{place}"
+            )
+        of_norm = means[(means["dataset"] == dataset) & (means["norm"] == norm)]
+        own = find(of_norm, attack=attack)
+        if own is not None and own["defenses"] > 1:
+            alike = of_norm[of_norm["defenses"] == own["defenses"]]
+            place = _place(alike["optimality"], own["optimality"])
+            lines.append(
+                f"{where}: mean optimality over {own['defenses']} defenses {percent(own['optimality'])}{place}"
+            )
+    return lines
+
+
+def _place(scores: pd.Series, own: float) -> str:
+    known = scores.dropna()
+    if np.isnan(own) or len(known) < 2:
+        return ""
+    return f", rank {1 + int((known > own).sum())} of {len(known)}"
+
+
+def named_in(run: dict[str, Any], kind: Literal["defenses", "attacks"]) -> list[str]:
+    """The labels that the command line named. run: of bench.provenance.stored_provenance."""
+    return list(run.get("named", {}).get(kind, []))
+
+
+def named_lines(records: pd.DataFrame, run: dict[str, Any]) -> dict[str, list[str]]:
+    """For each defense and attack that the command line named, by label: how it stands."""
+    lines = {name: standing_lines(records, name) for name in named_in(run, "defenses")}
+    return lines | {name: attack_lines(records, name) for name in named_in(run, "attacks")}
+
+
+def standing_paragraphs(named: dict[str, list[str]], run: dict[str, Any]) -> list[str]:
+    """Markdown: how each system named on the command line stands (`named_lines`), and what was taken from baselines."""
+    from manifold_bench.bench.running.borrow import Borrowed
+
+    told = [f"**{name}** on {line}." for name, lines in named.items() for line in lines]
+    return told + [f"{Borrowed(**one)}." for one in run.get("borrowed", [])]
+
+
+def print_standing(named: dict[str, list[str]], console: Console) -> None:
+    """How the systems named on the command line stand (`named_lines`), on the screen."""
+    for name, lines in named.items():
+        console.print(f"How {name} stands:", markup=False, highlight=False)
+        for line in lines or ["alone: there is nothing to compare it with"]:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print()

@@ -1,0 +1,299 @@
+"""What a command shows while it works: pieces of work done and left, time left, what runs now, memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from manifold_bench.bench.records.log import Log, seconds_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from manifold_bench.bench.planning.jobs import Job
+
+
+TICK_SECONDS = 1.0
+"""Between two looks at the log, the memory and the clock."""
+
+
+SILENT_SECONDS = 60.0
+"""Where there is no terminal: after so long without a line, one says what is running."""
+
+
+EPOCH_SECONDS = 5.0
+"""Where there is no terminal: between two lines about epochs of a stage; its first and last have theirs anyway."""
+
+
+SHOWN = 8
+"""Running pieces of work on the screen; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work that is to come. job: what its seconds are estimated from, where it is one."""
+
+    kind: Literal["job", "training", "measurement"]
+    title: str
+    job: Job | None = None
+
+
+@dataclass
+class Running:
+    """A piece of work that a process has begun. note: where in it; share: of it that is done, in [0, 1], if known."""
+
+    title: str
+    pid: int
+    begun: float
+    note: str = ""
+    share: float | None = None
+    memory: int = 0
+
+
+class Board:
+    """Follows the log of a folder and shows it: live on a terminal, as plain lines elsewhere, or failures alone.
+
+    log: what the run and its workers append to. workers: how many pieces of work run at once. quiet: nothing is shown
+    but failures. It samples the memory of this process and its children, peaks included, and writes to the log how
+    each piece of work ended.
+    """
+
+    def __init__(self, console: Console, workers: int, log: Log, quiet: bool = False) -> None:
+        from manifold_bench.bench.running.estimate import Estimator
+
+        self.console, self.workers, self.log, self.quiet = console, workers, log, quiet
+        self.waiting: dict[str, Work] = {}
+        self.running: dict[str, Running] = {}
+        self.finished = 0
+        self.peak, self.peak_process = 0, 0  # bytes: all processes together, the largest of them
+        self.estimator = Estimator()
+        self._past, self._read = log.read()
+        self._costs: dict[str, float] | None = None
+        self._memory = 0
+        self._begun = self._spoken = time.time()
+        self._stage: dict[str, tuple[str, int, float]] = {}  # work → stage of its training, first epoch seen, when
+        self._unsaid = ""  # the last line about an epoch, if it was left out
+        self._lock = threading.RLock()
+        self._stopping = threading.Event()
+        self._ticker = threading.Thread(target=self._tick_on, daemon=True)
+        self._live = Live(console=console, get_renderable=self._shown, auto_refresh=False, transient=True)
+
+    @property
+    def _terminal(self) -> bool:
+        return self.console.is_terminal and not self.quiet
+
+    def __enter__(self) -> Board:
+        if self._terminal:
+            self._live.start()
+        self._ticker.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stopping.set()
+        self._ticker.join()
+        self.tick()
+        self._say_the_rest()
+        if self._terminal:
+            self._live.stop()
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if not self.quiet:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        self._spoken, self._unsaid = time.time(), ""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
+
+    def _say_the_rest(self) -> None:
+        """The last epoch, where no line has said it yet."""
+        if self._unsaid:
+            self.line(self._unsaid)
+
+    def learn(self, jobs: Iterable[Job]) -> None:
+        """Takes from the log how long these jobs took when they ran before."""
+        past = {event["key"]: event for event in self._past if event["event"] == "job finished"}
+        for job in jobs:
+            if event := past.get(job.key):
+                self.estimator.observe(job, event["measured"], event["seconds"])
+        self._costs = None
+
+    def expect(self, work: Mapping[str, Work]) -> None:
+        """Adds work that is to come, by its key."""
+        with self._lock:
+            self.waiting |= work
+            self._costs = None
+
+    def cost(self, key: str) -> float:
+        """Estimated seconds of work, by its key, of the kind that jobs' records hold."""
+        return self._expected()[key]
+
+    def _expected(self) -> dict[str, float]:
+        """The estimates of all jobs that wait or run, made anew when there is something to learn from."""
+        if self._costs is None:
+            jobs = {key: work.job for key, work in self.waiting.items() if work.job is not None}
+            self._costs = dict(zip(jobs, self.estimator.seconds(list(jobs.values())), strict=True))
+        return self._costs
+
+    def skipped(self, work: Work, key: str, reason: str) -> None:
+        """Notes work that isn't done, and why."""
+        self.log.event(f"{work.kind} skipped", title=work.title, key=key, reason=reason)
+
+    def done(self, key: str, failure: str | None, rows: pd.DataFrame | None = None) -> None:
+        """Notes that a piece of work ended, on the screen and in the log. rows: a job's records."""
+        self.tick()
+        with self._lock:
+            if failure:
+                self._say_the_rest()
+            work, running = self.waiting.pop(key), self.running.pop(key, None)
+            self.finished, self._costs = self.finished + 1, None
+            seconds = 0.0 if running is None else time.time() - running.begun
+            told: dict[str, Any] = {"seconds": round(seconds, 3), "memory": running.memory if running else 0}
+            if failure:
+                self.log.event(f"{work.kind} failed", title=work.title, key=key, **told, reason=failure)
+                self._print(f"{self._count()} FAILED {work.title}: {failure}")
+                return
+            if rows is not None and work.job is not None:
+                measured = float(rows["seconds"].sum())
+                told |= {"measured": round(measured, 6), "forwards": rows["forwards"].sum()}
+                told |= {"backwards": rows["backwards"].sum()}
+                self.estimator.observe(work.job, measured, max(seconds, measured))
+            self.log.event(f"{work.kind} finished", title=work.title, key=key, **told)
+            if not self._terminal:
+                verb = {"training": "trained ", "measurement": "measured "}.get(work.kind, "")
+                self.line(f"{self._count()} {verb}{work.title}  {self._status(f'{seconds:.1f} s')}")
+
+    def tick(self) -> None:
+        """Looks at the log, the memory and the clock, and shows what has changed."""
+        with self._lock:
+            events, self._read = self.log.read(self._read)
+            for event in events:
+                self._hear(event)
+            self._weigh()
+            if self._terminal:
+                self._live.refresh()
+            elif self.running and time.time() - self._spoken > SILENT_SECONDS:
+                self.line(f"{self._count()} running: {', '.join(self._current())}  {self._status()}")
+
+    def _tick_on(self) -> None:
+        while not self._stopping.wait(TICK_SECONDS):
+            self.tick()
+
+    def _weigh(self) -> None:
+        """Samples the resident memory of this process and its children."""
+        sizes = {}
+        for process in (me := psutil.Process(), *me.children(recursive=True)):
+            try:
+                sizes[process.pid] = process.memory_info().rss
+            except psutil.Error:  # gone meanwhile
+                continue
+        self._memory = sum(sizes.values())
+        self.peak = max(self.peak, self._memory)
+        self.peak_process = max(self.peak_process, *sizes.values())
+        for running in self.running.values():
+            running.memory = max(running.memory, sizes.get(running.pid, 0))
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        """Takes in what a process says of work that is waited for."""
+        key = event.get("key")
+        if key not in self.waiting:
+            return
+        match event["event"].partition(" ")[2]:
+            case "started":
+                self.running[key] = Running(event["title"], event["pid"], seconds_of(event))
+            case "running" if key in self.running:
+                running = self.running[key]
+                running.share = event["share"]
+                running.note = f"ε = {event['eps']:g}" if event["eps"] is not None else ""
+            case "epoch" if key in self.running:
+                self._epoch(key, self.running[key], event)
+
+    def _epoch(self, key: str, running: Running, event: dict[str, Any]) -> None:
+        """An epoch of a training: the time left is that of its stage, which is all that is known."""
+        stage, done, epochs, now = event["stage"], event["epoch"], event["epochs"], seconds_of(event)
+        first = self._stage.get(key, ("",))[0] != stage
+        if first:
+            self._stage[key] = (stage, done, now)
+        _, since, begun = self._stage[key]
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in event["figures"].items() if value is not None)
+        running.note = f"{stage}: epoch {done} of {epochs}"
+        left = (now - begun) / (done - since) * (epochs - done) if done > since else None
+        if left is not None and done < epochs:
+            running.note += f", left ~{clock(left)}"
+        if self._terminal:
+            return
+        text = f"{self._count()} {running.title}  {running.note}  {figures} · {size(self._memory)}"
+        if first or done == epochs or now - self._spoken > EPOCH_SECONDS:
+            self.line(text)
+        else:
+            self._unsaid = text
+
+    def left(self) -> float | None:
+        """Estimated seconds until all jobs are done; None where nothing is known yet or no job is left."""
+        if not self._expected() or not self.estimator.done:
+            return None
+        from manifold_bench.bench.running.estimate import left_of, time_left
+
+        expected = {key: self.estimator.wall(cost) for key, cost in self._expected().items()}
+        running = [
+            left_of(expected.pop(key), time.time() - now.begun, now.share)
+            for key, now in self.running.items() if key in expected
+        ]  # fmt: skip
+        return time_left(running, expected.values(), self.workers)
+
+    def _count(self) -> str:
+        return f"[{self.finished}/{self.finished + len(self.waiting)}]"
+
+    def _status(self, *first: str) -> str:
+        """What stands at the end of a line: time left, memory."""
+        left = self.left()
+        return " · ".join([*first, *([] if left is None else [f"left ~{clock(left)}"]), size(self._memory)])
+
+    def _current(self) -> list[str]:
+        """What runs now and for how long, the longest first."""
+        now = sorted(self.running.values(), key=lambda running: running.begun)
+        return [f"{running.title} ({', '.join(self._state(running))})" for running in now[:SHOWN]] + (
+            [f"{len(now) - SHOWN} more"] if len(now) > SHOWN else []
+        )
+
+    def _state(self, running: Running) -> list[str]:
+        share = "" if running.share is None else f"{running.share:.0%}"
+        return [part for part in (running.note, share, clock(time.time() - running.begun)) if part]
+
+    def _shown(self) -> RenderableType:
+        """The live part of a terminal: the bar, and a line for each piece of work that runs."""
+        with self._lock:
+            total = self.finished + len(self.waiting)
+            head = Table.grid(padding=(0, 1))
+            elapsed = f"{clock(time.time() - self._begun)} · {self._status()} (peak {size(self.peak)})"
+            head.add_row(ProgressBar(max(total, 1), self.finished, width=30), f"{self.finished}/{total}", elapsed)
+            rows = Table.grid(padding=(0, 2))
+            now = sorted(self.running.values(), key=lambda running: running.begun)
+            for running in now[:SHOWN]:
+                state = " · ".join([*self._state(running), size(running.memory)])
+                rows.add_row(Text(f"  {running.title}", overflow="ellipsis", no_wrap=True), Text(state, style="cyan"))
+            if len(now) > SHOWN:
+                rows.add_row(f"  {len(now) - SHOWN} more")
+            return Group(head, rows)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(bytes: float) -> str:
+    """Bytes as GiB or MiB."""
+    return f"{bytes / 2**30:.1f} GiB" if bytes >= 2**30 else f"{bytes / 2**20:.0f} MiB"

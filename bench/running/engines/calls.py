@@ -1,0 +1,124 @@
+"""What every engine is given and gives back, and which call comes next. Imports little: every process needs it."""
+
+from __future__ import annotations
+
+import heapq
+import io
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from manifold_bench.bench.planning.matrix import ONE_CPU, Needs
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of the module level with its arguments.
+
+    timeout: how many seconds it may take; None: any number. after: ids of calls of the same run that have to
+    be finished first, whatever came of them; an id that is not in the run counts as finished.
+    reads: files and folders that it reads; writes: the folder that it writes to. An engine with other machines brings
+    the former there and the latter's new files back, and moves every path in the arguments accordingly; paths that lie
+    outside stay as they are. log: a file that it only appends lines to, which are passed on while it runs.
+    """
+
+    id: Any
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    timeout: float | None
+    after: tuple[Any, ...] = ()
+    reads: tuple[Path, ...] = ()
+    writes: Path | None = None
+    log: Path | None = None
+    needs: Needs = ONE_CPU
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a call: its result, or why there is none."""
+
+    id: Any
+    result: Any = None
+    failure: str | None = None
+
+
+Urgency = Callable[[Any], Any]
+
+
+class Engine(Protocol):
+    """Whatever runs calls."""
+
+    @property
+    def workers(self) -> int:
+        """How many calls run at once, about."""
+
+    def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
+        """Runs the calls as there is room for them; yields outcomes as they come.
+
+        urgency: of a call, by its id, asked whenever there is room: the largest comes first. None: in their order.
+        """
+
+
+class Waiting:
+    """The calls of a run that have not begun; those that wait for others are not ready before these are finished."""
+
+    def __init__(self, calls: Iterable[Call], urgency: Urgency | None) -> None:
+        self._calls = {call.id: call for call in calls}
+        self._unfinished = set(self._calls)
+        self._urgency = urgency
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def take(self, room: int) -> list[Call]:
+        """Removes and returns the most urgent calls that are ready, at most `room`."""
+        if room <= 0:
+            return []
+        ready = [call for call in self._calls.values() if self._unfinished.isdisjoint(call.after)]
+        if urgency := self._urgency:
+            ready = heapq.nlargest(room, ready, key=lambda call: urgency(call.id))
+        for call in ready[:room]:
+            del self._calls[call.id]
+        return ready[:room]
+
+    def again(self, call: Call) -> None:
+        """Puts back a call that was taken and came to nothing through no fault of its own."""
+        self._calls[call.id] = call
+
+    def finished(self, id: Any) -> None:
+        """Makes what waits for that call ready."""
+        self._unfinished.discard(id)
+
+
+def packed(call: Call) -> bytes:
+    """The call's function and arguments, with every path marked as one."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> str | None:
+            return str(obj.absolute()) if isinstance(obj, Path) else None
+
+    buffer = io.BytesIO()
+    Pickler(buffer).dump((call.function, call.arguments))
+    return buffer.getvalue()
+
+
+def run_packed(content: bytes, moved: Sequence[tuple[str, str]]) -> Any:
+    """Calls what was packed. moved: files and folders with where they lie here; the first that concerns a path counts.
+
+    A folder above a moved one counts as moved, too: what is known of it here lies there.
+    """
+
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, pid: str) -> Path:
+            path = Path(pid)
+            for source, target in moved:
+                if path.is_relative_to(source):
+                    return Path(target) / path.relative_to(source)
+                if Path(source).is_relative_to(path):
+                    return Path(target).parents[len(Path(source).relative_to(path).parts) - 1]
+            return path
+
+    function, arguments = Unpickler(io.BytesIO(content)).load()
+    return function(*arguments)

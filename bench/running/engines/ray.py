@@ -1,0 +1,320 @@
+"""Runs calls on every machine of a Ray cluster: each as a task that hands it to a local engine with one worker there.
+
+So a timeout, a crash and a kill mean what they mean locally. The machines share no folder: what a call reads is put
+on each machine once, and what it wrote comes back with its outcome. This process alone writes to the run's folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.matrix import Needs
+from manifold_bench.bench.records.log import Log
+from manifold_bench.bench.running.engines.calls import Call, Outcome, Urgency, Waiting, packed, run_packed
+from manifold_bench.bench.running.engines.local import LocalEngine
+from manifold_bench.defenses.identity import OWN, PROJECT
+
+TRIES = 3
+"""Machines that a call may lose before it counts as failed: it may be what brings them down."""
+
+
+LOG_SECONDS = 1.0
+"""Between two looks at what a call has appended to its log."""
+
+
+SECONDS = 5.0
+"""How often is looked for machines that came or went, at the least."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A machine's first word on a call: it has begun."""
+
+    machine: str
+    node: str
+    home: str
+    code: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a call appended to its log meanwhile."""
+
+    lines: bytes
+
+
+class Lost:
+    """Nothing more will be heard: the machine is gone."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """Its last one. files: name below the call's folder → content, in the order in which they came to be."""
+
+    result: Any
+    failure: str | None
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+class RayEngine:
+    """A Ray cluster that was started by hand or by its own launcher. most: calls at once; None: as there is room."""
+
+    def __init__(self, address: str | None, most: int | None) -> None:
+        self.most = most
+        if (address or "").startswith("ray://"):
+            raise InputError(f"--address: {address} is a Ray client's; start the command on a machine of the cluster")
+        try:
+            ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            advice = "start one with `ray start --head`, or name one with --address HOST:PORT"
+            first = str(error).splitlines()[0]
+            raise InputError(f"--engine ray: no cluster at {address or 'this machine'} ({first}); {advice}") from error
+        self._task = ray.remote(max_retries=0, num_returns="streaming")(_work)
+        self._homes: dict[str, str] = {}  # node → its folder of this run
+        self._objects: dict[Path, Any] = {}  # what was read once, for all machines
+
+    @property
+    def workers(self) -> int:
+        """CPUs of the cluster as it is now, or `most`."""
+        return self.most or max(1, int(ray.cluster_resources().get("CPU", 0)))
+
+    def __enter__(self) -> RayEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        clear = ray.remote(max_retries=0, num_cpus=0)(_clear)
+        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        here = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in alive}
+        cleared = [clear.options(scheduling_strategy=here[n]).remote(h) for n, h in self._homes.items() if n in here]
+        if cleared:
+            ray.wait(cleared, num_returns=len(cleared), timeout=SECONDS)
+        ray.shutdown()
+
+    def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
+        """Runs the calls; yields outcomes as they come. A call whose machine is lost runs on another one.
+
+        As many as the cluster has CPUs run, and as many again wait at the machines so that none stands idle; the rest
+        stay here, for the most urgent to come first. Raises InputError where no machine could ever run a call, or where
+        one has other code.
+        """
+        calls = list(calls)
+        for needs in {call.needs for call in calls}:
+            _check_room(needs)
+        waiting = Waiting(calls, urgency)
+        running: dict[Any, Call] = {}
+        lost: Counter[Any] = Counter()
+        try:
+            while waiting or running:
+                for call in waiting.take((self.most or 2 * self.workers) - len(running)):
+                    running[self._start(call)] = call
+                for task in ray.wait(list(running), num_returns=1, timeout=SECONDS)[0]:
+                    call = running[task]
+                    heard = self._heard(task, call)
+                    if heard is None:
+                        continue
+                    del running[task]
+                    if isinstance(heard, Lost):
+                        lost[call.id] += 1
+                        if lost[call.id] <= TRIES:
+                            waiting.again(call)
+                            continue
+                        heard = Outcome(call.id, failure=f"its machine was lost, {lost[call.id]} times")
+                    waiting.finished(call.id)
+                    yield heard
+        finally:
+            for task in running:
+                ray.cancel(task, force=True)
+
+    def _heard(self, task: Any, call: Call) -> Lost | Outcome | None:
+        """What a task has come to, None while it runs; raises InputError where its machine has other code."""
+        try:
+            message = ray.get(next(task))
+        except (NodeDiedError, ObjectLostError):
+            return Lost()
+        except OutOfMemoryError:
+            return Outcome(call.id, failure="its process was killed: its machine ran out of memory")
+        except RayTaskError as error:
+            reason = f"{type(error.cause).__name__}: {error.cause}".splitlines()[0]
+            return Outcome(call.id, failure=reason)
+        except RayError as error:
+            return Outcome(call.id, failure=f"its process died ({type(error).__name__})")
+        if isinstance(message, Begun):
+            self._homes[message.node] = message.home
+            if message.code != code():
+                raise InputError(
+                    f"--engine ray: machine {message.machine} has other code ({message.code}; here {code()}); install "
+                    "the same version of this package, of Python, torch and numpy on every machine"
+                )
+            return None
+        if isinstance(message, Said):
+            assert call.log is not None
+            Log(call.log).append(message.lines)
+            return None
+        return _kept(call, message)
+
+    def _start(self, call: Call) -> Any:
+        """Gives a call to Ray; what it reads goes to Ray's object store the first time that it is asked for."""
+        reads = [path.absolute() for path in call.reads if path.exists()]
+        for path in reads:
+            if path not in self._objects:
+                self._objects[path] = ray.put(_content(path))
+        writes, log = (str(path.absolute()) if path else None for path in (call.writes, call.log))
+        task = self._task.options(num_cpus=call.needs.cpus, num_gpus=call.needs.gpus, name=str(call.id))
+        objects = [(str(path), self._objects[path]) for path in reads]
+        return task.remote(packed(call), call.timeout, objects, writes, log, bool(call.needs.gpus))
+
+
+def _check_room(needs: Needs) -> None:
+    """Raises InputError where no machine of the cluster is large enough: Ray would wait for one for ever."""
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(r.get("CPU", 0) >= needs.cpus and r.get("GPU", 0) >= needs.gpus for r in there):
+        largest = ", ".join(f"{r.get('CPU', 0):g} CPUs and {r.get('GPU', 0):g} GPUs" for r in there)
+        raise InputError(
+            f"--engine ray: no machine has the {needs.cpus:g} CPUs and {needs.gpus:g} GPUs that a job needs "
+            f"(machines: {largest}); start a larger one, or lower `resources` in the matrix file"
+        )
+
+
+def _kept(call: Call, message: Done) -> Outcome:
+    """Writes what a call wrote elsewhere to where it belongs, each file whole, in their order."""
+    for name, content in message.files.items():
+        assert call.writes is not None
+        path = call.writes / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        draft.write_bytes(content)
+        draft.replace(path)
+    return Outcome(call.id, message.result, message.failure)
+
+
+def _content(path: Path) -> dict[str, bytes]:
+    """A file, or every file of a folder: name below the path → content."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+@cache
+def code() -> str:
+    """What the sums of a process depend on: a hash of this package's source, and versions."""
+    digest = hashlib.sha256()
+    for package in OWN:
+        for path in sorted((PROJECT / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(PROJECT)}\0".encode() + path.read_bytes())
+    libraries = " ".join(f"{name} {version(name)}" for name in ("torch", "numpy"))
+    return f"{digest.hexdigest()[:12]}, Python {'.'.join(platform.python_version_tuple()[:2])}, {libraries}"
+
+
+def _work(
+    content: bytes, timeout: float | None, reads: list[tuple[str, Any]], writes: str | None, log: str | None, gpu: bool
+) -> Iterator[Begun | Said | Done]:
+    """A task: runs a packed call in a process of its own. reads: path → object with its content."""
+    home = _home()
+    yield Begun(platform.node(), ray.get_runtime_context().get_node_id(), str(home), code())
+    with tempfile.TemporaryDirectory(dir=home) as own:
+        moved = [(writes, own)] if writes else []
+        if log and writes and Path(log).is_relative_to(writes):
+            said = Path(own) / Path(log).relative_to(writes)
+        else:
+            said = Path(own) / ".log"
+            moved += [(log, str(said))] if log else []
+        for source, content_there in reads:
+            target = _placed(home / "files" / source.lstrip("/"), content_there)
+            if writes and Path(source).is_relative_to(writes):
+                link = Path(own) / Path(source).relative_to(writes)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(target)
+            else:
+                moved.append((source, str(target)))
+        with _engine(gpu) as engine, ThreadPoolExecutor(1) as thread:
+            running = thread.submit(lambda: next(engine.run([Call(0, run_packed, (content, moved), timeout)])))
+            start = 0
+            while not wait([running], LOG_SECONDS).done or _lines(said, start):
+                if lines := _lines(said, start):
+                    start += len(lines)
+                    yield Said(lines)
+            outcome = running.result()
+        files = {} if outcome.failure else _written(Path(own), said)
+    yield Done(outcome.result, outcome.failure, files)
+
+
+def _lines(path: Path, start: int) -> bytes:
+    """The whole lines of a file from that byte on; none where there is no such file yet."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            content = file.read()
+    except FileNotFoundError:
+        return b""
+    return content[: content.rfind(b"\n") + 1]
+
+
+@contextmanager
+def _engine(gpu: bool) -> Iterator[LocalEngine]:
+    """A local engine with one worker. It stays for the calls to come; with a GPU it goes, and frees its memory."""
+    if gpu:
+        with LocalEngine(1) as engine:
+            yield engine
+    else:
+        yield _lasting_engine()
+
+
+@cache
+def _lasting_engine() -> LocalEngine:
+    sys.modules["__main__"].__file__ = None  # Ray's own main program: nothing that the worker would have to import
+    return LocalEngine(1)
+
+
+def _home() -> Path:
+    """This machine's folder for this run."""
+    context = ray.get_runtime_context()
+    home = Path(tempfile.gettempdir()) / f"manifold-bench-{context.get_job_id()}-{context.get_node_id()}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    return home
+
+
+def _placed(target: Path, content: Any) -> Path:
+    """Fetches what lies in Ray's object store and writes it there, unless that was done before."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            draft = target.with_name(f".{target.name}.draft")
+            for name, raw in ray.get(content).items():
+                path = draft / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(raw)
+            draft.replace(target)
+    return target
+
+
+def _written(folder: Path, log: Path) -> dict[str, bytes]:
+    """The files below the folder but the log, links and drafts, which are hidden: name → content, oldest first."""
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    files = [path for path in found if path != log and not path.name.startswith(".")]
+    files.sort(key=lambda path: path.stat().st_ctime_ns)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _clear(home: str) -> None:
+    shutil.rmtree(home, ignore_errors=True)

@@ -1,0 +1,34 @@
+"""Environment variables that choose the numerical kernels. They must be set before torch computes: no torch here."""
+
+from __future__ import annotations
+
+import os
+
+SETTINGS = {"MKL_CBWR": "AUTO,STRICT"}
+"""Kernels that add up in the same order in batches of every size (docs/reproducibility.md).
+
+MKL, which multiplies matrices in torch's builds for x86, otherwise picks its code by the number of rows on Intel's
+processors.
+"""
+
+
+VARIABLES = (
+    *SETTINGS,
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_DEBUG_CPU_TYPE",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "OPENBLAS_CORETYPE",
+)
+"""Environment variables that change which kernels compute, and so how results are rounded."""
+
+
+def choose_kernels() -> None:
+    """Set `SETTINGS` for this process and those that it starts, except where the user has set them.
+
+    It has an effect until torch multiplies its first matrices, so commands call it before they do anything else.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)

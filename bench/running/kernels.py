@@ -1,0 +1,145 @@
+"""The numerical kernels that compute a run, and whether they treat an input alike in batches of every size.
+
+A layer multiplies matrices, and a numerical library picks the code for that by the processor and by the number of
+rows. Some codes add up in another order than others, so that an input's outputs can differ in their last bits between
+two batches, and an attack that goes on from such bits can end elsewhere. `choose_kernels` asks for one order;
+`LayerCheck` verifies that the layers of a defense keep it on this machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from manifold_bench.attacks.batching import BLOCK, batch_rows
+from manifold_bench.bench.planning.cache import cache_folder
+from manifold_bench.bench.records.store import atomic_write
+from manifold_bench.bench.running.environment import VARIABLES
+
+CHECKED = (nn.Linear, nn.modules.conv._ConvNd)
+"""Layers that multiply matrices; all others compute each value by itself or within one input."""
+
+
+def kernels(device: str = "cpu") -> dict[str, Any]:
+    """Describe what decides how results are rounded: processor, instruction set, libraries, and their settings."""
+    libraries = torch.__config__.show()
+    found = {
+        "processor": processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "blas": _first(r"BLAS_INFO=(\w+)", libraries),
+        "mkl": _first(r"Math Kernel Library Version (\S+)", libraries),
+        "onednn": _first(r"MKL-DNN (\S+)", libraries),
+        "threads": torch.get_num_threads(),
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+    if torch.device(device).type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+@functools.cache
+def processor() -> str:
+    """Name of the processor, as the system tells it."""
+    try:
+        models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:  # not Linux
+        models = []
+    return models[0].strip() if models else platform.processor() or platform.machine()
+
+
+def _first(pattern: str, text: str) -> str | None:
+    found = re.search(pattern, text)
+    return found[1] if found else None
+
+
+class LayerCheck:
+    """Notes which matrix layers a defense uses while it is open, and then tells which of them are uneven.
+
+    A layer is uneven where the outputs or input gradients of the first rows of a batch are other bits when these rows
+    make up a smaller batch. `with LayerCheck(defense, images) as check: defense(images)`, then `check.uneven()`.
+
+    images: [N,C,H,W] on the defense's device; their shape decides how large batches are.
+    """
+
+    def __init__(self, defense: nn.Module, images: Tensor) -> None:
+        self._defense, self._device, self._most = defense, str(images.device), batch_rows(images)
+        self._checks: dict[str, Callable[[], list[int]]] = {}
+
+    def __enter__(self) -> Self:
+        layers = [layer for layer in self._defense.modules() if isinstance(layer, CHECKED)]
+        self._hooks = [layer.register_forward_hook(self._note) for layer in layers]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _note(self, layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        x = arguments[0]
+        channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        name = f"{layer} on {'×'.join(map(str, x.shape[1:]))}{' channels last' if channels_last else ''}"
+        if name not in self._checks:
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            like = torch.empty((0, *x.shape[1:]), dtype=x.dtype, device=x.device)
+            self._checks[name] = functools.partial(uneven_sizes, layer, like, self._most, layout)
+
+    def uneven(self) -> list[str]:
+        """Names of the uneven layers, each with the sizes of the batches that differ from the largest.
+
+        What the same kernels were found to do is read from the cache; else a layer takes some milliseconds.
+        """
+        key = hashlib.sha256(json.dumps(kernels(self._device), sort_keys=True).encode()).hexdigest()[:16]
+        path = cache_folder("kernels") / f"{key}.json"
+        known = _known(path)
+        if new := {name: check() for name, check in self._checks.items() if name not in known}:
+            known |= new
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, json.dumps(known, indent=1) + "\n")
+        return [f"{name}: batches of {', '.join(map(str, known[name]))}" for name in self._checks if known[name]]
+
+
+def uneven_sizes(layer: nn.Module, like: Tensor, most: int, layout: torch.memory_format) -> list[int]:
+    """Sizes of batches in which a layer's outputs or input gradients are other bits than in a batch of `most`.
+
+    like: an input of the layer, for shape, type and device; layout: its layout in memory. Attacks use batches of whole
+    blocks, up to `batch_rows`. A layer that takes no other batches than its own counts as even.
+    """
+    sizes = [size for size in range(BLOCK, most, BLOCK) if size in (8, 16, 24, 40, 64, 128)]
+    x = torch.randn((most, *like.shape[1:]), generator=torch.Generator().manual_seed(0)).to(like)
+
+    def computed(rows: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            rows = rows.clone().contiguous(memory_format=layout).requires_grad_(True)
+            output = layer(rows)
+            (gradient,) = torch.autograd.grad(output.square().sum(), rows)
+        return output.detach(), gradient
+
+    try:
+        whole = computed(x)
+        return [
+            size
+            for size in sizes
+            if not all(torch.equal(part, full[:size]) for part, full in zip(computed(x[:size]), whole, strict=True))
+        ]
+    except RuntimeError:
+        return []
+
+
+def _known(path: Path) -> dict[str, list[int]]:
+    """What was checked before by the same kernels; nothing where there is no such file or it is damaged."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): [int(size) for size in sizes] for name, sizes in known.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}

@@ -1,0 +1,124 @@
+"""A run's folder at an fsspec URL (s3://bucket/run, gs://…, sftp://…): commands work on a copy here."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.records.log import LOG
+from manifold_bench.bench.running.engines.calls import Engine, Outcome, Urgency
+
+
+@contextmanager
+def at_hand(given: str, place: str) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A run's folder as one of this machine, and what to call whenever something in it is to be kept at once.
+
+    given: a folder, which is what it is, or an fsspec URL, whose files are copied, and in the end whatever has changed
+    back. place: the argument, for errors.
+    """
+    if "://" not in given or given.startswith("file://"):
+        yield Path(given.removeprefix("file://")), lambda: None
+        return
+    with tempfile.TemporaryDirectory(prefix="manifold-bench-") as place_here:
+        folder = Path(place_here) / (given.rstrip("/").rpartition("/")[2] or "run")
+        mirror = Mirror(given, folder, place)
+        mirror.fetch()
+        try:
+            yield (
+                folder,
+                partial(mirror.push, but=LOG),
+            )  # the log grows with every job
+        finally:
+            mirror.push()
+
+
+class Mirror:
+    """A folder here and its original at a URL. Only this process writes there."""
+
+    def __init__(self, url: str, folder: Path, place: str) -> None:
+        from fsspec.core import url_to_fs
+
+        self.url, self.folder, self.place = url, folder, place
+        self._known: dict[str, tuple[int, int]] = {}  # what is the same at both places, as it is here
+        with self._explained():
+            self._files, self._root = url_to_fs(url)
+
+    def fetch(self) -> None:
+        """Copies everything from there."""
+        self.folder.mkdir()
+        with self._explained():
+            names = [path.removeprefix(self._root).lstrip("/") for path in self._files.find(self._root)]
+            names = [name for name in names if not _hidden(name)]
+            for name in names:
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if names:
+                self._files.get([self._there(name) for name in names], [str(self.folder / name) for name in names])
+        self._known = self._here()
+
+    def push(self, but: str = "") -> None:
+        """Copies what is new here, in the order in which it came to be, and deletes what is gone; but: leaves that be.
+
+        Each file gets its name when it is whole, as here: a run that is killed leaves no half of one behind.
+        """
+        here = self._here()
+        with self._explained():
+            for name in sorted(here, key=lambda name: here[name]):
+                if self._known.get(name) != here[name] and name != but:
+                    folder, _, last = self._there(name).rpartition("/")
+                    draft = f"{folder}/.{last}.tmp"
+                    self._files.makedirs(folder, exist_ok=True)
+                    self._files.put_file(str(self.folder / name), draft)
+                    self._files.mv(draft, self._there(name))
+                    self._known[name] = here[name]
+            for name in self._known.keys() - here.keys():
+                self._files.rm_file(self._there(name))
+                del self._known[name]
+
+    def _there(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+    def _here(self) -> dict[str, tuple[int, int]]:
+        """Name → when it got it, and size; drafts are left out."""
+        found = {}
+        for path in self.folder.rglob("*"):
+            name = path.relative_to(self.folder).as_posix()
+            if not _hidden(name) and path.is_file():
+                state = path.stat()
+                found[name] = state.st_ctime_ns, state.st_size
+        return found
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What goes wrong with a store depends on the store: anything may be raised."""
+        try:
+            yield
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(f"{self.place}: {self.url} cannot be used ({reason})") from error
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """An engine; what an outcome has led to is kept before the next one is asked for."""
+
+    engine: Engine
+    keep: Callable[[], None]
+
+    @property
+    def workers(self) -> int:
+        return self.engine.workers
+
+    def run(self, calls: Iterable[Any], urgency: Urgency | None = None) -> Iterator[Outcome]:
+        for outcome in self.engine.run(calls, urgency):
+            yield outcome
+            self.keep()

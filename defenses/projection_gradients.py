@@ -1,0 +1,108 @@
+"""Gradients through a projection: by identity (BPDA) or by the implicit function theorem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class BackwardIdentity(torch.autograd.Function):
+    """Forward: `value`; backward: the gradient goes to `x` as if value were x (BPDA, Athalye et al. 2018)."""
+
+    @staticmethod
+    def forward(x: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class BackwardImplicit(torch.autograd.Function):
+    """Forward: `value` = G(z); backward: the derivative of G(z*(x)) by the implicit function theorem.
+
+    At the optimum Jᵀ(G(z*) − x) = 0, so dz*/dx = A⁻¹Jᵀ with A = JᵀJ + Σ rᵢ∇²Gᵢ, r = G(z*) − x. dG(z*)/dx = J A⁻¹ Jᵀ is
+    symmetric, so a gradient goes back the same way: one vjp, a solve, one jvp. `gauss-newton` leaves the curvature of G
+    out: J(JᵀJ)⁻¹Jᵀ projects on the range's tangent space.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, value: Tensor, generator: nn.Module, z: Tensor, solve: LinearSolve) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, _, ctx.generator, z, ctx.solve = inputs
+        ctx.save_for_backward(x, z)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        x, z = ctx.saved_tensors
+        return through_optimum(ctx.generator, x, z, gradients[0], ctx.solve), None, None, None, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSolve:
+    """How A is made and solved with: by conjugate gradients on A + damping·I.
+
+    curvature: whether A has the second derivatives of G; without them it is JᵀJ (Gauss–Newton).
+    iterations: at the most; a direction along which A + damping·I isn't positive ends them.
+    """
+
+    curvature: bool
+    damping: float = 1e-2
+    iterations: int = 20
+
+
+def through_optimum(generator: nn.Module, x: Tensor, z: Tensor, gradient: Tensor, how: LinearSolve) -> Tensor:
+    """J A⁻¹ Jᵀ gradient at latents z [N,k] for images x and gradients [N,C,H,W] → [N,C,H,W]."""
+
+    def image(z: Tensor) -> Tensor:
+        return generator(z)
+
+    def downhill(z: Tensor) -> Tensor:
+        """Jᵀ(G(z) − x), whose derivative A is."""
+        value, back = torch.func.vjp(image, z)[:2]
+        return back(value - x)[0]
+
+    def times(v: Tensor) -> Tensor:
+        if how.curvature:
+            return torch.func.jvp(downhill, (z,), (v,))[1] + how.damping * v
+        return pull(torch.func.jvp(image, (z,), (v,))[1])[0] + how.damping * v
+
+    x, z = x.detach(), z.detach()
+    with torch.no_grad():
+        pull = torch.func.vjp(image, z)[1]
+        (right,) = pull(gradient)
+        return torch.func.jvp(image, (z,), (conjugate_gradients(times, right, how.iterations),))[1]
+
+
+def conjugate_gradients(times: Callable[[Tensor], Tensor], right: Tensor, iterations: int) -> Tensor:
+    """w with A w ≈ right, for each row [N,k] by itself; times: v → A v.
+
+    Rows that are solved, or that meet a direction of no positive curvature, stay as they are.
+    """
+    w, residual = torch.zeros_like(right), right
+    step = residual
+    size = residual.square().sum(1)
+    enough = 1e-20 * size
+    for _ in range(iterations):
+        product = times(step)
+        curvature = (step * product).sum(1)
+        going = (curvature > 0) & (size > enough)
+        if not going.any():
+            break
+        length = torch.where(going, size / curvature.where(going, torch.ones_like(curvature)), 0.0)[:, None]
+        w, residual = w + length * step, residual - length * product
+        now = residual.square().sum(1)
+        step = residual + torch.where(going, now / size.clamp_min(1e-300), 0.0)[:, None] * step
+        size = torch.where(going, now, torch.zeros_like(now))
+    return w

@@ -1,0 +1,315 @@
+"""Projection on the range of a generator: z*(x) = argmin_z ‖G(z) − x‖², and its gradients.
+
+A latent's way depends on its own start and image alone: the same answer in any batch, at any time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor, nn
+
+from manifold_bench.attacks.adam import Moments
+from manifold_bench.attacks.batching import pad_to_block
+from manifold_bench.attacks.threat import draw_per_input
+
+Penalty = Callable[[Tensor, Tensor], Tensor]
+"""Latents [M,k] and which of all that are solved for they are [M] → what is added to the error of each, [M]."""
+
+
+Memory = tuple[Tensor, ...]
+"""What a solver remembers from step to step, a row for each latent; at first ()."""
+
+
+CHECKED_EVERY = 10
+"""Steps between two looks at which latents have converged."""
+
+
+AT_ONCE = 128
+"""Latents that pass through a generator together on a CPU: what lies between its layers stays in the caches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver(ABC):
+    """A descent on the mean squared error over pixels of each image.
+
+    steps: passes forward and backward through the generator. starts: how many points are tried; the best result counts.
+    origin, spread: they are drawn from N(0, spread² I); with `encoder` the first is where the inverting encoder points.
+    race: after so many steps only the best start of each image goes on; 0: all go to the end.
+    tolerance: a latent whose error fell by less than this share in the last ten steps is done; 0: none is.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # a misspelt key in a matrix file must not pass
+
+    steps: Annotated[int, Ge(1)] = 1000
+    rate: Annotated[float, Gt(0)] = 1.0
+    starts: Annotated[int, Ge(1)] = 1
+    origin: Literal["prior", "encoder"] = "prior"
+    spread: Annotated[float, Gt(0)] = 1.0
+    race: Annotated[int, Ge(0)] = 0
+    tolerance: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+    def start(self, n: int, latent: int, seed: int, like: Tensor) -> Tensor:
+        """[n, starts, latent] from the prior, the same for each of the n inputs."""
+        z = self.spread * torch.randn(self.starts, latent, generator=torch.Generator().manual_seed(seed))
+        return z.to(like.device, like.dtype).expand(n, -1, -1).contiguous()
+
+    def start_per_input(self, x: Tensor, latent: int, seed: int) -> Tensor:
+        """[N, starts, latent] from the prior, drawn for each image [N,C,H,W] by a seed of its own pixels and `seed`."""
+        shape = (self.starts, latent)
+        return self.spread * draw_per_input(x, seed, lambda generator: torch.randn(shape, generator=generator))
+
+    @abstractmethod
+    def step(self, z: Tensor, error: Tensor, gradient: Tensor, memory: Memory, number: int) -> tuple[Tensor, Memory]:
+        """Where to look next, given latents z [M,k], the error there [M] and its gradient; number: of the step, from 1.
+
+        Returns the next latents, and what is to be remembered.
+        """
+
+    def unrolled(self, steps: int) -> Solver:
+        """What an attacker unrolls for that many steps: this solver, if they are all it takes; else its last steps.
+
+        Those begin where a search has ended, and have to stay there: steps of a set length, or of one that is searched
+        for, have no useful slope at an optimum. A slow descent stands in for such solvers.
+        """
+        return self
+
+    @property
+    def passes(self) -> int:
+        """Passes forward and backward through the generator that one image takes at the most."""
+        if not self.race:
+            return self.starts * self.steps
+        return self.starts * min(self.race, self.steps) + max(0, self.steps - self.race)
+
+    def solve(
+        self,
+        generator: nn.Module,
+        x: Tensor,
+        start: Tensor,
+        steps: int,
+        unroll: bool = False,
+        penalty: Penalty | None = None,
+    ) -> Tensor:
+        """`steps` steps from start [N,R,k] towards x [N,C,H,W] → the latents reached, [N,R,k]; [N,1,k] after a race.
+
+        Without `unroll` the best iterate of each start is returned, detached; with it the last one, differentiable
+        in x through every step. penalty: of all N·R latents, in their order.
+        """
+        n, starts, latent = start.shape
+        rows = torch.arange(n * starts, device=start.device)
+        z = start.detach().reshape(-1, latent)
+        if unroll:
+            aim = x.repeat_interleave(starts, 0)
+            return self._unrolled(generator, aim, z, rows, steps, penalty).view(n, starts, latent)
+        aim = x.detach().repeat_interleave(starts, 0)
+        if self.race and starts > 1:
+            z, error = self._descended(generator, aim, z, rows, min(self.race, steps), penalty)
+            first = torch.arange(n, device=z.device) * starts + error.view(n, starts).argmin(1)
+            z, aim, rows, starts, steps = z[first], aim[first], rows[first], 1, max(0, steps - self.race)
+        z, _ = self._descended(generator, aim, z, rows, steps, penalty)
+        return z.view(n, starts, latent)
+
+    def _descended(
+        self, generator: nn.Module, aim: Tensor, z: Tensor, rows: Tensor, steps: int, penalty: Penalty | None
+    ) -> tuple[Tensor, Tensor]:
+        """The best iterate of each latent [M,k] and its error [M]; what has converged leaves the batch."""
+        best, best_error = z.clone(), z.new_full((len(z),), torch.inf)
+        active = torch.arange(len(z), device=z.device)
+        before = best_error.clone()
+        memory: Memory = ()
+        for number in range(1, steps + 1):
+            error, gradient = slope(generator, z, aim[active], rows[active], penalty)
+            better = error < best_error[active]
+            best[active[better]], best_error[active[better]] = z[better], error[better]
+            if self.tolerance and number % CHECKED_EVERY == 1:
+                left = best_error[active]
+                moving = (left < (1 - self.tolerance) * before) | before.isinf()
+                before = left[moving]
+                active, z, error, gradient = (kept[moving] for kept in (active, z, error, gradient))
+                memory = tuple(kept[moving] for kept in memory)
+                if not len(active):
+                    return best, best_error
+            z, memory = self.step(z, error, gradient, memory, number)
+        with torch.no_grad():
+            error = objective(generator, z, aim[active], rows[active], penalty)
+        better = error < best_error[active]
+        best[active[better]], best_error[active[better]] = z[better], error[better]
+        return best, best_error
+
+    def _unrolled(
+        self, generator: nn.Module, aim: Tensor, z: Tensor, rows: Tensor, steps: int, penalty: Penalty | None
+    ) -> Tensor:
+        memory: Memory = ()
+        # An attack may ask for predictions under no_grad
+        with torch.enable_grad():
+            for number in range(1, steps + 1):
+                if not z.requires_grad:
+                    z.requires_grad_(True)
+                error = objective(generator, z, aim, rows, penalty)
+                (gradient,) = torch.autograd.grad(error.sum(), z, create_graph=True)
+                z, memory = self.step(z, error, gradient, memory, number)
+        return z
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentumSolver(Solver):
+    """Descent with momentum (reference code of Ilyas et al. 2017; Samangouei et al. 2018).
+
+    drop: share of the steps after which the rate is a tenth; 1: never.
+
+    The rate in the former's code is 100, for its own generators. On ours it never settles: on 100 validation images of
+    MNIST the median and the 99 % quantile of the distance to the range after 1,000 steps are 1.85 and 5.96 at rate
+    50, 1.43 and 3.44 at 20, 1.36 and 3.41 at 10, 1.34 and 2.60 at 5, 1.37 and 2.64 at 3.
+    """
+
+    method: Literal["momentum"] = "momentum"
+    rate: Annotated[float, Gt(0)] = 5.0
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    drop: Annotated[float, Gt(0), Le(1)] = 1.0
+
+    def step(self, z: Tensor, error: Tensor, gradient: Tensor, memory: Memory, number: int) -> tuple[Tensor, Memory]:
+        velocity = -self.rate * (0.1 if number > self.drop * self.steps else 1.0) * gradient
+        if memory:
+            velocity = self.momentum * memory[0] + velocity
+        return z + velocity, (velocity,)
+
+    def unrolled(self, steps: int) -> Solver:
+        return self if steps >= self.steps or self.drop == 1 else replace(self, rate=self.rate / 10, drop=1.0)
+
+
+SLOW_DESCENT = MomentumSolver(rate=2.0)
+"""Fooled by PGD-9 through ten unrolled steps of it, beyond the optimum that L-BFGS has found: 100 % of 24 validation
+images of MNIST with Defense-GAN at L2 4 (at a rate of 10: 42 %; through ten steps of Adam: 17 %)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamSolver(Solver):
+    """Adam (Kingma and Ba 2015) with its usual decays; the rate is a length in latent space."""
+
+    method: Literal["adam"] = "adam"
+    steps: Annotated[int, Ge(1)] = 50
+    rate: Annotated[float, Gt(0)] = 0.05
+
+    def step(self, z: Tensor, error: Tensor, gradient: Tensor, memory: Memory, number: int) -> tuple[Tensor, Memory]:
+        moments = (Moments(*memory) if memory else Moments.none(gradient)).after(gradient)
+        unbiased, spread = moments.unbiased(number)
+        # The root of an exact zero has no derivative, and solvers are differentiated
+        return z - self.rate * unbiased / (spread.clamp_min(1e-30).sqrt() + 1e-12), moments
+
+    def unrolled(self, steps: int) -> Solver:
+        return self if steps >= self.steps else SLOW_DESCENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuasiNewtonSolver(Solver):
+    """L-BFGS (Liu and Nocedal 1989) for every latent by itself, in one batch, with a backtracking line search.
+
+    Each step is one pass: a look at a trial point. One that doesn't bring enough (Armijo) is shortened, else the search
+    goes on from it. rate: length of the very first step. pairs: of differences that are remembered.
+    """
+
+    method: Literal["l-bfgs"] = "l-bfgs"
+    steps: Annotated[int, Ge(1)] = 150
+    rate: Annotated[float, Gt(0)] = 1.0
+    origin: Literal["prior", "encoder"] = "encoder"
+    tolerance: Annotated[float, Ge(0), Lt(1)] = 1e-3
+    pairs: Annotated[int, Ge(1)] = 10
+
+    def unrolled(self, steps: int) -> Solver:
+        return SLOW_DESCENT
+
+    def step(self, z: Tensor, error: Tensor, gradient: Tensor, memory: Memory, number: int) -> tuple[Tensor, Memory]:
+        """memory: base point, its error, gradient; differences s, y [M,pairs,k], 1/s·y; scale; share of the step."""
+        if not memory:
+            length = gradient.norm(dim=1).clamp_min(1e-30)
+            # no further than where a straight line would reach zero: what starts near its goal stays there
+            scale = torch.minimum(self.rate / length, error / length.square())
+            history = z.new_zeros(len(z), self.pairs, z.shape[1])
+            memory = (
+                z, error, gradient, history, history, z.new_zeros(len(z), self.pairs), scale, torch.ones_like(error)
+            )  # fmt: skip
+        else:
+            memory = self._looked(z, error, gradient, memory)
+        base, _, slope, s, y, weight, scale, share = memory
+        return base + share[:, None] * direction(slope, s, y, weight, scale), memory
+
+    def _looked(self, z: Tensor, error: Tensor, gradient: Tensor, memory: Memory) -> Memory:
+        """The memory after a trial: its point is the new base where it brought enough."""
+        base, base_error, base_gradient, s, y, weight, scale, share = memory
+        moved, turned = z - base, gradient - base_gradient
+        taken = error <= base_error + 1e-4 * (moved * base_gradient).sum(1)
+        curvature, turn = (moved * turned).sum(1), turned.square().sum(1)
+        learnt = taken & (curvature > 1e-8 * scale * turn)
+        kept = learnt[:, None, None]
+        return (
+            torch.where(taken[:, None], z, base),
+            torch.where(taken, error, base_error),
+            torch.where(taken[:, None], gradient, base_gradient),
+            torch.where(kept, torch.cat([s[:, 1:], moved[:, None]], 1), s),
+            torch.where(kept, torch.cat([y[:, 1:], turned[:, None]], 1), y),
+            torch.where(kept[:, :, 0], torch.cat([weight[:, 1:], 1 / curvature[:, None]], 1), weight),
+            torch.where(learnt, curvature / turn, scale),
+            torch.where(taken, 1.0, 0.4 * share),
+        )
+
+
+def direction(gradient: Tensor, s: Tensor, y: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """−H·gradient by the two loops of L-BFGS; differences s, y [M,pairs,k] with the latest last, weight 0 for none."""
+    pairs = s.shape[1]
+    q, shares = gradient, []
+    for i in reversed(range(pairs)):
+        share = weight[:, i] * (s[:, i] * q).sum(1)
+        q = q - share[:, None] * y[:, i]
+        shares.append(share)
+    q = q * scale[:, None]
+    for i in range(pairs):
+        q = q + s[:, i] * (shares[pairs - 1 - i] - weight[:, i] * (y[:, i] * q).sum(1))[:, None]
+    downhill = (q * gradient).sum(1) > 0
+    return -torch.where(downhill[:, None], q, gradient * scale[:, None])
+
+
+def slope(generator: nn.Module, z: Tensor, aim: Tensor, rows: Tensor, penalty: Penalty | None) -> tuple[Tensor, Tensor]:
+    """Error of latents z [M,k] and its gradient, in whole blocks: the same bits whatever else is in the batch."""
+    at_once = AT_ONCE if z.device.type == "cpu" else max(1, len(z))
+    errors, gradients = [], []
+    for latents, images, numbers in zip(z.split(at_once), aim.split(at_once), rows.split(at_once), strict=True):
+        # An attack may ask for predictions under no_grad, and autograd.Function switches gradients off
+        with torch.enable_grad():
+            padded = pad_to_block(latents.detach()).clone().requires_grad_(True)
+            error = objective(generator, padded, pad_to_block(images), pad_to_block(numbers), penalty)
+            (gradient,) = torch.autograd.grad(error.sum(), padded)
+        errors.append(error.detach()[: len(latents)])
+        gradients.append(gradient[: len(latents)])
+    return torch.cat(errors), torch.cat(gradients)
+
+
+def objective(generator: nn.Module, z: Tensor, x: Tensor, rows: Tensor, penalty: Penalty | None) -> Tensor:
+    """What a solver descends: latents z [M,k], images x [M,C,H,W] → [M]."""
+    error = mean_squared_error(generator(z), x)
+    return error if penalty is None else error + penalty(z, rows)
+
+
+def mean_squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """Per image: [N,C,H,W] twice → [N]."""
+    return (a - b).square().flatten(1).mean(1)
+
+
+def best_start(generator: nn.Module, x: Tensor, z: Tensor, penalty: Penalty | None = None) -> tuple[Tensor, Tensor]:
+    """Of latents z [N,R,k], the one nearest to x [N,C,H,W] by G(z): → latents [N,k], images [N,C,H,W].
+
+    penalty: added to the mean squared error, as in `Solver.solve`.
+    """
+    n, starts, latent = z.shape
+    images = generator(z.reshape(-1, latent))
+    if starts == 1:
+        return z[:, 0], images
+    error = mean_squared_error(images.detach(), x.detach().repeat_interleave(starts, 0))
+    if penalty is not None:
+        error = error + penalty(z.detach().reshape(-1, latent), torch.arange(n * starts, device=z.device))
+    chosen = torch.arange(n, device=z.device) * starts + error.view(n, starts).argmin(1)
+    return z.reshape(-1, latent)[chosen], images[chosen]

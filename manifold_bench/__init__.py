@@ -1,0 +1,1 @@
+"""manifold-bench: measures how robust image classifiers and their defenses are."""
