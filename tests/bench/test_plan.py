@@ -186,7 +186,7 @@ def test_the_source_of_code_outside_is_part_of_the_key(kind, tmp_path, monkeypat
         name = {"defenses": ["theirs:Coin"], "attacks": [{"name": "theirs:Slow", "eps": [0.1]}]}[kind]
         return key(**{kind: name})
 
-    original = (Path(__file__).parent / "tiny.py").read_text(encoding="utf-8")
+    original = (Path(__file__).parents[1] / "support" / "tiny.py").read_text(encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     try:
         assert keyed(original) == keyed(original) != keyed(original + "\n# another answer\n")

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from planned import job
 from rich.console import Console
-from test_estimate import job
 
 from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.target import Target

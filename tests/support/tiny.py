@@ -23,8 +23,7 @@ from manifold_bench.attacks.threat import NORMS, Norm
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score
-from manifold_bench.defenses.training import accuracy, train_module
-from manifold_bench.defenses.undefended import initialise
+from manifold_bench.defenses.training import accuracy, initialise, train_module
 
 WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 1.5])
 BIAS = -0.5
