@@ -78,6 +78,12 @@ def _stands_for(point: EntryPoint, cls: type[Any]) -> bool:
         return False
 
 
+def key_of(identity: dict[str, Any]) -> str:
+    """The key of a result: a hash of everything it depends on, the same for the plan and for the stored record."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
 def parameters(values: Any) -> dict[str, Any]:
     """The fields of a dataclass that differ from their defaults, as plain JSON data; a field without one is in always.
 

@@ -24,11 +24,10 @@ from manifold_bench.bench.planning.refs import (
     dataset_identity,
     defense_identity,
     defense_ref,
-    key_of,
 )
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, REVISION, protocol
 from manifold_bench.defenses.base import Defense
-from manifold_bench.defenses.identity import SCHEME, system
+from manifold_bench.defenses.identity import SCHEME, key_of, system
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,8 @@ from typing import Any
 from manifold_bench.bench.diagnosis.inspections import inspections
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning.matrix import ONE_CPU, Matrix, MeasurementChoice, Needs
-from manifold_bench.bench.planning.refs import (
-    DatasetRef,
-    DefenseRef,
-    Options,
-    dataset_identity,
-    defense_identity,
-    key_of,
-)
-from manifold_bench.defenses.identity import SCHEME, system
+from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, Options, dataset_identity, defense_identity
+from manifold_bench.defenses.identity import SCHEME, key_of, system
 
 
 @dataclass(frozen=True)

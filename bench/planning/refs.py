@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +19,7 @@ from manifold_bench.bench.planning.matrix import DatasetEntry, DefenseChoice, Ma
 from manifold_bench.bench.planning.registry import find, one_line
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.base import Trainable, TrainableSpec
-from manifold_bench.defenses.identity import SCHEME, TRAINABLE, System, source_sha256, system
+from manifold_bench.defenses.identity import SCHEME, TRAINABLE, System, key_of, source_sha256, system
 
 TRAINING_SEED = 0
 """Seed of trainings that a run starts by itself; `manifold-bench train --seed` makes others."""
@@ -132,12 +130,6 @@ class DefenseRef(TrainedRef):
     @property
     def told(self) -> str:
         return ""
-
-
-def key_of(identity: dict[str, Any]) -> str:
-    """The key of a result: a hash of everything it depends on, the same for the plan and for the stored record."""
-    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

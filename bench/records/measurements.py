@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.measurements import MeasurementJob
-from manifold_bench.bench.planning.refs import (
-    key_of,
-)
 from manifold_bench.bench.records.schema import PROBE
 from manifold_bench.bench.records.store import INDEX, atomic_write, file_name
+from manifold_bench.defenses.identity import key_of
 
 if TYPE_CHECKING:
     from torch import Tensor

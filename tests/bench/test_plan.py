@@ -17,17 +17,10 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning import jobs as plan
 from manifold_bench.bench.planning.jobs import Job, make_jobs
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.planning.refs import (
-    DatasetRef,
-    DefenseRef,
-    Options,
-    cache_file,
-    dataset_refs,
-    defense_ref,
-    key_of,
-)
+from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, Options, cache_file, dataset_refs, defense_ref
 from manifold_bench.bench.running.training import train
 from manifold_bench.defenses import weights
+from manifold_bench.defenses.identity import key_of
 
 MATRIX = {
     "datasets": [{"name": "digits", "n": 10}],

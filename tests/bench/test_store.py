@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from manifold_bench.bench import compare
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.planning.refs import key_of
 from manifold_bench.bench.records.schema import REVISION
 from manifold_bench.bench.records.store import IDENTITY, DamagedRecords, Store, checksum_path, file_name
 from manifold_bench.bench.report import writing as report
+from manifold_bench.defenses.identity import key_of
 
 MATRIX = """
 datasets = [{ name = "digits", n = 10 }]
