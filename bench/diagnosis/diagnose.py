@@ -19,9 +19,10 @@ from manifold_bench.bench.diagnosis.checks import (
     Evidence,
     overall,
 )
+from manifold_bench.bench.records.files import atomic_write
 from manifold_bench.bench.records.measurements import load
 from manifold_bench.bench.records.schema import PROBE
-from manifold_bench.bench.records.store import Store, atomic_write
+from manifold_bench.bench.records.store import Store
 
 FILE = "diagnosis.json"
 

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, one_line
 from manifold_bench.bench.planning.measurements import MeasurementJob
+from manifold_bench.bench.records.files import atomic_write
 from manifold_bench.bench.records.schema import PROBE
-from manifold_bench.bench.records.store import INDEX, atomic_write, file_name
+from manifold_bench.bench.records.store import INDEX, file_name
 from manifold_bench.defenses.identity import key_of
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def read(path: Path) -> dict[str, Any]:
             return content
         found = "its content doesn't match its checksum"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        found = one_line(error)
     raise InputError(f"{path}: damaged ({found}); delete it and run again")
 
 
@@ -97,6 +98,6 @@ def load(folder: Path, probes: bool = False) -> list[dict[str, Any]]:
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["measurements"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{index}: damaged ({error}); run again") from error
+        raise InputError(f"{index}: damaged ({one_line(error)}); run again") from error
     results = [read(folder / FOLDER / name) for name in names if (folder / FOLDER / name).exists()]
     return [result for result in results if result["measurement"].startswith(PROBE) == probes]

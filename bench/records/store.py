@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, one_line
 from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.records.files import atomic_write
 from manifold_bench.bench.records.schema import PROBE, REVISION, typed
 
 T = TypeVar("T")
@@ -66,14 +66,11 @@ class Store:
         metadata = {**(table.schema.metadata or {}), IDENTITY: json.dumps(identity).encode()}
         if kernels is not None:
             metadata[KERNELS] = json.dumps(kernels).encode()
-        path = self.folder / name
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        pq.write_table(table.replace_schema_metadata(metadata), draft, compression="zstd")
-        with draft.open("rb+") as file:
-            digest = hashlib.sha256(file.read()).hexdigest()
-            os.fsync(file.fileno())
-        atomic_write(checksum_path(path), digest + "\n")
-        draft.replace(path)
+        path, content = self.folder / name, pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata(metadata), content, compression="zstd")
+        raw = content.getvalue().to_pybytes()
+        atomic_write(checksum_path(path), hashlib.sha256(raw).hexdigest() + "\n")
+        atomic_write(path, raw)
 
     def read(self, path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         """A job's rows and its identity; raises DamagedRecords, or InputError for records of another version."""
@@ -97,8 +94,9 @@ class Store:
         except InputError:
             raise
         except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
-            first = str(error).splitlines()[0]
-            raise DamagedRecords(f"{path}: damaged or not a record file ({first}); delete it and run again") from error
+            raise DamagedRecords(
+                f"{path}: damaged or not a record file ({one_line(error)}); delete it and run again"
+            ) from error
 
     def kernels(self, path: Path) -> dict[str, Any] | None:
         """The kernels that computed a file's rows; None where it doesn't say. Raises as `read` does."""
@@ -156,7 +154,9 @@ class Store:
         try:
             return [self.folder / entry["file"] for entry in json.loads(index.read_text(encoding="utf-8"))["jobs"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{index}: damaged ({error}); delete it to use every record in the folder") from error
+            raise InputError(
+                f"{index}: damaged ({one_line(error)}); delete it to use every record in the folder"
+            ) from error
 
     def knowledge(self) -> dict[str, str]:
         """What the attacker of each job knows (attacks.base.Knowledge), by the job's key in its file name."""
@@ -198,10 +198,3 @@ def checksum_path(path: Path) -> Path:
 def file_name(*parts: str) -> str:
     """Parts joined into a name that every file system takes; the key behind it tells similar ones apart."""
     return "--".join(re.sub(r"[^A-Za-z0-9.=,+-]+", "_", part).strip("_")[:60] for part in parts)
-
-
-def atomic_write(path: Path, text: str) -> None:
-    """Writes a text file that is either complete or as it was before."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

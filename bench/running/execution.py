@@ -341,7 +341,7 @@ class Run:
         import json
 
         from manifold_bench.bench.records.provenance import provenance
-        from manifold_bench.bench.records.store import atomic_write
+        from manifold_bench.bench.records.files import atomic_write
 
         content = {
             **provenance(),

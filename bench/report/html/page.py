@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, one_line
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.selective import implausible
 from manifold_bench.bench.planning import registry
@@ -310,4 +310,4 @@ def read_diagnosis(folder: Path) -> list[dict[str, Any]]:
     try:
         return list(json.loads(path.read_text(encoding="utf-8"))["defenses"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); run again") from error
+        raise InputError(f"{path}: damaged ({one_line(error)}); run again") from error
