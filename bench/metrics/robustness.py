@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE
 
 RIGHT, REJECTED, WRONG = 0, 1, 2
@@ -43,29 +43,6 @@ SUMMARY_COLUMNS = (
     "seconds",
     "reason",
 )
-
-
-class MissingCells(ValueError):
-    """A figure over several attacks was asked for, but an input lacks one of them, or a cell failed or was skipped."""
-
-
-class Estimate(NamedTuple):
-    """A share of `n` inputs with its 95 % Wilson interval; value, low and high are NaN where n = 0."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-def wilson(count: int, n: int) -> Estimate:
-    """count of n inputs → their share with its 95 % Wilson score interval (Wilson 1927)."""
-    if n == 0:
-        return Estimate(np.nan, np.nan, np.nan, 0)
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(count, n, alpha=0.05, method="wilson")
-    return Estimate(count / n, float(low), float(high), n)
 
 
 def outcomes(records: pd.DataFrame) -> np.ndarray:
@@ -111,7 +88,7 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
         named = f"{attack} {norm} ε = {eps:g}" + (f", seed {seed}" if _several_seeds(records) and not fooling else "")
         raise MissingCells(f"{lacking[:, short].sum()} of {len(samples)} inputs lack {named}")
     outcome = outcomes(records)
-    stands = (~records["success"] & (fooling | clean_right(records))).to_numpy()
+    stands = robust(records).to_numpy()
     worst = np.full(len(samples), RIGHT)
     np.maximum.at(worst, place, outcome)
     held = {
@@ -156,6 +133,11 @@ def _is_fooling(records: pd.DataFrame) -> bool:
 def clean_right(records: pd.DataFrame) -> pd.Series:
     """Per row, whether the clean input is accepted and right."""
     return ~records["clean_rejected"] & (records["clean_label"] == records["label"])
+
+
+def robust(records: pd.DataFrame) -> pd.Series:
+    """Per row, whether the clean input is accepted and right and the attack had no success; of noise, the latter."""
+    return ~records["success"] & (clean_right(records) | (records["norm"] == FOOLING))
 
 
 def _share(hits: pd.Series) -> Estimate:
@@ -238,23 +220,9 @@ def median_distance(records: pd.DataFrame) -> float:
     return float(np.median(attacked.groupby("sample")["distance"].min())) if len(attacked) else np.nan
 
 
-def security_curve(records: pd.DataFrame) -> pd.DataFrame:
-    """Robust accuracy over ε for one attack or a set of them; columns eps, value, low, high, n, ascending in eps.
-
-    records: rows of one data set, defense and norm, all ok. The balls are nested, so a point at ε is taken over the
-    rows at every ε' ≤ ε and the curve never rises. At ε = 0 stands the share accepted and right without an attack.
-    An attack that finds minimal perturbations has a row per ε too, a success exactly where its distance is within ε;
-    between those ε its curve is distance_curve. Norm "fooling" has no curve (ValueError). Raises MissingCells as
-    per_input does.
-    """
-    records = _with_right_answers(records)
-    points = [(0.0, *_share(clean_right(records).groupby(records["sample"]).min()))]
-    points += [(eps, *robust_accuracy(records[records["eps"] <= eps])) for eps in sorted(records["eps"].unique())]
-    return pd.DataFrame(points, columns=["eps", *Estimate._fields])
-
-
 def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
-    """Robust accuracy at any ε from the distances of attacks that find minimal perturbations; columns as above.
+    """Robust accuracy at any ε from the distances of attacks that find minimal perturbations; columns eps,
+    value, low, high, n.
 
     records: rows of one data set, defense and norm, all ok. An input is robust at ε where it is accepted and right
     when clean and no attack beat it at a distance ≤ ε (already wrong = 0, not found = ∞). Norm "fooling" has no curve
@@ -265,20 +233,6 @@ def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
     distance = records.groupby("sample")["distance"].min()
     points = [(value, *_share(right & (distance > value))) for value in eps]
     return pd.DataFrame(points, columns=["eps", *Estimate._fields])
-
-
-def minimal(records: pd.DataFrame) -> bool:
-    """Whether an attack looked for smallest perturbations, in one run for all ε, as far as its rows tell.
-
-    records: rows of one attack on one defense, all ok. Such a run found a distance beyond the largest ε, or recorded
-    its passes at the smallest ε alone, though inputs were left that it had not beaten there.
-    """
-    smallest, largest = records["eps"].min(), records["eps"].max()
-    if (np.isfinite(records["distance"]) & (records["distance"] > largest * 1.001)).any():
-        return True
-    first, later = records[records["eps"] == smallest], records[records["eps"] > smallest]
-    passes = [float(rows["forwards"].sum() + rows["backwards"].sum()) for rows in (first, later)]
-    return passes[0] > 0 == passes[1] and not first["success"].all() and len(later) > 0
 
 
 def _with_right_answers(records: pd.DataFrame) -> pd.DataFrame:
