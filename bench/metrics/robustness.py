@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
-from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, IMAGE_COLUMNS, WORST_CASE
 
 RIGHT, REJECTED, WRONG = 0, 1, 2
 """What came of one answer, in the order in which it hurts: accepted and right, rejected, accepted and wrong."""
@@ -73,8 +73,9 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
     records = _without_calibration(records)
     fooling = _is_fooling(records)
     names = ["attack", "norm", "eps"]
-    bad = records.loc[records["status"] != "ok", [*names, "status"]].drop_duplicates()
-    if len(bad):
+    not_ok = (records["status"] != "ok").to_numpy()
+    if not_ok.any():
+        bad = records.loc[not_ok, [*names, "status"]].drop_duplicates()
         named = ", ".join(f"{attack} {norm} ε = {eps:g}: {status}" for attack, norm, eps, status in bad.to_numpy())
         raise MissingCells(f"no figure over cells that are not ok: {named}")
     samples, place = np.unique(inputs_of(records).to_numpy(), return_inverse=True)
@@ -114,7 +115,8 @@ def inputs_of(records: pd.DataFrame) -> pd.Series:
 
 def _without_calibration(records: pd.DataFrame) -> pd.DataFrame:
     """The rows on test inputs: thresholds are all that the calibration's are for."""
-    return records[records["attack"] != CALIBRATION]
+    test = (records["attack"] != CALIBRATION).to_numpy()
+    return records if test.all() else records[test]
 
 
 def _several_seeds(records: pd.DataFrame) -> bool:
@@ -216,8 +218,13 @@ def median_distance(records: pd.DataFrame) -> float:
     0 for an input that is wrong without an attack, ∞ for one that was never beaten, so the median is ∞ where fewer
     than half were. NaN for a clean cell, for no rows, and in norm "fooling".
     """
-    attacked = records[~records["attack"].isin([CLEAN, CALIBRATION]) & (records["norm"] != FOOLING)]
-    return float(np.median(attacked.groupby("sample")["distance"].min())) if len(attacked) else np.nan
+    attacked = (~records["attack"].isin([CLEAN, CALIBRATION]) & (records["norm"] != FOOLING)).to_numpy()
+    if not attacked.any():
+        return np.nan
+    _, place = np.unique(records["sample"].to_numpy()[attacked], return_inverse=True)
+    smallest = np.full(place.max() + 1, np.inf)
+    np.minimum.at(smallest, place, records["distance"].to_numpy()[attacked])
+    return float(np.median(smallest))
 
 
 def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
@@ -258,7 +265,7 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
     - In norm "fooling" `error` is the share of noise images with which an attack succeeded and `rejection` the rest.
     - The calibration has no rows.
     """
-    records = _without_calibration(records)
+    records = _without_calibration(records.drop(columns=list(IMAGE_COLUMNS), errors="ignore"))
     rows = []
     for (dataset, defense), of_defense in records.groupby(["dataset", "defense"]):
         for (norm, attack, eps), cell in of_defense.groupby(["norm", "attack", "eps"]):
@@ -320,8 +327,9 @@ def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, st
 
 def _cell_figures(cell: pd.DataFrame) -> dict[str, object]:
     """The columns from `n` on for the rows of one cell at one ε."""
-    first = cell.sort_values("status").iloc[0]  # failed before ok: a cell is ok where all of it is
-    status, reason = str(first["status"]), str(first["reason"])
+    statuses = cell["status"].to_numpy(dtype=object)
+    first = int(statuses.argmin())  # failed before ok: a cell is ok where all of it is
+    status, reason = str(statuses[first]), str(cell["reason"].iloc[first])
     if status != "ok":
         return _no_figures(status, reason, cell)
     return _figures(cell) | {"status": status, "reason": reason}

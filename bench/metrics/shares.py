@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ class Estimate(NamedTuple):
     n: int
 
 
+@cache
 def wilson(count: int, n: int) -> Estimate:
     """count of n inputs → their share with its 95 % Wilson score interval (Wilson 1927)."""
     if n == 0:
