@@ -25,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = given.name or given.run.resolve().name
     if name != Path(name).name or name.startswith("."):
         raise InputError(f"--name: {name!r} is no name of a folder in {BASELINES}")
-    for line in promote(given.run, BASELINES / name, given.force):
+    from manifold_bench.bench.records.results import Results
+
+    for line in promote(Results.load(given.run), BASELINES / name, given.force):
         print(line)
     return 0
 

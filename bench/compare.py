@@ -11,12 +11,12 @@ from manifold_bench.bench.errors import InputError, report_errors
 
 
 def parser() -> argparse.ArgumentParser:
-    from manifold_bench.bench.metrics.paired import VERDICTS
+    from manifold_bench.bench.metrics.paired import SIGNS
 
     p = argparse.ArgumentParser(
         prog="manifold-bench compare",
         description=__doc__,
-        epilog=f"Verdicts: {', '.join(f'{sign} {meaning}' for sign, meaning in VERDICTS.items())}. "
+        epilog=f"Signs: {', '.join(f'{sign} {meaning}' for sign, meaning in SIGNS.items())}. "
         "Exit codes: 0 the gate passes, 1 it fails (-, !, ?, a broken limit, nothing compared), 2 bad input.",
     )
     p.add_argument("baseline", metavar="BASELINE", help="folder or URL of the run to compare with")
@@ -37,12 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     from manifold_bench.bench.gate.gate import Gate, junit_gate, markdown_gate, print_gate
     from manifold_bench.bench.gate.limits import Limit
-    from manifold_bench.bench.metrics.paired import Run
+    from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.running.url_folder import at_hand
 
     limits = [Limit.parse(text) for text in dict.fromkeys(given.fail_on)]
     with at_hand(given.baseline, "BASELINE") as (baseline, _), at_hand(given.new, "NEW") as (new, _):
-        gate = Gate.of(Run.load(baseline), Run.load(new), limits)
+        gate = Gate.of(Results.load(baseline), Results.load(new), limits)
     from rich.console import Console
 
     console = Console()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from manifold_bench.bench.metrics.robustness import wilson
-
 NORM_NAMES = {"linf": "L∞", "l2": "L2", "l0": "L0"}
 
 
@@ -26,14 +24,6 @@ def norm_text(norm: str) -> str:
 def percent(value: float) -> str:
     """0.8612 → 86.1; NaN → undefined."""
     return "undefined" if np.isnan(value) else f"{100 * value:.1f}"
-
-
-def percent_interval(value: float, n: int) -> str:
-    """The share of n inputs in percent with its Wilson interval: 86.1 [78.0, 91.5]."""
-    if np.isnan(value):
-        return "undefined"
-    share = wilson(round(value * n), n)
-    return f"{100 * share.value:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
 
 
 def distance_text(value: float) -> str:

@@ -1,165 +1,49 @@
 """The checks of the masking diagnosis: each a function of records and inspections, with its evidence in numbers.
 
 An attack that loses to a weaker one, or that finds nothing where something is known to be, says nothing about the
-defense (Athalye et al. 2018, Carlini et al. 2019, Zimmermann et al. 2022). Differences are judged per input: a check
-fails only where they are significant (`ALPHA`), and warns where they may be chance. docs/diagnosis.md explains each.
+defense (Athalye et al. 2018, Carlini et al. 2019, Zimmermann et al. 2022). docs/diagnosis.md explains each check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from manifold_bench.bench.metrics.robustness import REJECTED, RIGHT, WRONG, outcomes, wilson
+from manifold_bench.bench.diagnosis.evidence import (
+    ALPHA,
+    ALPHA_WARN,
+    BALLS,
+    ITERATIVE,
+    MORE,
+    NOISE,
+    QUERY,
+    SINGLE_STEP,
+    TRANSFER,
+    Comparison,
+    Evidence,
+    Finding,
+    Result,
+    beaten_within,
+    binomial,
+    compared_by_role,
+    judged,
+    share_text,
+    worst_of,
+)
+from manifold_bench.bench.metrics.robustness import REJECTED, RIGHT, outcomes, robust
+from manifold_bench.bench.metrics.shares import wilson
 from manifold_bench.bench.records.schema import CLEAN, PROBE
 from manifold_bench.bench.text import eps_text, norm_text
 
-Verdict = Literal["pass", "warn", "fail", "not run"]
-
-ORDER: tuple[Verdict, ...] = ("not run", "pass", "warn", "fail")
-
-ALPHA = 0.01
-"""A check fails where chance would do that less often, over all of its comparisons together."""
-
-ALPHA_WARN = 0.05
-
-BALLS = ("linf", "l2", "l0")
-"""Norms in which a larger ε allows all that a smaller one does."""
-
-ITERATIVE, SINGLE_STEP, TRANSFER, NOISE, QUERY = "iterative", "single-step", "transfer", "noise", "query"
-"""What an attack is to the checks."""
-
-MORE = f"{PROBE}more"
-
-
-class Finding(NamedTuple):
-    """What a check comes to, and the numbers behind it."""
-
-    verdict: Verdict
-    evidence: str
-
-
-NOT_PROBED = "no probes in this run (--diagnose)"
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that is known of one defense on one data set.
-
-    records: its rows, probes included, each with its cell's `role` (one of the above, or "") and `ladder`.
-    undefended: rows of the transfer probe on the model that it was made on, None where that is not in the run or is
-    this defense. inspections: stored results by name. num_classes: of the data set.
-    """
-
-    records: pd.DataFrame
-    undefended: pd.DataFrame | None
-    inspections: Mapping[str, Mapping[str, Any]]
-    num_classes: int
-
-    @property
-    def ok(self) -> pd.DataFrame:
-        """The rows of cells that ran."""
-        return self.records[self.records["status"] == "ok"]
-
-    def missing(self, *labels: str) -> str:
-        """Why the probes of those names are not there."""
-        for label in labels:
-            rows = self.records[self.records["attack"] == PROBE + label]
-            if len(rows) and rows["status"].iloc[0] != "ok":
-                return f"{rows['status'].iloc[0]}: {rows['reason'].iloc[0]}"
-        return NOT_PROBED
-
-    def inspection(self, name: str) -> Mapping[str, float] | Finding:
-        """The values of an inspection, or why there are none."""
-        result = self.inspections.get(name)
-        if result is None:
-            return Finding("not run", NOT_PROBED)
-        if result["status"] != "ok":
-            return Finding("not run", f"{result['status']}: {result['reason']}")
-        values: Mapping[str, float] = result["values"]
-        return values
-
-
-# --- comparing attacks -----------------------------------------------------------------------------------------------
-
-
-class Comparison(NamedTuple):
-    """Inputs that only one of two attacks beat, of n that both attacked."""
-
-    where: str
-    n: int
-    only_weaker: int
-    only_stronger: int
-
-    @property
-    def p(self) -> float:
-        """How often chance alone would favour the weaker one as much (exact McNemar, one-sided)."""
-        return _binomial(self.only_weaker, self.only_weaker + self.only_stronger, 0.5)
-
-
-def _binomial(k: int, n: int, p: float, alternative: str = "greater") -> float:
-    from scipy.stats import binomtest
-
-    return float(binomtest(int(k), int(n), p, alternative=alternative).pvalue) if n else 1.0
-
-
-def _beaten(rows: pd.DataFrame, eps: float) -> pd.Series:
-    """Whether any row within ε beat the input; by sample, of the samples attacked at ε itself."""
-    at = rows.loc[np.isclose(rows["eps"], eps), "sample"].unique()
-    within = rows[(rows["eps"] <= eps * (1 + 1e-9)) & rows["sample"].isin(at)]
-    return within.groupby("sample")["success"].any()
-
-
-def _compare(ok: pd.DataFrame, weaker: str, stronger: Iterable[str]) -> list[Comparison]:
-    """At every norm and ε at which attacks of both roles ran: over the inputs that both attacked."""
-    found = []
-    for norm, rows in ok[ok["norm"].isin(BALLS)].groupby("norm"):
-        weak, strong = rows[rows["role"] == weaker], rows[rows["role"].isin(list(stronger))]
-        for eps in sorted(set(weak["eps"]) & set(strong["eps"])):
-            one, other = _beaten(weak, eps).align(_beaten(strong, eps), join="inner")
-            if len(one):
-                where = f"{norm_text(str(norm))} ε = {eps_text(eps)}"
-                found.append(Comparison(where, len(one), int((one & ~other).sum()), int((other & ~one).sum())))
-    return found
-
-
-def _judged(comparisons: list[Comparison], told: str, most: Verdict = "fail") -> Finding:
-    """The worst of several comparisons. told: with places for the two counts; most: how bad it may get."""
-    worst = min(comparisons, key=lambda c: (c.p, -c.n))
-    verdict: Verdict = "pass"
-    if worst.p < ALPHA_WARN:
-        verdict = "fail" if worst.p * len(comparisons) < ALPHA and most == "fail" else "warn"
-    among = f", the worst of {len(comparisons)} comparisons" if len(comparisons) > 1 else ""
-    counts = told.format(worst.only_weaker, worst.only_stronger)
-    return Finding(verdict, f"{worst.where}, n = {worst.n}: {counts} (p = {worst.p:.2g}{among})")
-
-
-def _worst(findings: list[Finding]) -> Finding:
-    """The worst verdict, with everything that was found."""
-    return Finding(
-        max((f.verdict for f in findings), key=ORDER.index), "; ".join(dict.fromkeys(f.evidence for f in findings))
-    )
-
-
-def _share(count: int, n: int) -> str:
-    """12 of 50 (24 % [14, 37])."""
-    share = wilson(count, n)
-    return f"{count} of {n} ({100 * share.value:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}])"
-
-
-# --- the checks ------------------------------------------------------------------------------------------------------
-
 
 def iterative(e: Evidence) -> Finding:
-    compared = _compare(e.ok, SINGLE_STEP, [ITERATIVE])
+    compared = compared_by_role(e.ok, SINGLE_STEP, [ITERATIVE])
     if not compared:
         return Finding("not run", e.missing("pgd", "fgsm"))
-    return _judged(compared, "{} fall to a single step alone, {} to iterative attacks alone")
+    return judged(compared, "{} fall to a single step alone, {} to iterative attacks alone")
 
 
 def monotone(e: Evidence) -> Finding:
@@ -175,7 +59,7 @@ def monotone(e: Evidence) -> Finding:
             compared.append(Comparison(where, len(one), int((one & ~other).sum()), int((other & ~one).sum())))
     if not compared:
         return Finding("not run", f"{e.missing('pgd')}; a ladder of ε never falls, whatever the defense")
-    return _judged(compared, "{} fall at the smaller ε alone, {} at the larger alone")
+    return judged(compared, "{} fall at the smaller ε alone, {} at the larger alone")
 
 
 def _left(e: Evidence, eps: float) -> tuple[int, int, int, float] | None:
@@ -185,12 +69,11 @@ def _left(e: Evidence, eps: float) -> tuple[int, int, int, float] | None:
     rows = rows[rows["sample"].isin(samples)]
     if not len(rows):
         return None
-    worst = pd.Series(outcomes(rows), index=rows["sample"].to_numpy())
-    rejected, wrong = ((worst == outcome).groupby(level=0).any() for outcome in (REJECTED, WRONG))
-    right = (~rows["clean_rejected"] & (rows["clean_label"] == rows["label"])).groupby(rows["sample"].to_numpy()).all()
+    stands = robust(rows)
+    both = pd.DataFrame({"robust": stands, "strict": stands & (outcomes(rows) != REJECTED)})
+    held = both.groupby(rows["sample"]).all()
     commonest = rows.groupby("sample")["label"].first().value_counts(normalize=True).iloc[0]
-    robust = right & ~wrong
-    return len(robust), int(robust.sum()), int((robust & ~rejected).sum()), float(commonest)
+    return len(held), int(held["robust"].sum()), int(held["strict"].sum()), float(commonest)
 
 
 def half(e: Evidence) -> Finding:
@@ -199,10 +82,10 @@ def half(e: Evidence) -> Finding:
         return Finding("not run", e.missing("large"))
     n, robust, strict, commonest = left
     chance = max(1 / e.num_classes, commonest)
-    bad = _binomial(strict, n, chance) < ALPHA
-    told = f"accepted and right at L∞ ε = 0.5: {_share(strict, n)}, chance is {100 * chance:.0f} %"
+    bad = binomial(strict, n, chance) < ALPHA
+    told = f"accepted and right at L∞ ε = 0.5: {share_text(strict, n)}, chance is {100 * chance:.0f} %"
     if robust > strict:
-        told += f"; {robust - strict} more are rejected, which no chance forbids"
+        told += f"; {robust - strict} more are rejected (which is allowed)"
     return Finding("fail" if bad else "pass", told)
 
 
@@ -211,36 +94,36 @@ def unbounded(e: Evidence) -> Finding:
     if left is None:
         return Finding("not run", e.missing("large"))
     n, robust, strict, _ = left
-    told = f"accepted and right when any image is allowed: {_share(strict, n)}; never accepted and wrong: {robust}"
-    if _binomial(strict, n, 0.05) < ALPHA:
+    told = f"accepted and right when any image is allowed: {share_text(strict, n)}; never accepted and wrong: {robust}"
+    if binomial(strict, n, 0.05) < ALPHA:
         return Finding("fail", told)
-    if _binomial(robust, n, 0.05) < ALPHA:
+    if binomial(robust, n, 0.05) < ALPHA:
         return Finding("warn", f"{told}: this attack gets itself rejected")
     return Finding("pass", told)
 
 
 def order(e: Evidence) -> Finding:
-    pairs: list[tuple[str, list[str], str, Verdict]] = [
+    pairs: list[tuple[str, list[str], str, Result]] = [
         (TRANSFER, [ITERATIVE], "{} fall to attacks made on another model alone, {} to white-box ones alone", "fail"),
         (NOISE, [ITERATIVE], "{} fall to random noise alone, {} to white-box attacks alone", "fail"),
         (NOISE, [TRANSFER], "{} fall to random noise alone, {} to attacks made on another model alone", "warn"),
     ]
     findings = []
     for weaker, stronger, told, most in pairs:
-        if compared := _compare(e.ok, weaker, stronger):
-            findings.append(_judged(compared, told, most))
+        if compared := compared_by_role(e.ok, weaker, stronger):
+            findings.append(judged(compared, told, most))
     if not findings:
         return Finding("not run", e.missing("pgd", "transfer", "noise"))
     if not (e.ok["role"] == TRANSFER).any():
         findings.append(Finding("not run", f"no transfer: {e.missing('transfer')}"))
-    return _worst(findings)
+    return worst_of(findings)
 
 
 def query(e: Evidence) -> Finding:
-    compared = _compare(e.ok, QUERY, [ITERATIVE, SINGLE_STEP])
+    compared = compared_by_role(e.ok, QUERY, [ITERATIVE, SINGLE_STEP])
     if not compared:
         return Finding("not run", e.missing("query", "pgd"))
-    return _judged(compared, "{} fall to queries alone, {} to white-box attacks alone")
+    return judged(compared, "{} fall to queries alone, {} to white-box attacks alone")
 
 
 def gradients(e: Evidence) -> Finding:
@@ -249,12 +132,12 @@ def gradients(e: Evidence) -> Finding:
         return values
     n, zero, none, nonfinite = (int(values[name]) for name in ("n", "zero", "none", "nonfinite"))
     bad = zero + none + nonfinite
-    told = f"zero for {_share(zero, n)}, not finite for {nonfinite}, not there for {none}"
+    told = f"zero for {share_text(zero, n)}, not finite for {nonfinite}, not there for {none}"
     if zero and not none:
         told += f"; the margin's zero for {int(values['zero_margin'])}"
     if bad <= 0.01 * n:
         return Finding("pass", told)
-    return Finding("fail" if _binomial(bad, n, 0.01) < ALPHA else "warn", told)
+    return Finding("fail" if binomial(bad, n, 0.01) < ALPHA else "warn", told)
 
 
 def more(e: Evidence) -> Finding:
@@ -263,15 +146,15 @@ def more(e: Evidence) -> Finding:
         return Finding("not run", e.missing("more"))
     norm, eps = rows["norm"].iloc[0], rows["eps"].iloc[0]
     known = e.ok[(e.ok["norm"] == norm) & (e.ok["attack"] != MORE) & (e.ok["attack"] != CLEAN)]
-    gained, before = _beaten(rows, eps).align(_beaten(known, eps), join="inner")
+    gained, before = beaten_within(rows, eps).align(beaten_within(known, eps), join="inner")
     n, gain = len(gained), int((gained & ~before).sum())
     if not n:
         return Finding("not run", e.missing("pgd"))
     share = wilson(gain, n)
-    told = f"{norm_text(norm)} ε = {eps_text(eps)}: {_share(gain, n)} fall to more steps and restarts alone"
+    told = f"{norm_text(norm)} ε = {eps_text(eps)}: {share_text(gain, n)} fall to more steps and restarts alone"
     if share.high >= 0.01:
         told += f"; n = {n} can't show a gain below 1 pp, n ≥ 381 could"
-    if _binomial(gain, n, 0.05) < ALPHA:
+    if binomial(gain, n, 0.05) < ALPHA:
         return Finding("fail", told)
     return Finding("warn" if gain > 0.01 * n else "pass", told)
 
@@ -285,9 +168,9 @@ def moving(e: Evidence) -> Finding:
     if not unbeaten:
         return Finding("pass", told)
     share = max(rising, flat)
-    if _binomial(share, unbeaten, 0.5) < ALPHA:
+    if binomial(share, unbeaten, 0.5) < ALPHA:
         return Finding("fail", told)
-    return Finding("warn" if _binomial(share, unbeaten, 0.1) < ALPHA_WARN else "pass", told)
+    return Finding("warn" if binomial(share, unbeaten, 0.1) < ALPHA_WARN else "pass", told)
 
 
 def repeats(e: Evidence) -> Finding:
@@ -318,10 +201,10 @@ def planted(e: Evidence) -> Finding:
     n, made, found, chance, shrunk = (int(values[name]) for name in ("n", "planted", "found", "random", "shrunk"))
     if made < max(1, n / 2):
         return Finding("not run", f"an example could be planted around {made} of {n} inputs only")
-    told = f"{_share(found, made)} found, {chance} by as many random points; planted around {made} of {n} inputs"
+    told = f"{share_text(found, made)} found, {chance} by as many random points; planted around {made} of {n} inputs"
     if shrunk:
         told += f", {shrunk} of them in a smaller ball, which the detector accepts"
-    if _binomial(found, made, 0.95, "less") < ALPHA:
+    if binomial(found, made, 0.95, "less") < ALPHA:
         return Finding("fail", told)
     return Finding("warn" if found < 0.95 * made or chance > made / 2 else "pass", told)
 
@@ -334,19 +217,16 @@ def undefended(e: Evidence) -> Finding:
         return Finding("not run", "the undefended model is this one, or not in this run")
     compared = []
     for eps in sorted(set(mine["eps"]) & set(e.undefended["eps"])):
-        lost, other = (_lost(rows[rows["eps"] == eps]) for rows in (mine, e.undefended))
+        lost, other = (
+            (~robust(rows)).groupby(rows["sample"]).any()
+            for rows in (side[side["eps"] == eps] for side in (mine, e.undefended))
+        )
         lost, other = lost.align(other, join="inner")
         where = f"{norm_text(mine['norm'].iloc[0])} ε = {eps_text(eps)}"
         compared.append(Comparison(where, len(lost), int((lost & ~other).sum()), int((other & ~lost).sum())))
     if not compared:
         return Finding("not run", "it was not attacked at the same ε as the undefended model")
-    return _judged(compared, "{} are lost by this defense alone, {} by the undefended model alone")
-
-
-def _lost(rows: pd.DataFrame) -> pd.Series:
-    """Whether an input is not robust, by sample."""
-    right = ~rows["clean_rejected"] & (rows["clean_label"] == rows["label"])
-    return (~right | rows["success"]).groupby(rows["sample"]).any()
+    return judged(compared, "{} are lost by this defense alone, {} by the undefended model alone")
 
 
 def accepts(e: Evidence) -> Finding:
@@ -355,10 +235,10 @@ def accepts(e: Evidence) -> Finding:
         return Finding("not run", "the clean pass did not run")
     outcome = outcomes(clean)
     rejected, n = int((outcome == REJECTED).sum()), len(clean)
-    told = f"clean inputs rejected: {_share(rejected, n)}; accepted and right: {int((outcome == RIGHT).sum())}"
-    if _binomial(rejected, n, 0.5) < ALPHA:
+    told = f"clean inputs rejected: {share_text(rejected, n)}; accepted and right: {int((outcome == RIGHT).sum())}"
+    if binomial(rejected, n, 0.5) < ALPHA:
         return Finding("fail", told)
-    return Finding("warn" if _binomial(rejected, n, 0.1) < ALPHA_WARN else "pass", told)
+    return Finding("warn" if binomial(rejected, n, 0.1) < ALPHA_WARN else "pass", told)
 
 
 class Rule(NamedTuple):
@@ -449,10 +329,10 @@ CHECKS: dict[str, Rule] = {
 }
 
 
-def overall(verdicts: Iterable[Verdict]) -> Verdict:
+def overall(results: Iterable[Result]) -> Result:
     """fail or warn where any check does; else pass, or not run where most checks could not."""
-    verdicts = list(verdicts)
+    results = list(results)
     for bad in ("fail", "warn"):
-        if bad in verdicts:
+        if bad in results:
             return bad
-    return "pass" if 2 * verdicts.count("pass") > len(verdicts) else "not run"
+    return "pass" if 2 * results.count("pass") > len(results) else "not run"

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from manifold_bench.bench.gate.limits import Check, Limit, check
-from manifold_bench.bench.metrics.paired import VERDICTS, Cell, Comparison, Run, cell_text, compare
+from manifold_bench.bench.metrics.paired import SIGNS, Comparison, compare
 from manifold_bench.bench.records.provenance import kernels_text
+from manifold_bench.bench.records.results import Cell, Results, cell_text
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.table import markdown_grid
 from manifold_bench.bench.text import eps_text, norm_text, percent
@@ -46,7 +47,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Gate:
-    """A new run against its baseline: the verdict on each cell, the limits asked for and what they met.
+    """A new run against its baseline: what became of each cell, and the limits on single figures.
 
     found: paired.compare. limits, checks: those of --fail-on. added: cells that the baseline doesn't have.
     baseline, new: what run.json tells of each run.
@@ -61,13 +62,13 @@ class Gate:
     seconds: dict[Cell, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, baseline: Run, new: Run, limits: list[Limit]) -> Gate:
+    def of(cls, baseline: Results, new: Results, limits: list[Limit]) -> Gate:
         """Compares the runs and checks the limits."""
         found = compare(baseline, new)
         checks = check(limits, baseline, new, found)
         added = sorted(new.cells.keys() - baseline.cells.keys())
         seconds = {cell: float(rows["seconds"].sum()) for cell, rows in new.cells.items()}
-        return cls(found, limits, checks, added, baseline.provenance, new.provenance, seconds)
+        return cls(found, limits, checks, added, baseline.run, new.run, seconds)
 
     @property
     def broken(self) -> list[Check]:
@@ -75,9 +76,9 @@ class Gate:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Cells by verdict, what fails first; verdicts without a cell are left out."""
-        counted = Counter(one.verdict for one in self.found)
-        return {verdict: counted[verdict] for verdict in reversed(VERDICTS) if counted[verdict]}
+        """Number of cells by sign, what fails first; signs without a cell are left out."""
+        counted = Counter(one.sign for one in self.found)
+        return {sign: counted[sign] for sign in reversed(SIGNS) if counted[sign]}
 
     @property
     def unchecked(self) -> list[Limit]:
@@ -96,17 +97,17 @@ class Gate:
 
         A gate that could compare nothing, or not check what it was asked to, has not seen that all is well.
         """
-        bad = any(one.verdict in FAILING for one in self.found) or self.broken or self.unchecked
+        bad = any(one.sign in FAILING for one in self.found) or self.broken or self.unchecked
         return self.compared and not bad
 
     @property
-    def verdict(self) -> str:
+    def result(self) -> str:
         return "PASS" if self.passes else "FAIL"
 
     @property
     def closing(self) -> str:
         """`2 - (worse), 3 = (no difference); 1 broken limit`."""
-        told = [", ".join(f"{count} {verdict} ({VERDICTS[verdict]})" for verdict, count in self.counts.items())]
+        told = [", ".join(f"{count} {sign} ({SIGNS[sign]})" for sign, count in self.counts.items())]
         if self.broken:
             told.append(f"{len(self.broken)} broken limit{'s' * (len(self.broken) > 1)}")
         if not self.compared:
@@ -119,7 +120,7 @@ class Gate:
         """What a green gate would not say by itself."""
         told = []
         if lacking := self.counts.get("x"):
-            defenses = {one.cell[:2] for one in self.found if one.verdict == "x"}
+            defenses = {one.cell[:2] for one in self.found if one.sign == "x"}
             defenses -= {one.cell[:2] for one in self.found if one.p is not None}
             whole = ", ".join(" / ".join(pair) for pair in sorted(defenses))
             told.append(
@@ -127,7 +128,7 @@ class Gate:
                 + (f", among them everything of {whole}" if whole else "")
                 + ". Where the change is meant, promote a new baseline (manifold-bench baseline)."
             )
-        if failed := sum(one.verdict == "=" and one.note.startswith("failed") for one in self.found):
+        if failed := sum(one.sign == "=" and one.note.startswith("failed") for one in self.found):
             told.append(f"{failed} cells failed in both runs: there is no figure to guard.")
         machines = [_machine(side) for side in (self.baseline, self.new)]
         if machines[0] != machines[1] and any(limit.figure == "seconds" for limit in self.limits):
@@ -168,7 +169,7 @@ def _row(one: Comparison) -> list[str]:
     figures = ["–"] * 5
     if one.n is not None and one.baseline is not None and one.new is not None:
         figures = [str(one.n), percent(one.baseline), percent(one.new), f"{one.lost}/{one.gained}", f"{one.p:.2g}"]
-    return [one.verdict, *_cell(one.cell), *figures, one.note]
+    return [one.sign, *_cell(one.cell), *figures, one.note]
 
 
 def _limit_row(one: Check) -> list[str]:
@@ -177,12 +178,12 @@ def _limit_row(one: Check) -> list[str]:
 
 
 def print_gate(gate: Gate, console: Console) -> None:
-    """The table of verdicts, broken limits, the cells that only the new run has, warnings, and the closing line."""
+    """The table of cells, broken limits, the cells that only the new run has, warnings, and the closing line."""
     from rich.table import Table
     from rich.text import Text
 
     for header, rows in (
-        (HEADER, [(_row(one), STYLES.get(one.verdict, "")) for one in gate.found]),
+        (HEADER, [(_row(one), STYLES.get(one.sign, "")) for one in gate.found]),
         (LIMIT_HEADER, [(_limit_row(one), STYLES["-"]) for one in gate.broken]),
     ):
         table = Table()
@@ -196,20 +197,20 @@ def print_gate(gate: Gate, console: Console) -> None:
         console.print(Text(f"new, not in the baseline: {cell_text(cell)}"))
     for warning in gate.warnings:
         console.print(Text(f"warning: {warning}", style=STYLES["x"]), soft_wrap=True)
-    console.print(Text(f"{gate.verdict}: {gate.closing}"), soft_wrap=True)
+    console.print(Text(f"{gate.result}: {gate.closing}"), soft_wrap=True)
 
 
 def markdown_gate(gate: Gate) -> str:
     """A page for a pull request: what fails first, what changed then, and the rest counted behind a fold."""
     mark = "✅" if gate.passes else "❌"
-    text = [f"## {mark} Robustness gate: {gate.verdict}", "", f"{gate.closing}.", ""]
+    text = [f"## {mark} Robustness gate: {gate.result}", "", f"{gate.closing}.", ""]
     for warning in gate.warnings:
         text += ["> [!WARNING]", f"> {warning}", ""]
     if gate.broken:
         text += [*markdown_grid(LIMIT_HEADER, map(_limit_row, gate.broken)), ""]
-    if changed := [one for sign in ("?", "!", "-", "+") for one in gate.found if one.verdict == sign]:
+    if changed := [one for sign in ("?", "!", "-", "+") for one in gate.found if one.sign == sign]:
         text += [*markdown_grid(HEADER, map(_row, changed)), ""]
-    if incomparable := [one for one in gate.found if one.verdict == "x"]:
+    if incomparable := [one for one in gate.found if one.sign == "x"]:
         why = Counter((*one.cell[:2], one.note) for one in incomparable)
         rows = [[dataset, defense, str(cells), note] for (dataset, defense, note), cells in sorted(why.items())]
         text += [*markdown_grid(("data set", "defense", "cells not comparable", "why"), rows), ""]
@@ -221,9 +222,9 @@ def markdown_gate(gate: Gate) -> str:
 
 def _calm(found: list[Comparison]) -> Iterator[str]:
     """Lines on cells whose differences mean nothing: those that have any one by one, the others counted."""
-    if unsure := [one for one in found if one.verdict == "~"]:
+    if unsure := [one for one in found if one.sign == "~"]:
         yield from (*markdown_grid(HEADER, map(_row, unsure)), "")
-    same = Counter(one.cell[:2] for one in found if one.verdict == "=")
+    same = Counter(one.cell[:2] for one in found if one.sign == "=")
     if same:
         rows = [[*pair, str(cells)] for pair, cells in sorted(same.items())]
         yield from markdown_grid(("data set", "defense", "cells without any difference"), rows)
@@ -251,10 +252,10 @@ def junit_gate(gate: Gate) -> JUnitXml:
     for one in gate.broken:
         limits.setdefault(one.cell, []).append(f"{one.limit} broken: {' → '.join(one.texts)}")
     for found in gate.found:
-        told = [_told(found)] if found.verdict in FAILING else []
+        told = [_told(found)] if found.sign in FAILING else []
         told += limits.get(found.cell, [])
-        result: list[Any] = [Failure(_xml("; ".join(told)), VERDICTS[found.verdict])] if told else []
-        if found.verdict == "x" or (found.verdict == "=" and found.n is None):
+        result: list[Any] = [Failure(_xml("; ".join(told)), SIGNS[found.sign])] if told else []
+        if found.sign == "x" or (found.sign == "=" and found.n is None):
             result = [Skipped(_xml(_told(found)))]
         cases.append(case(found.cell, result))
     for cell in dict.fromkeys(one.cell for one in gate.checks if one.cell[2] == WORST_CASE):
@@ -269,18 +270,18 @@ def junit_gate(gate: Gate) -> JUnitXml:
         cases.append(_case("gate", f"{limit} was checked", missed))
     suite = TestSuite("robustness gate")
     suite.add_testcases(cases)
-    xml = JUnitXml("bench.compare")
+    xml = JUnitXml("manifold-bench compare")
     xml.add_testsuite(suite)
     xml.update_statistics()
     return xml
 
 
 def _told(one: Comparison) -> str:
-    """`worse: 90.0 → 40.0, n = 20, lost/gained 10/0, p = 0.002`, or the verdict with its reason."""
+    """`worse: 90.0 → 40.0, n = 20, lost/gained 10/0, p = 0.002`, or what became of the cell with its reason."""
     if one.n is None or one.baseline is None or one.new is None:
-        return f"{VERDICTS[one.verdict]}: {one.note}"
+        return f"{SIGNS[one.sign]}: {one.note}"
     shares = f"{percent(one.baseline)} → {percent(one.new)}"
-    return f"{VERDICTS[one.verdict]}: {shares}, n = {one.n}, lost/gained {one.lost}/{one.gained}, p = {one.p:.2g}"
+    return f"{SIGNS[one.sign]}: {shares}, n = {one.n}, lost/gained {one.lost}/{one.gained}, p = {one.p:.2g}"
 
 
 def _case(classname: str, name: str, result: list[Any], seconds: float = 0.0) -> TestCase:

@@ -13,8 +13,9 @@ import pandas as pd
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics import robustness as figures
-from manifold_bench.bench.metrics.paired import Cell, Comparison, Run, shared_rows
+from manifold_bench.bench.metrics.paired import Comparison, shared_rows
 from manifold_bench.bench.planning.registry import nearest
+from manifold_bench.bench.records.results import Cell, Results
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE
 from manifold_bench.bench.text import distance_text, percent
 
@@ -144,7 +145,7 @@ class Check:
         return text(self.before), text(self.after)
 
 
-def check(limits: Sequence[Limit], baseline: Run, new: Run, found: Iterable[Comparison]) -> list[Check]:
+def check(limits: Sequence[Limit], baseline: Results, new: Results, found: Iterable[Comparison]) -> list[Check]:
     """Every limit on every cell that could be compared, and on the worst cases over those, in the order of the cells.
 
     found: paired.compare of the two. A worst case takes the same attacks and inputs in both runs: an attack
@@ -160,7 +161,7 @@ def check(limits: Sequence[Limit], baseline: Run, new: Run, found: Iterable[Comp
 
 
 def _pairs(
-    baseline: Run, new: Run, found: Iterable[Comparison]
+    baseline: Results, new: Results, found: Iterable[Comparison]
 ) -> Iterator[tuple[Cell, pd.DataFrame, pd.DataFrame, str]]:
     """Cells and worst cases with their rows in each run, and what a worst case is taken over."""
     attacked = defaultdict(list)

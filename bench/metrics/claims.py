@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics import robustness as figures
-from manifold_bench.bench.metrics.robustness import REJECTED, RIGHT, WRONG, Estimate, MissingCells, outcomes, wilson
+from manifold_bench.bench.metrics.robustness import REJECTED, RIGHT, WRONG, outcomes
+from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.text import distance_text, eps_text, norm_text
 

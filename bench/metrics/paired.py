@@ -5,24 +5,15 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass, replace
+from typing import Any
 
-from manifold_bench.bench.errors import InputError
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
+from manifold_bench.bench.metrics.robustness import robust
+from manifold_bench.bench.records.results import Cell, Results
 
-
-Cell = tuple[str, str, str, str, float]
-"""Data set, defense, attack, norm, ε."""
-
-
-CELL_COLUMNS = ("dataset", "defense", "attack", "norm", "eps")
-
-
-VERDICTS = {
+SIGNS = {
     "=": "no difference",
     "+": "better",
     "~": "difference not significant",
@@ -54,15 +45,6 @@ taken by their content; a defense that was trained again or rewritten under the 
 for; chance."""
 
 
-def cell_text(cell: Cell) -> str:
-    """`mnist5k / inc / pgd L∞ ε = 0.1`; a clean cell has neither norm nor ε."""
-    from manifold_bench.bench.text import eps_text, norm_text
-
-    dataset, defense, attack, norm, eps = cell
-    strength = "" if norm == "none" else f" {norm_text(norm)} ε = {eps_text(eps)}"
-    return f"{dataset} / {defense} / {attack}{strength}"
-
-
 @dataclass(frozen=True)
 class Comparison:
     """What became of one cell of the baseline.
@@ -72,7 +54,7 @@ class Comparison:
     """
 
     cell: Cell
-    verdict: str
+    sign: str
     note: str = ""
     n: int | None = None
     baseline: float | None = None
@@ -82,45 +64,8 @@ class Comparison:
     p: float | None = None
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run's records by cell, the identity of each job key, and what run.json tells of the run ({} without one)."""
-
-    cells: dict[Cell, pd.DataFrame]
-    identities: dict[str, dict[str, Any]]
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, folder: Path) -> Run:
-        """Reads folder/records and run.json; raises InputError where there are no records, where a file is damaged,
-        or where a cell is there twice.
-        """
-        from manifold_bench.bench.records.provenance import stored_provenance
-        from manifold_bench.bench.records.store import Store
-
-        records, identities = Store(folder).load()
-        cells = {cast(Cell, cell): rows for cell, rows in records.groupby(list(CELL_COLUMNS))}
-        for cell, rows in cells.items():
-            for seed, keys in rows.groupby("seed")["key"].unique().items():
-                if len(keys) > 1:
-                    raise InputError(
-                        f"{folder}: {cell_text(cell)}, seed {seed}, is there with several keys: {', '.join(keys)}; "
-                        "delete the files of all but one, or run the matrix again"
-                    )
-        return cls(cells, identities, stored_provenance(folder))
-
-    def identity(self, cell: Cell) -> dict[str, Any]:
-        """The identity of the job that a cell came from."""
-        return self.identities[self.cells[cell]["key"].iloc[0]]
-
-    def status(self, cell: Cell) -> tuple[str, str]:
-        """ok, failed or skipped, with the reason."""
-        first = self.cells[cell].sort_values("status").iloc[0]  # failed before ok
-        return str(first["status"]), str(first["reason"])
-
-
-def compare(baseline: Run, new: Run) -> list[Comparison]:
-    """A verdict for every cell of the baseline, those of clean and calibration images included, in VERDICTS' order.
+def compare(baseline: Results, new: Results) -> list[Comparison]:
+    """What became of every cell of the baseline, those of clean and calibration images included, in the order of SIGNS.
 
     An input is robust where it is accepted and right when clean and the attack succeeded for no aim and with no seed;
     noise, which has no right answer, where nothing succeeded. Inputs are the same where hash and label are. Worst cases
@@ -130,11 +75,11 @@ def compare(baseline: Run, new: Run) -> list[Comparison]:
     tested = {one.cell: one.p for one in found if one.p is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     found = [_judged(one, adjusted[one.cell]) if one.cell in adjusted else one for one in found]
-    return sorted(found, key=lambda one: (list(VERDICTS).index(one.verdict), one.cell))
+    return sorted(found, key=lambda one: (list(SIGNS).index(one.sign), one.cell))
 
 
-def _compared(cell: Cell, baseline: Run, new: Run) -> Comparison:
-    """The verdict on one cell; where both runs have figures, p is not yet adjusted and the verdict is open (~)."""
+def _compared(cell: Cell, baseline: Results, new: Results) -> Comparison:
+    """What became of one cell; where both runs have figures, p is not yet adjusted and the sign is open (~)."""
     before, why_before = baseline.status(cell)
     if cell not in new.cells:
         return Comparison(cell, "?", "not in the new run")
@@ -153,7 +98,10 @@ def _compared(cell: Cell, baseline: Run, new: Run) -> Comparison:
     seeds, others = (set(run.cells[cell]["seed"]) for run in (baseline, new))
     if seeds.isdisjoint(others) and len(seeds) != len(others):  # the worst of more seeds is worse
         return Comparison(cell, "x", f"seeds {_listed(seeds)} → {_listed(others)}")
-    was, now = map(_robust, shared_rows(cell, baseline, new))
+    # an image that is in the data twice counts once: it is one draw
+    was, now = (
+        robust(rows).groupby([rows["input_sha256"], rows["label"]]).all() for rows in shared_rows(cell, baseline, new)
+    )
     if was.empty:
         return Comparison(cell, "x", "no shared inputs")
     lost, gained = int((was & ~now).sum()), int((~was & now).sum())
@@ -165,7 +113,7 @@ def _listed(numbers: set[int]) -> str:
     return ", ".join(map(str, sorted(numbers)))
 
 
-def shared_rows(cell: Cell, baseline: Run, new: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+def shared_rows(cell: Cell, baseline: Results, new: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The cell's rows in each run, with the seeds and on the inputs that both have: those of the same hash and label.
 
     Where no seed is in both, all of them: which seed it was is chance.
@@ -179,8 +127,8 @@ def shared_rows(cell: Cell, baseline: Run, new: Run) -> tuple[pd.DataFrame, pd.D
 
 
 def _judged(one: Comparison, p: float) -> Comparison:
-    """The final verdict on a cell by its adjusted p."""
-    return replace(one, verdict=verdict(one.lost, one.gained, p), p=p)
+    """The final sign of a cell by its adjusted p."""
+    return replace(one, sign=sign_of(one.lost, one.gained, p), p=p)
 
 
 def holm(p: list[float]) -> list[float]:
@@ -190,23 +138,13 @@ def holm(p: list[float]) -> list[float]:
     return [float(value) for value in multipletests(p, method="holm")[1]] if p else []
 
 
-def verdict(lost: int, gained: int, p: float) -> str:
+def sign_of(lost: int, gained: int, p: float) -> str:
     """=, ~, - or + for so many inputs lost and gained; p: adjusted, of their exact McNemar test."""
     if lost == gained == 0:
         return "="
     if p > SIGNIFICANCE:
         return "~"
     return "-" if lost > gained else "+"
-
-
-def _robust(rows: pd.DataFrame) -> pd.Series:
-    """Robust or not, by input hash and label, for the rows of an ok cell.
-
-    An image that is in the data twice counts once: it is one draw.
-    """
-    right = ~rows["clean_rejected"] & (rows["clean_label"] == rows["label"])
-    stands = ~rows["success"] & (right | (rows["norm"] == "fooling"))
-    return stands.groupby([rows["input_sha256"], rows["label"]]).min()
 
 
 def mcnemar(lost: int, gained: int) -> float:

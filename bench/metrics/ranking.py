@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from manifold_bench.bench.metrics.paired import holm, mcnemar, verdict
+from manifold_bench.bench.metrics.paired import holm, mcnemar, sign_of
 from manifold_bench.bench.metrics.robustness import FOOLING, RIGHT, attacked_within, per_input
 from manifold_bench.bench.records.schema import CALIBRATION
 
@@ -22,7 +22,7 @@ STANDING_COLUMNS = (
     "gained",
     "lost",
     "p",
-    "verdict",
+    "sign",
     "reason",
 )
 
@@ -33,7 +33,7 @@ def standing(records: pd.DataFrame, defense: str) -> pd.DataFrame:
     records: of a run. For every data set, clean (norm "none": accepted and right) and at every norm and ε that both
     met: the worst case over the attacks that both have rows of, on the inputs both have figures for. `gained`,
     `lost`: inputs right or robust only with the defense, only with the other; `p`: exact McNemar, Holm-adjusted over
-    all rows of the data set; `verdict`: + better, - worse, ~ not significant, = no difference, x where one has no
+    all rows of the data set; `sign`: + better, - worse, ~ not significant, = no difference, x where one has no
     figures, for that `reason`. A worst case that is partial on either side has its reason too. Noise is left out.
     """
     rows: list[dict[str, Any]] = []
@@ -66,7 +66,7 @@ def _paired(own: pd.DataFrame, other: pd.DataFrame, eps: float) -> dict[str, Any
         name = rows["defense"].iloc[0]
         ok, status, reason = attacked_within(rows, eps)
         if ok.empty:
-            return {"n": 0, "verdict": "x", "reason": f"{name}: {status}: {reason}"}
+            return {"n": 0, "sign": "x", "reason": f"{name}: {status}: {reason}"}
         if status != "ok":
             reasons.append(f"{name}: {reason}")
         inputs = per_input(ok)
@@ -79,14 +79,14 @@ def _paired(own: pd.DataFrame, other: pd.DataFrame, eps: float) -> dict[str, Any
 
 
 def _judged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with Holm-adjusted p and their verdicts."""
+    """The rows with Holm-adjusted p and their signs."""
     tested = [row for row in rows if "p" in row]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        row |= {"p": p, "verdict": verdict(row["lost"], row["gained"], p)}
+        row |= {"p": p, "sign": sign_of(row["lost"], row["gained"], p)}
     return rows
 
 
 def rank(rows: pd.DataFrame) -> tuple[int, int]:
     """Place among all defenses compared, and their number. rows: of standing, of one data set, norm and ε."""
-    compared = rows[rows["verdict"] != "x"]
+    compared = rows[rows["sign"] != "x"]
     return 1 + int((compared["other_share"] > compared["own_share"]).sum()), 1 + len(compared)

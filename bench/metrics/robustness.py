@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE
+from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, IMAGE_COLUMNS, WORST_CASE
 
 RIGHT, REJECTED, WRONG = 0, 1, 2
 """What came of one answer, in the order in which it hurts: accepted and right, rejected, accepted and wrong."""
@@ -45,29 +45,6 @@ SUMMARY_COLUMNS = (
 )
 
 
-class MissingCells(ValueError):
-    """A figure over several attacks was asked for, but an input lacks one of them, or a cell failed or was skipped."""
-
-
-class Estimate(NamedTuple):
-    """A share of `n` inputs with its 95 % Wilson interval; value, low and high are NaN where n = 0."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-def wilson(count: int, n: int) -> Estimate:
-    """count of n inputs → their share with its 95 % Wilson score interval (Wilson 1927)."""
-    if n == 0:
-        return Estimate(np.nan, np.nan, np.nan, 0)
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(count, n, alpha=0.05, method="wilson")
-    return Estimate(count / n, float(low), float(high), n)
-
-
 def outcomes(records: pd.DataFrame) -> np.ndarray:
     """RIGHT, REJECTED or WRONG, int [N], for each of N rows: the clean answer's in a clean cell, else the attacked.
 
@@ -96,8 +73,9 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
     records = _without_calibration(records)
     fooling = _is_fooling(records)
     names = ["attack", "norm", "eps"]
-    bad = records.loc[records["status"] != "ok", [*names, "status"]].drop_duplicates()
-    if len(bad):
+    not_ok = (records["status"] != "ok").to_numpy()
+    if not_ok.any():
+        bad = records.loc[not_ok, [*names, "status"]].drop_duplicates()
         named = ", ".join(f"{attack} {norm} ε = {eps:g}: {status}" for attack, norm, eps, status in bad.to_numpy())
         raise MissingCells(f"no figure over cells that are not ok: {named}")
     samples, place = np.unique(inputs_of(records).to_numpy(), return_inverse=True)
@@ -111,7 +89,7 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
         named = f"{attack} {norm} ε = {eps:g}" + (f", seed {seed}" if _several_seeds(records) and not fooling else "")
         raise MissingCells(f"{lacking[:, short].sum()} of {len(samples)} inputs lack {named}")
     outcome = outcomes(records)
-    stands = (~records["success"] & (fooling | clean_right(records))).to_numpy()
+    stands = robust(records).to_numpy()
     worst = np.full(len(samples), RIGHT)
     np.maximum.at(worst, place, outcome)
     held = {
@@ -137,7 +115,8 @@ def inputs_of(records: pd.DataFrame) -> pd.Series:
 
 def _without_calibration(records: pd.DataFrame) -> pd.DataFrame:
     """The rows on test inputs: thresholds are all that the calibration's are for."""
-    return records[records["attack"] != CALIBRATION]
+    test = (records["attack"] != CALIBRATION).to_numpy()
+    return records if test.all() else records[test]
 
 
 def _several_seeds(records: pd.DataFrame) -> bool:
@@ -156,6 +135,11 @@ def _is_fooling(records: pd.DataFrame) -> bool:
 def clean_right(records: pd.DataFrame) -> pd.Series:
     """Per row, whether the clean input is accepted and right."""
     return ~records["clean_rejected"] & (records["clean_label"] == records["label"])
+
+
+def robust(records: pd.DataFrame) -> pd.Series:
+    """Per row, whether the clean input is accepted and right and the attack had no success; of noise, the latter."""
+    return ~records["success"] & (clean_right(records) | (records["norm"] == FOOLING))
 
 
 def _share(hits: pd.Series) -> Estimate:
@@ -234,27 +218,18 @@ def median_distance(records: pd.DataFrame) -> float:
     0 for an input that is wrong without an attack, ∞ for one that was never beaten, so the median is ∞ where fewer
     than half were. NaN for a clean cell, for no rows, and in norm "fooling".
     """
-    attacked = records[~records["attack"].isin([CLEAN, CALIBRATION]) & (records["norm"] != FOOLING)]
-    return float(np.median(attacked.groupby("sample")["distance"].min())) if len(attacked) else np.nan
-
-
-def security_curve(records: pd.DataFrame) -> pd.DataFrame:
-    """Robust accuracy over ε for one attack or a set of them; columns eps, value, low, high, n, ascending in eps.
-
-    records: rows of one data set, defense and norm, all ok. The balls are nested, so a point at ε is taken over the
-    rows at every ε' ≤ ε and the curve never rises. At ε = 0 stands the share accepted and right without an attack.
-    An attack that finds minimal perturbations has a row per ε too, a success exactly where its distance is within ε;
-    between those ε its curve is distance_curve. Norm "fooling" has no curve (ValueError). Raises MissingCells as
-    per_input does.
-    """
-    records = _with_right_answers(records)
-    points = [(0.0, *_share(clean_right(records).groupby(records["sample"]).min()))]
-    points += [(eps, *robust_accuracy(records[records["eps"] <= eps])) for eps in sorted(records["eps"].unique())]
-    return pd.DataFrame(points, columns=["eps", *Estimate._fields])
+    attacked = (~records["attack"].isin([CLEAN, CALIBRATION]) & (records["norm"] != FOOLING)).to_numpy()
+    if not attacked.any():
+        return np.nan
+    _, place = np.unique(records["sample"].to_numpy()[attacked], return_inverse=True)
+    smallest = np.full(place.max() + 1, np.inf)
+    np.minimum.at(smallest, place, records["distance"].to_numpy()[attacked])
+    return float(np.median(smallest))
 
 
 def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
-    """Robust accuracy at any ε from the distances of attacks that find minimal perturbations; columns as above.
+    """Robust accuracy at any ε from the distances of attacks that find minimal perturbations; columns eps,
+    value, low, high, n.
 
     records: rows of one data set, defense and norm, all ok. An input is robust at ε where it is accepted and right
     when clean and no attack beat it at a distance ≤ ε (already wrong = 0, not found = ∞). Norm "fooling" has no curve
@@ -265,20 +240,6 @@ def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
     distance = records.groupby("sample")["distance"].min()
     points = [(value, *_share(right & (distance > value))) for value in eps]
     return pd.DataFrame(points, columns=["eps", *Estimate._fields])
-
-
-def minimal(records: pd.DataFrame) -> bool:
-    """Whether an attack looked for smallest perturbations, in one run for all ε, as far as its rows tell.
-
-    records: rows of one attack on one defense, all ok. Such a run found a distance beyond the largest ε, or recorded
-    its passes at the smallest ε alone, though inputs were left that it had not beaten there.
-    """
-    smallest, largest = records["eps"].min(), records["eps"].max()
-    if (np.isfinite(records["distance"]) & (records["distance"] > largest * 1.001)).any():
-        return True
-    first, later = records[records["eps"] == smallest], records[records["eps"] > smallest]
-    passes = [float(rows["forwards"].sum() + rows["backwards"].sum()) for rows in (first, later)]
-    return passes[0] > 0 == passes[1] and not first["success"].all() and len(later) > 0
 
 
 def _with_right_answers(records: pd.DataFrame) -> pd.DataFrame:
@@ -304,7 +265,7 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
     - In norm "fooling" `error` is the share of noise images with which an attack succeeded and `rejection` the rest.
     - The calibration has no rows.
     """
-    records = _without_calibration(records)
+    records = _without_calibration(records.drop(columns=list(IMAGE_COLUMNS), errors="ignore"))
     rows = []
     for (dataset, defense), of_defense in records.groupby(["dataset", "defense"]):
         for (norm, attack, eps), cell in of_defense.groupby(["norm", "attack", "eps"]):
@@ -366,8 +327,9 @@ def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, st
 
 def _cell_figures(cell: pd.DataFrame) -> dict[str, object]:
     """The columns from `n` on for the rows of one cell at one ε."""
-    first = cell.sort_values("status").iloc[0]  # failed before ok: a cell is ok where all of it is
-    status, reason = str(first["status"]), str(first["reason"])
+    statuses = cell["status"].to_numpy(dtype=object)
+    first = int(statuses.argmin())  # failed before ok: a cell is ok where all of it is
+    status, reason = str(statuses[first]), str(cell["reason"].iloc[first])
     if status != "ok":
         return _no_figures(status, reason, cell)
     return _figures(cell) | {"status": status, "reason": reason}

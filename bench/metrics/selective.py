@@ -1,7 +1,7 @@
 """Selective classification: what the answers are worth of a defense that may decline. Functions of records.
 
 A score says how suspicious an input looks; at threshold t the inputs with scores ≤ t are accepted. The deployed
-threshold of a defense is 0, and what was recorded there are its own verdicts.
+threshold of a defense is 0, and what was recorded there are its own answers.
 
 Attacked figures at any other threshold take the stored adversarial inputs, which were made against the deployed one. An
 attacker who knows the other threshold can only do better: they bound the error from below and the robust accuracy from
@@ -19,7 +19,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from manifold_bench.bench.metrics import robustness as figures
-from manifold_bench.bench.metrics.robustness import FOOLING, REJECTED, WRONG, MissingCells
+from manifold_bench.bench.metrics.robustness import FOOLING, REJECTED, WRONG
+from manifold_bench.bench.metrics.shares import MissingCells, wilson
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE
 
 DEPLOYED = "deployed"
@@ -118,7 +119,7 @@ def attacked_answers(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def operating_point(records: pd.DataFrame) -> tuple[float, float]:
-    """Coverage and risk of the deployed defense, by its recorded verdicts: a point of the curves above.
+    """Coverage and risk of the deployed defense, by its recorded answers: a point of the curves above.
 
     records: as in robustness.per_input, the clean cell or attacked rows. The risk is NaN where nothing is accepted.
     """
@@ -220,7 +221,7 @@ def implausible(summary: pd.DataFrame) -> pd.DataFrame:
       itself. `bound` is the published one, where its ε is no larger.
 
     `implausible`: the lower end of the value's 95 % Wilson interval is above the bound. Most likely the attack is too
-    weak. `evidence` says what was compared. Where nothing is known there is no bound, no verdict and no row.
+    weak. `evidence` says what was compared. Where nothing is known there is no bound and no row.
     """
     rows = []
     attacked = (summary["attack"] == WORST_CASE) & (summary["norm"] != FOOLING) & np.isfinite(summary["eps"])
@@ -241,7 +242,7 @@ def implausible(summary: pd.DataFrame) -> pd.DataFrame:
                 if known:
                     best = max(known, key=lambda one: one.robust_accuracy)
                     key = {"dataset": dataset, "defense": cell["defense"], "norm": norm, "eps": eps, "figure": figure}
-                    rows.append(key | _verdict(cell, figure, radius, best))
+                    rows.append(key | _checked(cell, figure, radius, best))
     return pd.DataFrame(rows, columns=list(IMPLAUSIBLE_COLUMNS))
 
 
@@ -251,9 +252,9 @@ def _known_at(eps: float, name: str, curve: pd.DataFrame) -> Known:
     return Known(eps, share, f"{name} in this run{'' if np.isclose(curve['eps'], eps).any() else ', interpolated'}")
 
 
-def _verdict(cell: dict[str, Any], figure: str, radius: float, best: Known) -> dict[str, object]:
+def _checked(cell: dict[str, Any], figure: str, radius: float, best: Known) -> dict[str, object]:
     """The columns from `value` on: a worst case's figure against the best classifier known at that radius."""
-    share = figures.wilson(round(cell[figure] * cell["n"]), cell["n"])
+    share = wilson(round(cell[figure] * cell["n"]), cell["n"])
     evidence = (
         f"{figure.replace('_', ' ')} {100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}] within "
         f"ε = {cell['eps']:g} takes a classifier as robust within {radius:g}; the best known has "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,10 +12,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from manifold_bench.attacks.threat import Norm
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, one_line
 from manifold_bench.bench.metrics.claims import RULES, Measured, Rule
 from manifold_bench.bench.planning.registry import one_of
-from manifold_bench.bench.records.provenance import stored_provenance
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.text import eps_text, norm_text
 
@@ -220,11 +219,10 @@ def claims_json(claims: Iterable[Claim]) -> list[dict[str, Any]]:
     return [claim.model_dump() for claim in claims]
 
 
-def claims_of(folder: Path) -> tuple[Claim, ...]:
-    """The claims of the run in that folder, from its run.json; none where there is no such file."""
-    told = stored_provenance(folder)
+def claims_of(run: Mapping[str, Any], folder: Path) -> tuple[Claim, ...]:
+    """The claims of a run from its run.json; none where it is {}. folder: the run's, for errors."""
     try:
-        stored = told.get("matrix", {}).get("claims", [])
+        stored = run.get("matrix", {}).get("claims", [])
         return tuple(Claim.model_validate_json(json.dumps(claim)) for claim in stored)
     except (ValueError, AttributeError) as error:
-        raise InputError(f"{folder / 'run.json'}: damaged ({str(error).splitlines()[0]}); run again") from error
+        raise InputError(f"{folder / 'run.json'}: damaged ({one_line(error)}); run again") from error

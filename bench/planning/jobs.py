@@ -73,6 +73,18 @@ class Job:
         return len(self.indices)
 
     @property
+    def names(self) -> tuple[str, str, str, str]:
+        """Data set, defense, attack and norm, as its record file is named."""
+        return self.dataset.name, self.defense.label, self.label, self.norm
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the records' index says of it (`records.store.Entry`)."""
+        attack = self.attack
+        known = {"knowledge": attack.knowledge, "minimal": attack.minimal} if attack else {}
+        return {"family": self.defense.cls.family, **known}
+
+    @property
     def title(self) -> str:
         norm = "" if self.attack is None else f" {self.norm}"
         seed = f", seed {self.seed}" if self.seed else ""  # 0, that of most runs, goes without saying

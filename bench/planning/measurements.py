@@ -34,6 +34,11 @@ class MeasurementJob:
         return key_of(self.identity)
 
     @property
+    def names(self) -> tuple[str, str, str]:
+        """Data set, defense and measurement, as its file is named."""
+        return self.dataset.name, self.defense.label, self.label
+
+    @property
     def reads(self) -> tuple[Path, ...]:
         """The files that it needs: its data's and the defenses'."""
         return (*self.dataset.load().files, *(file for ref in (self.defense, *self.others) for file in ref.files))

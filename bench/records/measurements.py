@@ -6,12 +6,11 @@ import base64
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.planning.measurements import MeasurementJob
-from manifold_bench.bench.records.schema import PROBE
-from manifold_bench.bench.records.store import INDEX, atomic_write, file_name
+from manifold_bench.bench.errors import InputError, one_line
+from manifold_bench.bench.records.files import atomic_write
+from manifold_bench.bench.records.store import INDEX, file_name
 from manifold_bench.defenses.identity import key_of
 
 if TYPE_CHECKING:
@@ -21,13 +20,35 @@ if TYPE_CHECKING:
 FOLDER = "measurements"
 
 
-def path_of(job: MeasurementJob, folder: Path) -> Path:
+class Described(Protocol):
+    """What is said of a measurement: in a line, and which of its values comes first."""
+
+    headline: ClassVar[str]
+
+    @property
+    def title(self) -> str: ...
+
+
+class Planned(Protocol):
+    """What is needed of a measurement's job to store its result. names: data set, defense and measurement."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def identity(self) -> dict[str, Any]: ...
+    @property
+    def names(self) -> tuple[str, str, str]: ...
+    @property
+    def measurement(self) -> Described: ...
+
+
+def path_of(job: Planned, folder: Path) -> Path:
     """The file of a measurement in a run's folder."""
-    return folder / FOLDER / f"{file_name(job.dataset.name, job.defense.label, job.label)}--{job.key[:16]}.json"
+    return folder / FOLDER / f"{file_name(*job.names)}--{job.key[:16]}.json"
 
 
 def store(
-    job: MeasurementJob,
+    job: Planned,
     folder: Path,
     status: str,
     reason: str,
@@ -35,10 +56,11 @@ def store(
     pictures: Tensor | None = None,
 ) -> None:
     """Writes a result whole or not at all; pictures [rows, columns, C, H, W] as 8-bit pixels."""
+    dataset, defense, label = job.names
     content = {
-        "dataset": job.dataset.name,
-        "defense": job.defense.label,
-        "measurement": job.label,
+        "dataset": dataset,
+        "defense": defense,
+        "measurement": label,
         "title": job.measurement.title,
         "headline": job.measurement.headline,
         "status": status,
@@ -62,11 +84,11 @@ def read(path: Path) -> dict[str, Any]:
             return content
         found = "its content doesn't match its checksum"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        found = one_line(error)
     raise InputError(f"{path}: damaged ({found}); delete it and run again")
 
 
-def status(job: MeasurementJob, folder: Path) -> str:
+def status(job: Planned, folder: Path) -> str:
     """ok, failed or skipped as stored; missing; or damaged."""
     path = path_of(job, folder)
     if not path.exists():
@@ -78,7 +100,7 @@ def status(job: MeasurementJob, folder: Path) -> str:
     return str(stored["status"]) if stored["identity"] == json.loads(json.dumps(job.identity)) else "damaged"
 
 
-def write_index(jobs: Iterable[MeasurementJob], folder: Path) -> None:
+def write_index(jobs: Iterable[Planned], folder: Path) -> None:
     """Says which measurements the run consists of."""
     names = [path_of(job, folder).name for job in jobs]
     if names or (folder / FOLDER).is_dir():
@@ -86,17 +108,13 @@ def write_index(jobs: Iterable[MeasurementJob], folder: Path) -> None:
         atomic_write(folder / FOLDER / INDEX, json.dumps({"measurements": names}, indent=1) + "\n")
 
 
-def load(folder: Path, probes: bool = False) -> list[dict[str, Any]]:
-    """The stored results of the last run in that folder, in its order; raises InputError where one is damaged.
-
-    probes: those of the diagnosis, instead of the matrix' own.
-    """
+def load(folder: Path) -> list[dict[str, Any]]:
+    """The stored results of the last run in that folder, in its order; raises InputError where one is damaged."""
     index = folder / FOLDER / INDEX
     if not index.exists():
         return []
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["measurements"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{index}: damaged ({error}); run again") from error
-    results = [read(folder / FOLDER / name) for name in names if (folder / FOLDER / name).exists()]
-    return [result for result in results if result["measurement"].startswith(PROBE) == probes]
+        raise InputError(f"{index}: damaged ({one_line(error)}); run again") from error
+    return [read(folder / FOLDER / name) for name in names if (folder / FOLDER / name).exists()]

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, one_line
 
 PACKAGES = (
     "manifold-bench", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "mlxtend", "safetensors",
@@ -87,5 +87,5 @@ def stored_provenance(folder: Path) -> dict[str, Any]:
         if not isinstance(told, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); run again") from error
+        raise InputError(f"{path}: damaged ({one_line(error)}); run again") from error
     return told

@@ -16,18 +16,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="manifold-bench report", description=__doc__)
     parser.add_argument("folder", metavar="DIR|URL", help="a run's output folder, which holds records/")
     given = parser.parse_args(arguments).folder
+    from rich.console import Console
+
+    from manifold_bench.bench.records.results import Results
+    from manifold_bench.bench.report.screen import print_report
     from manifold_bench.bench.running.url_folder import at_hand
 
     with at_hand(given, "DIR") as (folder, _):
-        figures, diagnosis, _ = write_report(folder)
-    from rich.console import Console
-
-    from manifold_bench.bench.report.diagnosis import flags, print_diagnosis
-    from manifold_bench.bench.report.screen import print_tables
-
-    console = Console()
-    print_tables(figures, console, flags(diagnosis))
-    print_diagnosis(diagnosis, console)
+        report = write_report(Results.load(folder))
+    print_report(report, Console())
     print(f"report.html, report.md, summary.csv, diagnosis.json, tables/ and plots/ are in {given}")
     return 0
 

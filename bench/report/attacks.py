@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from manifold_bench.bench.metrics.optimality import mean_optimality
+from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.table import Table
-from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent, percent_interval
+from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
 
 LEGEND = (
     "Success: share of the inputs accepted and right when clean that were made accepted and wrong within the attack's "

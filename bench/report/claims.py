@@ -1,4 +1,4 @@
-"""Claims beside what was measured: tables, a verdict on the central ones, and plots as the papers have them."""
+"""Claims beside what was measured: tables, a conclusion on each central one, and plots as the papers have them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from manifold_bench.bench.metrics.claims import (
     require_ok,
     share_text,
 )
-from manifold_bench.bench.metrics.robustness import WRONG, Estimate, MissingCells, outcomes, wilson
+from manifold_bench.bench.metrics.robustness import WRONG, outcomes
+from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.planning.claims import Budget, Claim, where
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 from manifold_bench.bench.report.table import Table
@@ -64,7 +65,7 @@ def published_text(claim: Claim) -> str:
 def measured(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any]] = ()) -> Measured | None:
     """The claim's figure, computed as the paper did it; None where this run has no such cell.
 
-    results: of bench.measurements.job.load. Raises MissingCells with the reason where the cell failed, was skipped, or
+    results: stored measurements. Raises MissingCells with the reason where the cell failed, was skipped, or
     admits no such figure.
     """
     if claim.measurement is not None:
@@ -115,7 +116,9 @@ def under_strongest(claim: Claim, budget: Budget, records: pd.DataFrame) -> Meas
     found = STRONGEST[_strongest_name(claim)].measure(rows)
     beaten = rows.assign(beaten=outcomes(rows) == WRONG).groupby(["attack", figures.inputs_of(rows)])["beaten"].any()
     alone = beaten.groupby("attack").mean()
-    most = f"most by {alone.idxmax()}: {100 * alone.max():.2f} alone" if alone.any() else "no attack did anything"
+    most = (
+        f"strongest single attack: {alone.idxmax()}, {100 * alone.max():.2f}" if alone.any() else "no attack succeeded"
+    )
     return dataclasses.replace(found, remark=most, scope="" if status == "ok" else reason)
 
 
@@ -182,12 +185,10 @@ def _row(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any
     ]
 
 
-def verdict_paragraphs(
-    records: pd.DataFrame, claims: Sequence[Claim], results: Sequence[Mapping[str, Any]] = ()
-) -> list[str]:
+def conclusions(records: pd.DataFrame, claims: Sequence[Claim], results: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """Markdown: for every central claim whether it stands, and the evidence for that; then the rule it is judged by."""
-    verdicts = [_paragraph(claim, records, results) for claim in claims if claim.central]
-    return [*verdicts, RULE] if verdicts else []
+    found = [_paragraph(claim, records, results) for claim in claims if claim.central]
+    return [*found, RULE] if found else []
 
 
 def _paragraph(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any]]) -> str:
@@ -222,12 +223,12 @@ def _paragraph(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[st
     parts += _distances_told(claim, records)
     parts.append(_price(claim, records))
     if falls:
-        verdict = f"the claim falls: {', '.join(falls)}"
+        conclusion = f"the claim falls: {', '.join(falls)}"
     elif missing:
-        verdict = f"the claim is open, attacks failed or are missing: {', '.join(missing)}"
+        conclusion = f"the claim is open, attacks failed or are missing: {', '.join(missing)}"
     else:
-        verdict = "the claim stands against the attacks of this run"
-    return " ".join([*parts, f"By the rule below, **{verdict}**."])
+        conclusion = "the claim stands against the attacks of this run"
+    return " ".join([*parts, f"By the rule below, **{conclusion}**."])
 
 
 def _distances_told(claim: Claim, records: pd.DataFrame) -> Iterator[str]:
@@ -261,8 +262,8 @@ def _price(claim: Claim, records: pd.DataFrame) -> str:
         (records["dataset"] == claim.dataset) & (records["defense"] == claim.defense) & (records["attack"] == CLEAN)
     ]
     if clean.empty or (clean["status"] != "ok").any():
-        return "Its price, the clean rejection rate, is not in this run."
-    return f"The price: of the clean inputs it rejects {share_text(figures.rejection(clean), False)}."
+        return "The clean rejection rate is not in this run."
+    return f"Clean rejection rate: {share_text(figures.rejection(clean), False)}."
 
 
 def claims_plots(records: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[tuple[tuple[str, ...], Figure]]:
@@ -284,7 +285,7 @@ def claims_plots(records: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[tup
 
 def outcomes_plot(curve: pd.DataFrame, title: str, norm: str) -> Figure:
     """Accuracy, rejection and error over ε (columns as of over_ladder) with their 95 % Wilson bands."""
-    from manifold_bench.bench.report.plots import MARKERS, OKABE_ITO, new_figure
+    from manifold_bench.bench.report.style import MARKERS, OKABE_ITO, new_figure
 
     figure, axes = new_figure(6.4, 4.0)
     for i, (name, colour) in enumerate(zip(OUTCOMES, (OKABE_ITO[0], OKABE_ITO[4], OKABE_ITO[1]), strict=True)):

@@ -60,7 +60,8 @@ def measurement_plots(results: list[dict[str, Any]]) -> Iterator[tuple[tuple[str
 
     With the parts of the file's name.
     """
-    from manifold_bench.bench.report.plots import measured_curves, picture_grid
+    from manifold_bench.bench.report.grids import picture_grid
+    from manifold_bench.bench.report.plots import measured_curves
 
     for dataset, label in dict.fromkeys((result["dataset"], result["measurement"]) for result in results):
         rows = [r for r in results if (r["dataset"], r["measurement"]) == (dataset, label) and r["status"] == "ok"]

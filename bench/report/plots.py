@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from manifold_bench.bench.metrics.robustness import FOOLING, attacked_within, distance_curve, median_distance, minimal
+from manifold_bench.bench.metrics.robustness import FOOLING, attacked_within, distance_curve, median_distance
 from manifold_bench.bench.metrics.selective import area, attacked_answers, clean_answers, operating_point, risk_coverage
-from manifold_bench.bench.records.schema import CLEAN, IMAGE_COLUMNS, WORST_CASE
-from manifold_bench.bench.report.pictures import answer_text, difference, pictured, pixels, shown_inputs, truth_text
-from manifold_bench.bench.report.tables import find, panels
+from manifold_bench.bench.records.results import Results
+from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
+from manifold_bench.bench.report.grids import image_grid
+from manifold_bench.bench.report.pictures import pictured
+from manifold_bench.bench.report.style import (
+    COLOURS,
+    LINE_STYLES,
+    MARKERS,
+    OKABE_ITO,
+    STYLE,
+    blank_figure,
+    folded,
+    new_figure,
+    shade,
+    weights,
+)
+from manifold_bench.bench.report.tables import Panel, keyed, matrix_columns, panels
 from manifold_bench.bench.text import distance_text, eps_text, norm_text
 
 if TYPE_CHECKING:
@@ -24,39 +37,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Colours that every kind of colour vision tells apart (Okabe and Ito 2008), without the yellow that white swallows."""
-
-
-COLOURS = "viridis"
-"""Of heat maps: even to every kind of colour vision, and in grey."""
-
-
-LINE_STYLES = ("-", "--", ":")
-
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "savefig.bbox": "tight",
-    "svg.hashsalt": "manifold-bench",  # the same records give the same file
-}
-
-
 CURVE_POINTS = 200
 """Distances at which a curve over all of them is drawn, at most."""
-
-
-NO_IMAGE = 230
-"""The grey that stands where the defense makes no image."""
-
-
-SHOWN_INPUTS = 3
-"""Inputs per row of an image grid."""
 
 
 ROWS_PER_GRID = 14
@@ -64,17 +46,12 @@ ROWS_PER_GRID = 14
 
 
 def write_plots(
-    records: pd.DataFrame,
-    summary: pd.DataFrame,
-    identities: dict[str, dict[str, Any]],
-    folder: Path,
-    further: Iterable[tuple[tuple[str, ...], Figure]] = (),
+    results: Results, summary: pd.DataFrame, folder: Path, further: Iterable[tuple[tuple[str, ...], Figure]] = ()
 ) -> list[Path]:
     """Writes every plot as SVG and PNG into `folder` and returns the paths of the PNGs.
 
-    records: as in `records.schema`, with the job's `key`; summary: robustness.summary of them; identities: per key,
-    of which the image shape is read. further: plots beside those of the records, with the parts of their files' names;
-    drawn here, in this style, so best given as a generator.
+    summary: robustness.summary of the results. further: plots beside those of the records, with the parts of their
+    files' names; drawn here, in this style, so best given as a generator.
     """
     import matplotlib as mpl
 
@@ -83,7 +60,7 @@ def write_plots(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with mpl.rc_context(STYLE):
-        for parts, figure in chain(_figures(records, summary, identities), further):
+        for parts, figure in chain(_figures(results, summary), further):
             name = file_name(*parts)
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             figure.set_layout_engine("none")  # as it has been laid out: once is enough
@@ -92,43 +69,46 @@ def write_plots(
     return written
 
 
-def _figures(
-    records: pd.DataFrame, summary: pd.DataFrame, identities: dict[str, dict[str, Any]]
-) -> Iterator[tuple[tuple[str, ...], Figure]]:
+def _figures(results: Results, summary: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], Figure]]:
     """Every plot with the parts of its file's name."""
-    for dataset, norm, clean, attacked in panels(summary):
-        if norm == FOOLING:
+    minimal = {key for key, entry in results.index.items() if entry.minimal}
+    of_dataset = {str(dataset): rows for dataset, rows in results.records.groupby("dataset")}
+    for panel in panels(summary):
+        if panel.norm == FOOLING:
             continue  # its table says it all
-        if np.isfinite(attacked["eps"]).all():
-            yield (dataset, norm, "curves"), security_curves(dataset, norm, clean, attacked)
-        searched = _searched(records[(records["dataset"] == dataset) & (records["norm"] == norm)])
+        records, name = of_dataset[panel.dataset], (panel.dataset, panel.norm)
+        if np.isfinite(panel.attacked["eps"]).all():
+            yield (*name, "curves"), security_curves(panel)
+        searched = _searched(records[records["norm"] == panel.norm], minimal)
         if len(searched):
-            yield (dataset, norm, "distances"), distance_curves(dataset, norm, searched)
-        yield (dataset, norm, "heatmap"), heat_map(dataset, norm, clean, attacked)
-        scored = _scored(records[records["dataset"] == dataset], norm)
+            yield (*name, "distances"), distance_curves(*name, searched, minimal)
+        yield (*name, "heatmap"), heat_map(panel)
+        scored = _scored(records, panel.norm)
         if len(scored):
-            yield (dataset, norm, "risk-coverage"), risk_coverage_curves(dataset, norm, scored)
-    for dataset, rows in _shown(records):
+            yield (*name, "risk-coverage"), risk_coverage_curves(*name, scored)
+    for dataset, rows in _shown(results.records):
         for page, start in enumerate(range(0, len(rows), ROWS_PER_GRID), 1):
-            yield (dataset, "images", str(page)), image_grid(dataset, rows[start : start + ROWS_PER_GRID], identities)
+            grid = image_grid(dataset, rows[start : start + ROWS_PER_GRID], results.identities)
+            yield (dataset, "images", str(page)), grid
 
 
-def security_curves(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame) -> Figure:
+def security_curves(panel: Panel) -> Figure:
     """Worst-case robust accuracy over ε with its 95 % Wilson band, a line per defense, clean accuracy at ε = 0.
 
-    clean, attacked: rows of a summary. A hollow marker is a partial worst case: an attack failed, or the attacks
+    A hollow marker is a partial worst case: an attack failed, or the attacks
     share only some inputs. A failed or skipped worst case leaves a gap.
     """
+    dataset, norm, clean, attacked = panel
     worst = attacked[attacked["attack"] == WORST_CASE]
     figure, axes = new_figure(6.4, max(4.0, 0.6 + 0.2 * worst["defense"].nunique()))
-    weights = _weights(worst["defense"].nunique())
+    bold = weights(worst["defense"].nunique())
     for i, (defense, rows) in enumerate(worst.groupby("defense")):
         points = pd.concat([clean[clean["defense"] == defense], rows]).sort_values("eps")
         colour = OKABE_ITO[i % len(OKABE_ITO)]
         x, y = points["eps"].to_numpy(), 100 * points["robust_accuracy"].to_numpy()
         dashes, marker = LINE_STYLES[i // len(OKABE_ITO) % len(LINE_STYLES)], MARKERS[i % len(MARKERS)]
-        line: dict[str, Any] = {"color": colour, "marker": marker, "ms": 4.5 * weights[i], "clip_on": False}
-        axes.plot(x, y, dashes, label=str(defense), lw=1.3 * weights[i], zorder=3, **line)
+        line: dict[str, Any] = {"color": colour, "marker": marker, "ms": 4.5 * bold[i], "clip_on": False}
+        axes.plot(x, y, dashes, label=str(defense), lw=1.3 * bold[i], zorder=3, **line)
         partial = (points["status"] == "partial").to_numpy(dtype=bool)
         if partial.any():
             axes.plot(x[partial], y[partial], " ", markerfacecolor="white", zorder=4, **line)
@@ -147,16 +127,14 @@ def security_curves(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.D
     return figure
 
 
-def distance_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figure:
+def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Collection[str]) -> Figure:
     """Robust accuracy over distance under every attack that looks for smallest perturbations, a panel per defense.
 
-    records: rows of that data set and norm, all ok. The median distance of each stands beside its name; the steps of
-    all attacks together, those within given ε too, are grey.
+    records: rows of that data set and norm, all ok; minimal: keys of the jobs of such attacks. The median distance of
+    each stands beside its name; the steps of all attacks together, those within given ε too, are grey.
     """
     panels = list(records.groupby("defense"))
-    searching = [
-        name for name, own in records.groupby("attack") if any(minimal(rows) for _, rows in own.groupby("defense"))
-    ]
+    searching = sorted(records.loc[records["key"].isin(minimal), "attack"].unique())
     figure = blank_figure(7.5, 0.8 + 2.2 * len(panels))
     grid = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
     for axes, (defense, rows) in zip(grid, panels, strict=True):
@@ -194,7 +172,7 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
     """
     largest = records["eps"].max()
     figure, axes = new_figure(8.0, max(4.2, 1.4 + 0.36 * records["defense"].nunique()))
-    weights = _weights(records["defense"].nunique())
+    bold = weights(records["defense"].nunique())
     for i, (defense, rows) in enumerate(records.groupby("defense")):
         colour, marker = OKABE_ITO[i % len(OKABE_ITO)], MARKERS[(i + i // len(OKABE_ITO)) % len(MARKERS)]
         clean = rows[rows["attack"] == CLEAN]
@@ -206,12 +184,10 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
         for dashes, filling, judged, answers in parts:
             curve = 100 * risk_coverage(answers["score"], answers["wrong"])
             areas.append(f"{area(curve) / 100:.3g} %")
-            axes.plot(
-                curve["coverage"], curve["risk"], dashes, color=colour, lw=1.2 * weights[i], zorder=3, clip_on=False
-            )
+            axes.plot(curve["coverage"], curve["risk"], dashes, color=colour, lw=1.2 * bold[i], zorder=3, clip_on=False)
             point: dict[str, Any] = {"color": colour, "marker": marker, "mfc": filling, "clip_on": False}
             coverage, risk = operating_point(judged)
-            axes.plot(100 * coverage, 100 * risk, " ", zorder=4, ms=4.5 * weights[i], **point)
+            axes.plot(100 * coverage, 100 * risk, " ", zorder=4, ms=4.5 * bold[i], **point)
         axes.plot([], [], "-", color=colour, marker=marker, ms=6, label=f"{defense}\narea {', attacked '.join(areas)}")
     for name, dashes in (("clean", "-"), (f"attacked, ε = {eps_text(largest)}", "--")):
         axes.plot([], [], dashes, color="0.4", lw=1.4, label=name)
@@ -227,19 +203,18 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
     return figure
 
 
-def heat_map(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame) -> Figure:
+def heat_map(panel: Panel) -> Figure:
     """Robust accuracy of every defense under every attack at that attack's largest ε; clean accuracy leads.
 
-    clean, attacked: rows of a summary. Hatched grey: failed, skipped, or not in the run (–).
+    Hatched grey: failed, skipped, or not in the run (–).
     """
-    defenses = sorted({*clean["defense"], *attacked["defense"]})
-    columns = matrix_columns(attacked)
-    everything = pd.concat([clean, attacked])
+    defenses, columns = panel.defenses, matrix_columns(panel)
+    at = keyed(pd.concat([panel.clean, panel.attacked]), "defense", "attack", "eps")
     figure, axes = new_figure(2.6 + 0.62 * len(columns), 2.3 + 0.36 * len(defenses))
     shares = np.full((len(defenses), len(columns)), np.nan)
     for i, defense in enumerate(defenses):
         for j, (attack, eps) in enumerate(columns):
-            row = find(everything, defense=defense, attack=attack, eps=eps)
+            row = at.get((defense, attack, eps))
             if row is None or np.isnan(row["robust_accuracy"]):
                 _hatched(axes, j, i, "–" if row is None else str(row["status"]))
                 continue
@@ -249,7 +224,7 @@ def heat_map(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFram
     image = axes.imshow(100 * shares, cmap=COLOURS, vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(
         range(len(columns)),
-        [CLEAN if attack == CLEAN else f"{_folded(attack)}\nε = {eps_text(eps)}" for attack, eps in columns],
+        [CLEAN if attack == CLEAN else f"{folded(attack)}\nε = {eps_text(eps)}" for attack, eps in columns],
         rotation=50,
         ha="right",
         rotation_mode="anchor",
@@ -258,105 +233,19 @@ def heat_map(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFram
     axes.get_xticklabels()[-1].set_fontweight("bold")
     axes.set_yticks(range(len(defenses)), defenses)
     axes.set(xlabel="attack (‡ partial; – not in this run)", ylabel="defense")
-    axes.set_title(f"{dataset}, {norm_text(norm)}: robust accuracy at each attack's largest ε", loc="left")
+    axes.set_title(f"{panel.dataset}, {norm_text(panel.norm)}: robust accuracy at each attack's largest ε", loc="left")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="robust accuracy, %", fraction=0.05, pad=0.02)
     return figure
 
 
-def matrix_columns(attacked: pd.DataFrame, with_clean: bool = True) -> list[tuple[str, float]]:
-    """The columns of a heat map: every attack with its largest ε; the clean answers lead, the worst case closes.
-
-    attacked: the attacked rows of a summary, of one data set and norm.
-    """
-    largest = attacked.groupby("attack")["eps"].max()
-    attacks = [name for name in sorted(largest.index) if name != WORST_CASE] + [WORST_CASE]
-    return [(CLEAN, 0.0)] * with_clean + [(attack, float(largest[attack])) for attack in attacks]
-
-
-def shade(share: float) -> tuple[str, str]:
-    """The colour of a share in a heat map, and black or white, whichever reads better on it (contrast as in WCAG 2)."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    colour = colormaps[COLOURS](share)
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
-    luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
-    return to_hex(colour), "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000000"
-
-
-def _weights(lines: int) -> np.ndarray:
-    """How much bolder each of so many lines is: what lies beneath another shows at its edges."""
-    return np.linspace(1 + 0.25 * min(lines - 1, 4), 1, lines)
-
-
-def _folded(label: str) -> str:
-    """A long label on several lines, broken before its parameters."""
-    name, bracket, parameters = label.partition("(")
-    return label if len(label) < 20 or not bracket else f"{name}\n({parameters}"
-
-
-def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dict[str, Any]]) -> Figure:
-    """What was attacked: per row a defense and an attack, per input the original, the adversarial, their difference and
-    the seen image.
-
-    rows: records of one cell at one ε each, inputs with images only. Above an image stands what it is or what the
-    defense says of it, with a cross and in orange where that is a success; above a difference its largest size, which
-    is drawn black or white. A light grey field: the defense makes no image.
-    """
-    sizes = [identities[cell.iloc[0]["key"]]["shape"] for cell in rows]
-    high, wide = max(size[1] for size in sizes), max(size[2] for size in sizes)
-    gap, row, group = math.ceil(0.05 * wide), math.ceil(1.35 * high), math.ceil(4.4 * wide)  # pixels
-    figure, axes = new_figure(2 + 0.75 * 4.4 * SHOWN_INPUTS, 0.4 + 0.75 * 1.35 * len(rows))
-    # One image for all: hundreds are slow to draw
-    canvas = np.full((row * len(rows), group * SHOWN_INPUTS, 3), 255, dtype=np.uint8)
-    for i, (cell, shape) in enumerate(zip(rows, sizes, strict=True)):
-        first = cell.iloc[0]
-        strength = "" if first["norm"] == FOOLING else f", ε = {eps_text(first['eps'])}"
-        where = f"{first['defense']}\n{_folded(first['attack'])}\n{norm_text(first['norm'])}{strength}"
-        axes.text(-0.15 * wide, row * i + 0.5 * high, where, ha="right", va="center", fontsize=7.5)
-        for j, record in enumerate(shown_inputs(cell, SHOWN_INPUTS)):
-            original, adversarial, seen = (pixels(record[column], shape) for column in IMAGE_COLUMNS)
-            assert original is not None and adversarial is not None
-            change, largest = difference(original, adversarial)
-            titles = (truth_text(record), answer_text(record), f"± {largest:.2g}", "sees")
-            for k, (title, image) in enumerate(zip(titles, (original, adversarial, change, seen), strict=True)):
-                left, top = group * j + (wide + gap) * k, row * i
-                colour = OKABE_ITO[1] if k == 1 and record["success"] else "black"
-                axes.text(
-                    left + 0.5 * wide, top - 0.04 * high, title, ha="center", va="bottom", fontsize=7, color=colour
-                )
-                shown = np.full(shape[1:], NO_IMAGE, dtype=np.uint8) if image is None else image
-                canvas[top : top + shape[1], left : left + shape[2]] = shown if shown.ndim == 3 else shown[:, :, None]
-    axes.imshow(canvas, extent=(0, canvas.shape[1], canvas.shape[0], 0), interpolation="nearest")
-    axes.set(xlim=(0, canvas.shape[1]), ylim=(canvas.shape[0], -0.3 * high), aspect="equal")
-    axes.set_axis_off()
-    title = f"{dataset}: original, adversarial, difference, and what the defense saw"
-    axes.set_title(title, loc="left", fontsize=9)
-    return figure
-
-
-def picture_grid(title: str, pixels: np.ndarray) -> Figure:
-    """Images uint8 [rows, columns, C, H, W] side by side, a pixel's gap between them."""
-    rows, columns, channels, height, width = pixels.shape
-    tiled = np.full((rows * (height + 1), columns * (width + 1), channels), 255, dtype=np.uint8)
-    for i, j in np.ndindex(rows, columns):
-        top, left = i * (height + 1), j * (width + 1)
-        tiled[top : top + height, left : left + width] = pixels[i, j].transpose(1, 2, 0)
-    figure, axes = new_figure(6.0, 0.4 + 6.0 * tiled.shape[0] / tiled.shape[1])
-    axes.imshow(tiled.squeeze(2) if channels == 1 else tiled, cmap="gray", vmin=0, vmax=255)
-    axes.set_axis_off()
-    axes.set_title(title, loc="left", fontsize=9)
-    return figure
-
-
 def measured_curves(title: str, name: str, lines: dict[str, list[tuple[float, float]]]) -> Figure:
     """Values of a measurement over what they were taken at, a line per defense. name: what the numbers stand behind."""
     figure, axes = new_figure(6.4, max(3.6, 0.6 + 0.2 * len(lines)))
-    weights = _weights(len(lines))
+    bold = weights(len(lines))
     for i, (defense, points) in enumerate(lines.items()):
-        style: dict[str, Any] = {"color": OKABE_ITO[i % len(OKABE_ITO)], "ms": 4.5 * weights[i], "clip_on": False}
+        style: dict[str, Any] = {"color": OKABE_ITO[i % len(OKABE_ITO)], "ms": 4.5 * bold[i], "clip_on": False}
         axes.plot(*zip(*points, strict=True), marker=MARKERS[i % len(MARKERS)], label=defense, lw=1.3, **style)
     axes.set(xlabel=name, ylabel="value")
     axes.set_ylim(bottom=0)
@@ -365,22 +254,6 @@ def measured_curves(title: str, name: str, lines: dict[str, list[tuple[float, fl
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.25)
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, title="defense")
-    return figure
-
-
-def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of that size in inches with one plot in it."""
-    figure = blank_figure(width, height)
-    return figure, figure.subplots()
-
-
-def blank_figure(width: float, height: float) -> Figure:
-    """A figure of that size in inches, outside pyplot's registry: nothing has to be closed, no display is asked for."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure
 
 
@@ -401,11 +274,10 @@ def _scored(records: pd.DataFrame, norm: str) -> pd.DataFrame:
     return rows[rows["defense"].isin(set(clean["defense"]) - set(silent["defense"]))]
 
 
-def _searched(records: pd.DataFrame) -> pd.DataFrame:
+def _searched(records: pd.DataFrame, minimal: Collection[str]) -> pd.DataFrame:
     """Of the rows of a data set and norm, the ok ones on defenses on which an attack sought smallest perturbations."""
     ok = records[records["status"] == "ok"]
-    searching = [defense for (defense, _), own in ok.groupby(["defense", "attack"]) if minimal(own)]
-    return ok[ok["defense"].isin(searching)]
+    return ok[ok["defense"].isin(ok.loc[ok["key"].isin(minimal), "defense"])]
 
 
 def _shown(records: pd.DataFrame) -> Iterator[tuple[str, list[pd.DataFrame]]]:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from manifold_bench.bench.metrics.optimality import attack_figures, mean_optimality
+from manifold_bench.bench.metrics.optimality import mean_optimality
 from manifold_bench.bench.metrics.ranking import rank, standing
+from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.attacks import figure_texts
 from manifold_bench.bench.report.table import Table
-from manifold_bench.bench.report.tables import find
-from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent, percent_interval
+from manifold_bench.bench.report.tables import Row, keyed
+from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-
-VERDICTS = {"+": "better than", "-": "worse than", "~": "not significantly different from", "=": "no different from"}
+SIGNS = {"+": "better than", "-": "worse than", "~": "not significantly different from", "=": "no different from"}
 
 
 LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals: accepted and right when clean, and robust in the worst case over "
-    "the attacks that both defenses met or that make no sense for one of them. Verdicts on the first row's defense "
+    "the attacks that both defenses met or that make no sense for one of them. Signs: the first row's defense "
     "against each other one: + better, - worse, ~ difference not significant, = none; in parentheses the inputs right "
     "or robust only there / only here, and p by exact McNemar on the shared inputs, Holm-corrected over all "
     "comparisons on the data set (5 %). Rank: 1 + the number of defenses with a larger share. ‡ partial, see the table "
@@ -38,16 +35,16 @@ def standing_lines(records: pd.DataFrame, defense: str) -> list[str]:
     found = standing(records, defense)
     found = found.assign(clean=found["norm"] == "none").sort_values(["dataset", "clean"], ascending=[True, False])
     for (dataset, clean, norm, eps), rows in found.groupby(["dataset", "clean", "norm", "eps"], sort=False):
-        compared = rows[rows["verdict"] != "x"]
+        compared = rows[rows["sign"] != "x"]
         where = f"{dataset}, clean" if clean else f"{dataset}, {norm_text(str(norm))} ε = {eps_text(float(str(eps)))}"
         if compared.empty:
             lines.append(f"{where}: not compared ({rows['reason'].iloc[0]})")
             continue
         place, among = rank(rows)
         told = [
-            f"{meaning} {', '.join(compared.loc[compared['verdict'] == verdict, 'other'])}"
-            for verdict, meaning in VERDICTS.items()
-            if (compared["verdict"] == verdict).any()
+            f"{meaning} {', '.join(compared.loc[compared['sign'] == sign, 'other'])}"
+            for sign, meaning in SIGNS.items()
+            if (compared["sign"] == sign).any()
         ]
         shares = compared["own_share"].unique()  # several where the others met other attacks or inputs
         share = "–".join(percent(value) for value in sorted({shares.min(), shares.max()}))
@@ -57,20 +54,19 @@ def standing_lines(records: pd.DataFrame, defense: str) -> list[str]:
 
 
 def standing_tables(records: pd.DataFrame, defense: str) -> list[Table]:
-    """A table per data set and norm: the defense, then every other one, best first, with the verdict against it."""
+    """A table per data set and norm: the defense, then every other one, best first, and which is better."""
     made = []
     found = standing(records, defense)
     for dataset, there in found.groupby("dataset"):
         for norm, rows in there[there["norm"] != "none"].groupby("norm"):
             columns = [("none", 0.0), *((norm, eps) for eps in sorted(rows["eps"].unique()))]
             strengths = [there[(there["norm"] == at) & (there["eps"] == eps)] for at, eps in columns]
+            by_other = [keyed(at, "other") for at in strengths]
             header = ["defense", "clean", *(f"robust, ε = {eps_text(eps)}" for _, eps in columns[1:])]
             others = rows.groupby("other")["other_share"].last().sort_values(ascending=False).index
             notes: list[str] = []
             lines = [[defense, *(_own_text(at) for at in strengths)]]
-            lines += [
-                [str(other), *(_other_text(find(at, other=other), notes) for at in strengths)] for other in others
-            ]
+            lines += [[str(other), *(_other_text(at.get(other), notes) for at in by_other)] for other in others]
             title = f"{dataset}, {norm_text(str(norm))}: {defense} against every other defense"
             name = (str(dataset), str(norm), f"standing-{defense}")
             made.append(Table(name, title, header, lines, notes, LEGEND))
@@ -78,7 +74,7 @@ def standing_tables(records: pd.DataFrame, defense: str) -> list[Table]:
 
 
 def _own_text(rows: pd.DataFrame) -> str:
-    compared = rows[rows["verdict"] != "x"]
+    compared = rows[rows["sign"] != "x"]
     if compared.empty:
         return NOT_RUN
     place, among = rank(rows)
@@ -86,41 +82,43 @@ def _own_text(rows: pd.DataFrame) -> str:
     return f"{percent_interval(most['own_share'], int(most['n']))}, rank {place} of {among}"
 
 
-def _other_text(row: pd.Series | None, notes: list[str]) -> str:
+def _other_text(row: Row | None, notes: list[str]) -> str:
     if row is None:
         return NOT_RUN
     if row["reason"] and row["reason"] not in notes:
         notes.append(row["reason"])
     number = f" ({notes.index(row['reason']) + 1})" if row["reason"] else ""
-    if row["verdict"] == "x":
+    if row["sign"] == "x":
         return f"not compared{number}"
     share = percent_interval(row["other_share"], int(row["n"]))
     paired = f"({row['gained']:.0f}/{row['lost']:.0f}, p = {row['p']:.2g})"
-    return f"{share} {row['verdict']} {paired}{' ‡' + number if number else ''}"
+    return f"{share} {row['sign']} {paired}{' ‡' + number if number else ''}"
 
 
-def attack_lines(records: pd.DataFrame, attack: str) -> list[str]:
-    """How an attack does beside every other, in a line for each data set, norm and defense, and their mean."""
+def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
+    """How an attack does beside every other, in a line for each data set, norm and defense, and their mean.
+
+    figures: optimality.attack_figures.
+    """
     lines = []
-    figures = attack_figures(records)
     means = mean_optimality(figures)
     for (dataset, norm), there in figures[figures["attack"] != WORST_CASE].groupby(["dataset", "norm"]):
         if attack not in set(there["attack"]):
             continue
         where = f"{dataset}, {norm_text(str(norm))}"
         for defense, rows in there.groupby("defense"):
-            own = find(rows, attack=attack)
+            own = keyed(rows, "attack").get(attack)
             if own is None or own["status"] != "ok":
                 lines += [] if own is None else [f"{where}, {defense}: {own['status']}: {own['reason']}"]
                 continue
-            success, eps, passes, median, score = figure_texts(own.to_dict())
+            success, eps, passes, median, score = figure_texts(own)
             place = _place(rows["optimality"], own["optimality"])
             lines.append(
                 f"{where}, {defense}: success {success} % within ε = {eps}, {passes} passes, median distance {median}, "
                 f"optimality {score}{place}"
             )
         of_norm = means[(means["dataset"] == dataset) & (means["norm"] == norm)]
-        own = find(of_norm, attack=attack)
+        own = keyed(of_norm, "attack").get(attack)
         if own is not None and own["defenses"] > 1:
             alike = of_norm[of_norm["defenses"] == own["defenses"]]
             place = _place(alike["optimality"], own["optimality"])
@@ -138,14 +136,17 @@ def _place(scores: pd.Series, own: float) -> str:
 
 
 def named_in(run: dict[str, Any], kind: Literal["defenses", "attacks"]) -> list[str]:
-    """The labels that the command line named. run: of bench.provenance.stored_provenance."""
+    """The labels that the command line named. run: run.json."""
     return list(run.get("named", {}).get(kind, []))
 
 
-def named_lines(records: pd.DataFrame, run: dict[str, Any]) -> dict[str, list[str]]:
-    """For each defense and attack that the command line named, by label: how it stands."""
+def named_lines(records: pd.DataFrame, attacks: pd.DataFrame, run: dict[str, Any]) -> dict[str, list[str]]:
+    """For each defense and attack that the command line named, by label: how it compares.
+
+    attacks: optimality.attack_figures.
+    """
     lines = {name: standing_lines(records, name) for name in named_in(run, "defenses")}
-    return lines | {name: attack_lines(records, name) for name in named_in(run, "attacks")}
+    return lines | {name: attack_lines(attacks, name) for name in named_in(run, "attacks")}
 
 
 def standing_paragraphs(named: dict[str, list[str]], run: dict[str, Any]) -> list[str]:
@@ -154,12 +155,3 @@ def standing_paragraphs(named: dict[str, list[str]], run: dict[str, Any]) -> lis
 
     told = [f"**{name}** on {line}." for name, lines in named.items() for line in lines]
     return told + [f"{Borrowed(**one)}." for one in run.get("borrowed", [])]
-
-
-def print_standing(named: dict[str, list[str]], console: Console) -> None:
-    """How the systems named on the command line stand (`named_lines`), on the screen."""
-    for name, lines in named.items():
-        console.print(f"How {name} stands:", markup=False, highlight=False)
-        for line in lines or ["alone: there is nothing to compare it with"]:
-            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-        console.print()

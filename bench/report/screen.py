@@ -1,22 +1,21 @@
-"""The tables that a run shows on the screen."""
+"""What a run or a report shows on the screen."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from manifold_bench.bench.metrics.robustness import FOOLING
-from manifold_bench.bench.metrics.selective import implausible
 from manifold_bench.bench.records.schema import WORST_CASE
-from manifold_bench.bench.report.tables import Marks, defenses_of, find, fooling_table, panels
+from manifold_bench.bench.report.diagnosis import diagnosis_lines
+from manifold_bench.bench.report.tables import Marks, Panel, Row, fooling_table, keyed, panels
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as ScreenTable
+
+    from manifold_bench.bench.report.contents import Report
 
 
 SCREEN_LEGEND = (
@@ -26,23 +25,30 @@ SCREEN_LEGEND = (
 )
 
 
-def print_tables(summary: pd.DataFrame, console: Console, flags: Mapping[tuple[str, str], str] = {}) -> None:
-    """The tables per data set and norm on the screen, within 100 columns: worst cases, and every attack.
+def print_report(report: Report, console: Console) -> None:
+    """The tables, the diagnosis, and how the systems named on the command line compare."""
+    _print_tables(report, console)
+    for line in diagnosis_lines(report.diagnosis):
+        console.print(line, markup=False, highlight=False)
+    for name, lines in report.standing.items():
+        console.print(f"How {name} compares:", markup=False, highlight=False)
+        for line in lines or ["there is nothing in this run to compare it with"]:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print()
 
-    flags: as `flagged` takes them.
-    """
-    from rich.text import Text
 
-    checks = implausible(summary)
-    for dataset, norm, clean, attacked in panels(summary):
-        marks = Marks(attacked, checks, flags={name: why for (there, name), why in flags.items() if there == dataset})
-        make = _fooling_on_screen if norm == FOOLING else _robustness_on_screen
-        for table in make(dataset, norm, clean, attacked, marks):
+def _print_tables(report: Report, console: Console) -> None:
+    """The tables per data set and norm, within 100 columns: worst cases, and every attack."""
+    for panel in panels(report.summary):
+        flags = {name: why for (there, name), why in report.flags.items() if there == panel.dataset}
+        marks = Marks(panel.attacked, report.implausible, flags)
+        make = _fooling_on_screen if panel.norm == FOOLING else _robustness_on_screen
+        for table in make(panel, marks):
             console.print(table)
             console.print()
         for i, note in enumerate(marks.notes, 1):
             short = textwrap.shorten(note, 300, placeholder=" …")
-            console.print(Text(f"({i}) {short}"))
+            console.print(f"({i}) {short}", markup=False, highlight=False)
         console.print()
     console.print(SCREEN_LEGEND)
 
@@ -55,13 +61,11 @@ def _screen_table(title: str) -> ScreenTable:
     return ScreenTable(title=title, title_justify="left", **narrow)
 
 
-def _fooling_on_screen(
-    dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: Marks
-) -> list[ScreenTable]:
+def _fooling_on_screen(panel: Panel, marks: Marks) -> list[ScreenTable]:
     """Which share of noise images fools each defense under each attack."""
     from rich.text import Text
 
-    fooled = fooling_table(dataset, norm, clean, attacked, marks)
+    fooled = fooling_table(panel, marks)
     table = _screen_table(f"{fooled.title}, %")
     for column in fooled.header:
         table.add_column(column, overflow="fold")
@@ -70,15 +74,14 @@ def _fooling_on_screen(
     return [table]
 
 
-def _robustness_on_screen(
-    dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: Marks
-) -> list[ScreenTable]:
+def _robustness_on_screen(panel: Panel, marks: Marks) -> list[ScreenTable]:
     """Two tables: the worst case at each ε, and robust accuracy under each attack."""
     from rich.text import Text
 
     def short(share: float, n: int) -> str:
         return percent(share)
 
+    dataset, norm, _, attacked = panel
     where = f"{dataset}, {norm_text(norm)}"
     worst = _screen_table(f"{where}: worst case over attacks, % of inputs")
     each = _screen_table(f"{where}: robust accuracy under each attack, % of inputs")
@@ -90,26 +93,28 @@ def _robustness_on_screen(
     each.add_column("attack", overflow="fold")
     for column in ("clean", "rej.", *(f"ε={eps_text(eps)}" for eps in ladder)):
         each.add_column(column, justify="right", overflow="fold")
-    for defense in defenses_of(clean, attacked):
-        unattacked = find(clean, defense=defense)
-        before = [marks.cell(unattacked, figure, short) for figure in ("accuracy", "rejection")]
-        for attack, cells in attacked[attacked["defense"] == defense].groupby("attack", sort=False):
-            at = [find(cells, eps=eps) for eps in ladder]
-            robust = [marks.cell(row, "robust_accuracy", short) for row in at]
+    clean, groups = keyed(panel.clean, "defense"), dict(iter(attacked.groupby("defense")))
+    for defense in panel.defenses:
+        before = [marks.cell(clean.get(defense), figure, short) for figure in ("accuracy", "rejection")]
+        cells = groups.get(defense, attacked[:0])
+        at = keyed(cells, "attack", "eps")
+        for attack in cells["attack"].unique():
+            row = [at.get((attack, eps)) for eps in ladder]
+            robust = [marks.cell(one, "robust_accuracy", short) for one in row]
             if attack != WORST_CASE:
                 each.add_row(*map(Text, (marks.defense(defense), str(attack), *before, *robust)))
                 continue
-            for row, text in zip(at, robust, strict=True):
-                if row is not None:
-                    figures = _worst_figures(row)
-                    line = (marks.defense(defense), eps_text(row["eps"]), str(row["n"]), *before, text, *figures)
+            for one, text in zip(row, robust, strict=True):
+                if one is not None:
+                    figures = _worst_figures(one)
+                    line = (marks.defense(defense), eps_text(one["eps"]), str(one["n"]), *before, text, *figures)
                     worst.add_row(*map(Text, line))
         worst.add_section()
         each.add_section()
     return [worst, each]
 
 
-def _worst_figures(row: pd.Series) -> list[str]:
+def _worst_figures(row: Row) -> list[str]:
     """Interval, strict robust accuracy and median distance of a worst case on the screen."""
     if row["status"] in ("failed", "skipped"):
         return [NOT_RUN] * 3

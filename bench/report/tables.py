@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.selective import DEPLOYED, implausible
+from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
 from manifold_bench.bench.report.table import LEGEND, Table, flag_note
-from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent, percent_interval
+from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent
 
 SEEDS_LEGEND = (
     " Robust over several seeds: mean ± standard deviation of one (the worst of them on each input, with its interval)."
@@ -35,26 +36,44 @@ FOOLING_LEGEND = (
 )
 
 
-@dataclass
-class Marks:
-    """The reasons a table's cells point to, numbered as they first appear."""
+Row = Mapping[Any, Any]
+"""A row of a summary: values by column."""
 
-    attacked: pd.DataFrame
-    checks: pd.DataFrame  # selective.implausible
-    notes: list[str] = field(default_factory=list)
-    flags: Mapping[str, str] = field(default_factory=dict)  # defense → the checks of the diagnosis that it fails
+
+def keyed(rows: pd.DataFrame, *columns: str) -> dict[Any, Row]:
+    """Rows by the values of these columns (a tuple, or for one column its value); of several the first."""
+    values = rows[list(columns)].itertuples(index=False, name=None)
+    keys = [value[0] for value in values] if len(columns) == 1 else list(values)
+    return dict(zip(reversed(keys), reversed(rows.to_dict("records")), strict=True))
+
+
+class Marks:
+    """The reasons that a table's cells point to, numbered as they first appear.
+
+    attacked: the attacked rows that the table is about. implausible: evidence by data set, defense, norm, ε and figure
+    (`implausible_cells`). flags: defense → the checks of the diagnosis that it fails.
+    """
+
+    def __init__(
+        self, attacked: pd.DataFrame, implausible: Mapping[Any, str], flags: Mapping[str, str] | None = None
+    ) -> None:
+        self.implausible, self.flags = implausible, flags or {}
+        self._valid = attacked.groupby(["defense", "attack"])["valid"].min().to_dict()
+        self._numbers: dict[str, int] = {}
+
+    @property
+    def notes(self) -> list[str]:
+        return list(self._numbers)
 
     def number(self, note: str) -> str:
-        if note not in self.notes:
-            self.notes.append(note)
-        return f"({self.notes.index(note) + 1})"
+        return f"({self._numbers.setdefault(note, len(self._numbers) + 1)})"
 
     def defense(self, name: str) -> str:
         """The defense's name, marked where the diagnosis fails it."""
         return f"{name} ¶{self.number(flag_note(name, self.flags[name]))}" if name in self.flags else name
 
-    def cell(self, row: pd.Series | None, figure: str, text: Callable[[float, int], str] = percent_interval) -> str:
-        """What stands in the table for a figure of a summary row: its text with marks, or why there is none.
+    def cell(self, row: Row | None, figure: str, text: Callable[[float, int], str] = percent_interval) -> str:
+        """The text of a figure of a summary row with its marks, or why there is none.
 
         text: the share and its number of inputs → text.
         """
@@ -68,82 +87,105 @@ class Marks:
             shown = f"{percent(row['robust_mean'])} ± {percent(row['robust_sd'])} ({shown})"
         who = f"{row['defense']} × {attack}"
         if row["valid"] < 1:
-            same = self.attacked[(self.attacked["defense"] == row["defense"]) & (self.attacked["attack"] == attack)]
-            share = f"{100 * (1 - same['valid'].min()):.1f} %"
+            share = f"{100 * (1 - self._valid[row['defense'], attack]):.1f} %"
             shown += " †" + self.number(f"† {who}: up to {share} of the outputs are invalid and count as no success")
         if status == "partial":
             shown += " ‡" + self.number(f"‡ partial: {who}: {reason}")
         elif reason and attack != WORST_CASE:
             shown += " " + self.number(f"note: {who}: {reason}")
         if attack == WORST_CASE and row.get("rate", DEPLOYED) == DEPLOYED:
-            same_cell = {key: row[key] for key in ("dataset", "defense", "norm", "eps")}
-            check = find(self.checks, figure=figure, implausible=True, **same_cell)
-            if check is not None:
-                evidence = f"{row['defense']}: {check['evidence']}"
+            evidence = self.implausible.get((row["dataset"], row["defense"], row["norm"], row["eps"], figure))
+            if evidence is not None:
+                evidence = f"{row['defense']}: {evidence}"
                 shown += " §" + self.number(f"§ implausible, strengthen the attack: {evidence}")
         return shown
 
 
-def panels(summary: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame]]:
-    """Data set, norm, the clean rows of that data set, and the attacked rows: one table or plot each."""
+def implausible_cells(summary: pd.DataFrame) -> dict[Any, str]:
+    """Evidence of what is implausible (`selective.implausible`), by data set, defense, norm, ε and figure."""
+    checks = implausible(summary)
+    found = keyed(checks[checks["implausible"].astype(bool)], "dataset", "defense", "norm", "eps", "figure")
+    return {key: check["evidence"] for key, check in found.items()}
+
+
+class Panel(NamedTuple):
+    """The rows of a summary that one table or plot is about: of a data set's clean inputs, and of a norm."""
+
+    dataset: str
+    norm: str
+    clean: pd.DataFrame
+    attacked: pd.DataFrame
+
+    @property
+    def defenses(self) -> list[str]:
+        return sorted({*self.clean["defense"], *self.attacked["defense"]})
+
+
+def panels(summary: pd.DataFrame) -> Iterator[Panel]:
+    """One for each data set and norm."""
     for dataset, rows in summary.groupby("dataset"):
         clean = rows[rows["attack"] == CLEAN]
         for norm, attacked in rows[rows["attack"] != CLEAN].groupby("norm"):
-            yield str(dataset), str(norm), clean, attacked
+            yield Panel(str(dataset), str(norm), clean, attacked)
 
 
-def find(rows: pd.DataFrame, **where: object) -> pd.Series | None:
-    """The one row with these values, or None where there is none."""
-    for column, value in where.items():
-        rows = rows[rows[column] == value]
-    return rows.iloc[0] if len(rows) else None
+def matrix_columns(panel: Panel) -> list[tuple[str, float]]:
+    """The columns of a heat map: every attack with its largest ε; the clean answers lead, the worst case closes.
+
+    Noise has no clean answers.
+    """
+    largest = panel.attacked.groupby("attack")["eps"].max()
+    attacks = [name for name in sorted(largest.index) if name != WORST_CASE] + [WORST_CASE]
+    return [(CLEAN, 0.0)] * (panel.norm != FOOLING) + [(attack, float(largest[attack])) for attack in attacks]
 
 
-def tables(summary: pd.DataFrame) -> list[Table]:
+def tables(summary: pd.DataFrame, implausible: Mapping[Any, str]) -> list[Table]:
     """Two tables per data set and norm: what the defenses are worth, and what each attack does to each.
 
-    In norm "fooling" one: how much noise each defense accepts.
+    In norm "fooling" one: how much noise each defense accepts. implausible: as Marks takes it.
     """
     made = []
-    checks = implausible(summary)
-    for dataset, norm, clean, attacked in panels(summary):
-        kinds = (fooling_table,) if norm == FOOLING else (_robustness, _attacks)
-        made += [kind(dataset, norm, clean, attacked, Marks(attacked, checks)) for kind in kinds]
+    for panel in panels(summary):
+        kinds = (fooling_table,) if panel.norm == FOOLING else (_robustness, _attacks)
+        made += [kind(panel, Marks(panel.attacked, implausible)) for kind in kinds]
     return made
 
 
-def _robustness(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: Marks) -> Table:
+def _robustness(panel: Panel, marks: Marks) -> Table:
     """Rows: defenses. Columns: clean accuracy and rejection, then the worst case over attacks at each ε."""
-    worst = attacked[attacked["attack"] == WORST_CASE]
+    worst = panel.attacked[panel.attacked["attack"] == WORST_CASE]
     ladder = sorted(worst["eps"].unique())
+    clean, at = keyed(panel.clean, "defense"), keyed(worst, "defense", "eps")
     rows = []
-    for defense in defenses_of(clean, attacked):
-        row = [defense, *_clean_cells(clean, defense, marks)]
+    for defense in panel.defenses:
+        row = [defense, *_clean_cells(clean.get(defense), marks)]
         for eps in ladder:
-            at = find(worst, defense=defense, eps=eps)
-            row += [marks.cell(at, "robust_accuracy"), marks.cell(at, "strict_robust_accuracy")]
+            one = at.get((defense, eps))
+            row += [marks.cell(one, "robust_accuracy"), marks.cell(one, "strict_robust_accuracy")]
         rows.append(row)
     header = ["defense", "n", "clean accuracy", "clean rejection", *_per_strength(ladder)]
-    title = f"{dataset}, {norm_text(norm)}: robust accuracy, worst case over attacks"
-    return Table((dataset, norm, "robustness"), title, header, rows, marks.notes, robust_legend(attacked))
+    title = f"{panel.dataset}, {norm_text(panel.norm)}: robust accuracy, worst case over attacks"
+    name = (panel.dataset, panel.norm, "robustness")
+    return Table(name, title, header, rows, marks.notes, robust_legend(panel.attacked))
 
 
 def _per_strength(ladder: list[float]) -> list[str]:
     return [f"{figure}, ε = {eps_text(eps)}" for eps in ladder for figure in ("robust", "strict")]
 
 
-def _attacks(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: Marks) -> Table:
+def _attacks(panel: Panel, marks: Marks) -> Table:
     """Rows: defense and attack. Columns: clean accuracy and rejection, then robust accuracy at each ε."""
-    ladder = sorted(attacked["eps"].unique())
+    ladder = sorted(panel.attacked["eps"].unique())
+    clean, at = keyed(panel.clean, "defense"), keyed(panel.attacked, "defense", "attack", "eps")
     rows = []
-    for defense, attack in _pairs(clean, attacked):
-        at = [find(attacked, defense=defense, attack=attack, eps=eps) for eps in ladder]
-        row = [defense, attack, *_clean_cells(clean, defense, marks)]
-        rows.append(row + [marks.cell(one, "robust_accuracy") for one in at])
+    for defense, attack in _pairs(panel):
+        row = [defense, attack, *_clean_cells(clean.get(defense), marks)]
+        rows.append(row + [marks.cell(at.get((defense, attack, eps)), "robust_accuracy") for eps in ladder])
     header = ["defense", "attack", "n", "clean accuracy", "clean rejection"]
     header += [f"robust, ε = {eps_text(eps)}" for eps in ladder]
-    title = f"{dataset}, {norm_text(norm)}: robust accuracy under each attack"
-    return Table((dataset, norm, "attacks"), title, header, rows, marks.notes, robust_legend(attacked))
+    title = f"{panel.dataset}, {norm_text(panel.norm)}: robust accuracy under each attack"
+    name = (panel.dataset, panel.norm, "attacks")
+    return Table(name, title, header, rows, marks.notes, robust_legend(panel.attacked))
 
 
 def robust_legend(attacked: pd.DataFrame) -> str:
@@ -151,40 +193,38 @@ def robust_legend(attacked: pd.DataFrame) -> str:
     return LEGEND + SEEDS_LEGEND if (attacked["seeds"] > 1).any() else LEGEND
 
 
-def fooling_table(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: Marks) -> Table:
+def fooling_table(panel: Panel, marks: Marks) -> Table:
     """Rows: defense and attack. Columns: noise images, and the share of them that fooled it."""
-    rows = []
-    for defense, attack in _pairs(clean, attacked):
-        at = find(attacked, defense=defense, attack=attack)
-        rows.append([defense, attack, NOT_RUN if at is None else str(at["n"]), marks.cell(at, "error")])
+    at = keyed(panel.attacked, "defense", "attack")
+    rows = [[*pair, str(at[pair]["n"]), marks.cell(at[pair], "error")] for pair in _pairs(panel)]
     header = ["defense", "attack", "noise images", "accepted"]
-    title = f"{dataset}, fooling: share of noise images accepted"
-    return Table((dataset, norm, "accepted"), title, header, rows, marks.notes, FOOLING_LEGEND)
+    title = f"{panel.dataset}, fooling: share of noise images accepted"
+    return Table((panel.dataset, panel.norm, "accepted"), title, header, rows, marks.notes, FOOLING_LEGEND)
 
 
-def selective_tables(matched: pd.DataFrame, summary: pd.DataFrame) -> list[Table]:
+def selective_tables(matched: pd.DataFrame, implausible: Mapping[Any, str]) -> list[Table]:
     """A table per data set and norm: every defense at its own threshold and at the same false-rejection rates.
 
-    matched: selective.matched; summary: robustness.summary, for what is implausible. A data set in which
-    nothing is rejected and nothing is calibrated has no table.
+    matched: selective.matched; implausible: as Marks takes it. A data set in which nothing is rejected and nothing is
+    calibrated has no table.
     """
-    checks = implausible(summary)
     made = []
-    for dataset, norm, clean, attacked in panels(matched):
-        calibrated = (clean["rate"] != DEPLOYED) & (clean["status"] != "skipped")
-        whole = matched[matched["dataset"] == dataset]
-        if calibrated.any() or (whole["coverage"] < 1).any():
-            made.append(_selective(dataset, norm, clean, attacked, Marks(attacked, checks)))
+    rejecting = set(matched.loc[matched["coverage"] < 1, "dataset"])
+    for panel in panels(matched):
+        calibrated = (panel.clean["rate"] != DEPLOYED) & (panel.clean["status"] != "skipped")
+        if calibrated.any() or panel.dataset in rejecting:
+            made.append(_selective(panel, Marks(panel.attacked, implausible)))
     return made
 
 
-def _selective(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFrame, marks: Marks) -> Table:
+def _selective(panel: Panel, marks: Marks) -> Table:
     """Rows: defense and operating point. Columns: clean coverage and error, then the worst case at each ε."""
-    ladder = sorted(attacked["eps"].unique())
+    ladder = sorted(panel.attacked["eps"].unique())
+    at = keyed(panel.attacked, "defense", "rate", "eps")
     rows = []
-    for defense, points in clean.groupby("defense"):
+    for defense, points in panel.clean.groupby("defense"):
         without = points[(points["status"] == "skipped") & (points["rate"] != DEPLOYED)]
-        for _, point in points.drop(without.index).iterrows():
+        for point in points.drop(without.index).to_dict("records"):
             rate = str(point["rate"])
             text = percent_interval if rate == DEPLOYED else _at_most
             if rate == DEPLOYED and len(without):
@@ -192,32 +232,27 @@ def _selective(dataset: str, norm: str, clean: pd.DataFrame, attacked: pd.DataFr
                 rate += " " + marks.number(f"note: no threshold at {', '.join(without['rate'])}: {reasons}")
             row = [str(defense), rate, str(point["n"]), marks.cell(point, "coverage"), marks.cell(point, "error")]
             for eps in ladder:
-                at = find(attacked, defense=defense, rate=point["rate"], eps=eps)
-                row += [marks.cell(at, figure, text) for figure in ("robust_accuracy", "strict_robust_accuracy")]
+                one = at.get((defense, point["rate"], eps))
+                row += [marks.cell(one, figure, text) for figure in ("robust_accuracy", "strict_robust_accuracy")]
             rows.append(row)
     header = ["defense", "rate", "n", "clean coverage", "clean error", *_per_strength(ladder)]
-    title = f"{dataset}, {norm_text(norm)}: selective classification, worst case over attacks"
-    return Table((dataset, norm, "selective"), title, header, rows, marks.notes, SELECTIVE_LEGEND)
+    title = f"{panel.dataset}, {norm_text(panel.norm)}: selective classification, worst case over attacks"
+    name = (panel.dataset, panel.norm, "selective")
+    return Table(name, title, header, rows, marks.notes, SELECTIVE_LEGEND)
 
 
 def _at_most(value: float, n: int) -> str:
     return f"≤ {percent_interval(value, n)}"
 
 
-def defenses_of(clean: pd.DataFrame, attacked: pd.DataFrame) -> list[str]:
-    return sorted({*clean["defense"], *attacked["defense"]})
-
-
-def _pairs(clean: pd.DataFrame, attacked: pd.DataFrame) -> Iterator[tuple[str, str]]:
+def _pairs(panel: Panel) -> list[tuple[str, str]]:
     """Every defense with every attack on it, in the order of the summary."""
-    for defense in defenses_of(clean, attacked):
-        for attack in attacked.loc[attacked["defense"] == defense, "attack"].unique():
-            yield defense, attack
+    pairs = panel.attacked[["defense", "attack"]].drop_duplicates().itertuples(index=False, name=None)
+    return sorted(pairs, key=lambda pair: pair[0])
 
 
-def _clean_cells(clean: pd.DataFrame, defense: str, marks: Marks) -> list[str]:
+def _clean_cells(row: Row | None, marks: Marks) -> list[str]:
     """Number of inputs, clean accuracy and clean rejection of a defense."""
-    row = find(clean, defense=defense)
     if row is None:
         return [NOT_RUN] * 3
     return [str(row["n"]), marks.cell(row, "accuracy"), marks.cell(row, "rejection")]

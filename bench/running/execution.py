@@ -291,17 +291,14 @@ class Run:
         refs: dict[str, list[DefenseRef]],
     ) -> int:
         from manifold_bench.bench.records.provenance import uneven_text
-        from manifold_bench.bench.report.diagnosis import flags, print_diagnosis
-        from manifold_bench.bench.report.ranking import print_standing
-        from manifold_bench.bench.report.screen import print_tables
+        from manifold_bench.bench.records.results import Results
+        from manifold_bench.bench.report.screen import print_report
         from manifold_bench.bench.report.writing import write_report
         from manifold_bench.bench.running.board import clock
 
-        summary, diagnosis, named = write_report(self.out)
+        report = write_report(Results.load(self.out))
         with self.console.capture() as screen:
-            print_tables(summary, self.console, flags(diagnosis))
-            print_diagnosis(diagnosis, self.console)
-            print_standing(named, self.console)
+            print_report(report, self.console)
         if not self.quiet:
             self.console.file.write(screen.get())
         failed = [job for job in jobs if states[job.key] not in ("ok", "skipped")]
@@ -340,8 +337,8 @@ class Run:
         """Provenance: what ran, where, from which code, how long."""
         import json
 
+        from manifold_bench.bench.records.files import atomic_write
         from manifold_bench.bench.records.provenance import provenance
-        from manifold_bench.bench.records.store import atomic_write
 
         content = {
             **provenance(),

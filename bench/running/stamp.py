@@ -62,7 +62,7 @@ def leave(folder: Path, then: dict[str, Any], used: Iterable[Path], told: dict[s
 
     then: what was asked of it when it began. used: weights and cards that lie elsewhere. told: for who asks again.
     """
-    from manifold_bench.bench.records.store import atomic_write  # late: it knows pandas
+    from manifold_bench.bench.records.files import atomic_write
 
     stamp = {
         "asked": then,

@@ -10,8 +10,8 @@ from handmade import cell, run, write_run
 
 from manifold_bench.bench import compare
 from manifold_bench.bench.baseline import main
+from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import IMAGE_COLUMNS
-from manifold_bench.bench.records.store import Store
 
 N = 20
 CLEAN = cell("clean", labels=[0] * N)
@@ -46,8 +46,7 @@ def test_a_baseline_compares_as_the_run_and_has_no_pictures(here, capsys):
     assert told.startswith("results/baselines/mine: 2 cells, ")
     assert told.endswith(" KiB, code 0123456789, 2026-01-02")
     baseline = here / "results" / "baselines" / "mine"
-    rows, _ = Store(baseline).load()
-    assert not set(IMAGE_COLUMNS) & set(rows)
+    assert not set(IMAGE_COLUMNS) & set(Results.load(baseline).records)
     assert {path.name for path in baseline.iterdir()} == {"records", "run.json", "summary.csv"}
     assert pd.read_csv(baseline / "summary.csv").set_index("attack").loc["a", "robust_accuracy"] == 0.85
     assert compare.main([str(baseline), str(made)]) == 0
@@ -64,7 +63,7 @@ def test_it_says_what_it_replaces(here, capsys):
     )
     baselines = here / "results" / "baselines"
     assert [path.name for path in baselines.iterdir()] == ["gate"]  # neither drafts nor the old one
-    assert len(Store(baselines / "gate").load()[1]) == 3
+    assert len(Results.load(baselines / "gate").identities) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Claims: every figure on records small enough to count, what a matrix file may say, and the verdict's rule."""
+"""Claims: every figure on records small enough to count, what a matrix may say, and when a claim falls."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ from manifold_bench.bench.metrics.claims import (
     reclassified_right,
     recovered,
 )
-from manifold_bench.bench.metrics.robustness import MissingCells, attacked_within, wilson, worst_case
+from manifold_bench.bench.metrics.robustness import attacked_within, worst_case
+from manifold_bench.bench.metrics.shares import MissingCells, wilson
 from manifold_bench.bench.planning.claims import Budget, Claim, claims_json, claims_of
 from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.records.provenance import stored_provenance
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.report.claims import (
     RULE,
     claims_plots,
     claims_tables,
+    conclusions,
     contradicted,
     measured,
     published_text,
     under_strongest,
-    verdict_paragraphs,
 )
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -257,14 +259,16 @@ def test_claims_survive_the_way_through_a_run(tmp_path):
     )
     noise = Claim(source="s", text="t", figure="fooled", dataset="d", defense="d", norm="fooling", eps=math.inf)
     (tmp_path / "run.json").write_text(json.dumps({"matrix": {"claims": claims_json([*made, noise])}}))
-    assert claims_of(tmp_path) == (*made, noise)
-    assert claims_of(tmp_path / "elsewhere") == ()
+    assert claims_of(stored_provenance(tmp_path), tmp_path) == (*made, noise)
+    assert claims_of(stored_provenance(tmp_path / "elsewhere"), tmp_path) == ()
 
 
 def test_a_damaged_run_is_said_in_one_line(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(InputError, match=r"run\.json: damaged"):
-        claims_of(tmp_path)
+        stored_provenance(tmp_path)
+    with pytest.raises(InputError, match=r"run\.json: damaged"):
+        claims_of({"matrix": {"claims": [{}]}}, tmp_path)
 
 
 # --- published, measured, strongest ----------------------------------------------------------------------------------
@@ -319,7 +323,7 @@ def test_a_cell_that_failed_has_a_reason_and_no_number():
 def test_the_strongest_attack_is_the_worst_case_per_input():
     found = under_strongest(claim(figure="error"), AT, run(CLEAN_CELL, WEAK, STRONG))
     assert found.share == wilson(3, 4)
-    assert "most by strong: 75.00 alone" in found.remark
+    assert "strongest single attack: strong, 75.00" in found.remark
 
 
 @settings(deadline=None, max_examples=10)
@@ -345,7 +349,7 @@ def test_a_table_per_source_with_everything_beside_everything():
         "right", "digits, d", "90.00", "50.00 [15.00, 85.00], n = 4",
         "L∞ ε = 0.1: accepted and right 25.00 [4.56, 69.94], n = 4 (1)",
     ]  # fmt: skip
-    assert "most by strong" in first.notes[0]
+    assert "strongest single attack: strong" in first.notes[0]
     assert first.rows[1][3:] == ["–", "–"]
     assert second.rows[0][1:4] == ["digits, d × weak, L∞ ε = 0.1", "–", "25.00 [4.56, 69.94], n = 4"]
 
@@ -393,52 +397,53 @@ def test_a_claim_never_falls_by_being_confirmed(count, n, figure):
 CENTRAL = claim(published=0.0, figure="error", text="no attack gets through", strongest=(AT,), central=True)
 
 
-def test_the_verdict_tells_the_numbers_it_rests_on():
-    text, rule = verdict_paragraphs(run(CLEAN_CELL, WEAK, STRONG), [CENTRAL, claim()])
-    assert rule == RULE and verdict_paragraphs(CLEAN_CELL, [claim()]) == []
+def test_the_conclusion_tells_the_numbers_it_rests_on():
+    text, rule = conclusions(run(CLEAN_CELL, WEAK, STRONG), [CENTRAL, claim()])
+    assert rule == RULE and conclusions(CLEAN_CELL, [claim()]) == []
     assert "no attack gets through" in text and "\n" not in text
     assert "Published: 0.00." in text
-    assert "accepted and wrong 75.00 [30.06, 95.44], n = 4 (most by strong: 75.00 alone" in text
+    assert "accepted and wrong 75.00 [30.06, 95.44], n = 4 (strongest single attack: strong, 75.00" in text
     assert "Median L∞ distance at which an input falls: 0.100, n = 4." in text
-    assert "of the clean inputs it rejects 25.00" in text
+    assert "Clean rejection rate: 25.00" in text
     assert "**the claim falls: as the paper did it, L∞ ε = 0.1**" in text
 
 
 def test_the_distance_told_is_that_of_inputs_which_every_attack_tried():
     few = cell("few", labels=[0, 1], adv=[1, 0], distance=[0.05, 0.05], samples=[0, 1])
-    text = verdict_paragraphs(run(CLEAN_CELL, WEAK, few), [CENTRAL])[0]
+    text = conclusions(run(CLEAN_CELL, WEAK, few), [CENTRAL])[0]
     assert "Median L∞ distance at which an input falls: 0.050, n = 2." in text
 
 
-def verdict(*cells: object) -> str:
-    return verdict_paragraphs(run(*cells), [CENTRAL])[0]
+def conclusion(*cells: object) -> str:
+    return conclusions(run(*cells), [CENTRAL])[0]
 
 
 def test_a_claim_stands_only_where_nothing_is_missing():
     right = cell(CLEAN)
     holds = cell("weak", adv=[REJECT, 1, 2, 3])
-    assert "the claim stands against the attacks of this run" in verdict(right, holds)
-    assert "the claim is open" in verdict(right, holds, cell("strong", status="failed", reason="died"))
-    assert "the claim is open" in verdict(right, cell("strong", status="failed", reason="died"))
-    assert "the claim is open" in verdict(right)
-    assert "the claim stands" in verdict(right, holds, cell("other", status="skipped", reason="no use"))
-    assert "the claim falls" in verdict(cell("weak", adv=[1, 1, 2, 3]), cell("strong", status="failed", reason="died"))
+    assert "the claim stands against the attacks of this run" in conclusion(right, holds)
+    assert "the claim is open" in conclusion(right, holds, cell("strong", status="failed", reason="died"))
+    assert "the claim is open" in conclusion(right, cell("strong", status="failed", reason="died"))
+    assert "the claim is open" in conclusion(right)
+    assert "the claim stands" in conclusion(right, holds, cell("other", status="skipped", reason="no use"))
+    died = cell("strong", status="failed", reason="died")
+    assert "the claim falls" in conclusion(cell("weak", adv=[1, 1, 2, 3]), died)
 
 
 def test_a_claim_falls_by_the_papers_own_attack():
     rows = cell("weak", adv=[1, 1, 2, 3])
     asked = claim(published=(0, 9000), figure="fooled", attack="weak", strongest=(AT,), central=True)
-    (text, _) = verdict_paragraphs(run(CLEAN_CELL, rows), [asked])
+    (text, _) = conclusions(run(CLEAN_CELL, rows), [asked])
     assert "1 of 4: 25.00" in text and "**the claim falls: as the paper did it, L∞ ε = 0.1**" in text
 
 
-def test_fooling_has_a_verdict_too():
+def test_fooling_has_a_conclusion_too():
     noise = {"norm": "fooling", "labels": [-1, -1], "clean": [REJECT, REJECT]}
     budget = Budget(norm="fooling", eps=math.inf)
     asked = claim(published=(0, 1000), figure="fooled", attack="a", norm="fooling", eps=math.inf, strongest=(budget,),
                   central=True)  # fmt: skip
     rows = run(cell(CLEAN), cell("a", **noise), cell("b", **noise, adv=[1, REJECT]))
-    text, _ = verdict_paragraphs(rows, [asked])
+    text, _ = conclusions(rows, [asked])
     assert "0 of 2: 0.00" in text and "made accepted and wrong 50.00" in text and "the claim falls" in text
     assert "median" not in text
 

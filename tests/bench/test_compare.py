@@ -1,4 +1,4 @@
-"""One run against another: every verdict, with what the command exits with."""
+"""One run against another: every outcome, with what the command exits with."""
 
 import copy
 from unittest import mock
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from manifold_bench.bench.compare import main
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.metrics import paired as comparison
-from manifold_bench.bench.metrics.paired import Comparison, Run, compare, mcnemar
+from manifold_bench.bench.metrics.paired import Comparison, compare, mcnemar
+from manifold_bench.bench.records.results import Results
 
 N = 20
 CLEAN = cell("clean", labels=[0] * N)
@@ -24,7 +24,7 @@ def attacked(beaten: int, **more: object) -> pd.DataFrame:
     return cell("a", labels=[0] * N, adv=[1] * beaten + [0] * (N - beaten), **more)
 
 
-def verdicts(before: pd.DataFrame, after: pd.DataFrame, changes: dict[str, object] | None = None) -> list[Comparison]:
+def compared(before: pd.DataFrame, after: pd.DataFrame, changes: dict[str, object] | None = None) -> list[Comparison]:
     """Compares; changes: dotted paths in the new identities of the attack's job and their values."""
     old, new = identities(before), copy.deepcopy(identities(after))
     for path, value in (changes or {}).items():
@@ -37,10 +37,10 @@ def verdicts(before: pd.DataFrame, after: pd.DataFrame, changes: dict[str, objec
     return compare(a_run(before, old), a_run(after, new))
 
 
-def verdict(before: pd.DataFrame, after: pd.DataFrame, **changes: object) -> Comparison:
+def compared_attack(before: pd.DataFrame, after: pd.DataFrame, **changes: object) -> Comparison:
     """The one on the attack's cell, beside an unchanged clean one."""
     dotted = {path.replace("__", "."): value for path, value in changes.items()}
-    return next(v for v in verdicts(run(CLEAN, before), run(CLEAN, after), dotted) if v.cell == CELL)
+    return next(v for v in compared(run(CLEAN, before), run(CLEAN, after), dotted) if v.cell == CELL)
 
 
 @pytest.mark.parametrize(
@@ -58,30 +58,30 @@ def test_mcnemar_by_hand(lost, gained, p):
 
 
 def test_no_difference():
-    found = verdict(attacked(3), attacked(3))
-    assert (found.verdict, found.n, found.lost, found.gained) == ("=", N, 0, 0)
+    found = compared_attack(attacked(3), attacked(3))
+    assert (found.sign, found.n, found.lost, found.gained) == ("=", N, 0, 0)
 
 
 def test_worse_and_better_with_holm_over_all_cells():
     # eight lost of eight: p = 2 / 2^8, doubled because the clean cell is tested too
-    worse = verdict(attacked(0), attacked(8))
-    assert (worse.verdict, worse.lost, worse.gained, worse.baseline, worse.new) == ("-", 8, 0, 1, 0.6)
+    worse = compared_attack(attacked(0), attacked(8))
+    assert (worse.sign, worse.lost, worse.gained, worse.baseline, worse.new) == ("-", 8, 0, 1, 0.6)
     assert worse.p == pytest.approx(2 * 2 / 2**8)
-    better = verdict(attacked(8), attacked(0))
-    assert (better.verdict, better.lost, better.gained) == ("+", 0, 8)
+    better = compared_attack(attacked(8), attacked(0))
+    assert (better.sign, better.lost, better.gained) == ("+", 0, 8)
 
 
 def test_six_one_way_are_significant_alone_but_not_among_two():
-    (alone,) = verdicts(attacked(0), attacked(6))
-    assert (alone.verdict, alone.p) == ("-", pytest.approx(2 / 2**6))
-    among = verdict(attacked(0), attacked(6))
-    assert (among.verdict, among.p) == ("~", pytest.approx(4 / 2**6))
+    (alone,) = compared(attacked(0), attacked(6))
+    assert (alone.sign, alone.p) == ("-", pytest.approx(2 / 2**6))
+    among = compared_attack(attacked(0), attacked(6))
+    assert (among.sign, among.p) == ("~", pytest.approx(4 / 2**6))
 
 
 def test_clean_cells_are_compared_too():
     wrong = cell("clean", labels=[0] * N, clean=[1] * 10 + [0] * 10)
-    (found,) = verdicts(CLEAN, wrong)
-    assert (found.verdict, found.lost) == ("-", 10)
+    (found,) = compared(CLEAN, wrong)
+    assert (found.sign, found.lost) == ("-", 10)
 
 
 @pytest.mark.parametrize(
@@ -98,14 +98,14 @@ def test_clean_cells_are_compared_too():
     ],
 )
 def test_what_was_measured_changed(path, value):
-    found = verdict(attacked(0), attacked(20), **{path: value})
-    assert found.verdict == "x"
+    found = compared_attack(attacked(0), attacked(20), **{path: value})
+    assert found.sign == "x"
     assert " → " in found.note
     assert found.p is None
 
 
 def test_the_note_names_the_parameter():
-    found = verdict(attacked(0), attacked(20), attack__parameters={"steps": 100})
+    found = compared_attack(attacked(0), attacked(20), attack__parameters={"steps": 100})
     assert found.note == "attack.parameters.steps 40 → 100"
 
 
@@ -121,17 +121,17 @@ def test_the_note_names_the_parameter():
     ],
 )
 def test_a_retrained_defense_or_other_inputs_are_what_a_gate_is_for(path, value):
-    assert verdict(attacked(0), attacked(20), **{path: value}).verdict == "-"
+    assert compared_attack(attacked(0), attacked(20), **{path: value}).sign == "-"
 
 
 def test_only_shared_inputs_count():
     # ten inputs in common, of which the new run loses the first; what it has beyond them is lost altogether
     more = cell("a", labels=[0] * N, adv=[1] * N, samples=range(N - 1, 2 * N - 1))
-    found = verdict(attacked(0), more)
+    found = compared_attack(attacked(0), more)
     assert (found.n, found.lost) == (1, 1)
     other = cell("a", labels=[0] * N, samples=range(100, 100 + N))
-    found = verdict(attacked(0), other)
-    assert (found.verdict, found.note) == ("x", "no shared inputs")
+    found = compared_attack(attacked(0), other)
+    assert (found.sign, found.note) == ("x", "no shared inputs")
 
 
 def test_only_shared_seeds_count():
@@ -140,21 +140,21 @@ def test_only_shared_seeds_count():
         return run(*(attacked(n, seed=int(name[1:])) for name, n in beaten.items()))
 
     # seed 1 beats another eight, which are no fault of the defense: the baseline has no such seed
-    (found,) = verdicts(seeded(s0=2), seeded(s0=2, s1=10))
-    assert (found.verdict, found.new) == ("=", 0.9)
+    (found,) = compared(seeded(s0=2), seeded(s0=2, s1=10))
+    assert (found.sign, found.new) == ("=", 0.9)
     # over the seeds that both have the worst counts
-    (found,) = verdicts(seeded(s0=2, s1=3), seeded(s0=2, s1=11))
-    assert (found.verdict, found.baseline, found.new) == ("-", 0.85, 0.45)
+    (found,) = compared(seeded(s0=2, s1=3), seeded(s0=2, s1=11))
+    assert (found.sign, found.baseline, found.new) == ("-", 0.85, 0.45)
     # which one it was is chance, how many is not
-    (found,) = verdicts(seeded(s0=2), seeded(s1=10))
-    assert (found.verdict, found.new) == ("-", 0.5)
-    (found,) = verdicts(seeded(s0=2), seeded(s1=2, s2=10))
-    assert (found.verdict, found.note) == ("x", "seeds 0 → 1, 2")
+    (found,) = compared(seeded(s0=2), seeded(s1=10))
+    assert (found.sign, found.new) == ("-", 0.5)
+    (found,) = compared(seeded(s0=2), seeded(s1=2, s2=10))
+    assert (found.sign, found.note) == ("x", "seeds 0 → 1, 2")
 
 
 def test_the_same_image_under_another_label_is_another_input():
     relabelled = cell("a", labels=[1] * N)
-    assert verdict(attacked(0), relabelled).note == "no shared inputs"
+    assert compared_attack(attacked(0), relabelled).note == "no shared inputs"
 
 
 def test_an_input_with_several_aims_is_one_input_beaten_by_any_of_them():
@@ -164,7 +164,7 @@ def test_an_input_with_several_aims_is_one_input_beaten_by_any_of_them():
         samples, aims = [i for i in range(10) for _ in (1, 2)], [1, 2] * 10
         return cell("a", labels=[0] * 20, adv=adv, samples=samples, aims=aims)
 
-    (found,) = verdicts(aimed(1), aimed(8))
+    (found,) = compared(aimed(1), aimed(8))
     assert (found.n, found.lost, found.gained, found.baseline, found.new) == (10, 7, 0, 0.9, pytest.approx(0.2))
 
 
@@ -173,15 +173,15 @@ def test_noise_is_robust_where_nothing_fooled_the_defense():
         return cell("a", norm="fooling", labels=[-1] * N, clean=[clean] * N, adv=[3] * n + [REJECT] * (N - n))
 
     for clean in (REJECT, 3):
-        (found,) = verdicts(fooled(2, clean), fooled(12, clean))
-        assert (found.verdict, found.n, found.lost, found.gained) == ("-", N, 10, 0)
+        (found,) = compared(fooled(2, clean), fooled(12, clean))
+        assert (found.sign, found.n, found.lost, found.gained) == ("-", N, 10, 0)
         assert (found.baseline, found.new) == (0.9, 0.4)
 
 
 def test_calibration_images_are_compared_as_clean_ones_are():
     right, wrong = (cell("calibration", labels=[0] * N, clean=[label] * 10 + [0] * 10) for label in (0, 1))
-    (found,) = verdicts(right, wrong)
-    assert (found.verdict, found.lost, found.cell[2:]) == ("-", 10, ("calibration", "none", 0.0))
+    (found,) = compared(right, wrong)
+    assert (found.sign, found.lost, found.cell[2:]) == ("-", 10, ("calibration", "none", 0.0))
 
 
 def test_without_a_ladder_other_sizes_make_no_difference():
@@ -193,8 +193,8 @@ def test_without_a_ladder_other_sizes_make_no_difference():
         for known in ids["new"].values():
             known["eps"] = sizes
         (found,) = compare(a_run(old, ids["old"]), a_run(new, ids["new"]))
-        assert found.verdict == "-"
-    assert verdict(attacked(0), attacked(20), ladder=False).note.startswith("ladder true → false")
+        assert found.sign == "-"
+    assert compared_attack(attacked(0), attacked(20), ladder=False).note.startswith("ladder true → false")
 
 
 @pytest.mark.parametrize(
@@ -211,22 +211,22 @@ def test_without_a_ladder_other_sizes_make_no_difference():
 )
 def test_cells_without_figures(before, after, expected):
     old, new = (attacked(0, status=status, reason="" if status == "ok" else "why") for status in (before, after))
-    assert verdict(old, new).verdict == expected
+    assert compared_attack(old, new).sign == expected
 
 
 def test_a_failed_cell_fails_even_where_its_version_changed():
-    assert verdict(attacked(0), attacked(0, status="failed", reason="why"), attack__version="2").verdict == "!"
+    assert compared_attack(attacked(0), attacked(0, status="failed", reason="why"), attack__version="2").sign == "!"
 
 
 def test_vanished_whatever_it_was():
-    assert [v.verdict for v in verdicts(run(CLEAN, attacked(0)), CLEAN)] == ["=", "?"]
-    assert [v.verdict for v in verdicts(run(CLEAN, attacked(0, status="skipped")), CLEAN)] == ["=", "?"]
+    assert [v.sign for v in compared(run(CLEAN, attacked(0)), CLEAN)] == ["=", "?"]
+    assert [v.sign for v in compared(run(CLEAN, attacked(0, status="skipped")), CLEAN)] == ["=", "?"]
 
 
 def command(monkeypatch, capsys, before: pd.DataFrame, after: pd.DataFrame) -> tuple[int, str]:
     """Exit code and output of the command on two runs."""
     runs = {"old": before, "new": after}
-    monkeypatch.setattr(Run, "load", lambda folder: a_run(runs[folder.name]))
+    monkeypatch.setattr(Results, "load", lambda folder: a_run(runs[folder.name]))
     return main(["old", "new"]), capsys.readouterr().out
 
 
@@ -272,7 +272,7 @@ def test_a_damaged_file_is_bad_input(monkeypatch, capsys):
     def damaged(folder):
         raise InputError(f"{folder}/records/a.parquet: damaged")
 
-    monkeypatch.setattr(comparison.Run, "load", damaged)
+    monkeypatch.setattr(Results, "load", damaged)
     assert main(["old", "new"]) == 2
     assert capsys.readouterr().err == "error: old/records/a.parquet: damaged\n"
 
@@ -302,18 +302,17 @@ def records_of_a_run(draw) -> pd.DataFrame:
 @settings(max_examples=8, deadline=None)
 @given(before=records_of_a_run(), after=records_of_a_run(), random=st.randoms(use_true_random=False))
 def test_what_holds_for_any_two_runs(_, before, after, random):
-    def shuffled(records: pd.DataFrame) -> Run:
-        mixed = a_run(records.sample(frac=1, random_state=random.randrange(1000)))
-        return Run(dict(random.sample(list(mixed.cells.items()), len(mixed.cells))), mixed.identities)
+    def shuffled(records: pd.DataFrame) -> Results:
+        return a_run(records.sample(frac=1, random_state=random.randrange(1000)))
 
     found = compare(a_run(before), a_run(after))
     tested = [one for one in found if one.p is not None]
 
-    # the order of cells and rows does not matter
+    # the order of rows does not matter
     assert compare(shuffled(before), shuffled(after)) == found
 
     # a run equals itself
-    assert {one.verdict for one in compare(a_run(before), a_run(before))} == {"="}
+    assert {one.sign for one in compare(a_run(before), a_run(before))} == {"="}
 
     # the other way round, lost is gained and better is worse
     back = {one.cell: one for one in compare(a_run(after), a_run(before)) if one.p is not None}
@@ -321,7 +320,7 @@ def test_what_holds_for_any_two_runs(_, before, after, random):
     for one in tested:
         other = back[one.cell]
         assert (other.lost, other.gained, other.p) == (one.gained, one.lost, one.p)
-        assert other.verdict == mirrored.get(one.verdict, one.verdict)
+        assert other.sign == mirrored.get(one.sign, one.sign)
 
     # Holm keeps the order of the p-values and never lowers one
     pairs = sorted((mcnemar(one.lost, one.gained), one.p) for one in tested)

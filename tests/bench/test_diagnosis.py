@@ -8,8 +8,9 @@ import json
 import pandas as pd
 import pytest
 
-from manifold_bench.bench.diagnosis.checks import CHECKS, ITERATIVE, SINGLE_STEP, TRANSFER, Evidence
+from manifold_bench.bench.diagnosis.checks import CHECKS
 from manifold_bench.bench.diagnosis.diagnose import diagnose
+from manifold_bench.bench.diagnosis.evidence import ITERATIVE, SINGLE_STEP, TRANSFER, Evidence
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.jobs import make_jobs
 from manifold_bench.bench.planning.measurements import measurement_jobs
@@ -18,6 +19,7 @@ from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref
 from manifold_bench.bench.records.measurements import status
 from manifold_bench.bench.records.measurements import write_index as write_measurements
+from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import PROBE
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.report.__main__ import main
@@ -84,23 +86,23 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def diagnosis(folder):
-    return {entry["defense"]: entry for entry in diagnose(folder)["defenses"]}
+    return {entry["defense"]: entry for entry in diagnose(Results.load(folder))["defenses"]}
 
 
-def verdicts(entry):
-    return {check["check"]: check["verdict"] for check in entry["checks"]}
+def results(entry):
+    return {check["check"]: check["result"] for check in entry["checks"]}
 
 
 @pytest.mark.parametrize(("defense", "check"), FAULTS.items())
 def test_a_planted_fault_is_flagged_by_the_check_that_is_meant_for_it(diagnosis, defense, check):
-    assert verdicts(diagnosis[defense])[check] == "fail", diagnosis[defense]
-    assert diagnosis[defense]["verdict"] == "fail"
+    assert results(diagnosis[defense])[check] == "fail", diagnosis[defense]
+    assert diagnosis[defense]["result"] == "fail"
 
 
 @pytest.mark.parametrize("defense", HONEST)
 def test_an_honest_defense_is_not_flagged(diagnosis, defense):
-    assert "fail" not in verdicts(diagnosis[defense]).values(), diagnosis[defense]
-    assert [name for name, verdict in verdicts(diagnosis[defense]).items() if verdict == "not run"] == (
+    assert "fail" not in results(diagnosis[defense]).values(), diagnosis[defense]
+    assert [name for name, result in results(diagnosis[defense]).items() if result == "not run"] == (
         ["undefended"] if defense == "undefended" else []
     )
 
@@ -112,12 +114,10 @@ def test_every_check_gives_its_evidence_and_what_follows(diagnosis):
 
 
 def test_probes_are_in_no_figure_and_change_no_key(folder):
-    store = Store(folder)
-    records, _ = store.load()
-    assert set(records["attack"]) == {"clean", "noise(draws=1)"}
-    probes, _ = store.load(probes=True)
-    assert {f"{PROBE}{name}" for name in ("pgd", "fgsm", "more", "large", "noise", "query", "transfer")} <= set(
-        probes["attack"]
+    found = Results.load(folder)
+    assert set(found.records["attack"]) == {"clean", "noise(draws=1)"}
+    assert {f"{PROBE}{name}" for name in ("pgd", "fgsm", "more", "large", "noise", "query", "transfer")} == set(
+        found.probes["attack"]
     )
     without, inspections = planned(matrix(diagnose=False))
     assert inspections == []
@@ -170,7 +170,7 @@ def evidence(*frames, **inspections):
 
 
 @pytest.mark.parametrize(
-    ("single", "many", "verdict"),
+    ("single", "many", "result"),
     [
         (range(0), range(20), "pass"),
         (range(10), range(10), "pass"),
@@ -180,9 +180,9 @@ def evidence(*frames, **inspections):
         (range(7), range(7, 11), "pass"),
     ],
 )
-def test_single_step_against_iterative(single, many, verdict):
+def test_single_step_against_iterative(single, many, result):
     found = CHECKS["iterative"].find(evidence(rows(SINGLE_STEP, single, 20), rows(ITERATIVE, many, 20)))
-    assert found.verdict == verdict
+    assert found.result == result
     assert "n = 20" in found.evidence
 
 
@@ -190,7 +190,7 @@ def test_several_comparisons_make_a_fail_harder():
     frames = [
         rows(role, hits, 20, eps) for eps in (0.1, 0.2) for role, hits in ((SINGLE_STEP, range(7)), (ITERATIVE, ()))
     ]
-    assert CHECKS["iterative"].find(evidence(*frames)).verdict == "warn"  # 2 × 0.0078
+    assert CHECKS["iterative"].find(evidence(*frames)).result == "warn"  # 2 × 0.0078
 
 
 def test_what_falls_at_a_smaller_size_counts_at_a_larger_one():
@@ -199,36 +199,36 @@ def test_what_falls_at_a_smaller_size_counts_at_a_larger_one():
         rows(ITERATIVE, range(20), 20, 0.1, ladder=False), rows(ITERATIVE, (), 20, 0.2, ladder=False),
         rows(SINGLE_STEP, range(20), 20, 0.2),
     )  # fmt: skip
-    assert CHECKS["iterative"].find(told).verdict == "pass"
-    assert CHECKS["monotone"].find(told).verdict == "fail"
+    assert CHECKS["iterative"].find(told).result == "pass"
+    assert CHECKS["monotone"].find(told).result == "fail"
 
 
 def test_a_ladder_cannot_show_a_fall():
     told = evidence(rows(ITERATIVE, range(20), 20, 0.1), rows(ITERATIVE, (), 20, 0.2))
-    assert CHECKS["monotone"].find(told).verdict == "not run"
+    assert CHECKS["monotone"].find(told).result == "not run"
 
 
 def test_rejecting_everything_at_one_half_is_no_fault():
     rejected = rows(ITERATIVE, (), 20, 0.5, adv_rejected=True)
-    assert CHECKS["half"].find(evidence(rejected)).verdict == "pass"
+    assert CHECKS["half"].find(evidence(rejected)).result == "pass"
     labels = list(range(10)) * 2
     held = rows(ITERATIVE, (), 20, 0.5, label=labels, clean_label=labels).assign(adv_label=labels)
-    assert CHECKS["half"].find(evidence(held)).verdict == "fail"
-    assert CHECKS["half"].find(evidence(held.assign(adv_rejected=True))).verdict == "pass"
+    assert CHECKS["half"].find(evidence(held)).result == "fail"
+    assert CHECKS["half"].find(evidence(held.assign(adv_rejected=True))).result == "pass"
 
 
 def test_rejection_of_an_unbounded_attack_is_a_warning():
     told = evidence(rows(ITERATIVE, (), 20, 1.0, adv_rejected=True))
-    assert CHECKS["unbounded"].find(told).verdict == "warn"
-    assert CHECKS["unbounded"].find(evidence(rows(ITERATIVE, range(20), 20, 1.0))).verdict == "pass"
-    assert CHECKS["unbounded"].find(evidence(rows(ITERATIVE, (), 20, 1.0))).verdict == "fail"
+    assert CHECKS["unbounded"].find(told).result == "warn"
+    assert CHECKS["unbounded"].find(evidence(rows(ITERATIVE, range(20), 20, 1.0))).result == "pass"
+    assert CHECKS["unbounded"].find(evidence(rows(ITERATIVE, (), 20, 1.0))).result == "fail"
 
 
-@pytest.mark.parametrize(("gained", "verdict"), [(0, "pass"), (1, "warn"), (20, "fail")])
-def test_more_steps(gained, verdict):
+@pytest.mark.parametrize(("gained", "result"), [(0, "pass"), (1, "warn"), (20, "fail")])
+def test_more_steps(gained, result):
     told = evidence(rows(ITERATIVE, (), 50), rows(ITERATIVE, range(gained), 50, attack=f"{PROBE}more"))
     found = CHECKS["more"].find(told)
-    assert found.verdict == verdict
+    assert found.result == result
     assert "n = 50 can't show a gain below 1 pp" in found.evidence
 
 
@@ -237,20 +237,20 @@ def test_381_inputs_can_show_that_more_steps_gain_nothing():
     assert "can't" not in CHECKS["more"].find(told).evidence
 
 
-@pytest.mark.parametrize(("zero", "verdict"), [(0, "pass"), (1, "warn"), (4, "fail")])
-def test_zero_gradients(zero, verdict):
+@pytest.mark.parametrize(("zero", "result"), [(0, "pass"), (1, "warn"), (4, "fail")])
+def test_zero_gradients(zero, result):
     told = evidence(
         rows(ITERATIVE, (), 50), gradients={"n": 50, "zero": zero, "none": 0, "nonfinite": 0, "zero_margin": 0}
     )
-    assert CHECKS["gradients"].find(told).verdict == verdict
+    assert CHECKS["gradients"].find(told).result == result
 
 
 @pytest.mark.parametrize(
-    ("found", "random", "verdict"), [(20, 0, "pass"), (18, 0, "warn"), (15, 0, "fail"), (20, 15, "warn")]
+    ("found", "random", "result"), [(20, 0, "pass"), (18, 0, "warn"), (15, 0, "fail"), (20, 15, "warn")]
 )
-def test_planted_examples(found, random, verdict):
+def test_planted_examples(found, random, result):
     values = {"n": 20, "planted": 20, "found": found, "random": random, "shrunk": 0, "queries": 123}
-    assert CHECKS["planted"].find(evidence(rows(ITERATIVE, (), 20), planted=values)).verdict == verdict
+    assert CHECKS["planted"].find(evidence(rows(ITERATIVE, (), 20), planted=values)).result == result
 
 
 def test_a_randomized_defense_that_says_so_is_warned_of_only():
@@ -258,7 +258,7 @@ def test_a_randomized_defense_that_says_so_is_warned_of_only():
 
 
 @pytest.mark.parametrize(
-    ("values", "verdict"),
+    ("values", "result"),
     [
         ({}, "pass"),
         ({"uneven": 3}, "pass"),
@@ -272,29 +272,29 @@ def test_a_randomized_defense_that_says_so_is_warned_of_only():
         ({"others": 1, "uneven": 0, "optimises": 1.0}, "fail"),
     ],
 )
-def test_rounding_by_the_size_of_the_batch_is_told_from_dependence_on_other_images(values, verdict):
-    assert repeats(**values) == verdict
+def test_rounding_by_the_size_of_the_batch_is_told_from_dependence_on_other_images(values, result):
+    assert repeats(**values) == result
 
 
 def repeats(**values):
-    """The verdict of the check on these counts; what is not given is 0 of 50, 8 or 25."""
+    """The result of the check on these counts; what is not given is 0 of 50, 8 or 25."""
     zeros = dict.fromkeys(("again", "alone", "others", "uneven", "optimises", "randomized"), 0)
     told = {"n": 50, "alone_n": 8, "others_n": 25} | zeros | values
-    return CHECKS["repeats"].find(evidence(rows(ITERATIVE, (), 20), repeats=told)).verdict
+    return CHECKS["repeats"].find(evidence(rows(ITERATIVE, (), 20), repeats=told)).result
 
 
 def test_without_probes_the_records_are_judged_and_the_rest_is_not_run():
     told = evidence(rows(SINGLE_STEP, range(20), 20), rows(ITERATIVE, (), 20), rows("", (), 20, attack="clean"))
-    verdicts = {name: rule.find(told).verdict for name, rule in CHECKS.items()}
-    assert verdicts.pop("iterative") == "fail" and verdicts.pop("accepts") == "pass"
-    assert set(verdicts.values()) == {"not run"}
+    results = {name: rule.find(told).result for name, rule in CHECKS.items()}
+    assert results.pop("iterative") == "fail" and results.pop("accepts") == "pass"
+    assert set(results.values()) == {"not run"}
 
 
 def test_a_transfer_that_takes_more_from_the_defense_than_from_none():
     mine, other = (rows(TRANSFER, hits, 20, attack=f"{PROBE}transfer") for hits in (range(15), range(3)))
     told = dataclasses.replace(evidence(mine), undefended=other)
-    assert CHECKS["undefended"].find(told).verdict == "fail"
-    assert CHECKS["undefended"].find(dataclasses.replace(evidence(other), undefended=mine)).verdict == "pass"
+    assert CHECKS["undefended"].find(told).result == "fail"
+    assert CHECKS["undefended"].find(dataclasses.replace(evidence(other), undefended=mine)).result == "pass"
 
 
 def test_names_of_probes_are_reserved():

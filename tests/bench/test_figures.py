@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifold_bench.bench.metrics import robustness as figures
-from manifold_bench.bench.metrics.robustness import SUMMARY_COLUMNS, MissingCells
+from manifold_bench.bench.metrics.robustness import SUMMARY_COLUMNS
+from manifold_bench.bench.metrics.shares import MissingCells, wilson
 from manifold_bench.bench.records.schema import CALIBRATION, WORST_CASE
 
 # ten inputs of class 0; the defense is wrong on the first and rejects the second when clean
@@ -68,15 +69,15 @@ def test_an_invalid_output_is_no_success():
 
 def test_wilson_interval_by_hand():
     # p = .5, n = 10, z = 1.96: centre .5, half width z / (n + z²) · sqrt(n / 4 + z² / 4) = .2634
-    estimate = figures.wilson(5, 10)
+    estimate = wilson(5, 10)
     assert estimate == pytest.approx((0.5, 0.2366, 0.7634, 10), abs=1e-4)
-    assert figures.wilson(0, 10).low == 0
-    assert figures.wilson(10, 10).high == 1
-    assert figures.wilson(0, 10).high == pytest.approx(1.96**2 / (10 + 1.96**2), abs=1e-4)
+    assert wilson(0, 10).low == 0
+    assert wilson(10, 10).high == 1
+    assert wilson(0, 10).high == pytest.approx(1.96**2 / (10 + 1.96**2), abs=1e-4)
 
 
 def test_no_inputs_give_no_figure():
-    assert np.isnan(figures.wilson(0, 0)[:3]).all()
+    assert np.isnan(wilson(0, 0)[:3]).all()
     assert np.isnan(figures.robust_accuracy(A.iloc[:0]).value)
     assert np.isnan(figures.median_distance(A.iloc[:0]))
 
@@ -110,32 +111,24 @@ LADDER = cell(
 )
 
 
-def test_security_curve_starts_clean_and_never_rises():
-    curve = figures.security_curve(LADDER)
-    assert curve["eps"].tolist() == [0, 0.1, 0.2, 0.3]
-    assert curve["value"].tolist() == [1, 0.75, 0.5, 0.25]
+def test_the_worst_case_never_rises_with_eps():
+    curve = worst_cases(LADDER)
+    assert curve["eps"].tolist() == [0.1, 0.2, 0.3]
+    assert curve["robust_accuracy"].tolist() == [0.75, 0.5, 0.25]
     assert (curve["n"] == 4).all()
+
+
+def worst_cases(records: pd.DataFrame) -> pd.DataFrame:
+    table = figures.summary(records)
+    return table[table["attack"] == WORST_CASE]
 
 
 def test_distance_curve_agrees_with_the_ladder_of_a_minimal_distance_attack():
     answers = {0.1: [1, 0, 0, 0], 0.2: [1, 1, 0, 0]}
     minimal = cell(eps=(0.1, 0.2), labels=[0] * 4, adv=answers, distance=[0.05, 0.15, 0.25, math.inf])
     assert figures.distance_curve(minimal, [0.1, 0.2])["value"].tolist() == [0.75, 0.5]
-    assert figures.security_curve(minimal)["value"].tolist() == [1, 0.75, 0.5]
+    assert worst_cases(minimal)["robust_accuracy"].tolist() == [0.75, 0.5]
     assert figures.distance_curve(minimal, [0, 0.05, 1])["value"].tolist() == [1, 0.75, 0.25]
-
-
-def test_an_attack_that_sought_the_smallest_is_known_by_its_distances_or_its_passes():
-    within = {0.1: [1, 0, 0, 0], 0.2: [1, 1, 0, 0]}
-    ladder = cell(eps=(0.1, 0.2), labels=[0] * 4, adv=within)
-    assert not figures.minimal(ladder)
-    assert figures.minimal(ladder.assign(distance=[0.05, 0.05, 0.15, 0.15, 0.9, 0.9, math.inf, math.inf]))
-    once = ladder.assign(forwards=ladder["forwards"].where(ladder["eps"] == 0.1, 0), backwards=0)
-    assert figures.minimal(once)
-    assert not figures.minimal(once.assign(forwards=0))  # it asks the defense nothing
-    done = cell(eps=(0.1, 0.2), labels=[0] * 4, adv=[1] * 4)
-    assert not figures.minimal(done.assign(forwards=done["forwards"].where(done["eps"] == 0.1, 0), backwards=0))
-    assert not figures.minimal(cell())
 
 
 def test_summary_has_a_row_per_cell_and_the_worst_cases():
@@ -219,7 +212,7 @@ def test_an_input_with_several_aims_counts_once_and_falls_with_any_of_them():
     assert figures.strict_robust_accuracy(AIMED).value == pytest.approx(1 / 3)
     of_cell = row(figures.summary(AIMED), "aimed")
     assert (of_cell["n"], of_cell["forwards"], of_cell["backwards"]) == (3, 14, 8)
-    assert figures.security_curve(AIMED)["n"].tolist() == [3, 3]
+    assert worst_cases(AIMED)["n"].tolist() == [3]
     lost = AIMED.assign(status="failed", reason="why")
     assert row(figures.summary(lost), "aimed")["n"] == 3
 
@@ -250,7 +243,7 @@ def test_an_input_is_worth_its_worst_seed_and_the_mean_stands_beside():
     assert (of_cell["forwards"], of_cell["backwards"], of_cell["seconds"]) == (30, 15, 15)
     (alone,) = (row(figures.summary(SEEDS[0]), name) for name in ("a",))
     assert (alone["seeds"], alone["robust_mean"]) == (1, 0.9) and np.isnan(alone["robust_sd"])
-    assert figures.security_curve(run(*SEEDS))["value"].tolist() == [1, 0.5]
+    assert worst_cases(run(*SEEDS))["robust_accuracy"].tolist() == [0.5]
 
 
 def test_the_worst_case_of_a_seed_is_over_the_attacks_with_that_seed():
@@ -317,8 +310,6 @@ def test_noise_is_never_mixed_with_images_and_has_no_curve():
     with pytest.raises(ValueError, match="fooling"):
         figures.error(run(NOISE, A))
     with pytest.raises(ValueError, match="fooling"):
-        figures.security_curve(NOISE)
-    with pytest.raises(ValueError, match="fooling"):
         figures.distance_curve(NOISE, [1])
 
 
@@ -328,7 +319,7 @@ def test_the_calibration_enters_no_figure():
         figures.summary(run(held_out, CLEAN_CELL, A, B)), figures.summary(run(CLEAN_CELL, A, B))
     )
     assert figures.accuracy(run(held_out, CLEAN_CELL)).value == 0.8
-    assert figures.security_curve(run(held_out, A))["value"].tolist() == figures.security_curve(A)["value"].tolist()
+    assert figures.distance_curve(run(held_out, A), [0.1]).equals(figures.distance_curve(A, [0.1]))
     assert figures.median_distance(run(held_out, A)) == figures.median_distance(A)
     assert np.isnan(figures.accuracy(held_out).value)
 

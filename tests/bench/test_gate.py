@@ -41,7 +41,7 @@ EVERYTHING = gate(
         attacked(9, "added")),
     "robust_accuracy:2pp", "error:50%",
 )  # fmt: skip
-"""A gate with every verdict, two limits, and a cell that only the new run has."""
+"""A gate with every sign, two limits, and a cell that only the new run has."""
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,18 @@ import numpy as np
 import pytest
 from handmade import REJECT, cell, run, write_run
 
-from manifold_bench.bench.metrics.robustness import summary
 from manifold_bench.bench.planning.jobs import make_jobs
 from manifold_bench.bench.planning.narrow import filtered
 from manifold_bench.bench.planning.reading import read_matrix
 from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref
+from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
+from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.html import page
 from manifold_bench.bench.report.html.cells import IMAGE_BUDGET, Cells
 from manifold_bench.bench.report.html.reproduce import command
 from manifold_bench.bench.report.pictures import difference
-from manifold_bench.bench.report.plots import shade
+from manifold_bench.bench.report.style import shade
 from manifold_bench.bench.report.writing import write_report
 from manifold_bench.bench.run import parser
 from manifold_bench.bench.running.execution import matrix_json
@@ -56,14 +57,15 @@ RUN = {
     "matrix": {"source": "bench/matrices/smoke.toml", "claims": [],
                "datasets": [{"name": "digits", "n": 10}, {"name": "mnist", "n": None}]},
 }  # fmt: skip
+FAMILIES = {"undefended": "none", "gmvae": "generative rejection"}
 DIAGNOSIS = [
     {
         "dataset": "digits",
         "defense": "undefended",
-        "verdict": "fail",
+        "result": "fail",
         "checks": [
-            {"check": "a", "title": "more steps", "verdict": "fail", "evidence": "n = 10", "meaning": "attack longer"},
-            {"check": "b", "title": "grey", "verdict": "not run", "evidence": "", "meaning": ""},
+            {"check": "a", "title": "more steps", "result": "fail", "evidence": "n = 10", "meaning": "attack longer"},
+            {"check": "b", "title": "grey", "result": "not run", "evidence": "", "meaning": ""},
         ],
     }
 ]
@@ -71,11 +73,11 @@ DIAGNOSIS = [
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_run(tmp_path_factory.mktemp("html") / "a run", run(*CELLS))
+    folder = write_run(tmp_path_factory.mktemp("html") / "a run", run(*CELLS), FAMILIES)
     (folder / "run.json").write_text(json.dumps(RUN))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("manifold_bench.bench.diagnosis.diagnose.diagnose", lambda folder: {"defenses": DIAGNOSIS})
-        write_report(folder)
+        patch.setattr("manifold_bench.bench.report.contents.diagnose", lambda results: {"defenses": DIAGNOSIS})
+        write_report(Results.load(folder))
     return folder
 
 
@@ -138,22 +140,16 @@ def test_an_image_is_stored_once_however_often_it_is_shown(text):
 
 
 def test_fewer_inputs_are_shown_where_images_would_take_too_much(folder):
-    from manifold_bench.bench.records.store import Store
-
-    records, identities = Store(folder).load()
-    table = summary(records)
+    report = Report.of(Results.load(folder))
     shown = []
     for budget in (IMAGE_BUDGET, 700, 0):
-        cells = Cells(records, table, identities, {}, budget)
-        shown.append(len(cells.find("digits", "gmvae", "pgd (b, c)", "linf").inputs))
+        shown.append(len(Cells(report, budget).find("digits", "gmvae", "pgd (b, c)", "linf").inputs))
     assert shown == [4, 2, 1]
 
 
 def test_the_leaderboard_is_the_worst_case_by_hand(folder):
-    from manifold_bench.bench.records.store import Store
-
-    records, identities = Store(folder).load()
-    board = page.leaderboard(summary(records), identities, {}, DIAGNOSIS)
+    report = dataclasses.replace(Report.of(Results.load(folder)), diagnosis={"defenses": DIAGNOSIS})
+    board = page.leaderboard(report)
     entries = {(e.dataset, e.defense, e.norm, e.eps): e for e in board.entries}
     assert len(entries) == len(board.entries) == 9
     assert board.header == ["robust", "strict", "clean accuracy", "clean rejection", "median distance", "n attacked",
@@ -167,14 +163,12 @@ def test_the_leaderboard_is_the_worst_case_by_hand(folder):
     assert (entry.figures[0][1], entry.strongest, entry.diagnosis) == (0.2, "pgd (b, c): 20.0", "fail")
     failed = entries["digits", "gmvae", "l2", "1"]
     assert failed.figures[0] == ("failed (1)", None) and failed.strongest == "–"
-    assert entries["mnist", EVIL, "linf", "0.3"].family == "other"  # its class can't be imported
+    assert entries["mnist", EVIL, "linf", "0.3"].family == "other"  # the index doesn't say
 
 
-def test_without_diagnosis_and_run_json_the_page_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("manifold_bench.bench.diagnosis.diagnose.write_diagnosis", lambda folder: {"defenses": []})
-    write_report(write_run(tmp_path, run(*CELLS[:2])))
+def test_without_run_json_the_page_says_so(tmp_path):
+    write_report(Results.load(write_run(tmp_path, run(*CELLS[:2]))))
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "there is no diagnosis.json" in text and "not run" in text
     assert "There is no run.json" in text and "manifold-bench run" not in text
 
 
@@ -253,7 +247,7 @@ def from_command(line: str) -> dict[tuple[str, str, str, str], str]:
     """What the line, given to a shell, would plan."""
     words = shlex.split(line)
     assert words[:2] == ["manifold-bench", "run"]
-    given = parser().parse_args(words[3:])
+    given = parser().parse_args(words[2:])
     matrix = read_matrix(given.matrix)
     if given.seed is not None:
         matrix = dataclasses.replace(matrix, seeds=(given.seed,))

@@ -19,7 +19,9 @@ from manifold_bench.attacks.batching import batch_rows
 from manifold_bench.bench.gate.gate import Gate
 from manifold_bench.bench.gate.promotion import promote
 from manifold_bench.bench.records.provenance import kernels_text, uneven_text
-from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.records.results import Results
+from manifold_bench.bench.records.schema import REVISION
+from manifold_bench.bench.records.store import Contents, Store
 from manifold_bench.bench.running.environment import SETTINGS, choose_kernels
 from manifold_bench.bench.running.kernels import LayerCheck, kernels
 
@@ -114,7 +116,7 @@ def test_records_say_which_kernels_made_them_and_a_baseline_keeps_it(tmp_path):
     told = json.loads((out / "run.json").read_text())
     assert told["kernels"] == [described] and kernels_text(described).startswith(described["processor"])
     assert records(out)["status"].eq("ok").any()
-    promote(out, tmp_path / "baseline", force=True)
+    promote(Results.load(out), tmp_path / "baseline", force=True)
     assert Store(tmp_path / "baseline").all_kernels() == [described]
 
 
@@ -139,5 +141,5 @@ def test_a_gate_between_other_kernels_says_so_and_one_between_the_same_does_not(
 
 
 def test_cells_without_kernels_are_read_as_before(tmp_path):
-    Store(tmp_path).save("a--b.parquet", cell("a", (0.1,)).drop(columns="key"), {"records": 2})
+    Store(tmp_path).save("a--b.parquet", Contents(cell("a", (0.1,)), {"records": REVISION}, None))
     assert Store(tmp_path).all_kernels() == []

@@ -289,9 +289,9 @@ def test_a_run_measures_once(measured):
 
 
 def test_a_confined_attack_runs_where_it_is_asked_for_and_on_its_own_number_of_images(measured):
-    from manifold_bench.bench.records.store import Store
+    from manifold_bench.bench.records.results import Results
 
-    rows, _ = Store(measured[1]).load()
+    rows = Results.load(measured[1]).records
     sizes = rows.groupby(["defense", "attack"]).size().to_dict()
     assert sizes == {("undefended", "clean"): 4, ("net", "clean"): 4, ("net", "fgsm"): 3}
 

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from handmade import REJECT, cell, identities, run
+from handmade import REJECT, a_run, cell, run
 
 from manifold_bench.bench.metrics.robustness import summary
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
-from manifold_bench.bench.report import pictures, plots
+from manifold_bench.bench.report import grids, pictures, plots
 
 LABELS = [0] * 10
 PIXELS = np.arange(64, dtype=np.uint8).tobytes()
@@ -27,7 +27,7 @@ def records():
 
 @pytest.fixture(scope="module")
 def drawn(records):
-    return dict(plots._figures(records, summary(records), identities(records)))
+    return dict(plots._figures(a_run(records, minimal=("deepfool",)), summary(records)))
 
 
 def texts(figure):
@@ -36,7 +36,7 @@ def texts(figure):
 
 def test_every_plot_is_written_as_svg_and_png_and_the_same_each_time(records, tmp_path):
     for folder in (tmp_path / "once", tmp_path / "again"):
-        paths = plots.write_plots(records, summary(records), identities(records), folder)
+        paths = plots.write_plots(a_run(records), summary(records), folder)
     names = ["digits--linf--curves", "digits--linf--heatmap", "digits--images--1"]
     assert [path.stem for path in paths] == names
     for name in names:
@@ -72,13 +72,13 @@ def test_the_image_grid_shows_the_largest_strength_and_what_the_defense_says(dra
     for channel in range(3):
         np.testing.assert_array_equal(first[:, :, channel], np.arange(64).reshape(8, 8))
     assert (change == 128).all()  # nothing was changed
-    assert (seen == plots.NO_IMAGE).all()  # the defense makes none
+    assert (seen == grids.NO_IMAGE).all()  # the defense makes none
     assert (canvas[:8, 8] == 255).all()
 
 
 def figures_of(*cells):
     records = run(*cells)
-    return dict(plots._figures(records, summary(records), identities(records)))
+    return dict(plots._figures(a_run(records, minimal=("deepfool",)), summary(records)))
 
 
 def test_risk_over_coverage_clean_and_attacked_with_the_deployed_points():

@@ -11,8 +11,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from manifold_bench.bench import compare, run
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.records.store import Store
-from manifold_bench.bench.report import writing as report
+from manifold_bench.bench.records.results import Results
+from manifold_bench.bench.report import __main__ as report
 from manifold_bench.bench.running.url_folder import at_hand
 
 MATRIX = """
@@ -41,8 +41,8 @@ def test_a_run_at_a_url_is_the_run_of_a_folder(url, tmp_path, monkeypatch, capsy
     with at_hand(url, "test") as (there, _):
         files = {str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()}
         assert files == {str(p.relative_to("here")) for p in Path("here").rglob("*") if p.is_file()}
-        rows, _ = Store(there).load()
-    own, _ = Store(Path("here")).load()
+        rows = Results.load(there).records
+    own = Results.load(Path("here")).records
     pd.testing.assert_frame_equal(rows.drop(columns="seconds"), own.drop(columns="seconds"))
     assert not list(Path().glob("memory*"))
 

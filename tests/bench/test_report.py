@@ -10,6 +10,7 @@ from handmade import REJECT, cell, run, write_run
 
 from manifold_bench.bench import compare
 from manifold_bench.bench.metrics.robustness import SUMMARY_COLUMNS
+from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 from manifold_bench.bench.report import plots
 from manifold_bench.bench.report.__main__ import main
@@ -37,7 +38,7 @@ def folder(tmp_path_factory):
     folder = write_run(tmp_path_factory.mktemp("runs") / "run", run(*CELLS))
     (folder / "plots").mkdir()
     (folder / "plots" / "gone.png").touch()
-    write_report(folder)
+    write_report(Results.load(folder))
     return folder
 
 
@@ -50,11 +51,7 @@ def test_all_of_it_is_written(folder):
         "report.md",
         "report.html",
         "diagnosis.json",
-        *(
-            f"tables/digits--diagnosis--{kind}.{ending}"
-            for kind in ("verdicts", "evidence")
-            for ending in ("md", "tex")
-        ),
+        *(f"tables/digits--diagnosis--{kind}.{ending}" for kind in ("results", "evidence") for ending in ("md", "tex")),
         *(
             f"tables/digits--{norm}--{kind}.{ending}"
             for norm in ("linf", "l2")

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifold_bench.bench.metrics import robustness as figures
-from manifold_bench.bench.metrics.robustness import MissingCells
 from manifold_bench.bench.metrics.selective import (
     DEPLOYED,
     MATCHED_COLUMNS,
@@ -22,6 +21,7 @@ from manifold_bench.bench.metrics.selective import (
     risk_coverage,
     threshold_at,
 )
+from manifold_bench.bench.metrics.shares import MissingCells
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 
 

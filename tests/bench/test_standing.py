@@ -6,19 +6,21 @@ import io
 
 import numpy as np
 import pytest
-from handmade import REJECT, cell, run
+from handmade import REJECT, a_run, cell, run
 from rich.console import Console
 
+from manifold_bench.bench.metrics.optimality import attack_figures
 from manifold_bench.bench.metrics.ranking import rank, standing
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
+from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.ranking import (
     attack_lines,
     named_lines,
-    print_standing,
     standing_lines,
     standing_paragraphs,
     standing_tables,
 )
+from manifold_bench.bench.report.screen import print_report
 
 N = 20
 SOME = [0] * N
@@ -51,12 +53,12 @@ def test_every_other_defense_is_compared_input_by_input():
     assert len(table) == 6  # three others, clean and attacked
     weak, strong, alike = (row(table, other) for other in ("weak", "strong", "alike"))
     assert (weak["own_share"], weak["other_share"], weak["n"]) == (0.8, pytest.approx(0.3), N)
-    assert (weak["gained"], weak["lost"], weak["verdict"]) == (10, 0, "+")
+    assert (weak["gained"], weak["lost"], weak["sign"]) == (10, 0, "+")
     assert weak["p"] == pytest.approx(6 * 2 / 2**10)  # Holm: the smallest of six
     # four lost of four, p = 1/8 alone: more than chance allows in six comparisons
-    assert (strong["gained"], strong["lost"], strong["verdict"], strong["p"]) == (0, 4, "~", pytest.approx(5 / 8))
-    assert (alike["gained"], alike["lost"], alike["verdict"]) == (4, 4, "~")
-    assert row(table, "weak", 0)["verdict"] == "="
+    assert (strong["gained"], strong["lost"], strong["sign"], strong["p"]) == (0, 4, "~", pytest.approx(5 / 8))
+    assert (alike["gained"], alike["lost"], alike["sign"]) == (4, 4, "~")
+    assert row(table, "weak", 0)["sign"] == "="
     attacked = table[table["eps"] == 0.1]
     assert rank(attacked) == (2, 4)  # strong is better; alike is no worse
 
@@ -75,14 +77,14 @@ def test_what_has_no_figures_is_not_compared_and_what_is_partial_says_so():
     failed = cell(labels=SOME, defense="broken", status="failed", reason="out of memory")
     table = standing(run(RECORDS, failed), "mine")
     broken = row(table, "broken")
-    assert (broken["verdict"], broken["reason"]) == ("x", "broken: failed: a (out of memory)")
+    assert (broken["sign"], broken["reason"]) == ("x", "broken: failed: a (out of memory)")
     assert rank(table[table["eps"] == 0.1]) == (2, 4)
     second = [
         beaten(0, attack="b", defense="mine"),
         cell("b", labels=SOME, defense="weak", status="failed", reason="timed out"),
     ]
     weak = row(standing(run(RECORDS, *second), "mine"), "weak")
-    assert (weak["verdict"], weak["reason"]) == ("+", "weak: over a; failed: b (timed out)")
+    assert (weak["sign"], weak["reason"]) == ("+", "weak: over a; failed: b (timed out)")
     (shown,) = standing_tables(run(RECORDS, failed, *second), "mine")
     texts = {line[0]: line[-1] for line in shown.rows}
     assert texts["broken"] == "not compared (2)" and texts["weak"].endswith("‡ (1)")
@@ -119,7 +121,7 @@ def test_the_table_begins_with_the_defense_and_goes_on_with_the_best():
 
 def test_an_attack_is_told_beside_the_others():
     both = [beaten(n, attack="b", defense=defense, passes=(2, 0)) for defense, n in (("mine", 2), ("weak", 14))]
-    lines = attack_lines(run(RECORDS, *both), "b")
+    lines = attack_lines(attack_figures(run(RECORDS, *both)), "b")
     assert lines[0] == (
         "digits, L∞, mine: success 10.0 [2.8, 30.1] % within ε = 0.1, 2 + 0 passes, median distance ∞, "
         "optimality 50.0, rank 2 of 2"
@@ -127,13 +129,13 @@ def test_an_attack_is_told_beside_the_others():
     assert lines[1].endswith("median distance 0.100, optimality 100.0, rank 1 of 2")
     assert lines[2] == "digits, L∞: mean optimality over 2 defenses 75.0"
     failed = cell("b", labels=SOME, defense="mine", status="failed", reason="why")
-    assert attack_lines(run(RECORDS, failed), "b") == ["digits, L∞, mine: failed: why"]
+    assert attack_lines(attack_figures(run(RECORDS, failed)), "b") == ["digits, L∞, mine: failed: why"]
 
 
 def test_what_was_named_and_what_was_borrowed_is_told():
     borrowed = [{"folder": "results/baselines/quick", "code": "abc", "started": "2026-01-01", "jobs": 7}]
     told = {"named": {"defenses": ["mine", "gone"], "attacks": ["a"]}, "borrowed": borrowed}
-    named = named_lines(RECORDS, told)
+    named = named_lines(RECORDS, attack_figures(RECORDS), told)
     paragraphs = standing_paragraphs(named, told)
     assert paragraphs[0].startswith("**mine** on digits, clean: 100.0 %")
     assert paragraphs[1].startswith("**mine** on digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak")
@@ -141,13 +143,14 @@ def test_what_was_named_and_what_was_borrowed_is_told():
     assert not any("gone" in text for text in paragraphs)
     assert paragraphs[-1] == "7 jobs from the baseline results/baselines/quick (code abc, 2026-01-01), not run again."
     console = Console(width=110, record=True, file=io.StringIO())
-    print_standing(named, console)
+    print_report(Report.of(a_run(RECORDS, **told)), console)
     shown = console.export_text()
-    assert "How mine stands:\n  digits, clean" in shown and "rank 2 of 4" in shown and "How a stands" in shown
+    for name, lines in named.items():
+        assert name in shown and all(line.split(";")[0] in shown for line in lines)
 
 
 def test_clean_rejections_are_no_right_answers():
     shy = cell(CLEAN, labels=SOME, clean=[REJECT] * 10 + [0] * 10, defense="shy")
     clean = row(standing(run(RECORDS, shy), "mine"), "shy", 0)
-    assert (clean["own_share"], clean["other_share"], clean["verdict"]) == (1, 0.5, "+")
+    assert (clean["own_share"], clean["other_share"], clean["sign"]) == (1, 0.5, "+")
     assert np.isfinite(clean["p"])

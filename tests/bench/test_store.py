@@ -5,24 +5,22 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from commands import bench_run, command, one_error_line, record_files, records
-from handmade import cell, write_run
+from handmade import StoredJob, cell, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from manifold_bench.bench import compare
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.records.schema import REVISION
+from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.store import IDENTITY, DamagedRecords, Store, checksum_path, file_name
-from manifold_bench.bench.report import writing as report
+from manifold_bench.bench.report import __main__ as report
 from manifold_bench.defenses.identity import key_of
 
 MATRIX = """
@@ -35,26 +33,6 @@ eps = [0.1, 0.2]
 name = "tiny:OutsideBox"
 eps = [0.1]
 """
-
-
-@dataclass
-class StoredJob:
-    """As much of a job as the store looks at."""
-
-    identity: dict[str, Any]
-    label: str = "a"
-    norm: str = "linf"
-    dataset: Any = field(default_factory=lambda: SimpleNamespace(name="digits"))
-    defense: Any = field(default_factory=lambda: SimpleNamespace(label="d"))
-    title: str = "digits / d / a"
-    attack: Any = None
-
-    @property
-    def key(self) -> str:
-        return key_of(self.identity)
-
-    def __post_init__(self) -> None:
-        self.identity = {"records": REVISION} | self.identity
 
 
 def flip_byte(path: Path) -> None:
@@ -90,7 +68,7 @@ def test_damage_is_found_and_named(tmp_path, damage):
     path = sorted(store.folder.glob("*--b--*.parquet"))[0]
     DAMAGES[damage](path)
     with pytest.raises(DamagedRecords) as caught:
-        store.load()
+        Results.load(tmp_path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -131,7 +109,7 @@ def test_records_of_another_version_are_told_from_damaged_ones(tmp_path):
         pq.write_table(table.replace_schema_metadata(metadata), path)
         checksum_path(path).write_text(hashlib.sha256(path.read_bytes()).hexdigest(), encoding="utf-8")
         with pytest.raises(InputError) as caught:
-            store.load()
+            Results.load(tmp_path)
         message = str(caught.value)
         assert not isinstance(caught.value, DamagedRecords) and "\n" not in message
         assert str(path) in message and f"revision {old or 1}" in message and "run its matrix again" in message
@@ -172,17 +150,17 @@ def test_drafts_are_never_read(tmp_path):
     store.write(job, cell("a", (0.1,)).drop(columns="key"))
     for name in (f".{store.path(job).name}.1.tmp", "x.parquet.tmp"):
         (store.folder / name).write_bytes(store.path(job).read_bytes()[:200])
-    rows, _ = store.load()
+    rows = Results.load(tmp_path).records
     assert len(rows) == 4
 
 
 def test_what_the_index_does_not_name_is_not_part_of_the_run(tmp_path):
-    store, old, new = Store(tmp_path), StoredJob({"n": 4}), StoredJob({"n": 5}, label="b")
+    store, old, new = Store(tmp_path), StoredJob({"n": 4}), StoredJob({"n": 5}, names=("digits", "d", "b", "linf"))
     store.write(old, cell("a", (0.1,)).drop(columns="key"))
     store.write(new, cell("b", (0.1,)).drop(columns="key"))
-    assert set(store.load()[0]["attack"]) == {"a", "b"}
+    assert set(Results.load(tmp_path).records["attack"]) == {"a", "b"}
     store.write_index([new])
-    assert set(store.load()[0]["attack"]) == {"b"}
+    assert set(Results.load(tmp_path).records["attack"]) == {"b"}
 
 
 plain = st.one_of(

@@ -2,30 +2,38 @@
 
 import io
 
+import pandas as pd
 import pytest
-from handmade import REJECT, cell, run
+from handmade import REJECT, a_run, cell, run
 from rich.console import Console
 
 from manifold_bench.bench.metrics.robustness import summary
 from manifold_bench.bench.metrics.selective import matched
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
-from manifold_bench.bench.report.screen import print_tables
+from manifold_bench.bench.report.contents import Report
+from manifold_bench.bench.report.screen import print_report
 from manifold_bench.bench.report.table import Table, latex, latex_escaped, markdown
-from manifold_bench.bench.report.tables import selective_tables, tables
+from manifold_bench.bench.report.tables import implausible_cells, selective_tables, tables
 
 LABELS = [0] * 10
 BEATEN = [1] * 4 + [REJECT] + [0] * 5
-FIGURES = summary(
-    run(
-        cell(CLEAN, labels=LABELS, clean=[0] * 9 + [REJECT], defense="plain"),
-        cell("pgd", (0.1, 0.2), LABELS, adv=BEATEN, defense="plain"),
-        cell("cw_l2", (0.1, 0.2), LABELS, defense="plain", status="failed", reason="out of\nmemory | 100 %"),
-        cell("noise", (0.1,), LABELS, adv=[1] * 10, invalid=[0, 1], defense="plain"),
-        cell(CLEAN, labels=LABELS, defense="[odd]"),
-        cell("pgd", (0.1, 0.2), LABELS, defense="[odd]", status="skipped", reason="it has no gradient"),
-    )
+RECORDS = run(
+    cell(CLEAN, labels=LABELS, clean=[0] * 9 + [REJECT], defense="plain"),
+    cell("pgd", (0.1, 0.2), LABELS, adv=BEATEN, defense="plain"),
+    cell("cw_l2", (0.1, 0.2), LABELS, defense="plain", status="failed", reason="out of\nmemory | 100 %"),
+    cell("noise", (0.1,), LABELS, adv=[1] * 10, invalid=[0, 1], defense="plain"),
+    cell(CLEAN, labels=LABELS, defense="[odd]"),
+    cell("pgd", (0.1, 0.2), LABELS, defense="[odd]", status="skipped", reason="it has no gradient"),
 )
-ROBUST, ATTACKS = tables(FIGURES)
+FIGURES = summary(RECORDS)
+
+
+def made(figures: pd.DataFrame) -> list[Table]:
+    """The tables of a summary."""
+    return tables(figures, implausible_cells(figures))
+
+
+ROBUST, ATTACKS = made(FIGURES)
 
 
 def line(table: Table, *start: str) -> dict[str, str]:
@@ -78,27 +86,26 @@ def test_what_was_not_run_is_no_zero():
 
 def test_a_remark_on_the_clean_cell_is_shown():
     remarked = cell(CLEAN, labels=LABELS, reason="its answers depend on the batch")
-    table = tables(summary(run(remarked, cell(labels=LABELS))))[0]
+    table = made(summary(run(remarked, cell(labels=LABELS))))[0]
     assert line(table, "d")["clean accuracy"].endswith(" (1)")
     assert table.notes == ["note: d × clean: its answers depend on the batch"]
 
 
 def test_a_defense_without_a_clean_cell_has_no_clean_figures():
-    assert line(tables(summary(cell(labels=LABELS)))[0], "d")["clean accuracy"] == "–"
+    assert line(made(summary(cell(labels=LABELS)))[0], "d")["clean accuracy"] == "–"
 
 
-FOOLED = summary(
-    run(
-        cell(CLEAN),
-        cell("gaussian", labels=[-1] * 4, adv=[3, REJECT, REJECT, REJECT], norm="fooling"),
-        cell("aimed", labels=[-1] * 4, adv=[REJECT, 1, 1, 1], norm="fooling"),
-        cell("evolved", labels=[-1] * 4, norm="fooling", status="skipped", reason="it has no classes"),
-    )
+NOISE = run(
+    cell(CLEAN),
+    cell("gaussian", labels=[-1] * 4, adv=[3, REJECT, REJECT, REJECT], norm="fooling"),
+    cell("aimed", labels=[-1] * 4, adv=[REJECT, 1, 1, 1], norm="fooling"),
+    cell("evolved", labels=[-1] * 4, norm="fooling", status="skipped", reason="it has no classes"),
 )
+FOOLED = summary(NOISE)
 
 
 def test_noise_has_a_table_of_its_own():
-    (table,) = tables(FOOLED)
+    (table,) = made(FOOLED)
     assert table.name == ("digits", "fooling", "accepted")
     assert [row[1] for row in table.rows] == ["aimed", "evolved", "gaussian", "worst-case"]
     assert line(table, "d", "gaussian")["accepted"] == "25.0 [4.6, 69.9]"
@@ -106,18 +113,18 @@ def test_noise_has_a_table_of_its_own():
     assert line(table, "d", "evolved")["accepted"] == "skipped (1)"
     assert "noise images with which the attack succeeded" in markdown(table)
     console = Console(width=100, record=True, file=io.StringIO())
-    print_tables(FOOLED, console)
+    print_report(Report.of(a_run(NOISE)), console)
     assert "25.0 [4.6, 69.9]" in console.export_text()
 
 
 def test_several_seeds_are_a_mean_a_deviation_and_their_worst():
     seeds = [cell("pgd", labels=LABELS, adv=[1] * n + [0] * (10 - n), seed=n) for n in (1, 3)]
-    robust, attacks = tables(summary(run(cell(CLEAN, labels=LABELS), *seeds)))
+    robust, attacks = made(summary(run(cell(CLEAN, labels=LABELS), *seeds)))
     for table, start in ((robust, ("d",)), (attacks, ("d", "pgd")), (attacks, ("d", "worst-case"))):
         assert line(table, *start)["robust, ε = 0.1"] == "80.0 ± 14.1 (70.0 [39.7, 89.2])"
         assert table.legend.endswith("with its interval).")
     console = Console(width=100, record=True, file=io.StringIO())
-    print_tables(summary(run(cell(CLEAN, labels=LABELS), *seeds)), console)
+    print_report(Report.of(a_run(run(cell(CLEAN, labels=LABELS), *seeds))), console)
     assert "80.0 ± 14.1 (70.0)" in console.export_text()
     assert "seeds" not in ROBUST.legend
 
@@ -133,7 +140,7 @@ SELECTIVE = run(
 
 
 def test_the_selective_table_has_a_row_per_operating_point():
-    (table,) = selective_tables(matched(SELECTIVE), summary(SELECTIVE))
+    (table,) = selective_tables(matched(SELECTIVE), implausible_cells(summary(SELECTIVE)))
     assert table.name == ("digits", "linf", "selective")
     assert table.header[3:] == ["clean coverage", "clean error", "robust, ε = 0.1", "strict, ε = 0.1"]
     assert [row[:2] for row in table.rows] == [["d", "deployed (1)"], ["d", "5 %"], ["plain", "deployed (2)"]]
@@ -152,9 +159,9 @@ def test_the_selective_table_has_a_row_per_operating_point():
 
 def test_where_nothing_is_rejected_or_calibrated_there_is_no_selective_table():
     plain = SELECTIVE[SELECTIVE["defense"] == "plain"]
-    assert not selective_tables(matched(plain), summary(plain))
+    assert not selective_tables(matched(plain), implausible_cells(summary(plain)))
     rejecting = SELECTIVE[SELECTIVE["attack"] != CALIBRATION]
-    (table,) = selective_tables(matched(rejecting), summary(rejecting))
+    (table,) = selective_tables(matched(rejecting), implausible_cells(summary(rejecting)))
     assert [row[1] for row in table.rows] == ["deployed (1)"] * 2
 
 
@@ -166,8 +173,8 @@ def test_an_implausible_figure_is_marked_in_every_table():
         cell(CLEAN, labels=some, defense="plain"),
         cell("pgd", (0.1, 0.2), some, defense="plain", adv={0.1: [1] * 25 + [0] * 25, 0.2: [1] * 50}),
     )
-    robustness, attacks = tables(summary(weak))
-    (selective,) = selective_tables(matched(weak, ()), summary(weak))
+    robustness, attacks = made(summary(weak))
+    (selective,) = selective_tables(matched(weak, ()), implausible_cells(summary(weak)))
     for table, start in ((robustness, ("d",)), (attacks, ("d", "worst-case")), (selective, ("d", "deployed"))):
         assert line(table, *start)["robust, ε = 0.2"] == "98.0 [89.5, 99.6] §(1)"
         (note,) = table.notes
@@ -206,7 +213,7 @@ def test_latex_escapes(plain, escaped):
 
 def test_the_screen_shows_both_tables_within_100_columns():
     console = Console(width=100, record=True, file=io.StringIO())
-    print_tables(FIGURES, console)
+    print_report(Report.of(a_run(RECORDS)), console)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
     for expected in ("[odd]", "worst case over attacks", "under each attack", "clean", "rej.", "failed", "skipped"):

@@ -46,10 +46,9 @@ def record_files(out: Path) -> dict[str, tuple[int, int]]:
 
 def records(out: Path) -> pd.DataFrame:
     """All records of a run but the seconds, in an order of their own."""
-    from manifold_bench.bench.records.store import Store
+    from manifold_bench.bench.records.results import Results
 
-    rows, _ = Store(out).load()
-    return rows.drop(columns="seconds").sort_values(["key", "eps", "sample"], ignore_index=True)
+    return Results.load(out).records.drop(columns="seconds").sort_values(["key", "eps", "sample"], ignore_index=True)
 
 
 def figures(out: Path) -> pd.DataFrame:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
-from manifold_bench.bench.metrics.paired import CELL_COLUMNS, Run
+from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, IMAGE_COLUMNS, REVISION, typed
-from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.records.store import Entry, Store
+from manifold_bench.defenses.identity import key_of
 
 REJECT = -7
 """An answer in the lists below that stands for a rejection."""
@@ -154,24 +155,55 @@ def identities(records: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return found
 
 
-def a_run(records: pd.DataFrame, ids: dict[str, dict[str, Any]] | None = None, **told: Any) -> Run:
-    """A run to compare, with these identities (identities(records) where not given) and run.json."""
-    cells = dict(list(records.groupby(list(CELL_COLUMNS))))
-    return Run(cast(Any, cells), identities(records) if ids is None else ids, told)
+def a_run(
+    records: pd.DataFrame,
+    ids: dict[str, dict[str, Any]] | None = None,
+    *,
+    folder: Path = Path("a run"),
+    minimal: Collection[str] = (),
+    **told: Any,
+) -> Results:
+    """Results of a run, with these identities (identities(records) where not given) and run.json.
+
+    minimal: names of the attacks that look for smallest perturbations.
+    """
+    known = identities(records) if ids is None else ids
+    index = {key: Entry(f"{key}.parquet", minimal=one["attack"]["label"] in minimal) for key, one in known.items()}
+    return Results(folder, records, records[:0], known, index, run=told)
 
 
-def write_run(folder: Path, records: pd.DataFrame) -> Path:
-    """Stores the records as a run's output folder, a file per job; returns the folder."""
+@dataclass
+class StoredJob:
+    """As much of a job as the store looks at."""
+
+    identity: dict[str, Any]
+    names: tuple[str, str, str, str] = ("digits", "d", "a", "linf")
+    facts: dict[str, Any] = field(default_factory=dict)
+    title: str = "digits / d / a"
+    long_key: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.long_key or key_of(self.identity)
+
+    def __post_init__(self) -> None:
+        self.identity = {"records": REVISION} | self.identity
+
+
+def write_run(folder: Path, records: pd.DataFrame, families: Mapping[str, str] | None = None) -> Path:
+    """Stores the records as a run's output folder, a file per job; returns the folder.
+
+    families: of the defenses, for an index; without them there is none.
+    """
     known = identities(records)
+    jobs = []
     for key, rows in records.groupby("key"):
         identity = known[str(key)]
-        job = SimpleNamespace(
-            dataset=SimpleNamespace(name=identity["dataset"]["name"]),
-            defense=SimpleNamespace(label=identity["defense"]["label"]),
-            label=identity["attack"]["label"],
-            norm=identity["norm"],
-            identity=identity,
-            key=hashlib.sha256(str(key).encode()).hexdigest(),
-        )
-        Store(folder).write(cast(Any, job), rows)
+        defense = identity["defense"]["label"]
+        names = (identity["dataset"]["name"], defense, identity["attack"]["label"], identity["norm"])
+        facts = {"family": families[defense]} if families and defense in families else {}
+        jobs.append(StoredJob(identity, names, facts, long_key=hashlib.sha256(str(key).encode()).hexdigest()))
+        Store(folder).write(jobs[-1], rows)
+    if families:
+        Store(folder).write_index(jobs)
     return folder

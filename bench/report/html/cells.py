@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics.robustness import FOOLING
-from manifold_bench.bench.metrics.selective import implausible
+from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.records.schema import CLEAN, IMAGE_COLUMNS, WORST_CASE
+from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.html.images import Image, Images
 from manifold_bench.bench.report.html.reproduce import command
 from manifold_bench.bench.report.pictures import answer_text, difference, pictured, pixels, shown_inputs, truth_text
-from manifold_bench.bench.report.plots import matrix_columns, shade
-from manifold_bench.bench.report.tables import Marks, find
-from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent, percent_interval
+from manifold_bench.bench.report.style import shade
+from manifold_bench.bench.report.tables import Marks, Panel, Row, keyed, matrix_columns
+from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
 
 IMAGE_BUDGET = 2_000_000
 
@@ -101,59 +102,42 @@ COST = ("forward passes per input", "backward passes per input", "seconds")
 class Cells:
     """Every cell of a run by (data set, defense, attack, norm), the clean ones once for each data set and defense."""
 
-    def __init__(
-        self,
-        records: pd.DataFrame,
-        summary: pd.DataFrame,
-        identities: Mapping[str, dict[str, Any]],
-        run: Mapping[str, Any],
-        budget: int = IMAGE_BUDGET,
-    ) -> None:
-        """records, summary, identities: as bench.plots.write_plots takes them; run: run.json.
-
-        budget: characters that images may take; beyond, fewer inputs of each cell are shown.
-        """
-        self.run, self.identities = run, identities
-        self.checks = implausible(summary)
-        self.keys = {key: list(rows["key"].unique()) for key, rows in records.groupby(CELL, sort=False)}
-        pictures: dict[Any, pd.DataFrame] = dict(iter(pictured(records).groupby(CELL, sort=False)))
+    def __init__(self, report: Report, budget: int = IMAGE_BUDGET) -> None:
+        """budget: characters that images may take; beyond, fewer inputs of each cell are shown."""
+        results, summary = report.results, report.summary
+        self.run, self.identities, self.implausible = results.run, results.identities, report.implausible
+        self.keys = {key: list(rows["key"].unique()) for key, rows in results.records.groupby(CELL, sort=False)}
+        pictures: dict[Any, pd.DataFrame] = dict(iter(pictured(results.records).groupby(CELL, sort=False)))
         for shown in SHOWN_INPUTS:
             self.images = Images()
             inputs = {key: self._inputs(key, rows, shown) for key, rows in pictures.items()}
             if self.images.size <= budget:
                 break
         self.all: dict[tuple[str, str, str, str], Cell] = {}
-        for (dataset, defense, attack, norm), rows in summary.groupby(CELL, sort=False):
-            key = (str(dataset), str(defense), str(attack), str(norm))
-            strength = "" if key not in pictures or norm == FOOLING else eps_text(pictures[key]["eps"].iloc[0])
-            self.all[key] = self._cell(key, rows, summary, inputs.get(key, []), strength)
+        for (dataset, defense, norm), same in summary.groupby(["dataset", "defense", "norm"], sort=False):
+            attacks = [str(name) for name in same["attack"].unique() if name != WORST_CASE]
+            for attack, rows in same.groupby("attack", sort=False):
+                key = (str(dataset), str(defense), str(attack), str(norm))
+                again = command(self.run, *key[:2], attacks if attack == WORST_CASE else [key[2]], key[3])
+                strength = "" if key not in pictures or norm == FOOLING else eps_text(pictures[key]["eps"].iloc[0])
+                self.all[key] = self._cell(key, rows, again, inputs.get(key, []), strength)
 
     def find(self, dataset: str, defense: str, attack: str, norm: str) -> Cell | None:
         return self.all.get((dataset, defense, attack, "none" if attack == CLEAN else norm))
 
     def _cell(
-        self,
-        key: tuple[str, str, str, str],
-        rows: pd.DataFrame,
-        summary: pd.DataFrame,
-        inputs: list[Input],
-        pictured_at: str,
+        self, key: tuple[str, str, str, str], rows: pd.DataFrame, again: str | None, inputs: list[Input], pictured: str
     ) -> Cell:
-        dataset, defense, attack, norm = key
-        same = summary[(summary["dataset"] == dataset) & (summary["defense"] == defense) & (summary["norm"] == norm)]
-        marks = Marks(same, self.checks)
-        attacks = [attack]
-        if attack == WORST_CASE:
-            attacks = [name for name in same["attack"].unique() if name != WORST_CASE]
+        marks = Marks(rows, self.implausible)
         return Cell(
-            f"c{len(self.all) + 1}", dataset, defense, attack, norm,
-            header=_header(attack, norm),
-            strengths=[_strength(row, marks) for _, row in rows.iterrows()],
+            f"c{len(self.all) + 1}", *key,
+            header=_header(key[2], key[3]),
+            strengths=[_strength(row, marks) for row in rows.to_dict("records")],
             notes=marks.notes,
-            command=command(self.run, dataset, defense, attacks, norm),
+            command=again,
             facts=self._facts(key),
             inputs=inputs,
-            pictured_at=pictured_at,
+            pictured_at=pictured,
         )  # fmt: skip
 
     def _facts(self, key: tuple[str, str, str, str]) -> list[tuple[str, str]]:
@@ -203,7 +187,7 @@ def _header(attack: str, norm: str) -> list[str]:
     return [*COMMON, *(() if attack == CLEAN else ATTACKED), *COST]
 
 
-def _strength(row: pd.Series, marks: Marks) -> Strength:
+def _strength(row: Row, marks: Marks) -> Strength:
     """The figures of a summary row, in the order of _header."""
     eps = NOT_RUN if row["attack"] == CLEAN or np.isinf(row["eps"]) else eps_text(row["eps"])
     width = len(_header(row["attack"], row["norm"]))
@@ -230,35 +214,29 @@ def _count(passes: float) -> str:
     return f"{passes:,.0f}" if passes >= 10 else f"{passes:.1f}"
 
 
-def heat_map(
-    dataset: str,
-    norm: str,
-    clean: pd.DataFrame,
-    attacked: pd.DataFrame,
-    cells: Cells,
-    flags: Mapping[tuple[str, str], str] = {},
-) -> HeatMap:
-    """Robust accuracy, or for noise images the share that is accepted; arguments as tables.panels gives them.
+def heat_map(panel: Panel, cells: Cells, flags: Mapping[tuple[str, str], str] = {}) -> HeatMap:
+    """Robust accuracy, or for noise images the share that is accepted.
 
     flags: (data set, defense) → the checks of the diagnosis that it fails.
     """
+    dataset, norm, clean, attacked = panel
     own = {defense: reason for (there, defense), reason in flags.items() if there == dataset}
-    marks = Marks(attacked, cells.checks, flags=own)
-    columns = matrix_columns(attacked, with_clean=norm != FOOLING)
-    everything = pd.concat([clean, attacked])
+    marks = Marks(attacked, cells.implausible, own)
+    columns = matrix_columns(panel)
+    at = keyed(pd.concat([clean, attacked]), "defense", "attack", "eps")
     rows = []
-    for defense in sorted({*clean["defense"], *attacked["defense"]}):
-        fields = []
-        for attack, eps in columns:
-            row = find(everything, defense=defense, attack=attack, eps=eps)
-            fields.append(_field(row, norm, marks, cells.find(dataset, defense, attack, norm)))
+    for defense in panel.defenses:
+        fields = [
+            _field(at.get((defense, attack, eps)), norm, marks, cells.find(dataset, defense, attack, norm))
+            for attack, eps in columns
+        ]
         rows.append((marks.defense(defense), fields))
     figure = "noise images accepted" if norm == FOOLING else "robust accuracy"
     heads = [(attack, "" if attack == CLEAN or np.isinf(eps) else f"ε = {eps_text(eps)}") for attack, eps in columns]
     return HeatMap(f"{dataset}, {norm_text(norm)}", figure, heads, rows, marks.notes)
 
 
-def _field(row: pd.Series | None, norm: str, marks: Marks, cell: Cell | None) -> Field:
+def _field(row: Row | None, norm: str, marks: Marks, cell: Cell | None) -> Field:
     figure = "error" if norm == FOOLING else "robust_accuracy"
     text = marks.cell(row, figure, lambda share, _: percent(share))
     if row is None or cell is None or np.isnan(row[figure]):

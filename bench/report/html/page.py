@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,20 +14,17 @@ from markupsafe import Markup, escape
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.robustness import FOOLING
-from manifold_bench.bench.metrics.selective import implausible
-from manifold_bench.bench.planning import registry
 from manifold_bench.bench.records.provenance import kernels_text
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.records.store import file_name
-from manifold_bench.bench.report.diagnosis import flags
+from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.html.cells import Cell, Cells, heat_map
-from manifold_bench.bench.report.plots import shade
-from manifold_bench.bench.report.table import Table
-from manifold_bench.bench.report.tables import Marks, find, panels, robust_legend
+from manifold_bench.bench.report.style import shade
+from manifold_bench.bench.report.tables import Marks, Panel, Row, keyed, panels, robust_legend
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
 
 SYMBOLS = {"pass": "✓", "warn": "!", "fail": "✗", "not run": NOT_RUN}
-"""Of the diagnosis' verdicts; the word always stands beside."""
+"""Of the diagnosis' results; the word always stands beside."""
 
 
 @dataclass(frozen=True)
@@ -66,54 +61,40 @@ class Drawing:
     svg: Markup
 
 
-def write_page(
-    folder: Path,
-    records: pd.DataFrame,
-    identities: Mapping[str, dict[str, Any]],
-    summary: pd.DataFrame,
-    run: Mapping[str, Any],
-    verdicts: list[str],
-    claims: list[Table],
-    measurements: list[Table],
-    tables: list[Table],
-    pictures: list[tuple[str, str, str]],
-) -> Path:
-    """Writes report.html into a run's folder, whose plots are drawn already; returns its path.
-
-    records, identities: Store.load; summary: robustness.summary; run: run.json; verdicts: Markdown
-    paragraphs on central claims; pictures: data set, defense and measurement of those that drew some.
-    """
-    if "seed" in run:  # of a run before there could be several
-        run = {**run, "seeds": [run["seed"]]}
-    cells = Cells(records, summary, identities, run)
-    diagnosis = read_diagnosis(folder)
-    failed = flags({"defenses": diagnosis})
-    page = _environment().get_template("report.html.jinja")
-    text = page.render(
-        name=folder.resolve().name,
-        run=run,
-        counts=cell_counts(summary),
-        leaderboard=leaderboard(summary, identities, run, diagnosis),
-        legend=robust_legend(summary),
-        maps=[heat_map(*panel, cells, failed) for panel in _panels(summary)],
-        scale=[shade(share)[0] for share in np.linspace(0, 1, 11)],
-        cells=list(cells.all.values()),
-        drawings=list(_drawings(summary, folder / "plots")),
-        outcomes=list(_outcomes(folder / "plots")),
-        galleries=galleries(summary, cells),
-        diagnosis=diagnosis,
-        symbols=SYMBOLS,
-        verdicts=[_bold(paragraph) for paragraph in verdicts],
-        claims=claims,
-        measurements=measurements,
-        tables=tables,
-        pictures=[
-            _drawing(folder / "plots" / f"{file_name(*parts)}.svg", f"{parts[0]}, {parts[1]}: images, {parts[2]}")
-            for parts in pictures
-        ],
-        images=cells.images.stored,
+def write_page(report: Report) -> Path:
+    """Writes report.html into a run's folder, whose plots are drawn already; returns its path."""
+    results, summary = report.results, report.summary
+    cells, plots = Cells(report), results.folder / "plots"
+    pictures = [(r["dataset"], r["defense"], r["measurement"]) for r in results.measurements if "pictures" in r]
+    text = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            name=results.folder.resolve().name,
+            run=results.run,
+            counts=report.counts,
+            leaderboard=leaderboard(report),
+            legend=robust_legend(summary),
+            maps=[heat_map(panel, cells, report.flags) for panel in _panels(summary)],
+            scale=[shade(share)[0] for share in np.linspace(0, 1, 11)],
+            cells=list(cells.all.values()),
+            drawings=list(_drawings(summary, plots)),
+            outcomes=list(_outcomes(plots)),
+            galleries=galleries(summary, cells),
+            diagnosis=report.diagnosis["defenses"],
+            symbols=SYMBOLS,
+            conclusions=[_bold(paragraph) for paragraph in report.paragraphs],
+            claims=report.claim_tables,
+            measurements=report.measurement_tables,
+            tables=report.tables,
+            pictures=[
+                _drawing(plots / f"{file_name(*parts)}.svg", f"{parts[0]}, {parts[1]}: images, {parts[2]}")
+                for parts in pictures
+            ],
+            images=cells.images.stored,
+        )
     )
-    path = folder / "report.html"
+    path = results.folder / "report.html"
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -132,102 +113,84 @@ def _environment() -> Environment:
     return environment
 
 
-def cell_counts(summary: pd.DataFrame) -> str:
-    """`46 ok, 0 failed, 4 skipped`: cells at each ε, worst cases not counted."""
-    cells = summary.loc[summary["attack"] != WORST_CASE, "status"].value_counts()
-    return ", ".join(f"{cells.get(status, 0)} {status}" for status in ("ok", "failed", "skipped"))
-
-
-def leaderboard(
-    summary: pd.DataFrame,
-    identities: Mapping[str, dict[str, Any]],
-    run: Mapping[str, Any],
-    diagnosis: list[dict[str, Any]],
-) -> Leaderboard:
+def leaderboard(report: Report) -> Leaderboard:
     """A row for each data set, defense, norm and ε: the clean figures beside the worst case over attacks.
 
     Noise images have no robust accuracy; how many of them are accepted stands beside, where the run tried.
     """
+    summary, results = report.summary, report.results
     fooled = summary[(summary["norm"] == FOOLING) & (summary["attack"] == WORST_CASE)]
-    names = {identity["defense"]["label"]: identity["defense"]["name"] for identity in identities.values()}
-    names |= {entry["label"]: entry["name"] for entry in run.get("matrix", {}).get("defenses", [])}
-    families = {label: family(name) for label, name in names.items()}
-    verdicts = {(told["dataset"], told["defense"]): told["verdict"] for told in diagnosis}
-    checks = implausible(summary)
+    accepting = keyed(fooled, "dataset", "defense")
+    families = {results.identities[key]["defense"]["label"]: entry.family for key, entry in results.index.items()}
+    diagnosed = {(one["dataset"], one["defense"]): one["result"] for one in report.diagnosis["defenses"]}
     entries: list[Entry] = []
-    notes: list[str] = []
     strengths: dict[str, list[str]] = {}
-    for dataset, norm, clean, attacked in _panels(summary):
+    marks = Marks(summary, report.implausible)
+    for panel in _panels(summary):
+        dataset, norm, clean, attacked = panel
         if norm == FOOLING:
             continue
-        marks = Marks(attacked, checks, notes)
         ladder = sorted(attacked["eps"].unique())
         known = strengths.setdefault(norm, [])
         known += [eps_text(eps) for eps in ladder if eps_text(eps) not in known]
-        for defense in sorted({*clean["defense"], *attacked["defense"]}):
-            unattacked = find(clean, defense=defense)
+        unattacked = keyed(clean, "defense")
+        worst = keyed(attacked[attacked["attack"] == WORST_CASE], "defense", "eps")
+        single = attacked[(attacked["attack"] != WORST_CASE) & (attacked["status"] == "ok")]
+        alone = dict(iter(single.groupby("defense")))
+        for defense in panel.defenses:
+            before = unattacked.get(defense)
             for eps in ladder:
-                worst = find(attacked, defense=defense, attack=WORST_CASE, eps=eps)
+                at = worst.get((defense, eps))
                 figures = [
-                    _shown(marks, worst, "robust_accuracy"),
-                    _shown(marks, worst, "strict_robust_accuracy"),
-                    _shown(marks, unattacked, "accuracy"),
-                    _shown(marks, unattacked, "rejection"),
-                    _median(worst),
-                    (NOT_RUN, None) if worst is None else (f"{worst['n']:,}", float(worst["n"])),
+                    _shown(marks, at, "robust_accuracy"),
+                    _shown(marks, at, "strict_robust_accuracy"),
+                    _shown(marks, before, "accuracy"),
+                    _shown(marks, before, "rejection"),
+                    _median(at),
+                    (NOT_RUN, None) if at is None else (f"{at['n']:,}", float(at["n"])),
                 ]
                 if len(fooled):
-                    figures.append(_shown(marks, find(fooled, dataset=dataset, defense=defense), "error"))
-                alone = strongest(attacked, unattacked, defense, eps)
-                verdict = verdicts.get((dataset, defense), "not run")
-                kind = families.get(defense, "other")
+                    figures.append(_shown(marks, accepting.get((dataset, defense)), "error"))
                 entries.append(
                     Entry(
-                        dataset, norm, norm_text(norm), kind, eps_text(eps), eps == ladder[-1],
-                        defense, figures, alone, verdict,
+                        dataset, norm, norm_text(norm), families.get(defense, "other"), eps_text(eps),
+                        eps == ladder[-1], defense, figures,
+                        strongest=strongest(alone.get(defense, single[:0]), before, eps),
+                        diagnosis=diagnosed.get((dataset, defense), "not run"),
                     )
                 )  # fmt: skip
     for known in strengths.values():
         known.sort(key=lambda text: float(text.replace("∞", "inf")))
     header = ["robust", "strict", "clean accuracy", "clean rejection", "median distance", "n attacked"]
-    return Leaderboard(header + ["noise accepted"] * bool(len(fooled)), entries, strengths, notes)
+    return Leaderboard(header + ["noise accepted"] * bool(len(fooled)), entries, strengths, marks.notes)
 
 
-def _shown(marks: Marks, row: pd.Series | None, figure: str) -> tuple[str, float | None]:
+def _shown(marks: Marks, row: Row | None, figure: str) -> tuple[str, float | None]:
     text = marks.cell(row, figure)
     return text, None if row is None or np.isnan(row[figure]) else float(row[figure])
 
 
-def _median(row: pd.Series | None) -> tuple[str, float | None]:
+def _median(row: Row | None) -> tuple[str, float | None]:
     if row is None or row["status"] in ("failed", "skipped"):
         return NOT_RUN, None
     return distance_text(row["median_distance"]), float(row["median_distance"])
 
 
-def _panels(summary: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame, pd.DataFrame]]:
+def _panels(summary: pd.DataFrame) -> list[Panel]:
     """`tables.panels`, what is no norm of a perturbation behind the others of its data set."""
-    return sorted(panels(summary), key=lambda panel: (panel[0], panel[1] == FOOLING))
+    return sorted(panels(summary), key=lambda panel: (panel.dataset, panel.norm == FOOLING))
 
 
-def strongest(attacked: pd.DataFrame, clean: pd.Series | None, defense: str, eps: float) -> str:
-    """The attacks that alone leave least within ε: `pgd: 47.5`."""
-    mine = (attacked["defense"] == defense) & (attacked["attack"] != WORST_CASE) & (attacked["status"] == "ok")
-    alone = attacked[mine & (attacked["eps"] <= eps)].groupby("attack", sort=False)["robust_accuracy"].min().dropna()
+def strongest(attacked: pd.DataFrame, clean: Row | None, eps: float) -> str:
+    """The attacks that alone leave least within ε: `pgd: 47.5`. attacked: summary rows of single attacks, all ok."""
+    alone = attacked[attacked["eps"] <= eps].groupby("attack", sort=False)["robust_accuracy"].min().dropna()
     if alone.empty:
         return NOT_RUN
     if clean is not None and alone.min() >= clean["robust_accuracy"]:
-        return "no attack did anything"
+        return "no attack succeeded"
     names = list(alone.index[alone == alone.min()])
     others = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return f"{', '.join(names[:2])}{others}: {percent(alone.min())}"
-
-
-def family(name: str) -> str:
-    """The kind of defense that one is, by its name: what its class says of itself, if that can be found here."""
-    try:
-        return str(registry.find("defenses", name).family)
-    except InputError:
-        return "other"
 
 
 def galleries(summary: pd.DataFrame, cells: Cells) -> list[tuple[str, list[Cell]]]:
@@ -300,14 +263,3 @@ def _unbroken(text: str) -> Markup:
 def _bold(paragraph: str) -> Markup:
     """Text in which **…** is strong, as Markdown has it, and nothing else means anything."""
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(paragraph))))
-
-
-def read_diagnosis(folder: Path) -> list[dict[str, Any]]:
-    """The verdicts of diagnosis.json, an entry for each data set and defense; none where there is no such file."""
-    path = folder / "diagnosis.json"
-    if not path.exists():
-        return []
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["defenses"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); run again") from error

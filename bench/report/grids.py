@@ -1,0 +1,80 @@
+"""Grids of images: what was attacked and seen, and what a measurement shows."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from manifold_bench.bench.metrics.robustness import FOOLING
+from manifold_bench.bench.records.schema import IMAGE_COLUMNS
+from manifold_bench.bench.report.pictures import answer_text, difference, pixels, shown_inputs, truth_text
+from manifold_bench.bench.report.style import OKABE_ITO, folded, new_figure
+from manifold_bench.bench.text import eps_text, norm_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+NO_IMAGE = 230
+"""The grey that stands where the defense makes no image."""
+
+
+SHOWN_INPUTS = 3
+"""Inputs per row of an image grid."""
+
+
+def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dict[str, Any]]) -> Figure:
+    """What was attacked: per row a defense and an attack, per input the original, the adversarial, their difference and
+    the seen image.
+
+    rows: records of one cell at one ε each, inputs with images only. Above an image stands what it is or what the
+    defense says of it, with a cross and in orange where that is a success; above a difference its largest size, which
+    is drawn black or white. A light grey field: the defense makes no image.
+    """
+    sizes = [identities[cell.iloc[0]["key"]]["shape"] for cell in rows]
+    high, wide = max(size[1] for size in sizes), max(size[2] for size in sizes)
+    gap, row, group = math.ceil(0.05 * wide), math.ceil(1.35 * high), math.ceil(4.4 * wide)  # pixels
+    figure, axes = new_figure(2 + 0.75 * 4.4 * SHOWN_INPUTS, 0.4 + 0.75 * 1.35 * len(rows))
+    # One image for all: hundreds are slow to draw
+    canvas = np.full((row * len(rows), group * SHOWN_INPUTS, 3), 255, dtype=np.uint8)
+    for i, (cell, shape) in enumerate(zip(rows, sizes, strict=True)):
+        first = cell.iloc[0]
+        strength = "" if first["norm"] == FOOLING else f", ε = {eps_text(first['eps'])}"
+        where = f"{first['defense']}\n{folded(first['attack'])}\n{norm_text(first['norm'])}{strength}"
+        axes.text(-0.15 * wide, row * i + 0.5 * high, where, ha="right", va="center", fontsize=7.5)
+        for j, record in enumerate(shown_inputs(cell, SHOWN_INPUTS)):
+            original, adversarial, seen = (pixels(record[column], shape) for column in IMAGE_COLUMNS)
+            assert original is not None and adversarial is not None
+            change, largest = difference(original, adversarial)
+            titles = (truth_text(record), answer_text(record), f"± {largest:.2g}", "sees")
+            for k, (title, image) in enumerate(zip(titles, (original, adversarial, change, seen), strict=True)):
+                left, top = group * j + (wide + gap) * k, row * i
+                colour = OKABE_ITO[1] if k == 1 and record["success"] else "black"
+                axes.text(
+                    left + 0.5 * wide, top - 0.04 * high, title, ha="center", va="bottom", fontsize=7, color=colour
+                )
+                shown = np.full(shape[1:], NO_IMAGE, dtype=np.uint8) if image is None else image
+                canvas[top : top + shape[1], left : left + shape[2]] = shown if shown.ndim == 3 else shown[:, :, None]
+    axes.imshow(canvas, extent=(0, canvas.shape[1], canvas.shape[0], 0), interpolation="nearest")
+    axes.set(xlim=(0, canvas.shape[1]), ylim=(canvas.shape[0], -0.3 * high), aspect="equal")
+    axes.set_axis_off()
+    title = f"{dataset}: original, adversarial, difference, and what the defense saw"
+    axes.set_title(title, loc="left", fontsize=9)
+    return figure
+
+
+def picture_grid(title: str, pixels: np.ndarray) -> Figure:
+    """Images uint8 [rows, columns, C, H, W] side by side, a pixel's gap between them."""
+    rows, columns, channels, height, width = pixels.shape
+    tiled = np.full((rows * (height + 1), columns * (width + 1), channels), 255, dtype=np.uint8)
+    for i, j in np.ndindex(rows, columns):
+        top, left = i * (height + 1), j * (width + 1)
+        tiled[top : top + height, left : left + width] = pixels[i, j].transpose(1, 2, 0)
+    figure, axes = new_figure(6.0, 0.4 + 6.0 * tiled.shape[0] / tiled.shape[1])
+    axes.imshow(tiled.squeeze(2) if channels == 1 else tiled, cmap="gray", vmin=0, vmax=255)
+    axes.set_axis_off()
+    axes.set_title(title, loc="left", fontsize=9)
+    return figure
