@@ -16,9 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="manifold-bench report", description=__doc__)
     parser.add_argument("folder", metavar="DIR|URL", help="a run's output folder, which holds records/")
     given = parser.parse_args(arguments).folder
-    from manifold_bench.bench.running.url_folder import at_hand
+    from manifold_bench.bench.running.url_folder import local_folder
 
-    with at_hand(given, "DIR") as (folder, _):
+    with local_folder(given, "DIR") as (folder, _):
         figures, diagnosis, _ = write_report(folder)
     from rich.console import Console
 
