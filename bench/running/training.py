@@ -114,7 +114,7 @@ def training_of(ref: DefenseRef, part: str, dataset: DatasetRef, device: str, **
 
 def training_command(ref: DefenseRef, part: str, training: Training) -> str:
     """Return the command line of a training of a defense, or of that part of it, with all that isn't the default."""
-    words = ["python", "-m", "bench.train", "--dataset", training.dataset.name, "--defense", ref.name]
+    words = ["manifold-bench", "train", "--dataset", training.dataset.name, "--defense", ref.name]
     words += ["--part", part] if part else []
     of_the_data = {field.name for field in dataclasses.fields(DefenseSpec)}
     values = weights.spec_json(ref.spec)
