@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
 
-from manifold_bench.bench.errors import InputError
-
-DATA_VARIABLE = "MANIFOLD_BENCH_DATA"
+from manifold_bench.bench.errors import InputError, one_line
 
 
 def positive(text: str) -> int:
@@ -25,22 +21,14 @@ def natural(text: str) -> int:
     return value
 
 
-def data_folder(given: Path | None) -> Path | None:
-    """--data, or the environment's."""
-    if given is not None and not given.is_dir():
-        raise InputError(f"--data: {given} is not a folder")
-    fallback = os.environ.get(DATA_VARIABLE)
-    return given or (Path(fallback) if fallback else None)
-
-
 def named_device(name: str) -> str:
     """The kind of a device that another machine has; raises InputError for what is none, or one of several."""
-    import torch
+    import torch  # late: --help must not wait for it
 
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device: {name!r} is no device ({str(error).splitlines()[0]})") from error
+        raise InputError(f"--device: {name!r} is no device ({one_line(error)})") from error
     if device.index is not None:
         raise InputError(f"--device: {name!r}: with --engine ray give {device.type!r}; Ray says which of a machine's")
     return name
@@ -48,10 +36,10 @@ def named_device(name: str) -> str:
 
 def checked_device(name: str) -> str:
     """The device, if it is there."""
-    import torch
+    import torch  # late: --help must not wait for it
 
     try:
         torch.ones(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
+        raise InputError(f"--device: {name!r} cannot be used here ({one_line(error)})") from error
     return name

@@ -38,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from manifold_bench.bench.gate.gate import Gate, junit_gate, markdown_gate, print_gate
     from manifold_bench.bench.gate.limits import Limit
     from manifold_bench.bench.records.results import Results
-    from manifold_bench.bench.running.url_folder import at_hand
+    from manifold_bench.bench.running.url_folder import local_folder
 
     limits = [Limit.parse(text) for text in dict.fromkeys(given.fail_on)]
-    with at_hand(given.baseline, "BASELINE") as (baseline, _), at_hand(given.new, "NEW") as (new, _):
+    with local_folder(given.baseline, "BASELINE") as (baseline, _), local_folder(given.new, "NEW") as (new, _):
         gate = Gate.of(Results.load(baseline), Results.load(new), limits)
     from rich.console import Console
 

@@ -6,27 +6,31 @@ import argparse
 import dataclasses
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manifold_bench.bench.arguments import DATA_VARIABLE, checked_device, data_folder, named_device, natural, positive
+from manifold_bench.bench.arguments import checked_device, named_device, natural, positive
 from manifold_bench.bench.errors import InputError, report_errors
-from manifold_bench.bench.planning.narrow import filtered
-from manifold_bench.bench.running.execution import Run
+from manifold_bench.bench.planning.folders import DATA_VARIABLE, data_folder
+from manifold_bench.bench.running.stamp import finished, request_of, sources_of, write_stamp
+from manifold_bench.bench.running.url_folder import local_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from manifold_bench.bench.planning.matrix import Matrix
     from manifold_bench.bench.running.engines.calls import Engine
+
+# `--help` and a finished run are answered in a fraction of a second: what loads torch, pandas or rich is imported late
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="manifold-bench run",
-        description="Put defenses through attacks and tell what is left. The same command again runs what is missing.",
+        description="Attack defenses and measure how robust they are. The same command again runs what is missing.",
         epilog="Exit codes: 0 done, 1 finished with failed jobs, 2 bad input.",
     )
     p.add_argument("--matrix", metavar="NAME|FILE", help="what is crossed: smoke, quick, full, or a TOML file")
@@ -38,13 +42,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--engine", choices=("local", "ray"), default="local", help="this machine (default), or a cluster")
     p.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster (default: the one on this machine)")
     p.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
-    for kind in ("defense", "attack", "dataset"):
+    for kind, title in (("defense", "defense"), ("attack", "attack"), ("dataset", "data set")):
         p.add_argument(
             f"--{kind}", action="append", default=[], metavar="NAME",
-            help=f"only this {kind} (repeatable); one that is not in the matrix is added, package.module:Name too",
+            help=f"run only this {title} (repeatable); may be outside the matrix: a name, or package.module:Class",
         )  # fmt: skip
-    p.add_argument("--norm", action="append", default=[], metavar="NORM", help="only attacks in this norm (repeatable)")
-    p.add_argument("--quiet", action="store_true", help="show failures and the last line alone; log.jsonl has the rest")
+    p.add_argument(
+        "--norm", action="append", default=[], metavar="NORM", help="run only attacks in this norm (repeatable)"
+    )
+    p.add_argument("--quiet", action="store_true", help="show only failures and the last line; log.jsonl has the rest")
     p.add_argument(
         "--diagnose", action=argparse.BooleanOptionalAction,
         help="run the probes of the masking diagnosis too (docs/diagnosis.md), whatever the matrix says",
@@ -55,77 +61,116 @@ def parser() -> argparse.ArgumentParser:
 
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    command = parser()
-    given = command.parse_args(arguments)
+    given = parser().parse_args(arguments)
     if not given.matrix:
         raise InputError(
             "--matrix: missing; name a matrix (smoke, quick, full) or a TOML file; `manifold-bench list` names all"
         )
     if given.address and given.engine != "ray":
         raise InputError("--address: only with --engine ray")
-    from manifold_bench.bench.running.url_folder import at_hand
-
     given.out = str(given.out or Path("results") / Path(given.matrix).stem)
-    with at_hand(given.out, "--out") as (folder, keep):
-        return run_in(folder, given, keep)
+    with local_folder(given.out, "--out") as (folder, upload):
+        return run_in(folder, given, upload)
 
 
-def run_in(folder: Path, given: argparse.Namespace, keep: Callable[[], None]) -> int:
-    """What was asked for, in a folder of this machine; keep: is called when there is something new in it."""
+def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) -> int:
+    """Plan, run, report and stamp in a folder of this machine; upload: is called when something new is in it."""
     from rich.console import Console
-
-    from manifold_bench.bench.running.stamp import asked, stand
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)  # a log file has no width of its own
-    request = asked(given)
-    if not given.dry_run and (told := stand(folder, request)):
-        return show_finished(told, folder, given.out, console, given.quiet)
+    begun, request = time.time(), request_of(given)
+    if not given.dry_run and (shown := finished(folder, request)):
+        return show_finished(shown, folder, given, console)
+    from manifold_bench.bench.planning.plan import Options, make_plan
+    from manifold_bench.bench.records.provenance import uneven_text
+    from manifold_bench.bench.report.plan import print_plan
+    from manifold_bench.bench.running.board import clock
+    from manifold_bench.bench.running.execution import execute
+    from manifold_bench.bench.running.session import UploadingEngine
+    from manifold_bench.defenses.weights import with_cards
+
+    matrix, whole = matrices(given)
+    device = named_device(given.device) if given.engine == "ray" else checked_device(given.device)
+    options = Options(data_folder(given.data), given.n, device)
+    named = {
+        "defenses": [choice.label for choice in matrix.defenses] if given.defense else [],
+        "attacks": [choice.label for choice in matrix.attacks] if given.attack else [],
+    }
+    if given.dry_run:
+        print_plan(make_plan(matrix, options, whole, named), folder, console)
+        return 0
+    with chosen_engine(given) as engine:  # its processes start while the data are read here
+        plan = make_plan(matrix, options, whole, named)
+        sources = sources_of(plan.systems)
+        ended = execute(plan, folder, UploadingEngine(engine, upload), console, given.quiet)
+    screen = show_report(folder, console, given.quiet)
+    results = f"{clock(time.time() - begun)} min; results in {given.out}"
+    console.print(f"{ended.counts}, {results}", highlight=False, soft_wrap=True)
+    if ended.unmeasured:
+        console.print(f"{ended.unmeasured} measurements failed", highlight=False)
+    if uneven := uneven_text(ended.kernels):
+        console.print(uneven, highlight=False, markup=False, soft_wrap=True)
+    if ended.failed or ended.unmeasured:
+        return 1
+    if sources is not None and not plan.is_cut:
+        shown = {"screen": screen, "counts": ended.counts}
+        write_stamp(folder, request, sources, with_cards(ended.plan.weights), shown)
+    return 0
+
+
+def matrices(given: argparse.Namespace) -> tuple[Matrix, Matrix]:
+    """The matrix of the command line cut down to the systems that it names, and whole."""
+    from manifold_bench.bench.planning.narrow import narrowed
     from manifold_bench.bench.planning.reading import read_matrix
-    from manifold_bench.bench.planning.refs import Options
 
     matrix = read_matrix(given.matrix)
     if given.seed is not None:
         matrix = dataclasses.replace(matrix, seeds=(given.seed,))
     if given.diagnose is not None:
         matrix = dataclasses.replace(matrix, diagnose=given.diagnose)
-    device = named_device(given.device) if given.engine == "ray" else checked_device(given.device)
-    options = Options(data_folder(given.data), given.n, device)
-    chosen = filtered(matrix, given)
-    named = {
-        "defenses": [choice.label for choice in chosen.defenses] if given.defense else [],
-        "attacks": [choice.label for choice in chosen.attacks] if given.attack else [],
-    }
-    run = Run(
-        chosen, matrix, options, folder, chosen_engine(given), console, given.quiet, request, named, given.out, keep
-    )
-    return run.execute(given.dry_run)
+    return narrowed(matrix, given.dataset, given.defense, given.attack, given.norm), matrix
 
 
-def chosen_engine(given: argparse.Namespace) -> Callable[[], AbstractContextManager[Engine]]:
-    """What starts the engine of --engine; raises InputError where it is not installed."""
+def chosen_engine(given: argparse.Namespace) -> AbstractContextManager[Engine]:
+    """The engine of --engine; raises InputError where it is not installed."""
     if given.engine == "local":
         from manifold_bench.bench.running.engines.local import LocalEngine
 
-        return partial(LocalEngine, given.workers or os.cpu_count() or 1)
+        return LocalEngine(given.workers or os.cpu_count() or 1)
     try:
         from manifold_bench.bench.running.engines.ray import RayEngine
     except ImportError as error:
         raise InputError(f"--engine ray: pip install 'manifold-bench[ray]' first ({error})") from error
-    return partial(RayEngine, given.address, given.workers)
+    return RayEngine(given.address, given.workers)
 
 
-def show_finished(told: dict[str, str], folder: Path, shown: str, console: Console, quiet: bool) -> int:
-    """What a run showed at its end, once more."""
+def show_report(folder: Path, console: Console, quiet: bool) -> str:
+    """Write the report of the records in a folder, and show its main tables; return what is shown."""
+    from manifold_bench.bench.records.results import Results
+    from manifold_bench.bench.report.screen import print_report
+    from manifold_bench.bench.report.writing import write_report
+
+    report = write_report(Results.load(folder))
+    with console.capture() as screen:
+        print_report(report, console)
+    if not quiet:
+        console.file.write(screen.get())
+    return screen.get()
+
+
+def show_finished(shown: dict[str, str], folder: Path, given: argparse.Namespace, console: Console) -> int:
+    """Show once more what a finished run showed at its end."""
     from rich.text import Text
 
     from manifold_bench.bench.records.log import LOG, Log
 
     Log(folder / LOG).event("run found finished", command=sys.argv)
-    if not quiet:
-        console.print(Text.from_ansi(told["screen"].rstrip()), soft_wrap=True)
-    console.print(f"{told['counts']}, finished before; results in {shown}", highlight=False, soft_wrap=True)
+    if not given.quiet:
+        console.print(Text.from_ansi(shown["screen"].rstrip()), soft_wrap=True)
+    ending = f"{shown['counts']}, finished before; results in {given.out}"
+    console.print(ending, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -6,14 +6,19 @@ Seeded, and resumable: the same command goes on after the last complete epoch.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from manifold_bench.bench.arguments import checked_device, data_folder, natural
+from manifold_bench.bench.arguments import checked_device, natural
 from manifold_bench.bench.errors import InputError, report_errors
+from manifold_bench.bench.planning.folders import data_folder
 from manifold_bench.bench.running.environment import choose_kernels
-from manifold_bench.bench.running.training import asked, parameters, teller, train, training_command
+
+if TYPE_CHECKING:
+    from manifold_bench.bench.planning.refs import DefenseRef, TrainedRef
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,52 +44,61 @@ def parser() -> argparse.ArgumentParser:
 
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    given = parser().parse_args(arguments)
     choose_kernels()
+    # late: --help must not wait for torch, and the kernels are chosen before torch computes
     from rich.console import Console
 
     from manifold_bench.bench.planning.reading import defense_by_name
-    from manifold_bench.bench.planning.refs import TRAINING_SEED, DatasetRef, cache_file, defense_ref
-    from manifold_bench.bench.planning.registry import one_line
-    from manifold_bench.bench.records.log import Log
-    from manifold_bench.bench.records.provenance import provenance
-    from manifold_bench.bench.running.board import Board, Work
+    from manifold_bench.bench.planning.refs import DatasetRef, cache_file, defense_ref
+    from manifold_bench.bench.running.training import train_with_parts, training_of
 
-    if not 0 < options.budget <= 1:
-        raise InputError(f"--budget: {options.budget} is not allowed; give a share in (0, 1]")
-    if options.out and options.out.suffix != ".safetensors":
-        raise InputError(f"--out: {options.out} does not end in .safetensors")
-    choice = defense_by_name(options.defense, parameters(options.parameters), "--set")
-    dataset = DatasetRef(options.dataset, data_folder(options.data))
+    if not 0 < given.budget <= 1:
+        raise InputError(f"--budget: {given.budget} is not allowed; give a share in (0, 1]")
+    if given.out and given.out.suffix != ".safetensors":
+        raise InputError(f"--out: {given.out} does not end in .safetensors")
+    choice = defense_by_name(given.defense, parameters(given.parameters), "--set")
+    dataset = DatasetRef(given.dataset, data_folder(given.data))
     data = dataset.load()
     ref = defense_ref(choice, data)
-    own = asked(ref, options.part)
-    path = options.out or cache_file(own, data, options.seed, options.budget)
-    device = checked_device(options.device)
-    trainings = {part: before for part, before in own.untrained.items() if part} | {"": own}
-    titles = {part: f"{own.part(part).told}{ref.label} on {dataset.name}" for part in trainings}
-    targets = {part: before.weights if part else path for part, before in trainings.items()}
-    log = Log(path.with_suffix(".log.jsonl"))
-    log.event("run started", **provenance())
-    with Board(Console(), 1, log, options.quiet) as board:
-        board.expect({str(targets[part]): Work("training", title) for part, title in titles.items()})
-        for part, title in titles.items():
-            full = ".".join(filter(None, (options.part, part)))
-            seed, budget = (TRAINING_SEED, 1.0) if part else (options.seed, options.budget)
-            target = targets[part]
-            assert target is not None
-            try:
-                train(
-                    own.part(part), dataset, target, seed=seed, budget=budget, device=device,
-                    command=training_command(ref, data.name, seed, budget, full), tell=teller(log, target, title),
-                )  # fmt: skip
-            except Exception as error:
-                board.done(str(target), one_line(error))
-                raise
-            board.done(str(target), None)
-    log.event("run finished", jobs=len(trainings), failed=0, skipped=0, memory=board.peak)
+    own = trainable(ref, given.part)
+    path = given.out or cache_file(own, data, given.seed, given.budget)
+    device = checked_device(given.device)
+    own_training = training_of(ref, given.part, dataset, device, path=path, seed=given.seed, budget=given.budget)
+    parts = [".".join(filter(None, (given.part, part))) for part in own.untrained if part]
+    train_with_parts(
+        [*(training_of(ref, part, dataset, device) for part in parts), own_training], Console(), given.quiet
+    )
     print(f"weights: {path}")
     return 0
+
+
+def parameters(given: Sequence[str]) -> dict[str, Any]:
+    """Parse `--set key=value` as parameters of the spec: values are JSON, and texts where they aren't."""
+    found: dict[str, Any] = {}
+    for item in given:
+        key, equals, text = item.partition("=")
+        if not (key and equals):
+            raise InputError(f"--set: {item!r} is not key=value")
+        if key in found:
+            raise InputError(f"--set: {key!r} is set twice")
+        try:
+            found[key] = json.loads(text)
+        except ValueError:
+            found[key] = text
+    return found
+
+
+def trainable(ref: DefenseRef, part: str) -> TrainedRef:
+    """Return what --part names: that part of the defense, or "" for all of it; raises InputError."""
+    try:
+        own = ref.part(part)
+    except KeyError as error:
+        parts = ", ".join(ref.parts) or "none"
+        raise InputError(f"--part: {part!r} is no part of {ref.label!r}; it has {parts}") from error
+    if own.weights is None:
+        raise InputError(f"{own.title_prefix}{ref.label!r} learns nothing: there is nothing to train")
+    return own
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import json
 import pkgutil
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 SCHEME = 2
 """Version of the rules by which identities are made; part of every key. Scheme 1 hashed the paths of classes."""
 
-Kind = Literal["datasets", "defenses", "parts", "attacks", "measurements"]
+Kind = Literal["datasets", "defenses", "parts", "attacks", "measurements", "inspections"]
 TRAINABLE: tuple[Kind, ...] = ("defenses", "parts")
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -130,15 +130,23 @@ def source_sha256(cls: type[Any], named: str = "") -> str | None:
     once per process, as modules are loaded once.
     """
     modules = [*([named] if named else []), *(base.__module__ for base in cls.__mro__)]
-    sources = _Sources()
-    for module in modules:
-        sources.add_with_packages(module)
-    lines = list(sources.lines())
+    lines = source_lines(modules)
     lines += [cls.__qualname__] if lines else []  # a module may hold several
     home = _locate(cls.__module__)[0]
     if home is None or (_installed(home) and not _own(home)):
         lines.append(_release(cls.__module__, home))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
+
+
+def source_lines(modules: Iterable[str]) -> list[str]:
+    """A line for each module of users that these modules run, themselves included: of its content and its imports.
+
+    Nothing is imported for it.
+    """
+    sources = _Sources()
+    for module in modules:
+        sources.add_with_packages(module)
+    return list(sources.lines())
 
 
 def _release(module: str, home: Path | None) -> str:

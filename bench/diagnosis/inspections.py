@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,8 +19,6 @@ from manifold_bench.attacks.threat import Norm, expand, flat_norm, project, rand
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning import probes
-from manifold_bench.bench.planning.matrix import Matrix, MeasurementChoice
-from manifold_bench.bench.records.schema import PROBE
 from manifold_bench.bench.running.judge import scored_answers
 from manifold_bench.bench.running.kernels import LayerCheck
 from manifold_bench.defenses.base import Defense, DefenseSpec, append_reject_score
@@ -28,8 +26,8 @@ from manifold_bench.defenses.base import Defense, DefenseSpec, append_reject_sco
 ALONE, ALONE_OPTIMISING = 8, 2
 """Inputs that are asked about one by one."""
 
-PROBLEMS, PROBLEMS_OPTIMISING = 20, 3
-"""Of the planted test."""
+PROBLEMS_OPTIMISING = 3
+"""Problems of the planted test on a defense that optimises for each answer."""
 
 SHRINKINGS = 4
 """How many sizes of the ball the planted test tries, each half the last, where a detector accepts too little of it."""
@@ -322,17 +320,3 @@ class Binarized(Defense):
         if not self.rejects:
             return two
         return append_reject_score(two, logits[:, self.whole.num_classes] - classes.amax(1))
-
-
-def inspections(matrix: Matrix, dataset: str, n: int) -> list[MeasurementChoice]:
-    """The inspections of a data set's defenses; n: images of its clean pass."""
-    norm, ladder = probes.strengths(matrix, dataset)
-    common: dict[str, Any] = {"n": min(n, probes.N), "norm": norm, "eps": probes.middle(ladder)}
-    planted = common | {"n": min(n, PROBLEMS)}
-    made: dict[str, Measurement] = {
-        "gradients": Gradients(**common),
-        "progress": Progress(**common, steps=probes.STEPS),
-        "repeats": Repeats(**common),
-        "planted": Planted(**planted, steps=probes.STEPS),
-    }
-    return [MeasurementChoice(f"diagnosis.{name}", PROBE + name, inspection) for name, inspection in made.items()]

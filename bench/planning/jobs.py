@@ -6,24 +6,20 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.transfer import Transfer
-from manifold_bench.bench.datasets.base import Dataset
-from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import ONE_CPU, AttackChoice, Matrix, Needs
 from manifold_bench.bench.planning.probes import probes
-from manifold_bench.bench.planning.reading import defense_by_name
 from manifold_bench.bench.planning.refs import (
     DatasetRef,
     DefenseRef,
-    Options,
-    calibration_indices,
+    PlannedData,
     dataset_identity,
     defense_identity,
-    defense_ref,
 )
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, REVISION, protocol
 from manifold_bench.defenses.base import Defense
@@ -108,136 +104,101 @@ class Job:
         return one * self.n * self.aims * runs
 
 
-def make_jobs(
-    matrix: Matrix,
-    options: Options,
-    datasets: list[tuple[DatasetRef, tuple[int, ...]]],
-    refs: dict[str, list[DefenseRef]],
-) -> list[Job]:
-    """Every cell of the matrix as jobs, clean passes included; refs: data set name → its defenses.
-
-    An attack has a job for each seed. A deterministic defense answers clean images the same with each: one pass serves
-    them all.
-    """
-    jobs: list[Job] = []
-    for dataset, indices in datasets:
-        source = _undefended(dataset.load(), refs[dataset.name]) if matrix.diagnose else None
-        for ref in refs[dataset.name]:
-            module = ref.build()
-            answers = matrix.seeds if module.randomized else [matrix.seed] * len(matrix.seeds)
-            clean = {
-                seed: _job(matrix, options, dataset, "test", indices, ref, module, CLEAN, seed) for seed in answers
-            }
-            jobs += clean.values()
-            if matrix.calibration:
-                held_out = calibration_indices(dataset, matrix.calibration)
-                jobs.append(
-                    _job(matrix, options, dataset, "validation", held_out, ref, module, CALIBRATION, matrix.seed)
-                )
-            jobs += [
-                dataclasses.replace(
-                    _job(
-                        matrix, options, dataset, *_attacked(choice, indices), ref, module, choice.label, seed, choice
-                    ),
-                    clean_key=clean[answer].key,
-                    skip=choice.attack.unsuited(module),
-                )
-                for choice in matrix.attacks
-                if choice.concerns(dataset.name, ref.label)
-                for seed, answer in zip(matrix.seeds, answers, strict=True)
-            ]
-            if matrix.diagnose:
-                jobs += _probe_jobs(matrix, options, dataset, indices, ref, module, source, clean[matrix.seed].key)
-    return jobs
+def jobs_on(data: PlannedData, matrix: Matrix, device: str) -> list[Job]:
+    """Return every cell of the matrix on one data set as jobs, clean passes included."""
+    return [job for ref in data.defenses_of(matrix) for job in _Defended(data, matrix, device, ref).jobs()]
 
 
-def _probe_jobs(
-    matrix: Matrix,
-    options: Options,
-    dataset: DatasetRef,
-    indices: tuple[int, ...],
-    ref: DefenseRef,
-    module: Defense,
-    source: DefenseRef | None,
-    clean_key: str,
-) -> list[Job]:
-    """The diagnosis' own attacks on a defense; source: the undefended model, for those made on it."""
-    made = []
-    for choice, skip in probes(matrix, dataset.name, module, source is not None):
-        job = _job(
-            matrix, options, dataset, *_attacked(choice, indices), ref, module, choice.label, matrix.seed, choice
-        )
-        identity, own = job.identity, source if isinstance(choice.attack, Transfer) else None
-        if own is not None:
-            identity = identity | {"source": defense_identity(own)}
-        made.append(dataclasses.replace(job, identity=identity, source=own, clean_key=clean_key, skip=skip))
-    return made
+@dataclass(frozen=True)
+class _Defended:
+    """Makes the jobs of one defense on one data set."""
 
+    data: PlannedData
+    matrix: Matrix
+    device: str
+    ref: DefenseRef
 
-def _undefended(dataset: Dataset, refs: list[DefenseRef]) -> DefenseRef | None:
-    """A trained model without a defense: of the matrix, or else of the zoo."""
-    try:
-        own = [ref for ref in refs if ref.name == "undefended"] or [defense_ref(defense_by_name("undefended"), dataset)]
-    except InputError:  # the zoo's files are damaged; the matrix doesn't ask for them
-        return None
-    return own[0] if own[0].trained else None
+    @cached_property
+    def module(self) -> Defense:
+        return self.ref.build()
 
+    def jobs(self) -> list[Job]:
+        """One job for the clean pass, one for the calibration images, and one for each attack, norm and seed.
 
-def _attacked(choice: AttackChoice, indices: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    """Split and indices of an attack's inputs: the first n of the clean pass' ones, or as many noise images."""
-    first = indices[: choice.n]
-    return ("noise", tuple(range(len(first)))) if choice.attack.norm == "fooling" else ("test", first)
+        A deterministic defense answers clean images the same with each seed: one clean pass serves them all.
+        """
+        matrix = self.matrix
+        answers = matrix.seeds if self.module.randomized else [matrix.seed] * len(matrix.seeds)
+        clean = {seed: self.job(("test", self.data.indices), CLEAN, seed) for seed in answers}
+        jobs = list(clean.values())
+        if matrix.calibration:
+            jobs.append(self.job(("validation", self.data.calibration), CALIBRATION, matrix.seed))
+        for choice in matrix.attacks:
+            if choice.concerns(self.data.dataset.name, self.ref.label):
+                skip = choice.attack.unsuited(self.module)
+                for seed, answer in zip(matrix.seeds, answers, strict=True):
+                    job = self.job(self.attacked(choice), choice.label, seed, choice)
+                    jobs.append(dataclasses.replace(job, clean_key=clean[answer].key, skip=skip))
+        return jobs + (self.probes(clean[matrix.seed].key) if matrix.diagnose else [])
 
+    def probes(self, clean_key: str) -> list[Job]:
+        """The diagnosis' own attacks."""
+        data, made = self.data, []
+        no_source = None if data.undefended else data.no_undefended
+        for choice, skip in probes(self.matrix, data.dataset.name, self.module, no_source):
+            job = self.job(self.attacked(choice), choice.label, self.matrix.seed, choice)
+            if data.undefended and isinstance(choice.attack, Transfer):
+                identity = job.identity | {"source": defense_identity(data.undefended)}
+                job = dataclasses.replace(job, identity=identity, source=data.undefended)
+            made.append(dataclasses.replace(job, clean_key=clean_key, skip=skip))
+        return made
 
-def _job(
-    matrix: Matrix,
-    options: Options,
-    dataset: DatasetRef,
-    split: str,
-    indices: tuple[int, ...],
-    ref: DefenseRef,
-    module: Defense,
-    label: str,
-    seed: int,
-    choice: AttackChoice | None = None,
-) -> Job:
-    data = dataset.load()
-    attack = choice.attack if choice else None
-    norm = attack.norm if attack else "none"
-    ladder = choice.ladder if choice else True
-    eps = choice.eps if choice else (0.0,)
-    draws = ref.draws or matrix.draws
-    forwards, backwards = map(float, attack.passes() if attack else (1, 0))
-    if attack is not None and module.inference_steps:
-        # in units of a full-strength answer; what goes back passes the optimisation by, or a few steps of it
-        forwards *= max(1, attack.steps_of_a_pass(module)) / module.inference_steps
-        backwards /= module.inference_steps
-    identity = {
-        "identity": SCHEME,
-        "records": REVISION,
-        "dataset": {
-            **dataset_identity(data),
-            "split": split,
-            "indices_sha256": hashlib.sha256(json.dumps(indices).encode()).hexdigest(),
-            "n": len(indices),
-        },
-        "defense": defense_identity(ref),
-        "attack": _attack_identity(choice, label),
-        "norm": norm,
-        "eps": [repr(value) for value in eps],
-        "ladder": ladder,
-        "seed": seed,
-        "protocol": protocol(module.randomized, draws),
-        "device": options.device,
-        "shape": list(data.shape),
-        "num_classes": data.num_classes,
-    }
-    resources = [*matrix.resources_of(ref.label), *([choice.resources] if choice else [])]
-    return Job(
-        dataset, split, indices, ref, attack, label, norm, eps, seed, draws, options.device,
-        identity=identity, ladder=ladder, aims=_aims(attack, data.num_classes), forwards=forwards, backwards=backwards,
-        inference_steps=module.inference_steps, needs=matrix.needs(options.device, *resources),
-    )  # fmt: skip
+    def attacked(self, choice: AttackChoice) -> tuple[str, tuple[int, ...]]:
+        """Split and indices of an attack's inputs: the first n of the clean pass, or as many noise images."""
+        first = self.data.indices[: choice.n]
+        return ("noise", tuple(range(len(first)))) if choice.attack.norm == "fooling" else ("test", first)
+
+    def job(
+        self, inputs: tuple[str, tuple[int, ...]], label: str, seed: int, choice: AttackChoice | None = None
+    ) -> Job:
+        """A job on those inputs (split and indices); choice: the attack, None for answers to unperturbed inputs."""
+        (split, indices), dataset, matrix = inputs, self.data.dataset.load(), self.matrix
+        attack = choice.attack if choice else None
+        norm = attack.norm if attack else "none"
+        eps, ladder = (choice.eps, choice.ladder) if choice else ((0.0,), True)
+        draws = self.ref.draws or matrix.draws
+        forwards, backwards = map(float, attack.passes() if attack else (1, 0))
+        if attack is not None and self.module.inference_steps:
+            # in units of a full-strength answer; what goes back passes the optimisation by, or a few steps of it
+            forwards *= max(1, attack.steps_of_a_pass(self.module)) / self.module.inference_steps
+            backwards /= self.module.inference_steps
+        identity = {
+            "identity": SCHEME,
+            "records": REVISION,
+            "dataset": {
+                **dataset_identity(dataset),
+                "split": split,
+                "indices_sha256": hashlib.sha256(json.dumps(indices).encode()).hexdigest(),
+                "n": len(indices),
+            },
+            "defense": defense_identity(self.ref),
+            "attack": _attack_identity(choice, label),
+            "norm": norm,
+            "eps": [repr(value) for value in eps],
+            "ladder": ladder,
+            "seed": seed,
+            "protocol": protocol(self.module.randomized, draws),
+            "device": self.device,
+            "shape": list(dataset.shape),
+            "num_classes": dataset.num_classes,
+        }
+        resources = [*matrix.resources_of(self.ref.label), *([choice.resources] if choice else [])]
+        return Job(
+            self.data.dataset, split, indices, self.ref, attack, label, norm, eps, seed, draws, self.device,
+            identity=identity, ladder=ladder, aims=_aims(attack, dataset.num_classes),
+            forwards=forwards, backwards=backwards, inference_steps=self.module.inference_steps,
+            needs=matrix.needs(self.device, *resources),
+        )  # fmt: skip
 
 
 def _aims(attack: Attack | None, num_classes: int) -> int:

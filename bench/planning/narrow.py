@@ -2,50 +2,51 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from manifold_bench.bench.planning.matrix import AttackChoice, DefenseChoice, Matrix
+from manifold_bench.bench.planning.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix
+from manifold_bench.bench.planning.reading import attack_by_name, defense_by_name
+from manifold_bench.bench.planning.registry import find, one_of
+from manifold_bench.bench.records.schema import CLEAN
+
+C = TypeVar("C", bound=DefenseChoice | AttackChoice)
 
 
-C = TypeVar("C", bound="DefenseChoice | AttackChoice")
+def narrowed(
+    matrix: Matrix,
+    datasets: Sequence[str] = (),
+    defenses: Sequence[str] = (),
+    attacks: Sequence[str] = (),
+    norms: Sequence[str] = (),
+) -> Matrix:
+    """Return the matrix with the named systems alone; where none of a kind are named, all of that kind stay.
 
-
-def filtered(matrix: Matrix, given: argparse.Namespace) -> Matrix:
-    """The matrix cut down to what --defense, --attack, --norm and --dataset name; unknown ones come from the registry.
-
-    A label selects its entry, a name that is nobody's label every entry of that name; the attack "clean" is none. An
-    attack that is not in the matrix takes the first norm of the matrix that it works in, with the ε there.
+    A name matches all entries with that name unless it is a label, which matches its own entry. What is not in the
+    matrix is added from the registry: a data set with as many images as the first one, an attack in the first norm of
+    the matrix that it works in, with the ε there. "clean" as the only attack means the clean passes alone. Raises
+    InputError for what is not known.
     """
-    from manifold_bench.bench.planning.matrix import DatasetEntry
-    from manifold_bench.bench.planning.reading import attack_by_name, defense_by_name
-    from manifold_bench.bench.planning.registry import find, one_of
-    from manifold_bench.bench.records.schema import CLEAN
-
-    datasets, defenses, attacks = matrix.datasets, matrix.defenses, matrix.attacks
-    if given.dataset:
-        for name in given.dataset:
-            find("datasets", name)
-        known = {entry.name: entry for entry in datasets}
-        datasets = tuple(known.get(name) or DatasetEntry(name=name, n=datasets[0].n) for name in unique(given.dataset))
-    if given.defense:
-        defenses = selected(defenses, given.defense, defense_by_name)
-    if given.attack:
-        named = [name for name in given.attack if name != CLEAN]
-        attacks = selected(attacks, named, lambda name: attack_by_name(name, matrix.attacks))
-    if given.norm:
-        norms = dict.fromkeys(str(choice.attack.norm) for choice in attacks)
-        for norm in given.norm:
-            one_of("--norm", norm, list(norms))
-        attacks = tuple(choice for choice in attacks if choice.attack.norm in given.norm)
-    return dataclasses.replace(matrix, datasets=datasets, defenses=defenses, attacks=attacks)
+    for name in datasets:
+        find("datasets", name)
+    known = {entry.name: entry for entry in matrix.datasets}
+    entries = [known.get(name) or DatasetEntry(name=name, n=matrix.datasets[0].n) for name in dict.fromkeys(datasets)]
+    defended = selected(matrix.defenses, defenses, defense_by_name) if defenses else matrix.defenses
+    attacking = matrix.attacks
+    if attacks:
+        names = [name for name in attacks if name != CLEAN]
+        attacking = selected(attacking, names, lambda name: attack_by_name(name, matrix.attacks))
+    present = dict.fromkeys(str(choice.attack.norm) for choice in attacking)
+    for norm in norms:
+        one_of("--norm", norm, present)
+    if norms:
+        attacking = tuple(choice for choice in attacking if choice.attack.norm in norms)
+    return dataclasses.replace(matrix, datasets=tuple(entries) or matrix.datasets, defenses=defended, attacks=attacking)
 
 
 def selected(choices: tuple[C, ...], names: Iterable[str], add: Callable[[str], C]) -> tuple[C, ...]:
-    """The choices of those labels or else names, each once, in that order; `add` makes what is not there."""
+    """Return the choices with those labels, or else names, each once and in that order; `add` makes unknown ones."""
     found: list[C] = []
     for name in names:
         there = (
@@ -55,7 +56,3 @@ def selected(choices: tuple[C, ...], names: Iterable[str], add: Callable[[str], 
         )
         found += [choice for choice in there if choice not in found]
     return tuple(found)
-
-
-def unique(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))

@@ -1,19 +1,22 @@
-"""The attacks that the diagnosis adds to a matrix: ordinary jobs with ordinary records, small ones, under names of
-their own (`records.schema.PROBE`), so that no figure of the run is taken over them.
+"""The attacks and measurements that the diagnosis adds to a matrix: small ones, under names of their own.
+
+They are ordinary jobs with ordinary records, but no figure of the run is taken over labels with the prefix
+`records.schema.PROBE`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.gradient import FGSM, PGD
 from manifold_bench.attacks.noise import RandomNoise
 from manifold_bench.attacks.threat import Norm
 from manifold_bench.attacks.transfer import Transfer
-from manifold_bench.bench.planning.matrix import AttackChoice, AttackEntry, Matrix
+from manifold_bench.bench.planning.matrix import AttackChoice, AttackEntry, Matrix, MeasurementChoice
 from manifold_bench.bench.planning.reading import attack_choice
+from manifold_bench.bench.planning.registry import find
 from manifold_bench.bench.records.schema import PROBE
 
 if TYPE_CHECKING:
@@ -40,6 +43,10 @@ LARGE = (0.5, 1.0)
 
 
 QUERIES = 100
+
+
+PROBLEMS = 20
+"""Problems of the planted test; fewer where each answer is an optimisation of its own."""
 
 
 DEFAULT_EPS = (0.05, 0.1)
@@ -78,10 +85,12 @@ def middle(eps: tuple[float, ...]) -> float:
     return eps[len(eps) // 2]
 
 
-def probes(matrix: Matrix, dataset: str, defense: Defense, source: bool) -> list[tuple[AttackChoice, str | None]]:
-    """The probes of one defense on one data set, each with why it can't run, or None.
+def probes(
+    matrix: Matrix, dataset: str, defense: Defense, no_source: str | None
+) -> list[tuple[AttackChoice, str | None]]:
+    """Return the probes of one defense on one data set, each with the reason why it is skipped, or None.
 
-    source: whether there is an undefended model of the data set.
+    no_source: why there is no undefended model of the data set to attack in the defense's place; None if there is one.
     """
     norm, ladder = strengths(matrix, dataset)
     optimising = defense.inference_steps > 0
@@ -105,5 +114,21 @@ def probes(matrix: Matrix, dataset: str, defense: Defense, source: bool) -> list
     return [
         *((choice, None) for choice in made),
         (query, costly),
-        (transfer, None if source else "neither the matrix nor the zoo has an undefended model of this data set"),
+        (transfer, no_source),
+    ]
+
+
+def inspections(matrix: Matrix, dataset: str, n: int) -> list[MeasurementChoice]:
+    """Return the measurements that the diagnosis adds on a data set; n: number of images of its clean pass."""
+    norm, ladder = strengths(matrix, dataset)
+    common = {"n": min(n, N), "norm": norm, "eps": middle(ladder)}
+    parameters: dict[str, dict[str, Any]] = {
+        "gradients": common,
+        "progress": common | {"steps": STEPS},
+        "repeats": common,
+        "planted": common | {"n": min(n, PROBLEMS), "steps": STEPS},
+    }
+    return [
+        MeasurementChoice(f"diagnosis.{name}", PROBE + name, find("inspections", name)(**values))
+        for name, values in parameters.items()
     ]

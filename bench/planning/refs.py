@@ -13,10 +13,10 @@ from typing import Any, Self, TypeVar
 import torch
 
 from manifold_bench.bench.datasets.base import Dataset
-from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.planning.cache import cache_folder
-from manifold_bench.bench.planning.matrix import DatasetEntry, DefenseChoice, Matrix
-from manifold_bench.bench.planning.registry import find, one_line
+from manifold_bench.bench.errors import InputError, one_line
+from manifold_bench.bench.planning.folders import cache_folder
+from manifold_bench.bench.planning.matrix import DefenseChoice, Matrix
+from manifold_bench.bench.planning.registry import find
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.base import Trainable, TrainableSpec
 from manifold_bench.defenses.identity import SCHEME, TRAINABLE, System, key_of, source_sha256, system
@@ -80,8 +80,8 @@ class TrainedRef:
         return weights.freeze(module).to(device)
 
     @property
-    def told(self) -> str:
-        """How it is called before the labels of the defenses that it is for."""
+    def title_prefix(self) -> str:
+        """What is written before the labels of the defenses that it is a part of; empty for a defense itself."""
         return f"{self.cls.__name__} of "
 
     @property
@@ -128,43 +128,30 @@ class DefenseRef(TrainedRef):
     draws: int | None = None
 
     @property
-    def told(self) -> str:
+    def title_prefix(self) -> str:
         return ""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line adds to a matrix; None and empty leave the matrix as it is."""
+class PlannedData:
+    """A data set with its chosen images and the references of all defenses that a plan needs on it.
 
-    data: Path | None = None
-    n: int | None = None
-    device: str = "cpu"
+    indices: of test images. calibration: indices of validation images. undefended: the model that the diagnosis'
+    transfer attacks are made on; no_undefended: why there is none.
+    """
 
+    dataset: DatasetRef
+    indices: tuple[int, ...]
+    calibration: tuple[int, ...] = ()
+    defenses: tuple[DefenseRef, ...] = ()
+    undefended: DefenseRef | None = None
+    no_undefended: str = ""
 
-def dataset_refs(matrix: Matrix, options: Options) -> list[tuple[DatasetRef, tuple[int, ...]]]:
-    """The data sets with the chosen test images; reads the data, so that what is missing is said at once."""
-    refs = []
-    for entry in matrix.datasets:
-        ref = DatasetRef(entry.name, options.data)
-        refs.append((ref, _chosen(ref, entry, options.n)))
-        calibration_indices(ref, matrix.calibration)  # what is too many is said at once, too
-    return refs
-
-
-def _chosen(ref: DatasetRef, entry: DatasetEntry, n: int | None) -> tuple[int, ...]:
-    dataset = ref.load()
-    wanted = entry.n if n is None else n
-    if wanted is not None and wanted > len(dataset.test):
-        raise InputError(f"n = {wanted}: data set {ref.name!r} has {len(dataset.test)} test images")
-    return tuple(int(index) for index in dataset.chosen(wanted))
-
-
-def calibration_indices(ref: DatasetRef, n: int | None) -> tuple[int, ...]:
-    """The chosen validation images; raises InputError where there are fewer."""
-    dataset = ref.load()
-    if n is not None and n > len(dataset.validation):
-        raise InputError(f"calibration = {n}: data set {ref.name!r} has {len(dataset.validation)} validation images")
-    return tuple(int(index) for index in dataset.calibration(n or 0))
+    def defenses_of(self, matrix: Matrix) -> list[DefenseRef]:
+        """The defenses of a matrix on this data set, in its order."""
+        by_label = {ref.label: ref for ref in self.defenses}
+        name = self.dataset.name
+        return [by_label[choice.label] for choice in matrix.defenses if choice.defends(name)]
 
 
 def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint
 from typing import Any
 
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, one_line
 from manifold_bench.defenses.identity import Kind, registered
 
 SINGULAR: dict[Kind, str] = {
@@ -18,6 +18,7 @@ SINGULAR: dict[Kind, str] = {
     "parts": "part of defenses",
     "attacks": "attack",
     "measurements": "measurement",
+    "inspections": "inspection of the diagnosis",
 }
 
 
@@ -68,11 +69,6 @@ def find(kind: Kind, name: str) -> type[Any]:
     return _checked(kind, name, found)
 
 
-def one_line(error: Exception) -> str:
-    """An exception's kind and message on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
 def _load(kind: Kind, point: EntryPoint) -> type[Any]:
     try:
         return _checked(kind, point.name, point.load())
@@ -93,6 +89,7 @@ def _checked(kind: Kind, name: str, found: Any) -> type[Any]:
         "parts": Trainable,
         "attacks": Attack,
         "measurements": Measurement,
+        "inspections": Measurement,
     }[kind]
     if not (isinstance(found, type) and issubclass(found, base)):
         raise InputError(f"{SINGULAR[kind]} {name!r}: {found!r} is not a subclass of {base.__module__}.{base.__name__}")

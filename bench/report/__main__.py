@@ -20,9 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.report.screen import print_report
-    from manifold_bench.bench.running.url_folder import at_hand
+    from manifold_bench.bench.running.url_folder import local_folder
 
-    with at_hand(given, "DIR") as (folder, _):
+    with local_folder(given, "DIR") as (folder, _):
         report = write_report(Results.load(folder))
     print_report(report, Console())
     print(f"report.html, report.md, summary.csv, diagnosis.json, tables/ and plots/ are in {given}")

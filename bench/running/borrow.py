@@ -1,4 +1,4 @@
-"""What stands beside a new system without being run again: records of baselines, taken over where the keys agree.
+"""Reuse the records of a baseline for jobs with the same key, so that a new system is compared without running others.
 
 Baselines are runs in results/baselines/<matrix>: of the folder the command runs in, and those that come with the code.
 """
@@ -6,8 +6,6 @@ Baselines are runs in results/baselines/<matrix>: of the folder the command runs
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +14,18 @@ from typing import Any
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.paired import flat, value_text
 from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.planning.plan import Plan
+from manifold_bench.bench.records.files import atomic_write
 from manifold_bench.bench.records.provenance import stored_provenance
 from manifold_bench.bench.records.store import Store, checksum_path, file_name
+from manifold_bench.bench.running.session import Session
+
+BASELINES = Path("results") / "baselines"
 
 
 @dataclass(frozen=True)
 class Borrowed:
-    """What a run has from a baseline: its folder, the code it was made by, when, and how many jobs."""
+    """Where records come from: the baseline's folder, code revision and date, and the number of jobs."""
 
     folder: str
     code: str
@@ -34,43 +37,68 @@ class Borrowed:
 
 
 def baseline_folders(matrix: str) -> list[Path]:
-    """Where baselines of a matrix lie, by its name: those of this folder first, then those that come with the code."""
+    """Return the folders with a baseline of that matrix: of the working folder first, then those that are installed."""
     here, with_the_code = Path() / BASELINES / matrix, Path(__file__).parents[1] / "baselines" / matrix
     folders = [here] if here.resolve() == with_the_code else [here, with_the_code]
     return [folder for folder in folders if folder.is_dir()]
 
 
+def borrow_others(plan: Plan, session: Session) -> tuple[list[Job], list[Borrowed]]:
+    """Return the jobs of a plan's whole matrix that have records though they don't run, and what a baseline gave.
+
+    Their records are those of an earlier run or of a baseline. Where all defenses of the matrix run and only attacks
+    were chosen, the clean passes are taken from a baseline, too.
+    """
+    if not plan.is_cut:
+        return [], []
+    store, others = session.store, plan.other_jobs
+    folders = baseline_folders(Path(plan.matrix.source).stem)
+    folders = [folder for folder in folders if folder.resolve() != session.folder.resolve()]
+    clean = [job for job in plan.jobs if job.attack is None and plan.matrix.defenses == plan.whole.defenses]
+    borrowed = borrow([*others, *clean], store, folders)
+    stored = [job for job in others if store.status(job) in ("ok", "failed", "skipped")]
+    keys = {job.key for job in stored}
+    defenses = {choice.label for choice in plan.whole.defenses}
+    attacks = {choice.label for choice in plan.whole.attacks}
+    missing = [
+        job for job in others
+        if job.key not in keys and not job.skip
+        and job.defense.label in defenses and (job.attack is None or job.label in attacks)
+    ]  # fmt: skip
+    for line in (*borrowed, *lacking(missing, folders)):
+        session.board.line(str(line))
+    return stored, borrowed
+
+
 def borrow(jobs: Iterable[Job], store: Store, folders: Iterable[Path]) -> list[Borrowed]:
-    """Copies the records of jobs that the store lacks from baselines that have them; returns what it has from where.
+    """Copy the records of jobs that the store lacks from baselines that have them; return what it has from where.
 
     Only records with the very key of a job are taken, complete and ok or skipped. What an earlier call has copied
     counts too: a file that is the baseline's, to the bit.
     """
-    found = []
-    waiting = list(jobs)
+    borrowed = []
+    missing = list(jobs)
     for folder in folders:
         baseline = Store(folder)
-        taken = [job for job in waiting if _take(job, baseline, store)]
-        waiting = [job for job in waiting if job not in taken]
-        if taken:
-            told = stored_provenance(folder)
-            code, started = (str(told.get(key, "unknown")) for key in ("code", "started"))
-            found.append(Borrowed(str(folder), code[:12], started[:10], len(taken)))
-    return found
+        left = [job for job in missing if not _copied(job, baseline, store)]
+        if len(left) < len(missing):
+            run = stored_provenance(folder)
+            code, started = (str(run.get(key, "unknown")) for key in ("code", "started"))
+            borrowed.append(Borrowed(str(folder), code[:12], started[:10], len(missing) - len(left)))
+        missing = left
+    return borrowed
 
 
-def _take(job: Job, baseline: Store, store: Store) -> bool:
-    """Whether the store has, now or from before, the baseline's record of that job."""
+def _copied(job: Job, baseline: Store, store: Store) -> bool:
+    """Copy the baseline's record of a job where the store has none; return whether the store has it, to the bit."""
     source, target = baseline.path(job), store.path(job)
     if target.exists():
         return source.exists() and _checksum(source) == _checksum(target) != ""
     if baseline.status(job) not in ("ok", "skipped"):
         return False
     store.folder.mkdir(parents=True, exist_ok=True)
-    for of in (checksum_path, Path):  # the checksum first: a record that is there is whole
-        draft = target.with_name(f".{of(target).name}.{os.getpid()}.tmp")
-        shutil.copyfile(of(source), draft)
-        draft.replace(of(target))
+    for file in (checksum_path, Path):  # the checksum first: a record that is there is whole
+        atomic_write(file(target), file(source).read_bytes())
     return True
 
 
@@ -80,20 +108,21 @@ def _checksum(path: Path) -> str:
 
 
 def lacking(jobs: Iterable[Job], folders: Iterable[Path]) -> list[str]:
-    """A line for each reason why those jobs have no stored records: mostly the baselines' are of other keys."""
+    """Return a line for each reason why jobs have no stored records: mostly a baseline's have other keys."""
     folders = list(folders)
     reasons: dict[str, list[Job]] = {}
     for job in jobs:
         nearest = next((identity for folder in folders for identity in _namesakes(job, Store(folder))), None)
-        reasons.setdefault("nothing stored" if nearest is None else _difference(nearest, job), []).append(job)
+        reasons.setdefault("no stored records" if nearest is None else _difference(nearest, job), []).append(job)
     return [
-        f"not beside: {missing[0].title}{f' and {len(missing) - 1} more jobs' if missing[1:] else ''}: {reason}"
+        f"not in the report: {missing[0].title}{f' (and {len(missing) - 1} more jobs)' if missing[1:] else ''}: "
+        f"{reason}; run without --defense and --attack to compute them"
         for reason, missing in reasons.items()
     ]
 
 
 def _namesakes(job: Job, baseline: Store) -> Iterator[dict[str, Any]]:
-    """Identities of a baseline's records of the same names, whatever their keys."""
+    """The identities of a baseline's records with the same names as a job's, whatever their keys."""
     name = file_name(job.dataset.name, job.defense.label, job.label, job.norm)
     for path in sorted(baseline.folder.glob(f"{name}--*.parquet")):
         try:
@@ -103,7 +132,7 @@ def _namesakes(job: Job, baseline: Store) -> Iterator[dict[str, Any]]:
 
 
 def _difference(stored: dict[str, Any], job: Job) -> str:
-    """`stored with dataset.n 64, not 16`: what first makes the keys differ, hashes last."""
+    """Say what makes the keys differ, hashes last: `stored with dataset.n 64, not 16`."""
     old, new = dict(flat(stored)), dict(flat(json.loads(json.dumps(job.identity))))
     paths = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
     if not paths:
@@ -112,6 +141,3 @@ def _difference(stored: dict[str, Any], job: Job) -> str:
     if first.endswith("sha256"):
         return f"stored with another {first.removesuffix('_sha256')}"
     return f"stored with {first} {value_text(old, first)}, not {value_text(new, first)}"
-
-
-BASELINES = Path("results") / "baselines"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import BLOCK, batch_rows
-from manifold_bench.bench.planning.cache import cache_folder
+from manifold_bench.bench.planning.folders import cache_folder
 from manifold_bench.bench.records.files import atomic_write
 from manifold_bench.bench.running.environment import VARIABLES
 

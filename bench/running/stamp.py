@@ -1,7 +1,7 @@
-"""Whether a run stands finished as asked for, recognised without importing any of what it ran with.
+"""Recognise a finished run without importing any of what it ran with, so that repeating a command takes no time.
 
-finished.json in a run's folder says what was asked of the run, from which code and data, and the hash of every file
-that it left. While all of it is as it was, running again could change nothing.
+finished.json in a run's folder holds what the command asked for, from which code and data, and the hash of every file
+that the run left. While all of it is as it was, running again could change nothing.
 """
 
 from __future__ import annotations
@@ -15,24 +15,29 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from manifold_bench.bench.arguments import data_folder
+from manifold_bench.bench.planning.folders import data_folder
 from manifold_bench.bench.planning.registry import SINGULAR
+from manifold_bench.bench.records.files import atomic_write
 from manifold_bench.bench.records.log import LOG
 from manifold_bench.bench.records.provenance import PACKAGES, package_version
-from manifold_bench.defenses.identity import OWN, PROJECT, registered
+from manifold_bench.defenses.identity import OWN, PROJECT, registered, source_lines
 
 STAMP = "finished.json"
 
 
-ELSEWHERE = ("workers", "quiet", "out", "engine", "address")
+NOT_OF_RESULTS = ("workers", "quiet", "out", "engine", "address")
 """Arguments that change nothing about results."""
 
 
-def asked(given: argparse.Namespace) -> dict[str, Any]:
-    """Everything that results depend on and that can be known without loading it; to be asked before a run begins."""
+def request_of(given: argparse.Namespace) -> dict[str, Any]:
+    """Return everything that results depend on and that can be known without loading it, before a run begins."""
     data, file = data_folder(given.data), Path(given.matrix)
     return {
-        "arguments": {name: _text(value) for name, value in vars(given).items() if name not in ELSEWHERE},
+        "arguments": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(given).items()
+            if name not in NOT_OF_RESULTS
+        },
         "matrix": _hash(file) if file.is_file() else "",
         "code": _hash_all(path for name in OWN for path in _files(PROJECT / name)),
         "data": None if data is None else _listing(data.resolve()),
@@ -43,39 +48,62 @@ def asked(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def stand(folder: Path, now: dict[str, Any]) -> dict[str, str] | None:
-    """What `leave` was told of the run in that folder; None unless it was asked the same as now, and is whole."""
+def finished(folder: Path, request: dict[str, Any]) -> dict[str, str] | None:
+    """Return what the run in that folder showed at its end (see `write_stamp`), if it is still what is requested."""
     try:
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
-        whole = (
-            stamp["asked"] == now
+        unchanged = (
+            stamp["request"] == request
+            and stamp["sources"] == sources(stamp["sources"])
             and stamp["used"] == {path: _hash(Path(path)) for path in stamp["used"]}
-            and stamp["left"] == _left(folder)
+            and stamp["files"] == _left(folder)
         )
-        return stamp["told"] if whole else None
+        return stamp["shown"] if unchanged else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def leave(folder: Path, then: dict[str, Any], used: Iterable[Path], told: dict[str, str]) -> None:
-    """Notes that the run in that folder is finished.
+def write_stamp(
+    folder: Path, request: dict[str, Any], sources: dict[str, str], used: Iterable[Path], shown: dict[str, str]
+) -> None:
+    """Note that the run in that folder is finished.
 
-    then: what was asked of it when it began. used: weights and cards that lie elsewhere. told: for who asks again.
+    request, sources: made before it began. used: weights and cards outside the folder. shown: what the run showed at
+    its end, for `finished`.
     """
-    from manifold_bench.bench.records.files import atomic_write
-
     stamp = {
-        "asked": then,
+        "request": request,
+        "sources": sources,
         "used": {str(path.resolve()): _hash(path) for path in used},
-        "left": _left(folder),
-        "told": told,
+        "files": _left(folder),
+        "shown": shown,
     }
     atomic_write(folder / STAMP, json.dumps(stamp, indent=1) + "\n")
 
 
-def own(classes: Iterable[type[Any]]) -> bool:
-    """Whether all those classes are of the packages that are hashed; no stamp knows what code of others depends on."""
-    return all(found.__module__.startswith("manifold_bench.") for found in classes)
+def sources_of(systems: Iterable[tuple[str, type[Any]]]) -> dict[str, str] | None:
+    """Return `sources` of the users' modules that systems lie in, each given by its name in the matrix and its class.
+
+    None where the code of a system is neither this project's nor a user's file: no hash covers it.
+    """
+    found: dict[str, str] = {}
+    for name, cls in systems:
+        if cls.__module__.startswith("manifold_bench."):
+            continue
+        named = [name.partition(":")[0]] if ":" in name else []
+        made = sources([*named, *(base.__module__ for base in cls.__mro__)])
+        if not made[cls.__module__]:
+            return None
+        found |= {module: digest for module, digest in made.items() if digest}
+    return found
+
+
+def sources(modules: Iterable[str]) -> dict[str, str]:
+    """Return a hash of the code of users that each module runs, without importing any; "" for other modules."""
+    return {
+        module: hashlib.sha256("\n".join(lines).encode()).hexdigest() if (lines := source_lines([module])) else ""
+        for module in modules
+    }
 
 
 def _left(folder: Path) -> dict[str, str]:
@@ -111,7 +139,3 @@ def _hash(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return ""
-
-
-def _text(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value

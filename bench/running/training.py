@@ -4,58 +4,81 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
+import shlex
+import shutil
+import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from manifold_bench.bench.errors import InputError
+import torch
+from rich.console import Console
 
-if TYPE_CHECKING:
-    from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, TrainedRef
-    from manifold_bench.bench.records.log import Log
+from manifold_bench.bench.errors import one_line
+from manifold_bench.bench.planning.plan import Plan
+from manifold_bench.bench.planning.refs import TRAINING_SEED, DatasetRef, DefenseRef, TrainedRef
+from manifold_bench.bench.records.log import Log
+from manifold_bench.bench.records.provenance import code_revision, provenance
+from manifold_bench.bench.running.board import Board, Work
+from manifold_bench.bench.running.engines.calls import Call
+from manifold_bench.bench.running.session import Session, write_traceback
+from manifold_bench.defenses import weights
+from manifold_bench.defenses.base import DefenseSpec, Progress
+from manifold_bench.defenses.identity import parameters
 
 
-def train(
-    ref: TrainedRef,
-    dataset: DatasetRef,
-    path: Path,
-    *,
-    command: str,
-    seed: int,
-    budget: float = 1.0,
-    device: str = "cpu",
-    tell: Callable[..., None] = lambda event, **fields: None,
-) -> None:
-    """Trains on a data set and writes weights and card to `path`; checkpoints lie beside it meanwhile.
+@dataclass(frozen=True)
+class Training:
+    """The training of a defense, or of a part of one, on a data set.
 
-    The parts are trained already. command: what does this, for the card. tell: takes the events of the training, as
-    `Log.event` does.
+    path: file that the weights are written to. command: the command line that does this training, for the card.
+    budget: share of the full training, in (0, 1]. title: how the training is called on the screen and in the log.
     """
-    import shutil
 
-    import torch
+    ref: TrainedRef
+    dataset: DatasetRef
+    path: Path
+    command: str = ""
+    seed: int = TRAINING_SEED
+    budget: float = 1.0
+    device: str = "cpu"
+    title: str = ""
 
-    from manifold_bench.bench.records.provenance import code_revision
-    from manifold_bench.defenses import weights
-    from manifold_bench.defenses.base import Progress
+    @property
+    def work(self) -> dict[str, Work]:
+        """The training as a board expects it."""
+        return {str(self.path): Work("training", self.title)}
+
+    def teller(self, log: Log) -> Callable[..., None]:
+        """What writes events of this training to a log, as from this process."""
+        return functools.partial(log.event, title=self.title, key=str(self.path), pid=os.getpid())
+
+
+def train(training: Training, tell: Callable[..., None] = lambda event, **fields: None) -> None:
+    """Train, and write weights and card to `training.path`; checkpoints lie next to it meanwhile.
+
+    The parts must be trained already. tell: takes the events of the training, as `Log.event` does.
+    """
 
     class Reporting(Progress):
-        checkpoints = path.with_suffix(".checkpoints")
+        checkpoints = training.path.with_suffix(".checkpoints")
 
         def epoch(self, stage: str, done: int, epochs: int, **figures: float) -> None:
             tell("training epoch", stage=stage, epoch=done, epochs=epochs, figures=figures)
 
     tell("training started")
     torch.set_num_threads(1)  # more threads sum in another order: the same seed would give other weights
-    data = dataset.load()
+    data = training.dataset.load()
     Reporting.checkpoints.mkdir(parents=True, exist_ok=True)
-    ref = ref.with_trained_parts()
+    ref = training.ref.with_trained_parts()
     module = ref.build()
     for name, part in ref.parts.items():
         part.fill(getattr(module, name))
-    module.to(device)
-    figures = module.fit(data.train, data.validation, budget, seed, Reporting())
+    module.to(training.device)
+    figures = module.fit(data.train, data.validation, training.budget, training.seed, Reporting())
     module = weights.freeze(module).cpu()
     card = weights.Card(
         name=ref.system.name,
@@ -64,80 +87,114 @@ def train(
         spec=weights.spec_json(ref.spec),
         data=data.zoo,
         revision=data.revision,
-        seed=seed,
-        budget=budget,
-        command=command,
+        seed=training.seed,
+        budget=training.budget,
+        command=training.command,
         code=code_revision(),
         torch=torch.__version__,
         figures={name: round(value, 6) for name, value in figures.items()},
         weights_sha256=weights.weights_hash(module),
         parts={name: weights.weights_hash(getattr(module, name)) for name in ref.parts},
     )
-    weights.save(module, card, path)
+    weights.save(module, card, training.path)
     shutil.rmtree(Reporting.checkpoints)
 
 
-def training_command(ref: DefenseRef, dataset: str, seed: int, budget: float, part: str = "") -> str:
-    """The command that trains a defense, or that part of it: what of its spec isn't the default is set."""
-    import json
-    import shlex
+def training_of(ref: DefenseRef, part: str, dataset: DatasetRef, device: str, **changes: Any) -> Training:
+    """Return the training that fills the cache with a defense, or with a part of it (`generator`; "": itself).
 
-    from manifold_bench.defenses.base import DefenseSpec
-    from manifold_bench.defenses.identity import parameters as parameters_of
-    from manifold_bench.defenses.weights import spec_json
-
-    words = ["python", "-m", "bench.train", "--dataset", dataset, "--defense", ref.name]
-    words += ["--part", part] if part else []
-    of_the_data = {field.name for field in dataclasses.fields(DefenseSpec)}
-    values = spec_json(ref.spec)
-    for name in parameters_of(ref.spec):
-        if name not in of_the_data:
-            words += ["--set", f"{name}={json.dumps(values[name])}"]
-    return shlex.join([*words, "--seed", str(seed), "--budget", f"{budget:g}"])
-
-
-def parameters(given: Sequence[str]) -> dict[str, Any]:
-    """`--set key=value` as parameters of the spec: values are JSON, and texts where they aren't."""
-    import json
-
-    found: dict[str, Any] = {}
-    for item in given:
-        key, equals, text = item.partition("=")
-        if not (key and equals):
-            raise InputError(f"--set: {item!r} is not key=value")
-        if key in found:
-            raise InputError(f"--set: {key!r} is set twice")
-        try:
-            found[key] = json.loads(text)
-        except ValueError:
-            found[key] = text
-    return found
-
-
-def fit_job(ref: DefenseRef, part: str, dataset: DatasetRef, device: str, log: Log, title: str) -> None:
-    """Trains a defense that a run needs, or the named part of it, in a worker; the weights go to the cache."""
-    from manifold_bench.bench.planning.refs import TRAINING_SEED
-
+    changes: other values of the fields path, seed and budget.
+    """
     own = ref.part(part)
     assert own.weights is not None
-    train(
-        own, dataset, own.weights, command=training_command(ref, dataset.name, TRAINING_SEED, 1.0, part),
-        seed=TRAINING_SEED, device=device, tell=teller(log, own.weights, title),
+    title = f"{own.title_prefix}{ref.label} on {dataset.name}"
+    training = dataclasses.replace(Training(own, dataset, own.weights, device=device, title=title), **changes)
+    return dataclasses.replace(training, command=training_command(ref, part, training))
+
+
+def training_command(ref: DefenseRef, part: str, training: Training) -> str:
+    """Return the command line of a training of a defense, or of that part of it, with all that isn't the default."""
+    words = ["manifold-bench", "train", "--dataset", training.dataset.name, "--defense", ref.name]
+    words += ["--part", part] if part else []
+    of_the_data = {field.name for field in dataclasses.fields(DefenseSpec)}
+    values = weights.spec_json(ref.spec)
+    for name in parameters(ref.spec):
+        if name not in of_the_data:
+            words += ["--set", f"{name}={json.dumps(values[name])}"]
+    return shlex.join([*words, "--seed", str(training.seed), "--budget", f"{training.budget:g}"])
+
+
+def train_with_parts(trainings: Sequence[Training], console: Console, quiet: bool) -> None:
+    """Run trainings one after another in this process and show them; the last one is what the others are parts of."""
+    log = Log(trainings[-1].path.with_suffix(".log.jsonl"))
+    log.event("run started", **provenance())
+    with Board(console, 1, log, quiet) as board:
+        for training in trainings:
+            board.expect(training.work)
+        for training in trainings:
+            try:
+                train(training, training.teller(log))
+            except Exception as error:
+                board.done(str(training.path), one_line(error))
+                raise
+            board.done(str(training.path), None)
+    log.event("run finished", jobs=len(trainings), failed=0, skipped=0, memory=board.peak)
+
+
+def train_missing(plan: Plan, session: Session) -> Plan:
+    """Train what has no weights yet, once where several defenses share them; return the plan with what came of it."""
+    trainings: dict[Path, Training] = {}
+    users: dict[Path, list[tuple[DatasetRef, DefenseRef]]] = {}
+    for dataset, ref in plan.running:
+        for part in ref.untrained:
+            training = training_of(ref, part, dataset, plan.options.device)
+            users.setdefault(training.path, []).append((dataset, ref))
+            trainings.setdefault(training.path, training)
+    for path, training in trainings.items():
+        labels = ", ".join(ref.label for _, ref in users[path])
+        trainings[path] = dataclasses.replace(
+            training, title=f"{training.ref.title_prefix}{labels} on {training.dataset.name}"
+        )
+        session.board.expect(trainings[path].work)
+    for training in trainings.values():
+        session.board.line(f"training {training.title}: no weights in the zoo or the cache yet")
+    untrainable: dict[tuple[str, str], str] = {}
+    calls = [_call(training, users[training.path][0][1], plan, session) for training in trainings.values()]
+    for outcome in session.engine.run(calls):
+        reason = outcome.failure
+        if crash := outcome.result:
+            path = write_traceback(session.store.folder, f"training--{outcome.id.stem}", crash.traceback)
+            reason = f"{crash.reason} (traceback: {path.relative_to(session.folder)})"
+        session.board.done(str(outcome.id), reason)
+        if reason:
+            for dataset, ref in users[outcome.id]:
+                untrainable.setdefault((dataset.name, ref.label), f"training failed: {reason}")
+    return plan.with_trained(untrainable) if trainings else plan
+
+
+def _call(training: Training, user: DefenseRef, plan: Plan, session: Session) -> Call:
+    """The call that runs a training; user: a defense that needs it, and says what of a machine it occupies."""
+    ref, log = training.ref, session.board.log
+    return Call(
+        training.path, fit_job, (training, log), timeout=None,
+        after=tuple(part.weights for name, part in ref.untrained.items() if name),
+        reads=(*training.dataset.load().files, *weights.with_cards(ref.files)), writes=training.path.parent,
+        log=log.path, needs=plan.matrix.needs(plan.options.device, *plan.matrix.resources_of(user.label)),
     )  # fmt: skip
 
 
-def teller(log: Log, path: Path, title: str) -> Callable[..., None]:
-    """Writes a training's events to the log, by this process; its key is where the weights go."""
-    return functools.partial(log.event, title=title, key=str(path), pid=os.getpid())
+@dataclass(frozen=True)
+class Crash:
+    """What a training raised: on one line, and as a traceback."""
+
+    reason: str
+    traceback: str
 
 
-def asked(ref: DefenseRef, part: str) -> TrainedRef:
-    """What is to be trained: the defense, or that part of it; raises InputError."""
+def fit_job(training: Training, log: Log) -> Crash | None:
+    """Run a training in a worker process; return what it raised, if it did."""
     try:
-        own = ref.part(part)
-    except KeyError as error:
-        parts = ", ".join(ref.parts) or "none"
-        raise InputError(f"--part: {part!r} is no part of {ref.label!r}; it has {parts}") from error
-    if own.weights is None:
-        raise InputError(f"{own.told}{ref.label!r} learns nothing: there is nothing to train")
-    return own
+        train(training, training.teller(log))
+    except Exception as error:  # it is a user's code: anything may happen
+        return Crash(one_line(error), traceback.format_exc())
+    return None

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, one_line
 from manifold_bench.bench.records.log import LOG
-from manifold_bench.bench.running.engines.calls import Engine, Outcome, Urgency
 
 
 @contextmanager
-def at_hand(given: str, place: str) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A run's folder as one of this machine, and what to call whenever something in it is to be kept at once.
+def local_folder(given: str, place: str) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A run's folder on this machine, and a function that uploads what is new in it.
 
-    given: a folder, which is what it is, or an fsspec URL, whose files are copied, and in the end whatever has changed
-    back. place: the argument, for errors.
+    given: a folder, which is used as it is, or an fsspec URL: its files are copied here, and what has changed is copied
+    back at the end or when the function is called. place: the command-line argument, for errors.
     """
     if "://" not in given or given.startswith("file://"):
         yield Path(given.removeprefix("file://")), lambda: None
@@ -30,10 +27,7 @@ def at_hand(given: str, place: str) -> Iterator[tuple[Path, Callable[[], None]]]
         mirror = Mirror(given, folder, place)
         mirror.fetch()
         try:
-            yield (
-                folder,
-                partial(mirror.push, but=LOG),
-            )  # the log grows with every job
+            yield folder, partial(mirror.push, but=LOG)  # the log grows with every job
         finally:
             mirror.push()
 
@@ -99,26 +93,8 @@ class Mirror:
         try:
             yield
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(f"{self.place}: {self.url} cannot be used ({reason})") from error
+            raise InputError(f"{self.place}: {self.url} cannot be used ({one_line(error)})") from error
 
 
 def _hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
-
-
-@dataclass(frozen=True)
-class Keeping:
-    """An engine; what an outcome has led to is kept before the next one is asked for."""
-
-    engine: Engine
-    keep: Callable[[], None]
-
-    @property
-    def workers(self) -> int:
-        return self.engine.workers
-
-    def run(self, calls: Iterable[Any], urgency: Urgency | None = None) -> Iterator[Outcome]:
-        for outcome in self.engine.run(calls, urgency):
-            yield outcome
-            self.keep()

@@ -6,9 +6,8 @@ import json
 
 import pytest
 
-from manifold_bench.bench.planning.jobs import make_jobs
+from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix, read_matrix
-from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.borrow import BASELINES, Borrowed, baseline_folders, borrow, lacking
 from manifold_bench.bench.running.job import empty_records
@@ -23,9 +22,12 @@ MATRIX = {
 def planned(options: Options | None = None, matrix=None):
     """The jobs of a matrix."""
     matrix, options = matrix or parse_matrix(MATRIX, "test.toml"), options or Options()
-    datasets = dataset_refs(matrix, options)
-    refs = {ref.name: [defense_ref(choice, ref.load()) for choice in matrix.defenses] for ref, _ in datasets}
-    return make_jobs(matrix, options, datasets, refs)
+    return make_plan(matrix, options).jobs
+
+
+def reasons(jobs, *folders):
+    """What is said of jobs without stored records, but the advice."""
+    return [line.removeprefix("not in the report: ").split("; ")[0] for line in lacking(jobs, folders)]
 
 
 @pytest.fixture
@@ -65,8 +67,8 @@ def test_another_key_is_not_taken_and_named(baseline, tmp_path, options, says):
     jobs = planned(options)
     assert borrow(jobs, Store(tmp_path / "out"), [baseline]) == []
     assert not (tmp_path / "out").exists()
-    assert lacking(jobs, [baseline]) == [f"not beside: digits / tiny:NearestMean / clean and 1 more jobs: {says}"]
-    assert lacking(jobs[1:], []) == ["not beside: digits / tiny:NearestMean / pgd(steps=10) linf: nothing stored"]
+    assert reasons(jobs, baseline) == [f"digits / tiny:NearestMean / clean (and 1 more jobs): {says}"]
+    assert reasons(jobs[1:]) == ["digits / tiny:NearestMean / pgd(steps=10) linf: no stored records"]
 
 
 def test_a_damaged_or_failed_record_is_not_taken(baseline, tmp_path):
@@ -74,8 +76,8 @@ def test_a_damaged_or_failed_record_is_not_taken(baseline, tmp_path):
     Store(baseline).path(jobs[0]).write_bytes(b"PAR1")
     Store(baseline).write(jobs[1], empty_records(jobs[1], "failed", "why"))
     assert borrow(jobs, Store(tmp_path / "out"), [baseline]) == []
-    assert [line.rsplit(": ", 1)[1] for line in lacking(jobs, [baseline])] == [
-        "nothing stored", "its stored records are damaged or not ok",
+    assert [line.rsplit(": ", 1)[1] for line in reasons(jobs, baseline)] == [
+        "no stored records", "its stored records are damaged or not ok",
     ]  # fmt: skip
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.planning.jobs import make_jobs
 from manifold_bench.bench.planning.matrix import Needs
+from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref
 from manifold_bench.bench.running.engines.calls import Call, Waiting, packed, run_packed
 
 
@@ -62,10 +61,7 @@ def jobs(device: str, **keys: object) -> dict[str, Needs]:
     fgsm = {"name": "fgsm", "eps": [0.1]}
     raw = {"datasets": [{"name": "digits", "n": 4}], "defenses": [{"name": "undefended"}], "attacks": [pgd, fgsm]}
     matrix = parse_matrix({**raw, **keys}, "test")
-    options = Options(device=device)
-    datasets = dataset_refs(matrix, options)
-    refs = {ref.name: [defense_ref(choice, ref.load()) for choice in matrix.defenses] for ref, _ in datasets}
-    return {job.label: job.needs for job in make_jobs(matrix, options, datasets, refs)}
+    return {job.label: job.needs for job in make_plan(matrix, Options(device=device)).jobs}
 
 
 def test_a_job_occupies_the_most_that_its_parts_say():

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.planning.jobs import make_jobs
+from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref
 
 MATRIX = {
     "datasets": [{"name": "digits", "n": 20}, {"name": "mnist5k", "n": 10}],
@@ -24,13 +23,7 @@ MATRIX = {
 
 def jobs(n: int | None = None) -> dict[tuple[str, str, str, str], int]:
     """(data set, defense, attack, norm) → number of inputs."""
-    matrix, options = parse_matrix(MATRIX, "m.toml"), Options(n=n)
-    datasets = dataset_refs(matrix, options)
-    refs = {
-        ref.name: [defense_ref(choice, ref.load()) for choice in matrix.defenses if choice.defends(ref.name)]
-        for ref, _ in datasets
-    }
-    made = make_jobs(matrix, options, datasets, refs)
+    made = make_plan(parse_matrix(MATRIX, "m.toml"), Options(n=n)).jobs
     return {(job.dataset.name, job.defense.label, job.label, job.norm): job.n for job in made}
 
 

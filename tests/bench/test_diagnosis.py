@@ -12,11 +12,9 @@ from manifold_bench.bench.diagnosis.checks import CHECKS
 from manifold_bench.bench.diagnosis.diagnose import diagnose
 from manifold_bench.bench.diagnosis.evidence import ITERATIVE, SINGLE_STEP, TRANSFER, Evidence
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.planning.jobs import make_jobs
-from manifold_bench.bench.planning.measurements import measurement_jobs
+from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.probes import strengths
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref
 from manifold_bench.bench.records.measurements import status
 from manifold_bench.bench.records.measurements import write_index as write_measurements
 from manifold_bench.bench.records.results import Results
@@ -50,11 +48,8 @@ def matrix(**keys):
 
 
 def planned(made):
-    options = Options()
-    datasets = dataset_refs(made, options)
-    refs = {ref.name: [defense_ref(choice, ref.load()) for choice in made.defenses] for ref, _ in datasets}
-    jobs = make_jobs(made, options, datasets, refs)
-    return jobs, measurement_jobs(made, options, [ref for ref, _ in datasets], refs, refs)
+    plan = make_plan(made, Options())
+    return plan.jobs, plan.measurements
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import command
+from users import write
 
+from manifold_bench.attacks.gradient import PGD
 from manifold_bench.bench import run
 from manifold_bench.bench.records.log import Log
-from manifold_bench.bench.running import stamp as finished
-from manifold_bench.bench.running.stamp import STAMP, asked, own, stand
+from manifold_bench.bench.running import stamp
+from manifold_bench.bench.running.stamp import STAMP, finished, request_of
 
 MATRIX = """
 datasets = [{ name = "digits", n = 3 }]
@@ -26,7 +29,7 @@ HEAVY = ("torch", "numpy", "pandas", "pyarrow", "matplotlib", "sklearn", "pydant
 
 
 def request(matrix, *arguments):
-    return asked(run.parser().parse_args(["--matrix", str(matrix), *map(str, arguments)]))
+    return request_of(run.parser().parse_args(["--matrix", str(matrix), *map(str, arguments)]))
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +90,9 @@ def meddle_with_records(out):
 )
 def test_what_is_no_longer_whole_is_not_finished(copy, meddle):
     matrix, out = copy
-    assert stand(out, request(matrix)) is not None
+    assert finished(out, request(matrix)) is not None
     meddle[1](out)
-    assert stand(out, request(matrix)) is None
+    assert finished(out, request(matrix)) is None
 
 
 @pytest.mark.parametrize(
@@ -105,36 +108,36 @@ def test_what_is_no_longer_whole_is_not_finished(copy, meddle):
     ids=str,
 )
 def test_another_request_is_not_finished(ended, more):
-    assert stand(ended[1], request(ended[0], *more)) is None
+    assert finished(ended[1], request(ended[0], *more)) is None
 
 
 def test_what_changes_no_result_is_the_same_request(ended):
     same = request(ended[0], "--workers", 7, "--quiet", "--out", "elsewhere")
-    assert stand(ended[1], same) is not None
+    assert finished(ended[1], same) is not None
 
 
 def test_other_matrices_variables_paths_versions_and_names_are_another_request(ended, tmp_path, monkeypatch):
     matrix, out = ended
     other = tmp_path / "matrix.toml"
     other.write_text(matrix.read_text(encoding="utf-8") + "# a word\n", encoding="utf-8")
-    assert stand(out, request(other)) is None
+    assert finished(out, request(other)) is None
     for change in (
         lambda m: m.setenv("MANIFOLD_BENCH_CACHE", str(tmp_path)),
         lambda m: m.setattr(sys, "path", [str(tmp_path), *sys.path]),
-        lambda m: m.setattr(finished, "package_version", lambda name: "0"),
-        lambda m: m.setattr(finished, "registered", lambda kind: {}),
+        lambda m: m.setattr(stamp, "package_version", lambda name: "0"),
+        lambda m: m.setattr(stamp, "registered", lambda kind: {}),
     ):
         with monkeypatch.context() as changed:
             change(changed)
-            assert stand(out, request(matrix)) is None
-    assert stand(out, request(matrix)) is not None
+            assert finished(out, request(matrix)) is None
+    assert finished(out, request(matrix)) is not None
 
 
 def test_other_code_weights_or_data_are_another_request(tmp_path, monkeypatch):
     code, data = tmp_path / "package", tmp_path / "data"
     for folder in (code / "attacks", code / "defenses" / "zoo", code / "bench", data / "mnist"):
         folder.mkdir(parents=True)
-    monkeypatch.setattr(finished, "PROJECT", code)
+    monkeypatch.setattr(stamp, "PROJECT", code)
     seen = [request("smoke", "--data", data)]
     for path in (code / "attacks" / "pgd.py", code / "defenses" / "zoo" / "cnn.safetensors", data / "mnist" / "images"):
         for content in (b"one", b"two."):
@@ -152,12 +155,37 @@ def test_weights_in_the_cache_are_part_of_what_was_used(ended):
     assert {Path(path).suffix for path in used} == {".safetensors", ".json"} and all(used.values())
 
 
-def test_code_of_others_is_never_taken_for_known():
-    import tiny
+USER = """
+from {base} import Undefended as Base
 
-    from manifold_bench.attacks.gradient import PGD
 
-    assert own([PGD]) and not own([PGD, tiny.Linear])
+class Mine(Base):
+    from helper import scale
+"""
+
+
+def test_a_run_with_code_of_users_is_recognised_until_that_code_changes(tmp_path):
+    """Whether it is the file of a class or one that it imports; recognising it loads neither."""
+    write(tmp_path, {"mine.py": USER.format(base="manifold_bench.defenses.undefended"), "helper.py": "scale = 1.0\n"})
+    (tmp_path / "matrix.toml").write_text(MATRIX.replace("undefended", "mine:Mine"), encoding="utf-8")
+
+    def again() -> str:
+        arguments = ("run", "--matrix", "matrix.toml", "--out", "out", "--workers", 1)
+        done = command(*arguments, cache=tmp_path / "cache", cwd=tmp_path, PYTHONDONTWRITEBYTECODE="1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return Log(tmp_path / "out" / "log.jsonl").read()[0][-1]["event"]
+
+    assert [again(), again()] == ["run finished", "run found finished"]
+    write(tmp_path, {"helper.py": "scale = 2.0\n"})
+    assert [again(), again()] == ["run finished", "run found finished"]
+
+
+def test_code_that_no_hash_covers_leaves_no_stamp():
+    class Installed:
+        __module__ = "pydantic.main"
+
+    assert stamp.sources_of([("pydantic.main:Installed", Installed)]) is None
+    assert stamp.sources_of([("pgd", PGD)]) == {}
 
 
 @pytest.mark.parametrize("arguments", [["run", "--help"], ["list"], None], ids=["help", "list", "a finished run"])

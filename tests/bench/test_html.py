@@ -17,10 +17,8 @@ import numpy as np
 import pytest
 from handmade import REJECT, cell, run, write_run
 
-from manifold_bench.bench.planning.jobs import make_jobs
-from manifold_bench.bench.planning.narrow import filtered
+from manifold_bench.bench.planning.plan import Options, make_plan, matrix_json
 from manifold_bench.bench.planning.reading import read_matrix
-from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
 from manifold_bench.bench.report.contents import Report
@@ -30,8 +28,7 @@ from manifold_bench.bench.report.html.reproduce import command
 from manifold_bench.bench.report.pictures import difference
 from manifold_bench.bench.report.style import shade
 from manifold_bench.bench.report.writing import write_report
-from manifold_bench.bench.run import parser
-from manifold_bench.bench.running.execution import matrix_json
+from manifold_bench.bench.run import matrices, parser
 
 LABELS = [0] * 10
 GREY = np.full(64, 100, dtype=np.uint8)
@@ -234,10 +231,7 @@ norm = "fooling"
 
 def planned(matrix: Any, n: int | None) -> dict[tuple[str, str, str, str], str]:
     """(data set, defense, attack, norm) → key of every job but the calibration's."""
-    options = Options(n=n)
-    datasets = dataset_refs(matrix, options)
-    refs = {ref.name: [defense_ref(choice, ref.load()) for choice in matrix.defenses] for ref, _ in datasets}
-    jobs = make_jobs(matrix, options, datasets, refs)
+    jobs = make_plan(matrix, Options(n=n)).jobs
     return {
         (job.dataset.name, job.defense.label, job.label, job.norm): job.key for job in jobs if job.split != "validation"
     }
@@ -248,10 +242,7 @@ def from_command(line: str) -> dict[tuple[str, str, str, str], str]:
     words = shlex.split(line)
     assert words[:2] == ["manifold-bench", "run"]
     given = parser().parse_args(words[2:])
-    matrix = read_matrix(given.matrix)
-    if given.seed is not None:
-        matrix = dataclasses.replace(matrix, seeds=(given.seed,))
-    return planned(filtered(matrix, given), given.n)
+    return planned(matrices(given)[0], given.n)
 
 
 @pytest.mark.parametrize("n", [None, 4])

@@ -11,9 +11,9 @@ import tiny
 import torch
 
 from manifold_bench.bench.datasets.base import image_hashes
-from manifold_bench.bench.planning.jobs import Job, make_jobs
+from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running import job as job_module
 from manifold_bench.bench.running.job import inputs, noise, run_job
@@ -33,9 +33,7 @@ def planned(*attacks, dataset="tiny:Grey", defense="tiny:Linear", n=24, **more) 
     matrix = parse_matrix(
         {"datasets": [{"name": dataset, "n": n}], "defenses": [defense], "attacks": list(attacks), **more}, "test.toml"
     )
-    datasets = dataset_refs(matrix, Options())
-    refs = {ref.name: [defense_ref(choice, ref.load()) for choice in matrix.defenses] for ref, _ in datasets}
-    return make_jobs(matrix, Options(), datasets, refs)
+    return make_plan(matrix, Options()).jobs
 
 
 def ran(folder, *attacks, **more) -> list[pd.DataFrame]:

@@ -18,9 +18,9 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.measurements.frechet import FrechetDistance, frechet_distance, moments, penultimate
 from manifold_bench.bench.measurements.reconstruction import Reconstruction
 from manifold_bench.bench.measurements.samples import Samples
-from manifold_bench.bench.planning.measurements import measurement_jobs
+from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.planning.refs import DatasetRef, Options, defense_ref
+from manifold_bench.bench.planning.refs import defense_ref
 from manifold_bench.bench.records.measurements import load, read, status, store
 from manifold_bench.bench.report.measurements import curves, measurement_plots, measurement_tables
 from manifold_bench.bench.run import main
@@ -183,9 +183,7 @@ MATRIX = {
 
 def jobs(seed: int = 0, **changes: object):
     matrix = parse_matrix({**MATRIX, "seed": seed, "measurements": [{**MATRIX["measurements"][0], **changes}]}, "m")
-    digits = DatasetRef("digits", None)
-    refs = {"digits": [defense_ref(choice, digits.load()) for choice in matrix.defenses]}
-    return measurement_jobs(matrix, Options(), [digits], refs, refs)
+    return make_plan(matrix, Options()).measurements
 
 
 def test_each_measurement_has_an_identity_of_its_own():

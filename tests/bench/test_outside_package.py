@@ -12,9 +12,9 @@ from functools import cached_property
 
 import torch
 
-from attacks.base import Attack
-from bench.datasets.digits import Digits
-from defenses.base import Defense, DefenseSpec, LabelledImages
+from manifold_bench.attacks.base import Attack
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,11 @@ import torch
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning import jobs as plan
-from manifold_bench.bench.planning.jobs import Job, make_jobs
+from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, Options, cache_file, dataset_refs, defense_ref
-from manifold_bench.bench.running.training import train
+from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, cache_file, defense_ref
+from manifold_bench.bench.running.training import Training, train
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.identity import key_of
 
@@ -38,9 +39,7 @@ def planned(options: Options | None = None, **changes) -> list[Job]:
     """The jobs of MATRIX with those changes."""
     matrix = parse_matrix(MATRIX | changes, "test.toml")
     options = options or Options()
-    datasets = dataset_refs(matrix, options)
-    refs = {ref.name: [defense_ref(choice, ref.load()) for choice in matrix.defenses] for ref, _ in datasets}
-    return make_jobs(matrix, options, datasets, refs)
+    return make_plan(matrix, options).jobs
 
 
 def key(options: Options | None = None, **changes) -> str:
@@ -198,7 +197,7 @@ def test_trained_weights_are_part_of_the_key(tmp_path):
     )
     keys = [key(defenses=["tiny:Trained"])]
     for seed in (0, 1):
-        train(untrained, data, untrained.weights, command="", seed=seed, budget=0.25)
+        train(Training(untrained, data, untrained.weights, seed=seed, budget=0.25))
         trained = defense_ref(matrix.defenses[0], data.load())
         assert trained.trained and trained.weights == untrained.weights
         keys.append(key(defenses=["tiny:Trained"]))
@@ -232,7 +231,7 @@ def trained(entry, path: Path | None = None) -> Path:
     """The weights of a short training of it."""
     (ref,) = refs(entry)
     assert not ref.trained and ref.weights is not None
-    train(ref, DatasetRef("digits", None), path or ref.weights, command="", seed=0, budget=0.25)
+    train(Training(ref, DatasetRef("digits", None), path or ref.weights, seed=0, budget=0.25))
     return path or ref.weights
 
 
@@ -361,11 +360,9 @@ def test_a_randomized_defense_may_have_draws_of_its_own():
     matrix = parse_matrix(
         MATRIX | {"draws": 2, "defenses": [GAN, GAN | {"label": "often", "draws": 5}, "undefended"]}, "test.toml"
     )
-    datasets = dataset_refs(matrix, Options())
-    refs = {"digits": [defense_ref(choice, DatasetRef("digits", None).load()) for choice in matrix.defenses]}
-    jobs = make_jobs(matrix, Options(), datasets, refs)
+    jobs = make_plan(matrix, Options()).jobs
     draws = {(job.defense.label, job.draws, job.identity["protocol"]) for job in jobs if job.attack is None}
-    assert {(label, n) for label, n, _ in draws} >= {(refs["digits"][0].label, 2), ("often", 5)}
+    assert {(label, n) for label, n, _ in draws} >= {(matrix.defenses[0].label, 2), ("often", 5)}
     assert {told for label, _, told in draws if label == "often"} == {"worst-of-5"}
     with pytest.raises(InputError, match=r"defenses\[0\].draws: 'undefended' isn't randomized"):
         parse_matrix(MATRIX | {"defenses": [{"name": "undefended", "draws": 3}]}, "test.toml")
@@ -379,7 +376,7 @@ def test_parts_are_shared_found_and_trained_before_what_is_built_on_them(tmp_pat
     assert list(one.untrained) == ["generator"] and one.parts["classifier"].trained and not one.trained
     assert one.parts["generator"].weights == other.parts["generator"].weights
     assert one.part("generator") == one.parts["generator"] and one.part("") is one
-    train(one.part("generator"), digits, one.parts["generator"].weights, command="", seed=0, budget=0.001)
+    train(Training(one.part("generator"), digits, one.parts["generator"].weights, seed=0, budget=0.001))
     again = [defense_ref(choice, digits.load()) for choice in matrix.defenses]
     assert all(ref.trained and not ref.untrained for ref in again)
     assert again[0].weights_sha256 == again[1].weights_sha256 != one.parts["classifier"].weights_sha256

@@ -104,7 +104,7 @@ def test_only_adapters_take_a_class_of_their_own(name):
 def test_a_package_from_outside_is_found(tmp_path, monkeypatch):
     (tmp_path / "outside_package.py").write_text(
         textwrap.dedent("""
-            from defenses.base import Defense
+            from manifold_bench.defenses.base import Defense
             class Mine(Defense):
                 def forward(self, x):
                     return x.flatten(1)[:, : self.num_classes]

@@ -13,7 +13,7 @@ from manifold_bench.bench import compare, run
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.report import __main__ as report
-from manifold_bench.bench.running.url_folder import at_hand
+from manifold_bench.bench.running.url_folder import local_folder
 
 MATRIX = """
 datasets = [{ name = "digits", n = 8 }]
@@ -38,7 +38,7 @@ def test_a_run_at_a_url_is_the_run_of_a_folder(url, tmp_path, monkeypatch, capsy
     assert run.main([*arguments, url]) == 0
     assert url in capsys.readouterr().out
     assert run.main([*arguments, "here"]) == 0
-    with at_hand(url, "test") as (there, _):
+    with local_folder(url, "test") as (there, _):
         files = {str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()}
         assert files == {str(p.relative_to("here")) for p in Path("here").rglob("*") if p.is_file()}
         rows = Results.load(there).records
@@ -54,7 +54,7 @@ def test_a_run_at_a_url_is_the_run_of_a_folder(url, tmp_path, monkeypatch, capsy
 
 
 def test_what_is_new_goes_there_and_what_is_gone_goes_there_too(url):
-    with at_hand(url, "test") as (folder, keep):
+    with local_folder(url, "test") as (folder, keep):
         (folder / "a").mkdir()
         for name in ("a/one", "two", ".draft", "a/.three.tmp"):
             (folder / name).write_text(name)
@@ -64,7 +64,7 @@ def test_what_is_new_goes_there_and_what_is_gone_goes_there_too(url):
         (folder / "two").unlink()
         (folder / "a" / "one").write_text("another")
         keep()
-    with at_hand(url, "test") as (folder, _):
+    with local_folder(url, "test") as (folder, _):
         assert [path.name for path in folder.rglob("*")] == ["a", "one"]
         assert (folder / "a" / "one").read_text() == "another"
 
@@ -74,16 +74,16 @@ def test_a_file_that_is_cut_off_on_its_way_is_not_there(url, monkeypatch):
         self.pipe_file(remote, Path(local).read_bytes()[:3])
         raise ConnectionError("gone")
 
-    with at_hand(url, "test") as (folder, keep):
+    with local_folder(url, "test") as (folder, keep):
         (folder / "one").write_text("whole")
         with monkeypatch.context() as patch:
             patch.setattr(MemoryFileSystem, "put_file", cut)
             with pytest.raises(InputError, match=r"memory://.*cannot be used .ConnectionError: gone"):
                 keep()
-        with at_hand(url, "test") as (seen, _):
+        with local_folder(url, "test") as (seen, _):
             assert not list(seen.iterdir())
         keep()
-        with at_hand(url, "test") as (seen, _):
+        with local_folder(url, "test") as (seen, _):
             assert (seen / "one").read_text() == "whole"
 
 
@@ -95,5 +95,5 @@ def test_a_store_that_is_not_to_be_had_is_one_line(tmp_path, capsys):
 
 
 def test_a_file_url_is_a_folder_of_this_machine(tmp_path):
-    with at_hand(f"file://{tmp_path}/run", "test") as (folder, _):
+    with local_folder(f"file://{tmp_path}/run", "test") as (folder, _):
         assert folder == tmp_path / "run"

@@ -14,12 +14,12 @@ import pytest
 from commands import bench_run, command
 from users import importable, write
 
-from manifold_bench.bench.planning.jobs import Job, make_jobs
-from manifold_bench.bench.planning.measurements import measurement_jobs
+from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, Options, dataset_refs, defense_ref, load_dataset
+from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, load_dataset
 from manifold_bench.bench.planning.registry import find
-from manifold_bench.bench.running.training import train
+from manifold_bench.bench.running.training import Training, train
 from manifold_bench.defenses.identity import Kind, parameters, registered
 from manifold_bench.defenses.undefended import Undefended
 from manifold_bench.defenses.weights import from_zoo, weights_hash
@@ -36,10 +36,8 @@ def plan(defense: Any = "undefended", attack: Any = PGD, dataset: str = "digits"
     """Defenses, jobs and measurements of a small matrix."""
     raw = {"datasets": [{"name": dataset, "n": 10}], "defenses": [defense], "attacks": [attack]}
     matrix = parse_matrix(raw | {"measurements": [measurement]}, "test.toml")
-    datasets = dataset_refs(matrix, Options())
-    refs = {ref.name: [defense_ref(choice, ref.load()) for choice in matrix.defenses] for ref, _ in datasets}
-    measured = measurement_jobs(matrix, Options(), [ref for ref, _ in datasets], refs, refs)
-    return refs[dataset][0], make_jobs(matrix, Options(), datasets, refs), measured
+    made = make_plan(matrix, Options())
+    return made.data[0].defenses[0], made.jobs, made.measurements
 
 
 def keys(**entries: Any) -> list[str]:
@@ -53,8 +51,8 @@ def network(classes):
     return nn.Linear(64, classes)
 """
 DEFENSE = """
-from defenses.base import Defense
-from defenses.training import accuracy, train_module
+from manifold_bench.defenses.base import Defense
+from manifold_bench.defenses.training import accuracy, train_module
 from torch.nn import functional as F
 
 class Net(Defense):
@@ -87,7 +85,7 @@ def trained(folder: Path, module: str) -> tuple[DefenseRef, list[Job]]:
     with importable(folder):
         ref = plan(entry)[0]
         if not ref.trained:
-            train(ref, DatasetRef("digits", None), ref.weights, command="", seed=0, budget=0.25)
+            train(Training(ref, DatasetRef("digits", None), ref.weights, seed=0, budget=0.25))
         ref, jobs, _ = plan(entry)
         assert ref.trained
         return ref, jobs
@@ -116,7 +114,7 @@ def test_a_network_in_another_file_changes_and_the_old_weights_are_not_taken(tmp
 
 def test_a_part_of_user_code_is_trained_again_when_its_own_code_changes(tmp_path):
     files = TRAINED | {"whole.py": """
-from defenses.base import Defense
+from manifold_bench.defenses.base import Defense
 from net import Net as Inner
 class Net(Defense):
     parts = ("inner",)
@@ -128,7 +126,7 @@ class Net(Defense):
 """}  # fmt: skip
     before = planned(write(tmp_path, files), "whole")[0].parts["inner"]
     with importable(tmp_path):
-        train(plan("whole:Net")[0].part("inner"), DatasetRef("digits", None), before.weights, command="", seed=0)
+        train(Training(plan("whole:Net")[0].part("inner"), DatasetRef("digits", None), before.weights))
     assert planned(tmp_path, "whole")[0].trained
     write(tmp_path, {"whole.py": files["whole.py"] + "# the part itself is as it was\n"})
     assert planned(tmp_path, "whole")[0].parts["inner"].trained
@@ -139,9 +137,9 @@ class Net(Defense):
 SYSTEMS = """
 from dataclasses import dataclass
 import helpers
-from bench.datasets.digits import Digits
-from bench.measurements.reconstruction import Reconstruction
-from attacks.gradient import PGD
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.bench.measurements.reconstruction import Reconstruction
+from manifold_bench.attacks.gradient import PGD
 from tiny import NearestMean
 
 class Mean(NearestMean):
@@ -260,7 +258,7 @@ def dataclasses_in(hint: Any) -> list[type]:
 
 
 BROKEN = """
-from defenses.base import Defense
+from manifold_bench.defenses.base import Defense
 from tiny import NearestMean
 from answers import answer
 class Net(NearestMean):

@@ -93,7 +93,7 @@ def test_parameters_are_set_as_in_a_matrix_file_and_stand_in_the_card_s_command(
     card = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
     assert card["spec"]["width"] == 3 and card["spec"]["bias"] == 0.5
     words = shlex.split(card["command"])
-    assert words == ["python", "-m", "bench.train", *given, "--seed", "0", "--budget", "0.25"]
+    assert words == ["manifold-bench", "train", *given, "--seed", "0", "--budget", "0.25"]
 
 
 def test_values_that_are_no_json_are_texts():

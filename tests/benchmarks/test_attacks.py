@@ -39,8 +39,9 @@ from torch import Tensor, nn
 from manifold_bench.attacks.batching import blockwise
 from manifold_bench.attacks.threat import Norm, flat_norm, inside
 from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.planning.plan import Options
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.planning.refs import Options, load_dataset
+from manifold_bench.bench.planning.refs import load_dataset
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.engines.calls import Call
 from manifold_bench.bench.running.engines.local import LocalEngine

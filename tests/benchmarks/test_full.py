@@ -12,8 +12,8 @@ from plans import PASSES, planned, told_passes
 from manifold_bench.attacks.base import Attack
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.matrix import Matrix
+from manifold_bench.bench.planning.plan import Options
 from manifold_bench.bench.planning.reading import read_matrix
-from manifold_bench.bench.planning.refs import Options
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.engines.calls import Call
 from manifold_bench.bench.running.engines.local import LocalEngine

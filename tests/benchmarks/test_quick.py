@@ -19,8 +19,8 @@ from torch import nn
 
 from manifold_bench.attacks.view import View
 from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.planning.plan import Options
 from manifold_bench.bench.planning.reading import read_matrix
-from manifold_bench.bench.planning.refs import Options
 from manifold_bench.bench.records.log import LOG
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.engines.local import keep_freed_memory

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from manifold_bench.bench.planning.jobs import Job, make_jobs
+from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.matrix import Matrix
-from manifold_bench.bench.planning.refs import Options, dataset_refs, defense_ref, load_dataset
+from manifold_bench.bench.planning.plan import Options, make_plan
 
 PASSES = (
     "The backward passes are those of all attacks that have any and whose budget is known, beside a cross product that "
@@ -19,10 +19,7 @@ PASSES = (
 
 def planned(matrix: Matrix, options: Options) -> list[Job]:
     """Of the whole matrix, but those that don't suit their defense."""
-    datasets = dataset_refs(matrix, options)
-    loaded = {dataset.name: load_dataset(dataset) for dataset, _ in datasets}
-    refs = {name: [defense_ref(choice, data) for choice in matrix.defenses] for name, data in loaded.items()}
-    return [job for job in make_jobs(matrix, options, datasets, refs) if job.skip is None]
+    return [job for job in make_plan(matrix, options).jobs if job.skip is None]
 
 
 def told_passes(jobs: Sequence[Job], found: Mapping[str, pd.DataFrame]) -> list[list[str]]:

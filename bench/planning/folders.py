@@ -1,0 +1,26 @@
+"""Folders that environment variables name: of the data files, and of what is computed once and kept for later runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from manifold_bench.bench.errors import InputError
+
+CACHE_VARIABLE = "MANIFOLD_BENCH_CACHE"
+DATA_VARIABLE = "MANIFOLD_BENCH_DATA"
+
+
+def cache_folder(kind: str) -> Path:
+    """Folder for one kind of cached files, such as "weights", in MANIFOLD_BENCH_CACHE or the user's cache folder."""
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("manifold-bench")) / kind
+
+
+def data_folder(given: Path | None) -> Path | None:
+    """The folder of --data, or else of MANIFOLD_BENCH_DATA; raises InputError where --data is no folder."""
+    if given is not None and not given.is_dir():
+        raise InputError(f"--data: {given} is not a folder")
+    fallback = os.environ.get(DATA_VARIABLE)
+    return given or (Path(fallback) if fallback else None)

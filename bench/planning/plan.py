@@ -1,0 +1,217 @@
+"""What a command is going to run: data sets with their chosen images, defenses with their weights, and all jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.claims import claims_json
+from manifold_bench.bench.planning.jobs import Job, jobs_on
+from manifold_bench.bench.planning.matrix import DatasetEntry, DefenseChoice, Matrix
+from manifold_bench.bench.planning.measurements import MeasurementJob, measurements_on
+from manifold_bench.bench.planning.reading import defense_by_name
+from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, defense_ref
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line adds to a matrix: data folder, images per data set (None: as in the matrix), device."""
+
+    data: Path | None = None
+    n: int | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs, and what of the matrix that it was cut from may be stored already.
+
+    matrix: what runs. whole: the matrix that it was cut from by the command line, or the same one. named: labels of the
+    "defenses" and "attacks" that the command line names. data: each data set with its images and with the references of
+    all defenses of both matrices. untrainable: (data set, label of the defense) → why its training failed.
+    """
+
+    matrix: Matrix
+    whole: Matrix
+    options: Options
+    data: tuple[PlannedData, ...]
+    named: Mapping[str, list[str]] = field(default_factory=dict)
+    untrainable: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """The jobs that run, clean passes included."""
+        return [job for data in self.data for job in jobs_on(data, self.matrix, self.options.device)]
+
+    @cached_property
+    def other_jobs(self) -> list[Job]:
+        """Jobs on these data sets that don't run now: of the whole matrix, and what crosses it with what was added."""
+        if not self.is_cut:
+            return []
+        running = {job.key for job in self.jobs}
+        joined = _joined(self.matrix, self.whole)
+        jobs = [job for data in self.data for job in jobs_on(data, joined, self.options.device)]
+        return [job for job in jobs if job.key not in running]
+
+    @cached_property
+    def measurements(self) -> list[MeasurementJob]:
+        """The measurements that are taken."""
+        return [job for data in self.data for job in measurements_on(data, self.matrix, self.options.device)]
+
+    @cached_property
+    def other_measurements(self) -> list[MeasurementJob]:
+        """Measurements of the whole matrix, on these data sets, that are not taken now."""
+        if not self.is_cut:
+            return []
+        running = {job.key for job in self.measurements}
+        jobs = [job for data in self.data for job in measurements_on(data, self.whole, self.options.device)]
+        return [job for job in jobs if job.key not in running]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the command line changed which systems of the matrix run."""
+        return self.whole != self.matrix
+
+    @property
+    def running(self) -> list[tuple[DatasetRef, DefenseRef]]:
+        """The defenses that run, each with its data set."""
+        return [(data.dataset, ref) for data in self.data for ref in data.defenses_of(self.matrix)]
+
+    @property
+    def systems(self) -> list[tuple[str, type[Any]]]:
+        """Every system that runs: its name in the matrix, and its class."""
+        matrix = self.matrix
+        return [
+            *((data.dataset.name, type(data.dataset.load())) for data in self.data),
+            *((choice.name, choice.cls) for choice in matrix.defenses),
+            *((choice.name, type(choice.attack)) for choice in matrix.attacks),
+            *((choice.name, type(choice.measurement)) for choice in matrix.measurements),
+        ]
+
+    @property
+    def weights(self) -> list[Path]:
+        """The files of weights that the defenses use, in order."""
+        return sorted({file for _, ref in self.running for file in ref.files})
+
+    def with_trained(self, untrainable: Mapping[tuple[str, str], str]) -> Plan:
+        """Return the plan after trainings: what had no weights is looked for again.
+
+        untrainable: (data set, label of the defense) → why its training failed. Raises InputError as `make_plan` does.
+        """
+        choices = _choices(self.matrix, self.whole)
+
+        def located(data: PlannedData, ref: DefenseRef) -> DefenseRef:
+            if ref.trained or (data.dataset.name, ref.label) in untrainable:
+                return ref
+            return defense_ref(choices[ref.label], data.dataset.load())
+
+        data = tuple(
+            dataclasses.replace(one, defenses=tuple(located(one, ref) for ref in one.defenses)) for one in self.data
+        )
+        data = tuple(_with_undefended(one, self.matrix) for one in data)
+        return dataclasses.replace(self, data=data, untrainable=untrainable)
+
+
+def make_plan(
+    matrix: Matrix, options: Options, whole: Matrix | None = None, named: Mapping[str, list[str]] | None = None
+) -> Plan:
+    """Plan a matrix; reads the data and looks for the weights of every defense.
+
+    whole, named: as in `Plan`; by default the matrix itself, and nothing. Raises InputError where data or weights are
+    missing or damaged, where there are fewer images than asked for, and where a defense doesn't suit its data.
+    """
+    whole = whole or matrix
+    chosen = [_chosen(entry, matrix, options) for entry in matrix.datasets]  # all data first: it fails fastest
+    choices = _choices(matrix, whole).values()
+    data = [
+        dataclasses.replace(
+            one,
+            defenses=tuple(
+                defense_ref(choice, one.dataset.load()) for choice in choices if choice.defends(one.dataset.name)
+            ),
+        )
+        for one in chosen
+    ]
+    return Plan(matrix, whole, options, tuple(_with_undefended(one, matrix) for one in data), named or {})
+
+
+def _choices(matrix: Matrix, whole: Matrix) -> dict[str, DefenseChoice]:
+    """The defenses of both matrices by label."""
+    return {choice.label: choice for choice in (*whole.defenses, *matrix.defenses)}
+
+
+def _joined(matrix: Matrix, whole: Matrix) -> Matrix:
+    """The whole matrix with the systems that the command line added."""
+    attacks = {(choice.label, choice.attack.norm): choice for choice in (*whole.attacks, *matrix.attacks)}
+    return dataclasses.replace(whole, defenses=tuple(_choices(matrix, whole).values()), attacks=tuple(attacks.values()))
+
+
+def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options) -> PlannedData:
+    """Choose the test and validation images of a data set; raises InputError where there are fewer."""
+    ref = DatasetRef(entry.name, options.data)
+    data, n, held_out = ref.load(), options.n or entry.n, matrix.calibration or 0
+    if n is not None and n > len(data.test):
+        raise InputError(f"n = {n}: data set {ref.name!r} has {len(data.test)} test images")
+    if held_out > len(data.validation):
+        raise InputError(
+            f"calibration = {held_out}: data set {ref.name!r} has {len(data.validation)} validation images"
+        )
+    return PlannedData(ref, tuple(map(int, data.chosen(n))), tuple(map(int, data.calibration(held_out))))
+
+
+def _with_undefended(data: PlannedData, matrix: Matrix) -> PlannedData:
+    """Add the model that the diagnosis' transfer attacks are made on: a trained one of the matrix, or of the zoo."""
+    if not matrix.diagnose:
+        return data
+    reason = "neither the matrix nor the zoo has an undefended model of this data set"
+    try:
+        own = [ref for ref in data.defenses if ref.name == "undefended"]
+        ref = own[0] if own else defense_ref(defense_by_name("undefended"), data.dataset.load())
+    except InputError as error:  # the matrix doesn't ask for this model: a damaged one costs these attacks alone
+        return dataclasses.replace(data, undefended=None, no_undefended=f"no undefended model to use: {error}")
+    return dataclasses.replace(data, undefended=ref if ref.trained else None, no_undefended=reason)
+
+
+def matrix_json(matrix: Matrix, options: Options) -> dict[str, Any]:
+    """Return the matrix as it was run as plain data, for run.json."""
+    return {
+        "source": matrix.source,
+        "datasets": [{"name": entry.name, "n": options.n or entry.n} for entry in matrix.datasets],
+        "defenses": [
+            {"name": c.name, "label": c.label, "parameters": c.parameters, "datasets": c.datasets}
+            for c in matrix.defenses
+        ],
+        "attacks": [
+            {
+                "name": c.name,
+                "label": c.label,
+                "norm": c.attack.norm,
+                "eps": list(c.eps),
+                "attack": repr(c.attack),
+                "ladder": c.ladder,
+                "n": c.n,
+                "datasets": c.datasets,
+                "defenses": c.defenses,
+            }
+            for c in matrix.attacks
+        ],
+        "measurements": [
+            {
+                "name": c.name,
+                "label": c.label,
+                "measurement": repr(c.measurement),
+                "datasets": c.datasets,
+                "defenses": c.defenses,
+            }
+            for c in matrix.measurements
+        ],
+        "claims": claims_json(matrix.claims),
+        "calibration": matrix.calibration,
+        "diagnose": matrix.diagnose,
+        "timeout": matrix.timeout,
+    }
