@@ -57,16 +57,16 @@ class FAB(GradientAttack):
         found = Found(x.clone(), x.new_full((len(x),), torch.inf))
         repeats = self.restarts == 1 and not target.defense.randomized
         if repeats:
-            distance = target.recall("distance", found.distance)
+            distance = target.notes.stored("distance", found.distance)
             known = ~distance.isnan()
-            found.update(rows[known], target.recall("point", x)[known], distance[known])
+            found.update(rows[known], target.notes.stored("point", x)[known], distance[known])
             rows = rows[~known]
         if len(rows):
             fresh, left = self._find(target.only(rows), x[rows], y[rows], eps, seed)
             found.update(rows, fresh.point, fresh.distance)
             if repeats:
-                target.keep("point", rows[left], fresh.point[left])
-                target.keep("distance", rows[left], fresh.distance[left])
+                target.notes.store("point", rows[left], fresh.point[left])
+                target.notes.store("distance", rows[left], fresh.distance[left])
         within = found.distance <= eps
         return torch.where(expand(within & found.distance.isfinite(), x), found.point, x)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import batch_rows
-from manifold_bench.attacks.target import Notes, Target
+from manifold_bench.attacks.target import Attacker, Notes, Target
 from manifold_bench.attacks.threat import expand
 from manifold_bench.bench.datasets.base import image_hashes
 from manifold_bench.bench.planning.jobs import Job
@@ -270,13 +270,14 @@ def _attacked(
         return outputs, forwards, backwards, _untouched(tried, before)
     for part in torch.arange(len(active), device=active.device).split(batch_rows(tried.x)):
         batch = tried[part]
-        target = Target(
-            defense, len(batch), max_forwards=attack.max_forwards,
-            aims=None if attack.aims == "none" else batch.aims, held_out=lambda: _held_out(job),
-            counted=pace.tell,
+        attacker = Attacker(
+            aims=None if attack.aims == "none" else batch.aims,
+            held_out=lambda: _held_out(job),
             source=partial(job.source.load, job.device) if job.source else None,
-            notes=notes, numbers=active[part],
-        )  # fmt: skip
+            max_forwards=attack.max_forwards,
+            notes=notes.only(active[part]),
+        )
+        target = Target(defense, len(batch), attacker, pace.tell)
         found = attack.run(target, batch.x.clone(), batch.y.clone(), eps, job.seed)
         if not isinstance(found, Tensor):
             raise TypeError(f"the attack returned {type(found).__name__}, not a tensor of images")
