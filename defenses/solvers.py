@@ -207,9 +207,7 @@ class AdamSolver(Solver):
 
     def step(self, z: Tensor, error: Tensor, gradient: Tensor, memory: Memory, number: int) -> tuple[Tensor, Memory]:
         moments = (Moments(*memory) if memory else Moments.none(gradient)).after(gradient)
-        unbiased, spread = moments.unbiased(number)
-        # The root of an exact zero has no derivative, and solvers are differentiated
-        return z - self.rate * unbiased / (spread.clamp_min(1e-30).sqrt() + 1e-12), moments
+        return z - moments.step(self.rate, number, epsilon=1e-12, floor=1e-30), moments
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import batch_rows
 from manifold_bench.attacks.target import Attacker, Notes, Target
-from manifold_bench.attacks.threat import expand
+from manifold_bench.attacks.threat import expand, within
 from manifold_bench.bench.datasets.base import image_hashes
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import DatasetRef
@@ -34,9 +34,6 @@ from manifold_bench.defenses.weights import weights_hash
 
 SHOWN = 8
 """Inputs of each cell whose images are kept, for the image grid."""
-
-
-TOLERANCE = {"linf": 1e-6, "l2": 1e-5, "l0": 0.0, "unrestricted": 0.0, "fooling": 0.0}
 
 
 def _loaded(job: Job) -> Defense:
@@ -233,13 +230,12 @@ def _minimal(
     seconds = time.perf_counter() - begun
     frames = []
     for number, eps in enumerate(job.eps):
-        tolerance = TOLERANCE[attack.norm]
-        within = found.success & (size <= eps * (1 + tolerance) + tolerance)
-        kept = within | ~found.valid
+        reached = found.success & within(size, attack.norm, eps)
+        kept = reached | ~found.valid
         state = Judgement(
             *(torch.where(kept, a, b) for a, b in zip(vars(found).values(), vars(untouched).values(), strict=True))
         )
-        shown = torch.where(expand(within, adversarial), adversarial, rows.x)
+        shown = torch.where(expand(reached, adversarial), adversarial, rows.x)
         once = 1.0 if number == 0 else 0.0
         frame = _frame(job, eps, rows, clean, state, distance, forwards * once, backwards * once, seconds * once)
         frames.append(frame.assign(**_pictures(job, defense, rows.x, shown)))
