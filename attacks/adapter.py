@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_bench.attacks.base import ViewAttack
+from manifold_bench.attacks.batching import all_rows
 from manifold_bench.attacks.losses import accepted_and_wrong
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import NORMS, project
@@ -86,7 +87,7 @@ class LibraryAttack(ViewAttack):
     def _beaten(self, target: Target, view: View, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
         """Accepted and wrong as far as this attacker can tell: by the defense's verdict, or by the part he knows."""
         if rows is None:
-            rows = torch.arange(len(x), device=x.device)
+            rows = all_rows(x)
         if self.part == "defense":
             return target.verdict(x, rows).wrong(y)
         return accepted_and_wrong(view.answer(x, rows), y, view.num_classes)

@@ -10,6 +10,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.gradient import NO_RANDOMNESS, Best, GradientAttack, Look, averaged, looking, steepest
 from manifold_bench.attacks.losses import cross_entropy, dlr, likeliest_wrong, wrong_first
@@ -60,7 +61,7 @@ class APGD(GradientAttack):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         best = Best(x.clone(), torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device))
-        rows = torch.arange(len(x), device=x.device)
+        rows = all_rows(x)
         aims: list[Tensor | None] = [None]
         if self.targets is not None:
             clean = self.view(target).answer(x, rows)
@@ -106,10 +107,8 @@ class APGD(GradientAttack):
             if step in due:
                 point, gradient = state.checked(point, gradient, step - checked)
                 checked = step
-            if beaten.any():
-                left = (~beaten).nonzero()[:, 0]
-                state = state.only(left)
-                rows, point, gradient, origin = (kept.index_select(0, left) for kept in (rows, point, gradient, origin))
+            state = state.only(~beaten)
+            rows, point, gradient, origin = remaining(~beaten, rows, point, gradient, origin)
             if last or not len(rows):
                 break
             stepped = project(point + expand(state.size, point) * steepest(gradient, self.norm), origin, self.norm, eps)
@@ -145,8 +144,9 @@ class Ascent:
         nothing = torch.zeros_like(steps)
         return cls(point, value, point, point, value, gradient, steps, nothing, value, nothing.bool())
 
-    def only(self, rows: Tensor) -> Ascent:
-        return Ascent(*(values.index_select(0, rows) for values in vars(self).values()))
+    def only(self, going: Tensor) -> Ascent:
+        """The memory of the inputs where `going` [n] is true."""
+        return Ascent(*remaining(going, *vars(self).values()))
 
     def seen(self, point: Tensor, value: Tensor, gradient: Tensor) -> None:
         """Takes a new point in; it is the best one only if it is better."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from manifold_bench.attacks.apgd import APGD
 from manifold_bench.attacks.base import Attack
+from manifold_bench.attacks.batching import all_rows
 from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.fab import FAB
 from manifold_bench.attacks.gradient import GradientAttack
@@ -58,7 +58,7 @@ class AutoAttack(GradientAttack):
         return next((reason for member in self.members() if (reason := member.unsuited(defense))), None)
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        found, rows = x.clone(), torch.arange(len(x), device=x.device)
+        found, rows = x.clone(), all_rows(x)
         members = self.members()
         for member in members:
             found[rows] = member.run(target.only(rows), x[rows], y[rows], eps, seed)

@@ -32,6 +32,19 @@ def pad_to_block(x: Tensor) -> Tensor:
     return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
 
 
+def all_rows(x: Tensor) -> Tensor:
+    """The indices of all inputs of x [N,...]: [N] int64."""
+    return torch.arange(len(x), device=x.device)
+
+
+def remaining(going: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Each of the tensors [N,...] without the inputs that leave the batch: the rows where `going` [N] is true."""
+    if going.all():
+        return tensors
+    left = going.nonzero()[:, 0]
+    return tuple(tensor.index_select(0, left) for tensor in tensors)
+
+
 def blockwise(function: Callable[[Tensor], Tensor], x: Tensor, batch_size: int | None = None) -> Tensor:
     """function(x) [N,...] in padded batches, without gradient; the same bits for an input in any batch.
 

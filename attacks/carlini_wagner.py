@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifold_bench.attacks.adam import Moments
+from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.fab import Found
 from manifold_bench.attacks.gradient import CONFIRM_EVERY, GradientAttack
 from manifold_bench.attacks.losses import accepted_and_wrong, selective
@@ -57,7 +58,7 @@ class CarliniWagner(GradientAttack):
         return 1 + self.searches * self.steps, self.searches * self.steps
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        rows = torch.arange(len(x), device=x.device)
+        rows = all_rows(x)
         view = self.view(target)
         beaten = view.confirmed(x, y, rows, accepted_and_wrong(view.answer(x, rows), y, view.num_classes))
         found = Found(x.clone(), torch.where(beaten, 0.0, torch.inf).to(x))
@@ -102,15 +103,13 @@ class CarliniWagner(GradientAttack):
                 past = (logits[:, : view.num_classes].argmax(1) != y[rows]) & ~beaten
                 going = (least < PROGRESS * least_before) | (nearest < PROGRESS * nearest_before) | past
                 least_before, nearest_before = least[going], nearest[going]
-                left = going.nonzero()[:, 0]
-                rows, origin, least, variable, squashed, delta, slope = (
-                    values.index_select(0, left) for values in (rows, origin, least, variable, squashed, delta, slope)
+                rows, origin, least, variable, squashed, delta, slope = remaining(
+                    going, rows, origin, least, variable, squashed, delta, slope
                 )
-                memory = memory.only(left)
+                memory = memory.only(going)
                 if not len(rows):
                     break
             gradient = (2 * delta + expand(weight[rows], slope) * slope) * (1 - squashed.square()) / 2
             memory = memory.after(gradient)
-            unbiased, spread = memory.unbiased(step + 1)
-            variable = variable - self.rate * unbiased / (spread.sqrt() + 1e-8)
+            variable = variable - memory.step(self.rate, step + 1, epsilon=1e-8)
         return succeeded[begun]

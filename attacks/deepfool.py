@@ -10,6 +10,7 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 
+from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.gradient import CONFIRM_EVERY, GradientAttack, steepest
 from manifold_bench.attacks.losses import accepted_and_wrong, boundary, likeliest_wrong
 from manifold_bench.attacks.target import Target
@@ -39,7 +40,7 @@ class DeepFool(GradientAttack):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         view = self.view(target)
-        point, rows = x.clone(), torch.arange(len(x), device=x.device)
+        point, rows = x.clone(), all_rows(x)
         for step in range(self.steps):
             label = y[rows]
 
@@ -51,11 +52,9 @@ class DeepFool(GradientAttack):
             logits, values, slopes = view.slopes(here, scores, rows)
             claimed = accepted_and_wrong(logits, label, view.num_classes)
             beaten = view.confirmed(here, label, rows, claimed, due=step % CONFIRM_EVERY == 0)
-            left = (~beaten).nonzero()[:, 0]
-            rows = rows[left]
+            rows, here, values, slopes = remaining(~beaten, rows, here, values, slopes)
             if not len(rows):
                 break
-            here, values, slopes = (kept.index_select(0, left) for kept in (here, values, slopes))
             point.index_copy_(0, rows, (here + (1 + self.overshoot) * self._step(values, slopes)).clamp(0, 1))
         return point  # the last points are the judge's to ask about
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifold_bench.attacks.base import Attack, Knowledge
-from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.batching import all_rows, blockwise
 from manifold_bench.attacks.fooling import accepted_as, aimed_at
-from manifold_bench.attacks.losses import margin
+from manifold_bench.attacks.losses import margin, reject_excess
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, input_seeds
 from manifold_bench.attacks.view import View
@@ -53,7 +53,7 @@ class Evolutionary(Attack):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         view = target.view()
-        rows, aims = torch.arange(len(x), device=x.device), aimed_at(target)
+        rows, aims = all_rows(x), aimed_at(target)
         generators = [torch.Generator().manual_seed(s) for s in input_seeds(x, seed)]
 
         def uniform(size: int) -> Tensor:
@@ -108,6 +108,6 @@ def fitness(logits: Tensor, aims: Tensor, classes: int) -> Tensor:
     flat, wanted = logits.flatten(0, 1), aims.repeat_interleave(logits.shape[1])
     ahead = margin(flat, wanted, classes, wanted).double()
     if flat.shape[1] > classes:
-        excess = (flat[:, classes] - flat[:, :classes].amax(1)).double()
+        excess = reject_excess(flat, classes).double()
         ahead = torch.where(ahead > 0, F.softsign(-excess), F.softsign(ahead) - 1)
     return ahead.nan_to_num(nan=-torch.inf).view(logits.shape[:2])

@@ -10,6 +10,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.gradient import CONFIRM_EVERY, GradientAttack
 from manifold_bench.attacks.losses import accepted_and_wrong, boundary, likeliest_wrong
 from manifold_bench.attacks.target import Target
@@ -53,26 +54,26 @@ class FAB(GradientAttack):
         return 1 + 2 * rounds, rounds
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        rows = torch.arange(len(x), device=x.device)
+        rows = all_rows(x)
         found = Found(x.clone(), x.new_full((len(x),), torch.inf))
         repeats = self.restarts == 1 and not target.defense.randomized
         if repeats:
-            distance = target.recall("distance", found.distance)
+            distance = target.notes.stored("distance", found.distance)
             known = ~distance.isnan()
-            found.update(rows[known], target.recall("point", x)[known], distance[known])
+            found.update(rows[known], target.notes.stored("point", x)[known], distance[known])
             rows = rows[~known]
         if len(rows):
             fresh, left = self._find(target.only(rows), x[rows], y[rows], eps, seed)
             found.update(rows, fresh.point, fresh.distance)
             if repeats:
-                target.keep("point", rows[left], fresh.point[left])
-                target.keep("distance", rows[left], fresh.distance[left])
+                target.notes.store("point", rows[left], fresh.point[left])
+                target.notes.store("distance", rows[left], fresh.distance[left])
         within = found.distance <= eps
         return torch.where(expand(within & found.distance.isfinite(), x), found.point, x)
 
     def _find(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> tuple[Found, Tensor]:
         """What all searches have found, and the rows that are not within ε and were searched to the end."""
-        rows = torch.arange(len(x), device=x.device)
+        rows = all_rows(x)
         view = self.view(target)
         clean = view.answer(x, rows)
         beaten = view.confirmed(x, y, rows, accepted_and_wrong(clean, y, view.num_classes))
@@ -121,9 +122,7 @@ class FAB(GradientAttack):
             found.update(rows, point, distance)
             point = torch.where(expand(beaten, point), origin + BACKWARD * (point - origin), point)
             going = found.distance[rows] > eps if math.isfinite(eps) else torch.ones_like(beaten)
-            if not going.all():
-                left = going.nonzero()[:, 0]
-                rows, point, origin = (kept.index_select(0, left) for kept in (rows, point, origin))
+            rows, point, origin = remaining(going, rows, point, origin)
             if not len(rows):
                 break
         return rows

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifold_bench.attacks.adam import Moments
+from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.gradient import CONFIRM_EVERY, GradientAttack, steepest
 from manifold_bench.attacks.losses import margin
 from manifold_bench.attacks.target import Target
@@ -63,7 +64,7 @@ class Fooling(GradientAttack):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         view, aims = self.view(target), aimed_at(target)
-        found, rows = x.clone(), torch.arange(len(x), device=x.device)
+        found, rows = x.clone(), all_rows(x)
         for descent in range(self.descents):
             start = self._noise(x[rows], seed + descent) if descent else x[rows]
             rows = self._descend(target, view, x, aims, rows, start, found)
@@ -98,16 +99,13 @@ class Fooling(GradientAttack):
             logits, _, _, gradient = view.detected_ascent(image, aims[rows], loss, rows)
             accepted = accepted_as(aims[rows], logits, image, target, view, rows, due=step % CONFIRM_EVERY == 0)
             found[rows] = image
-            left = (~accepted).nonzero()[:, 0]
-            rows, image, gradient = (kept.index_select(0, left) for kept in (rows, image, gradient))
+            rows, image, gradient = remaining(~accepted, rows, image, gradient)
             if not len(rows):
                 return rows
-            direction = steepest(gradient, "l2")
-            memory = memory.only(left).after(direction)
-            unbiased, spread = memory.unbiased(step + 1)
+            memory = memory.only(~accepted).after(steepest(gradient, "l2"))
             reach = 1.0 if self.stay is None else self.stay
             size = reach * self.step_size * (1 + math.cos(math.pi * step / self.steps)) / 2
-            image = project(image + size * unbiased / (spread.sqrt() + 1e-12), x[rows], "linf", reach)
+            image = project(image + memory.step(size, step + 1, epsilon=1e-12), x[rows], "linf", reach)
         found[rows] = image  # the points before it were asked about; this one is the judge's to ask
         return rows
 

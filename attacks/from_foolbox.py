@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.adapter import LibraryAttack, check_parameters, constructor_parameters, unknown_name
 from manifold_bench.attacks.base import Knowledge
+from manifold_bench.attacks.batching import all_rows
 from manifold_bench.attacks.threat import Norm
 
 REFUSED: Mapping[str, str] = {
@@ -104,7 +105,7 @@ class FoolboxAttack(LibraryAttack):
         attack = self._attack(eps)
         model = foolbox_model(module, x.device)
         options: dict[str, Any] = {}
-        rows = torch.arange(len(x), device=x.device)
+        rows = all_rows(x)
         if _needs_start(attack):
             starts, started = starting_points(module, x, y, others)
             rows = started.nonzero()[:, 0]

@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from manifold_bench.attacks.base import Knowledge, ViewAttack
+from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.losses import Loss, LossName, accepted_and_wrong, named_loss
 from manifold_bench.attacks.target import Target
@@ -82,7 +83,7 @@ class FGSM(GradientAttack):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         view = self.view(target)
         loss = named_loss(self.loss, view.rejects, targeted=False)
-        rows = torch.arange(len(x), device=x.device)
+        rows = all_rows(x)
         first, point = min(self.random, eps), x
         if first:
             aside = draw_per_input(x, seed, lambda generator: torch.randn(x.shape[1:], generator=generator))
@@ -166,11 +167,7 @@ class ProjectedAscent(GradientAttack):
             logits, values, gradient = look(point, rows, last)
             beaten = self.beaten(view, point, y[rows], rows, logits, step, last, final)
             best.update(rows, point, values, beaten)
-            if beaten.any():
-                left = (~beaten).nonzero()[:, 0]
-                rows, point, memory, gradient, origin = (
-                    kept.index_select(0, left) for kept in (rows, point, memory, gradient, origin)
-                )
+            rows, point, memory, gradient, origin = remaining(~beaten, rows, point, memory, gradient, origin)
             if last or not len(rows):
                 break
             direction, memory = self.direction(gradient, memory)
@@ -208,7 +205,7 @@ class PGD(ProjectedAscent):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         best = Best(x.clone(), x.new_full((len(x),), -torch.inf))
-        rows = torch.arange(len(x), device=x.device)
+        rows = all_rows(x)
         offsets = range(1, target.num_classes) if self.targeted else (None,)
         climbs = list(product(range(self.restarts), offsets))
         for climb, (_, offset) in enumerate(climbs):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifold_bench.attacks.adam import Moments
-from manifold_bench.attacks.batching import blockwise, pad_to_block
+from manifold_bench.attacks.batching import blockwise, pad_to_block, remaining
 from manifold_bench.attacks.losses import margin
 
 SAMPLES = 1000
@@ -61,13 +61,11 @@ def descend(
             (gradient,) = torch.autograd.grad((seen.lacking + multiplier * seen.excess).sum(), variable)
         seen = Look(seen.lacking.detach(), seen.excess.detach(), seen.reached)
         going = ~visit(point, rows, seen, step)
-        left = going.nonzero()[:, 0]
-        rows, point, multiplier, gradient = (kept.index_select(0, left) for kept in (rows, point, multiplier, gradient))
+        rows, point, multiplier, gradient = remaining(going, rows, point, multiplier, gradient)
         if step == steps or not len(rows):
             return
-        memory = memory.only(left).after(gradient.nan_to_num(0.0, 0.0, 0.0))
-        mean, square = memory.unbiased(step + 1)
-        point = settle(point - rate * mean / (square.sqrt() + 1e-12), rows)
+        memory = memory.only(going).after(gradient.nan_to_num(0.0, 0.0, 0.0))
+        point = settle(point - memory.step(rate, step + 1, epsilon=1e-12), rows)
         multiplier = (multiplier + ascent * seen.excess[going]).clamp_min(0)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifold_bench.attacks.base import Attack, Knowledge
-from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.batching import all_rows, blockwise
 from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.gradient import Best
 from manifold_bench.attacks.lagrangian import SAMPLES, Look, apart, descend
@@ -45,7 +45,7 @@ class Scene:
         self.target, self.x, self.y, self.norm, self.eps = target, x, y, norm, eps
         self.generator, self.classifier = target.network("generator"), target.network("classifier")
         self.eta = float(cast(Any, target.defense).eta)
-        self.all = torch.arange(len(x), device=x.device)
+        self.all = all_rows(x)
         self.start = self.inverted(x, self.all)
         self.rivals = [blockwise(self.generator, self.start)]
 

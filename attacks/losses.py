@@ -22,6 +22,11 @@ def largest_other(logits: Tensor, y: Tensor, classes: int) -> Tensor:
     return logits[:, :classes].scatter(1, y[:, None], -torch.inf).amax(1)
 
 
+def reject_excess(logits: Tensor, classes: int) -> Tensor:
+    """Reject score minus the largest class logit, of logits [N,K+1] → [N]: > 0 exactly where the input is rejected."""
+    return logits[:, classes] - logits[:, :classes].amax(1)
+
+
 def cross_entropy(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
     """−log softmax(logits)_y over every output, the reject score included; untargeted.
 
@@ -64,8 +69,7 @@ def selective(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = Non
     plain = margin(logits, y, classes, aims)
     if logits.shape[1] == classes:
         return plain
-    excess = logits[:, classes] - logits[:, :classes].amax(1)
-    return torch.where(plain <= 0, plain, -excess)
+    return torch.where(plain <= 0, plain, -reject_excess(logits, classes))
 
 
 def dlr(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
@@ -90,7 +94,7 @@ def wrong_first(loss: Loss) -> Loss:
 
     def climbed(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
         real = logits[:, :classes]
-        excess = (logits[:, classes] - real.amax(1)).double()
+        excess = reject_excess(logits, classes).double()
         plain = loss(real, y, classes, aims).double()
         return torch.where(real.argmax(1) == y, F.softsign(plain) - 2, F.softsign(-excess))
 
@@ -106,8 +110,7 @@ def boundary(logits: Tensor, y: Tensor, classes: int, aims: Tensor) -> Tensor:
     ahead = real.gather(1, aims) - real.gather(1, y[:, None])
     if logits.shape[1] == classes:
         return ahead
-    accepted_by = real.amax(1) - logits[:, classes]
-    return torch.where((real.argmax(1) == y)[:, None], ahead, accepted_by[:, None])
+    return torch.where((real.argmax(1) == y)[:, None], ahead, -reject_excess(logits, classes)[:, None])
 
 
 def likeliest_wrong(logits: Tensor, y: Tensor, classes: int) -> Tensor:

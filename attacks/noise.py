@@ -10,6 +10,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.batching import all_rows
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import NORMS, UNBOUNDED, Norm, draw_per_input, random_in_ball
 
@@ -38,7 +39,7 @@ class RandomNoise(Attack):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         best = x.clone()
-        rows = torch.arange(len(x), device=x.device)
+        rows = all_rows(x)
         for draw in range(self.draws):
             candidate = self._points(x[rows], eps, seed + draw)
             best[rows] = candidate

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.base import Attack, Knowledge
-from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.batching import all_rows, blockwise
 from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.gradient import Best, Look, ProjectedAscent, steepest
-from manifold_bench.attacks.losses import likeliest_wrong, margin
+from manifold_bench.attacks.losses import likeliest_wrong, margin, reject_excess
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, expand, flat_norm, project, random_in_ball
 from manifold_bench.attacks.view import View
@@ -109,7 +109,7 @@ class AimedAscent(ProjectedAscent):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         best = Best(x.clone(), x.new_full((len(x),), -torch.inf))
-        rows = torch.arange(len(x), device=x.device)
+        rows = all_rows(x)
         clean = self.view(target).answer(x, rows)
         likely = likeliest_wrong(clean, y, target.num_classes)
         tried = min(self.targets or target.num_classes, target.num_classes - 1)
@@ -214,7 +214,7 @@ class OrthogonalPGD(SelectivePGD):
 
         def left_alone(rows: Tensor, x: Tensor, logits: Tensor, ratios: Tensor) -> Tensor:
             ahead = aim.margin(logits, rows)
-            return torch.where(ahead > 0, ahead, logits[:, classes] - logits[:, :classes].amax(1))
+            return torch.where(ahead > 0, ahead, reject_excess(logits, classes))
 
         own, other = super().look(aim), detecting(aim, left_alone)
 
@@ -343,7 +343,7 @@ class GMVAEWhiteBox(Attack):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         assert target.aims is not None
         aims, view = target.aims, target.view()
-        rows = torch.arange(len(x), device=x.device)
+        rows = all_rows(x)
         point, found, shortest = x.clone(), x.clone(), x.new_full((len(x),), torch.inf)
         memory = Moments.none(x)
 
@@ -356,6 +356,5 @@ class GMVAEWhiteBox(Attack):
             shorter = (logits.argmax(1) == aims) & (length < shortest)
             found[shorter], shortest[shorter] = point[shorter], length[shorter]
             memory = memory.after(gradient)
-            unbiased, spread = memory.unbiased(step)
-            point = (point - self.rate * (unbiased / (spread.sqrt() + 1e-8))).clamp(0, 1)
+            point = (point - self.rate * memory.step(1.0, step, epsilon=1e-8)).clamp(0, 1)
         return torch.where(expand(shortest.isfinite(), x), found, point)

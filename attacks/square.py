@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.losses import Loss, accepted_and_wrong, margin, wrong_first
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import expand, flat_norm, input_seeds, project
@@ -49,7 +50,7 @@ class Square(Attack):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         view = target.view()
-        rows = torch.arange(len(x), device=x.device)
+        rows = all_rows(x)
         draws = Draws(x, seed, numbers=5 + x.shape[1])
         change: Callable[[Sequence[Tensor], Tensor, int, Tensor], Tensor]
         if self.norm == "linf":
@@ -60,9 +61,7 @@ class Square(Attack):
         label = y
         value, beaten = self._ask(target, view, found, label, rows)
         for query in range(1, self.queries):
-            if beaten.any():
-                left = (~beaten).nonzero()[:, 0]
-                rows, label, value, *around = (kept.index_select(0, left) for kept in (rows, label, value, *around))
+            rows, label, value, *around = remaining(~beaten, rows, label, value, *around)
             if not len(rows):
                 break
             candidate = change(around, found.index_select(0, rows), self._side(query, x), draws.of(rows, query))
@@ -170,7 +169,7 @@ def square_l2(around: Sequence[Tensor], best: Tensor, side: int, u: Tensor, eps:
     held = (delta.square() * (taken | given)).sum((2, 3))
     available = (held + unused[:, None] / channels).sqrt()
     pixels = (
-        torch.arange(len(x), device=x.device)[:, None, None],
+        all_rows(x)[:, None, None],
         (corners[0][:, None] + torch.arange(side, device=x.device))[:, :, None],
         (corners[1][:, None] + torch.arange(side, device=x.device))[:, None, :],
     )

@@ -1,8 +1,10 @@
-"""A defense as an attack sees it: every pass through it counted, its parts handed out, its gradients as declared."""
+"""What an attack is given: the defense, seen through a `Target` that counts every pass, and what the attacker owns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,82 +15,97 @@ from manifold_bench.attacks.view import CountedModule, View
 
 
 class BudgetExhausted(RuntimeError):
-    """The attack asked for more passes than the matrix file allows it."""
+    """The attack asked for more forward passes than `max_forwards` allows."""
 
 
 class Notes:
-    """What an attack keeps of each input, to know it again at the next ε: tensors [inputs,…] by name."""
+    """Values that an attack stored for each input at a smaller ε: tensors [inputs,…] by name."""
 
     def __init__(self, inputs: int) -> None:
-        self.inputs = inputs
-        self._kept: dict[str, Tensor] = {}
+        self._inputs, self._rows = inputs, torch.arange(inputs)
+        self._values: dict[str, Tensor] = {}
 
-    def keep(self, name: str, rows: Tensor, values: Tensor) -> None:
-        """values: [n,…] of those rows."""
-        if name not in self._kept:
-            self._kept[name] = values.new_full((self.inputs, *values.shape[1:]), torch.nan)
-        self._kept[name][rows] = values
+    def only(self, rows: Tensor) -> Notes:
+        """Return the same notes, addressed by the positions of inputs within `rows` [n]."""
+        some = copy(self)
+        some._rows = self._rows.to(rows.device)[rows]
+        return some
 
-    def recall(self, name: str, rows: Tensor, like: Tensor) -> Tensor:
-        """The values of those rows, shaped [n,…] as `like` is; NaN where none are kept."""
-        kept = self._kept.get(name)
-        return torch.full_like(like, torch.nan) if kept is None else kept[rows]
+    def store(self, name: str, rows: Tensor, values: Tensor) -> None:
+        """Store values [n,…] of the inputs at rows [n]."""
+        if name not in self._values:
+            self._values[name] = values.new_full((self._inputs, *values.shape[1:]), torch.nan)
+        self._values[name][self._rows.to(rows.device)[rows]] = values
+
+    def stored(self, name: str, like: Tensor) -> Tensor:
+        """Return the values of all inputs [N,…], shaped as `like` is; NaN where none are stored."""
+        values = self._values.get(name)
+        return torch.full_like(like, torch.nan) if values is None else values[self._rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Attacker:
+    """What the attacker of a batch of n inputs owns and may spend, beside what the defense answers.
+
+    aims [n]: class that each input is to be taken for, where the attack's `aims` asks for one.
+    held_out: returns images [M,C,H,W] and labels [M] of the same kind as the inputs, never test data.
+    source: returns another classifier, images → logits [N,K].
+    max_forwards: number of forward passes that each input may cost.
+    notes: values that the attack stored for these inputs at a smaller ε.
+    """
+
+    aims: Tensor | None = None
+    held_out: Callable[[], tuple[Tensor, Tensor]] | None = None
+    source: Callable[[], nn.Module] | None = None
+    max_forwards: int | None = None
+    notes: Notes | None = None
+
+
+ALONE = Attacker()
+"""An attacker who owns nothing and may ask as often as the attack likes."""
 
 
 class Target:
     """A defense under attack, for one batch of n inputs.
 
     `forwards` and `backwards` [n] count passes per input. An attack addresses inputs by `rows` (indices into the
-    batch it was given), so those that leave the batch stop counting.
+    batch it was given), so that inputs which leave the batch cost no more passes.
 
-    aims: [n] the class that each input is to be taken for, for an attack whose `aims` asks for that; else None.
-    held_out: gives images [M,C,H,W] and labels [M] that the attacker owns: of the same kind, never the test data.
-    counted: called with this target whenever it has counted passes, for whoever wants to know how far the attack is.
-    source: gives another classifier, images → logits [N,K], that the attacker owns.
-    notes: of the inputs that this batch is some of; numbers: [n] which of them. By default it has its own.
+    on_count: called with this target after every counted pass, to report progress.
     """
 
     def __init__(
         self,
         defense: AttackableDefense,
         n: int,
-        *,
-        max_forwards: int | None = None,
-        aims: Tensor | None = None,
-        held_out: Callable[[], tuple[Tensor, Tensor]] | None = None,
-        counted: Callable[[Target], None] = lambda target: None,
-        source: Callable[[], nn.Module] | None = None,
-        notes: Notes | None = None,
-        numbers: Tensor | None = None,
+        attacker: Attacker = ALONE,
+        on_count: Callable[[Target], None] = lambda target: None,
     ) -> None:
         self.defense = defense
         self.num_classes = defense.num_classes
         self.forwards = torch.zeros(n, dtype=torch.float64)
         self.backwards = torch.zeros(n, dtype=torch.float64)
-        self.max_forwards = max_forwards
-        self.aims = aims
-        self._held_out = held_out
-        self._counted = counted
-        self._source = source
-        self._notes = notes or Notes(n)
-        self._numbers = torch.arange(n) if numbers is None else numbers
+        self.attacker = attacker
+        self.aims = attacker.aims
+        self.notes = attacker.notes or Notes(n)
+        self._on_count = on_count
 
     def held_out(self) -> tuple[Tensor, Tensor]:
-        """The attacker's own labelled images; raises ValueError where there are none."""
-        if self._held_out is None:
+        """Return the attacker's own images [M,C,H,W] and labels [M]; raises ValueError where there are none."""
+        if self.attacker.held_out is None:
             raise ValueError("this attack needs held-out images of the data set, and was handed none")
-        return self._held_out()
+        return self.attacker.held_out()
 
     def source(self) -> nn.Module:
-        """The attacker's own classifier; raises ValueError where there is none."""
-        if self._source is None:
+        """Return the attacker's own classifier; raises ValueError where there is none."""
+        if self.attacker.source is None:
             raise ValueError("this attack needs a classifier of its own, and was handed none")
-        return self._source()
+        return self.attacker.source()
 
     def network(self, name: Network) -> Callable[[Tensor], Tensor]:
-        """A part of the defense: images → latents or logits, or latents → images; its passes are the caller's to count.
+        """Return a part of the defense: images → latents or logits, or latents → images. The caller counts its passes.
 
-        Raises ValueError where the defense has no such part; `unsuited` is the place to ask before.
+        Raises ValueError where the defense has no such part; an attack's `unsuited` asks before.
         """
         part = getattr(self.defense, name, None)
         if part is None:
@@ -96,32 +113,25 @@ class Target:
         return lambda values: part(pad_to_block(values))[: len(values)]
 
     def count(self, rows: Tensor, forwards: float, backwards: float) -> None:
-        """Adds passes to each of those rows."""
+        """Add that many passes to each of those rows; raises BudgetExhausted beyond `max_forwards`."""
         rows = rows.cpu()
         self.forwards[rows] += forwards
         self.backwards[rows] += backwards
-        if self.max_forwards is not None and len(self.forwards) and self.forwards.max() > self.max_forwards:
-            raise BudgetExhausted(f"more than {self.max_forwards} forward passes for one input")
-        self._counted(self)
+        most = self.attacker.max_forwards
+        if most is not None and len(self.forwards) and self.forwards.max() > most:
+            raise BudgetExhausted(f"more than {most} forward passes for one input")
+        self._on_count(self)
 
     def verdict(self, x: Tensor, rows: Tensor) -> Verdict:
-        """The full-strength answer for those rows, counted as one forward pass. x: [N,C,H,W]."""
+        """Return the full-strength answer for images x [n,C,H,W] of those rows; it counts as one forward pass."""
         self.count(rows, 1, 0)
         with torch.no_grad():
             answer = self.defense.verdict(pad_to_block(x))
         scores = None if answer.scores is None else answer.scores[: len(x)]
         return Verdict(answer.labels[: len(x)], answer.rejected[: len(x)], scores)
 
-    def keep(self, name: str, rows: Tensor, values: Tensor) -> None:
-        """Notes values [n,…] of those rows, for this attack at a larger ε."""
-        self._notes.keep(name, self._numbers.to(rows.device)[rows], values)
-
-    def recall(self, name: str, like: Tensor) -> Tensor:
-        """What this attack noted of its inputs at a smaller ε [N,…], shaped as `like` is; NaN where nothing."""
-        return self._notes.recall(name, self._numbers, like)
-
     def only(self, rows: Tensor) -> Target:
-        """The same target for those of its inputs alone; what is counted there is counted here."""
+        """Return a target of the inputs at those rows alone; passes counted there are counted here too."""
         return Rows(self, rows)
 
     def view(
@@ -131,22 +141,21 @@ class Target:
         inner_steps: int = 20,
         warm_start: bool = False,
     ) -> View:
-        """What the attack differentiates: the whole defense, or its classifier alone (an oblivious attacker)."""
+        """Return what the attack differentiates: the whole defense, or its classifier alone (an oblivious attacker)."""
         return View(self, part, gradient, inner_steps, warm_start)
 
     def module(self, view: View, rows: Tensor) -> nn.Module:
-        """A view as a plain module of [N,C,H,W] → logits, for attacks of other libraries on those rows."""
+        """Return a view as a plain module, images → logits, for other libraries' attacks on those rows."""
         return CountedModule(view, rows)
 
 
 class Rows(Target):
-    """Some rows of another target, for an attack that hands its survivors to the next."""
+    """Some rows of another target, for an attack that hands the inputs it could not beat to the next attack."""
 
     def __init__(self, whole: Target, rows: Tensor) -> None:
-        super().__init__(
-            whole.defense, len(rows), aims=None if whole.aims is None else whole.aims[rows], held_out=whole.held_out,
-            notes=whole._notes, numbers=whole._numbers.to(rows.device)[rows],
-        )  # fmt: skip
+        aims = None if whole.aims is None else whole.aims[rows]
+        attacker = replace(whole.attacker, aims=aims, notes=whole.notes.only(rows))
+        super().__init__(whole.defense, len(rows), attacker)
         self.whole, self.rows = whole, rows
 
     def count(self, rows: Tensor, forwards: float, backwards: float) -> None:

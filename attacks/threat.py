@@ -18,6 +18,10 @@ UNBOUNDED: tuple[Norm, ...] = ("unrestricted", "fooling")
 """Those in which any image is allowed: there is no ε, and distances are told in L2."""
 
 
+TOLERANCE: dict[Norm, float] = {"linf": 1e-6, "l2": 1e-5, "l0": 0.0, "unrestricted": 0.0, "fooling": 0.0}
+"""What a distance may exceed ε by, for rounding: this share of ε, and as much again absolutely."""
+
+
 def flat_norm(delta: Tensor, norm: Norm) -> Tensor:
     """Norm of each perturbation. delta: [N,...] → [N]; the unbounded ones in L2, `l0` counts changed pixels.
 
@@ -60,19 +64,20 @@ def project(x: Tensor, origin: Tensor, norm: Norm, eps: float) -> Tensor:
 
 
 def inside(x: Tensor, origin: Tensor, norm: Norm, eps: float) -> Tensor:
-    """Whether each x [N,C,H,W] is finite, within [0,1] and within ε of its origin → [N] bool.
-
-    Tolerance for rounding: 1e-6 relative + 1e-6 absolute in L∞ (and for the box), 1e-5 in L2, none in L0.
-    """
+    """Whether each x [N,C,H,W] is finite, within [0,1] up to 1e-6, and within ε of its origin → [N] bool."""
     flat = x.flatten(1)
     finite = flat.isfinite().all(1)
     boxed = (flat.amin(1) >= -1e-6) & (flat.amax(1) <= 1 + 1e-6)
     if norm in UNBOUNDED:
         return finite & boxed
-    tolerance = {"linf": 1e-6, "l2": 1e-5, "l0": 0.0}[norm]
     # float64: the distance itself must not lose what the tolerance is about
-    distance = flat_norm(x.double() - origin.double(), norm)
-    return finite & boxed & (distance <= eps * (1 + tolerance) + tolerance)
+    return finite & boxed & within(flat_norm(x.double() - origin.double(), norm), norm, eps)
+
+
+def within(distance: Tensor, norm: Norm, eps: float) -> Tensor:
+    """Whether distances [N] in that norm count as no larger than ε, up to the `TOLERANCE` for rounding → [N] bool."""
+    tolerance = TOLERANCE[norm]
+    return distance <= eps * (1 + tolerance) + tolerance
 
 
 def input_seeds(x: Tensor, seed: int) -> list[int]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import pad_to_block
 from manifold_bench.attacks.contract import GradientMode, Part
+from manifold_bench.attacks.losses import reject_excess
 
 if TYPE_CHECKING:
     from manifold_bench.attacks.target import Target
@@ -129,8 +130,7 @@ class View:
         logits = self.logits(x, rows)
         if not self.rejects:
             return logits, logits.new_zeros(len(x), 0)
-        excess = logits[:, self.num_classes] - logits[:, : self.num_classes].amax(1)
-        return logits, excess[:, None] + 1
+        return logits, reject_excess(logits, self.num_classes)[:, None] + 1
 
     def detected_ascent(
         self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor

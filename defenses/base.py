@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.losses import reject_excess
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def suspicion(logits: Tensor, classes: int) -> Tensor:
     Without a reject score: minus the largest softmax probability (Hendrycks and Gimpel 2017, the usual baseline).
     """
     if logits.shape[1] > classes:
-        return logits[:, classes] - logits[:, :classes].amax(1)
+        return reject_excess(logits, classes)
     return -logits.softmax(1).amax(1)
 
 

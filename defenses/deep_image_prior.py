@@ -135,8 +135,7 @@ class DeepImagePrior(Defense):
                 (gradient,) = torch.autograd.grad(mean_squared_error(output, x).sum(), theta)
             average = spec.averaging * average + (1 - spec.averaging) * output.detach()
             moments = moments.after(gradient)
-            unbiased, spread = moments.unbiased(number + 1)
-            theta = theta.detach() - spec.rate * unbiased / (spread.sqrt() + 1e-8)
+            theta = theta.detach() - moments.step(spec.rate, number + 1, epsilon=1e-8)
         return average / (1 - spec.averaging**spec.steps), shared
 
 

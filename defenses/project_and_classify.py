@@ -123,11 +123,11 @@ class ProjectAndClassify(Defense):
             return best_start(self.generator, x, self.invert(x))[0]
 
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
-        """See `Defense.attack_forward`. `unrolled` goes through `inner_steps` steps; the best is kept.
+        """See `Defense.attack_forward`. `unrolled` differentiates `inner_steps` solver steps; the best start counts.
 
-        With as many as the solver has it goes through all of them, from the search's own starts, whatever was before.
+        A whole search (`Solver.unrolls_whole`) begins at its own starts, whatever `start` is.
         """
-        if gradient == "unrolled" and inner_steps >= self.spec.solver.steps:
+        if gradient == "unrolled" and self.spec.solver.unrolls_whole(inner_steps):
             latents = self.attacked_starts(x)
         elif start is None:
             latents = self.invert(x, self.attacked_starts(x))

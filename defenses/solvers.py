@@ -71,13 +71,23 @@ class Solver(ABC):
         Returns the next latents, and what is to be remembered.
         """
 
-    def unrolled(self, steps: int) -> Solver:
-        """What an attacker unrolls for that many steps: this solver, if they are all it takes; else its last steps.
+    def unrolls_whole(self, steps: int) -> bool:
+        """Whether an attacker who unrolls that many steps unrolls the whole search, from the search's own starts.
 
-        Those begin where a search has ended, and have to stay there: steps of a set length, or of one that is searched
-        for, have no useful slope at an optimum. A slow descent stands in for such solvers.
+        Fewer steps are unrolled from where the full search has ended.
         """
-        return self
+        return steps >= self.steps
+
+    def unrolled(self, steps: int) -> Solver:
+        """The solver whose steps an attacker unrolls: this one for a whole search, else `at_optimum`."""
+        return self if self.unrolls_whole(steps) else self.at_optimum()
+
+    def at_optimum(self) -> Solver:
+        """The solver that takes this one's place where unrolled steps begin at a converged latent.
+
+        Adam and L-BFGS have no useful gradient there, so slow momentum descent replaces them.
+        """
+        return SLOW_DESCENT
 
     @property
     def passes(self) -> int:
@@ -178,8 +188,8 @@ class MomentumSolver(Solver):
             velocity = self.momentum * memory[0] + velocity
         return z + velocity, (velocity,)
 
-    def unrolled(self, steps: int) -> Solver:
-        return self if steps >= self.steps or self.drop == 1 else replace(self, rate=self.rate / 10, drop=1.0)
+    def at_optimum(self) -> Solver:
+        return self if self.drop == 1 else replace(self, rate=self.rate / 10, drop=1.0)
 
 
 SLOW_DESCENT = MomentumSolver(rate=2.0)
@@ -197,12 +207,7 @@ class AdamSolver(Solver):
 
     def step(self, z: Tensor, error: Tensor, gradient: Tensor, memory: Memory, number: int) -> tuple[Tensor, Memory]:
         moments = (Moments(*memory) if memory else Moments.none(gradient)).after(gradient)
-        unbiased, spread = moments.unbiased(number)
-        # The root of an exact zero has no derivative, and solvers are differentiated
-        return z - self.rate * unbiased / (spread.clamp_min(1e-30).sqrt() + 1e-12), moments
-
-    def unrolled(self, steps: int) -> Solver:
-        return self if steps >= self.steps else SLOW_DESCENT
+        return z - moments.step(self.rate, number, epsilon=1e-12, floor=1e-30), moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +225,9 @@ class QuasiNewtonSolver(Solver):
     tolerance: Annotated[float, Ge(0), Lt(1)] = 1e-3
     pairs: Annotated[int, Ge(1)] = 10
 
-    def unrolled(self, steps: int) -> Solver:
-        return SLOW_DESCENT
+    def unrolls_whole(self, steps: int) -> bool:
+        """Never: the line search's choices have no derivative."""
+        return False
 
     def step(self, z: Tensor, error: Tensor, gradient: Tensor, memory: Memory, number: int) -> tuple[Tensor, Memory]:
         """memory: base point, its error, gradient; differences s, y [M,pairs,k], 1/s·y; scale; share of the step."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from manifold_bench.defenses.base import LabelledImages, Progress
+from manifold_bench.defenses.files import atomic_write
 
 Step = Callable[[Tensor, Tensor, float], Tensor]
 """images [N,C,H,W], labels [N], share of the training done in [0,1] → the loss to descend."""
@@ -148,10 +148,8 @@ def epochs_for(budget: float, epochs: int, images: int) -> int:
 def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file that is either complete or not there; in fewer bits where a tensor loses nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file({name: smallest(tensor) for name, tensor in plain.items()}, draft, metadata)
-    draft.replace(path)
+    atomic_write(path, save({name: smallest(tensor) for name, tensor in plain.items()}, metadata))
 
 
 def smallest(tensor: Tensor) -> Tensor:

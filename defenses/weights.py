@@ -9,7 +9,6 @@ import dataclasses
 import glob
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from manifold_bench.defenses.base import Trainable, TrainableSpec
+from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.files import atomic_write
 from manifold_bench.defenses.identity import TRAINABLE, System, parameters, registered, system
 from manifold_bench.defenses.training import atomic_save
 
@@ -118,9 +119,7 @@ def save(module: Trainable, card: Card, path: Path) -> None:
     """Writes path (…safetensors) and its card; the card comes last, so weights with a card are complete."""
     card_path(path).unlink(missing_ok=True)
     atomic_save(own_state(module), path)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(json.dumps(dataclasses.asdict(card), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    draft.replace(card_path(path))
+    atomic_write(card_path(path), json.dumps(dataclasses.asdict(card), indent=2, sort_keys=True) + "\n")
 
 
 def card_path(path: Path) -> Path:
@@ -137,8 +136,9 @@ def read_card(path: Path) -> Card:
     try:
         return TypeAdapter(Card).validate_json(card_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise WeightsError(f"{card_path(path)}: not a readable card ({first}); restore it, or delete both") from error
+        raise WeightsError(
+            f"{card_path(path)}: not a readable card ({one_line(error)}); restore it, or delete both"
+        ) from error
 
 
 def load_into(module: Trainable, path: Path, expected: str) -> None:
@@ -152,8 +152,9 @@ def load_into(module: Trainable, path: Path, expected: str) -> None:
         parts = {name: tensor for name, tensor in module.state_dict().items() if name not in own}
         module.load_state_dict({**parts, **state})
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise WeightsError(f"weights {path} are damaged or belong to another network ({first}); {advice}") from error
+        raise WeightsError(
+            f"weights {path} are damaged or belong to another network ({one_line(error)}); {advice}"
+        ) from error
     found = weights_hash(module)
     if found != expected:
         raise WeightsError(f"weights {path} are damaged: sha256 {found[:12]}…, expected {expected[:12]}…; {advice}")
@@ -213,8 +214,9 @@ def from_zoo(name: str, data: str, **deployment: Any) -> Any:
         cls: type[Trainable] = point.load()
         found = cls(_spec(cls, card.spec))
     except (ImportError, AttributeError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise WeightsError(f"{card_path(path)}: {card.name!r} cannot be built from it ({first}); restore it") from error
+        raise WeightsError(
+            f"{card_path(path)}: {card.name!r} cannot be built from it ({one_line(error)}); restore it"
+        ) from error
     if deployment:
         allowed = deployment_fields(cls.Spec)
         if foreign := sorted(deployment.keys() - set(allowed)):

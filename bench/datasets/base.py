@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -63,6 +63,33 @@ class Dataset(ABC):
 
 def _order(n: int) -> np.ndarray:
     return np.random.default_rng(20_190_125).permutation(n)
+
+
+class PublishedSplit(Dataset):
+    """A labelled set with published test images; 500 of each class of the other images are for validation."""
+
+    @abstractmethod
+    def published(self, part: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels [N,H,W] or [N,H,W,C] from 0 to 255, and labels [N]."""
+
+    @cached_property
+    def test(self) -> LabelledImages:  # type: ignore[override]
+        return as_images(*self.published("test"), 255.0)
+
+    @cached_property
+    def _held_out(self) -> dict[str, LabelledImages]:
+        pixels, labels = self.published("train")
+        validation, train = split_rows(labels, 500, seed=1)
+        chosen = {"train": train, "validation": validation}
+        return {name: as_images(pixels[rows], labels[rows], 255.0) for name, rows in chosen.items()}
+
+    @property
+    def train(self) -> LabelledImages:
+        return self._held_out["train"]
+
+    @property
+    def validation(self) -> LabelledImages:
+        return self._held_out["validation"]
 
 
 class WholeDataset(Dataset):

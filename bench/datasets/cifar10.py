@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from manifold_bench.bench.datasets.base import Dataset, LabelledImages, as_images, split_rows
+from manifold_bench.bench.datasets.base import PublishedSplit
 from manifold_bench.bench.datasets.files import checked_bytes, data_folders, those_there
 
 FILES = {
@@ -23,7 +24,7 @@ FILES = {
 
 
 @dataclass(frozen=True)
-class Cifar10(Dataset):
+class Cifar10(PublishedSplit):
     """The official 10,000 test images; of the 50,000 training images, 5,000 (500 of each class) for validation.
 
     The training images take 0.6 GB.
@@ -45,27 +46,8 @@ class Cifar10(Dataset):
     def files(self) -> tuple[Path, ...]:
         return those_there(self._folders, *FILES)
 
-    def _read(self, *names: str) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels [N,32,32,3] uint8 and labels [N] of those files, one after the other."""
+    def published(self, part: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
+        names = TRAIN if part == "train" else [TEST]
         raw = b"".join(checked_bytes(self._folders, "cifar10", name, FILES[name]) for name in names)
         rows = np.frombuffer(raw, np.uint8).reshape(-1, 1 + 3 * 32 * 32)  # a label, then [RGB, row, column]
         return rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), rows[:, 0]
-
-    @cached_property
-    def test(self) -> LabelledImages:  # type: ignore[override]
-        return as_images(*self._read(TEST), 255.0)
-
-    @cached_property
-    def _held_out(self) -> tuple[LabelledImages, LabelledImages]:
-        """Train and validation."""
-        pixels, labels = self._read(*TRAIN)
-        validation, train = split_rows(labels, 500, seed=1)
-        return as_images(pixels[train], labels[train], 255.0), as_images(pixels[validation], labels[validation], 255.0)
-
-    @property
-    def train(self) -> LabelledImages:
-        return self._held_out[0]
-
-    @property
-    def validation(self) -> LabelledImages:
-        return self._held_out[1]

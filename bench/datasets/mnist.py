@@ -8,10 +8,11 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from manifold_bench.bench.datasets.base import Dataset, LabelledImages, WholeDataset, as_images, split_rows
+from manifold_bench.bench.datasets.base import LabelledImages, PublishedSplit, WholeDataset, as_images
 from manifold_bench.bench.datasets.files import those_there
 from manifold_bench.bench.errors import InputError
 
@@ -56,7 +57,7 @@ def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Mnist(Dataset):
+class Mnist(PublishedSplit):
     """The official 10,000 test images; of the training images, the 55,000 that are not in `mnist5k`.
 
     Those 55,000 are split into 50,000 to train on and 5,000 (500 of each class) for validation and thresholds.
@@ -83,28 +84,11 @@ class Mnist(Dataset):
     def files(self) -> tuple[Path, ...]:
         return those_there([self._folder], *(f"{name}.gz" for name in FILES), *FILES)
 
-    @cached_property
-    def test(self) -> LabelledImages:  # type: ignore[override]
-        images = read_idx(self._folder, "t10k-images-idx3-ubyte")
-        return as_images(images, read_idx(self._folder, "t10k-labels-idx1-ubyte"), 255.0)
-
-    @cached_property
-    def _held_out(self) -> tuple[LabelledImages, LabelledImages]:
-        """Train and validation."""
-        images = read_idx(self._folder, "train-images-idx3-ubyte")
-        labels = read_idx(self._folder, "train-labels-idx1-ubyte")
-        usable = ~first_of_each_class(labels, 500)
-        images, labels = images[usable], labels[usable]
-        validation, train = split_rows(labels, 500, seed=1)
-        return as_images(images[train], labels[train], 255.0), as_images(images[validation], labels[validation], 255.0)
-
-    @property
-    def train(self) -> LabelledImages:
-        return self._held_out[0]
-
-    @property
-    def validation(self) -> LabelledImages:
-        return self._held_out[1]
+    def published(self, part: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
+        prefix = "t10k" if part == "test" else "train"
+        pixels, labels = (read_idx(self._folder, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
+        usable = slice(None) if part == "test" else ~first_of_each_class(labels, 500)  # those are `mnist5k`
+        return pixels[usable], labels[usable]
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from scipy.io import loadmat
 
-from manifold_bench.bench.datasets.base import Dataset, LabelledImages, as_images, split_rows
+from manifold_bench.bench.datasets.base import PublishedSplit
 from manifold_bench.bench.datasets.files import checked_bytes, data_folders, those_there
 
 FILES = {
@@ -19,7 +20,7 @@ FILES = {
 
 
 @dataclass(frozen=True)
-class Svhn(Dataset):
+class Svhn(PublishedSplit):
     """The official 26,032 test images; of the 73,257 training images, 5,000 (500 of each class) for validation.
 
     The 531,131 easier images of extra_32x32.mat are not used. The training images take 0.9 GB.
@@ -35,30 +36,9 @@ class Svhn(Dataset):
     def files(self) -> tuple[Path, ...]:
         return those_there(data_folders(self.data, "svhn", " and ".join(FILES), "svhn"), *FILES)
 
-    def _read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels [N,32,32,3] uint8 and labels [N] of one of the two files."""
-        from scipy.io import loadmat
-
+    def published(self, part: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
+        name = f"{part}_32x32.mat"
         folders = data_folders(self.data, "svhn", " and ".join(FILES), "svhn")
         variables = loadmat(io.BytesIO(checked_bytes(folders, "svhn", name, FILES[name])))
         # X is [row, column, RGB, image]; y [image, 1] says 10 for the digit 0
         return variables["X"].transpose(3, 0, 1, 2), variables["y"][:, 0] % 10
-
-    @cached_property
-    def test(self) -> LabelledImages:  # type: ignore[override]
-        return as_images(*self._read("test_32x32.mat"), 255.0)
-
-    @cached_property
-    def _held_out(self) -> tuple[LabelledImages, LabelledImages]:
-        """Train and validation."""
-        pixels, labels = self._read("train_32x32.mat")
-        validation, train = split_rows(labels, 500, seed=1)
-        return as_images(pixels[train], labels[train], 255.0), as_images(pixels[validation], labels[validation], 255.0)
-
-    @property
-    def train(self) -> LabelledImages:
-        return self._held_out[0]
-
-    @property
-    def validation(self) -> LabelledImages:
-        return self._held_out[1]

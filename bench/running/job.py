@@ -18,8 +18,8 @@ from torch import Tensor
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import batch_rows
-from manifold_bench.attacks.target import Notes, Target
-from manifold_bench.attacks.threat import expand
+from manifold_bench.attacks.target import Attacker, Notes, Target
+from manifold_bench.attacks.threat import expand, within
 from manifold_bench.bench.datasets.base import image_hashes
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import DatasetRef
@@ -34,9 +34,6 @@ from manifold_bench.defenses.weights import weights_hash
 
 SHOWN = 8
 """Inputs of each cell whose images are kept, for the image grid."""
-
-
-TOLERANCE = {"linf": 1e-6, "l2": 1e-5, "l0": 0.0, "unrestricted": 0.0, "fooling": 0.0}
 
 
 def _loaded(job: Job) -> Defense:
@@ -233,13 +230,12 @@ def _minimal(
     seconds = time.perf_counter() - begun
     frames = []
     for number, eps in enumerate(job.eps):
-        tolerance = TOLERANCE[attack.norm]
-        within = found.success & (size <= eps * (1 + tolerance) + tolerance)
-        kept = within | ~found.valid
+        reached = found.success & within(size, attack.norm, eps)
+        kept = reached | ~found.valid
         state = Judgement(
             *(torch.where(kept, a, b) for a, b in zip(vars(found).values(), vars(untouched).values(), strict=True))
         )
-        shown = torch.where(expand(within, adversarial), adversarial, rows.x)
+        shown = torch.where(expand(reached, adversarial), adversarial, rows.x)
         once = 1.0 if number == 0 else 0.0
         frame = _frame(job, eps, rows, clean, state, distance, forwards * once, backwards * once, seconds * once)
         frames.append(frame.assign(**_pictures(job, defense, rows.x, shown)))
@@ -270,13 +266,14 @@ def _attacked(
         return outputs, forwards, backwards, _untouched(tried, before)
     for part in torch.arange(len(active), device=active.device).split(batch_rows(tried.x)):
         batch = tried[part]
-        target = Target(
-            defense, len(batch), max_forwards=attack.max_forwards,
-            aims=None if attack.aims == "none" else batch.aims, held_out=lambda: _held_out(job),
-            counted=pace.tell,
+        attacker = Attacker(
+            aims=None if attack.aims == "none" else batch.aims,
+            held_out=lambda: _held_out(job),
             source=partial(job.source.load, job.device) if job.source else None,
-            notes=notes, numbers=active[part],
-        )  # fmt: skip
+            max_forwards=attack.max_forwards,
+            notes=notes.only(active[part]),
+        )
+        target = Target(defense, len(batch), attacker, pace.tell)
         found = attack.run(target, batch.x.clone(), batch.y.clone(), eps, job.seed)
         if not isinstance(found, Tensor):
             raise TypeError(f"the attack returned {type(found).__name__}, not a tensor of images")

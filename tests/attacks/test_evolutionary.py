@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.evolutionary import Evolutionary, fitness, mutated
-from manifold_bench.attacks.target import BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
 from manifold_bench.defenses.base import append_reject_score
 
 INF = float("inf")
@@ -61,7 +61,7 @@ class Closed(Bands):
 
 
 def target(defense: nn.Module, aims: Tensor | None = AIMS, **options: int) -> Target:
-    return Target(defense, 12 if aims is None else len(aims), aims=aims, **options)  # type: ignore[arg-type]
+    return Target(defense, 12 if aims is None else len(aims), Attacker(aims=aims, **options))  # type: ignore[arg-type]
 
 
 def fooled(defense: Bands, images: Tensor, aims: Tensor = AIMS) -> list[bool]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.fooling import Fooling, accepted_as
-from manifold_bench.attacks.target import BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
 from manifold_bench.defenses.base import append_reject_score
 
 INF = float("inf")
@@ -76,7 +76,7 @@ class Unguarded(Balls):
 
 
 def target(defense: nn.Module, aims: Tensor | None = AIMS, **options: int) -> Target:
-    return Target(defense, 12 if aims is None else len(aims), aims=aims, **options)  # type: ignore[arg-type]
+    return Target(defense, 12 if aims is None else len(aims), Attacker(aims=aims, **options))  # type: ignore[arg-type]
 
 
 def fooled(defense: Balls, images: Tensor, aims: Tensor = AIMS) -> list[bool]:

@@ -11,7 +11,7 @@ from rejecting import BAND, Band, images_below
 
 from manifold_bench.attacks.from_art import ArtAttack, module_classifier
 from manifold_bench.attacks.gradient import PGD
-from manifold_bench.attacks.target import BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
 
 HOP_SKIP_JUMP = {"max_iter": 15, "init_eval": 50, "max_eval": 200}
 
@@ -144,7 +144,7 @@ def test_passes_are_counted_and_capped(linear_model):
     assert target.forwards.sum() >= 7 * 8
     attack = ArtAttack(attack="HopSkipJump", norm="l2")
     with pytest.raises(BudgetExhausted):
-        attack.run(Target(linear_model, 8, max_forwards=20), x, y, 0.0, seed=0)
+        attack.run(Target(linear_model, 8, Attacker(max_forwards=20)), x, y, 0.0, seed=0)
 
 
 def test_the_defense_is_left_as_it_was(digits, digits_cnn):

@@ -11,7 +11,7 @@ from toys import CNN, Coin, Linear, Pocket, Toy, beaten, near_the_middle
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.gradient import FGSM, MIM, PGD, steepest
-from manifold_bench.attacks.target import BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
 from manifold_bench.attacks.threat import flat_norm, inside
 from manifold_bench.defenses.base import append_reject_score
 
@@ -325,11 +325,11 @@ def test_steps_are_of_unit_length_and_zero_gradients_go_nowhere(norm):
 def test_a_budget_is_kept_to(attack):
     model, x = Linear(2), near_the_middle(2)
     y = model.verdict(x).labels
-    target = Target(model, 2, max_forwards=attack.max_forwards)
+    target = Target(model, 2, Attacker(max_forwards=attack.max_forwards))
     attack.run(target, x, y, 1e-6, 0)
     assert target.forwards.tolist() == [attack.max_forwards] * 2
     with pytest.raises(BudgetExhausted):
-        attack.run(Target(model, 2, max_forwards=attack.max_forwards - 1 or 0.5), x, y, 1e-6, 0)
+        attack.run(Target(model, 2, Attacker(max_forwards=attack.max_forwards - 1 or 0.5)), x, y, 1e-6, 0)
 
 
 class Cheap(Toy):

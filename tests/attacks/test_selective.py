@@ -24,7 +24,7 @@ from manifold_bench.attacks.selective import (
     SelectivePGD,
     without,
 )
-from manifold_bench.attacks.target import BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
 from manifold_bench.attacks.threat import flat_norm, inside
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.defenses.base import append_reject_score
@@ -35,7 +35,7 @@ TWO = TwoDetectors()
 
 
 def of(defense: nn.Module, n: int, **options: object) -> Target:
-    return Target(defense, n, held_out=TWO.held_out, **options)  # type: ignore[arg-type]
+    return Target(defense, n, Attacker(held_out=TWO.held_out, **options))  # type: ignore[arg-type]
 
 
 def falls(attack: AimedAscent | PGD, defense: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
@@ -181,7 +181,7 @@ def test_a_matched_encoding_is_the_guides(norm):
 def test_guides_are_clean_images_that_are_taken_for_what_they_are():
     images = torch.tensor([0.2, 0.3, 0.4, 0.9, 0.7]).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     labels = torch.tensor([0, 0, 0, 1, 1])  # the third is rejected
-    held = HeldOut(Target(Walled(0.15), 1, held_out=lambda: (images, labels)), images.device)
+    held = HeldOut(Target(Walled(0.15), 1, Attacker(held_out=lambda: (images, labels))), images.device)
     assert held.accepted.tolist() == [True, True, False, True, True]
     x = torch.full((2, 1, 2, 2), 0.55)
     wanted = torch.tensor([0, 1])
@@ -240,7 +240,9 @@ def test_results_are_the_same_bits_in_any_company(attack):
     aims = (y + 1 + torch.arange(19) % 9) % 10
 
     def run(rows: Tensor) -> tuple[Tensor, Target]:
-        target = Target(defense, len(rows), aims=aims[rows], held_out=lambda: (held, defense.verdict(held).labels))
+        target = Target(
+            defense, len(rows), Attacker(aims=aims[rows], held_out=lambda: (held, defense.verdict(held).labels))
+        )
         return attack.run(target, x[rows], y[rows], eps, 11), target
 
     together, counted = run(torch.arange(19))

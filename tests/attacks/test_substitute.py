@@ -9,7 +9,7 @@ from toys import Linear, near_the_middle
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.substitute import Substitute
-from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.target import Attacker, Target
 from manifold_bench.attacks.threat import inside
 
 OWN = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(8))
@@ -35,7 +35,7 @@ class Silent(Linear):
 
 
 def target(defense: Linear, n: int = 8) -> Target:
-    return Target(defense, n, held_out=lambda: (OWN, torch.full((40,), -1)))
+    return Target(defense, n, Attacker(held_out=lambda: (OWN, torch.full((40,), -1))))
 
 
 @pytest.mark.parametrize("method", ["fgsm", "pgd"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from manifold_bench.attacks.batching import BLOCK, batch_rows, blockwise, pad_to_block
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.gradient import PGD
-from manifold_bench.attacks.target import BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
 from manifold_bench.attacks.view import View
 from manifold_bench.defenses.networks import StridedCNN
 
@@ -136,7 +136,7 @@ def test_a_module_asked_for_fewer_or_more_inputs_spreads_the_passes_over_its_row
 
 
 def test_too_many_passes_are_refused():
-    target = Target(Plain(), 2, max_forwards=3)
+    target = Target(Plain(), 2, Attacker(max_forwards=3))
     rows = torch.tensor([1])
     for _ in range(3):
         target.view().answer(X[:1], rows)

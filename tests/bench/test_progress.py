@@ -169,7 +169,7 @@ def test_the_share_of_an_attack_counts_passes_done_and_those_that_may_come(log):
 def test_the_log_hears_of_an_attack_now_and_then(log):
     pace = attacked(log)
     pace.strength(0.1, 3)
-    target = Target(SimpleNamespace(num_classes=2), 3, counted=pace.tell)
+    target = Target(SimpleNamespace(num_classes=2), 3, on_count=pace.tell)
     target.count(torch.arange(3), 1, 1)
     assert log.read()[0] == []
     pace.told -= Pace.SECONDS

@@ -14,7 +14,7 @@ from manifold_bench.attacks.target import Target
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.defenses.base import Progress
 from manifold_bench.defenses.invert_and_classify import InvertAndClassify
-from manifold_bench.defenses.solvers import MomentumSolver
+from manifold_bench.defenses.solvers import AdamSolver, MomentumSolver, QuasiNewtonSolver
 from manifold_bench.defenses.training import initialise
 from manifold_bench.defenses.variational_autoencoder import VariationalAutoencoderSettings
 from manifold_bench.defenses.weights import fill_from_zoo, freeze
@@ -168,6 +168,33 @@ def test_unrolled_through_every_step_is_the_slope_of_the_answer():
     h = 1e-5
     slopes = (defense(x + h * aside) - defense(x - h * aside))[:, 3] / (2 * h)
     assert torch.allclose((gradient * aside).flatten(1).sum(1), slopes, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [19, 20, 21, 40])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        MomentumSolver(steps=20, rate=2.0, momentum=0.5),
+        MomentumSolver(steps=20, rate=2.0, momentum=0.5, drop=0.5),
+        AdamSolver(steps=20, rate=0.1),
+        QuasiNewtonSolver(steps=20),
+        QuasiNewtonSolver(steps=20, starts=2, race=5, origin="prior"),
+    ],
+    ids=["momentum", "momentum-drop", "adam", "l-bfgs", "l-bfgs-race"],
+)
+def test_however_many_steps_are_unrolled_the_attack_sees_a_projection_as_near_as_the_deployed_one(
+    defense, digits, solver, steps
+):
+    x = digits.test.images[::50]
+    searched = InvertAndClassify(replace(SPEC, solver=solver))
+    searched.load_state_dict(defense.state_dict())
+    freeze(searched)
+
+    def distance(projected: torch.Tensor) -> float:
+        return float((projected - x).flatten(1).norm(dim=1).mean())
+
+    _, reached = searched.attack_forward(x, "unrolled", None, steps)
+    assert distance(searched.generator(reached[:, 0])) <= 1.01 * distance(searched.perceived(x))
 
 
 def test_identity_sends_the_gradient_of_the_classifier_straight_to_the_input(defense, digits):

@@ -251,9 +251,7 @@ def test_a_file_is_complete_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "x.safetensors"
     atomic_save({"a": torch.zeros(3)}, path)
     before = path.read_bytes()
-    monkeypatch.setattr(
-        "manifold_bench.defenses.training.save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
-    )
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         atomic_save({"a": torch.ones(3)}, path)
     assert path.read_bytes() == before

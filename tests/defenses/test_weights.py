@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.bench.datasets.mnist import Mnist, Mnist5k
 from manifold_bench.defenses import weights
+from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.gmvae import GaussianMixtureVAE
 from manifold_bench.defenses.identity import TRAINABLE, registered, system
 from manifold_bench.defenses.undefended import Undefended
@@ -249,3 +250,23 @@ def test_every_weights_file_of_the_zoo_is_whole_and_trained_on_what_its_card_say
     assert card.data == data
     # trained on the 55,000 images of `mnist`, never on the 5,000 of `mnist5k`, which are test data
     assert card.revision == REVISIONS[data] != Mnist5k.revision
+
+
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyError("inner"), "KeyError: 'inner'"),
+        (ValueError("\n  first\nsecond"), "ValueError: first second"),
+        (AssertionError(), "AssertionError"),
+        (Wordless(), "Wordless"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_exception_has_a_reason_on_one_line(error, told):
+    assert one_line(error) == told
+    assert len(one_line(ValueError("word " * 1000))) <= 300

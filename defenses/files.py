@@ -1,0 +1,19 @@
+"""Writing files so that a reader, or a later run after a kill, finds them whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file that is either complete or as it was before: to the disk first, then under its name.
+
+    Its folder has to be there. Text is encoded as UTF-8.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with draft.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
