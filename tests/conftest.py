@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict
@@ -11,6 +12,10 @@ from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.bench.running.environment import choose_kernels
 from manifold_bench.defenses.base import Progress
 from manifold_bench.defenses.undefended import Undefended
+
+# A slow machine fails no test: how fast things are is measured in tests/benchmarks
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 # Tests that compare bits assert them for the settings that commands compute with
 choose_kernels()

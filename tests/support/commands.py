@@ -27,7 +27,7 @@ def command(
     """`manifold-bench <module>` to its end, in the folder `cwd`."""
     return subprocess.run(
         [sys.executable, "-m", "manifold_bench.bench", module, *map(str, arguments)],
-        env=environment(cache, **more), cwd=cwd, capture_output=True, text=True, timeout=300, check=False,
+        env=environment(cache, **more), cwd=cwd, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
 
 
