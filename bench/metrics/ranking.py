@@ -9,7 +9,7 @@ import pandas as pd
 
 from manifold_bench.bench.metrics.paired import holm, mcnemar, sign_of
 from manifold_bench.bench.metrics.robustness import FOOLING, RIGHT, attacked_within, per_input
-from manifold_bench.bench.records.schema import CALIBRATION
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 
 STANDING_COLUMNS = (
     "dataset",
@@ -37,7 +37,7 @@ def standing(records: pd.DataFrame, defense: str) -> pd.DataFrame:
     figures, for that `reason`. A worst case that is partial on either side has its reason too. Noise is left out.
     """
     rows: list[dict[str, Any]] = []
-    tested = records[(records["attack"] != CALIBRATION) & (records["norm"] != FOOLING)]
+    tested = records[(records["kind"] != CALIBRATION) & (records["norm"] != FOOLING)]
     for dataset, there in tested.groupby("dataset"):
         mine = there[there["defense"] == defense]
         if len(mine):
@@ -70,7 +70,7 @@ def _paired(own: pd.DataFrame, other: pd.DataFrame, eps: float) -> dict[str, Any
         if status != "ok":
             reasons.append(f"{name}: {reason}")
         inputs = per_input(ok)
-        sides.append(inputs["worst"] == RIGHT if rows["norm"].iloc[0] == "none" else inputs["robust"])
+        sides.append(inputs["worst"] == RIGHT if rows["kind"].iloc[0] == CLEAN else inputs["robust"])
     both = pd.concat(sides, axis=1, join="inner", keys=["own", "other"])
     gained, lost = int((both["own"] & ~both["other"]).sum()), int((~both["own"] & both["other"]).sum())
     shares = {"own_share": both["own"].mean(), "other_share": both["other"].mean()}
