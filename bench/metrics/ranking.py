@@ -11,7 +11,7 @@ from manifold_bench.bench.metrics.paired import holm, mcnemar, sign_of
 from manifold_bench.bench.metrics.robustness import FOOLING, RIGHT, attacked_within, per_input
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 
-STANDING_COLUMNS = (
+PAIRED_COLUMNS = (
     "dataset",
     "norm",
     "eps",
@@ -27,8 +27,8 @@ STANDING_COLUMNS = (
 )
 
 
-def standing(records: pd.DataFrame, defense: str) -> pd.DataFrame:
-    """A defense against each other one, paired by input: the columns STANDING_COLUMNS.
+def against_others(records: pd.DataFrame, defense: str) -> pd.DataFrame:
+    """A defense against each other one, paired by input: the columns PAIRED_COLUMNS.
 
     records: of a run. For every data set, clean (norm "none": accepted and right) and at every norm and ε that both
     met: the worst case over the attacks that both have rows of, on the inputs both have figures for. `gained`,
@@ -47,7 +47,7 @@ def standing(records: pd.DataFrame, defense: str) -> pd.DataFrame:
                 for norm, eps, result in _against(mine, theirs)
             ]
             rows += _judged(compared)
-    return pd.DataFrame(rows, columns=list(STANDING_COLUMNS))
+    return pd.DataFrame(rows, columns=list(PAIRED_COLUMNS))
 
 
 def _against(mine: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[str, float, dict[str, Any]]]:
@@ -87,6 +87,6 @@ def _judged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def rank(rows: pd.DataFrame) -> tuple[int, int]:
-    """Place among all defenses compared, and their number. rows: of standing, of one data set, norm and ε."""
+    """Place among all defenses compared, and their number. rows: of against_others, of one data set, norm and ε."""
     compared = rows[rows["sign"] != "x"]
     return 1 + int((compared["other_share"] > compared["own_share"]).sum()), 1 + len(compared)
