@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manifold_bench.bench.errors import InputError, report_errors
-from manifold_bench.bench.gate.promotion import promote
 from manifold_bench.bench.running.borrow import BASELINES
 
 
@@ -25,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = given.name or given.run.resolve().name
     if name != Path(name).name or name.startswith("."):
         raise InputError(f"--name: {name!r} is no name of a folder in {BASELINES}")
+    from manifold_bench.bench.gate.promotion import promote
     from manifold_bench.bench.records.results import Results
 
     for line in promote(Results.load(given.run), BASELINES / name, given.force):

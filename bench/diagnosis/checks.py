@@ -145,7 +145,7 @@ def more(e: Evidence) -> Finding:
     if not len(rows):
         return Finding("not run", e.missing("more"))
     norm, eps = rows["norm"].iloc[0], rows["eps"].iloc[0]
-    known = e.ok[(e.ok["norm"] == norm) & (e.ok["attack"] != MORE) & (e.ok["attack"] != CLEAN)]
+    known = e.ok[(e.ok["norm"] == norm) & (e.ok["attack"] != MORE) & (e.ok["kind"] != CLEAN)]
     gained, before = beaten_within(rows, eps).align(beaten_within(known, eps), join="inner")
     n, gain = len(gained), int((gained & ~before).sum())
     if not n:
@@ -176,7 +176,7 @@ def moving(e: Evidence) -> Finding:
 def repeats(e: Evidence) -> Finding:
     values = e.inspection("repeats")
     if isinstance(values, Finding):
-        noted = e.ok.loc[(e.ok["attack"] == CLEAN) & (e.ok["reason"] != ""), "reason"]
+        noted = e.ok.loc[(e.ok["kind"] == CLEAN) & (e.ok["reason"] != ""), "reason"]
         return Finding("fail", f"the first eight inputs: {noted.iloc[0]}") if len(noted) else values
     n, again, alone, alone_n, others, others_n, uneven = (
         int(values[name]) for name in ("n", "again", "alone", "alone_n", "others", "others_n", "uneven")
@@ -230,7 +230,7 @@ def undefended(e: Evidence) -> Finding:
 
 
 def accepts(e: Evidence) -> Finding:
-    clean = e.ok[e.ok["attack"] == CLEAN]
+    clean = e.ok[e.ok["kind"] == CLEAN]
     if not len(clean):
         return Finding("not run", "the clean pass did not run")
     outcome = outcomes(clean)

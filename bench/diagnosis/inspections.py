@@ -213,7 +213,7 @@ class Planted(Inspection):
         found = by_chance = planted = shrunk = 0
         for image in x.split(1):
             for eps in (self.eps / 2**k for k in range(1 if optimising else SHRINKINGS)):
-                problem = plant(defense, image, self.norm, eps, seed, self.inner // share, self.candidates // share)
+                problem = self._plant(defense, image, eps, seed, share)
                 if problem is not None:
                     break
             else:
@@ -227,37 +227,40 @@ class Planted(Inspection):
         counts = {"planted": planted, "found": found, "random": by_chance, "shrunk": shrunk}
         return {"n": len(x), **counts, "queries": queries}
 
+    def _plant(self, defense: Defense, image: Tensor, eps: float, seed: int, share: int) -> Binarized | None:
+        """The problem around an image [1,C,H,W]; None where no candidate stands out, or too few points are accepted.
+
+        share: from how many times fewer points than the parameters say.
+        """
+        inner, candidates, norm = self.inner // share, self.candidates // share, self.norm
+        inside = torch.cat([image, _inside(image, norm, INNER_SHARE * eps, seed + 1, inner)])
+        surface = _surface(image, norm, eps, seed + 2, candidates)
+        logits, outer = (_accepted(defense, points) for points in (inside, surface))
+        if len(logits) < inner // 2 or not len(outer):
+            return None
+        mean = logits.mean(0)
+        spread = torch.cov((logits - mean).T)
+        scale = spread.diagonal().mean()
+        if not scale > 0 or not spread.isfinite().all():
+            return None
+        inverse = torch.linalg.inv(
+            spread + 1e-6 * scale * torch.eye(len(mean), dtype=spread.dtype, device=spread.device)
+        )
+        away = outer - mean
+        distances = ((away @ inverse) * away).sum(1).clamp_min(0).sqrt()
+        chosen = int(distances.argmax())
+        direction = inverse @ away[chosen] / distances[chosen]
+        most, planted = float(((logits - mean) @ direction).max()), float(distances[chosen])
+        if planted <= most:
+            return None
+        return Binarized(defense, mean, direction, most + CLOSENESS * (planted - most))
+
 
 def _inside(image: Tensor, norm: Norm, eps: float, seed: int, n: int) -> Tensor:
     """n random points of the ball around an image [1,C,H,W]."""
     # Points are drawn from the pixels: copies get ones of their own by differences too small to matter
     tags = 1e-6 * torch.arange(n, device=image.device, dtype=image.dtype).view(-1, 1, 1, 1)
     return project(random_in_ball(image + tags, norm, eps, seed), image, norm, eps)
-
-
-def plant(
-    defense: Defense, image: Tensor, norm: Norm, eps: float, seed: int, inner: int, candidates: int
-) -> Binarized | None:
-    """The problem around an image [1,C,H,W]; None where no candidate stands out, or too few points are accepted."""
-    inside = torch.cat([image, _inside(image, norm, INNER_SHARE * eps, seed + 1, inner)])
-    surface = _surface(image, norm, eps, seed + 2, candidates)
-    logits, outer = (_accepted(defense, points) for points in (inside, surface))
-    if len(logits) < inner // 2 or not len(outer):
-        return None
-    mean = logits.mean(0)
-    spread = torch.cov((logits - mean).T)
-    scale = spread.diagonal().mean()
-    if not scale > 0 or not spread.isfinite().all():
-        return None
-    inverse = torch.linalg.inv(spread + 1e-6 * scale * torch.eye(len(mean), dtype=spread.dtype, device=spread.device))
-    away = outer - mean
-    distances = ((away @ inverse) * away).sum(1).clamp_min(0).sqrt()
-    chosen = int(distances.argmax())
-    direction = inverse @ away[chosen] / distances[chosen]
-    most, planted = float(((logits - mean) @ direction).max()), float(distances[chosen])
-    if planted <= most:
-        return None
-    return Binarized(defense, mean, direction, most + CLOSENESS * (planted - most))
 
 
 def _surface(image: Tensor, norm: Norm, eps: float, seed: int, n: int) -> Tensor:

@@ -16,7 +16,7 @@ from manifold_bench.bench.metrics import robustness as figures
 from manifold_bench.bench.metrics.paired import Comparison, shared_rows
 from manifold_bench.bench.planning.registry import nearest
 from manifold_bench.bench.records.results import Cell, Results
-from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE
+from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, WORST_CASE
 from manifold_bench.bench.text import distance_text, percent
 
 
@@ -40,7 +40,7 @@ class Figure:
 
 def _clean_rejection(rows: pd.DataFrame) -> float:
     """Rejecting clean inputs is the price of a detector; rejecting attacked ones is neither good nor bad in itself."""
-    return figures.rejection(rows).value if (rows["attack"] == CLEAN).all() else math.nan
+    return figures.rejection(rows).value if (rows["kind"] == CLEAN).all() else math.nan
 
 
 def _median_distance(rows: pd.DataFrame) -> float:
@@ -165,11 +165,13 @@ def _pairs(
 ) -> Iterator[tuple[Cell, pd.DataFrame, pd.DataFrame, str]]:
     """Cells and worst cases with their rows in each run, and what a worst case is taken over."""
     attacked = defaultdict(list)
-    for cell in sorted(one.cell for one in found if one.p is not None and one.cell[2] != CALIBRATION):
+    for cell in sorted(one.cell for one in found if one.p is not None):
         was, now = shared_rows(cell, baseline, new)
-        yield cell, was, now, ""
-        dataset, defense, attack, norm, _ = cell
-        if attack != CLEAN:
+        kind = was["kind"].iloc[0]
+        if kind != CALIBRATION:
+            yield cell, was, now, ""
+        dataset, defense, _, norm, _ = cell
+        if kind == ATTACK:
             attacked[dataset, defense, norm].append((was, now))
     for (dataset, defense, norm), pairs in attacked.items():
         before, after = pd.concat([was for was, _ in pairs]), pd.concat([now for _, now in pairs])

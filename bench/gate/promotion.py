@@ -6,12 +6,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from manifold_bench.bench.errors import InputError
-
-if TYPE_CHECKING:
-    from manifold_bench.bench.records.results import Results
+from manifold_bench.bench.gate.gate import Gate, origin
+from manifold_bench.bench.metrics.robustness import summary
+from manifold_bench.bench.records.results import Results, cell_text
+from manifold_bench.bench.records.schema import IMAGE_COLUMNS
+from manifold_bench.bench.records.store import INDEX, Contents, Store
 
 
 def promote(results: Results, target: Path, force: bool = False) -> list[str]:
@@ -22,11 +23,6 @@ def promote(results: Results, target: Path, force: bool = False) -> list[str]:
     baseline, and, unless forced, where the run is unfinished or a cell failed. The old baseline stays until the new one
     is whole and reads back.
     """
-    from manifold_bench.bench.metrics.robustness import summary
-    from manifold_bench.bench.records.results import Results
-    from manifold_bench.bench.records.schema import IMAGE_COLUMNS
-    from manifold_bench.bench.records.store import INDEX, Contents, Store
-
     folder = results.folder
     if folder.resolve() == target.resolve():
         raise InputError(f"{folder}: is that baseline itself; name another run, or another baseline with --name")
@@ -62,8 +58,6 @@ def promote(results: Results, target: Path, force: bool = False) -> list[str]:
 
 def incomplete(results: Results) -> Iterator[str]:
     """What keeps a run from being a baseline."""
-    from manifold_bench.bench.records.results import cell_text
-
     if "finished" not in results.run:
         yield "no run.json says whether it finished"
     elif not results.run["finished"]:
@@ -80,9 +74,6 @@ def incomplete(results: Results) -> Iterator[str]:
 
 def described(target: Path, new: Results, size: int) -> Iterator[str]:
     """What the baseline holds, and what it replaces, by a comparison of the two."""
-    from manifold_bench.bench.gate.gate import Gate, origin
-    from manifold_bench.bench.records.results import Results
-
     yield f"{target}: {len(new.cells)} cells, {size / 1024:,.0f} KiB, {origin(new.run)}"
     if target.exists():
         try:

@@ -63,7 +63,7 @@ def over_ladder(records: pd.DataFrame) -> pd.DataFrame:
     """
     require_ok(records)
     ladder = sorted(records["eps"].unique())
-    clean = records[records["eps"] == ladder[0]].assign(attack=CLEAN)
+    clean = records[records["eps"] == ladder[0]].assign(kind=CLEAN)
     points = [(0.0, clean), *((float(eps), records[records["eps"] == eps]) for eps in ladder)]
     rows = []
     for eps, there in points:

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from manifold_bench.bench.metrics.robustness import FOOLING, clean_right, inputs_of, median_distance
-from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE
+from manifold_bench.bench.records.schema import ATTACK, WORST_CASE
 
 ATTACK_COLUMNS = (
     "dataset",
@@ -81,7 +81,7 @@ def attack_figures(records: pd.DataFrame) -> pd.DataFrame:
     is the share beaten; `forwards` and `backwards` per input, over the whole ladder of ε and all seeds. An attack that
     failed or was skipped has its reason and NaN. Noise (norm "fooling") is left out: it has no distance.
     """
-    attacked = records[~records["attack"].isin([CLEAN, CALIBRATION]) & (records["norm"] != FOOLING)]
+    attacked = records[(records["kind"] == ATTACK) & (records["norm"] != FOOLING)]
     rows = []
     for (dataset, norm, defense), there in attacked.groupby(["dataset", "norm", "defense"]):
         where = {"dataset": dataset, "norm": norm, "defense": defense}

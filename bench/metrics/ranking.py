@@ -9,9 +9,9 @@ import pandas as pd
 
 from manifold_bench.bench.metrics.paired import holm, mcnemar, sign_of
 from manifold_bench.bench.metrics.robustness import FOOLING, RIGHT, attacked_within, per_input
-from manifold_bench.bench.records.schema import CALIBRATION
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 
-STANDING_COLUMNS = (
+PAIRED_COLUMNS = (
     "dataset",
     "norm",
     "eps",
@@ -27,8 +27,8 @@ STANDING_COLUMNS = (
 )
 
 
-def standing(records: pd.DataFrame, defense: str) -> pd.DataFrame:
-    """A defense against each other one, paired by input: the columns STANDING_COLUMNS.
+def against_others(records: pd.DataFrame, defense: str) -> pd.DataFrame:
+    """A defense against each other one, paired by input: the columns PAIRED_COLUMNS.
 
     records: of a run. For every data set, clean (norm "none": accepted and right) and at every norm and ε that both
     met: the worst case over the attacks that both have rows of, on the inputs both have figures for. `gained`,
@@ -37,7 +37,7 @@ def standing(records: pd.DataFrame, defense: str) -> pd.DataFrame:
     figures, for that `reason`. A worst case that is partial on either side has its reason too. Noise is left out.
     """
     rows: list[dict[str, Any]] = []
-    tested = records[(records["attack"] != CALIBRATION) & (records["norm"] != FOOLING)]
+    tested = records[(records["kind"] != CALIBRATION) & (records["norm"] != FOOLING)]
     for dataset, there in tested.groupby("dataset"):
         mine = there[there["defense"] == defense]
         if len(mine):
@@ -47,7 +47,7 @@ def standing(records: pd.DataFrame, defense: str) -> pd.DataFrame:
                 for norm, eps, result in _against(mine, theirs)
             ]
             rows += _judged(compared)
-    return pd.DataFrame(rows, columns=list(STANDING_COLUMNS))
+    return pd.DataFrame(rows, columns=list(PAIRED_COLUMNS))
 
 
 def _against(mine: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[str, float, dict[str, Any]]]:
@@ -70,7 +70,7 @@ def _paired(own: pd.DataFrame, other: pd.DataFrame, eps: float) -> dict[str, Any
         if status != "ok":
             reasons.append(f"{name}: {reason}")
         inputs = per_input(ok)
-        sides.append(inputs["worst"] == RIGHT if rows["norm"].iloc[0] == "none" else inputs["robust"])
+        sides.append(inputs["worst"] == RIGHT if rows["kind"].iloc[0] == CLEAN else inputs["robust"])
     both = pd.concat(sides, axis=1, join="inner", keys=["own", "other"])
     gained, lost = int((both["own"] & ~both["other"]).sum()), int((~both["own"] & both["other"]).sum())
     shares = {"own_share": both["own"].mean(), "other_share": both["other"].mean()}
@@ -87,6 +87,6 @@ def _judged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def rank(rows: pd.DataFrame) -> tuple[int, int]:
-    """Place among all defenses compared, and their number. rows: of standing, of one data set, norm and ε."""
+    """Place among all defenses compared, and their number. rows: of against_others, of one data set, norm and ε."""
     compared = rows[rows["sign"] != "x"]
     return 1 + int((compared["other_share"] > compared["own_share"]).sum()), 1 + len(compared)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
-from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, IMAGE_COLUMNS, WORST_CASE
+from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, IMAGE_COLUMNS, WORST_CASE
 
 RIGHT, REJECTED, WRONG = 0, 1, 2
 """What came of one answer, in the order in which it hurts: accepted and right, rejected, accepted and wrong."""
@@ -50,7 +50,7 @@ def outcomes(records: pd.DataFrame) -> np.ndarray:
 
     In norm "fooling" nothing is right: WRONG where the attack succeeded, REJECTED where it did not.
     """
-    clean = records["attack"].to_numpy() == CLEAN
+    clean = records["kind"].to_numpy() == CLEAN
     label = np.where(clean, records["clean_label"], records["adv_label"])
     rejected = np.where(clean, records["clean_rejected"], records["adv_rejected"])
     outcome = np.where(rejected, REJECTED, np.where(label == records["label"], RIGHT, WRONG))
@@ -95,7 +95,7 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
     held = {
         "robust": stands,
         "strict": stands & (outcome != REJECTED),
-        "right": np.where(records["attack"] == CLEAN, records["clean_label"], records["adv_label"]) == records["label"],
+        "right": np.where(records["kind"] == CLEAN, records["clean_label"], records["adv_label"]) == records["label"],
     }
     inputs = pd.DataFrame({"worst": worst}, index=pd.Index(samples, name="sample"))
     for name, holds in held.items():
@@ -115,7 +115,7 @@ def inputs_of(records: pd.DataFrame) -> pd.Series:
 
 def _without_calibration(records: pd.DataFrame) -> pd.DataFrame:
     """The rows on test inputs: thresholds are all that the calibration's are for."""
-    test = (records["attack"] != CALIBRATION).to_numpy()
+    test = (records["kind"] != CALIBRATION).to_numpy()
     return records if test.all() else records[test]
 
 
@@ -218,7 +218,7 @@ def median_distance(records: pd.DataFrame) -> float:
     0 for an input that is wrong without an attack, ∞ for one that was never beaten, so the median is ∞ where fewer
     than half were. NaN for a clean cell, for no rows, and in norm "fooling".
     """
-    attacked = (~records["attack"].isin([CLEAN, CALIBRATION]) & (records["norm"] != FOOLING)).to_numpy()
+    attacked = ((records["kind"] == ATTACK) & (records["norm"] != FOOLING)).to_numpy()
     if not attacked.any():
         return np.nan
     _, place = np.unique(records["sample"].to_numpy()[attacked], return_inverse=True)
@@ -271,7 +271,7 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
         for (norm, attack, eps), cell in of_defense.groupby(["norm", "attack", "eps"]):
             row = {"dataset": dataset, "defense": defense, "attack": attack, "norm": norm, "eps": eps}
             rows.append(row | _cell_figures(cell))
-        for norm, of_norm in of_defense[of_defense["attack"] != CLEAN].groupby("norm"):
+        for norm, of_norm in of_defense[of_defense["kind"] != CLEAN].groupby("norm"):
             for eps in sorted(of_norm["eps"].unique()):
                 row = {"dataset": dataset, "defense": defense, "attack": WORST_CASE, "norm": norm, "eps": eps}
                 rows.append(row | worst_case(of_norm, eps))

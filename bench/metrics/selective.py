@@ -98,7 +98,7 @@ def clean_answers(records: pd.DataFrame) -> pd.DataFrame:
     records: rows of one data set and defense, of which the clean cell is taken; of several seeds, which a randomized
     defense answers anew, the worst of each input.
     """
-    return attacked_answers(records[records["attack"] == CLEAN])
+    return attacked_answers(records[records["kind"] == CLEAN])
 
 
 def attacked_answers(records: pd.DataFrame) -> pd.DataFrame:
@@ -179,8 +179,8 @@ def matched(records: pd.DataFrame, rates: Sequence[float] = RATES) -> pd.DataFra
     """
     rows = []
     for (dataset, defense), mine in records.groupby(["dataset", "defense"]):
-        scores = mine.loc[(mine["attack"] == CALIBRATION) & (mine["status"] == "ok"), "clean_score"]
-        test = mine[(mine["attack"] != CALIBRATION) & (mine["norm"] != FOOLING)]
+        scores = mine.loc[(mine["kind"] == CALIBRATION) & (mine["status"] == "ok"), "clean_score"]
+        test = mine[(mine["kind"] != CALIBRATION) & (mine["norm"] != FOOLING)]
         points = [(DEPLOYED, None), *((rate_text(rate), rate) for rate in rates)]
         for name, rate in points:
             key = {"dataset": dataset, "defense": defense, "rate": name}
@@ -200,7 +200,7 @@ def matched(records: pd.DataFrame, rates: Sequence[float] = RATES) -> pd.DataFra
 
 def _cells(records: pd.DataFrame) -> Iterator[dict[Any, Any]]:
     """The clean row and the worst cases of one data set and defense."""
-    clean = records["attack"] == CLEAN
+    clean = records["kind"] == CLEAN
     yield from figures.summary(records[clean]).to_dict("records")
     for norm, of_norm in records[~clean].groupby("norm"):
         for eps in sorted(of_norm["eps"].unique()):

@@ -21,7 +21,7 @@ from manifold_bench.bench.planning.refs import (
     dataset_identity,
     defense_identity,
 )
-from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, REVISION, protocol
+from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, PROBE, PROBED, REVISION, Kind, protocol
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.identity import SCHEME, key_of, system
 
@@ -67,6 +67,13 @@ class Job:
     @property
     def n(self) -> int:
         return len(self.indices)
+
+    @property
+    def kind(self) -> Kind:
+        """What its rows are about."""
+        if self.attack is None:
+            return CALIBRATION if self.label == CALIBRATION else CLEAN
+        return PROBED if self.label.startswith(PROBE) else ATTACK
 
     @property
     def names(self) -> tuple[str, str, str, str]:

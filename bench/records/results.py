@@ -12,7 +12,7 @@ import pandas as pd
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records import measurements
 from manifold_bench.bench.records.provenance import stored_provenance
-from manifold_bench.bench.records.schema import PROBE
+from manifold_bench.bench.records.schema import PROBE, PROBED
 from manifold_bench.bench.records.store import Entry, Store, distinct_kernels, key_in
 from manifold_bench.bench.text import eps_text, norm_text
 
@@ -62,8 +62,8 @@ class Results:
         there = {key_in(entry.file): entry for entry in entries if (store.folder / entry.file).exists()}
         stored = {key: store.contents(store.folder / entry.file) for key, entry in there.items()}
         frames = [one.rows.assign(key=key) for key, one in stored.items()]
-        rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"attack": pd.Series(dtype="string")})
-        probed = rows["attack"].str.startswith(PROBE)
+        rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"kind": pd.Series(dtype="string")})
+        probed = rows["kind"] == PROBED
         if probed.all():
             raise InputError(f"{store.folder}: no records here yet")
         measured = measurements.load(folder)

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pandas as pd
 
-REVISION = 2
+REVISION = 3
 """Of the schema below; part of every job's identity, so that records of another one are never taken for these."""
 
 
-CLEAN = "clean"
-"""The name under which the answers to the unperturbed inputs are recorded, with norm "none" and ε = 0."""
+Kind = Literal["clean", "calibration", "attack", "probe"]
+"""What a row is about: a test input as it is, a held-out input as it is, an attacked input, or one that the diagnosis'
+own attacks attacked."""
 
 
-CALIBRATION = "calibration"
-"""The name under which the answers to unperturbed validation images are recorded, norm and ε as above. Thresholds that
-a figure needs are set on these, never on test images."""
+CLEAN: Literal["clean"] = "clean"
+"""The kind of the answers to the unperturbed inputs, and their name among attacks; norm "none", ε = 0."""
+
+
+CALIBRATION: Literal["calibration"] = "calibration"
+"""The kind of the answers to unperturbed validation images, and their name; norm and ε as above. Thresholds that a
+figure needs are set on these, never on test images."""
+
+
+ATTACK: Literal["attack"] = "attack"
+
+
+PROBED: Literal["probe"] = "probe"
+"""The kind of the records of the diagnosis' own attacks. They lie beside those of the matrix, and only the diagnosis
+reads them: no figure, table or comparison is taken over them."""
 
 
 PROBE = "diagnosis:"
-"""What the names of the diagnosis' own attacks and inspections begin with. Their records lie beside those of the
-matrix, and only the diagnosis reads them: no figure, table or comparison is taken over them."""
+"""What the names of the diagnosis' own attacks and inspections begin with."""
 
 
 WORST_CASE = "worst-case"
@@ -28,14 +42,15 @@ WORST_CASE = "worst-case"
 
 DTYPES: dict[str, str] = {
     "dataset": "string",
-    "split": "string",  # test; validation where attack is "calibration"; noise where norm is "fooling"
+    "split": "string",  # test; validation where kind is "calibration"; noise where norm is "fooling"
     "sample": "int64",  # index in the data set's split; the number of the noise image
     "input_sha256": "string",
     "label": "int64",  # −1 for noise, which has none
+    "kind": "string",  # clean, calibration, attack, probe
     "aim": "int64",  # class that the attack was to make of it, −1 where it was free to choose
     "defense": "string",
     "attack": "string",  # label of the attack with its parameters, unique in a run together with the norm
-    "norm": "string",  # linf, l2, l0, unrestricted, fooling; "none" where attack is "clean" or "calibration"
+    "norm": "string",  # linf, l2, l0, unrestricted, fooling; "none" where kind is "clean" or "calibration"
     "eps": "float64",
     "seed": "int64",
     "protocol": "string",  # deterministic, or how a randomized defense was judged: single-shot, worst-of-5

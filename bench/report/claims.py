@@ -23,7 +23,7 @@ from manifold_bench.bench.metrics.claims import (
 from manifold_bench.bench.metrics.robustness import WRONG, outcomes
 from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.planning.claims import Budget, Claim, where
-from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
+from manifold_bench.bench.records.schema import ATTACK, CLEAN
 from manifold_bench.bench.report.table import Table
 from manifold_bench.bench.text import NOT_RUN, distance_text, norm_text
 
@@ -128,7 +128,7 @@ def _of_norm(claim: Claim, budget: Budget, records: pd.DataFrame) -> pd.DataFram
         (records["dataset"] == claim.dataset)
         & (records["defense"] == claim.defense)
         & (records["norm"] == budget.norm)
-        & ~records["attack"].isin([CLEAN, CALIBRATION])
+        & (records["kind"] == ATTACK)
     ]
 
 
@@ -259,7 +259,7 @@ def contradicted(claim: Claim, share: Estimate) -> bool:
 def _price(claim: Claim, records: pd.DataFrame) -> str:
     """The clean rejection rate, in a sentence."""
     clean = records[
-        (records["dataset"] == claim.dataset) & (records["defense"] == claim.defense) & (records["attack"] == CLEAN)
+        (records["dataset"] == claim.dataset) & (records["defense"] == claim.defense) & (records["kind"] == CLEAN)
     ]
     if clean.empty or (clean["status"] != "ok").any():
         return "The clean rejection rate is not in this run."

@@ -19,7 +19,7 @@ from manifold_bench.bench.report.attacks import attack_tables
 from manifold_bench.bench.report.claims import claims_tables, conclusions
 from manifold_bench.bench.report.diagnosis import flags
 from manifold_bench.bench.report.measurements import measurement_tables
-from manifold_bench.bench.report.ranking import named_in, named_lines, standing_paragraphs, standing_tables
+from manifold_bench.bench.report.ranking import named_in, named_lines, ranking_paragraphs, ranking_tables
 from manifold_bench.bench.report.table import Table, flagged
 from manifold_bench.bench.report.tables import implausible_cells, selective_tables, tables
 
@@ -29,7 +29,7 @@ class Report:
     """The contents of a report.
 
     summary: robustness.summary. implausible: evidence of what is too good to be true, by data set, defense, norm, ε and
-    figure. standing: for each system that the command line named, lines on how it compares. paragraphs: Markdown, on
+    figure. rankings: for each system that the command line named, lines on how it compares. paragraphs: Markdown, on
     these and on central claims. claim_tables, measurement_tables, tables: marked where the diagnosis fails a defense.
     """
 
@@ -38,7 +38,7 @@ class Report:
     implausible: dict[Any, str]
     diagnosis: Diagnosis
     claims: tuple[Claim, ...]
-    standing: dict[str, list[str]]
+    rankings: dict[str, list[str]]
     paragraphs: list[str]
     claim_tables: list[Table]
     measurement_tables: list[Table]
@@ -51,17 +51,17 @@ class Report:
         figures, attacks, diagnosis = summary(records), attack_figures(records), diagnose(results)
         implausible, claims = implausible_cells(figures), claims_of(run, results.folder)
         mark = partial(flagged, flags=flags(diagnosis))
-        made = [table for name in named_in(run, "defenses") for table in standing_tables(records, name)]
+        made = [table for name in named_in(run, "defenses") for table in ranking_tables(records, name)]
         made += tables(figures, implausible) + attack_tables(attacks) + selective_tables(matched(records), implausible)
-        standing = named_lines(records, attacks, run)
+        rankings = named_lines(records, attacks, run)
         return cls(
             results=results,
             summary=figures,
             implausible=implausible,
             diagnosis=diagnosis,
             claims=claims,
-            standing=standing,
-            paragraphs=standing_paragraphs(standing, run) + conclusions(records, claims, results.measurements),
+            rankings=rankings,
+            paragraphs=ranking_paragraphs(rankings, run) + conclusions(records, claims, results.measurements),
             claim_tables=list(map(mark, claims_tables(records, claims, results.measurements))),
             measurement_tables=list(map(mark, measurement_tables(results.measurements))),
             tables=list(map(mark, made)),

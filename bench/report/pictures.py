@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics.robustness import inputs_of
-from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, IMAGE_COLUMNS
+from manifold_bench.bench.records.schema import ATTACK, IMAGE_COLUMNS
 
 
 def pictured(records: pd.DataFrame) -> pd.DataFrame:
     """The rows of attacked cells that have images, each cell (data set, defense, norm, attack) at its largest ε."""
     if IMAGE_COLUMNS[0] not in records:
         return records[:0]
-    attacked = ~records["attack"].isin([CLEAN, CALIBRATION]) & (records["status"] == "ok")
+    attacked = (records["kind"] == ATTACK) & (records["status"] == "ok")
     rows = records[attacked & records[IMAGE_COLUMNS[0]].notna()]
     largest = rows.groupby(["dataset", "defense", "norm", "attack"])["eps"].transform("max")
     return rows[rows["eps"] == largest]

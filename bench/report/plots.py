@@ -14,7 +14,7 @@ import pandas as pd
 from manifold_bench.bench.metrics.robustness import FOOLING, attacked_within, distance_curve, median_distance
 from manifold_bench.bench.metrics.selective import area, attacked_answers, clean_answers, operating_point, risk_coverage
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
+from manifold_bench.bench.records.schema import ATTACK, CLEAN, WORST_CASE
 from manifold_bench.bench.report.grids import image_grid
 from manifold_bench.bench.report.pictures import pictured
 from manifold_bench.bench.report.style import (
@@ -175,8 +175,8 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
     bold = weights(records["defense"].nunique())
     for i, (defense, rows) in enumerate(records.groupby("defense")):
         colour, marker = OKABE_ITO[i % len(OKABE_ITO)], MARKERS[(i + i // len(OKABE_ITO)) % len(MARKERS)]
-        clean = rows[rows["attack"] == CLEAN]
-        attacked, status, _ = attacked_within(rows[rows["attack"] != CLEAN], largest)
+        clean = rows[rows["kind"] == CLEAN]
+        attacked, status, _ = attacked_within(rows[rows["kind"] == ATTACK], largest)
         parts = [("-", colour, clean, clean_answers(clean))]
         if len(attacked):
             parts.append(("--", "white" if status == "partial" else colour, attacked, attacked_answers(attacked)))
@@ -268,9 +268,9 @@ def _hatched(axes: Axes, x: float, y: float, text: str) -> None:
 
 def _scored(records: pd.DataFrame, norm: str) -> pd.DataFrame:
     """The clean rows and those of a norm, of the defenses that score every input they answer."""
-    rows = records[(records["attack"] == CLEAN) | (records["norm"] == norm)]
+    rows = records[(records["kind"] == CLEAN) | (records["norm"] == norm)]
     silent = rows[(rows["status"] == "ok") & (rows["clean_score"].isna() | rows["adv_score"].isna())]
-    clean = rows[(rows["attack"] == CLEAN) & (rows["status"] == "ok")]
+    clean = rows[(rows["kind"] == CLEAN) & (rows["status"] == "ok")]
     return rows[rows["defense"].isin(set(clean["defense"]) - set(silent["defense"]))]
 
 

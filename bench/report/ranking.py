@@ -1,4 +1,4 @@
-"""How a defense stands against every other one of a run, and an attack beside every other one."""
+"""How a defense compares with every other one of a run, and an attack with every other one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics.optimality import mean_optimality
-from manifold_bench.bench.metrics.ranking import rank, standing
+from manifold_bench.bench.metrics.ranking import against_others, rank
 from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.attacks import figure_texts
@@ -29,10 +29,10 @@ LEGEND = (
 )
 
 
-def standing_lines(records: pd.DataFrame, defense: str) -> list[str]:
-    """How a defense stands, in a line for each data set, norm and ε; "none" and 0 for the clean inputs."""
+def ranking_lines(records: pd.DataFrame, defense: str) -> list[str]:
+    """How a defense compares with the others: a line for each data set and its clean inputs, norm and ε."""
     lines = []
-    found = standing(records, defense)
+    found = against_others(records, defense)
     found = found.assign(clean=found["norm"] == "none").sort_values(["dataset", "clean"], ascending=[True, False])
     for (dataset, clean, norm, eps), rows in found.groupby(["dataset", "clean", "norm", "eps"], sort=False):
         compared = rows[rows["sign"] != "x"]
@@ -53,10 +53,10 @@ def standing_lines(records: pd.DataFrame, defense: str) -> list[str]:
     return lines
 
 
-def standing_tables(records: pd.DataFrame, defense: str) -> list[Table]:
+def ranking_tables(records: pd.DataFrame, defense: str) -> list[Table]:
     """A table per data set and norm: the defense, then every other one, best first, and which is better."""
     made = []
-    found = standing(records, defense)
+    found = against_others(records, defense)
     for dataset, there in found.groupby("dataset"):
         for norm, rows in there[there["norm"] != "none"].groupby("norm"):
             columns = [("none", 0.0), *((norm, eps) for eps in sorted(rows["eps"].unique()))]
@@ -68,7 +68,7 @@ def standing_tables(records: pd.DataFrame, defense: str) -> list[Table]:
             lines = [[defense, *(_own_text(at) for at in strengths)]]
             lines += [[str(other), *(_other_text(at.get(other), notes) for at in by_other)] for other in others]
             title = f"{dataset}, {norm_text(str(norm))}: {defense} against every other defense"
-            name = (str(dataset), str(norm), f"standing-{defense}")
+            name = (str(dataset), str(norm), f"ranking-{defense}")
             made.append(Table(name, title, header, lines, notes, LEGEND))
     return made
 
@@ -96,7 +96,7 @@ def _other_text(row: Row | None, notes: list[str]) -> str:
 
 
 def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
-    """How an attack does beside every other, in a line for each data set, norm and defense, and their mean.
+    """How an attack compares with every other one, in a line for each data set, norm and defense, and their mean.
 
     figures: optimality.attack_figures.
     """
@@ -145,12 +145,12 @@ def named_lines(records: pd.DataFrame, attacks: pd.DataFrame, run: dict[str, Any
 
     attacks: optimality.attack_figures.
     """
-    lines = {name: standing_lines(records, name) for name in named_in(run, "defenses")}
+    lines = {name: ranking_lines(records, name) for name in named_in(run, "defenses")}
     return lines | {name: attack_lines(attacks, name) for name in named_in(run, "attacks")}
 
 
-def standing_paragraphs(named: dict[str, list[str]], run: dict[str, Any]) -> list[str]:
-    """Markdown: how each system named on the command line stands (`named_lines`), and what was taken from baselines."""
+def ranking_paragraphs(named: dict[str, list[str]], run: dict[str, Any]) -> list[str]:
+    """Markdown: how each system named on the command line compares, and what was taken from baselines."""
     from manifold_bench.bench.running.borrow import Borrowed
 
     told = [f"**{name}** on {line}." for name, lines in named.items() for line in lines]

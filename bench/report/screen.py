@@ -30,7 +30,7 @@ def print_report(report: Report, console: Console) -> None:
     _print_tables(report, console)
     for line in diagnosis_lines(report.diagnosis):
         console.print(line, markup=False, highlight=False)
-    for name, lines in report.standing.items():
+    for name, lines in report.rankings.items():
         console.print(f"How {name} compares:", markup=False, highlight=False)
         for line in lines or ["there is nothing in this run to compare it with"]:
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)

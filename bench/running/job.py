@@ -149,7 +149,7 @@ def clean_records(job: Job) -> tuple[pd.DataFrame, list[str]]:
         forwards=zeros + (job.draws if defense.randomized else 1), backwards=zeros, seconds=seconds,
     )  # fmt: skip
     uneven = layers.uneven()
-    if job.label == CALIBRATION:
+    if job.kind == CALIBRATION:
         return frame, uneven
     note = "" if defense.randomized or batch_invariant(defense, rows.x) else "its answers depend on the batch"
     if note and uneven:
@@ -360,6 +360,7 @@ def _skeleton(job: Job, rows: Inputs, eps: float) -> pd.DataFrame:
             "sample": [job.indices[number] for number in numbers],
             "input_sha256": [hashes[number] for number in numbers],
             "label": rows.y.cpu().numpy(),
+            "kind": job.kind,
             "aim": rows.aims.cpu().numpy(),
             "defense": job.defense.label,
             "attack": job.label,

@@ -152,7 +152,8 @@ def test_a_fail_marks_the_row_in_every_table_and_a_pass_does_not(folder, capsys)
 def rows(role, beaten, n, eps=0.1, attack=None, ladder=True, **columns):
     """n inputs attacked at ε, those numbered in `beaten` with success."""
     base = {
-        "attack": attack or role, "role": role, "ladder": ladder, "norm": "linf", "eps": eps, "status": "ok",
+        "attack": attack or role, "kind": attack if attack == "clean" else "attack", "role": role, "ladder": ladder,
+        "norm": "linf", "eps": eps, "status": "ok",
         "reason": "", "label": 0, "clean_label": 0, "clean_rejected": False, "adv_rejected": False,
     }  # fmt: skip
     hit = [i in beaten for i in range(n)]

@@ -7,8 +7,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from handmade import StoredJob, cell, identities, run, write_run
+from handmade import StoredJob, a_run, cell, identities, run, write_run
 
 from manifold_bench.bench import baseline, compare
 from manifold_bench.bench.errors import InputError
@@ -17,6 +18,10 @@ from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import PROBE
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.report import __main__ as report
+from manifold_bench.bench.report.contents import Report
+from manifold_bench.bench.report.html.cells import Cells, heat_map
+from manifold_bench.bench.report.html.page import leaderboard
+from manifold_bench.bench.report.tables import panels
 from manifold_bench.bench.report.writing import write_report
 
 TEN = [0] * 10
@@ -108,3 +113,30 @@ def test_no_code_that_a_received_folder_names_is_imported(tmp_path, monkeypatch)
     assert compare.main([str(folder), str(folder)]) == 0
     assert baseline.main([str(folder), "--name", "mine"]) == 0
     assert not mark.exists() and "evil" not in sys.modules
+
+
+def rows_filtered(jobs: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Number of rows, with repetition, that tables are filtered for while the report of so many jobs is computed."""
+    labels = [0] * 4
+    defenses = [f"d{i}" for i in range(jobs // 5)]
+    cells = [cell("clean", labels=labels, defense=name) for name in defenses]
+    cells += [cell(f"a{i}", (0.1, 0.2), labels, adv=[1, 0, 0, 0], defense=name) for name in defenses for i in range(4)]
+    results, select, count = a_run(run(*cells)), pd.DataFrame.__getitem__, 0
+
+    def counted(frame: pd.DataFrame, key: object) -> object:
+        nonlocal count
+        count += len(frame) * (isinstance(key, pd.Series) and key.dtype == bool)
+        return select(frame, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pd.DataFrame, "__getitem__", counted)
+        report = Report.of(results)
+        heat_maps = [heat_map(panel, Cells(report)) for panel in panels(report.summary)]
+        leaderboard(report)
+    assert len(heat_maps) == 1
+    return count
+
+
+def test_the_work_of_a_report_grows_as_its_jobs_do(monkeypatch):
+    few, many = (rows_filtered(jobs, monkeypatch) for jobs in (20, 80))
+    assert many < 5 * few

@@ -10,15 +10,15 @@ from handmade import REJECT, a_run, cell, run
 from rich.console import Console
 
 from manifold_bench.bench.metrics.optimality import attack_figures
-from manifold_bench.bench.metrics.ranking import rank, standing
+from manifold_bench.bench.metrics.ranking import against_others, rank
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.ranking import (
     attack_lines,
     named_lines,
-    standing_lines,
-    standing_paragraphs,
-    standing_tables,
+    ranking_lines,
+    ranking_paragraphs,
+    ranking_tables,
 )
 from manifold_bench.bench.report.screen import print_report
 
@@ -49,7 +49,7 @@ def row(table, other: str, eps: float = 0.1):
 
 
 def test_every_other_defense_is_compared_input_by_input():
-    table = standing(RECORDS, "mine")
+    table = against_others(RECORDS, "mine")
     assert len(table) == 6  # three others, clean and attacked
     weak, strong, alike = (row(table, other) for other in ("weak", "strong", "alike"))
     assert (weak["own_share"], weak["other_share"], weak["n"]) == (0.8, pytest.approx(0.3), N)
@@ -69,13 +69,13 @@ def test_only_attacks_that_both_met_or_that_make_no_sense_for_one_count():
         cell("unsuited", labels=SOME, defense="mine", status="skipped", reason="no classifier"),
         beaten(16, attack="unsuited", defense="weak"),
     ]
-    weak = row(standing(run(RECORDS, *more), "mine"), "weak")
+    weak = row(against_others(run(RECORDS, *more), "mine"), "weak")
     assert (weak["own_share"], weak["other_share"]) == (0.8, pytest.approx(0.2))
 
 
 def test_what_has_no_figures_is_not_compared_and_what_is_partial_says_so():
     failed = cell(labels=SOME, defense="broken", status="failed", reason="out of memory")
-    table = standing(run(RECORDS, failed), "mine")
+    table = against_others(run(RECORDS, failed), "mine")
     broken = row(table, "broken")
     assert (broken["sign"], broken["reason"]) == ("x", "broken: failed: a (out of memory)")
     assert rank(table[table["eps"] == 0.1]) == (2, 4)
@@ -83,9 +83,9 @@ def test_what_has_no_figures_is_not_compared_and_what_is_partial_says_so():
         beaten(0, attack="b", defense="mine"),
         cell("b", labels=SOME, defense="weak", status="failed", reason="timed out"),
     ]
-    weak = row(standing(run(RECORDS, *second), "mine"), "weak")
+    weak = row(against_others(run(RECORDS, *second), "mine"), "weak")
     assert (weak["sign"], weak["reason"]) == ("+", "weak: over a; failed: b (timed out)")
-    (shown,) = standing_tables(run(RECORDS, failed, *second), "mine")
+    (shown,) = ranking_tables(run(RECORDS, failed, *second), "mine")
     texts = {line[0]: line[-1] for line in shown.rows}
     assert texts["broken"] == "not compared (2)" and texts["weak"].endswith("‡ (1)")
     assert len(shown.notes) == 2
@@ -96,23 +96,23 @@ def test_only_shared_inputs_are_compared():
         cell(CLEAN, labels=SOME[:5], defense="few", samples=range(15, 20)),
         cell(labels=SOME[:5], adv=[1] * 5, defense="few", samples=range(15, 20)),
     )
-    found = row(standing(run(RECORDS, few), "mine"), "few")
+    found = row(against_others(run(RECORDS, few), "mine"), "few")
     assert (found["n"], found["own_share"], found["other_share"], found["gained"]) == (5, 1, 0, 5)
 
 
 def test_it_is_told_in_a_line_for_each_strength():
-    assert standing_lines(RECORDS, "mine") == [
+    assert ranking_lines(RECORDS, "mine") == [
         "digits, clean: 100.0 % accepted and right, rank 1 of 4; no different from alike, strong, weak",
         "digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak; "
         "not significantly different from alike, strong",
     ]
     alone = RECORDS[RECORDS["defense"] == "mine"]
-    assert standing_lines(alone, "mine") == [] and standing(alone, "mine").empty
+    assert ranking_lines(alone, "mine") == [] and against_others(alone, "mine").empty
 
 
 def test_the_table_begins_with_the_defense_and_goes_on_with_the_best():
-    (table,) = standing_tables(RECORDS, "mine")
-    assert table.name == ("digits", "linf", "standing-mine")
+    (table,) = ranking_tables(RECORDS, "mine")
+    assert table.name == ("digits", "linf", "ranking-mine")
     assert table.header == ["defense", "clean", "robust, ε = 0.1"]
     assert [line[0] for line in table.rows] == ["mine", "strong", "alike", "weak"]
     assert table.rows[0][2] == "80.0 [58.4, 91.9], rank 2 of 4"
@@ -136,7 +136,7 @@ def test_what_was_named_and_what_was_borrowed_is_told():
     borrowed = [{"folder": "results/baselines/quick", "code": "abc", "started": "2026-01-01", "jobs": 7}]
     told = {"named": {"defenses": ["mine", "gone"], "attacks": ["a"]}, "borrowed": borrowed}
     named = named_lines(RECORDS, attack_figures(RECORDS), told)
-    paragraphs = standing_paragraphs(named, told)
+    paragraphs = ranking_paragraphs(named, told)
     assert paragraphs[0].startswith("**mine** on digits, clean: 100.0 %")
     assert paragraphs[1].startswith("**mine** on digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak")
     assert any(text.startswith("**a** on digits, L∞, weak: success 70.0") for text in paragraphs)
@@ -151,6 +151,6 @@ def test_what_was_named_and_what_was_borrowed_is_told():
 
 def test_clean_rejections_are_no_right_answers():
     shy = cell(CLEAN, labels=SOME, clean=[REJECT] * 10 + [0] * 10, defense="shy")
-    clean = row(standing(run(RECORDS, shy), "mine"), "shy", 0)
+    clean = row(against_others(run(RECORDS, shy), "mine"), "shy", 0)
     assert (clean["own_share"], clean["other_share"], clean["sign"]) == (1, 0.5, "+")
     assert np.isfinite(clean["p"])

@@ -12,7 +12,16 @@ from typing import Any
 import pandas as pd
 
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, IMAGE_COLUMNS, REVISION, typed
+from manifold_bench.bench.records.schema import (
+    ATTACK,
+    CALIBRATION,
+    CLEAN,
+    IMAGE_COLUMNS,
+    PROBE,
+    PROBED,
+    REVISION,
+    typed,
+)
 from manifold_bench.bench.records.store import Entry, Store
 from manifold_bench.defenses.identity import key_of
 
@@ -62,6 +71,7 @@ def cell(
     scores = per_eps(clean_scores if adv_scores is None else adv_scores, eps)
     samples = range(len(labels)) if samples is None else samples
     ok = status == "ok"
+    kind = attack if attack in (CLEAN, CALIBRATION) else PROBED if attack.startswith(PROBE) else ATTACK
 
     def beats(i: int, answer: int) -> bool:
         as_aimed = norm != "fooling" or aims[i] in (-1, answer)
@@ -80,6 +90,7 @@ def cell(
                     "sample": sample,
                     "input_sha256": hashlib.sha256(f"{dataset}-{split}-{sample}".encode()).hexdigest(),
                     "label": label,
+                    "kind": kind,
                     "aim": aims[i],
                     "defense": defense,
                     "attack": attack,
