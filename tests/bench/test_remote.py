@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from manifold_bench.bench import compare, run
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.store import Store
-from manifold_bench.bench.report import writing as report
+from manifold_bench.bench.report import __main__ as report
 from manifold_bench.bench.running.url_folder import local_folder
 
 MATRIX = """
