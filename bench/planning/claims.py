@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from manifold_bench.attacks.threat import Norm
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, one_line
 from manifold_bench.bench.metrics.claims import RULES, Measured, Rule
 from manifold_bench.bench.planning.registry import one_of
 from manifold_bench.bench.records.provenance import stored_provenance
@@ -67,7 +67,7 @@ class Claim(BaseModel):
     figure, measurement: what it is compared with, one of the two. attack, norm, eps: of the records it is computed
     from; norm and eps may be left out where the attack has only one. rejected_by: the defense whose rejected inputs
     `defense` answers, for the figures of reclassification.
-    strongest: within which budgets the defense's worst case over all attacks stands beside. central: the report says
+    strongest: budgets within which the worst case over all attacks is shown next to it. central: the report says
     in a paragraph whether it stands.
     """
 
@@ -222,9 +222,9 @@ def claims_json(claims: Iterable[Claim]) -> list[dict[str, Any]]:
 
 def claims_of(folder: Path) -> tuple[Claim, ...]:
     """The claims of the run in that folder, from its run.json; none where there is no such file."""
-    told = stored_provenance(folder)
+    run = stored_provenance(folder)
     try:
-        stored = told.get("matrix", {}).get("claims", [])
+        stored = run.get("matrix", {}).get("claims", [])
         return tuple(Claim.model_validate_json(json.dumps(claim)) for claim in stored)
     except (ValueError, AttributeError) as error:
-        raise InputError(f"{folder / 'run.json'}: damaged ({str(error).splitlines()[0]}); run again") from error
+        raise InputError(f"{folder / 'run.json'}: damaged ({one_line(error)}); run again") from error

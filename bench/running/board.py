@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manifold_bench.bench.records.log import Log, seconds_of
+from manifold_bench.bench.running.estimate import Estimator, left_of, time_left
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,8 +70,6 @@ class Board:
     """
 
     def __init__(self, console: Console, workers: int, log: Log, quiet: bool = False) -> None:
-        from manifold_bench.bench.running.estimate import Estimator
-
         self.console, self.workers, self.log, self.quiet = console, workers, log, quiet
         self.waiting: dict[str, Work] = {}
         self.running: dict[str, Running] = {}
@@ -145,10 +144,6 @@ class Board:
             self._costs = dict(zip(jobs, self.estimator.seconds(list(jobs.values())), strict=True))
         return self._costs
 
-    def skipped(self, work: Work, key: str, reason: str) -> None:
-        """Notes work that isn't done, and why."""
-        self.log.event(f"{work.kind} skipped", title=work.title, key=key, reason=reason)
-
     def done(self, key: str, failure: str | None, rows: pd.DataFrame | None = None) -> None:
         """Notes that a piece of work ended, on the screen and in the log. rows: a job's records."""
         self.tick()
@@ -158,17 +153,17 @@ class Board:
             work, running = self.waiting.pop(key), self.running.pop(key, None)
             self.finished, self._costs = self.finished + 1, None
             seconds = 0.0 if running is None else time.time() - running.begun
-            told: dict[str, Any] = {"seconds": round(seconds, 3), "memory": running.memory if running else 0}
+            fields: dict[str, Any] = {"seconds": round(seconds, 3), "memory": running.memory if running else 0}
             if failure:
-                self.log.event(f"{work.kind} failed", title=work.title, key=key, **told, reason=failure)
+                self.log.event(f"{work.kind} failed", title=work.title, key=key, **fields, reason=failure)
                 self._print(f"{self._count()} FAILED {work.title}: {failure}")
                 return
             if rows is not None and work.job is not None:
                 measured = float(rows["seconds"].sum())
-                told |= {"measured": round(measured, 6), "forwards": rows["forwards"].sum()}
-                told |= {"backwards": rows["backwards"].sum()}
+                fields |= {"measured": round(measured, 6), "forwards": rows["forwards"].sum()}
+                fields |= {"backwards": rows["backwards"].sum()}
                 self.estimator.observe(work.job, measured, max(seconds, measured))
-            self.log.event(f"{work.kind} finished", title=work.title, key=key, **told)
+            self.log.event(f"{work.kind} finished", title=work.title, key=key, **fields)
             if not self._terminal:
                 verb = {"training": "trained ", "measurement": "measured "}.get(work.kind, "")
                 self.line(f"{self._count()} {verb}{work.title}  {self._status(f'{seconds:.1f} s')}")
@@ -242,8 +237,6 @@ class Board:
         """Estimated seconds until all jobs are done; None where nothing is known yet or no job is left."""
         if not self._expected() or not self.estimator.done:
             return None
-        from manifold_bench.bench.running.estimate import left_of, time_left
-
         expected = {key: self.estimator.wall(cost) for key, cost in self._expected().items()}
         running = [
             left_of(expected.pop(key), time.time() - now.begun, now.share)

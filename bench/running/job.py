@@ -77,13 +77,13 @@ def run_job(job: Job, folder: Path) -> str:
 def inputs(job: Job) -> Inputs:
     """The job's rows, on the CPU."""
     x, y = _images_of(job.dataset, job.split, job.indices, job.seed)
-    asked = torch.arange(job.dataset.load().num_classes).expand(len(x), -1)
+    classes = torch.arange(job.dataset.load().num_classes).expand(len(x), -1)
     aims = job.attack.aims if job.attack else "none"
     if aims == "none":
         return Inputs(x, y, torch.full_like(y, -1), torch.arange(len(x)))
-    wanted = asked != y[:, None] if aims == "wrong" else torch.ones_like(asked, dtype=torch.bool)
+    wanted = classes != y[:, None] if aims == "wrong" else torch.ones_like(classes, dtype=torch.bool)
     number = wanted.nonzero()[:, 0]
-    return Inputs(x[number], y[number], asked[wanted], number)
+    return Inputs(x[number], y[number], classes[wanted], number)
 
 
 def _images_of(dataset: DatasetRef, split: str, indices: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
@@ -144,7 +144,7 @@ def attack_records(job: Job, store: Store, log: Log) -> pd.DataFrame:
 
 
 def _clean_verdict(job: Job, defense: Defense, rows: Inputs, store: Store) -> ScoredVerdict:
-    """From the records of the clean pass, asked once per defense and not per cell; noise is in none and asked here."""
+    """The answers in the records of the clean pass, or, to noise, which it has none of, answers given here."""
     if job.split == "noise":
         return verdict(defense, rows.x, rows.y, job.draws, job.seed, rows.aims)
     pattern = f"*--{job.clean_key[:16]}.parquet"

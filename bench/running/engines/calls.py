@@ -61,7 +61,7 @@ class Engine(Protocol):
         """
 
 
-class Waiting:
+class CallQueue:
     """The calls of a run that have not begun; those that wait for others are not ready before these are finished."""
 
     def __init__(self, calls: Iterable[Call], urgency: Urgency | None) -> None:
@@ -72,23 +72,23 @@ class Waiting:
     def __bool__(self) -> bool:
         return bool(self._calls)
 
-    def take(self, room: int) -> list[Call]:
-        """Removes and returns the most urgent calls that are ready, at most `room`."""
-        if room <= 0:
+    def pop(self, most: int) -> list[Call]:
+        """Remove and return the most urgent calls that are ready, at most so many."""
+        if most <= 0:
             return []
         ready = [call for call in self._calls.values() if self._unfinished.isdisjoint(call.after)]
         if urgency := self._urgency:
-            ready = heapq.nlargest(room, ready, key=lambda call: urgency(call.id))
-        for call in ready[:room]:
+            ready = heapq.nlargest(most, ready, key=lambda call: urgency(call.id))
+        for call in ready[:most]:
             del self._calls[call.id]
-        return ready[:room]
+        return ready[:most]
 
-    def again(self, call: Call) -> None:
-        """Puts back a call that was taken and came to nothing through no fault of its own."""
+    def put_back(self, call: Call) -> None:
+        """Put back a call that was popped and came to nothing through no fault of its own."""
         self._calls[call.id] = call
 
-    def finished(self, id: Any) -> None:
-        """Makes what waits for that call ready."""
+    def mark_finished(self, id: Any) -> None:
+        """Make the calls that wait for that call ready."""
         self._unfinished.discard(id)
 
 
