@@ -130,10 +130,8 @@ class Judgement:
 
     def replaced(self, rows: Tensor, new: Judgement) -> Judgement:
         """This judgement with another one's values at those rows; new: of these rows alone."""
-        values = {name: old.clone() for name, old in vars(self).items()}
-        for name, value in values.items():
-            value[rows] = getattr(new, name).to(value.dtype)
-        return Judgement(**values)
+        pairs = zip(vars(self).values(), vars(new).values(), strict=True)
+        return Judgement(*(old.index_put((rows,), fresh.to(old.dtype)) for old, fresh in pairs))
 
     def where(self, kept: Tensor, other: Judgement) -> Judgement:
         """This judgement where kept [N] is true, the other one elsewhere."""

@@ -1,4 +1,4 @@
-"""What every engine is given and gives back, and which call comes next. Imports little: every process needs it."""
+"""The contract of engines: calls go in, outcomes come out; and the queue that says which call comes next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from manifold_bench.bench.planning.matrix import ONE_CPU, Needs
 
 @dataclass(frozen=True)
 class Call:
-    """A function of the module level with its arguments.
+    """A call of a module-level function, with what an engine has to know of it.
 
     timeout: how many seconds it may take; None: any number. after: ids of calls of the same run that have to
     be finished first, whatever came of them; an id that is not in the run counts as finished.
@@ -37,7 +37,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a call: its result, or why there is none."""
+    """The result of a call, or the reason why there is none."""
 
     id: Any
     result: Any = None
@@ -48,16 +48,17 @@ Urgency = Callable[[Any], Any]
 
 
 class Engine(Protocol):
-    """Whatever runs calls."""
+    """Runs calls, in parallel."""
 
     @property
     def workers(self) -> int:
         """How many calls run at once, about."""
 
     def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
-        """Runs the calls as there is room for them; yields outcomes as they come.
+        """Run the calls, as many at once as there are workers; yield outcomes as they come.
 
-        urgency: of a call, by its id, asked whenever there is room: the largest comes first. None: in their order.
+        urgency: function from a call's id to how urgent it is, evaluated whenever a worker is free: the largest comes
+        first. None: in their order.
         """
 
 

@@ -47,10 +47,7 @@ class LocalEngine:
         self._pool.join()
 
     def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
-        """Runs the calls as workers become free; yields outcomes as they come.
-
-        urgency: of a call, by its id, asked whenever a worker is free: the largest comes first. None: in their order.
-        """
+        """Run the calls as workers become free; see `Engine.run`."""
         waiting = CallQueue(calls, urgency)
         futures: dict[Any, Call] = {}
         while waiting or futures:
