@@ -66,7 +66,7 @@ class Claim(BaseModel):
     figure, measurement: what it is compared with, one of the two. attack, norm, eps: of the records it is computed
     from; norm and eps may be left out where the attack has only one. rejected_by: the defense whose rejected inputs
     `defense` answers, for the figures of reclassification.
-    strongest: within which budgets the defense's worst case over all attacks stands beside. central: the report says
+    strongest: budgets within which the worst case over all attacks is shown next to it. central: the report says
     in a paragraph whether it stands.
     """
 

@@ -31,9 +31,9 @@ class DatasetEntry(BaseModel):
 
 
 class Resources(BaseModel):
-    """What of a machine a job occupies, for engines that have several machines; None: what the matrix says, or 1.
+    """How much of a machine a job occupies, for engines that have several machines; None: as the matrix says, or 1.
 
-    gpus: a share of one, or a whole number; counts only where the jobs' device is one.
+    gpus: a share of one GPU, or a whole number of them; ignored where the jobs' device is the CPU.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -47,7 +47,7 @@ class Resources(BaseModel):
         return self
 
 
-UNSAID = Resources()
+NO_RESOURCES_GIVEN = Resources()
 
 
 class SystemEntry(BaseModel):
@@ -56,7 +56,7 @@ class SystemEntry(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     name: Annotated[str, Field(min_length=1)]
     label: Annotated[str, Field(min_length=1)] | None = None
-    resources: Resources = UNSAID
+    resources: Resources = NO_RESOURCES_GIVEN
 
     @model_validator(mode="before")
     @classmethod
@@ -115,15 +115,15 @@ class MatrixFile(BaseModel):
     calibration: Annotated[int, Field(ge=1)] | None = None
     diagnose: bool = False
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4 * 3600.0
-    resources: Resources = UNSAID
+    resources: Resources = NO_RESOURCES_GIVEN
 
 
 @dataclass(frozen=True)
 class DefenseChoice:
-    """A defense of the matrix: its class, its label, and the parameters that its spec gets beside the image shape.
+    """A defense of the matrix: its class, its label, and the parameters that its spec gets next to the image shape.
 
-    datasets: those it is a defense of; None: all of the matrix. draws: how often it is asked if it is randomized; None:
-    as the matrix says. resources: what its jobs occupy.
+    datasets: names of the data sets that it runs on; None: all of the matrix. draws: number of answers to each input if
+    it is randomized; None: as the matrix says. resources: what its jobs occupy.
     """
 
     name: str
@@ -132,7 +132,7 @@ class DefenseChoice:
     parameters: dict[str, Any]
     datasets: tuple[str, ...] | None = None
     draws: int | None = None
-    resources: Resources = UNSAID
+    resources: Resources = NO_RESOURCES_GIVEN
 
     def defends(self, dataset: str) -> bool:
         return self.datasets is None or dataset in self.datasets
@@ -144,14 +144,14 @@ class DefenseChoice:
 
 @dataclass(frozen=True)
 class Confined:
-    """What is done only on those data sets and to those defenses, by label; None: on all of them.
+    """An attack or a measurement that runs only on the named data sets and defenses; None: on all of them.
 
     resources: what its jobs occupy.
     """
 
     datasets: tuple[str, ...] | None = field(default=None, kw_only=True)
     defenses: tuple[str, ...] | None = field(default=None, kw_only=True)
-    resources: Resources = field(default=UNSAID, kw_only=True)
+    resources: Resources = field(default=NO_RESOURCES_GIVEN, kw_only=True)
 
     def concerns(self, dataset: str, defense: str) -> bool:
         return (self.datasets is None or dataset in self.datasets) and (
@@ -188,11 +188,12 @@ class MeasurementChoice(Confined):
 class Matrix:
     """What is crossed: everything resolved and valid.
 
-    seeds: each attack runs once with each; an input is robust if it is with all of them. What no attack takes part in
-    has the first alone, but the answers of a randomized defense.
-    draws: how often a randomized defense is asked; an input is robust if every answer is. timeout: seconds a job may
-    take before it counts as failed. calibration: validation images that each defense answers as they are, for
-    thresholds that figures need; None: none. claims: what was published, and what of this matrix it is compared with.
+    seeds: each attack runs once with each seed, and an input is robust if it is with all of them. Everything else runs
+    with the first seed alone, except clean passes of randomized defenses.
+    draws: number of answers of a randomized defense to each input, which is robust if every answer is. timeout: seconds
+    that a job may take before it counts as failed. calibration: number of validation images that each defense answers
+    unperturbed, for figures that need thresholds; None: none. claims: published numbers, and what of this matrix they
+    are compared with.
     diagnose: whether the probes of the masking diagnosis run too.
     """
 
@@ -207,34 +208,34 @@ class Matrix:
     measurements: tuple[MeasurementChoice, ...] = ()
     claims: tuple[Claim, ...] = ()
     diagnose: bool = False
-    resources: Resources = UNSAID
+    resources: Resources = NO_RESOURCES_GIVEN
 
     def resources_of(self, defense: str) -> list[Resources]:
-        """What jobs of the defense with that label occupy: an entry, or none where it is not in the matrix."""
+        """The resources of jobs of the defense with that label; empty where it is not in the matrix."""
         return [choice.resources for choice in self.defenses if choice.label == defense]
 
     def needs(self, device: str, *parts: Resources) -> Needs:
-        """What a job of those parts (its defense's, its attack's) occupies: the most that one of them says.
+        """What a job occupies; parts: the resources of its defense and of its attack, of which the larger counts.
 
-        Where none says anything, what the matrix says; one CPU, and one GPU where the device is one.
+        Where none says anything, what the matrix says, or else one CPU, and one GPU where the device is one.
         """
 
-        def most(name: str, otherwise: float) -> float:
-            said = [value for part in parts if (value := getattr(part, name)) is not None]
-            own = getattr(self.resources, name)
-            return max(said, default=otherwise if own is None else own)
+        def most(*given: float | None, matrix: float | None) -> float:
+            return max((value for value in given if value is not None), default=1.0 if matrix is None else matrix)
 
-        return Needs(most("cpus", 1.0), 0.0 if device == "cpu" else most("gpus", 1.0))
+        cpus = most(*(part.cpus for part in parts), matrix=self.resources.cpus)
+        gpus = most(*(part.gpus for part in parts), matrix=self.resources.gpus)
+        return Needs(cpus, 0.0 if device == "cpu" else gpus)
 
     @property
     def seed(self) -> int:
-        """The first."""
+        """The first of the seeds."""
         return self.seeds[0]
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What of a machine a call occupies; read by engines that have several machines. gpus: a share of one, or whole."""
+    """How much of a machine a call occupies, for engines that have several. gpus: a share of one GPU, or whole ones."""
 
     cpus: float = 1.0
     gpus: float = 0.0

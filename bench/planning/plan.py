@@ -123,7 +123,7 @@ def make_plan(
     """Plan a matrix; reads the data and looks for the weights of every defense.
 
     whole, named: as in `Plan`; by default the matrix itself, and nothing. Raises InputError where data or weights are
-    missing or damaged, where there are fewer images than asked for, and where a defense doesn't suit its data.
+    missing or damaged, where there are fewer images than requested, and where a defense doesn't suit its data.
     """
     whole = whole or matrix
     chosen = [_chosen(entry, matrix, options) for entry in matrix.datasets]  # all data first: it fails fastest

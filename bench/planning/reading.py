@@ -35,10 +35,6 @@ from manifold_bench.defenses.base import DefenseSpec
 FOLDER = Path(__file__).parents[1] / "matrices"
 
 
-OWN_KEYS = ("name", "label", "norm", "eps")
-"""Keys of an attack's or defense's entry that are the matrix file's own; all others are the system's parameters."""
-
-
 def matrix_path(name: str) -> Path:
     """The file of a matrix by name (`quick`) or path; raises InputError."""
     known = sorted(path.stem for path in FOLDER.glob("*.toml"))

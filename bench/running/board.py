@@ -1,4 +1,4 @@
-"""What a command shows while it works: pieces of work done and left, time left, what runs now, memory."""
+"""The progress display of a command: pieces of work done and left, time left, what runs now, memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manifold_bench.bench.records.log import Log, seconds_of
+from manifold_bench.bench.running.estimate import Estimator, left_of, time_left
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,12 +37,12 @@ EPOCH_SECONDS = 5.0
 
 
 SHOWN = 8
-"""Running pieces of work on the screen; the others are counted."""
+"""Number of running pieces of work that are listed on the screen; the others are counted."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of work that is to come. job: what its seconds are estimated from, where it is one."""
+    """A piece of work that is to come. job: for a job, what its seconds are estimated from."""
 
     kind: Literal["job", "training", "measurement"]
     title: str
@@ -50,7 +51,7 @@ class Work:
 
 @dataclass
 class Running:
-    """A piece of work that a process has begun. note: where in it; share: of it that is done, in [0, 1], if known."""
+    """A piece of work that a process has begun. note: what it is at; share: done so far, in [0, 1], None if unknown."""
 
     title: str
     pid: int
@@ -69,8 +70,6 @@ class Board:
     """
 
     def __init__(self, console: Console, workers: int, log: Log, quiet: bool = False) -> None:
-        from manifold_bench.bench.running.estimate import Estimator
-
         self.console, self.workers, self.log, self.quiet = console, workers, log, quiet
         self.waiting: dict[str, Work] = {}
         self.running: dict[str, Running] = {}
@@ -80,9 +79,9 @@ class Board:
         self._past, self._read = log.read()
         self._costs: dict[str, float] | None = None
         self._memory = 0
-        self._begun = self._spoken = time.time()
+        self._begun = self._printed = time.time()
         self._stage: dict[str, tuple[str, int, float]] = {}  # work → stage of its training, first epoch seen, when
-        self._unsaid = ""  # the last line about an epoch, if it was left out
+        self._left_out = ""  # the last line about an epoch, if it was left out
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._ticker = threading.Thread(target=self._tick_on, daemon=True)
@@ -102,26 +101,26 @@ class Board:
         self._stopping.set()
         self._ticker.join()
         self.tick()
-        self._say_the_rest()
+        self._print_left_out()
         if self._terminal:
             self._live.stop()
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line, unless quiet."""
         if not self.quiet:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        self._spoken, self._unsaid = time.time(), ""
+        self._printed, self._left_out = time.time(), ""
         self.console.print(text, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
 
-    def _say_the_rest(self) -> None:
-        """The last epoch, where no line has said it yet."""
-        if self._unsaid:
-            self.line(self._unsaid)
+    def _print_left_out(self) -> None:
+        """Print the line about the last epoch, if it was left out."""
+        if self._left_out:
+            self.line(self._left_out)
 
     def learn(self, jobs: Iterable[Job]) -> None:
-        """Takes from the log how long these jobs took when they ran before."""
+        """Learn from the log how long these jobs took when they ran before."""
         past = {event["key"]: event for event in self._past if event["event"] == "job finished"}
         for job in jobs:
             if event := past.get(job.key):
@@ -129,7 +128,7 @@ class Board:
         self._costs = None
 
     def expect(self, work: Mapping[str, Work]) -> None:
-        """Adds work that is to come, by its key."""
+        """Add work that is to come, by its key."""
         with self._lock:
             self.waiting |= work
             self._costs = None
@@ -145,51 +144,47 @@ class Board:
             self._costs = dict(zip(jobs, self.estimator.seconds(list(jobs.values())), strict=True))
         return self._costs
 
-    def skipped(self, work: Work, key: str, reason: str) -> None:
-        """Notes work that isn't done, and why."""
-        self.log.event(f"{work.kind} skipped", title=work.title, key=key, reason=reason)
-
     def done(self, key: str, failure: str | None, rows: pd.DataFrame | None = None) -> None:
-        """Notes that a piece of work ended, on the screen and in the log. rows: a job's records."""
+        """Note that a piece of work ended, on the screen and in the log; rows: a job's records."""
         self.tick()
         with self._lock:
             if failure:
-                self._say_the_rest()
+                self._print_left_out()
             work, running = self.waiting.pop(key), self.running.pop(key, None)
             self.finished, self._costs = self.finished + 1, None
             seconds = 0.0 if running is None else time.time() - running.begun
-            told: dict[str, Any] = {"seconds": round(seconds, 3), "memory": running.memory if running else 0}
+            fields: dict[str, Any] = {"seconds": round(seconds, 3), "memory": running.memory if running else 0}
             if failure:
-                self.log.event(f"{work.kind} failed", title=work.title, key=key, **told, reason=failure)
+                self.log.event(f"{work.kind} failed", title=work.title, key=key, **fields, reason=failure)
                 self._print(f"{self._count()} FAILED {work.title}: {failure}")
                 return
             if rows is not None and work.job is not None:
                 measured = float(rows["seconds"].sum())
-                told |= {"measured": round(measured, 6), "forwards": rows["forwards"].sum()}
-                told |= {"backwards": rows["backwards"].sum()}
+                fields |= {"measured": round(measured, 6), "forwards": rows["forwards"].sum()}
+                fields |= {"backwards": rows["backwards"].sum()}
                 self.estimator.observe(work.job, measured, max(seconds, measured))
-            self.log.event(f"{work.kind} finished", title=work.title, key=key, **told)
+            self.log.event(f"{work.kind} finished", title=work.title, key=key, **fields)
             if not self._terminal:
                 verb = {"training": "trained ", "measurement": "measured "}.get(work.kind, "")
                 self.line(f"{self._count()} {verb}{work.title}  {self._status(f'{seconds:.1f} s')}")
 
     def tick(self) -> None:
-        """Looks at the log, the memory and the clock, and shows what has changed."""
+        """Read the log, the memory and the clock, and show what has changed."""
         with self._lock:
             events, self._read = self.log.read(self._read)
             for event in events:
-                self._hear(event)
-            self._weigh()
+                self._take_in(event)
+            self._sample_memory()
             if self._terminal:
                 self._live.refresh()
-            elif self.running and time.time() - self._spoken > SILENT_SECONDS:
+            elif self.running and time.time() - self._printed > SILENT_SECONDS:
                 self.line(f"{self._count()} running: {', '.join(self._current())}  {self._status()}")
 
     def _tick_on(self) -> None:
         while not self._stopping.wait(TICK_SECONDS):
             self.tick()
 
-    def _weigh(self) -> None:
+    def _sample_memory(self) -> None:
         """Samples the resident memory of this process and its children."""
         sizes = {}
         for process in (me := psutil.Process(), *me.children(recursive=True)):
@@ -203,8 +198,8 @@ class Board:
         for running in self.running.values():
             running.memory = max(running.memory, sizes.get(running.pid, 0))
 
-    def _hear(self, event: dict[str, Any]) -> None:
-        """Takes in what a process says of work that is waited for."""
+    def _take_in(self, event: dict[str, Any]) -> None:
+        """Take in what a process wrote to the log about its work."""
         key = event.get("key")
         if key not in self.waiting:
             return
@@ -233,17 +228,15 @@ class Board:
         if self._terminal:
             return
         text = f"{self._count()} {running.title}  {running.note}  {figures} · {size(self._memory)}"
-        if first or done == epochs or now - self._spoken > EPOCH_SECONDS:
+        if first or done == epochs or now - self._printed > EPOCH_SECONDS:
             self.line(text)
         else:
-            self._unsaid = text
+            self._left_out = text
 
     def left(self) -> float | None:
         """Estimated seconds until all jobs are done; None where nothing is known yet or no job is left."""
         if not self._expected() or not self.estimator.done:
             return None
-        from manifold_bench.bench.running.estimate import left_of, time_left
-
         expected = {key: self.estimator.wall(cost) for key, cost in self._expected().items()}
         running = [
             left_of(expected.pop(key), time.time() - now.begun, now.share)

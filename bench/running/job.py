@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-import traceback
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from manifold_bench.attacks.base import Attack
-from manifold_bench.attacks.batching import batch_rows
-from manifold_bench.attacks.target import Attacker, Notes, Target
-from manifold_bench.attacks.threat import expand, within
 from manifold_bench.bench.datasets.base import image_hashes
+from manifold_bench.bench.errors import one_line
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import DatasetRef
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.records.schema import CALIBRATION, protocol
 from manifold_bench.bench.records.store import Store
-from manifold_bench.bench.running.heartbeat import Pace
-from manifold_bench.bench.running.judge import Judgement, ScoredVerdict, batch_invariant, judge, succeeded, verdict
+from manifold_bench.bench.running.attempt import Attempt, Cell
+from manifold_bench.bench.running.failures import write_traceback
+from manifold_bench.bench.running.heartbeat import Heartbeat
+from manifold_bench.bench.running.judge import Inputs, ScoredVerdict, batch_invariant, unperturbed, verdict
 from manifold_bench.bench.running.kernels import LayerCheck, kernels
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.weights import weights_hash
@@ -68,51 +65,25 @@ def run_job(job: Job, folder: Path) -> str:
             if job.attack is None:
                 rows, uneven = clean_records(job)
             else:
-                rows, uneven = attack_records(job, job.attack, store, log), []
+                rows, uneven = attack_records(job, store, log), []
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        store.write(job, empty_records(job, "failed", reason))
-        traces = store.folder / "failures"
-        traces.mkdir(exist_ok=True)
-        (traces / f"{store.path(job).stem}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        store.write(job, empty_records(job, "failed", one_line(error)))
+        write_traceback(store.folder, store.path(job).stem)
         return "failed"
     store.write(job, rows, kernels(job.device) | {"uneven": uneven})
     return "ok"
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a job attacks: a row for each of its inputs and each class that the input is to be taken for.
-
-    x: images [N,C,H,W]; y: labels [N], −1 for noise; aims: classes [N], −1 where the attack is free to choose;
-    number: [N], which of the job's inputs a row is, ascending.
-    """
-
-    x: Tensor
-    y: Tensor
-    aims: Tensor
-    number: Tensor
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def __getitem__(self, rows: Tensor) -> Inputs:
-        return Inputs(self.x[rows], self.y[rows], self.aims[rows], self.number[rows])
-
-    def to(self, device: str) -> Inputs:
-        return Inputs(self.x.to(device), self.y.to(device), self.aims.to(device), self.number.to(device))
-
-
 def inputs(job: Job) -> Inputs:
     """The job's rows, on the CPU."""
     x, y = _images_of(job.dataset, job.split, job.indices, job.seed)
-    asked = torch.arange(job.dataset.load().num_classes).expand(len(x), -1)
+    classes = torch.arange(job.dataset.load().num_classes).expand(len(x), -1)
     aims = job.attack.aims if job.attack else "none"
     if aims == "none":
         return Inputs(x, y, torch.full_like(y, -1), torch.arange(len(x)))
-    wanted = asked != y[:, None] if aims == "wrong" else torch.ones_like(asked, dtype=torch.bool)
+    wanted = classes != y[:, None] if aims == "wrong" else torch.ones_like(classes, dtype=torch.bool)
     number = wanted.nonzero()[:, 0]
-    return Inputs(x[number], y[number], asked[wanted], number)
+    return Inputs(x[number], y[number], classes[wanted], number)
 
 
 def _images_of(dataset: DatasetRef, split: str, indices: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
@@ -142,12 +113,11 @@ def clean_records(job: Job) -> tuple[pd.DataFrame, list[str]]:
     with LayerCheck(defense, rows.x) as layers:
         answer = verdict(defense, rows.x, rows.y, job.draws, job.seed)
     seconds = time.perf_counter() - begun
-    state = _untouched(rows, answer)
+    state = unperturbed(rows, answer)
     zeros = torch.zeros(len(rows))
-    frame = _frame(
-        job, 0.0, rows, answer, state, distance=torch.where(state.success, 0.0, torch.inf),
-        forwards=zeros + (job.draws if defense.randomized else 1), backwards=zeros, seconds=seconds,
-    )  # fmt: skip
+    forwards = zeros + (job.draws if defense.randomized else 1)
+    cell = Cell(0.0, rows.x, state, torch.where(state.success, 0.0, torch.inf), forwards, zeros, seconds)
+    frame = _frame(job, rows, answer, cell)
     uneven = layers.uneven()
     if job.kind == CALIBRATION:
         return frame, uneven
@@ -157,20 +127,24 @@ def clean_records(job: Job) -> tuple[pd.DataFrame, list[str]]:
     return frame.assign(reason=note, **_pictures(job, defense, rows.x, rows.x)), uneven
 
 
-def attack_records(job: Job, attack: Attack, store: Store, log: Log) -> pd.DataFrame:
+def attack_records(job: Job, store: Store, log: Log) -> pd.DataFrame:
     """The rows of every ε; how far the attack is goes to the log now and then."""
     rows = inputs(job).to(job.device)
     defense = _loaded(job)
-    clean = _clean_verdict(job, defense, rows, store)
-    cells = _minimal if attack.minimal else _fixed
-    frames = cells(job, attack, defense, rows, clean, Pace(job, attack, len(rows), log))
+    attempt = Attempt(job, defense, rows, _clean_verdict(job, defense, rows, store), Heartbeat(job, log))
+    frames, distance = [], torch.empty(0)
+    for cell in attempt.cells():
+        frame = _frame(job, rows, attempt.clean, cell)
+        frames.append(frame.assign(**_pictures(job, defense, rows.x, cell.outputs)))
+        distance = cell.distance
     if weights_hash(defense) != job.defense.weights_sha256:
         raise RuntimeError("the attack changed the defense's weights or buffers: its answers count for nothing")
-    return pd.concat(frames, ignore_index=True)
+    smallest = distance.cpu().numpy()  # known at the last ε, and the same in the rows of every one
+    return pd.concat([frame.assign(distance=smallest) for frame in frames], ignore_index=True)
 
 
 def _clean_verdict(job: Job, defense: Defense, rows: Inputs, store: Store) -> ScoredVerdict:
-    """From the records of the clean pass, asked once per defense and not per cell; noise is in none and asked here."""
+    """The answers in the records of the clean pass, or, to noise, which it has none of, answers given here."""
     if job.split == "noise":
         return verdict(defense, rows.x, rows.y, job.draws, job.seed, rows.aims)
     pattern = f"*--{job.clean_key[:16]}.parquet"
@@ -184,151 +158,14 @@ def _clean_verdict(job: Job, defense: Defense, rows: Inputs, store: Store) -> Sc
     return ScoredVerdict(*(torch.tensor(stored[name].to_numpy(), device=job.device)[rows.number] for name in columns))
 
 
-def _fixed(
-    job: Job, attack: Attack, defense: Defense, rows: Inputs, clean: ScoredVerdict, pace: Pace
-) -> list[pd.DataFrame]:
-    """What is beaten at a smaller ε stays beaten, larger ones attack the rest; without a ladder each ε attacks all."""
-    adversarial = rows.x.clone()
-    state = _untouched(rows, clean)
-    distance = torch.where(state.success, 0.0, torch.inf)
-    notes = Notes(len(rows))
-    frames = []
-    for eps in job.eps:
-        begun = time.perf_counter()
-        active = (~state.success if job.ladder else torch.ones_like(state.success)).nonzero()[:, 0]
-        known = notes if job.ladder else Notes(len(rows))
-        outputs, forwards, backwards, fresh = _attacked(job, attack, defense, rows, clean, active, eps, pace, known)
-        adversarial[active] = outputs
-        state = _merge(state, active, fresh)
-        size = _size(state, attack.norm)
-        distance = torch.where(state.success, torch.minimum(distance, size), distance)
-        seconds = time.perf_counter() - begun
-        frame = _frame(job, eps, rows, clean, state, distance, forwards, backwards, seconds)
-        frames.append(frame.assign(**_pictures(job, defense, rows.x, adversarial)))
-    final = distance.cpu().numpy()
-    return [frame.assign(distance=final) for frame in frames]
+def _frame(job: Job, rows: Inputs, clean: ScoredVerdict, cell: Cell) -> pd.DataFrame:
+    """The rows of a job at one ε, but the images."""
 
-
-def _minimal(
-    job: Job, attack: Attack, defense: Defense, rows: Inputs, clean: ScoredVerdict, pace: Pace
-) -> list[pd.DataFrame]:
-    """One run; at each ε the inputs whose perturbation is no larger count as beaten, the others stand as they were.
-
-    The passes are those of the run: they are recorded at the smallest ε and nowhere else.
-    """
-    begun = time.perf_counter()
-    untouched = _untouched(rows, clean)
-    active = (~untouched.success).nonzero()[:, 0]
-    outputs, forwards, backwards, fresh = _attacked(
-        job, attack, defense, rows, clean, active, float("inf"), pace, Notes(len(rows))
-    )
-    adversarial = rows.x.clone()
-    adversarial[active] = outputs
-    found = _merge(untouched, active, fresh)
-    size = _size(found, attack.norm)
-    distance = torch.where(found.success, size, torch.inf)
-    seconds = time.perf_counter() - begun
-    frames = []
-    for number, eps in enumerate(job.eps):
-        reached = found.success & within(size, attack.norm, eps)
-        kept = reached | ~found.valid
-        state = Judgement(
-            *(torch.where(kept, a, b) for a, b in zip(vars(found).values(), vars(untouched).values(), strict=True))
-        )
-        shown = torch.where(expand(reached, adversarial), adversarial, rows.x)
-        once = 1.0 if number == 0 else 0.0
-        frame = _frame(job, eps, rows, clean, state, distance, forwards * once, backwards * once, seconds * once)
-        frames.append(frame.assign(**_pictures(job, defense, rows.x, shown)))
-    return frames
-
-
-def _attacked(
-    job: Job,
-    attack: Attack,
-    defense: Defense,
-    rows: Inputs,
-    clean: ScoredVerdict,
-    active: Tensor,
-    eps: float,
-    pace: Pace,
-    notes: Notes,
-) -> tuple[Tensor, Tensor, Tensor, Judgement]:
-    """Attacks the active rows in batches: outputs [A,C,H,W], passes of all rows [N] each, and judgement of the A.
-
-    notes: what the attack noted of the rows at a smaller ε.
-    """
-    forwards, backwards = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
-    tried = rows[active]
-    before = ScoredVerdict(clean.labels[active], clean.rejected[active], clean.scores[active])
-    outputs = tried.x.clone()
-    pace.strength(eps, len(active))
-    if not len(active):  # all beaten at a smaller ε: networks need not take an empty batch
-        return outputs, forwards, backwards, _untouched(tried, before)
-    for part in torch.arange(len(active), device=active.device).split(batch_rows(tried.x)):
-        batch = tried[part]
-        attacker = Attacker(
-            aims=None if attack.aims == "none" else batch.aims,
-            held_out=lambda: _held_out(job),
-            source=partial(job.source.load, job.device) if job.source else None,
-            max_forwards=attack.max_forwards,
-            notes=notes.only(active[part]),
-        )
-        target = Target(defense, len(batch), attacker, pace.tell)
-        found = attack.run(target, batch.x.clone(), batch.y.clone(), eps, job.seed)
-        if not isinstance(found, Tensor):
-            raise TypeError(f"the attack returned {type(found).__name__}, not a tensor of images")
-        if found.shape != batch.x.shape:
-            raise ValueError(f"the attack returned shape {tuple(found.shape)} for inputs {tuple(batch.x.shape)}")
-        outputs[part] = found.detach().to(outputs)
-        forwards[active[part].cpu()], backwards[active[part].cpu()] = target.forwards, target.backwards
-        pace.batch(target)
-    fresh = judge(defense, tried.x, outputs, tried.y, before, attack.norm, eps, job.draws, job.seed, tried.aims)
-    return outputs, forwards, backwards, fresh
-
-
-def _held_out(job: Job) -> tuple[Tensor, Tensor]:
-    """The attacker's own images and labels: the validation split."""
-    data = job.dataset.load().validation
-    return data.images.to(job.device), data.labels.to(job.device)
-
-
-def _untouched(rows: Inputs, clean: ScoredVerdict) -> Judgement:
-    """The clean inputs as the outputs of an attack: those that count as beaten already are so at distance 0."""
-    zeros = torch.zeros(len(rows), dtype=torch.float64, device=rows.x.device)
-    success = succeeded(clean, rows.y, rows.aims)
-    every = torch.ones_like(success)
-    return Judgement(clean.labels, clean.rejected, clean.scores, zeros, zeros, zeros, every, success)
-
-
-def _merge(state: Judgement, rows: Tensor, fresh: Judgement) -> Judgement:
-    """The state with fresh judgements at those rows."""
-    merged = {}
-    for name, old in vars(state).items():
-        new = old.clone()
-        new[rows] = getattr(fresh, name).to(old.dtype)
-        merged[name] = new
-    return Judgement(**merged)
-
-
-def _size(state: Judgement, norm: str) -> Tensor:
-    return {"linf": state.linf, "l0": state.l0}.get(norm, state.l2)
-
-
-def _frame(
-    job: Job,
-    eps: float,
-    rows: Inputs,
-    clean: ScoredVerdict,
-    state: Judgement,
-    distance: Tensor,
-    forwards: Tensor,
-    backwards: Tensor,
-    seconds: float,
-) -> pd.DataFrame:
     def column(values: Tensor) -> np.ndarray:
         return values.detach().cpu().numpy()
 
-    return _skeleton(job, rows, eps).assign(
+    state = cell.judgement
+    return _skeleton(job, rows, cell.eps).assign(
         clean_label=column(clean.labels),
         clean_rejected=column(clean.rejected),
         clean_score=column(clean.scores),
@@ -338,12 +175,12 @@ def _frame(
         linf=column(state.linf),
         l2=column(state.l2),
         l0=column(state.l0),
-        distance=column(distance),
+        distance=column(cell.distance),
         valid=column(state.valid),
         success=column(state.success),
-        forwards=column(forwards),
-        backwards=column(backwards),
-        seconds=seconds / max(len(rows), 1),
+        forwards=column(cell.forwards),
+        backwards=column(cell.backwards),
+        seconds=cell.seconds / max(len(rows), 1),
         status="ok",
         reason="",
     )

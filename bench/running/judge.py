@@ -19,6 +19,33 @@ class ScoredVerdict(Verdict):
 
     scores: Tensor
 
+    def of(self, rows: Tensor) -> ScoredVerdict:
+        """The answers to those inputs."""
+        return ScoredVerdict(self.labels[rows], self.rejected[rows], self.scores[rows])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a job attacks: a row for each of its inputs and each class that the input is to be taken for.
+
+    x: images [N,C,H,W]; y: labels [N], −1 for noise; aims: classes [N], −1 where the attack is free to choose;
+    number: [N], which of the job's inputs a row is, ascending.
+    """
+
+    x: Tensor
+    y: Tensor
+    aims: Tensor
+    number: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, rows: Tensor) -> Inputs:
+        return Inputs(self.x[rows], self.y[rows], self.aims[rows], self.number[rows])
+
+    def to(self, device: str) -> Inputs:
+        return Inputs(self.x.to(device), self.y.to(device), self.aims.to(device), self.number.to(device))
+
 
 def verdict(defense: Defense, x: Tensor, y: Tensor, draws: int, seed: int, aims: Tensor | None = None) -> ScoredVerdict:
     """A fresh answer of the full-strength defense for x [N,C,H,W] with labels y [N]; aims [N] as in `succeeded`.
@@ -30,9 +57,9 @@ def verdict(defense: Defense, x: Tensor, y: Tensor, draws: int, seed: int, aims:
     times = draws if defense.randomized else 1
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        worst = _asked(defense, x)
+        worst = _answer(defense, x)
         for _ in range(times - 1):
-            new = _asked(defense, x)
+            new = _answer(defense, x)
             takes = ~succeeded(worst, y, aims) & (succeeded(new, y, aims) | (new.rejected & ~worst.rejected))
             worst = ScoredVerdict(
                 torch.where(takes, new.labels, worst.labels),
@@ -53,7 +80,7 @@ def succeeded(answer: Verdict, y: Tensor, aims: Tensor | None) -> Tensor:
     return wrong & ((y >= 0) | (aims < 0) | (answer.labels == aims))
 
 
-def _asked(defense: Defense, x: Tensor) -> ScoredVerdict:
+def _answer(defense: Defense, x: Tensor) -> ScoredVerdict:
     answer = scored_answers(defense, x)
     return ScoredVerdict(answer[:, 0].long(), answer[:, 1].bool(), answer[:, 2])
 
@@ -97,37 +124,58 @@ class Judgement:
     valid: Tensor
     success: Tensor
 
+    def distance(self, norm: str) -> Tensor:
+        """The size of each perturbation in that norm; in L2 where the norm has no size of its own."""
+        return {"linf": self.linf, "l0": self.l0}.get(norm, self.l2)
 
-def judge(
-    defense: Defense,
-    x: Tensor,
-    adversarial: Tensor,
-    y: Tensor,
-    clean: ScoredVerdict,
-    norm: Norm,
-    eps: float,
-    draws: int,
-    seed: int,
-    aims: Tensor | None = None,
-) -> Judgement:
-    """Judges the outputs of an attack on x [N,C,H,W] with labels y [N]; aims [N] as in `succeeded`.
+    def replaced(self, rows: Tensor, new: Judgement) -> Judgement:
+        """This judgement with another one's values at those rows; new: of these rows alone."""
+        pairs = zip(vars(self).values(), vars(new).values(), strict=True)
+        return Judgement(*(old.index_put((rows,), fresh.to(old.dtype)) for old, fresh in pairs))
 
-    What is not finite, outside [0,1] or outside the ε-ball is not valid: the clean answer stands in its place, and
-    it is no success. Raises ValueError where the attack returned another shape.
-    """
-    if adversarial.shape != x.shape:
-        raise ValueError(f"the attack returned shape {tuple(adversarial.shape)} for inputs {tuple(x.shape)}")
-    valid = inside(adversarial, x, norm, eps)
-    judged = torch.where(valid.view(-1, 1, 1, 1), adversarial, x).clamp(0, 1)
-    answer = verdict(defense, judged, y, draws, seed, aims)
-    delta = (adversarial.double() - x.double()).nan_to_num(torch.inf, torch.inf, torch.inf)
-    return Judgement(
-        labels=torch.where(valid, answer.labels, clean.labels),
-        rejected=torch.where(valid, answer.rejected, clean.rejected),
-        scores=torch.where(valid, answer.scores, clean.scores),
-        linf=flat_norm(delta, "linf"),
-        l2=flat_norm(delta, "l2"),
-        l0=flat_norm(delta, "l0"),
-        valid=valid,
-        success=valid & succeeded(answer, y, aims),
-    )
+    def where(self, kept: Tensor, other: Judgement) -> Judgement:
+        """This judgement where kept [N] is true, the other one elsewhere."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Judgement(*(torch.where(kept, mine, others) for mine, others in pairs))
+
+
+def unperturbed(inputs: Inputs, clean: ScoredVerdict) -> Judgement:
+    """Judge clean inputs as if they were outputs of an attack: those that count as beaten are so at distance 0."""
+    zeros = torch.zeros(len(inputs), dtype=torch.float64, device=inputs.x.device)
+    success = succeeded(clean, inputs.y, inputs.aims)
+    every = torch.ones_like(success)
+    return Judgement(clean.labels, clean.rejected, clean.scores, zeros, zeros, zeros, every, success)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges the outputs of attacks in one norm on a defense; draws, seed: see `verdict`."""
+
+    defense: Defense
+    norm: Norm
+    draws: int
+    seed: int
+
+    def judge(self, inputs: Inputs, clean: ScoredVerdict, adversarial: Tensor, eps: float) -> Judgement:
+        """Judge an attack's outputs [N,C,H,W] on inputs to which the defense gave these clean answers.
+
+        What is not finite, outside [0,1] or outside the ε-ball is not valid: the clean answer stands in its place, and
+        it is no success. Raises ValueError where the attack returned another shape.
+        """
+        x, y, aims = inputs.x, inputs.y, inputs.aims
+        if adversarial.shape != x.shape:
+            raise ValueError(f"the attack returned shape {tuple(adversarial.shape)} for inputs {tuple(x.shape)}")
+        valid = inside(adversarial, x, self.norm, eps)
+        judged = torch.where(valid.view(-1, 1, 1, 1), adversarial, x).clamp(0, 1)
+        answer = verdict(self.defense, judged, y, self.draws, self.seed, aims)
+        delta = (adversarial.double() - x.double()).nan_to_num(torch.inf, torch.inf, torch.inf)
+        return Judgement(
+            labels=torch.where(valid, answer.labels, clean.labels),
+            rejected=torch.where(valid, answer.rejected, clean.rejected),
+            scores=torch.where(valid, answer.scores, clean.scores),
+            linf=flat_norm(delta, "linf"),
+            l2=flat_norm(delta, "l2"),
+            l0=flat_norm(delta, "l0"),
+            valid=valid,
+            success=valid & succeeded(answer, y, aims),
+        )

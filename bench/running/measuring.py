@@ -12,7 +12,8 @@ from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.records.measurements import FOLDER, path_of, read, status, store, write_index
 from manifold_bench.bench.running.board import Work
 from manifold_bench.bench.running.engines.calls import Call
-from manifold_bench.bench.running.session import Session, write_traceback
+from manifold_bench.bench.running.failures import write_traceback
+from manifold_bench.bench.running.session import Session
 
 
 def measure(plan: Plan, session: Session) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +39,3 @@ class UploadingEngine:
         for outcome in self.engine.run(calls, urgency):
             yield outcome
             self.upload()
-
-
-def write_traceback(folder: Path, name: str, text: str = "") -> Path:
-    """Write a traceback, by default the current exception's, into `failures` below that folder; return its file."""
-    path = folder / "failures" / f"{name}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text or traceback.format_exc(), encoding="utf-8")
-    return path

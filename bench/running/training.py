@@ -24,7 +24,8 @@ from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.records.provenance import code_revision, provenance
 from manifold_bench.bench.running.board import Board, Work
 from manifold_bench.bench.running.engines.calls import Call
-from manifold_bench.bench.running.session import Session, write_traceback
+from manifold_bench.bench.running.failures import write_traceback
+from manifold_bench.bench.running.session import Session
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.base import DefenseSpec, Progress
 from manifold_bench.defenses.identity import parameters

@@ -10,7 +10,7 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import Needs
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.running.engines.calls import Call, Waiting, packed, run_packed
+from manifold_bench.bench.running.engines.calls import Call, CallQueue, packed, run_packed
 
 
 def call(id: str, after=()) -> Call:
@@ -23,24 +23,24 @@ def names(calls: list[Call]) -> str:
 
 def test_the_most_urgent_that_are_ready_come_first():
     urgency = {"a": 1, "b": 3, "c": 2, "d": 9}
-    waiting = Waiting([call("a"), call("b"), call("c"), call("d", after=("a",))], urgency.__getitem__)
-    assert names(waiting.take(2)) == "bc" and names(waiting.take(9)) == "a" and names(waiting.take(9)) == ""
-    waiting.finished("b")
-    assert waiting and not waiting.take(9)
-    waiting.finished("a")
-    assert names(waiting.take(0)) == "" and names(waiting.take(1)) == "d" and not waiting
+    waiting = CallQueue([call("a"), call("b"), call("c"), call("d", after=("a",))], urgency.__getitem__)
+    assert names(waiting.pop(2)) == "bc" and names(waiting.pop(9)) == "a" and names(waiting.pop(9)) == ""
+    waiting.mark_finished("b")
+    assert waiting and not waiting.pop(9)
+    waiting.mark_finished("a")
+    assert names(waiting.pop(0)) == "" and names(waiting.pop(1)) == "d" and not waiting
 
 
 def test_without_urgency_their_own_order_counts_and_what_is_not_there_is_finished():
-    waiting = Waiting([call("b", after=("elsewhere",)), call("a")], None)
-    assert names(waiting.take(1)) == "b"
-    waiting.again(call("b"))
-    assert names(waiting.take(5)) == "ab"
+    waiting = CallQueue([call("b", after=("elsewhere",)), call("a")], None)
+    assert names(waiting.pop(1)) == "b"
+    waiting.put_back(call("b"))
+    assert names(waiting.pop(5)) == "ab"
 
 
 def test_ten_thousand_calls_are_handed_out_in_a_moment():
-    waiting = Waiting([call(f"{i}") for i in range(10_000)], int)
-    first = waiting.take(256)
+    waiting = CallQueue([call(f"{i}") for i in range(10_000)], int)
+    first = waiting.pop(256)
     assert [call.id for call in first[:2]] == ["9999", "9998"] and len(first) == 256
 
 

@@ -58,7 +58,7 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("manifold_bench.bench.planning.probes.MORE_RESTARTS", 1)
         patch.setattr("manifold_bench.bench.planning.probes.QUERIES", 20)
-        patch.setattr("manifold_bench.bench.diagnosis.inspections.PROBLEMS", 5)
+        patch.setattr("manifold_bench.bench.planning.probes.PROBLEMS", 5)
         yield
 
 

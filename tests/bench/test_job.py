@@ -15,7 +15,7 @@ from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.bench.records.store import Store
-from manifold_bench.bench.running import job as job_module
+from manifold_bench.bench.running import attempt
 from manifold_bench.bench.running.job import inputs, noise, run_job
 
 LADDER = [0.01, 0.02, 0.04, 0.08, 0.16]
@@ -152,7 +152,7 @@ def test_what_breaks_the_rules_leaves_the_originals_and_the_clean_answers_as_the
 def test_a_failed_job_says_why_in_every_row_and_holds_no_figure(tmp_path):
     _, rows = ran(tmp_path, {"name": "tiny:Raises", "eps": [0.1, 0.2]})
     assert len(rows) == 48 and set(rows["status"]) == {"failed"}
-    assert set(rows["reason"]) == {"ArithmeticError: out of luck"}
+    assert set(rows["reason"]) == {"ArithmeticError: out of luck and a second line"}
     assert not rows["success"].any() and not rows["valid"].any() and not rows["forwards"].any()
     log = list((tmp_path / "records" / "failures").glob("*.txt"))
     assert len(log) == 1 and "and a second line" in log[0].read_text(encoding="utf-8")
@@ -334,7 +334,7 @@ def test_noise_with_an_aim_fools_only_as_that_class(tmp_path):
 @pytest.mark.parametrize("attack", [AIMED_NOISE, {"name": "pgd", "eps": [0.1], "steps": 3}])
 def test_the_size_of_the_batch_changes_nothing(tmp_path, monkeypatch, attack):
     *_, rows = ran(tmp_path / "a", attack, **DIGITS)
-    monkeypatch.setattr(job_module, "batch_rows", lambda x: 5)
+    monkeypatch.setattr(attempt, "batch_rows", lambda x: 5)
     *_, again = ran(tmp_path / "b", attack, **DIGITS)
     pd.testing.assert_frame_equal(rows.drop(columns="seconds"), again.drop(columns="seconds"))
 

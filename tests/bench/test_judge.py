@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.bench.records.schema import protocol
-from manifold_bench.bench.running.judge import batch_invariant, judge, verdict
+from manifold_bench.bench.running.judge import Inputs, Judge, batch_invariant, verdict
 from manifold_bench.defenses.base import Defense, DefenseSpec
 
 SPEC = DefenseSpec(shape=(1, 2, 2), num_classes=2)
@@ -45,7 +45,9 @@ def judged(
 ):
     defense = Brightness()
     y = torch.zeros(len(x), dtype=torch.long) if y is None else y
-    return judge(defense, x, adversarial, y, verdict(defense, x, y, 1, 0), norm, eps, 1, 0, aims)
+    aims = torch.full_like(y, -1) if aims is None else aims
+    inputs = Inputs(x, y, aims, torch.arange(len(x)))
+    return Judge(defense, norm, draws=1, seed=0).judge(inputs, verdict(defense, x, y, 1, 0), adversarial, eps)
 
 
 def test_success_is_valid_accepted_and_wrong():

@@ -15,7 +15,9 @@ import torch
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning import jobs as plan
+from manifold_bench.bench.planning import plan as plan_module
 from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.planning.narrow import narrowed
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, cache_file, defense_ref
@@ -265,6 +267,36 @@ def test_the_file_of_the_defense_s_own_name_comes_first(tmp_path, monkeypatch):
     for suffix in (".safetensors", ".json"):
         shutil.copy(path.with_suffix(suffix), tmp_path / f"digits--Deployed{suffix}")
     assert refs(WIDTH)[0].weights == tmp_path / "digits--Deployed.safetensors"
+
+
+def test_a_damaged_undefended_model_costs_the_attacks_made_on_it_and_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "ZOO", tmp_path)
+    for suffix in ("json", "safetensors"):
+        (tmp_path / f"digits--Undefended.{suffix}").write_text("{", encoding="utf-8")
+    probes = {job.label: job.skip for job in planned(defenses=["tiny:NearestMean"], diagnose=True)}
+    assert "digits--Undefended" in probes["diagnosis:transfer"] and probes["diagnosis:pgd"] is None
+
+
+def test_the_plan_after_a_training_has_its_weights_and_the_one_before_it_has_not():
+    matrix = parse_matrix(MATRIX | {"defenses": [WIDTH, "tiny:Trained"]}, "test.toml")
+    before = make_plan(matrix, Options())
+    trained(WIDTH)
+    why = {("digits", "tiny:Trained"): "training failed: out of luck"}
+    after = before.with_trained(why)
+    assert [ref.trained for _, ref in before.running] == [False, False]
+    assert [ref.trained for _, ref in after.running] == [True, False] and after.untrainable == why
+    assert before.jobs[0].key != after.jobs[0].key and before.jobs[2].key == after.jobs[2].key
+
+
+def test_a_plan_of_a_part_of_a_matrix_knows_the_rest_and_makes_each_reference_once(monkeypatch):
+    whole = parse_matrix(MATRIX | {"defenses": ["tiny:NearestMean", "undefended"]}, "test.toml")
+    made = []
+    original = plan_module.defense_ref
+    monkeypatch.setattr(plan_module, "defense_ref", lambda *given: made.append(given[0].label) or original(*given))
+    plan = make_plan(narrowed(whole, defenses=["tiny:NearestMean"]), Options(), whole)
+    assert {job.defense.label for job in plan.jobs} == {"tiny:NearestMean"}
+    assert {job.defense.label for job in plan.other_jobs} == {"undefended"}
+    assert made == ["tiny:NearestMean", "undefended"]
 
 
 @pytest.mark.parametrize(

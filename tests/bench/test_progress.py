@@ -19,7 +19,7 @@ from manifold_bench.attacks.target import Target
 from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.running import board as progress
 from manifold_bench.bench.running.board import Board, Work, clock, size
-from manifold_bench.bench.running.heartbeat import Pace
+from manifold_bench.bench.running.heartbeat import Heartbeat
 
 LINE = re.compile(r"\[\d+/\d+\] .+  \d+\.\d s( · left ~[\d:]+)? · \d+(\.\d)? [GM]iB")
 
@@ -144,35 +144,35 @@ def test_epochs_are_shown_with_loss_time_left_and_memory_but_not_each_of_many(lo
     assert "left ~0:00" in lines[-1]  # the last one known when it ended
 
 
-def attacked(log, eps=(0.1, 0.2), rows=6, **more):
+def attacked(log, eps=(0.1, 0.2), **more):
     made = job("cnn", PGD(steps=10, **more), "pgd")
     made.eps, made.title, made.key = eps, "a job", "a key"
-    return Pace(made, made.attack, rows, log)  # 21 passes for an input and ε at the most
+    return Heartbeat(made, log)  # 21 passes for an input and ε at the most
 
 
 def test_the_share_of_an_attack_counts_passes_done_and_those_that_may_come(log):
-    pace = attacked(log)
-    pace.strength(0.1, 6)
+    heartbeat = attacked(log)
+    heartbeat.begin(0.1, 6)
     target = Target(SimpleNamespace(num_classes=2), 3)
     target.count(torch.arange(3), 5, 5)
-    done, share = pace.progress(target.forwards + target.backwards)
+    done, share = heartbeat.progress(target.forwards + target.backwards)
     assert done == 30 and share == pytest.approx(30 / (4 * 63))  # 2 batches at 2 strengths
     target.count(torch.arange(1), 6, 5)  # two leave, one goes to the end
-    done, share = pace.progress(target.forwards + target.backwards)
+    done, share = heartbeat.progress(target.forwards + target.backwards)
     assert done == 41 and share == pytest.approx(1 / 4)
-    pace.batch(target)
-    pace.strength(0.2, 2)
-    assert pace.progress(torch.tensor([0, 0], dtype=torch.float64))[1] == pytest.approx(41 / (41 + 42))
-    assert pace.progress(torch.tensor([21, 21], dtype=torch.float64))[1] == 1
+    heartbeat.end_batch(target)
+    heartbeat.begin(0.2, 2)
+    assert heartbeat.progress(torch.tensor([0, 0], dtype=torch.float64))[1] == pytest.approx(41 / (41 + 42))
+    assert heartbeat.progress(torch.tensor([21, 21], dtype=torch.float64))[1] == 1
 
 
 def test_the_log_hears_of_an_attack_now_and_then(log):
-    pace = attacked(log)
-    pace.strength(0.1, 3)
-    target = Target(SimpleNamespace(num_classes=2), 3, on_count=pace.tell)
+    heartbeat = attacked(log)
+    heartbeat.begin(0.1, 3)
+    target = Target(SimpleNamespace(num_classes=2), 3, on_count=heartbeat.beat)
     target.count(torch.arange(3), 1, 1)
     assert log.read()[0] == []
-    pace.told -= Pace.SECONDS
+    heartbeat.last -= Heartbeat.SECONDS
     target.count(torch.arange(3), 1, 1)
     target.count(torch.arange(3), 1, 1)
     (event,) = log.read()[0]

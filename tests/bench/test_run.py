@@ -17,6 +17,7 @@ from manifold_bench.bench.list import main as list_systems
 from manifold_bench.bench.metrics.robustness import SUMMARY_COLUMNS
 from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.run import main
+from manifold_bench.bench.running.stamp import STAMP
 
 GOOD = """
 datasets = [{ name = "digits", n = 12 }]
@@ -158,10 +159,13 @@ def test_records_say_how_they_came_about(good):
 def test_the_same_command_again_computes_nothing_and_says_the_same(good):
     matrix, out, _ = good
     before, summary = record_files(out), (out / "summary.csv").read_bytes()
-    done = bench_run(matrix, out)
-    assert done.returncode == 0 and "6 of 6 jobs are finished already" in done.stdout
-    assert record_files(out) == before
-    assert (out / "summary.csv").read_bytes() == summary
+    for stamped, event in ((True, "run found finished"), (False, "run finished")):
+        if not stamped:
+            (out / STAMP).unlink()
+        done = bench_run(matrix, out)
+        assert done.returncode == 0 and Log(out / "log.jsonl").read()[0][-1]["event"] == event
+        assert record_files(out) == before
+        assert (out / "summary.csv").read_bytes() == summary
 
 
 def test_one_worker_and_two_give_the_same_records(good, tmp_path):

@@ -132,7 +132,10 @@ def test_a_run_trains_what_is_missing_once_and_says_so(trained, tmp_path):
     assert failed.returncode == 1, failed.stderr
     shown = figures(tmp_path / "out")
     assert set(shown.loc["tiny:Trained", "status"]) == {"failed"}
-    assert "training failed: ArithmeticError" in shown.loc[("tiny:Trained", "clean", 0.0), "reason"]
+    reason = shown.loc[("tiny:Trained", "clean", 0.0), "reason"]
+    (trace,) = (tmp_path / "out" / "records" / "failures").glob("training--*.txt")
+    assert "training failed: ArithmeticError" in reason and str(trace.relative_to(tmp_path / "out")) in reason
+    assert "in fit" in trace.read_text(encoding="utf-8")
     assert set(shown.loc["tiny:NearestMean", "status"]) == {"ok"}
 
     done = bench_run(trained[0] / "matrix.toml", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What every engine is given and gives back, and which call comes next. Imports little: every process needs it."""
+"""The contract of engines: calls go in, outcomes come out; and the queue that says which call comes next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from manifold_bench.bench.planning.matrix import ONE_CPU, Needs
 
 @dataclass(frozen=True)
 class Call:
-    """A function of the module level with its arguments.
+    """A call of a module-level function, with what an engine has to know of it.
 
     timeout: how many seconds it may take; None: any number. after: ids of calls of the same run that have to
     be finished first, whatever came of them; an id that is not in the run counts as finished.
@@ -37,7 +37,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a call: its result, or why there is none."""
+    """The result of a call, or the reason why there is none."""
 
     id: Any
     result: Any = None
@@ -48,20 +48,21 @@ Urgency = Callable[[Any], Any]
 
 
 class Engine(Protocol):
-    """Whatever runs calls."""
+    """Runs calls, in parallel."""
 
     @property
     def workers(self) -> int:
         """How many calls run at once, about."""
 
     def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
-        """Runs the calls as there is room for them; yields outcomes as they come.
+        """Run the calls, as many at once as there are workers; yield outcomes as they come.
 
-        urgency: of a call, by its id, asked whenever there is room: the largest comes first. None: in their order.
+        urgency: function from a call's id to how urgent it is, evaluated whenever a worker is free: the largest comes
+        first. None: in their order.
         """
 
 
-class Waiting:
+class CallQueue:
     """The calls of a run that have not begun; those that wait for others are not ready before these are finished."""
 
     def __init__(self, calls: Iterable[Call], urgency: Urgency | None) -> None:
@@ -72,23 +73,23 @@ class Waiting:
     def __bool__(self) -> bool:
         return bool(self._calls)
 
-    def take(self, room: int) -> list[Call]:
-        """Removes and returns the most urgent calls that are ready, at most `room`."""
-        if room <= 0:
+    def pop(self, most: int) -> list[Call]:
+        """Remove and return the most urgent calls that are ready, at most so many."""
+        if most <= 0:
             return []
         ready = [call for call in self._calls.values() if self._unfinished.isdisjoint(call.after)]
         if urgency := self._urgency:
-            ready = heapq.nlargest(room, ready, key=lambda call: urgency(call.id))
-        for call in ready[:room]:
+            ready = heapq.nlargest(most, ready, key=lambda call: urgency(call.id))
+        for call in ready[:most]:
             del self._calls[call.id]
-        return ready[:room]
+        return ready[:most]
 
-    def again(self, call: Call) -> None:
-        """Puts back a call that was taken and came to nothing through no fault of its own."""
+    def put_back(self, call: Call) -> None:
+        """Put back a call that was popped and came to nothing through no fault of its own."""
         self._calls[call.id] = call
 
-    def finished(self, id: Any) -> None:
-        """Makes what waits for that call ready."""
+    def mark_finished(self, id: Any) -> None:
+        """Make the calls that wait for that call ready."""
         self._unfinished.discard(id)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -12,7 +14,8 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from manifold_bench.bench.running.engines.calls import Call, Outcome, Urgency, Waiting
+from manifold_bench.bench.errors import one_line
+from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome, Urgency
 from manifold_bench.bench.running.environment import choose_kernels
 
 REPLACEMENT_SECONDS = 5.0
@@ -44,24 +47,21 @@ class LocalEngine:
         self._pool.join()
 
     def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
-        """Runs the calls as workers become free; yields outcomes as they come.
-
-        urgency: of a call, by its id, asked whenever a worker is free: the largest comes first. None: in their order.
-        """
-        waiting = Waiting(calls, urgency)
+        """Run the calls as workers become free; see `Engine.run`."""
+        waiting = CallQueue(calls, urgency)
         futures: dict[Any, Call] = {}
         while waiting or futures:
             self._schedule(waiting, futures)
             done, _ = wait(futures, return_when=FIRST_COMPLETED)
             outcomes = [self._outcome(futures.pop(future), future) for future in done]
             for outcome in outcomes:
-                waiting.finished(outcome.id)
+                waiting.mark_finished(outcome.id)
             self._schedule(waiting, futures)  # no worker waits for what is done with outcomes
             yield from outcomes
 
-    def _schedule(self, waiting: Waiting, futures: dict[Any, Call]) -> None:
+    def _schedule(self, waiting: CallQueue, futures: dict[Any, Call]) -> None:
         """Hands calls to the workers until each has one."""
-        for call in waiting.take(self.workers - len(futures)):
+        for call in waiting.pop(self.workers - len(futures)):
             futures[self._pool.schedule(call.function, args=call.arguments, timeout=call.timeout)] = call
 
     def _outcome(self, call: Call, future: Any) -> Outcome:
@@ -75,14 +75,12 @@ class LocalEngine:
             hint = " (killed: out of memory?)" if error.exitcode == -9 else ""
             return Outcome(call.id, failure=f"its process died with exit code {error.exitcode}{hint}")
         except Exception as error:
-            return Outcome(call.id, failure=f"{type(error).__name__}: {error}".splitlines()[0])
+            return Outcome(call.id, failure=one_line(error))
 
 
 def _start_worker(parent: int) -> None:
     """One thread per process, and no life without the parent: a killed run must not leave workers behind."""
-    import signal
-
-    import torch
+    import torch  # late: only the workers compute
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     torch.set_num_threads(1)
@@ -102,8 +100,6 @@ def keep_freed_memory() -> None:
     By default every activation beyond 128 KiB is mapped anew in each step: a quarter of an attack's time on a small
     network. Other C libraries are left as they are.
     """
-    import ctypes
-
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):

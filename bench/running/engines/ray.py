@@ -28,10 +28,10 @@ import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, one_line
 from manifold_bench.bench.planning.matrix import Needs
 from manifold_bench.bench.records.log import Log
-from manifold_bench.bench.running.engines.calls import Call, Outcome, Urgency, Waiting, packed, run_packed
+from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome, Urgency, packed, run_packed
 from manifold_bench.bench.running.engines.local import LocalEngine
 from manifold_bench.defenses.identity import OWN, PROJECT
 
@@ -48,8 +48,8 @@ SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A machine's first word on a call: it has begun."""
+class Started:
+    """A machine's first message about a call: it has begun."""
 
     machine: str
     node: str
@@ -58,19 +58,19 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a call appended to its log meanwhile."""
+class LogLines:
+    """Lines that a call appended to its log meanwhile."""
 
     lines: bytes
 
 
 class Lost:
-    """Nothing more will be heard: the machine is gone."""
+    """The machine of a call is gone: no message will follow."""
 
 
 @dataclass(frozen=True)
-class Done:
-    """Its last one. files: name below the call's folder → content, in the order in which they came to be."""
+class Finished:
+    """The last message about a call. files: name below its folder → content, in the order in which they came to be."""
 
     result: Any
     failure: str | None
@@ -88,8 +88,8 @@ class RayEngine:
             ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             advice = "start one with `ray start --head`, or name one with --address HOST:PORT"
-            first = str(error).splitlines()[0]
-            raise InputError(f"--engine ray: no cluster at {address or 'this machine'} ({first}); {advice}") from error
+            where = address or "this machine"
+            raise InputError(f"--engine ray: no cluster at {where} ({one_line(error)}); {advice}") from error
         self._task = ray.remote(max_retries=0, num_returns="streaming")(_work)
         self._homes: dict[str, str] = {}  # node → its folder of this run
         self._objects: dict[Path, Any] = {}  # what was read once, for all machines
@@ -120,33 +120,33 @@ class RayEngine:
         """
         calls = list(calls)
         for needs in {call.needs for call in calls}:
-            _check_room(needs)
-        waiting = Waiting(calls, urgency)
+            _check_size(needs)
+        waiting = CallQueue(calls, urgency)
         running: dict[Any, Call] = {}
         lost: Counter[Any] = Counter()
         try:
             while waiting or running:
-                for call in waiting.take((self.most or 2 * self.workers) - len(running)):
+                for call in waiting.pop((self.most or 2 * self.workers) - len(running)):
                     running[self._start(call)] = call
                 for task in ray.wait(list(running), num_returns=1, timeout=SECONDS)[0]:
                     call = running[task]
-                    heard = self._heard(task, call)
-                    if heard is None:
+                    message = self._received(task, call)
+                    if message is None:
                         continue
                     del running[task]
-                    if isinstance(heard, Lost):
+                    if isinstance(message, Lost):
                         lost[call.id] += 1
                         if lost[call.id] <= TRIES:
-                            waiting.again(call)
+                            waiting.put_back(call)
                             continue
-                        heard = Outcome(call.id, failure=f"its machine was lost, {lost[call.id]} times")
-                    waiting.finished(call.id)
-                    yield heard
+                        message = Outcome(call.id, failure=f"its machine was lost, {lost[call.id]} times")
+                    waiting.mark_finished(call.id)
+                    yield message
         finally:
             for task in running:
                 ray.cancel(task, force=True)
 
-    def _heard(self, task: Any, call: Call) -> Lost | Outcome | None:
+    def _received(self, task: Any, call: Call) -> Lost | Outcome | None:
         """What a task has come to, None while it runs; raises InputError where its machine has other code."""
         try:
             message = ray.get(next(task))
@@ -155,11 +155,10 @@ class RayEngine:
         except OutOfMemoryError:
             return Outcome(call.id, failure="its process was killed: its machine ran out of memory")
         except RayTaskError as error:
-            reason = f"{type(error.cause).__name__}: {error.cause}".splitlines()[0]
-            return Outcome(call.id, failure=reason)
+            return Outcome(call.id, failure=one_line(error.cause))
         except RayError as error:
             return Outcome(call.id, failure=f"its process died ({type(error).__name__})")
-        if isinstance(message, Begun):
+        if isinstance(message, Started):
             self._homes[message.node] = message.home
             if message.code != code():
                 raise InputError(
@@ -167,11 +166,11 @@ class RayEngine:
                     "the same version of this package, of Python, torch and numpy on every machine"
                 )
             return None
-        if isinstance(message, Said):
+        if isinstance(message, LogLines):
             assert call.log is not None
             Log(call.log).append(message.lines)
             return None
-        return _kept(call, message)
+        return _write_files(call, message)
 
     def _start(self, call: Call) -> Any:
         """Gives a call to Ray; what it reads goes to Ray's object store the first time that it is asked for."""
@@ -185,7 +184,7 @@ class RayEngine:
         return task.remote(packed(call), call.timeout, objects, writes, log, bool(call.needs.gpus))
 
 
-def _check_room(needs: Needs) -> None:
+def _check_size(needs: Needs) -> None:
     """Raises InputError where no machine of the cluster is large enough: Ray would wait for one for ever."""
     there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(r.get("CPU", 0) >= needs.cpus and r.get("GPU", 0) >= needs.gpus for r in there):
@@ -196,7 +195,7 @@ def _check_room(needs: Needs) -> None:
         )
 
 
-def _kept(call: Call, message: Done) -> Outcome:
+def _write_files(call: Call, message: Finished) -> Outcome:
     """Writes what a call wrote elsewhere to where it belongs, each file whole, in their order."""
     for name, content in message.files.items():
         assert call.writes is not None
@@ -227,17 +226,17 @@ def code() -> str:
 
 def _work(
     content: bytes, timeout: float | None, reads: list[tuple[str, Any]], writes: str | None, log: str | None, gpu: bool
-) -> Iterator[Begun | Said | Done]:
+) -> Iterator[Started | LogLines | Finished]:
     """A task: runs a packed call in a process of its own. reads: path → object with its content."""
     home = _home()
-    yield Begun(platform.node(), ray.get_runtime_context().get_node_id(), str(home), code())
+    yield Started(platform.node(), ray.get_runtime_context().get_node_id(), str(home), code())
     with tempfile.TemporaryDirectory(dir=home) as own:
         moved = [(writes, own)] if writes else []
         if log and writes and Path(log).is_relative_to(writes):
-            said = Path(own) / Path(log).relative_to(writes)
+            own_log = Path(own) / Path(log).relative_to(writes)
         else:
-            said = Path(own) / ".log"
-            moved += [(log, str(said))] if log else []
+            own_log = Path(own) / ".log"
+            moved += [(log, str(own_log))] if log else []
         for source, content_there in reads:
             target = _placed(home / "files" / source.lstrip("/"), content_there)
             if writes and Path(source).is_relative_to(writes):
@@ -249,13 +248,13 @@ def _work(
         with _engine(gpu) as engine, ThreadPoolExecutor(1) as thread:
             running = thread.submit(lambda: next(engine.run([Call(0, run_packed, (content, moved), timeout)])))
             start = 0
-            while not wait([running], LOG_SECONDS).done or _lines(said, start):
-                if lines := _lines(said, start):
+            while not wait([running], LOG_SECONDS).done or _lines(own_log, start):
+                if lines := _lines(own_log, start):
                     start += len(lines)
-                    yield Said(lines)
+                    yield LogLines(lines)
             outcome = running.result()
-        files = {} if outcome.failure else _written(Path(own), said)
-    yield Done(outcome.result, outcome.failure, files)
+        files = {} if outcome.failure else _written(Path(own), own_log)
+    yield Finished(outcome.result, outcome.failure, files)
 
 
 def _lines(path: Path, start: int) -> bytes:
