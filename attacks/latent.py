@@ -10,7 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifold_bench.attacks.base import Attack, Knowledge
-from manifold_bench.attacks.batching import all_rows, blockwise
-from manifold_bench.attacks.contract import AttackableDefense
+from manifold_bench.attacks.batching import all_rows, blockwise, padded
+from manifold_bench.attacks.contract import AttackableDefense, projects
 from manifold_bench.attacks.gradient import Best
 from manifold_bench.attacks.lagrangian import SAMPLES, Look, apart, descend
 from manifold_bench.attacks.losses import likeliest_wrong, margin
@@ -43,8 +43,11 @@ class Scene:
 
     def __init__(self, target: Target, x: Tensor, y: Tensor, norm: Norm, eps: float) -> None:
         self.target, self.x, self.y, self.norm, self.eps = target, x, y, norm, eps
-        self.generator, self.classifier = target.network("generator"), target.network("classifier")
-        self.eta = float(cast(Any, target.defense).eta)
+        defense = target.defense
+        if not projects(defense):
+            raise ValueError("this defense has no generator that it inverts")
+        self.generator, self.classifier = padded(defense.generator), padded(defense.classifier)
+        self.inverter, self.eta = padded(defense.inverter), float(defense.eta)
         self.all = all_rows(x)
         self.start = self.inverted(x, self.all)
         self.rivals = [blockwise(self.generator, self.start)]
@@ -53,7 +56,7 @@ class Scene:
         """Their latents [n,k] by the full inversion; it counts as a forward pass, as an answer does."""
         self.target.count(rows, 1, 0)
         with torch.no_grad():
-            return self.target.network("inverter")(images)
+            return self.inverter(images)
 
     def lacking(self, logits: Tensor, rows: Tensor, confidence: float) -> Tensor:
         """What the margin of a wrong class lacks to `confidence`, [n]."""
@@ -149,9 +152,7 @@ class RangeAttack(Attack):
         return math.ceil(defense.inference_steps * self.starts * CONFIRMATIONS / sum(self.passes()))
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        if any(getattr(defense, name, None) is None for name in ("generator", "inverter", "classifier")):
-            return "the defense has no generator that it inverts: there are no latents to search"
-        return None
+        return None if projects(defense) else "the defense has no generator that it inverts: no latents to search"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         scene = Scene(target, x, y, self.norm, eps)
@@ -266,14 +267,3 @@ class Latent(RangeAttack):
 
     def answer(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:
         return scene.pulled(blockwise(scene.generator, point), rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overpowered(Latent):
-    """The overpowered attack (Ilyas et al. 2017) of real images: of a pair z, z′ the first is fixed at z*(x).
-
-    The image G z′ has to be near x, which is what is judged, and not near G z*: so it is `latent` with more starts, as
-    pairs need them.
-    """
-
-    starts: Annotated[int, Ge(1)] = 5

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.base import Attack, Knowledge
-from manifold_bench.attacks.batching import all_rows, blockwise
-from manifold_bench.attacks.contract import AttackableDefense
+from manifold_bench.attacks.batching import all_rows, blockwise, padded
+from manifold_bench.attacks.contract import AttackableDefense, encodes
 from manifold_bench.attacks.gradient import Best, Look, ProjectedAscent, steepest
 from manifold_bench.attacks.losses import likeliest_wrong, margin, reject_excess
 from manifold_bench.attacks.target import Target
@@ -269,9 +269,7 @@ class LatentMatching(Matching):
     """The encoding: min ‖f(x′) − f(x_t)‖², then clean to every detector that looks at the encoding alone."""
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        return super().unsuited(defense) or (
-            None if getattr(defense, "encoder", None) is not None else "the defense has no encoder"
-        )
+        return super().unsuited(defense) or (None if encodes(defense) else "the defense has no encoder")
 
     def passes(self) -> tuple[int, int]:
         forwards, backwards = super().passes()
@@ -280,7 +278,8 @@ class LatentMatching(Matching):
 
     def signature(self, target: Target, x: Tensor, logits: Tensor, ratios: Tensor, rows: Tensor) -> Tensor:
         target.count(rows, 1, 0)  # beside the pass that says whether x is accepted
-        return target.network("encoder")(x).flatten(1)
+        assert encodes(target.defense)
+        return padded(target.defense.encoder)(x).flatten(1)
 
 
 @dataclass(frozen=True, kw_only=True)
