@@ -191,9 +191,14 @@ class RangeAttack(Attack):
             return beaten
 
         descend(
-            lambda point, at: self.look(scene, point, rows[at]), point, visit, self.steps, self.rates(scene),
-            self.ascent, lambda point, at: self.settle(scene, point, rows[at]),
-        )  # fmt: skip
+            lambda point, at: self.look(scene, point, rows[at]),
+            point,
+            visit,
+            self.steps,
+            self.rates(scene),
+            self.ascent,
+            lambda point, at: self.settle(scene, point, rows[at]),
+        )
         return rows[left]
 
     def cost(self, looks: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.base import Attack, Knowledge
 from manifold_bench.attacks.batching import all_rows, blockwise, padded
 from manifold_bench.attacks.contract import AttackableDefense, encodes
-from manifold_bench.attacks.gradient import Best, Look, ProjectedAscent, steepest
+from manifold_bench.attacks.gradient import Best, Climb, Look, ProjectedAscent, steepest
 from manifold_bench.attacks.losses import likeliest_wrong, margin, reject_excess
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, expand, flat_norm, project, random_in_ball
@@ -115,16 +115,16 @@ class AimedAscent(ProjectedAscent):
         tried = min(self.targets or target.num_classes, target.num_classes - 1)
         climbs = list(product(range(self.restarts), range(tried)))
         pool = HeldOut(target, x.device) if self.guided or self.start == "interpolation" else None
-        for climb, (rank, place) in enumerate(climbs):
+        for number, (rank, place) in enumerate(climbs):
             aims = likely[:, place]
             guides = None if pool is None else pool.nearest(x[rows], aims[rows], rank)
             if rank or self.start == "random":
-                point = random_in_ball(x[rows], self.norm, eps, seed + climb)
+                point = random_in_ball(x[rows], self.norm, eps, seed + number)
             else:
                 point = x[rows] if self.start == "clean" or guides is None else project(guides, x[rows], self.norm, eps)
             view = self.view(target)
             look = self.look(Aim(target, view, x, aims, rows, guides))
-            rows = self.climb(view, look, x, y, rows, point, eps, best, final=climb == len(climbs) - 1)
+            rows = self.climb(Climb(view, look, x, y, eps, best, final=number == len(climbs) - 1), rows, point)
             if not len(rows):
                 break
         return best.point

@@ -17,7 +17,7 @@ from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, P
 from manifold_bench.defenses.calibration import HeldOutScores
 from manifold_bench.defenses.decoders import PoolingEncoder, UpsamplingDecoder
 from manifold_bench.defenses.solvers import AdamSolver, Penalty, best_start
-from manifold_bench.defenses.training import initialise, train_module
+from manifold_bench.defenses.training import Training, initialise, train_module
 
 
 def deployed(default: Any) -> Any:
@@ -271,12 +271,22 @@ class GaussianMixtureVAE(Defense):
         labelled = labelled_rows(train.labels, spec.labelled_per_class)
         known = LabelledImages(train.images[labelled], train.labels[labelled])
         step = self._supervised if spec.labelled_per_class is None else self._semi_supervised(known)
+        # Not more epochs for few images: that tightens their own encodings, and with them the thresholds
         train_module(
-            self, step, train, stage="gmvae", seed=seed, progress=progress, mixed_precision=True,
-            # Not more often for few images: that tightens their own encodings, and with them the thresholds
-            epochs=max(1, round(budget * spec.epochs)), batch_size=spec.batch_size, rate=spec.rate,
+            self,
+            step,
+            train,
+            Training(
+                stage="gmvae",
+                seed=seed,
+                epochs=max(1, round(budget * spec.epochs)),
+                batch_size=spec.batch_size,
+                rate=spec.rate,
+                mixed_precision=True,
+            ),
+            progress,
             evaluate=lambda: self.figures(validation),
-        )  # fmt: skip
+        )
         self.set_thresholds(known, validation)
         return self.figures(validation)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from manifold_bench.defenses.base import Defense, LabelledImages, Progress
 from manifold_bench.defenses.classifier import ClassifierSpec, fit_classifier
 from manifold_bench.defenses.networks import Letter, StridedCNN, lettered
-from manifold_bench.defenses.training import accuracy, epochs_for
+from manifold_bench.defenses.training import Training, accuracy, epochs_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,19 @@ class Undefended(Defense):
         assert spec.epochs and spec.rate
         letter = spec.network != "strided"
         fit_classifier(
-            self.network, train, validation, seed=seed, progress=progress,
-            epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
-            mixed_precision=letter, stored_as=torch.float8_e4m3fn if letter else torch.float16,
-        )  # fmt: skip
+            self.network,
+            train,
+            validation,
+            Training(
+                stage="classifier",
+                seed=seed,
+                epochs=epochs_for(budget, spec.epochs, len(train)),
+                batch_size=spec.batch_size,
+                rate=spec.rate,
+                mixed_precision=letter,
+                stored_as=torch.float8_e4m3fn if letter else torch.float16,
+            ),
+            progress,
+        )
         self.eval()
         return {"validation_accuracy": accuracy(self, validation)}
