@@ -69,7 +69,7 @@ class Scene:
         """How far from images [n,C,H,W] their projections may lie: nearer than every rival, and within η, [n]."""
         return torch.stack([apart(images, rival[rows]) for rival in self.rivals]).amin(0).clamp_max(self.eta)
 
-    def meet(self, images: Tensor, rows: Tensor) -> Tensor:
+    def add_rivals(self, images: Tensor, rows: Tensor) -> Tensor:
         """Makes what the full inversion finds for those images rivals; returns their latents [n,k].
 
         Where a randomized defense finds a wrong one this time there is none to add.
@@ -82,7 +82,7 @@ class Scene:
         self.rivals.append(rival)
         return z
 
-    def pulled(self, images: Tensor, rows: Tensor) -> Tensor:
+    def projected(self, images: Tensor, rows: Tensor) -> Tensor:
         """The nearest images of their balls, [n,C,H,W]."""
         return project(images, self.x[rows], self.norm, self.eps)
 
@@ -169,9 +169,9 @@ class RangeAttack(Attack):
     def _search(self, scene: Scene, point: Tensor, rows: Tensor, best: Best, number: int) -> Tensor:
         """The descent of that number of those rows [n] from points [n,k]; returns the rows that aren't beaten yet.
 
-        Every few steps the full-strength defense is asked about all points that are of a wrong class: what is in excess
-        may fool a search that doesn't reach its optimum. Updates `best`: by the share of its answers that were wrong,
-        and where it wasn't, by what is lacking and in excess.
+        Every few steps the full-strength defense answers all points that the classifier gets wrong: a point outside the
+        constraint may still fool the real, unconverged search, so it is checked too. `best` is updated by the share of
+        wrong answers, and where there is none, by what the point lacks and its excess.
         """
         left = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         every = max(1, self.steps // CONFIRMATIONS)
@@ -267,8 +267,8 @@ class Latent(RangeAttack):
         scene.target.count(rows, 1, 1)
         images = scene.generator(point)
         logits = scene.classifier(images)
-        excess = apart(images, scene.pulled(images, rows))
+        excess = apart(images, scene.projected(images, rows))
         return Look(scene.lacking(logits, rows, self.confidence), excess, scene.wrong(logits, rows))
 
     def answer(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:
-        return scene.pulled(blockwise(scene.generator, point), rows)
+        return scene.projected(blockwise(scene.generator, point), rows)

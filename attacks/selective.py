@@ -72,7 +72,7 @@ class AimedAscent(ProjectedAscent):
     towards a class: `random` in the ball, the `clean` input, or `interpolation`: the class' nearest held-out image,
     projected on the ball; further ascents start at random.
     step_norm: whose steepest ascent the steps follow, the attack's own where None. Within an L∞ ball steps in L2 keep
-    the gradient's proportions: signs walk over a detector that minds a few pixels.
+    the gradient's proportions; sign steps change every pixel equally and trip detectors that watch a few pixels.
     """
 
     guided: ClassVar[bool] = False

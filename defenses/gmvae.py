@@ -20,7 +20,7 @@ from manifold_bench.defenses.solvers import AdamSolver, Penalty, best_start
 from manifold_bench.defenses.training import Training, initialise, train_module
 
 
-def deployed(default: Any) -> Any:
+def deployment(default: Any) -> Any:
     """A field that changes how the trained defense answers, not its training."""
     return field(default=default, metadata={"deployment": True})
 
@@ -55,11 +55,11 @@ class GaussianMixtureVAESpec(DefenseSpec):
     epochs: Annotated[int, Ge(1)] = 30
     batch_size: Annotated[int, Ge(1)] = 128
     rate: Annotated[float, Gt(0)] = 2e-3
-    covariance: Literal["empirical", "prior"] = deployed("empirical")
-    rejection_rate: Annotated[float, Gt(0), Lt(1)] | None = deployed(None)
-    reclassify: bool = deployed(False)
-    reject_after: bool = deployed(True)
-    pull: bool = deployed(True)
+    covariance: Literal["empirical", "prior"] = deployment("empirical")
+    rejection_rate: Annotated[float, Gt(0), Lt(1)] | None = deployment(None)
+    reclassify: bool = deployment(False)
+    reject_after: bool = deployment(True)
+    pull: bool = deployment(True)
     descent: AdamSolver = field(default_factory=AdamSolver, metadata={"deployment": True})
 
     def __post_init__(self) -> None:

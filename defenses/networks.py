@@ -35,7 +35,7 @@ class StridedCNN(nn.Module):
 Letter = Literal["A", "B", "C", "D", "E", "F"]
 
 
-def lettered(letter: Letter, shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+def samangouei_classifier(letter: Letter, shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
     """Classifiers A to F of Defense-GAN (Samangouei et al. 2018, their appendix), padded as in their code.
 
     A: convolution 64 5×5, 64 5×5/2, 128 dense; C: 128 3×3, 64 5×5/2, 128 dense; B: 64 8×8/2, 128 6×6/2, 128 5×5; D: 200
