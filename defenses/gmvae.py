@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from manifold_bench.attacks.batching import pad_to_block
 from manifold_bench.defenses.augmentation import shifted, warped
 from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score, suspicion
-from manifold_bench.defenses.calibration import HeldOutScores
+from manifold_bench.defenses.calibration import HeldOutScores, selective_figures
 from manifold_bench.defenses.decoders import PoolingEncoder, UpsamplingDecoder
 from manifold_bench.defenses.solvers import AdamSolver, Penalty, best_start
 from manifold_bench.defenses.training import Training, initialise, train_module
@@ -384,19 +384,8 @@ class GaussianMixtureVAE(Defense):
         return z - self.classifier.means[labels], self.precision[labels]
 
     def figures(self, validation: LabelledImages) -> dict[str, float]:
-        """Accuracy without rejection, accepted and right, accepted and wrong, and rejected."""
-        device = self.tau_enc.device
-        with torch.no_grad():
-            parts = [x.to(device) for x in validation.images.split(256)]
-            logits = torch.cat([self._selective(x, self.encoder(x)) for x in parts]).cpu()
-        right = logits[:, : self.num_classes].argmax(1) == validation.labels
-        accepted = logits.argmax(1) < self.num_classes
-        return {
-            "validation_accuracy_without_rejection": float(right.float().mean()),
-            "validation_accuracy": float((right & accepted).float().mean()),
-            "validation_error": float((~right & accepted).float().mean()),
-            "validation_rejection": float((~accepted).float().mean()),
-        }
+        """See `selective_figures`; without reclassification."""
+        return selective_figures(self, validation, self.tau_enc.device, lambda x: self._selective(x, self.encoder(x)))
 
 
 def labelled_rows(labels: Tensor, per_class: int | None) -> Tensor:
