@@ -12,7 +12,16 @@ from torch import Tensor
 
 from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.contract import AttackableDefense
-from manifold_bench.attacks.gradient import NO_RANDOMNESS, Best, GradientAttack, Look, averaged, looking, steepest
+from manifold_bench.attacks.gradient import (
+    NO_RANDOMNESS,
+    Best,
+    Climb,
+    GradientAttack,
+    Look,
+    averaged,
+    looking,
+    steepest,
+)
 from manifold_bench.attacks.losses import cross_entropy, dlr, likeliest_wrong, wrong_first
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import expand, project, random_in_ball
@@ -67,12 +76,11 @@ class APGD(GradientAttack):
             clean = self.view(target).answer(x, rows)
             aims = [*likeliest_wrong(clean, y, target.num_classes)[:, : self.targets].unbind(1)]
         climbs = list(product(aims, range(self.restarts)))
-        for climb, (aim, _) in enumerate(climbs):
-            start = random_in_ball(x[rows], self.norm, eps, seed + climb)
+        for number, (aim, _) in enumerate(climbs):
+            start = random_in_ball(x[rows], self.norm, eps, seed + number)
             views = [self.view(target) for _ in range(self.eot)]
-            rows = self._climb(
-                views[0], self._look(views, y, aim), x, y, rows, start, eps, best, climb == len(climbs) - 1
-            )
+            climb = Climb(views[0], self._look(views, y, aim), x, y, eps, best, final=number == len(climbs) - 1)
+            rows = self._climb(climb, rows, start)
             if not len(rows):
                 break
         return best.point
@@ -89,19 +97,17 @@ class APGD(GradientAttack):
 
         return look
 
-    def _climb(
-        self, view: View, look: Look, x: Tensor, y: Tensor, rows: Tensor, point: Tensor, eps: float, best: Best,
-        final: bool,
-    ) -> Tensor:  # fmt: skip
-        """One ascent of those rows from `point`; updates `best` and returns the rows that are not beaten yet."""
+    def _climb(self, climb: Climb, rows: Tensor, point: Tensor) -> Tensor:
+        """Ascend from points [n,C,H,W] of those rows; updates `climb.best`, returns the rows that are not beaten."""
+        eps = climb.eps
         due, checked = checkpoints(self.steps), 0
         state: Ascent | None = None
-        origin = x.index_select(0, rows)
+        origin = climb.x.index_select(0, rows)
         for step in range(self.steps + 1):
             last = step == self.steps
-            logits, values, gradient = look(point, rows, last)
-            beaten = self.beaten(view, point, y[rows], rows, logits, step, last, final)
-            best.update(rows, point, values, beaten)
+            logits, values, gradient = climb.look(point, rows, last)
+            beaten = climb.beaten(point, rows, logits, step, last)
+            climb.best.update(rows, point, values, beaten)
             state = Ascent.begun(point, values, gradient, 2 * eps) if state is None else state
             state.seen(point, values, gradient)
             if step in due:

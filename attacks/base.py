@@ -74,7 +74,7 @@ class Attack(ABC):
         """Forward and backward passes that one input costs at the most, at one ε (an estimate, for the plan)."""
 
     def steps_of_a_pass(self, defense: AttackableDefense) -> int:
-        """Steps of the optimisation inside the defense that each of the `passes` costs; 0 where there is none."""
+        """Number of solver steps inside the defense that each of the `passes` costs; 0 where it does not optimise."""
         return defense.inference_steps
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
@@ -86,13 +86,13 @@ class Attack(ABC):
 class ViewAttack(Attack):
     """An attack that computes with a view of the defense, and chooses which.
 
-    part: what is computed with: the whole `defense`, or its `classifier` alone by an attacker who doesn't know the
-    rest; the result is judged by the whole defense all the same.
-    gradient: how gradients pass what isn't differentiable; `default` is the defense's own choice.
-    warm_start: an optimisation inside the defense begins where it ended at the last point, and takes `inner_steps`.
-    That is cheap, and weaker: the optimum that is followed from point to point need not be the one that the deployed
-    defense, which begins anew, ends in. Without it every point gets an optimisation of its own, as long as the
-    defense's. inner_steps: also how many steps `unrolled` goes through, beyond the optimum.
+    part: what the attack computes with: the whole `defense`, or its `classifier` alone, for an attacker who does not
+    know the rest. The whole defense judges the result in both cases.
+    gradient: how gradients pass through what is not differentiable; `default` is the defense's own choice.
+    warm_start: whether an optimisation inside the defense starts where it ended at the last point and takes
+    `inner_steps` steps. That is cheap but weaker: the deployed defense starts afresh, and may end in another optimum.
+    Without it the attack runs the defense's full optimisation at every point.
+    inner_steps: number of solver steps after a warm start, and of those that `unrolled` differentiates.
     """
 
     part: Part = "defense"
@@ -111,7 +111,7 @@ class ViewAttack(Attack):
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
         if self.part == "classifier" and defense.classifier is None:
-            return "the defense has no classifier apart from itself: the attack on the defense is this one"
+            return "this defense is a plain classifier, so the oblivious attack is the same as the white-box attack"
         if self.gradient != "default" and (self.part != "defense" or self.gradient not in defense.gradient_modes):
             return f"gradient = {self.gradient!r} is for defenses that project, attacked as a whole"
         return None

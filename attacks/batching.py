@@ -45,10 +45,15 @@ def remaining(going: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.index_select(0, left) for tensor in tensors)
 
 
+def padded(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same function of x [N,...], computed on a whole number of blocks."""
+    return lambda x: function(pad_to_block(x))[: len(x)]
+
+
 def blockwise(function: Callable[[Tensor], Tensor], x: Tensor, batch_size: int | None = None) -> Tensor:
     """function(x) [N,...] in padded batches, without gradient; the same bits for an input in any batch.
 
     batch_size: inputs in each; None: `batch_rows`.
     """
     with torch.no_grad():
-        return torch.cat([function(pad_to_block(part))[: len(part)] for part in x.split(batch_size or batch_rows(x))])
+        return torch.cat([padded(function)(part) for part in x.split(batch_size or batch_rows(x))])

@@ -36,7 +36,7 @@ class Combined(RangeAttack):
 
     def begin(self, scene: Scene, start: Tensor) -> Tensor:
         """[N, pixels + 2k]: image, z, r."""
-        image = scene.pulled(blockwise(scene.generator, start), scene.all)
+        image = scene.projected(blockwise(scene.generator, start), scene.all)
         return torch.cat([image.flatten(1), start, scene.start], dim=1)
 
     def rates(self, scene: Scene) -> Tensor:
@@ -46,7 +46,7 @@ class Combined(RangeAttack):
 
     def settle(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:
         image, z, r = self.parts(scene, point)
-        return torch.cat([scene.pulled(image, rows).flatten(1), z, r], dim=1)
+        return torch.cat([scene.projected(image, rows).flatten(1), z, r], dim=1)
 
     def parts(self, scene: Scene, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images [n,C,H,W], z and r [n,k]."""
@@ -72,5 +72,5 @@ class Combined(RangeAttack):
         return self.parts(scene, point)[0]
 
     def denied(self, scene: Scene, point: Tensor, rows: Tensor, failed: Tensor) -> None:
-        z = scene.meet(self.answer(scene, point[failed], rows[failed]), rows[failed])
+        z = scene.add_rivals(self.answer(scene, point[failed], rows[failed]), rows[failed])
         point[failed, -z.shape[1] :] = z

@@ -1,17 +1,14 @@
-"""What an attack may know of a defense: its answer, and the interface that every defense offers."""
+"""What an attack may know of a defense: its answer, the interface of every defense, and the parts that some have."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, TypeGuard
 
 from torch import Tensor
 
 Part = Literal["defense", "classifier"]
-
-
-Network = Literal["encoder", "decoder", "generator", "inverter", "classifier"]
-
 
 GradientMode = Literal["default", "identity", "unrolled", "gauss-newton", "implicit"]
 
@@ -21,7 +18,7 @@ class Verdict:
     """The deployed answer. labels: [N] int64 in 0..K−1 (also where rejected); rejected: [N] bool.
 
     scores: [N] float, how suspicious each input looks, larger is more so; for a defense that rejects, > 0 exactly
-    where it does (up to rounding). None where a defense doesn't say: no risk–coverage figure is made of it then.
+    where it does (up to rounding). None for a defense that gives no scores: it gets no risk–coverage curve.
     """
 
     labels: Tensor
@@ -34,13 +31,12 @@ class Verdict:
 
 
 class AttackableDefense(Protocol):
-    """What a Target needs to know of a defense; `defenses.base.Defense` fulfils it.
-
-    `attack_forward` is asked for only where `gradient_modes` names others than "default".
-    """
+    """What a Target needs to know of a defense; `defenses.base.Defense` fulfils it and says what each part means."""
 
     num_classes: int
-    classifier: Any  # a module, or None where the defense has no separable one
+
+    @property
+    def classifier(self) -> Callable[[Tensor], Tensor] | None: ...
 
     @property
     def detectors(self) -> tuple[str, ...]: ...
@@ -63,3 +59,74 @@ class AttackableDefense(Protocol):
     def __call__(self, x: Tensor, /) -> Tensor: ...
 
     def verdict(self, x: Tensor) -> Verdict: ...
+
+
+class Detecting(Protocol):
+    """A defense that names its `detectors`."""
+
+    def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Optimising(Protocol):
+    """A defense that optimises at inference: its `gradient_modes` name others than "default"."""
+
+    def attack_forward(
+        self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class Encoding(Protocol):
+    """A defense with an encoder, images [N,C,H,W] → codes [N,...]."""
+
+    @property
+    def encoder(self) -> Callable[[Tensor], Tensor]: ...
+
+
+class Generator(Protocol):
+    """A map from latents z [N,latent], z ~ N(0, I), to images [N,C,H,W]."""
+
+    latent: int
+
+    def __call__(self, z: Tensor, /) -> Tensor: ...
+
+    def sample(self, n: int, seed: int) -> Tensor: ...
+
+
+class Generating(Protocol):
+    """A defense with a generator, and a classifier, images → logits [N,K], for what it generates."""
+
+    @property
+    def generator(self) -> Generator: ...
+
+    @property
+    def classifier(self) -> Callable[[Tensor], Tensor]: ...
+
+
+class Projecting(Generating, Protocol):
+    """A defense that classifies the nearest image of its generator's range.
+
+    inverter: images [N,C,H,W] → latents [N,k] of the nearest images; eta: the largest L2 distance to them that is
+    accepted.
+    """
+
+    @property
+    def eta(self) -> Tensor: ...
+
+    def inverter(self, x: Tensor) -> Tensor: ...
+
+
+def encodes(defense: object) -> TypeGuard[Encoding]:
+    return _has(defense, "encoder")
+
+
+def generates(defense: object) -> TypeGuard[Generating]:
+    return _has(defense, "generator", "classifier")
+
+
+def projects(defense: object) -> TypeGuard[Projecting]:
+    return _has(defense, "generator", "classifier", "inverter")
+
+
+def _has(defense: object, *parts: str) -> bool:
+    """By name: isinstance with a Protocol does not see the submodules of a torch module from Python 3.12 on."""
+    return all(getattr(defense, part, None) is not None for part in parts)

@@ -75,7 +75,7 @@ class Evolutionary(Attack):
             order = value.sort(dim=1, descending=True, stable=True).indices[:, : self.population]
             members, logits = (values[torch.arange(len(rows))[:, None], order] for values in (members, logits))
             found[rows] = members[:, 0]
-            going = ~accepted_as(aims, logits[:, 0], members[:, 0], target, view, rows)
+            going = ~accepted_as(aims, logits[:, 0], members[:, 0], view, rows)
             rows, aims, members, logits = rows[going], aims[going], members[going], logits[going]
             if not len(rows):
                 break

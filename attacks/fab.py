@@ -15,6 +15,7 @@ from manifold_bench.attacks.gradient import CONFIRM_EVERY, GradientAttack
 from manifold_bench.attacks.losses import accepted_and_wrong, boundary, likeliest_wrong
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, expand, flat_norm, random_in_ball
+from manifold_bench.attacks.view import View
 
 BIAS = 0.1
 """α_max: how far a step may be drawn towards the original image."""
@@ -86,7 +87,7 @@ class FAB(GradientAttack):
                 point = x[rows]
                 if restart:
                     point = self._start(x[rows], found.distance[rows], eps, seed + number * self.restarts + restart)
-                rows = self._search(target, x, y, aims, rows, point, eps, found)
+                rows = self._search(Search(self.view(target), x, y, aims, eps, found), rows, point)
         return found, rows
 
     def _start(self, x: Tensor, distance: Tensor, eps: float, seed: int) -> Tensor:
@@ -95,16 +96,14 @@ class FAB(GradientAttack):
         shift = random_in_ball(x, self.norm, 1.0, seed) - x
         return (x + expand(reach / 2, x) * shift).clamp(0, 1)
 
-    def _search(
-        self, target: Target, x: Tensor, y: Tensor, aims: Tensor, rows: Tensor, point: Tensor, eps: float, found: Found
-    ) -> Tensor:
-        """One search of those rows from `point`; updates `found` and returns the rows not yet within ε."""
-        view = self.view(target)
-        origin = x.index_select(0, rows)
+    def _search(self, search: Search, rows: Tensor, point: Tensor) -> Tensor:
+        """Search from points [n,C,H,W] of those rows; updates `search.found`, returns the rows not yet within ε."""
+        view, found, eps = search.view, search.found, search.eps
+        origin = search.x.index_select(0, rows)
         for step in range(self.steps):
-            label = y[rows]
+            label = search.y[rows]
 
-            def lead(logits: Tensor, aim: Tensor = aims[rows, None], label: Tensor = label) -> Tensor:
+            def lead(logits: Tensor, aim: Tensor = search.aims[rows, None], label: Tensor = label) -> Tensor:
                 return boundary(logits, label, view.num_classes, aim)[:, 0]
 
             _, value, slope = view.ascent(point, lead, rows)
@@ -140,6 +139,21 @@ class Found:
         nearer = (distance < self.distance[rows]).nonzero()[:, 0]
         self.point.index_copy_(0, rows[nearer], point.index_select(0, nearer))
         self.distance[rows[nearer]] = distance[nearer]
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search for the boundaries between images x [N,C,H,W] with labels y [N] and the classes `aims` [N].
+
+    It ends for an input within ε; what is found goes to `found`.
+    """
+
+    view: View
+    x: Tensor
+    y: Tensor
+    aims: Tensor
+    eps: float
+    found: Found
 
 
 def to_plane(x: Tensor, slope: Tensor, value: Tensor, norm: Norm) -> Tensor:

@@ -63,11 +63,11 @@ class Fooling(GradientAttack):
         return self.descents * self.steps, self.descents * self.steps
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        view, aims = self.view(target), aimed_at(target)
+        view = self.view(target)
         found, rows = x.clone(), all_rows(x)
         for descent in range(self.descents):
             start = self._noise(x[rows], seed + descent) if descent else x[rows]
-            rows = self._descend(target, view, x, aims, rows, start, found)
+            rows = self._descend(view, x, rows, start, found)
             if not len(rows):
                 break
         return found
@@ -78,11 +78,9 @@ class Fooling(GradientAttack):
             return random_in_ball(x, "fooling", math.inf, seed)
         return random_in_ball(x, "linf", self.stay, seed)
 
-    def _descend(
-        self, target: Target, view: View, x: Tensor, aims: Tensor, rows: Tensor, image: Tensor, found: Tensor
-    ) -> Tensor:
+    def _descend(self, view: View, x: Tensor, rows: Tensor, image: Tensor, found: Tensor) -> Tensor:
         """One descent of those rows from `image`; writes into `found` and returns the rows not accepted yet."""
-        memory = Moments.none(image)
+        target, aims, memory = view.target, aimed_at(view.target), Moments.none(image)
         # Ratios for the class asked about, or one for whatever the answer is (see View.detection)
         of_aim = bool(target.defense.detectors) and not view.iterative
         detectors = target.defense.detectors if of_aim else ("reject score",)
@@ -97,7 +95,7 @@ class Fooling(GradientAttack):
 
         for step in range(self.steps):
             logits, _, _, gradient = view.detected_ascent(image, aims[rows], loss, rows)
-            accepted = accepted_as(aims[rows], logits, image, target, view, rows, due=step % CONFIRM_EVERY == 0)
+            accepted = accepted_as(aims[rows], logits, image, view, rows, due=step % CONFIRM_EVERY == 0)
             found[rows] = image
             rows, image, gradient = remaining(~accepted, rows, image, gradient)
             if not len(rows):
@@ -117,9 +115,7 @@ def aimed_at(target: Target) -> Tensor:
     return target.aims
 
 
-def accepted_as(
-    aims: Tensor, logits: Tensor, images: Tensor, target: Target, view: View, rows: Tensor, due: bool = True
-) -> Tensor:
+def accepted_as(aims: Tensor, logits: Tensor, images: Tensor, view: View, rows: Tensor, due: bool = True) -> Tensor:
     """Which images [N,C,H,W] are accepted as the class aimed at [N] → [N] bool, by their logits [N,K] or [N,K+1].
 
     Where the view is not the deployed defense, what the logits claim is asked of that one, only when due. A view of a
@@ -130,6 +126,6 @@ def accepted_as(
         return claimed
     if not due or view.part != "defense":
         return torch.zeros_like(claimed)
-    answer = target.verdict(images[claimed], rows[claimed])
+    answer = view.target.verdict(images[claimed], rows[claimed])
     claimed[claimed.clone()] = ~answer.rejected & (answer.labels == aims[claimed])
     return claimed

@@ -157,8 +157,18 @@ class ArtAttack(LibraryAttack):
                 return int(values["query_limit"]), 0
             case "AutoAttack":  # two APGD of 5 restarts, DeepFool, Square of 5 restarts
                 return 2 * 5 * 150 + 200 + 5 * 8000, 2 * 5 * 100 + 1000
-        knobs = ("max_iter", "nb_steps", "binary_search_steps", "nb_restarts", "nb_random_init", "num_random_init",
-                 "num_trial", "sample_size", "num_translations", "num_rotations")  # fmt: skip
+        knobs = (
+            "max_iter",
+            "nb_steps",
+            "binary_search_steps",
+            "nb_restarts",
+            "nb_random_init",
+            "num_random_init",
+            "num_trial",
+            "sample_size",
+            "num_translations",
+            "num_rotations",
+        )
         rounds = math.prod(max(int(values[k]), 1) for k in knobs if values.get(k) is not None)
         default = (1, 1) if self.knowledge in ("white-box", "oblivious") else (1, 0)
         forwards, backwards = ROUND.get(self.attack, default)

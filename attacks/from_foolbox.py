@@ -29,9 +29,18 @@ REFUSED: Mapping[str, str] = {
 """Why a class can't be used."""
 
 DECISION = (
-    "additive_noise", "blended_noise", "blur", "boundary_attack", "contrast", "contrast_min", "hop_skip_jump",
-    "inversion", "pointwise", "saltandpepper", "spatial_attack",
-)  # fmt: skip
+    "additive_noise",
+    "blended_noise",
+    "blur",
+    "boundary_attack",
+    "contrast",
+    "contrast_min",
+    "hop_skip_jump",
+    "inversion",
+    "pointwise",
+    "saltandpepper",
+    "spatial_attack",
+)
 """Modules of Foolbox whose attacks look at predicted labels only."""
 
 OURS = ("distance", "constraint", "init_attack", "tensorboard")

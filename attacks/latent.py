@@ -10,7 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifold_bench.attacks.base import Attack, Knowledge
-from manifold_bench.attacks.batching import all_rows, blockwise
-from manifold_bench.attacks.contract import AttackableDefense
+from manifold_bench.attacks.batching import all_rows, blockwise, padded
+from manifold_bench.attacks.contract import AttackableDefense, projects
 from manifold_bench.attacks.gradient import Best
 from manifold_bench.attacks.lagrangian import SAMPLES, Look, apart, descend
 from manifold_bench.attacks.losses import likeliest_wrong, margin
@@ -43,8 +43,11 @@ class Scene:
 
     def __init__(self, target: Target, x: Tensor, y: Tensor, norm: Norm, eps: float) -> None:
         self.target, self.x, self.y, self.norm, self.eps = target, x, y, norm, eps
-        self.generator, self.classifier = target.network("generator"), target.network("classifier")
-        self.eta = float(cast(Any, target.defense).eta)
+        defense = target.defense
+        if not projects(defense):
+            raise ValueError("this defense has no generator that it inverts")
+        self.generator, self.classifier = padded(defense.generator), padded(defense.classifier)
+        self.inverter, self.eta = padded(defense.inverter), float(defense.eta)
         self.all = all_rows(x)
         self.start = self.inverted(x, self.all)
         self.rivals = [blockwise(self.generator, self.start)]
@@ -53,7 +56,7 @@ class Scene:
         """Their latents [n,k] by the full inversion; it counts as a forward pass, as an answer does."""
         self.target.count(rows, 1, 0)
         with torch.no_grad():
-            return self.target.network("inverter")(images)
+            return self.inverter(images)
 
     def lacking(self, logits: Tensor, rows: Tensor, confidence: float) -> Tensor:
         """What the margin of a wrong class lacks to `confidence`, [n]."""
@@ -66,7 +69,7 @@ class Scene:
         """How far from images [n,C,H,W] their projections may lie: nearer than every rival, and within η, [n]."""
         return torch.stack([apart(images, rival[rows]) for rival in self.rivals]).amin(0).clamp_max(self.eta)
 
-    def meet(self, images: Tensor, rows: Tensor) -> Tensor:
+    def add_rivals(self, images: Tensor, rows: Tensor) -> Tensor:
         """Makes what the full inversion finds for those images rivals; returns their latents [n,k].
 
         Where a randomized defense finds a wrong one this time there is none to add.
@@ -79,7 +82,7 @@ class Scene:
         self.rivals.append(rival)
         return z
 
-    def pulled(self, images: Tensor, rows: Tensor) -> Tensor:
+    def projected(self, images: Tensor, rows: Tensor) -> Tensor:
         """The nearest images of their balls, [n,C,H,W]."""
         return project(images, self.x[rows], self.norm, self.eps)
 
@@ -149,9 +152,7 @@ class RangeAttack(Attack):
         return math.ceil(defense.inference_steps * self.starts * CONFIRMATIONS / sum(self.passes()))
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        if any(getattr(defense, name, None) is None for name in ("generator", "inverter", "classifier")):
-            return "the defense has no generator that it inverts: there are no latents to search"
-        return None
+        return None if projects(defense) else "the defense has no generator that it inverts: no latents to search"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         scene = Scene(target, x, y, self.norm, eps)
@@ -168,9 +169,9 @@ class RangeAttack(Attack):
     def _search(self, scene: Scene, point: Tensor, rows: Tensor, best: Best, number: int) -> Tensor:
         """The descent of that number of those rows [n] from points [n,k]; returns the rows that aren't beaten yet.
 
-        Every few steps the full-strength defense is asked about all points that are of a wrong class: what is in excess
-        may fool a search that doesn't reach its optimum. Updates `best`: by the share of its answers that were wrong,
-        and where it wasn't, by what is lacking and in excess.
+        Every few steps the full-strength defense answers all points that the classifier gets wrong: a point outside the
+        constraint may still fool the real, unconverged search, so it is checked too. `best` is updated by the share of
+        wrong answers, and where there is none, by what the point lacks and its excess.
         """
         left = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         every = max(1, self.steps // CONFIRMATIONS)
@@ -190,9 +191,14 @@ class RangeAttack(Attack):
             return beaten
 
         descend(
-            lambda point, at: self.look(scene, point, rows[at]), point, visit, self.steps, self.rates(scene),
-            self.ascent, lambda point, at: self.settle(scene, point, rows[at]),
-        )  # fmt: skip
+            lambda point, at: self.look(scene, point, rows[at]),
+            point,
+            visit,
+            self.steps,
+            self.rates(scene),
+            self.ascent,
+            lambda point, at: self.settle(scene, point, rows[at]),
+        )
         return rows[left]
 
     def cost(self, looks: int) -> tuple[int, int]:
@@ -261,19 +267,8 @@ class Latent(RangeAttack):
         scene.target.count(rows, 1, 1)
         images = scene.generator(point)
         logits = scene.classifier(images)
-        excess = apart(images, scene.pulled(images, rows))
+        excess = apart(images, scene.projected(images, rows))
         return Look(scene.lacking(logits, rows, self.confidence), excess, scene.wrong(logits, rows))
 
     def answer(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:
-        return scene.pulled(blockwise(scene.generator, point), rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overpowered(Latent):
-    """The overpowered attack (Ilyas et al. 2017) of real images: of a pair z, z′ the first is fixed at z*(x).
-
-    The image G z′ has to be near x, which is what is judged, and not near G z*: so it is `latent` with more starts, as
-    pairs need them.
-    """
-
-    starts: Annotated[int, Ge(1)] = 5
+        return scene.projected(blockwise(scene.generator, point), rows)

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.base import Attack, Knowledge
-from manifold_bench.attacks.batching import all_rows, blockwise
-from manifold_bench.attacks.contract import AttackableDefense
-from manifold_bench.attacks.gradient import Best, Look, ProjectedAscent, steepest
+from manifold_bench.attacks.batching import all_rows, blockwise, padded
+from manifold_bench.attacks.contract import AttackableDefense, encodes
+from manifold_bench.attacks.gradient import Best, Climb, Look, ProjectedAscent, steepest
 from manifold_bench.attacks.losses import likeliest_wrong, margin, reject_excess
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, expand, flat_norm, project, random_in_ball
@@ -72,7 +72,7 @@ class AimedAscent(ProjectedAscent):
     towards a class: `random` in the ball, the `clean` input, or `interpolation`: the class' nearest held-out image,
     projected on the ball; further ascents start at random.
     step_norm: whose steepest ascent the steps follow, the attack's own where None. Within an L∞ ball steps in L2 keep
-    the gradient's proportions: signs walk over a detector that minds a few pixels.
+    the gradient's proportions; sign steps change every pixel equally and trip detectors that watch a few pixels.
     """
 
     guided: ClassVar[bool] = False
@@ -115,16 +115,16 @@ class AimedAscent(ProjectedAscent):
         tried = min(self.targets or target.num_classes, target.num_classes - 1)
         climbs = list(product(range(self.restarts), range(tried)))
         pool = HeldOut(target, x.device) if self.guided or self.start == "interpolation" else None
-        for climb, (rank, place) in enumerate(climbs):
+        for number, (rank, place) in enumerate(climbs):
             aims = likely[:, place]
             guides = None if pool is None else pool.nearest(x[rows], aims[rows], rank)
             if rank or self.start == "random":
-                point = random_in_ball(x[rows], self.norm, eps, seed + climb)
+                point = random_in_ball(x[rows], self.norm, eps, seed + number)
             else:
                 point = x[rows] if self.start == "clean" or guides is None else project(guides, x[rows], self.norm, eps)
             view = self.view(target)
             look = self.look(Aim(target, view, x, aims, rows, guides))
-            rows = self.climb(view, look, x, y, rows, point, eps, best, final=climb == len(climbs) - 1)
+            rows = self.climb(Climb(view, look, x, y, eps, best, final=number == len(climbs) - 1), rows, point)
             if not len(rows):
                 break
         return best.point
@@ -269,9 +269,7 @@ class LatentMatching(Matching):
     """The encoding: min ‖f(x′) − f(x_t)‖², then clean to every detector that looks at the encoding alone."""
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        return super().unsuited(defense) or (
-            None if getattr(defense, "encoder", None) is not None else "the defense has no encoder"
-        )
+        return super().unsuited(defense) or (None if encodes(defense) else "the defense has no encoder")
 
     def passes(self) -> tuple[int, int]:
         forwards, backwards = super().passes()
@@ -280,7 +278,8 @@ class LatentMatching(Matching):
 
     def signature(self, target: Target, x: Tensor, logits: Tensor, ratios: Tensor, rows: Tensor) -> Tensor:
         target.count(rows, 1, 0)  # beside the pass that says whether x is accepted
-        return target.network("encoder")(x).flatten(1)
+        assert encodes(target.defense)
+        return padded(target.defense.encoder)(x).flatten(1)
 
 
 @dataclass(frozen=True, kw_only=True)

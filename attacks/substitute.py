@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,16 +14,20 @@ from torch.nn import functional as F
 
 from manifold_bench.attacks.base import Attack, Knowledge
 from manifold_bench.attacks.batching import pad_to_block
+from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.gradient import FGSM, PGD
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm
+from manifold_bench.attacks.transfer import Surrogate
 
 BATCH = 64
 """Images in a step of the substitute's training, at the most."""
 
 
-_MADE: WeakKeyDictionary[Any, dict[tuple[Substitute, int], SubstituteCNN]] = WeakKeyDictionary()
-"""By defense, attack and seed; each job has a defense of its own, so what is counted there depends on no other job."""
+# Module-level because an attack is a frozen value that runs for every batch and ε, and its substitute is trained once.
+# The keys are weak, and every job loads a defense of its own: no job's counts depend on another's.
+_TRAINED: WeakKeyDictionary[AttackableDefense, dict[tuple[Substitute, int], SubstituteCNN]] = WeakKeyDictionary()
+"""Substitutes by the defense they imitate, the attack and the seed."""
 
 
 class SubstituteCNN(nn.Module):
@@ -83,20 +86,17 @@ class Substitute(Attack):
         return math.ceil(self.queries / 100), 0  # shared by a batch of some hundred
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        own: Any = SimpleNamespace(
-            classifier=self.made(target, seed), num_classes=target.num_classes, gradient_modes=("default",),
-            randomized=False,
-        )  # fmt: skip
         attack = (
             FGSM(norm=self.norm, part="classifier")
             if self.method == "fgsm"
             else PGD(norm=self.norm, part="classifier", steps=self.steps, restarts=self.restarts)
         )
-        return attack.run(Target(own, len(x)), x, y, eps, seed)
+        surrogate = Surrogate(self.trained_on(target, seed), target.num_classes)
+        return attack.run(Target(surrogate, len(x)), x, y, eps, seed)
 
-    def made(self, target: Target, seed: int) -> SubstituteCNN:
+    def trained_on(self, target: Target, seed: int) -> SubstituteCNN:
         """The substitute of that defense and seed, trained when it is first asked for: it is the same at every ε."""
-        known = _MADE.setdefault(target.defense, {})
+        known = _TRAINED.setdefault(target.defense, {})
         if (self, seed) not in known:
             known[self, seed] = self.substitute(target, seed)
         return known[self, seed]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import pad_to_block
-from manifold_bench.attacks.contract import AttackableDefense, GradientMode, Network, Part, Verdict
+from manifold_bench.attacks.contract import AttackableDefense, GradientMode, Part, Verdict
 from manifold_bench.attacks.view import CountedModule, View
 
 
@@ -101,16 +101,6 @@ class Target:
         if self.attacker.source is None:
             raise ValueError("this attack needs a classifier of its own, and was handed none")
         return self.attacker.source()
-
-    def network(self, name: Network) -> Callable[[Tensor], Tensor]:
-        """Return a part of the defense: images → latents or logits, or latents → images. The caller counts its passes.
-
-        Raises ValueError where the defense has no such part; an attack's `unsuited` asks before.
-        """
-        part = getattr(self.defense, name, None)
-        if part is None:
-            raise ValueError(f"this defense has no {name}")
-        return lambda values: part(pad_to_block(values))[: len(values)]
 
     def count(self, rows: Tensor, forwards: float, backwards: float) -> None:
         """Add that many passes to each of those rows; raises BudgetExhausted beyond `max_forwards`."""

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from manifold_bench.attacks.base import Knowledge
-from manifold_bench.attacks.contract import AttackableDefense, Part
+from manifold_bench.attacks.contract import AttackableDefense, Part, Verdict
 from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.target import Target
+
+
+class Surrogate:
+    """A classifier of the attacker's own, images → logits [N,K], in the place of a defense under attack."""
+
+    rejects = randomized = False
+    detectors: tuple[str, ...] = ()
+    gradient_modes: tuple[str, ...] = ("default",)
+    inference_steps = attacked_steps = 0
+
+    def __init__(self, classifier: Callable[[Tensor], Tensor], num_classes: int) -> None:
+        self.classifier, self.num_classes = classifier, num_classes
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        return self.classifier(x)
+
+    def verdict(self, x: Tensor) -> Verdict:
+        labels = self(x).argmax(1)
+        return Verdict(labels, torch.zeros_like(labels, dtype=torch.bool))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +48,8 @@ class Transfer(PGD):
         return "oblivious"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        own: Any = SimpleNamespace(
-            classifier=target.source(), num_classes=target.num_classes, gradient_modes=("default",), randomized=False
-        )
-        return super().run(Target(own, len(x)), x, y, eps, seed)
+        surrogate = Surrogate(target.source(), target.num_classes)
+        return super().run(Target(surrogate, len(x)), x, y, eps, seed)
 
     def passes(self) -> tuple[int, int]:
         """None through the defense."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from manifold_bench.attacks.batching import pad_to_block
-from manifold_bench.attacks.contract import GradientMode, Part
+from manifold_bench.attacks.batching import pad_to_block, padded
+from manifold_bench.attacks.contract import Detecting, GradientMode, Optimising, Part
 from manifold_bench.attacks.losses import reject_excess
 
 if TYPE_CHECKING:
@@ -48,29 +48,29 @@ class View:
 
         rows: which inputs these are, None where that isn't known (then every inner optimisation is a full one).
         """
-        padded = pad_to_block(x)
+        defense = self.target.defense
         if self.part == "classifier":
-            return self.target.defense.classifier(padded)[: len(x)]
-        if not self.iterative:
-            return self.target.defense(padded)[: len(x)]
-        return self._iterated(padded, len(x), rows)
+            assert defense.classifier is not None
+            return padded(defense.classifier)(x)
+        return self._iterated(x, rows) if self.iterative else padded(defense)(x)
 
-    def _iterated(self, padded: Tensor, n: int, rows: Tensor | None) -> Tensor:
+    def _iterated(self, x: Tensor, rows: Tensor | None) -> Tensor:
         """A defense that optimises at inference: with `warm_start` from where the last call for these rows ended."""
-        defense: Any = self.target.defense
+        defense = self.target.defense
         mode = defense.gradient_modes[0] if self.gradient_mode == "default" else self.gradient_mode
         start = None
         if self.memory is not None and rows is not None:
             start = pad_to_block(self.memory[rows])
             if not start.isfinite().all():  # some of these rows have never been seen
                 start = None
-        logits, end = defense.attack_forward(padded, mode, start, self.inner_steps)
+        logits, end = cast(Optimising, defense).attack_forward(pad_to_block(x), mode, start, self.inner_steps)
         if self.warm_start and rows is not None:
             if self.memory is None:
                 self.memory = end.new_full((len(self.target.forwards), *end.shape[1:]), torch.nan)
+            n = len(x)
             once = 1 if n > 1 and bool((rows == rows[0]).all()) else n  # many queries about one input: the first one's
             self.memory[rows[:once]] = end[:once]
-        return logits[:n]
+        return logits[: len(x)]
 
     def answer(self, x: Tensor, rows: Tensor) -> Tensor:
         """Logits without gradient, counted as one forward pass."""
@@ -123,9 +123,9 @@ class View:
         names its `detectors` says them itself; of another that rejects, the one ratio follows from its reject score;
         without rejection D = 0.
         """
-        defense: Any = self.target.defense
+        defense = self.target.defense
         if self.part == "defense" and not self.iterative and defense.detectors:
-            logits, ratios = defense.detection(pad_to_block(x), pad_to_block(labels))
+            logits, ratios = cast(Detecting, defense).detection(pad_to_block(x), pad_to_block(labels))
             return logits[: len(x)], ratios[: len(x)]
         logits = self.logits(x, rows)
         if not self.rejects:

@@ -20,7 +20,7 @@ from manifold_bench.defenses.base import Defense, LabelledImages, Progress, appe
 from manifold_bench.defenses.calibration import HeldOutScores, in_batches, selective_figures
 from manifold_bench.defenses.classifier import ClassifierSpec, fit_classifier
 from manifold_bench.defenses.networks import StridedCNN
-from manifold_bench.defenses.training import epochs_for, initialise, train_module
+from manifold_bench.defenses.training import Training, epochs_for, initialise, train_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,18 @@ class AuxiliaryDetector(Defense):
         spec = self.spec
         device = self.median.device
         fit_classifier(
-            self.classifier, train, validation, seed=seed, progress=progress,
-            epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
-        )  # fmt: skip
+            self.classifier,
+            train,
+            validation,
+            Training(
+                stage="classifier",
+                seed=seed,
+                epochs=epochs_for(budget, spec.epochs, len(train)),
+                batch_size=spec.batch_size,
+                rate=spec.rate,
+            ),
+            progress,
+        )
         self.fit_detector(train, budget, seed, progress)
         self.eval()
         logits = in_batches(self.detector, validation.images, device)
@@ -119,9 +128,18 @@ class AuxiliaryDetector(Defense):
 
         self.classifier.requires_grad_(False)  # the attacks ask for the gradient of the images alone
         train_module(
-            self.detector, step, data, stage="detector", seed=seed, progress=progress,
-            epochs=epochs_for(budget, spec.detector_epochs, len(data)), batch_size=spec.batch_size, rate=spec.rate,
-        )  # fmt: skip
+            self.detector,
+            step,
+            data,
+            Training(
+                stage="detector",
+                seed=seed,
+                epochs=epochs_for(budget, spec.detector_epochs, len(data)),
+                batch_size=spec.batch_size,
+                rate=spec.rate,
+            ),
+            progress,
+        )
         self.classifier.requires_grad_(True)
 
     def training_attacks(self) -> tuple[Attack, ...]:

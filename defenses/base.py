@@ -127,12 +127,12 @@ class Defense(Trainable):
 
     @property
     def inference_steps(self) -> int:
-        """Steps of the optimisation inside a full-strength answer; 0 where there is none. For estimates of time."""
+        """Number of solver steps of one full-strength answer, for estimates of time; 0 where it does not optimise."""
         return 0
 
     @property
     def attacked_steps(self) -> int:
-        """The same of an answer as `attack_forward` computes it without a start."""
+        """Number of solver steps of one `attack_forward` call without a warm start."""
         return self.inference_steps
 
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:

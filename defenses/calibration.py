@@ -54,9 +54,14 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: tor
         return torch.cat([function(x.to(device)).cpu() for x in images.split(500)])
 
 
-def selective_figures(defense: Defense, data: LabelledImages, device: torch.device) -> dict[str, float]:
-    """Shares of the images: right if rejection is left out, accepted and right, accepted and wrong, rejected."""
-    logits = in_batches(defense, data.images, device)
+def selective_figures(
+    defense: Defense, data: LabelledImages, device: torch.device, answer: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, float]:
+    """Shares of the images: right if rejection is left out, accepted and right, accepted and wrong, rejected.
+
+    answer: images → logits [N,K+1], where they are not those of the deployed defense.
+    """
+    logits = in_batches(answer or defense, data.images, device)
     right = logits[:, : defense.num_classes].argmax(1) == data.labels
     accepted = logits.argmax(1) < defense.num_classes
     return {

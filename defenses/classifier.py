@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from manifold_bench.defenses.augmentation import shifted
 from manifold_bench.defenses.base import DefenseSpec, LabelledImages, Progress
-from manifold_bench.defenses.training import accuracy, initialise, train_module
+from manifold_bench.defenses.training import Training, accuracy, initialise, train_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,27 +24,15 @@ class ClassifierSpec(DefenseSpec):
 
 
 def fit_classifier(
-    network: nn.Module,
-    data: LabelledImages,
-    validation: LabelledImages,
-    *,
-    epochs: int,
-    batch_size: int,
-    rate: float,
-    seed: int,
-    progress: Progress,
-    mixed_precision: bool = False,
-    stored_as: torch.dtype = torch.float16,
+    network: nn.Module, data: LabelledImages, validation: LabelledImages, training: Training, progress: Progress
 ) -> None:
-    """Plain training by cross-entropy from seeded initial weights, images shifted at random."""
-    initialise(network, seed)
+    """Train a network by cross-entropy from seeded initial weights, images shifted at random."""
+    initialise(network, training.seed)
     most = data.images.shape[-1] // 16
 
     def step(images: Tensor, labels: Tensor, done: float) -> Tensor:
         return F.cross_entropy(network(shifted(images, most)), labels)
 
     train_module(
-        network, step, data, stage="classifier", epochs=epochs, batch_size=batch_size, rate=rate, seed=seed,
-        progress=progress, mixed_precision=mixed_precision, stored_as=stored_as,
-        evaluate=lambda: {"validation_accuracy": accuracy(network, validation)},
-    )  # fmt: skip
+        network, step, data, training, progress, lambda: {"validation_accuracy": accuracy(network, validation)}
+    )

@@ -16,7 +16,7 @@ from manifold_bench.defenses.invert_and_classify import InvertAndClassify, Inver
 from manifold_bench.defenses.networks import StridedCNN
 from manifold_bench.defenses.pgd_training import PGDTraining, PGDTrainingSpec
 from manifold_bench.defenses.project_and_classify import GeneratorSettings, generative_model
-from manifold_bench.defenses.training import accuracy, batches_of, epochs_for, train_module
+from manifold_bench.defenses.training import Training, accuracy, batches_of, epochs_for, train_module
 from manifold_bench.defenses.variational_autoencoder import VariationalAutoencoderSettings
 
 
@@ -97,10 +97,20 @@ class RobustManifoldTraining(Defense):
             return F.cross_entropy(self.network(images), labels) + settings.weight * self.disagreement(*found)
 
         train_module(
-            self.network, step, train, stage="robust-manifold-training", seed=seed, progress=progress,
-            epochs=epochs, batch_size=settings.batch_size, rate=settings.rate, mixed_precision=True,
+            self.network,
+            step,
+            train,
+            Training(
+                stage="robust-manifold-training",
+                seed=seed,
+                epochs=epochs,
+                batch_size=settings.batch_size,
+                rate=settings.rate,
+                mixed_precision=True,
+            ),
+            progress,
             evaluate=lambda: {"pairs": len(found[0]), "validation_accuracy": accuracy(self.network, validation)},
-        )  # fmt: skip
+        )
         self.eval()
         return {
             "validation_accuracy": accuracy(self.network, validation),
@@ -116,9 +126,15 @@ class RobustManifoldTraining(Defense):
         self.network.eval().requires_grad_(False)
         with torch.autocast(device.type, enabled=False):  # η and classes are as the deployed classifier sees them
             pairs = overpowered_pairs(
-                self.generator, self.network, z, other, settings.eta, settings.attack_steps, settings.attack_rate,
+                self.generator,
+                self.network,
+                z,
+                other,
+                settings.eta,
+                settings.attack_steps,
+                settings.attack_rate,
                 confidence=settings.confidence,
-            )  # fmt: skip
+            )
             with torch.no_grad():
                 images, others = self.generator(pairs.z[pairs.found]), self.generator(pairs.other[pairs.found])
         self.network.train(training).requires_grad_(True)
@@ -139,11 +155,18 @@ def l2_trained(spec: DefenseSpec, settings: RobustManifoldSettings) -> PGDTraini
     """What the robust manifold training begins with, with initial weights."""
     return PGDTraining(
         PGDTrainingSpec(
-            shape=spec.shape, num_classes=spec.num_classes, width=settings.width, hidden=settings.hidden, norm="l2",
-            eps=settings.start_eps, steps=settings.start_steps, step_size=2 * settings.start_eps / settings.start_steps,
-            epochs=settings.start_epochs, mixed_precision=True,
+            shape=spec.shape,
+            num_classes=spec.num_classes,
+            width=settings.width,
+            hidden=settings.hidden,
+            norm="l2",
+            eps=settings.start_eps,
+            steps=settings.start_steps,
+            step_size=2 * settings.start_eps / settings.start_steps,
+            epochs=settings.start_epochs,
+            mixed_precision=True,
         )
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

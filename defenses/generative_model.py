@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from manifold_bench.defenses.base import LabelledImages, Progress, Trainable, TrainableSpec
 from manifold_bench.defenses.decoders import PoolingEncoder
-from manifold_bench.defenses.training import epochs_for, initialise, train_module
+from manifold_bench.defenses.training import Training, epochs_for, initialise, train_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +95,19 @@ class GenerativeModel(Trainable, ABC):
             return F.mse_loss(self.generator(self.encoder(images)), images) + 0.01 * returned
 
         train_module(
-            self.encoder, step, data, stage="encoder", epochs=epochs_for(budget, settings.encoder_epochs, len(data)),
-            batch_size=128, rate=settings.encoder_rate, seed=seed, progress=progress, mixed_precision=True,
-        )  # fmt: skip
+            self.encoder,
+            step,
+            data,
+            Training(
+                stage="encoder",
+                seed=seed,
+                epochs=epochs_for(budget, settings.encoder_epochs, len(data)),
+                batch_size=128,
+                rate=settings.encoder_rate,
+                mixed_precision=True,
+            ),
+            progress,
+        )
 
     def encoding_error(self, data: LabelledImages) -> float:
         """Mean squared error per pixel of G(E(x))."""

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from manifold_bench.attacks.batching import pad_to_block
 from manifold_bench.defenses.augmentation import shifted, warped
 from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score, suspicion
-from manifold_bench.defenses.calibration import HeldOutScores
+from manifold_bench.defenses.calibration import HeldOutScores, selective_figures
 from manifold_bench.defenses.decoders import PoolingEncoder, UpsamplingDecoder
 from manifold_bench.defenses.solvers import AdamSolver, Penalty, best_start
-from manifold_bench.defenses.training import initialise, train_module
+from manifold_bench.defenses.training import Training, initialise, train_module
 
 
-def deployed(default: Any) -> Any:
+def deployment(default: Any) -> Any:
     """A field that changes how the trained defense answers, not its training."""
     return field(default=default, metadata={"deployment": True})
 
@@ -55,11 +55,11 @@ class GaussianMixtureVAESpec(DefenseSpec):
     epochs: Annotated[int, Ge(1)] = 30
     batch_size: Annotated[int, Ge(1)] = 128
     rate: Annotated[float, Gt(0)] = 2e-3
-    covariance: Literal["empirical", "prior"] = deployed("empirical")
-    rejection_rate: Annotated[float, Gt(0), Lt(1)] | None = deployed(None)
-    reclassify: bool = deployed(False)
-    reject_after: bool = deployed(True)
-    pull: bool = deployed(True)
+    covariance: Literal["empirical", "prior"] = deployment("empirical")
+    rejection_rate: Annotated[float, Gt(0), Lt(1)] | None = deployment(None)
+    reclassify: bool = deployment(False)
+    reject_after: bool = deployment(True)
+    pull: bool = deployment(True)
     descent: AdamSolver = field(default_factory=AdamSolver, metadata={"deployment": True})
 
     def __post_init__(self) -> None:
@@ -271,12 +271,22 @@ class GaussianMixtureVAE(Defense):
         labelled = labelled_rows(train.labels, spec.labelled_per_class)
         known = LabelledImages(train.images[labelled], train.labels[labelled])
         step = self._supervised if spec.labelled_per_class is None else self._semi_supervised(known)
+        # Not more epochs for few images: that tightens their own encodings, and with them the thresholds
         train_module(
-            self, step, train, stage="gmvae", seed=seed, progress=progress, mixed_precision=True,
-            # Not more often for few images: that tightens their own encodings, and with them the thresholds
-            epochs=max(1, round(budget * spec.epochs)), batch_size=spec.batch_size, rate=spec.rate,
+            self,
+            step,
+            train,
+            Training(
+                stage="gmvae",
+                seed=seed,
+                epochs=max(1, round(budget * spec.epochs)),
+                batch_size=spec.batch_size,
+                rate=spec.rate,
+                mixed_precision=True,
+            ),
+            progress,
             evaluate=lambda: self.figures(validation),
-        )  # fmt: skip
+        )
         self.set_thresholds(known, validation)
         return self.figures(validation)
 
@@ -374,19 +384,8 @@ class GaussianMixtureVAE(Defense):
         return z - self.classifier.means[labels], self.precision[labels]
 
     def figures(self, validation: LabelledImages) -> dict[str, float]:
-        """Accuracy without rejection, accepted and right, accepted and wrong, and rejected."""
-        device = self.tau_enc.device
-        with torch.no_grad():
-            parts = [x.to(device) for x in validation.images.split(256)]
-            logits = torch.cat([self._selective(x, self.encoder(x)) for x in parts]).cpu()
-        right = logits[:, : self.num_classes].argmax(1) == validation.labels
-        accepted = logits.argmax(1) < self.num_classes
-        return {
-            "validation_accuracy_without_rejection": float(right.float().mean()),
-            "validation_accuracy": float((right & accepted).float().mean()),
-            "validation_error": float((~right & accepted).float().mean()),
-            "validation_rejection": float((~accepted).float().mean()),
-        }
+        """See `selective_figures`; without reclassification."""
+        return selective_figures(self, validation, self.tau_enc.device, lambda x: self._selective(x, self.encoder(x)))
 
 
 def labelled_rows(labels: Tensor, per_class: int | None) -> Tensor:

@@ -16,7 +16,7 @@ from manifold_bench.defenses.calibration import HeldOutScores, in_batches, selec
 from manifold_bench.defenses.classifier import ClassifierSpec, fit_classifier
 from manifold_bench.defenses.convolutions import ImageConvolution
 from manifold_bench.defenses.networks import StridedCNN
-from manifold_bench.defenses.training import accuracy, epochs_for, initialise, train_module
+from manifold_bench.defenses.training import Training, accuracy, epochs_for, initialise, train_module
 
 Rate = Annotated[float, Gt(0), Lt(1)]
 """Share of clean validation images that a detector may reject."""
@@ -145,9 +145,18 @@ class MagNet(Defense):
         spec = self.spec
         device = next(self.parameters()).device
         fit_classifier(
-            self.classifier, train, validation, seed=seed, progress=progress,
-            epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
-        )  # fmt: skip
+            self.classifier,
+            train,
+            validation,
+            Training(
+                stage="classifier",
+                seed=seed,
+                epochs=epochs_for(budget, spec.epochs, len(train)),
+                batch_size=spec.batch_size,
+                rate=spec.rate,
+            ),
+            progress,
+        )
         for stage, autoencoder in (("reformer", self.reformer), ("second", self.second)):
             self.fit_autoencoder(autoencoder, stage, train, budget, seed, progress)
         self.eval()
@@ -171,9 +180,18 @@ class MagNet(Defense):
             return F.mse_loss(autoencoder(noisy), images)
 
         train_module(
-            autoencoder, step, data, stage=stage, epochs=epochs_for(budget, spec.autoencoder_epochs, len(data)),
-            batch_size=spec.batch_size, rate=spec.autoencoder_rate, seed=seed, progress=progress,
-        )  # fmt: skip
+            autoencoder,
+            step,
+            data,
+            Training(
+                stage=stage,
+                seed=seed,
+                epochs=epochs_for(budget, spec.autoencoder_epochs, len(data)),
+                batch_size=spec.batch_size,
+                rate=spec.autoencoder_rate,
+            ),
+            progress,
+        )
 
 
 def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:

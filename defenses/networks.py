@@ -35,7 +35,7 @@ class StridedCNN(nn.Module):
 Letter = Literal["A", "B", "C", "D", "E", "F"]
 
 
-def lettered(letter: Letter, shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+def samangouei_classifier(letter: Letter, shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
     """Classifiers A to F of Defense-GAN (Samangouei et al. 2018, their appendix), padded as in their code.
 
     A: convolution 64 5×5, 64 5×5/2, 128 dense; C: 128 3×3, 64 5×5/2, 128 dense; B: 64 8×8/2, 128 6×6/2, 128 5×5; D: 200
@@ -46,9 +46,14 @@ def lettered(letter: Letter, shape: tuple[int, int, int], num_classes: int) -> n
     drop = nn.Identity if letter in "EF" else nn.Dropout
     if letter in "DE":
         return nn.Sequential(
-            nn.Flatten(), nn.Linear(math.prod(shape), 200), nn.ReLU(), drop(0.5), nn.Linear(200, 200), nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(math.prod(shape), 200),
+            nn.ReLU(),
+            drop(0.5),
+            nn.Linear(200, 200),
+            nn.ReLU(),
             nn.Linear(200, num_classes),
-        )  # fmt: skip
+        )
     least = 28 if letter in "BF" else 5
     if min(height, width) < least:
         raise ValueError(f"network {letter} takes images from {least}×{least} up, not {height}×{width}")
@@ -56,15 +61,27 @@ def lettered(letter: Letter, shape: tuple[int, int, int], num_classes: int) -> n
         cells = math.prod(((size // 2 - 6) // 2 + 1) - 4 for size in (height, width))
         return nn.Sequential(
             drop(0.2),
-            ImageConvolution(channels, 64, 8, stride=2, padding=3), nn.ReLU(),
-            nn.Conv2d(64, 128, 6, stride=2), nn.ReLU(),
-            nn.Conv2d(128, 128, 5), nn.ReLU(),
-            nn.Flatten(), drop(0.5), nn.Linear(128 * cells, num_classes),
-        )  # fmt: skip
+            ImageConvolution(channels, 64, 8, stride=2, padding=3),
+            nn.ReLU(),
+            nn.Conv2d(64, 128, 6, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(128, 128, 5),
+            nn.ReLU(),
+            nn.Flatten(),
+            drop(0.5),
+            nn.Linear(128 * cells, num_classes),
+        )
     maps, kernel = (64, 5) if letter == "A" else (128, 3)
     cells = math.prod((size - 5) // 2 + 1 for size in (height, width))
     return nn.Sequential(
-        ImageConvolution(channels, maps, kernel, padding=kernel // 2), nn.ReLU(),
-        nn.Conv2d(maps, 64, 5, stride=2), nn.ReLU(),
-        nn.Flatten(), drop(0.25), nn.Linear(64 * cells, 128), nn.ReLU(), drop(0.5), nn.Linear(128, num_classes),
-    )  # fmt: skip
+        ImageConvolution(channels, maps, kernel, padding=kernel // 2),
+        nn.ReLU(),
+        nn.Conv2d(maps, 64, 5, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        drop(0.25),
+        nn.Linear(64 * cells, 128),
+        nn.ReLU(),
+        drop(0.5),
+        nn.Linear(128, num_classes),
+    )

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from manifold_bench.attacks.gradient import steepest
 from manifold_bench.attacks.threat import project
 from manifold_bench.defenses.base import LabelledImages, Progress
-from manifold_bench.defenses.training import accuracy, epochs_for, initialise, train_module
+from manifold_bench.defenses.training import Training, accuracy, epochs_for, initialise, train_module
 from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 
@@ -55,10 +55,20 @@ class PGDTraining(Undefended):
             return F.cross_entropy(self.network(self.perturbed(images, labels, ramp)), labels)
 
         train_module(
-            self.network, step, train, stage="pgd-training", seed=seed, progress=progress,
-            epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
-            mixed_precision=spec.mixed_precision, evaluate=lambda: self.figures(validation),
-        )  # fmt: skip
+            self.network,
+            step,
+            train,
+            Training(
+                stage="pgd-training",
+                seed=seed,
+                epochs=epochs_for(budget, spec.epochs, len(train)),
+                batch_size=spec.batch_size,
+                rate=spec.rate,
+                mixed_precision=spec.mixed_precision,
+            ),
+            progress,
+            evaluate=lambda: self.figures(validation),
+        )
         self.eval()
         return self.figures(validation)
 

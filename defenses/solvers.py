@@ -237,8 +237,15 @@ class QuasiNewtonSolver(Solver):
             scale = torch.minimum(self.rate / length, error / length.square())
             history = z.new_zeros(len(z), self.pairs, z.shape[1])
             memory = (
-                z, error, gradient, history, history, z.new_zeros(len(z), self.pairs), scale, torch.ones_like(error)
-            )  # fmt: skip
+                z,
+                error,
+                gradient,
+                history,
+                history,
+                z.new_zeros(len(z), self.pairs),
+                scale,
+                torch.ones_like(error),
+            )
         else:
             memory = self._looked(z, error, gradient, memory)
         base, _, slope, s, y, weight, scale, share = memory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -55,51 +56,65 @@ def initialise(module: nn.Module, seed: int) -> None:
                 reset()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a module is trained by Adam under a one-cycle learning rate that peaks after a fifth of the way.
+
+    stage: name of this training, for progress and checkpoints. epochs, batch_size: number of passes over the data, and
+    of images in a step. rate: the peak of the learning rate. betas: decays of Adam's means.
+    mixed_precision: whether convolutions and dense layers compute in bfloat16 where the hardware has it (the weights
+    stay float32), two to three times as fast; such a training gives other weights on a machine that hasn't.
+    stored_as: type that holds every final weight exactly, so that a file takes no more than that.
+    """
+
+    stage: str
+    seed: int
+    epochs: int
+    batch_size: int
+    rate: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    mixed_precision: bool = False
+    stored_as: torch.dtype = torch.float16
+
+    def checked(self, images: int) -> str:
+        """What a checkpoint has to agree with for this training of that many images to continue from it."""
+        return json.dumps([self.seed, self.epochs, self.batch_size, self.rate, self.weight_decay, self.betas, images])
+
+
 def train_module(
     module: nn.Module,
     step: Step,
     data: LabelledImages,
-    *,
-    stage: str,
-    epochs: int,
-    batch_size: int,
-    rate: float,
-    seed: int,
+    training: Training,
     progress: Progress,
-    weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
-    mixed_precision: bool = False,
-    stored_as: torch.dtype = torch.float16,
-    evaluate: Callable[[], dict[str, float]] | None = None,
+    evaluate: Callable[[], dict[str, float]] = dict,
 ) -> None:
-    """Trains `module` in place by Adam under a one-cycle learning rate that peaks at `rate` after a fifth of the way.
+    """Train `module` in place and leave it in eval mode; `evaluate` gives figures to report after each epoch.
 
     With `progress.checkpoints` an unfinished training continues after its last complete epoch, and ends with the
-    same weights as one that was never interrupted. Leaves the module in eval mode.
-
-    betas: decays of Adam's means. mixed_precision: convolutions and dense layers compute in bfloat16 where the hardware
-    has it (the weights stay float32), two to three times as fast; such a training gives other weights on a machine that
-    hasn't. stored_as: the weights it ends with are numbers that this type holds exactly, so that a file takes no more.
+    same weights as one that was never interrupted. Raises FloatingPointError where the loss is not finite.
     """
+    seed, stage, epochs, rate = training.seed, training.stage, training.epochs, training.rate
     device = next(module.parameters()).device
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=betas, weight_decay=weight_decay)
+    optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=training.betas, weight_decay=training.weight_decay)
     checkpoint = progress.checkpoints / f"{stage}.safetensors" if progress.checkpoints else None
-    # what a checkpoint has to agree with to be continued
-    training = json.dumps([seed, epochs, batch_size, rate, weight_decay, betas, len(data)])
-    first = _resume(module, optimizer, checkpoint, training)
-    batches = batches_of(data, batch_size)
+    same_training = training.checked(len(data))
+    first = _resume(module, optimizer, checkpoint, same_training)
+    batches = batches_of(data, training.batch_size)
+    mixed_precision = training.mixed_precision and has_bfloat16(device)
     for epoch in range(first, epochs):
         module.train()
         generator = epoch_generator(seed, stage, epoch)
         total, count = 0.0, 0
         with torch.random.fork_rng():
             torch.manual_seed(hash_of(f"{seed}/{stage}/{epoch}/torch"))  # dropout and noise inside the step
-            for number, (images, labels) in enumerate(minibatches(data, batch_size, generator)):
+            for number, (images, labels) in enumerate(minibatches(data, training.batch_size, generator)):
                 done = min(1.0, (epoch + number / batches) / epochs)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * one_cycle(done)
-                with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision and has_bfloat16(device)):
+                with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
                     loss = step(images.to(device), labels.to(device), done)
                 optimizer.zero_grad()
                 loss.backward()
@@ -108,12 +123,12 @@ def train_module(
         module.eval()
         if not torch.isfinite(torch.tensor(total)):
             raise FloatingPointError(f"training stage {stage!r}: the loss is not finite in epoch {epoch + 1}")
-        figures = {"loss": total / max(count, 1)} | (evaluate() if evaluate else {})
-        _save(module, optimizer, epoch + 1, checkpoint, training)
+        figures = {"loss": total / max(count, 1)} | evaluate()
+        _save(module, optimizer, epoch + 1, checkpoint, same_training)
         progress.epoch(stage, epoch + 1, epochs, **figures)
     with torch.no_grad():
         for weight in module.parameters():
-            weight.copy_(weight.to(stored_as))
+            weight.copy_(weight.to(training.stored_as))
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     module.eval()
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from manifold_bench.defenses.base import Defense, LabelledImages, Progress
 from manifold_bench.defenses.classifier import ClassifierSpec, fit_classifier
-from manifold_bench.defenses.networks import Letter, StridedCNN, lettered
-from manifold_bench.defenses.training import accuracy, epochs_for
+from manifold_bench.defenses.networks import Letter, StridedCNN, samangouei_classifier
+from manifold_bench.defenses.training import Training, accuracy, epochs_for
 
 
 @dataclass(frozen=True, kw_only=True)
 class UndefendedSpec(ClassifierSpec):
-    """network: `strided` (`StridedCNN`), or a classifier of Defense-GAN by its letter (`networks.lettered`).
+    """network: `strided` (`StridedCNN`), or a classifier of Defense-GAN by its letter, see `networks`.
 
     Those have a size of their own: width and hidden are for `strided`. epochs, rate: of the training (Adam, one cycle);
     None: 12 and 2e-3 for `strided`, the paper's 10 and 1e-3 for the others, which train in mixed precision and end with
@@ -50,7 +50,7 @@ class Undefended(Defense):
         self.network: nn.Module = (
             StridedCNN(spec.shape, spec.num_classes, spec.width, spec.hidden)
             if spec.network == "strided"
-            else lettered(spec.network, spec.shape, spec.num_classes)
+            else samangouei_classifier(spec.network, spec.shape, spec.num_classes)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,9 +63,19 @@ class Undefended(Defense):
         assert spec.epochs and spec.rate
         letter = spec.network != "strided"
         fit_classifier(
-            self.network, train, validation, seed=seed, progress=progress,
-            epochs=epochs_for(budget, spec.epochs, len(train)), batch_size=spec.batch_size, rate=spec.rate,
-            mixed_precision=letter, stored_as=torch.float8_e4m3fn if letter else torch.float16,
-        )  # fmt: skip
+            self.network,
+            train,
+            validation,
+            Training(
+                stage="classifier",
+                seed=seed,
+                epochs=epochs_for(budget, spec.epochs, len(train)),
+                batch_size=spec.batch_size,
+                rate=spec.rate,
+                mixed_precision=letter,
+                stored_as=torch.float8_e4m3fn if letter else torch.float16,
+            ),
+            progress,
+        )
         self.eval()
         return {"validation_accuracy": accuracy(self, validation)}

@@ -14,7 +14,7 @@ from manifold_bench.defenses.base import LabelledImages, Progress
 from manifold_bench.defenses.decoders import DeconvolutionalGenerator, DenseDecoder
 from manifold_bench.defenses.generative_model import GenerativeModel, GenerativeSettings, GenerativeSpec
 from manifold_bench.defenses.networks import StridedCNN
-from manifold_bench.defenses.training import epochs_for, initialise, train_module
+from manifold_bench.defenses.training import Training, epochs_for, initialise, train_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +75,19 @@ class VariationalAutoencoder(GenerativeModel):
             return (error + divergence) / len(images)
 
         train_module(
-            pair, step, train, stage="generator", epochs=epochs_for(budget, settings.epochs, len(train)),
-            batch_size=settings.batch_size, rate=settings.rate, seed=seed, progress=progress,
-            mixed_precision=True,
-        )  # fmt: skip
+            pair,
+            step,
+            train,
+            Training(
+                stage="generator",
+                seed=seed,
+                epochs=epochs_for(budget, settings.epochs, len(train)),
+                batch_size=settings.batch_size,
+                rate=settings.rate,
+                mixed_precision=True,
+            ),
+            progress,
+        )
         device = next(self.parameters()).device
         with torch.no_grad():
             images = validation.images[:1000].to(device)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from manifold_bench.defenses.base import LabelledImages, Progress
 from manifold_bench.defenses.decoders import DeconvolutionalGenerator, doubling_sizes
 from manifold_bench.defenses.generative_model import GenerativeModel, GenerativeSettings, GenerativeSpec
-from manifold_bench.defenses.training import batches_of, epochs_for, initialise, train_module
+from manifold_bench.defenses.training import Training, batches_of, epochs_for, initialise, train_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +95,21 @@ class WassersteinGAN(GenerativeModel):
             return {"critic_distance": float(distance.detach())}
 
         train_module(
-            pair, step, train, stage="wgan-gp", epochs=epochs,
-            batch_size=settings.batch_size, rate=settings.rate, betas=(0.5, 0.9), seed=seed, progress=progress,
-            mixed_precision=True, evaluate=figures,
-        )  # fmt: skip
+            pair,
+            step,
+            train,
+            Training(
+                stage="wgan-gp",
+                seed=seed,
+                epochs=epochs,
+                batch_size=settings.batch_size,
+                rate=settings.rate,
+                betas=(0.5, 0.9),
+                mixed_precision=True,
+            ),
+            progress,
+            evaluate=figures,
+        )
         critic.requires_grad_(True)
         return figures()
 

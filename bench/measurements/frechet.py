@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Protocol, cast
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from manifold_bench.defenses.base import Defense
 BATCH = 500
 
 
-class Generator(Protocol):
+@runtime_checkable
+class Sampling(Protocol):
     """A defense with a generator to draw from."""
 
     def sample(self, n: int, seed: int) -> Tensor:
@@ -50,15 +51,15 @@ class FrechetDistance(Measurement):
         )
 
     def unsuited(self, defense: Defense) -> str | None:
-        return None if hasattr(defense, "sample") else "it has no generator to draw images from"
+        return None if isinstance(defense, Sampling) else "it has no generator to draw images from"
 
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
         network = others[self.features]
-        generator = cast(Generator, defense)
+        assert isinstance(defense, Sampling)
         sizes = [min(BATCH, self.samples - start) for start in range(0, self.samples, BATCH)]
         # A seed for each batch: ten thousand large images at once would not fit everywhere
         seeds = np.random.SeedSequence(seed).generate_state(len(sizes))
-        generated = (generator.sample(n, int(s)) for n, s in zip(sizes, seeds, strict=True))
+        generated = (defense.sample(n, int(s)) for n, s in zip(sizes, seeds, strict=True))
         real = moments(penultimate(network, data.test.images.split(BATCH)))
         return {
             "fid": frechet_distance(moments(penultimate(network, generated)), real),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Lt, MinLen
 from torch import Tensor
 
 from manifold_bench.attacks.batching import blockwise, pad_to_block
+from manifold_bench.attacks.contract import generates
 from manifold_bench.attacks.lagrangian import Pairs, overpowered_pairs
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.measurements.base import Measurement
@@ -49,9 +50,7 @@ class OverpoweredPairs(Measurement):
         )
 
     def unsuited(self, defense: Defense) -> str | None:
-        if getattr(defense, "generator", None) is None or defense.classifier is None:
-            return "it has no generator and classifier whose pairs could be searched"
-        return None
+        return None if generates(defense) else "it has no generator and classifier whose pairs could be searched"
 
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
         values = {}
@@ -70,13 +69,13 @@ class OverpoweredPairs(Measurement):
 
         Where more than two classes matter the probability is a little less than the margin says.
         """
-        generator = cast(Any, defense).generator
-        z, other = torch.randn(2, self.pairs, generator.latent, generator=torch.Generator().manual_seed(seed))
-        device = next(generator.parameters()).device
+        device = next(defense.parameters()).device
+        assert generates(defense)
+        z, other = torch.randn(2, self.pairs, defense.generator.latent, generator=torch.Generator().manual_seed(seed))
         margin = 1.2 * math.log(confidence / (1 - confidence))
         found = [
             overpowered_pairs(
-                generator, cast(Any, defense.classifier), *both, eta, self.steps, self.rate, confidence=margin
+                defense.generator, defense.classifier, *both, eta, self.steps, self.rate, confidence=margin
             )
             for both in zip(z.to(device).split(BATCH), other.to(device).split(BATCH), strict=True)
         ]
@@ -93,12 +92,14 @@ class OverpoweredPairs(Measurement):
 
 def images(defense: Defense, z: Tensor) -> Tensor:
     """G(z): [M,k] → [M,C,H,W]."""
-    return blockwise(cast(Any, defense).generator, z)
+    assert generates(defense)
+    return blockwise(defense.generator, z)
 
 
 def probability(defense: Defense, pairs: Pairs) -> Tensor:
-    """The classifier's of the less probable of the two classes of each pair, [M]."""
-    both = [blockwise(cast(Any, defense.classifier), images(defense, z)) for z in (pairs.z, pairs.other)]
+    """The classifier's probability of the less probable of the two classes of each pair, [M]."""
+    assert defense.classifier is not None
+    both = [blockwise(defense.classifier, images(defense, z)) for z in (pairs.z, pairs.other)]
     return torch.stack([logits.softmax(1).amax(1) for logits in both]).amin(0)
 
 
@@ -106,7 +107,7 @@ def answered(defense: Defense, pairs: Pairs) -> Tensor:
     """Which pairs are found, and accepted and answered differently by the full-strength defense, [M] bool."""
     fooled = pairs.found.clone()
     rows = fooled.nonzero()[:, 0]
-    for part in rows.split(BATCH):
+    for part in rows.split(BATCH) if len(rows) else ():  # networks need not take an empty batch
         with torch.no_grad():
             one, other = (defense.verdict(pad_to_block(images(defense, z[part]))) for z in (pairs.z, pairs.other))
         differ = (one.labels != other.labels) & ~one.rejected & ~other.rejected

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.contract import generates
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.defenses.base import Defense
@@ -61,8 +62,7 @@ class Reconstruction(Measurement):
         clean = data.test.images[: self.shown]
         noisy = self._noisy(clean, seed)
         rows = [clean, perceived(defense, clean, seed), noisy, perceived(defense, noisy, seed)]
-        generator: Any = getattr(defense, "generator", None)
-        drawn = [] if generator is None else [generator.sample(self.shown, seed).cpu()]
+        drawn = [defense.generator.sample(self.shown, seed).cpu()] if generates(defense) else []
         return torch.stack([*drawn, *rows])
 
     def _noisy(self, images: Tensor, seed: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.measurements.base import Measurement
-from manifold_bench.bench.measurements.frechet import Generator
+from manifold_bench.bench.measurements.frechet import Sampling
 from manifold_bench.defenses.base import Defense
 
 BATCH = 500
@@ -36,10 +36,11 @@ class Samples(Measurement):
         )
 
     def unsuited(self, defense: Defense) -> str | None:
-        return None if hasattr(defense, "sample") else "it has no generator to draw images from"
+        return None if isinstance(defense, Sampling) else "it has no generator to draw images from"
 
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
-        images = cast(Generator, defense).sample(self.n, seed)
+        assert isinstance(defense, Sampling)
+        images = defense.sample(self.n, seed)
         with torch.no_grad():
             answers = torch.cat([defense(part).argmax(1) for part in images.split(BATCH)]).cpu()
         own = torch.arange(self.n) % data.num_classes
@@ -53,5 +54,6 @@ class Samples(Measurement):
 
     def pictures(self, defense: Defense, data: Dataset, seed: int) -> Tensor:
         """[shown, K, C, H, W]: a column for each class."""
-        images = cast(Generator, defense).sample(self.shown * data.num_classes, seed).cpu()
+        assert isinstance(defense, Sampling)
+        images = defense.sample(self.shown * data.num_classes, seed).cpu()
         return images.unflatten(0, (self.shown, data.num_classes))

@@ -206,7 +206,7 @@ def test_what_a_cheaper_view_claims_the_defense_has_to_confirm():
 def test_an_answer_that_is_not_a_number_is_no_success():
     silent = torch.tensor([[torch.nan, torch.nan, torch.nan, torch.nan], [0.0, 1.0, 2.0, -1.0]])
     asked = target(Balls(), AIMS[:2])
-    claimed = accepted_as(torch.tensor([0, 2]), silent, X[:2], asked, asked.view(), torch.arange(2))
+    claimed = accepted_as(torch.tensor([0, 2]), silent, X[:2], asked.view(), torch.arange(2))
     assert claimed.tolist() == [False, True]
 
 

@@ -284,16 +284,8 @@ def test_an_answer_that_is_not_a_number_is_no_success():
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(
-    ("gap", "loss"),
-    [
-        (10.0, "auto"),
-        (10.0, "margin"),
-        (40.0, "margin"),
-        pytest.param(
-            40.0, "auto"
-        ),
-    ],
-)  # fmt: skip
+    ("gap", "loss"), [(10.0, "auto"), (10.0, "margin"), (40.0, "margin"), pytest.param(40.0, "auto")]
+)
 def test_a_confident_model_falls_at_the_same_distance(gap, loss, norm):
     """Scaling the logits moves no boundary; the gradient of cross-entropy gets tiny, its direction stays."""
     x = near_the_middle(12)
@@ -308,10 +300,7 @@ def test_a_confident_model_falls_at_the_same_distance(gap, loss, norm):
             assert beaten(model, out, label) == [True], type(attack).__name__
 
 
-@pytest.mark.parametrize(
-    "norm",
-    ["linf", pytest.param("l2")],
-)
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2")])
 def test_steps_are_of_unit_length_and_zero_gradients_go_nowhere(norm):
     gradient = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     gradient[1] = 0

@@ -12,7 +12,7 @@ from toys import Linear
 from manifold_bench.attacks.combined import Combined
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.lagrangian import SAMPLES, overpowered_pairs
-from manifold_bench.attacks.latent import CONFIRMATIONS, Latent, Overpowered, RangeAttack
+from manifold_bench.attacks.latent import CONFIRMATIONS, Latent, RangeAttack
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import inside
 
@@ -145,7 +145,7 @@ LABELS = Projects().verdict(NEAR).labels
 SHORT = {"steps": 150, "rate": 0.01, "confidence": 0.0}
 ATTACKS: dict[str, RangeAttack] = {
     "latent": Latent(**SHORT),
-    "overpowered": Overpowered(starts=3, **SHORT),
+    "overpowered": Latent(starts=3, **SHORT),
     "combined": Combined(starts=1, **SHORT),
 }
 every = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())

@@ -224,13 +224,14 @@ ART_DEEPFOOL = ArtAttack(attack="DeepFool", norm="l2", parameters={"epsilon": 0.
         (
             CarliniWagner(searches=4, steps=60, rate=0.05, c=0.1),
             FoolboxAttack(
-                attack="L2CarliniWagnerAttack", norm="l2",
+                attack="L2CarliniWagnerAttack",
+                norm="l2",
                 parameters={"binary_search_steps": 4, "steps": 60, "stepsize": 0.05, "initial_const": 0.1},
             ),
         ),
     ],
     ids=["deepfool-l2", "deepfool-linf", "deepfool-art", "fab", "carlini-wagner"],
-)  # fmt: skip
+)
 def test_what_others_find_is_no_nearer(ours, theirs, digits, digits_cnn):
     x, y = digits.test.images[:24], digits.test.labels[:24]
     a, b = distances(ours, digits_cnn, x, y), distances(theirs, digits_cnn, x, y)
@@ -261,9 +262,16 @@ def test_confidence_goes_further():
 
 
 @pytest.mark.parametrize(
-    "attack", [FAB(steps=4, targets=3, restarts=2), FAB(norm="l2", steps=4, targets=3), DeepFool(norm="l2"), DeepFool(),
-               CarliniWagner(searches=2, steps=30, rate=0.05, c=1.0)], ids=lambda a: f"{type(a).__name__}-{a.norm}",
-)  # fmt: skip
+    "attack",
+    [
+        FAB(steps=4, targets=3, restarts=2),
+        FAB(norm="l2", steps=4, targets=3),
+        DeepFool(norm="l2"),
+        DeepFool(),
+        CarliniWagner(searches=2, steps=30, rate=0.05, c=1.0),
+    ],
+    ids=lambda a: f"{type(a).__name__}-{a.norm}",
+)
 def test_results_are_the_same_bits_in_any_company(attack):
     model, x = CNN(), torch.rand(19, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     y = model.verdict(x).labels

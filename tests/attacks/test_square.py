@@ -114,10 +114,15 @@ def test_the_norm_moves_and_is_used_whole():
 @pytest.mark.parametrize(
     ("horizon", "queries", "at", "side"),
     [
-        (None, 10_000, 10, 25), (None, 10_000, 11, 18), (None, 10_000, 60, 13), (None, 10_000, 9000, 1),
-        (None, 1000, 1, 25), (None, 1000, 2, 18), (10_000, 5000, 4999, 2),
+        (None, 10_000, 10, 25),
+        (None, 10_000, 11, 18),
+        (None, 10_000, 60, 13),
+        (None, 10_000, 9000, 1),
+        (None, 1000, 1, 25),
+        (None, 1000, 2, 18),
+        (10_000, 5000, 4999, 2),
     ],
-)  # fmt: skip
+)
 def test_squares_shrink_by_the_papers_schedule(horizon, queries, at, side):
     assert Square(queries=queries, horizon=horizon)._side(at, torch.zeros(1, 1, 28, 28)) == side
 

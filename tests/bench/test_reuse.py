@@ -52,7 +52,7 @@ def network(classes):
 """
 DEFENSE = """
 from manifold_bench.defenses.base import Defense
-from manifold_bench.defenses.training import accuracy, train_module
+from manifold_bench.defenses.training import Training, accuracy, train_module
 from torch.nn import functional as F
 
 class Net(Defense):
@@ -66,8 +66,8 @@ class Net(Defense):
 
     def fit(self, train, validation, budget, seed, progress):
         train_module(
-            self.network, lambda x, y, done: F.cross_entropy(self(x), y), train, stage="net", seed=seed,
-            progress=progress, epochs=1, batch_size=64, rate=0.01,
+            self.network, lambda x, y, done: F.cross_entropy(self(x), y), train,
+            Training(stage="net", seed=seed, epochs=1, batch_size=64, rate=0.01), progress,
         )
         return {"validation_accuracy": accuracy(self, validation)}
 """

@@ -28,9 +28,14 @@ def slope(layer: nn.Module, x: Tensor) -> Tensor:
 
 @settings(deadline=None)
 @given(
-    channels=st.integers(1, 3), made=st.integers(1, 5), kernel=st.integers(1, 5), stride=st.integers(1, 3),
-    padding=st.integers(0, 2), height=st.integers(5, 9), width=st.integers(5, 9),
-)  # fmt: skip
+    channels=st.integers(1, 3),
+    made=st.integers(1, 5),
+    kernel=st.integers(1, 5),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    height=st.integers(5, 9),
+    width=st.integers(5, 9),
+)
 def test_it_is_a_convolution_with_its_gradient(channels, made, kernel, stride, padding, height, width):
     ours, own = pair(channels, made, kernel, stride, padding)
     x = torch.rand(2, channels, height, width, dtype=torch.float64, requires_grad=True)

@@ -20,9 +20,12 @@ from manifold_bench.defenses.wasserstein_gan import Critic, WassersteinGANSettin
 from manifold_bench.defenses.weights import fill_from_zoo, freeze, from_zoo
 
 SPEC = DefenseGAN.Spec(
-    shape=(1, 8, 8), num_classes=10, network="strided", solver=replace(PAPER, steps=30, starts=4, spread=0.5),
+    shape=(1, 8, 8),
+    num_classes=10,
+    network="strided",
+    solver=replace(PAPER, steps=30, starts=4, spread=0.5),
     generator=WassersteinGANSettings(latent=6, width=4, encoder_width=4, encoder_hidden=16),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from manifold_bench.defenses.enhanced_inc import (
 )
 from manifold_bench.defenses.pgd_training import PGDTraining
 from manifold_bench.defenses.solvers import MomentumSolver
+from manifold_bench.defenses.training import Training
 from manifold_bench.defenses.variational_autoencoder import VariationalAutoencoderSettings
 from manifold_bench.defenses.weights import freeze, weights_hash
 
@@ -33,9 +34,18 @@ GENERATOR = VariationalAutoencoderSettings(
     decoder="dense", latent=6, hidden=64, rate=5e-3, encoder_width=2, encoder_hidden=8, encoder_epochs=1
 )
 SETTINGS = RobustManifoldSettings(
-    eta=0.5, pairs=24, every=4, attack_steps=20,
-    attack_rate=0.3, confidence=1.0, width=8, hidden=32, batch_size=32, start_eps=0.3, start_steps=2,
-)  # fmt: skip
+    eta=0.5,
+    pairs=24,
+    every=4,
+    attack_steps=20,
+    attack_rate=0.3,
+    confidence=1.0,
+    width=8,
+    hidden=32,
+    batch_size=32,
+    start_eps=0.3,
+    start_steps=2,
+)
 
 
 def untrained(**changed: Any) -> RobustManifoldTraining:
@@ -43,7 +53,7 @@ def untrained(**changed: Any) -> RobustManifoldTraining:
         RobustManifoldTraining.Spec(
             shape=(1, 8, 8), num_classes=10, generator=GENERATOR, settings=dataclasses.replace(SETTINGS, **changed)
         )
-    )  # fmt: skip
+    )
 
 
 def images(digits: Digits) -> LabelledImages:
@@ -56,9 +66,12 @@ def parts(digits) -> dict[str, Any]:
     defense = untrained()
     defense.generator.fit(images(digits), digits.validation, 0.06, 0, Progress())
     fit_classifier(
-        defense.start.network, digits.train, digits.validation, epochs=12, batch_size=32, rate=0.01, seed=0,
-        progress=Progress(),
-    )  # fmt: skip
+        defense.start.network,
+        digits.train,
+        digits.validation,
+        Training(stage="classifier", seed=0, epochs=12, batch_size=32, rate=0.01),
+        Progress(),
+    )
     return {name: getattr(defense, name).state_dict() for name in defense.parts}
 
 

@@ -18,9 +18,11 @@ def inc() -> InvertAndClassify:
     """Untrained: the gradients are what is tested."""
     torch.manual_seed(0)
     spec = InvertAndClassify.Spec(
-        shape=(1, 8, 8), num_classes=10, generator=VariationalAutoencoderSettings(latent=4, width=4),
+        shape=(1, 8, 8),
+        num_classes=10,
+        generator=VariationalAutoencoderSettings(latent=4, width=4),
         solver=MomentumSolver(steps=20, rate=5.0, starts=2),
-    )  # fmt: skip
+    )
     defense = InvertAndClassify(spec).eval()
     defense.held_out.keep(torch.full((1, 1), 2.0))
     return defense
@@ -70,9 +72,14 @@ def test_preprocessor_gradient_is_the_classifiers_at_the_projection(digits, inc)
 
     x, y = digits.test.images[:8], digits.test.labels[:8]
     classifier = PyTorchClassifier(
-        model=inc.classifier, loss=torch.nn.CrossEntropyLoss(), input_shape=(1, 8, 8), nb_classes=10,
-        clip_values=(0.0, 1.0), preprocessing_defences=[projection_preprocessor(inc)], device_type="cpu",
-    )  # fmt: skip
+        model=inc.classifier,
+        loss=torch.nn.CrossEntropyLoss(),
+        input_shape=(1, 8, 8),
+        nb_classes=10,
+        clip_values=(0.0, 1.0),
+        preprocessing_defences=[projection_preprocessor(inc)],
+        device_type="cpu",
+    )
     theirs = classifier.loss_gradient(x.numpy(), F.one_hot(y, 10).numpy())
 
     projected = inc.perceived(x).requires_grad_(True)

@@ -98,8 +98,11 @@ def reached(files: dict[str, str]) -> set[str]:
     """The modules that m0 leads to, itself included."""
     found = {"m0.py"}
     while True:
-        more = {name for name in files if any(f" {name[:-3]}\n" in files[of] or f" {name[:-3]} " in files[of]
-                                              for of in found)}  # fmt: skip
+        more = {
+            name
+            for name in files
+            if any(f" {name[:-3]}\n" in files[of] or f" {name[:-3]} " in files[of] for of in found)
+        }
         if more <= found:
             return found
         found |= more
@@ -135,19 +138,30 @@ def test_where_files_lie_and_what_their_folders_are_called_is_no_part_of_the_has
         folder = write(tmp_path / str(number), inits | {f"{home}/net.py": net, f"{home}/helper.py": helper})
         found.add(hashed(folder, f"{package}.net"))
     assert len(found) == 1
-    alone = {hashed(write(tmp_path / "alone", {"x.py": "class Net: pass\n", "p/y.py": "class Net: pass\n"}), name)
-             for name in ("x", "p.y")}  # fmt: skip
+    alone = {
+        hashed(write(tmp_path / "alone", {"x.py": "class Net: pass\n", "p/y.py": "class Net: pass\n"}), name)
+        for name in ("x", "p.y")
+    }
     assert len(alone) == 1
 
 
 def test_classes_of_one_module_and_classes_that_another_module_makes_are_told_apart(tmp_path):
     factory = "def make(width):\n    class Net:\n        size = width\n    return Net\n"
-    write(tmp_path, {
-        "two.py": "class A: pass\nclass B: pass\n", "factory.py": factory,
-        "three.py": "from factory import make\nNet = make(3)\n", "four.py": "from factory import make\nNet = make(4)\n",
-    })  # fmt: skip
-    found = [hashed(tmp_path, "two", "A"), hashed(tmp_path, "two", "B"), hashed(tmp_path, "three"),
-             hashed(tmp_path, "four")]  # fmt: skip
+    write(
+        tmp_path,
+        {
+            "two.py": "class A: pass\nclass B: pass\n",
+            "factory.py": factory,
+            "three.py": "from factory import make\nNet = make(3)\n",
+            "four.py": "from factory import make\nNet = make(4)\n",
+        },
+    )
+    found = [
+        hashed(tmp_path, "two", "A"),
+        hashed(tmp_path, "two", "B"),
+        hashed(tmp_path, "three"),
+        hashed(tmp_path, "four"),
+    ]
     assert len(set(found)) == 4
 
 
@@ -165,12 +179,15 @@ def test_this_project_s_own_code_counts_by_its_version_alone():
 
 def test_an_installed_package_counts_by_its_release(tmp_path):
     def found(version: str, code: str, requirement: str = "") -> str | None:
-        folder = write(tmp_path / f"{version}{len(code)}" / "site-packages", {
-            "robust_nets.py": f"{requirement}class Net: pass\n{code}",
-            f"robust_nets-{version}.dist-info/METADATA":
-                f"Metadata-Version: 2.1\nName: robust-nets\nVersion: {version}\n",
-            f"robust_nets-{version}.dist-info/top_level.txt": "robust_nets\n",
-        })  # fmt: skip
+        folder = write(
+            tmp_path / f"{version}{len(code)}" / "site-packages",
+            {
+                "robust_nets.py": f"{requirement}class Net: pass\n{code}",
+                f"robust_nets-{version}.dist-info/METADATA": "Metadata-Version: 2.1\n"
+                f"Name: robust-nets\nVersion: {version}\n",
+                f"robust_nets-{version}.dist-info/top_level.txt": "robust_nets\n",
+            },
+        )
         identity._distributions.cache_clear()
         try:
             return hashed(folder, "robust_nets")
@@ -182,8 +199,10 @@ def test_an_installed_package_counts_by_its_release(tmp_path):
 
 
 def test_a_base_class_of_the_user_s_counts_for_what_is_installed_too(tmp_path):
-    write(tmp_path, {"site-packages/shipped.py": "from base import Base\nclass Net(Base): pass\n",
-                     "base.py": "class Base: pass\n"})  # fmt: skip
+    write(
+        tmp_path,
+        {"site-packages/shipped.py": "from base import Base\nclass Net(Base): pass\n", "base.py": "class Base: pass\n"},
+    )
     with importable(tmp_path):
         before = hashed(tmp_path / "site-packages", "shipped")
     write(tmp_path, {"base.py": "class Base:\n    width = 3\n"})
@@ -264,10 +283,7 @@ def test_parameters_are_equal_exactly_where_specs_are(a, b):
 
 def test_what_is_the_default_is_left_out():
     assert parameters(Spec(3)) == {"width": 3}
-    assert parameters(Spec(3, solver=Momentum(rate=0.5))) == {
-        "width": 3,
-        "solver": {"method": "momentum", "rate": 0.5},
-    }
+    assert parameters(Spec(3, solver=Momentum(rate=0.5))) == {"width": 3, "solver": {"method": "momentum", "rate": 0.5}}
     assert parameters(Spec(3, prior=Gauss())) == {"width": 3, "prior": {"class": "Gauss"}}
 
 

@@ -20,11 +20,13 @@ from manifold_bench.defenses.variational_autoencoder import VariationalAutoencod
 from manifold_bench.defenses.weights import fill_from_zoo, freeze
 
 SPEC = InvertAndClassify.Spec(
-    shape=(1, 8, 8), num_classes=10, solver=MomentumSolver(steps=40, rate=20.0, starts=2),
+    shape=(1, 8, 8),
+    num_classes=10,
+    solver=MomentumSolver(steps=40, rate=20.0, starts=2),
     generator=VariationalAutoencoderSettings(
         latent=6, width=4, epochs=60, rate=5e-3, encoder_width=4, encoder_hidden=32, encoder_epochs=6
     ),
-)  # fmt: skip
+)
 
 
 def with_parts(spec=SPEC, digits: Digits | None = None, budget: float = 0.1) -> InvertAndClassify:

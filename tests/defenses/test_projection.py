@@ -317,11 +317,16 @@ def test_a_race_ends_with_the_start_that_was_ahead_and_costs_what_it_says(images
 
 
 @given(
-    seed=st.integers(0, 2**31), solver=st.sampled_from([
-        MomentumSolver(rate=0.3, momentum=0.5, starts=2), AdamSolver(starts=2),
-        QuasiNewtonSolver(starts=2), QuasiNewtonSolver(starts=2, race=3),
-    ]),
-)  # fmt: skip
+    seed=st.integers(0, 2**31),
+    solver=st.sampled_from(
+        [
+            MomentumSolver(rate=0.3, momentum=0.5, starts=2),
+            AdamSolver(starts=2),
+            QuasiNewtonSolver(starts=2),
+            QuasiNewtonSolver(starts=2, race=3),
+        ]
+    ),
+)
 def test_the_answer_is_never_worse_than_the_best_start(seed, solver):
     random = torch.Generator().manual_seed(seed)
     generator, x = SmoothGenerator(), torch.rand(3, 1, 2, 2, dtype=torch.float64, generator=random)

@@ -15,7 +15,15 @@ from manifold_bench.bench.datasets.base import select
 from manifold_bench.defenses.base import LabelledImages, Progress
 from manifold_bench.defenses.gmvae import GaussianMixtureVAE
 from manifold_bench.defenses.pgd_training import PGDTraining
-from manifold_bench.defenses.training import accuracy, atomic_save, epochs_for, minibatches, one_cycle, train_module
+from manifold_bench.defenses.training import (
+    Training,
+    accuracy,
+    atomic_save,
+    epochs_for,
+    minibatches,
+    one_cycle,
+    train_module,
+)
 from manifold_bench.defenses.undefended import Undefended
 from manifold_bench.defenses.variational_autoencoder import VariationalAutoencoder, VariationalAutoencoderSettings
 from manifold_bench.defenses.wasserstein_gan import WassersteinGAN, WassersteinGANSettings
@@ -73,9 +81,12 @@ def train(
         return F.cross_entropy(module(images + 0.1 * torch.randn_like(images)), labels)
 
     train_module(
-        module, step, data, stage="s", epochs=epochs, batch_size=batch_size, rate=0.01, seed=seed, progress=progress,
-        stored_as=torch.float32,
-    )  # fmt: skip
+        module,
+        step,
+        data,
+        Training(stage="s", seed=seed, epochs=epochs, batch_size=batch_size, rate=0.01, stored_as=torch.float32),
+        progress,
+    )
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
@@ -122,8 +133,11 @@ def test_a_finished_training_is_not_gone_on_with(tmp_path, data):
 def test_a_checkpoint_that_does_not_fit_is_left_aside(tmp_path, data, damage):
     whole = train(network(), data, Progress())
     with pytest.raises(StopError):
-        train(network() if damage == "truncated" else nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), data,
-              Journal(tmp_path, ("s", 2)))  # fmt: skip
+        train(
+            network() if damage == "truncated" else nn.Sequential(nn.Flatten(), nn.Linear(16, 3)),
+            data,
+            Journal(tmp_path, ("s", 2)),
+        )
     (checkpoint,) = tmp_path.iterdir()
     if damage == "truncated":
         checkpoint.write_bytes(checkpoint.read_bytes()[:100])
@@ -204,13 +218,7 @@ def test_minibatches_go_through_the_data_once(n, batch_size, seed):
     assert all(torch.equal(a[1], b[1]) for a, b in zip(batches, again, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("n", "batch_size"),
-    [
-        (8, 4), (11, 4), (9, 4), (3, 4), (14, 4),
-        pytest.param(10, 4),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("n", "batch_size"), [(8, 4), (11, 4), (9, 4), (3, 4), (14, 4), pytest.param(10, 4)])
 def test_the_share_done_never_reaches_into_the_next_epoch(n, batch_size):
     data = LabelledImages(torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.long))
     module, seen = nn.Linear(1, 1), []
@@ -220,8 +228,8 @@ def test_the_share_done_never_reaches_into_the_next_epoch(n, batch_size):
         return module(images.flatten(1)).sum()
 
     train_module(
-        module, step, data, stage="s", epochs=2, batch_size=batch_size, rate=0.01, seed=0, progress=Progress()
-    )  # fmt: skip
+        module, step, data, Training(stage="s", seed=0, epochs=2, batch_size=batch_size, rate=0.01), Progress()
+    )
     assert len(set(seen)) == len(seen) and max(seen) < 1
 
 
@@ -242,9 +250,12 @@ def test_a_loss_that_is_not_finite_ends_the_training(data):
     module = network()
     with pytest.raises(FloatingPointError, match="'s'"):
         train_module(
-            module, lambda x, y, done: module(x).sum() * torch.inf, data, stage="s", epochs=2, batch_size=16,
-            rate=0.01, seed=0, progress=Progress(),
-        )  # fmt: skip
+            module,
+            lambda x, y, done: module(x).sum() * torch.inf,
+            data,
+            Training(stage="s", seed=0, epochs=2, batch_size=16, rate=0.01),
+            Progress(),
+        )
 
 
 def test_a_file_is_complete_or_not_there(tmp_path, monkeypatch):

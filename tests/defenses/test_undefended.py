@@ -78,7 +78,7 @@ def of_network(**given) -> UndefendedSpec:
     return UndefendedSpec(shape=(1, 8, 8), num_classes=10, **given)
 
 
-def test_lettered_networks_are_trained_as_in_their_paper_unless_told_otherwise():
+def test_samangouei_classifier_networks_are_trained_as_in_their_paper_unless_told_otherwise():
     assert (of_network().epochs, of_network().rate) == (12, 2e-3)
     assert (of_network(network="A").epochs, of_network(network="A").rate) == (10, 1e-3)
     assert of_network(network="A", epochs=2).epochs == 2
@@ -86,13 +86,13 @@ def test_lettered_networks_are_trained_as_in_their_paper_unless_told_otherwise()
 
 
 @pytest.mark.parametrize("size", ["width", "hidden"])
-def test_a_lettered_network_has_a_size_of_its_own(size):
+def test_a_samangouei_classifier_network_has_a_size_of_its_own(size):
     with pytest.raises(ValueError, match=f"{size}: network D has a size of its own; leave it out"):
         of_network(network="D", **{size: 7})
     of_network(**{size: 7})
 
 
-def test_a_lettered_network_learns_and_is_small_on_disk(digits, tmp_path):
+def test_a_samangouei_classifier_network_learns_and_is_small_on_disk(digits, tmp_path):
     defense = Undefended(of_network(network="D"))
     figures = defense.fit(digits.train, digits.validation, 0.1, 0, Progress())
     assert figures["validation_accuracy"] > 0.7 and not defense.training

@@ -37,11 +37,21 @@ def small(seed: int = 0, spec=SPEC) -> Undefended:
 def card_of(defense: Undefended) -> Card:
     own = system(type(defense), *TRAINABLE)
     return Card(
-        name=own.name, source_sha256=own.source_sha256, version=1, spec=spec_json(defense.spec), data="digits",
-        revision="r", seed=0,
-        budget=1.0, command="…", code="…", torch=torch.__version__, figures={"validation_accuracy": 0.5},
-        weights_sha256=weights_hash(defense), notes={"more": [1, 2]},
-    )  # fmt: skip
+        name=own.name,
+        source_sha256=own.source_sha256,
+        version=1,
+        spec=spec_json(defense.spec),
+        data="digits",
+        revision="r",
+        seed=0,
+        budget=1.0,
+        command="…",
+        code="…",
+        torch=torch.__version__,
+        figures={"validation_accuracy": 0.5},
+        weights_sha256=weights_hash(defense),
+        notes={"more": [1, 2]},
+    )
 
 
 @pytest.fixture
@@ -227,10 +237,7 @@ def test_the_training_part_of_a_spec_leaves_the_deployment_out():
         assert not weights.trained_as(replace(card, **change), own, spec, "digits", {})
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("name", "nothing"), ("name", "gmvae"), ("spec", {"width": "many"})],
-)
+@pytest.mark.parametrize(("key", "value"), [("name", "nothing"), ("name", "gmvae"), ("spec", {"width": "many"})])
 def test_a_card_that_says_nonsense_is_named(saved, monkeypatch, key, value):
     monkeypatch.setattr(weights, "ZOO", saved.parent)
     card = saved.with_suffix(".json")

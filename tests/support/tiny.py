@@ -23,7 +23,7 @@ from manifold_bench.attacks.threat import NORMS, Norm
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score
-from manifold_bench.defenses.training import accuracy, initialise, train_module
+from manifold_bench.defenses.training import Training, accuracy, initialise, train_module
 
 WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 1.5])
 BIAS = -0.5
@@ -230,9 +230,12 @@ class Trained(Defense):
 
         initialise(self, seed)
         train_module(
-            self, step, train, stage="layer", epochs=max(1, round(4 * budget)), batch_size=64, rate=0.05, seed=seed,
-            progress=progress,
-        )  # fmt: skip
+            self,
+            step,
+            train,
+            Training(stage="layer", seed=seed, epochs=max(1, round(4 * budget)), batch_size=64, rate=0.05),
+            progress,
+        )
         return {"validation_accuracy": accuracy(self, validation)}
 
 
