@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from manifold_bench.bench.errors import InputError, one_line
+from manifold_bench.bench.errors import InputError
+from manifold_bench.defenses.errors import one_line
 
 
 def positive(text: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import textwrap
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -13,18 +12,6 @@ P = ParamSpec("P")
 
 class InputError(Exception):
     """Bad input: the message names the file, the key or the argument, and what is allowed. Exit code 2."""
-
-
-def one_line(error: BaseException) -> str:
-    """The type and message of an exception on one line of at most 300 characters: `KeyError: 'inner'`.
-
-    It never raises and is never empty: an exception without a message gives its type alone.
-    """
-    try:
-        message = str(error)
-    except Exception:  # a __str__ of somebody else's
-        message = ""
-    return textwrap.shorten(f"{type(error).__name__}: {message}", 300, placeholder=" …").removesuffix(":")
 
 
 def report_errors(main: Callable[P, int]) -> Callable[P, int]:

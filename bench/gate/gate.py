@@ -141,6 +141,7 @@ class Gate:
             told.append(
                 f"Baseline and new run were computed by different kernels ({texts}): single inputs can differ by "
                 "rounding. Such differences are marked ~ and do not fail the gate."
+                + (" A limit of less than a few inputs of a cell can be broken by them." if self.broken else "")
             )
         return told
 

@@ -12,11 +12,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from manifold_bench.attacks.threat import Norm
-from manifold_bench.bench.errors import InputError, one_line
+from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.claims import RULES, Measured, Rule
 from manifold_bench.bench.planning.registry import one_of
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.text import eps_text, norm_text
+from manifold_bench.defenses.errors import one_line
 
 if TYPE_CHECKING:
     from manifold_bench.bench.planning.matrix import AttackChoice, Matrix

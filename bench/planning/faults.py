@@ -21,7 +21,7 @@ def explain(error: ValidationError, place: str, owner: type[Any]) -> str:
     fault = error.errors()[0]
     path, known = keys_at(owner, fault["loc"][:-1] if fault["type"] in UNKNOWN_KEY else fault["loc"])
     for part in [*path, *fault["loc"][-1:]] if fault["type"] in UNKNOWN_KEY else path:
-        place += f"[{part}]" if isinstance(part, int) else f".{one_line(part)}" if place else one_line(part)
+        place += f"[{part}]" if isinstance(part, int) else f".{unwrapped(part)}" if place else unwrapped(part)
     context: dict[str, Any] = fault.get("ctx", {})
     kind, value = fault["type"], fault["input"]
     if kind in UNKNOWN_KEY:
@@ -29,10 +29,10 @@ def explain(error: ValidationError, place: str, owner: type[Any]) -> str:
     if kind == "missing":
         return f"{place}: missing; it has to be there"
     if kind == "value_error":
-        return f"{place}: {one_line(context['error'])}"
+        return f"{place}: {unwrapped(context['error'])}"
     if kind == "union_tag_invalid":
         return f"{place}: {context['tag']!r} is not allowed; give {context['expected_tags']}"
-    shown = one_line(json.dumps(value, default=str, ensure_ascii=False))
+    shown = unwrapped(json.dumps(value, default=str, ensure_ascii=False))
     shown = shown if len(shown) <= 60 else shown[:57] + "…"
     if place.startswith("attacks") and ".eps" in place and kind == "greater_than":
         return f"{place}: {shown} is not a perturbation size; give numbers > 0 (L∞: at most 1)"
@@ -56,7 +56,7 @@ def explain(error: ValidationError, place: str, owner: type[Any]) -> str:
         "dataclass_type": "is not a table of parameters",
         "dataclass_exact_type": "is not a table of parameters",
     }.get(kind)
-    return f"{place}: {shown} {hint.format(**context) if hint else 'is not allowed: ' + one_line(fault['msg'])}"
+    return f"{place}: {shown} {hint.format(**context) if hint else 'is not allowed: ' + unwrapped(fault['msg'])}"
 
 
 def keys_at(owner: type[Any], path: Iterable[str | int]) -> tuple[list[str | int], list[str]]:
@@ -88,5 +88,6 @@ def _classes(hint: Any, tag: str | None) -> Iterator[tuple[str | None, type[Any]
         yield tag, hint
 
 
-def one_line(text: Any) -> str:
+def unwrapped(text: Any) -> str:
+    """A text without its line breaks."""
     return " ".join(str(text).split())

@@ -17,7 +17,7 @@ from manifold_bench.attacks.threat import UNBOUNDED
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning.claims import resolved_claims
-from manifold_bench.bench.planning.faults import explain, one_line
+from manifold_bench.bench.planning.faults import explain, unwrapped
 from manifold_bench.bench.planning.matrix import (
     AttackChoice,
     AttackEntry,
@@ -263,7 +263,7 @@ def _known(values: dict[str, Any], fields: Iterable[str], place: str, name: str)
     for key in values:
         if key not in allowed:
             listed = f"{nearest(key, allowed)}; allowed: {', '.join(allowed)}"
-            raise InputError(f"{place}.{one_line(key)}: {name!r} has no such parameter{listed}")
+            raise InputError(f"{place}.{unwrapped(key)}: {name!r} has no such parameter{listed}")
     return values
 
 

@@ -13,12 +13,13 @@ from typing import Any, Self, TypeVar
 import torch
 
 from manifold_bench.bench.datasets.base import Dataset
-from manifold_bench.bench.errors import InputError, one_line
+from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.folders import cache_folder
 from manifold_bench.bench.planning.matrix import DefenseChoice, Matrix
 from manifold_bench.bench.planning.registry import find
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.base import Trainable, TrainableSpec
+from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import SCHEME, TRAINABLE, System, key_of, source_sha256, system
 
 TRAINING_SEED = 0

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint
 from typing import Any
 
-from manifold_bench.bench.errors import InputError, one_line
+from manifold_bench.bench.errors import InputError
+from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import Kind, registered
 
 SINGULAR: dict[Kind, str] = {

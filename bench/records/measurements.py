@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from manifold_bench.bench.errors import InputError, one_line
-from manifold_bench.bench.records.files import atomic_write
+from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.store import INDEX, file_name
+from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.files import atomic_write
 from manifold_bench.defenses.identity import key_of
 
 if TYPE_CHECKING:

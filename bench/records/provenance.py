@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from manifold_bench.bench.errors import InputError, one_line
+from manifold_bench.bench.errors import InputError
+from manifold_bench.defenses.errors import one_line
 
 PACKAGES = (
     "manifold-bench", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "mlxtend", "safetensors",

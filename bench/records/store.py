@@ -20,9 +20,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifold_bench.bench.errors import InputError, one_line
-from manifold_bench.bench.records.files import atomic_write
+from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.schema import REVISION, typed
+from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.files import atomic_write
 
 T = TypeVar("T")
 

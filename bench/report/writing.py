@@ -19,7 +19,6 @@ def write_report(results: Results) -> Report:
     What an earlier report left in tables/ and plots/ is replaced. Raises InputError where run.json is damaged.
     """
     # late: until a run is finished, nothing needs the libraries that draw and test
-    from manifold_bench.bench.records.files import atomic_write
     from manifold_bench.bench.records.store import file_name
     from manifold_bench.bench.report.claims import claims_plots
     from manifold_bench.bench.report.contents import Report
@@ -28,6 +27,7 @@ def write_report(results: Results) -> Report:
     from manifold_bench.bench.report.measurements import measurement_plots
     from manifold_bench.bench.report.plots import write_plots
     from manifold_bench.bench.report.table import latex, markdown
+    from manifold_bench.defenses.files import atomic_write
 
     report, folder = Report.of(results), results.folder
     report.summary.to_csv(folder / "summary.csv", index=False)

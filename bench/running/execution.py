@@ -15,7 +15,6 @@ from rich.console import Console
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan, matrix_json
-from manifold_bench.bench.records.files import atomic_write
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.records.provenance import provenance
 from manifold_bench.bench.records.store import checksum_path
@@ -27,6 +26,7 @@ from manifold_bench.bench.running.measuring import measure
 from manifold_bench.bench.running.session import Session
 from manifold_bench.bench.running.stamp import STAMP
 from manifold_bench.bench.running.training import train_missing
+from manifold_bench.defenses.files import atomic_write
 
 
 @dataclass(frozen=True)

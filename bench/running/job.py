@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from manifold_bench.bench.datasets.base import image_hashes
-from manifold_bench.bench.errors import one_line
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import DatasetRef
 from manifold_bench.bench.records.log import LOG, Log
@@ -27,6 +26,7 @@ from manifold_bench.bench.running.heartbeat import Heartbeat
 from manifold_bench.bench.running.judge import Inputs, ScoredVerdict, batch_invariant, unperturbed, verdict
 from manifold_bench.bench.running.kernels import LayerCheck, kernels
 from manifold_bench.defenses.base import Defense
+from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.weights import weights_hash
 
 SHOWN = 8

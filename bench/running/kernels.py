@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import BLOCK, batch_rows
 from manifold_bench.bench.planning.folders import cache_folder
-from manifold_bench.bench.records.files import atomic_write
 from manifold_bench.bench.running.environment import VARIABLES
+from manifold_bench.defenses.files import atomic_write
 
 CHECKED = (nn.Linear, nn.modules.conv._ConvNd)
 """Layers that multiply matrices; all others compute each value by itself or within one input."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from manifold_bench.bench.errors import one_line
 from manifold_bench.bench.planning.measurements import MeasurementJob
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.records.log import LOG, Log
@@ -14,6 +13,7 @@ from manifold_bench.bench.running.board import Work
 from manifold_bench.bench.running.engines.calls import Call
 from manifold_bench.bench.running.failures import write_traceback
 from manifold_bench.bench.running.session import Session
+from manifold_bench.defenses.errors import one_line
 
 
 def measure(plan: Plan, session: Session) -> int:

@@ -17,9 +17,9 @@ from typing import Any
 
 from manifold_bench.bench.planning.folders import data_folder
 from manifold_bench.bench.planning.registry import SINGULAR
-from manifold_bench.bench.records.files import atomic_write
 from manifold_bench.bench.records.log import LOG
 from manifold_bench.bench.records.provenance import PACKAGES, package_version
+from manifold_bench.defenses.files import atomic_write
 from manifold_bench.defenses.identity import OWN, PROJECT, registered, source_lines
 
 STAMP = "finished.json"

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from manifold_bench.bench.errors import one_line
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.planning.refs import TRAINING_SEED, DatasetRef, DefenseRef, TrainedRef
 from manifold_bench.bench.records.log import Log
@@ -28,6 +27,7 @@ from manifold_bench.bench.running.failures import write_traceback
 from manifold_bench.bench.running.session import Session
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.base import DefenseSpec, Progress
+from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import parameters
 
 

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from manifold_bench.bench.errors import InputError, one_line
+from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.log import LOG
+from manifold_bench.defenses.errors import one_line
 
 
 @contextmanager

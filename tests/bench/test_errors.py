@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manifold_bench.bench.errors import one_line
+from manifold_bench.defenses.errors import one_line
 
 
 class Unspeakable(Exception):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,8 @@ import torch
 from commands import bench_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from measured import Blurred, Grey, Net
+from torch import Tensor
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.measurements.frechet import FrechetDistance, frechet_distance, moments, penultimate
@@ -69,20 +69,6 @@ def test_a_shift_of_every_image_is_its_square():
 # --- the features ----------------------------------------------------------------------------------------------------
 
 
-class Net(Defense):
-    """Doubles the pixels, then one layer; generates uniform noise."""
-
-    def __init__(self, spec: DefenseSpec) -> None:
-        super().__init__(spec)
-        self.output = nn.Linear(math.prod(spec.shape), spec.num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(2 * x.flatten(1))
-
-    def sample(self, n: int, seed: int) -> Tensor:
-        return torch.rand((n, *self.spec.shape), generator=torch.Generator().manual_seed(seed))
-
-
 class Layerless(Defense):
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)
@@ -129,20 +115,6 @@ def test_samples_of_the_data_are_near_and_batches_are_not_alike():
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
-class Grey(Defense):
-    """Makes images of classes 0, 1, 2 that are as grey as .2, .4, .8; answers 0 below .3, 2 above, rejects above .7."""
-
-    rejects = True
-
-    def sample(self, n: int, seed: int) -> Tensor:
-        return torch.tensor([0.2, 0.4, 0.8])[torch.arange(n) % 3, None, None, None].expand(n, 1, 2, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        grey = x.flatten(1).mean(1)
-        answer = torch.where(grey < 0.3, 0, torch.where(grey < 0.7, 2, 3))
-        return nn.functional.one_hot(answer, 4).float()
-
-
 def test_samples_are_shown_by_class_and_asked_about():
     defense = Grey(SPEC)
     data = type("Data", (), {"num_classes": 3})
@@ -175,7 +147,7 @@ def test_pictures_are_stored_with_the_result_and_drawn_as_they_were(tmp_path):
 FID = "manifold_bench.bench.measurements.frechet:FrechetDistance"
 MATRIX = {
     "datasets": [{"name": "digits", "n": 4}],
-    "defenses": ["undefended", {"name": "test_measurements:Net", "label": "net"}, "inc"],
+    "defenses": ["undefended", {"name": "measured:Net", "label": "net"}, "inc"],
     "attacks": [{"name": "fgsm", "eps": [0.1]}],
     "measurements": [{"name": FID, "label": "fid", "samples": 100}],
 }
@@ -245,7 +217,7 @@ def test_tables_show_values_and_reasons():
 
 RUN = f"""
 datasets = [{{ name = "digits", n = 4 }}]
-defenses = ["undefended", {{ name = "test_measurements:Net", label = "net" }}]
+defenses = ["undefended", {{ name = "measured:Net", label = "net" }}]
 [[attacks]]
 name = "fgsm"
 eps = [0.1]
@@ -303,16 +275,6 @@ def test_the_plan_shows_what_is_measured_and_a_bad_one_is_refused(measured, tmp_
     assert main(["--matrix", str(tmp_path / "bad.toml")]) == 2
     line = capsys.readouterr().err
     assert line.endswith("measurements[0].samples: 1 is not allowed; give a number ≥ 2\n") and line.count("\n") == 1
-
-
-class Blurred(Defense):
-    """Sees every image as its own mean."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.perceived(x).flatten(1)[:, :1], x.new_zeros(len(x), 9)], 1)
-
-    def perceived(self, x: Tensor) -> Tensor:
-        return x.flatten(1).mean(1).view(-1, 1, 1, 1).expand_as(x)
 
 
 def test_reconstruction_is_what_a_defense_sees_beside_what_it_was_shown(digits):

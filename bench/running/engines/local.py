@@ -14,9 +14,9 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from manifold_bench.bench.errors import one_line
 from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome, Urgency
 from manifold_bench.bench.running.environment import choose_kernels
+from manifold_bench.defenses.errors import one_line
 
 REPLACEMENT_SECONDS = 5.0
 """A new worker process is certainly on its feet after that."""

@@ -28,11 +28,12 @@ import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from manifold_bench.bench.errors import InputError, one_line
+from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import Needs
 from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome, Urgency, packed, run_packed
 from manifold_bench.bench.running.engines.local import LocalEngine
+from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import OWN, PROJECT
 
 TRIES = 3
