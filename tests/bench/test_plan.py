@@ -325,7 +325,7 @@ def test_a_pair_that_makes_no_sense_is_skipped_with_its_reason():
     )
     skipped = {(job.defense.label, job.label): job.skip for job in jobs}
     assert skipped["tiny:Coin", "clean"] is None and skipped["tiny:Coin", "pgd(steps=10)"] is None
-    assert "no classifier" in skipped["tiny:Coin", "part"] and "project" in skipped["tiny:Coin", "unrolled"]
+    assert "plain classifier" in skipped["tiny:Coin", "part"] and "project" in skipped["tiny:Coin", "unrolled"]
     assert skipped["gmvae", "part"] is None and skipped["gmvae", "unrolled"]
     assert all(job.clean_key == jobs[0].key for job in jobs[1:4]) and all(
         job.clean_key == jobs[4].key for job in jobs[5:]

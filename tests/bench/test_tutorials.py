@@ -47,7 +47,7 @@ def test_the_tutorial_s_defense_stands_beside_the_baselines(folder):
     mine = table.loc[("my_defense:Smoothing", "clean", 0.0)]
     assert mine["accuracy"] > 0.5 and mine["accuracy"] + mine["error"] + mine["rejection"] == 1
     page = (out / "report.md").read_text(encoding="utf-8")
-    assert "How my_defense:Smoothing stands" in done.stdout and "**my_defense:Smoothing** on mnist5k" in page
+    assert "How my_defense:Smoothing compares" in done.stdout and "**my_defense:Smoothing** on mnist5k" in page
     for text in (done.stdout, page):
         assert re.search(r"mnist5k, L∞ ε = 0.3: .* % robust, rank [123] of 3; .*(pgd-training|undefended)", text)
     assert "against every other defense" in page
@@ -69,7 +69,7 @@ def test_the_tutorial_s_attack_stands_beside_the_others(folder):
     page = (out / "report.md").read_text(encoding="utf-8")
     scores = {row[1]: float(row[-1]) for row in cells(page, "what attacks are worth") if row[0] == "undefended"}
     assert scores["my_attack:RaySearch"] > scores["fgsm"] and scores["worst-case"] == 100
-    assert "How my_attack:RaySearch stands" in done.stdout and "**my_attack:RaySearch** on mnist5k" in page
+    assert "How my_attack:RaySearch compares" in done.stdout and "**my_attack:RaySearch** on mnist5k" in page
     for text in (done.stdout, page):
         assert re.search(r"undefended: success .* % within ε = 0.3, \d+ \+ 1 passes, .*, rank 1 of 2", text)
     assert "plots/mnist5k--linf--distances.png" in page
