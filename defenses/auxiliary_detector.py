@@ -94,13 +94,7 @@ class AuxiliaryDetector(Defense):
             self.classifier,
             train,
             validation,
-            Training(
-                stage="classifier",
-                seed=seed,
-                epochs=epochs_for(budget, spec.epochs, len(train)),
-                batch_size=spec.batch_size,
-                rate=spec.rate,
-            ),
+            Training.of(spec, "classifier", seed, epochs_for(budget, spec.epochs, len(train))),
             progress,
         )
         self.fit_detector(train, budget, seed, progress)
@@ -131,13 +125,7 @@ class AuxiliaryDetector(Defense):
             self.detector,
             step,
             data,
-            Training(
-                stage="detector",
-                seed=seed,
-                epochs=epochs_for(budget, spec.detector_epochs, len(data)),
-                batch_size=spec.batch_size,
-                rate=spec.rate,
-            ),
+            Training.of(spec, "detector", seed, epochs_for(budget, spec.detector_epochs, len(data))),
             progress,
         )
         self.classifier.requires_grad_(True)

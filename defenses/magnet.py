@@ -148,13 +148,7 @@ class MagNet(Defense):
             self.classifier,
             train,
             validation,
-            Training(
-                stage="classifier",
-                seed=seed,
-                epochs=epochs_for(budget, spec.epochs, len(train)),
-                batch_size=spec.batch_size,
-                rate=spec.rate,
-            ),
+            Training.of(spec, "classifier", seed, epochs_for(budget, spec.epochs, len(train))),
             progress,
         )
         for stage, autoencoder in (("reformer", self.reformer), ("second", self.second)):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -56,6 +57,15 @@ def initialise(module: nn.Module, seed: int) -> None:
                 reset()
 
 
+class Schedule(Protocol):
+    """The fields of a spec that a training follows."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def rate(self) -> float: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """How a module is trained by Adam under a one-cycle learning rate that peaks after a fifth of the way.
@@ -76,6 +86,11 @@ class Training:
     betas: tuple[float, float] = (0.9, 0.999)
     mixed_precision: bool = False
     stored_as: torch.dtype = torch.float16
+
+    @classmethod
+    def of(cls, spec: Schedule, stage: str, seed: int, epochs: int) -> Training:
+        """A training with the batch size and learning rate of a spec."""
+        return cls(stage=stage, seed=seed, epochs=epochs, batch_size=spec.batch_size, rate=spec.rate)
 
     def checked(self, images: int) -> str:
         """What a checkpoint has to agree with for this training of that many images to continue from it."""

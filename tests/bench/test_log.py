@@ -32,6 +32,7 @@ def test_lines_of_killed_writers_are_whole_and_none_is_lost(tmp_path):
     seen, read = set(), 0
     while seen != {"a", "b", "c"} or read < 2_000_000:
         time.sleep(0.01)
+        assert all(writer.is_alive() for writer in writers)
         events, read = log.read(read)
         seen |= {event["title"] for event in events}
     for writer in writers:
