@@ -37,24 +37,32 @@ Visit = Callable[[Tensor, Tensor, Look, int], Tensor]
 """Points [n,k], their rows [n], what is seen there and the step's number → which of them are done, [n] bool."""
 
 
+class Descent(NamedTuple):
+    """How a descent goes. steps: number of them. rate: of Adam on the points, for each coordinate or for all.
+
+    ascent: by how much of the excess the multiplier λ grows in a step.
+    """
+
+    steps: int = 500
+    rate: float | Tensor = 0.05
+    ascent: float = 0.02
+
+
 def descend(
     problem: Problem,
     point: Tensor,
     visit: Visit,
-    steps: int,
-    rate: float | Tensor,
-    ascent: float,
+    descent: Descent,
     settle: Callable[[Tensor, Tensor], Tensor] = lambda point, rows: point,
 ) -> None:
     """min over z, max over λ ≥ 0 of lacking(z) + λ · excess(z) for every row of `point` [M,k] at once, λ₀ = 1.
 
-    z by Adam at that rate (of each coordinate, or of all), λ by steps of `ascent` times the excess. Each point is
-    visited (`steps` + 1 of them); what is done leaves the batch. settle: points [n,k] of certain rows → where they may
-    be.
+    Each point is visited (`descent.steps` + 1 of them); what is done leaves the batch. settle: points [n,k] of certain
+    rows → where they may be.
     """
     rows = torch.arange(len(point), device=point.device)
     point, multiplier, memory = point.detach(), point.new_ones(len(point)), Moments.none(point)
-    for step in range(steps + 1):
+    for step in range(descent.steps + 1):
         with torch.enable_grad():
             variable = point.clone().requires_grad_(True)
             seen = problem(variable, rows)
@@ -62,11 +70,11 @@ def descend(
         seen = Look(seen.lacking.detach(), seen.excess.detach(), seen.reached)
         going = ~visit(point, rows, seen, step)
         rows, point, multiplier, gradient = remaining(going, rows, point, multiplier, gradient)
-        if step == steps or not len(rows):
+        if step == descent.steps or not len(rows):
             return
         memory = memory.only(going).after(gradient.nan_to_num(0.0, 0.0, 0.0))
-        point = settle(point - memory.step(rate, step + 1, epsilon=1e-12), rows)
-        multiplier = (multiplier + ascent * seen.excess[going]).clamp_min(0)
+        point = settle(point - memory.step(descent.rate, step + 1, epsilon=1e-12), rows)
+        multiplier = (multiplier + descent.ascent * seen.excess[going]).clamp_min(0)
 
 
 class Pairs(NamedTuple):
@@ -81,15 +89,12 @@ class Pairs(NamedTuple):
 def overpowered_pairs(
     generator: Callable[[Tensor], Tensor],
     classifier: Callable[[Tensor], Tensor],
-    z: Tensor,
-    other: Tensor,
+    start: tuple[Tensor, Tensor],
     eta: float,
-    steps: int = 500,
-    rate: float = 0.05,
-    ascent: float = 0.02,
+    descent: Descent = Descent(),  # noqa: B008 - a tuple never changes
     confidence: float = 0.0,
 ) -> Pairs:
-    """Latents z, z′ [M,k] whose images are classified differently within η in L2, from those given.
+    """Latents z, z′ [M,k] whose images are classified differently within η in L2, found by a descent from `start`.
 
     For every pair max over z, z′, min over λ ≥ 0 of their disagreement − λ (‖G z − G z′‖₂ − η) (Ilyas et al. 2017,
     section 5), λ₀ = 1. The disagreement is the margin by which z keeps the class it begins with, and z′ has another;
@@ -99,6 +104,7 @@ def overpowered_pairs(
 
     generator: [N,k] → images; classifier: images → logits [N,K]; both in eval mode.
     """
+    z, other = start
     latent = z.shape[1]
 
     def logits_of(latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +133,7 @@ def overpowered_pairs(
         ended[rows[better]], least[rows[better]] = both[better], lacking[better]
         return valid & (seen.lacking <= 0)
 
-    descend(problem, ended.clone(), visit, steps, rate, ascent)
+    descend(problem, ended.clone(), visit, descent)
     z, other = ended[:, :latent], ended[:, latent:]
     images, others = blockwise(generator, z), blockwise(generator, other)
     distance = (images.double() - others.double()).flatten(1).norm(dim=1)

@@ -21,7 +21,7 @@ from manifold_bench.attacks.base import Attack, Knowledge
 from manifold_bench.attacks.batching import all_rows, blockwise, padded
 from manifold_bench.attacks.contract import AttackableDefense, projects
 from manifold_bench.attacks.gradient import Best
-from manifold_bench.attacks.lagrangian import SAMPLES, Look, apart, descend
+from manifold_bench.attacks.lagrangian import SAMPLES, Descent, Look, apart, descend
 from manifold_bench.attacks.losses import likeliest_wrong, margin
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, draw_per_input, project
@@ -194,9 +194,7 @@ class RangeAttack(Attack):
             lambda point, at: self.look(scene, point, rows[at]),
             point,
             visit,
-            self.steps,
-            self.rates(scene),
-            self.ascent,
+            Descent(self.steps, self.rates(scene), self.ascent),
             lambda point, at: self.settle(scene, point, rows[at]),
         )
         return rows[left]

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
-from manifold_bench.attacks.lagrangian import overpowered_pairs
+from manifold_bench.attacks.lagrangian import Descent, overpowered_pairs
 from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress
 from manifold_bench.defenses.invert_and_classify import InvertAndClassify, InvertAndClassifySpec
 from manifold_bench.defenses.networks import StridedCNN
@@ -128,11 +128,9 @@ class RobustManifoldTraining(Defense):
             pairs = overpowered_pairs(
                 self.generator,
                 self.network,
-                z,
-                other,
+                (z, other),
                 settings.eta,
-                settings.attack_steps,
-                settings.attack_rate,
+                Descent(settings.attack_steps, settings.attack_rate),
                 confidence=settings.confidence,
             )
             with torch.no_grad():

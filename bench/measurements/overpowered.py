@@ -13,7 +13,7 @@ from torch import Tensor
 
 from manifold_bench.attacks.batching import blockwise, pad_to_block
 from manifold_bench.attacks.contract import generates
-from manifold_bench.attacks.lagrangian import Pairs, overpowered_pairs
+from manifold_bench.attacks.lagrangian import Descent, Pairs, overpowered_pairs
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.defenses.base import Defense
@@ -75,7 +75,7 @@ class OverpoweredPairs(Measurement):
         margin = 1.2 * math.log(confidence / (1 - confidence))
         found = [
             overpowered_pairs(
-                defense.generator, defense.classifier, *both, eta, self.steps, self.rate, confidence=margin
+                defense.generator, defense.classifier, both, eta, Descent(self.steps, self.rate), confidence=margin
             )
             for both in zip(z.to(device).split(BATCH), other.to(device).split(BATCH), strict=True)
         ]

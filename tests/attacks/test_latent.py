@@ -11,7 +11,7 @@ from toys import Linear
 
 from manifold_bench.attacks.combined import Combined
 from manifold_bench.attacks.contract import Verdict
-from manifold_bench.attacks.lagrangian import SAMPLES, overpowered_pairs
+from manifold_bench.attacks.lagrangian import SAMPLES, Descent, overpowered_pairs
 from manifold_bench.attacks.latent import CONFIRMATIONS, Latent, RangeAttack
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import inside
@@ -45,7 +45,7 @@ def judged(z: Tensor, other: Tensor, eta: float) -> Tensor:
 def test_pairs_on_both_sides_of_a_boundary_are_found_from_anywhere(eta):
     """Any η > 0 has such pairs: the range is connected and the classifier isn't constant on it."""
     for other in (LATENTS[:, 1], LATENTS[:, 0] + 0.01):
-        pairs = overpowered_pairs(generator, classifier, LATENTS[:, 0], other, eta, steps=400)
+        pairs = overpowered_pairs(generator, classifier, (LATENTS[:, 0], other), eta, Descent(400))
         assert pairs.found.all() and judged(pairs.z, pairs.other, eta).all()
         distance = (generator(pairs.z) - generator(pairs.other)).flatten(1).norm(dim=1)
         assert torch.allclose(pairs.distance.float(), distance, atol=1e-6)
@@ -53,7 +53,7 @@ def test_pairs_on_both_sides_of_a_boundary_are_found_from_anywhere(eta):
 
 @pytest.mark.parametrize("eta", [0.2, 1e9])
 def test_what_is_classified_alike_is_never_found_however_near(eta):
-    pairs = overpowered_pairs(generator, constant, LATENTS[:, 0], LATENTS[:, 0] + 1e-4, eta, steps=20)
+    pairs = overpowered_pairs(generator, constant, (LATENTS[:, 0], LATENTS[:, 0] + 1e-4), eta, Descent(20))
     assert not pairs.found.any()
 
 
@@ -64,15 +64,15 @@ def test_what_is_classified_differently_is_found_only_within_eta():
     eta = float(distance[differ].median()) + 1e-4
     expected = differ & (distance <= eta)
     assert expected.any() and (differ & ~expected).any()
-    pairs = overpowered_pairs(generator, classifier, z, other, eta, steps=1, rate=1e-9)
+    pairs = overpowered_pairs(generator, classifier, (z, other), eta, Descent(1, rate=1e-9))
     assert torch.equal(pairs.found, expected)
-    pairs = overpowered_pairs(generator, classifier, z, other, eta, steps=100)
+    pairs = overpowered_pairs(generator, classifier, (z, other), eta, Descent(100))
     assert torch.equal(pairs.z[expected], z[expected]) and torch.equal(pairs.other[expected], other[expected])
 
 
 def test_pairs_are_as_confident_as_asked_for():
     def least_margin(confidence: float) -> Tensor:
-        pairs = overpowered_pairs(generator, classifier, *LATENTS.unbind(1), eta=1.0, steps=300, confidence=confidence)
+        pairs = overpowered_pairs(generator, classifier, LATENTS.unbind(1), 1.0, Descent(300), confidence)
         assert pairs.found.all()
         both = torch.stack([classifier(generator(latents)) for latents in (pairs.z, pairs.other)])
         top = both.topk(2, dim=2).values
@@ -83,9 +83,9 @@ def test_pairs_are_as_confident_as_asked_for():
 
 
 def test_a_pair_is_the_same_alone_and_in_a_batch():
-    whole = overpowered_pairs(generator, classifier, *LATENTS.unbind(1), eta=0.1, steps=60)
+    whole = overpowered_pairs(generator, classifier, LATENTS.unbind(1), 0.1, Descent(60))
     for row in (0, 11, 23):
-        alone = overpowered_pairs(generator, classifier, *LATENTS[row : row + 1].unbind(1), eta=0.1, steps=60)
+        alone = overpowered_pairs(generator, classifier, LATENTS[row : row + 1].unbind(1), 0.1, Descent(60))
         assert torch.equal(alone.z[0], whole.z[row]) and torch.equal(alone.other[0], whole.other[row])
 
 
