@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.records.store import INDEX, file_name
+from manifold_bench.bench.records.store import INDEX, Planned, file_name
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import atomic_write
 from manifold_bench.defenses.identity import key_of
@@ -30,26 +30,20 @@ class Described(Protocol):
     def title(self) -> str: ...
 
 
-class Planned(Protocol):
-    """What is needed of a measurement's job to store its result. names: data set, defense and measurement."""
+class PlannedMeasurement(Planned, Protocol):
+    """What is needed of a measurement's job to store its result; the last of its names is its label."""
 
-    @property
-    def key(self) -> str: ...
-    @property
-    def identity(self) -> dict[str, Any]: ...
-    @property
-    def names(self) -> tuple[str, str, str]: ...
     @property
     def measurement(self) -> Described: ...
 
 
-def path_of(job: Planned, folder: Path) -> Path:
+def path_of(job: PlannedMeasurement, folder: Path) -> Path:
     """The file of a measurement in a run's folder."""
     return folder / FOLDER / f"{file_name(*job.names)}--{job.key[:16]}.json"
 
 
 def store(
-    job: Planned,
+    job: PlannedMeasurement,
     folder: Path,
     status: str,
     reason: str,
@@ -89,7 +83,7 @@ def read(path: Path) -> dict[str, Any]:
     raise InputError(f"{path}: damaged ({found}); delete it and run again")
 
 
-def status(job: Planned, folder: Path) -> str:
+def status(job: PlannedMeasurement, folder: Path) -> str:
     """ok, failed or skipped as stored; missing; or damaged."""
     path = path_of(job, folder)
     if not path.exists():
@@ -101,7 +95,7 @@ def status(job: Planned, folder: Path) -> str:
     return str(stored["status"]) if stored["identity"] == json.loads(json.dumps(job.identity)) else "damaged"
 
 
-def write_index(jobs: Iterable[Planned], folder: Path) -> None:
+def write_index(jobs: Iterable[PlannedMeasurement], folder: Path) -> None:
     """Says which measurements the run consists of."""
     names = [path_of(job, folder).name for job in jobs]
     if names or (folder / FOLDER).is_dir():

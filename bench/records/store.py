@@ -46,14 +46,22 @@ class DamagedRecords(InputError):
 
 
 class Planned(Protocol):
-    """What the store needs to know of a job. names: data set, defense, attack and norm; facts: see Entry."""
+    """What is planned and will be stored. key: hash of the identity. names: data set, defense, what is done to it."""
 
     @property
     def key(self) -> str: ...
     @property
     def identity(self) -> dict[str, Any]: ...
     @property
-    def names(self) -> tuple[str, str, str, str]: ...
+    def names(self) -> tuple[str, ...]: ...
+
+
+class PlannedJob(Planned, Protocol):
+    """What the store needs to know of a job; its names are those of data set, defense, attack and norm.
+
+    facts: see Entry.
+    """
+
     @property
     def title(self) -> str: ...
     @property
@@ -88,11 +96,11 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "records"
 
-    def path(self, job: Planned) -> Path:
+    def path(self, job: PlannedJob) -> Path:
         """The file of a job: readable, and unique by its key."""
         return self.folder / f"{file_name(*job.names)}--{job.key[:16]}.parquet"
 
-    def write(self, job: Planned, rows: pd.DataFrame, kernels: dict[str, Any] | None = None) -> None:
+    def write(self, job: PlannedJob, rows: pd.DataFrame, kernels: dict[str, Any] | None = None) -> None:
         """Stores a job's rows. kernels: what computed them (`kernels.kernels`); None where nothing was computed."""
         self.save(self.path(job).name, Contents(rows, job.identity, kernels))
 
@@ -150,7 +158,7 @@ class Store:
         found = [self._checked(path, lambda _, about: about[1]) for path in paths if path.exists()]
         return distinct_kernels(one for one in found if one is not None)
 
-    def status(self, job: Planned) -> str:
+    def status(self, job: PlannedJob) -> str:
         """ok, failed or skipped as stored; missing; or damaged."""
         path = self.path(job)
         if not path.exists():
@@ -165,7 +173,7 @@ class Store:
             return "damaged"
         return str(states[0])
 
-    def write_index(self, jobs: Iterable[Planned]) -> None:
+    def write_index(self, jobs: Iterable[PlannedJob]) -> None:
         """Says which jobs the run consists of: what else lies in the folder is older and not part of the report."""
         self.folder.mkdir(parents=True, exist_ok=True)
         entries = [Entry(self.path(job).name, job.title, **job.facts)._asdict() for job in jobs]
