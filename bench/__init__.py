@@ -7,11 +7,19 @@ import sys
 from importlib.abc import MetaPathFinder
 from types import ModuleType
 
-COMMANDS = ("run", "report", "compare", "baseline", "train", "list")
+COMMANDS = {
+    "run": "run a matrix of data sets, defenses and attacks, and write a report",
+    "report": "rebuild a run's report from its records",
+    "compare": "compare a run with a baseline; the exit code says whether robustness fell",
+    "baseline": "promote a run to a baseline",
+    "train": "train a defense",
+    "list": "list every known data set, defense, attack, measurement and matrix",
+}
+"""Every command with its purpose."""
 
 
 class _CommandsAlone(MetaPathFinder):
-    """Refuses `import bench.job` and the like: a second copy of a module under another name would be told from it."""
+    """Refuses `import bench.job` and the like: a module that is imported under two names is there twice."""
 
     allowed = (*(f"bench.{command}" for command in COMMANDS), "bench.report.__main__")
 

@@ -7,17 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-COMMANDS = {
-    "run": ("run", "run a matrix of data sets, defenses and attacks, and write a report"),
-    "report": ("report.__main__", "rebuild a run's report from its records"),
-    "compare": ("compare", "compare a run with a baseline; the exit code says whether robustness fell"),
-    "baseline": ("baseline", "promote a run to a baseline"),
-    "train": ("train", "train a defense"),
-    "list": ("list", "list every known data set, defense, attack, measurement and matrix"),
-}
+from manifold_bench.bench import COMMANDS
 
 USAGE = "usage: manifold-bench COMMAND [ARGUMENTS]\n\n" + "\n".join(
-    f"  {name:<10}{purpose}" for name, (_, purpose) in COMMANDS.items()
+    f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items()
 )
 
 
@@ -34,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)  # for systems of the user's own, named as module:Class
-    command = importlib.import_module(f"manifold_bench.bench.{COMMANDS[name][0]}")
+    module = "report.__main__" if name == "report" else name  # the one command that is a folder
+    command = importlib.import_module(f"manifold_bench.bench.{module}")
     return int(command.main(rest))
 
 

@@ -16,8 +16,8 @@ BAND = (0.5, 0.7)
 MEANS, WIDTH, HEIGHT = torch.tensor([0.5, 0.8, 1.1]), 0.1, 0.3
 
 
-class Band(nn.Module):
-    """Images [N,1,2,2]; by the first pixel t: class 0 below the band, rejected within, class 1 above."""
+class TwoClasses(nn.Module):
+    """A defense, as far as attacks look at it, that tells images [N,1,2,2] of two classes apart, or rejects them."""
 
     shape = (1, 2, 2)
     num_classes = 2
@@ -26,6 +26,10 @@ class Band(nn.Module):
     gradient_modes = ("default",)
     detectors = ()
     classifier = None
+
+
+class Band(TwoClasses):
+    """Images [N,1,2,2]; by the first pixel t: class 0 below the band, rejected within, class 1 above."""
 
     def forward(self, x: Tensor) -> Tensor:
         t = x[:, 0, 0, 0]
@@ -115,19 +119,11 @@ class NearestMean(nn.Module):
         return -(self.encoder(x) - MEANS).square()
 
 
-class Walled(nn.Module):
+class Walled(TwoClasses):
     """By the first pixel t: class 0 near .2, class 1 near .8; rejects further than `width` from the class' centre.
 
     It names no detectors: all that an attack sees is the reject score of the class it is in.
     """
-
-    shape = (1, 2, 2)
-    num_classes = 2
-    rejects = True
-    randomized = False
-    gradient_modes = ("default",)
-    detectors = ()
-    classifier = None
 
     def __init__(self, width: float) -> None:
         super().__init__()
