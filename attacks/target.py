@@ -45,7 +45,7 @@ class Notes:
 
 @dataclass(frozen=True, eq=False)
 class Attacker:
-    """What the attacker of a batch of n inputs owns and may spend, beside what the defense answers.
+    """What the attacker of a batch of n inputs owns besides the defense's answers, and how much it may spend.
 
     aims [n]: class that each input is to be taken for, where the attack's `aims` asks for one.
     held_out: returns images [M,C,H,W] and labels [M] of the same kind as the inputs, never test data.

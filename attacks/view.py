@@ -111,10 +111,10 @@ class View:
         """
         if self.exact or self.part != "defense":
             return claimed
-        stands = torch.zeros_like(claimed)
+        confirmed = torch.zeros_like(claimed)
         if due and claimed.any():
-            stands[claimed] = self.target.verdict(x[claimed], rows[claimed]).wrong(y[claimed])
-        return stands
+            confirmed[claimed] = self.target.verdict(x[claimed], rows[claimed]).wrong(y[claimed])
+        return confirmed
 
     def detection(self, x: Tensor, labels: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits as `logits` gives them, and the detectors' ratios [N,D]; both differentiable in x, not counted.

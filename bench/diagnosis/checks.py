@@ -69,8 +69,8 @@ def _left(e: Evidence, eps: float) -> tuple[int, int, int, float] | None:
     rows = rows[rows["sample"].isin(samples)]
     if not len(rows):
         return None
-    stands = robust(rows)
-    both = pd.DataFrame({"robust": stands, "strict": stands & (outcomes(rows) != REJECTED)})
+    is_robust = robust(rows)
+    both = pd.DataFrame({"robust": is_robust, "strict": is_robust & (outcomes(rows) != REJECTED)})
     held = both.groupby(rows["sample"]).all()
     commonest = rows.groupby("sample")["label"].first().value_counts(normalize=True).iloc[0]
     return len(held), int(held["robust"].sum()), int(held["strict"].sum()), float(commonest)

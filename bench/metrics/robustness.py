@@ -89,12 +89,12 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
         named = f"{attack} {norm} ε = {eps:g}" + (f", seed {seed}" if _several_seeds(records) and not fooling else "")
         raise MissingCells(f"{lacking[:, short].sum()} of {len(samples)} inputs lack {named}")
     outcome = outcomes(records)
-    stands = robust(records).to_numpy()
+    is_robust = robust(records).to_numpy()
     worst = np.full(len(samples), RIGHT)
     np.maximum.at(worst, place, outcome)
     held = {
-        "robust": stands,
-        "strict": stands & (outcome != REJECTED),
+        "robust": is_robust,
+        "strict": is_robust & (outcome != REJECTED),
         "right": np.where(records["kind"] == CLEAN, records["clean_label"], records["adv_label"]) == records["label"],
     }
     inputs = pd.DataFrame({"worst": worst}, index=pd.Index(samples, name="sample"))

@@ -28,7 +28,7 @@ VARIABLES = (
 def choose_kernels() -> None:
     """Set `SETTINGS` for this process and those that it starts, except where the user has set them.
 
-    It has an effect until torch multiplies its first matrices, so commands call it before they do anything else.
+    It has an effect only before torch multiplies its first matrices. Engines call it before they start their workers.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -97,7 +97,8 @@ class LayerCheck:
     def uneven(self) -> list[str]:
         """Names of the uneven layers, each with the sizes of the batches that differ from the largest.
 
-        What the same kernels were found to do is read from the cache; else a layer takes some milliseconds.
+        Results for the same kernels are read from the cache. Without them each layer computes about two of the largest
+        batches, forward and backward.
         """
         key = hashlib.sha256(json.dumps(kernels(self._device), sort_keys=True).encode()).hexdigest()[:16]
         path = cache_folder("kernels") / f"{key}.json"
@@ -115,7 +116,7 @@ def uneven_sizes(layer: nn.Module, like: Tensor, most: int, layout: torch.memory
     like: an input of the layer, for shape, type and device; layout: its layout in memory. Attacks use batches of whole
     blocks, up to `batch_rows`. A layer that takes no other batches than its own counts as even.
     """
-    sizes = [size for size in range(BLOCK, most, BLOCK) if size in (8, 16, 24, 40, 64, 128)]
+    sizes = [size for size in (BLOCK * blocks for blocks in (1, 2, 3, 5, 8, 16)) if size < most]
     x = torch.randn((most, *like.shape[1:]), generator=torch.Generator().manual_seed(0)).to(like)
 
     def computed(rows: Tensor) -> tuple[Tensor, Tensor]:
