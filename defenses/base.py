@@ -162,7 +162,8 @@ def append_reject_score(logits: Tensor, excess: Tensor) -> Tensor:
     """[N,K] and the detector's excess [N] (> 0: reject) → [N,K+1], argmax = K exactly where it rejects."""
     top = logits.amax(1)
     score = top + excess
-    # Rounding must not decide: next to a large logit a small excess would vanish.
-    below, above = torch.nextafter(top, top - torch.inf), torch.nextafter(top, top + torch.inf)
-    score = torch.where(excess > 0, torch.maximum(score, above), torch.minimum(score, below))
+    # Rounding must not decide: next to a large logit a small excess would vanish. The gradient stays that of the sum.
+    below, above = (torch.nextafter(top.detach(), torch.full_like(top, way)) for way in (-torch.inf, torch.inf))
+    exact = torch.where(excess > 0, torch.maximum(score, above), torch.minimum(score, below)).detach()
+    score = torch.where(score.isfinite(), exact + (score - score.detach()), exact)
     return torch.cat([logits, score[:, None]], dim=1)

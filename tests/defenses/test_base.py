@@ -69,3 +69,13 @@ def test_a_defense_without_rejection_never_rejects():
 
     verdict = Plain(DefenseSpec(shape=(3, 1, 1), num_classes=3)).verdict(torch.rand(5, 3, 1, 1))
     assert not verdict.rejected.any()
+
+
+def test_gradients_are_those_of_the_sum_where_rounding_would_hide_the_excess():
+    logits = torch.tensor([[1e6, 3e6], [1e6, 3e6]], requires_grad=True)
+    excess = torch.tensor([1e-3, -1e-3], requires_grad=True)
+    outputs = append_reject_score(logits, excess)
+    assert outputs.argmax(1).tolist() == [2, 1]
+    outputs[:, 2].sum().backward()
+    assert logits.grad.tolist() == [[0.0, 1.0], [0.0, 1.0]]
+    assert excess.grad.tolist() == [1.0, 1.0]
