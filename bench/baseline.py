@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manifold_bench.bench.errors import InputError, report_errors
-from manifold_bench.bench.running.borrow import BASELINES
+from manifold_bench.bench.running.reuse import BASELINES
 
 
 @report_errors

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 from manifold_bench.bench.arguments import checked_device, named_device, natural, positive
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.folders import DATA_VARIABLE, data_folder
-from manifold_bench.bench.running.stamp import finished, request_of, sources_of, write_stamp
+from manifold_bench.bench.running.stamp import code_of_users, finished, hash_of, request_of, write_stamp
 from manifold_bench.bench.running.url_folder import local_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from manifold_bench.bench.planning.matrix import Matrix
+    from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.running.engines.calls import Engine
 
 # `--help` and a finished run are answered in a fraction of a second: what loads torch, pandas or rich is imported late
@@ -84,11 +85,12 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
     if not given.dry_run and (shown := finished(folder, request)):
         return show_finished(shown, folder, given, console)
     from manifold_bench.bench.planning.plan import Options, make_plan
+    from manifold_bench.bench.records.log import LOG, Log
     from manifold_bench.bench.records.provenance import uneven_text
     from manifold_bench.bench.report.plan import print_plan
-    from manifold_bench.bench.running.board import clock
+    from manifold_bench.bench.running.board import Board, clock
     from manifold_bench.bench.running.execution import execute
-    from manifold_bench.bench.running.session import UploadingEngine
+    from manifold_bench.bench.running.session import Session
     from manifold_bench.defenses.weights import with_cards
 
     matrix, whole = matrices(given)
@@ -103,20 +105,21 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
         return 0
     with chosen_engine(given) as engine:  # its processes start while the data are read here
         plan = make_plan(matrix, options, whole, named)
-        sources = sources_of(plan.systems)
-        ended = execute(plan, folder, UploadingEngine(engine, upload), console, given.quiet)
-    screen = show_report(folder, console, given.quiet)
+        code = code_of_users(plan.systems)
+        board = Board(console, engine.workers, Log(folder / LOG), given.quiet)
+        ended = execute(plan, Session(folder, engine, board, upload))
+    screen = show_report(ended.results, console, given.quiet)
     results = f"{clock(time.time() - begun)} min; results in {given.out}"
     console.print(f"{ended.counts}, {results}", highlight=False, soft_wrap=True)
     if ended.unmeasured:
         console.print(f"{ended.unmeasured} measurements failed", highlight=False)
-    if uneven := uneven_text(ended.kernels):
+    if uneven := uneven_text(ended.results.distinct_kernels):
         console.print(uneven, highlight=False, markup=False, soft_wrap=True)
     if ended.failed or ended.unmeasured:
         return 1
-    if sources is not None and not plan.is_cut:
-        shown = {"screen": screen, "counts": ended.counts}
-        write_stamp(folder, request, sources, with_cards(ended.plan.weights), shown)
+    if code is not None and not plan.is_cut:
+        weights = {str(path.resolve()): hash_of(path) for path in with_cards(ended.plan.weights)}
+        write_stamp(folder, request, code | weights, {"screen": screen, "counts": ended.counts})
     return 0
 
 
@@ -146,13 +149,12 @@ def chosen_engine(given: argparse.Namespace) -> AbstractContextManager[Engine]:
     return RayEngine(given.address, given.workers)
 
 
-def show_report(folder: Path, console: Console, quiet: bool) -> str:
-    """Write the report of the records in a folder, and show its main tables; return what is shown."""
-    from manifold_bench.bench.records.results import Results
+def show_report(results: Results, console: Console, quiet: bool) -> str:
+    """Write the report of a run, and show its main tables; return what is shown."""
     from manifold_bench.bench.report.screen import print_report
     from manifold_bench.bench.report.writing import write_report
 
-    report = write_report(Results.load(folder))
+    report = write_report(results)
     with console.capture() as screen:
         print_report(report, console)
     if not quiet:

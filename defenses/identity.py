@@ -13,6 +13,7 @@ import json
 import pkgutil
 import sys
 import sysconfig
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -147,6 +148,15 @@ def source_lines(modules: Iterable[str]) -> list[str]:
     for module in modules:
         sources.add_with_packages(module)
     return list(sources.lines())
+
+
+def source_files(modules: Iterable[str]) -> list[Path]:
+    """The files of all modules of users that these modules run, themselves included. Nothing is imported for it."""
+    sources = _Sources()
+    for module in modules:
+        sources.add_with_packages(module)
+    deque(sources.lines(), maxlen=0)  # follows the imports
+    return [file for _, file in sources.files]
 
 
 def _release(module: str, home: Path | None) -> str:

@@ -103,6 +103,12 @@ class Results:
         return str(first["status"]), str(first["reason"])
 
     @property
+    def states(self) -> dict[str, str]:
+        """The status of each job (ok, failed or skipped), by key."""
+        rows = pd.concat([frame[["key", "status"]] for frame in (self.records, self.probes)])
+        return dict(rows.drop_duplicates("key").itertuples(index=False))
+
+    @property
     def distinct_kernels(self) -> list[dict[str, Any]]:
         """Each description of kernels in the records, once: see `store.distinct_kernels`."""
         return distinct_kernels(self.kernels.values())

@@ -152,12 +152,6 @@ class Store:
                 f"{path}: damaged or not a record file ({one_line(error)}); delete it and run again"
             ) from error
 
-    def all_kernels(self) -> list[dict[str, Any]]:
-        """The `distinct_kernels` of the run's records. Raises as `read` does."""
-        paths = [self.folder / entry.file for entry in self.index()]
-        found = [self._checked(path, lambda _, about: about[1]) for path in paths if path.exists()]
-        return distinct_kernels(one for one in found if one is not None)
-
     def status(self, job: PlannedJob) -> str:
         """ok, failed or skipped as stored; missing; or damaged."""
         path = self.path(job)

@@ -151,7 +151,7 @@ def named_lines(records: pd.DataFrame, attacks: pd.DataFrame, run: dict[str, Any
 
 def ranking_paragraphs(named: dict[str, list[str]], run: dict[str, Any]) -> list[str]:
     """Markdown: how each system named on the command line compares, and what was taken from baselines."""
-    from manifold_bench.bench.running.borrow import Borrowed
+    from manifold_bench.bench.running.reuse import Reused
 
     told = [f"**{name}** on {line}." for name, lines in named.items() for line in lines]
-    return told + [f"{Borrowed(**one)}." for one in run.get("borrowed", [])]
+    return told + [f"{Reused(**one)}." for one in run.get("reused", [])]

@@ -235,7 +235,7 @@ class Board:
 
     def left(self) -> float | None:
         """Estimated seconds until all jobs are done; None where nothing is known yet or no job is left."""
-        if not self._expected() or not self.estimator.done:
+        if not self._expected() or not self.estimator.knows_anything:
             return None
         expected = {key: self.estimator.wall(cost) for key, cost in self._expected().items()}
         running = [

@@ -10,19 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan, matrix_json
-from manifold_bench.bench.records.log import LOG, Log
-from manifold_bench.bench.records.provenance import provenance
+from manifold_bench.bench.records.provenance import provenance, stored_provenance
+from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.store import checksum_path
-from manifold_bench.bench.running.board import Board, Work
-from manifold_bench.bench.running.borrow import Borrowed, borrow_others
-from manifold_bench.bench.running.engines.calls import Call, Engine
+from manifold_bench.bench.running.board import Work
+from manifold_bench.bench.running.engines.calls import Call
 from manifold_bench.bench.running.job import empty_records, run_job
 from manifold_bench.bench.running.measuring import measure
+from manifold_bench.bench.running.reuse import Reused, reuse_records
 from manifold_bench.bench.running.session import Session
 from manifold_bench.bench.running.stamp import STAMP
 from manifold_bench.bench.running.training import train_missing
@@ -31,47 +29,51 @@ from manifold_bench.defenses.files import atomic_write
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended. plan: with the weights that it trained. jobs: number of jobs that ran, failed ones included.
+    """How a run ended. plan: with the weights that it trained. results: everything that is in its folder.
 
-    unmeasured: number of failed measurements. kernels: as in `Store.all_kernels`.
+    jobs: number of jobs that ran, failed ones included. unmeasured: number of failed measurements.
     """
 
     plan: Plan
+    results: Results
     jobs: int
     failed: int
     skipped: int
     unmeasured: int
-    kernels: list[dict[str, Any]]
 
     @property
     def counts(self) -> str:
         return f"{self.jobs} jobs ({self.failed} failed), {self.skipped} skipped"
 
 
-def execute(plan: Plan, folder: Path, engine: Engine, console: Console, quiet: bool) -> Ended:
-    """Run what the folder lacks of a plan; quiet: show failures alone. Raises InputError."""
-    begun = time.time()
+def execute(plan: Plan, session: Session) -> Ended:
+    """Run what the session's folder lacks of a plan. Raises InputError."""
+    begun, folder, board = time.time(), session.folder, session.board
     _check_writable(folder)
     (folder / STAMP).unlink(missing_ok=True)
-    log = Log(folder / LOG)
-    log.event("run started", **provenance(), matrix=plan.matrix.source, workers=engine.workers)
-    with Board(console, engine.workers, log, quiet) as board:
-        session = Session(folder, engine, board)
+    board.log.event("run started", **provenance(), matrix=plan.matrix.source, workers=board.workers)
+    with board:
         plan = train_missing(plan, session)
-        others, borrowed = borrow_others(plan, session)
+        others, reused = reuse_records(plan, session)
         session.store.write_index([*others, *plan.jobs])
-        _write_run_json(plan, session, begun, borrowed)
+        _write_run_json(plan, session, begun, reused)
         run_jobs(plan, session)
         unmeasured = measure(plan, session)
-    kernels = session.store.all_kernels()
-    _write_run_json(plan, session, begun, borrowed, kernels)
-    states = [session.store.status(job) for job in plan.jobs]
+    results = Results.load(folder)
+    _write_run_json(plan, session, begun, reused, results.distinct_kernels)
+    results = dataclasses.replace(results, run=stored_provenance(folder))
+    states = [results.states[job.key[:16]] for job in plan.jobs]
     skipped = states.count("skipped")
-    ended = Ended(plan, len(states) - skipped, len(states) - skipped - states.count("ok"), skipped, unmeasured, kernels)
-    log.event(
-        "run finished", jobs=ended.jobs, failed=ended.failed, skipped=skipped, measurements_failed=unmeasured,
-        seconds=round(time.time() - begun, 3), memory=board.peak,
-    )  # fmt: skip
+    ended = Ended(plan, results, len(states) - skipped, states.count("failed"), skipped, unmeasured)
+    board.log.event(
+        "run finished",
+        jobs=ended.jobs,
+        failed=ended.failed,
+        skipped=skipped,
+        measurements_failed=unmeasured,
+        seconds=round(time.time() - begun, 3),
+        memory=board.peak,
+    )
     return ended
 
 
@@ -89,16 +91,22 @@ def run_jobs(plan: Plan, session: Session) -> None:
 
     def call(job: Job) -> Call:
         clean = paths.get(job.clean_key)
-        reads = (*job.reads, *((clean, checksum_path(clean)) if clean else ()))
         return Call(
-            job.key, run_job, (job, session.folder), plan.matrix.timeout, after=(job.clean_key,), reads=reads,
-            writes=session.folder, log=board.log.path, needs=job.needs,
-        )  # fmt: skip
+            job.key,
+            run_job,
+            (job, session.folder),
+            plan.matrix.timeout,
+            after=(job.clean_key,),
+            reads=(*job.reads, *((clean, checksum_path(clean)) if clean else ())),
+            writes=session.folder,
+            log=board.log.path,
+            needs=job.needs,
+        )
 
     def urgency(key: str) -> tuple[bool, float]:
         return waiting[key].attack is None, board.cost(key)
 
-    for outcome in session.engine.run(map(call, waiting.values()), urgency):
+    for outcome in session.run(map(call, waiting.values()), urgency):
         job = waiting[outcome.id]
         if outcome.failure:
             store.write(job, empty_records(job, "failed", outcome.failure))
@@ -138,7 +146,7 @@ def _write_run_json(
     plan: Plan,
     session: Session,
     begun: float,
-    borrowed: list[Borrowed],
+    reused: list[Reused],
     kernels: list[dict[str, Any]] | None = None,
 ) -> None:
     """Write run.json: what ran, where, from which code, how long. kernels: None while the run is not finished."""
@@ -155,7 +163,7 @@ def _write_run_json(
         "draws": plan.matrix.draws,
         "matrix": matrix_json(plan.matrix, plan.options),
         "named": plan.named,
-        "borrowed": [dataclasses.asdict(one) for one in borrowed],
+        "reused": [dataclasses.asdict(one) for one in reused],
         "jobs": [{"title": job.title, "key": job.key, "skipped": job.skip} for job in plan.jobs],
     }
     atomic_write(session.folder / "run.json", json.dumps(content, indent=1, default=str) + "\n")

@@ -37,7 +37,7 @@ def measure(plan: Plan, session: Session) -> int:
         )
         for key, job in waiting.items()
     ]  # fmt: skip
-    for outcome in session.engine.run(calls):
+    for outcome in session.run(calls):
         job = waiting[outcome.id]
         if outcome.failure:
             store(job, folder, "failed", outcome.failure)

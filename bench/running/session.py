@@ -13,29 +13,22 @@ from manifold_bench.bench.running.engines.calls import Call, Engine, Outcome, Ur
 
 @dataclass(frozen=True)
 class Session:
-    """A run's folder, the engine that its calls run on, and the board that shows how far they are."""
+    """A run's folder, the engine that its calls run on, and the board that shows how far they are.
+
+    upload: called after each outcome has been dealt with, to copy what is new in the folder to where it belongs.
+    """
 
     folder: Path
     engine: Engine
     board: Board
+    upload: Callable[[], None] = lambda: None
 
     @property
     def store(self) -> Store:
         return Store(self.folder)
 
-
-@dataclass(frozen=True)
-class UploadingEngine:
-    """An engine; what an outcome has led to is uploaded before the next one is asked for."""
-
-    engine: Engine
-    upload: Callable[[], None]
-
-    @property
-    def workers(self) -> int:
-        return self.engine.workers
-
     def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
+        """Run calls on the engine; see `Engine.run`."""
         for outcome in self.engine.run(calls, urgency):
             yield outcome
             self.upload()

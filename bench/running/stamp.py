@@ -1,17 +1,18 @@
 """Recognise a finished run without importing any of what it ran with, so that repeating a command takes no time.
 
-finished.json in a run's folder holds what the command asked for, from which code and data, and the hash of every file
-that the run left. While all of it is as it was, running again could change nothing.
+finished.json in a run's folder holds what the command asked for, and the hash of every file that the run read or left.
+While all of it is as it was, running again could change nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from manifold_bench.bench.planning.registry import SINGULAR
 from manifold_bench.bench.records.log import LOG
 from manifold_bench.bench.records.provenance import PACKAGES, package_version
 from manifold_bench.defenses.files import atomic_write
-from manifold_bench.defenses.identity import OWN, PROJECT, registered, source_lines
+from manifold_bench.defenses.identity import OWN, PROJECT, registered, source_files
 
 STAMP = "finished.json"
 
@@ -31,15 +32,12 @@ NOT_OF_RESULTS = ("workers", "quiet", "out", "engine", "address")
 
 def request_of(given: argparse.Namespace) -> dict[str, Any]:
     """Return everything that results depend on and that can be known without loading it, before a run begins."""
-    data, file = data_folder(given.data), Path(given.matrix)
+    data = data_folder(given.data)
+    values = {name: value for name, value in vars(given).items() if name not in NOT_OF_RESULTS}
     return {
-        "arguments": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(given).items()
-            if name not in NOT_OF_RESULTS
-        },
-        "matrix": _hash(file) if file.is_file() else "",
-        "code": _hash_all(path for name in OWN for path in _files(PROJECT / name)),
+        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in values.items()},
+        "matrix": hash_of(Path(given.matrix)),
+        "code": _hash_all(f"{path}|{hash_of(path)}" for name in OWN for path in _files(PROJECT / name)),
         "data": None if data is None else _listing(data.resolve()),
         "packages": {"python": sys.version, **{name: package_version(name) for name in PACKAGES}},
         "names": {kind: {name: point.value for name, point in registered(kind).items()} for kind in SINGULAR},
@@ -54,62 +52,54 @@ def finished(folder: Path, request: dict[str, Any]) -> dict[str, str] | None:
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
         unchanged = (
             stamp["request"] == request
-            and stamp["sources"] == sources(stamp["sources"])
-            and stamp["used"] == {path: _hash(Path(path)) for path in stamp["used"]}
-            and stamp["files"] == _left(folder)
+            and stamp["read"] == {path: hash_of(Path(path)) for path in stamp["read"]}
+            and stamp["left"] == _left(folder)
         )
         return stamp["shown"] if unchanged else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write_stamp(
-    folder: Path, request: dict[str, Any], sources: dict[str, str], used: Iterable[Path], shown: dict[str, str]
-) -> None:
+def write_stamp(folder: Path, request: dict[str, Any], read: Mapping[str, str], shown: dict[str, str]) -> None:
     """Note that the run in that folder is finished.
 
-    request, sources: made before it began. used: weights and cards outside the folder. shown: what the run showed at
-    its end, for `finished`.
+    request: made before it began. read: hashes of the files outside the folder that it read, besides those that the
+    request covers. shown: what the run showed at its end, for `finished`.
     """
-    stamp = {
-        "request": request,
-        "sources": sources,
-        "used": {str(path.resolve()): _hash(path) for path in used},
-        "files": _left(folder),
-        "shown": shown,
-    }
+    stamp = {"request": request, "read": dict(read), "left": _left(folder), "shown": shown}
     atomic_write(folder / STAMP, json.dumps(stamp, indent=1) + "\n")
 
 
-def sources_of(systems: Iterable[tuple[str, type[Any]]]) -> dict[str, str] | None:
-    """Return `sources` of the users' modules that systems lie in, each given by its name in the matrix and its class.
+def code_of_users(systems: Iterable[tuple[str, type[Any]]]) -> dict[str, str] | None:
+    """Return the hash of every file of users' code that systems run, each given by its name in the matrix and class.
 
-    None where the code of a system is neither this project's nor a user's file: no hash covers it.
+    None where a class lies neither in this project nor in a user's file: no hash covers it.
     """
     found: dict[str, str] = {}
     for name, cls in systems:
         if cls.__module__.startswith("manifold_bench."):
             continue
         named = [name.partition(":")[0]] if ":" in name else []
-        made = sources([*named, *(base.__module__ for base in cls.__mro__)])
-        if not made[cls.__module__]:
+        files = source_files([*named, *(base.__module__ for base in cls.__mro__)])
+        if Path(inspect.getfile(cls)).resolve() not in files:
             return None
-        found |= {module: digest for module, digest in made.items() if digest}
+        found |= {str(path): hash_of(path) for path in files}
     return found
 
 
-def sources(modules: Iterable[str]) -> dict[str, str]:
-    """Return a hash of the code of users that each module runs, without importing any; "" for other modules."""
-    return {
-        module: hashlib.sha256("\n".join(lines).encode()).hexdigest() if (lines := source_lines([module])) else ""
-        for module in modules
-    }
+def hash_of(path: Path) -> str:
+    """The sha256 of a file's content; nothing where there is no such file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, IsADirectoryError):
+        return ""
 
 
 def _left(folder: Path) -> dict[str, str]:
     """Name and hash of every file of a run, but its log and the stamp."""
     return {
-        str(path.relative_to(folder)): _hash(path)
+        str(path.relative_to(folder)): hash_of(path)
         for path in _files(folder)
         if path.name not in (LOG, STAMP) and not path.name.startswith(".")
     }
@@ -124,18 +114,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _listing(folder: Path) -> str:
     """A hash of names, sizes and times of change of the files below: data may be large."""
-    lines = [f"{path}|{(stat := path.stat()).st_size}|{stat.st_mtime_ns}" for path in _files(folder)]
+    return _hash_all(f"{path}|{(stat := path.stat()).st_size}|{stat.st_mtime_ns}" for path in _files(folder))
+
+
+def _hash_all(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _hash_all(paths: Iterable[Path]) -> str:
-    return hashlib.sha256("\n".join(f"{path}|{_hash(path)}" for path in paths).encode()).hexdigest()
-
-
-def _hash(path: Path) -> str:
-    """sha256 of a file's content; nothing where there is no such file."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return ""

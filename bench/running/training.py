@@ -161,7 +161,7 @@ def train_missing(plan: Plan, session: Session) -> Plan:
         session.board.line(f"training {training.title}: no weights in the zoo or the cache yet")
     untrainable: dict[tuple[str, str], str] = {}
     calls = [_call(training, users[training.path][0][1], plan, session) for training in trainings.values()]
-    for outcome in session.engine.run(calls):
+    for outcome in session.run(calls):
         reason = outcome.failure
         if crash := outcome.result:
             path = write_traceback(session.store.folder, f"training--{outcome.id.stem}", crash.traceback)

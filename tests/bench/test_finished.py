@@ -151,7 +151,7 @@ def test_other_code_weights_or_data_are_another_request(tmp_path, monkeypatch):
 
 def test_weights_in_the_cache_are_part_of_what_was_used(ended):
     _, out = ended
-    used = json.loads((out / STAMP).read_text(encoding="utf-8"))["used"]
+    used = json.loads((out / STAMP).read_text(encoding="utf-8"))["read"]
     assert {Path(path).suffix for path in used} == {".safetensors", ".json"} and all(used.values())
 
 
@@ -184,8 +184,8 @@ def test_code_that_no_hash_covers_leaves_no_stamp():
     class Installed:
         __module__ = "pydantic.main"
 
-    assert stamp.sources_of([("pydantic.main:Installed", Installed)]) is None
-    assert stamp.sources_of([("pgd", PGD)]) == {}
+    assert stamp.code_of_users([("pydantic.main:Installed", Installed)]) is None
+    assert stamp.code_of_users([("pgd", PGD)]) == {}
 
 
 @pytest.mark.parametrize("arguments", [["run", "--help"], ["list"], None], ids=["help", "list", "a finished run"])

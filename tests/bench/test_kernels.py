@@ -109,21 +109,20 @@ def test_what_the_user_has_set_stays(monkeypatch):
 def test_records_say_which_kernels_made_them_and_a_baseline_keeps_it(tmp_path):
     out = tmp_path / "out"
     assert bench_run("smoke", out, "--defense", "undefended", "--attack", "fgsm", "--n", "8").returncode == 0
-    store = Store(out)
-    (described,) = store.all_kernels()
+    (described,) = Results.load(out).distinct_kernels
     assert described["environment"]["MKL_CBWR"] == SETTINGS["MKL_CBWR"]
     assert described["instructions"] == torch.backends.cpu.get_cpu_capability() and described["threads"] == 1
     told = json.loads((out / "run.json").read_text())
     assert told["kernels"] == [described] and kernels_text(described).startswith(described["processor"])
     assert records(out)["status"].eq("ok").any()
     promote(Results.load(out), tmp_path / "baseline", force=True)
-    assert Store(tmp_path / "baseline").all_kernels() == [described]
+    assert Results.load(tmp_path / "baseline").distinct_kernels == [described]
 
 
 def test_a_run_says_in_one_line_that_its_layers_are_uneven(tmp_path):
     run = bench_run("smoke", tmp_path, "--defense", "tiny:Uneven", "--n", "8", "--attack", "fgsm")
     assert run.returncode == 0
-    (described,) = Store(tmp_path).all_kernels()
+    (described,) = Results.load(tmp_path).distinct_kernels
     assert len(described["uneven"]) == 1 and json.loads((tmp_path / "run.json").read_text())["kernels"] == [described]
     assert [line for line in run.stdout.splitlines() if line.startswith("note: ")] == [uneven_text([described])]
 
@@ -142,4 +141,4 @@ def test_a_gate_between_other_kernels_says_so_and_one_between_the_same_does_not(
 
 def test_cells_without_kernels_are_read_as_before(tmp_path):
     Store(tmp_path).save("a--b.parquet", Contents(cell("a", (0.1,)), {"records": REVISION}, None))
-    assert Store(tmp_path).all_kernels() == []
+    assert Results.load(tmp_path).distinct_kernels == []

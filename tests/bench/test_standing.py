@@ -132,9 +132,9 @@ def test_an_attack_is_told_beside_the_others():
     assert attack_lines(attack_figures(run(RECORDS, failed)), "b") == ["digits, L∞, mine: failed: why"]
 
 
-def test_what_was_named_and_what_was_borrowed_is_told():
-    borrowed = [{"folder": "results/baselines/quick", "code": "abc", "started": "2026-01-01", "jobs": 7}]
-    told = {"named": {"defenses": ["mine", "gone"], "attacks": ["a"]}, "borrowed": borrowed}
+def test_what_was_named_and_what_was_reused_is_told():
+    reused = [{"folder": "results/baselines/quick", "code": "abc", "started": "2026-01-01", "jobs": 7}]
+    told = {"named": {"defenses": ["mine", "gone"], "attacks": ["a"]}, "reused": reused}
     named = named_lines(RECORDS, attack_figures(RECORDS), told)
     paragraphs = ranking_paragraphs(named, told)
     assert paragraphs[0].startswith("**mine** on digits, clean: 100.0 %")

@@ -51,7 +51,7 @@ def test_the_tutorial_s_defense_stands_beside_the_baselines(folder):
     for text in (done.stdout, page):
         assert re.search(r"mnist5k, L∞ ε = 0.3: .* % robust, rank [123] of 3; .*(pgd-training|undefended)", text)
     assert "against every other defense" in page
-    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["borrowed"][0]["jobs"] == 4
+    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["reused"][0]["jobs"] == 4
 
 
 def test_the_tutorial_s_attack_stands_beside_the_others(folder):

@@ -24,8 +24,8 @@ BASELINES = Path("results") / "baselines"
 
 
 @dataclass(frozen=True)
-class Borrowed:
-    """Where records come from: the baseline's folder, code revision and date, and the number of jobs."""
+class Reused:
+    """Records that were taken from a baseline: its baseline's folder, code revision and date, and the number of jobs."""
 
     folder: str
     code: str
@@ -43,7 +43,7 @@ def baseline_folders(matrix: str) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
-def borrow_others(plan: Plan, session: Session) -> tuple[list[Job], list[Borrowed]]:
+def reuse_records(plan: Plan, session: Session) -> tuple[list[Job], list[Reused]]:
     """Return the jobs of a plan's whole matrix that have records though they don't run, and what a baseline gave.
 
     Their records are those of an earlier run or of a baseline. Where all defenses of the matrix run and only attacks
@@ -55,7 +55,7 @@ def borrow_others(plan: Plan, session: Session) -> tuple[list[Job], list[Borrowe
     folders = baseline_folders(Path(plan.matrix.source).stem)
     folders = [folder for folder in folders if folder.resolve() != session.folder.resolve()]
     clean = [job for job in plan.jobs if job.attack is None and plan.matrix.defenses == plan.whole.defenses]
-    borrowed = borrow([*others, *clean], store, folders)
+    reused = reuse([*others, *clean], store, folders)
     stored = [job for job in others if store.status(job) in ("ok", "failed", "skipped")]
     keys = {job.key for job in stored}
     defenses = {choice.label for choice in plan.whole.defenses}
@@ -65,18 +65,18 @@ def borrow_others(plan: Plan, session: Session) -> tuple[list[Job], list[Borrowe
         if job.key not in keys and not job.skip
         and job.defense.label in defenses and (job.attack is None or job.label in attacks)
     ]  # fmt: skip
-    for line in (*borrowed, *lacking(missing, folders)):
+    for line in (*reused, *lacking(missing, folders)):
         session.board.line(str(line))
-    return stored, borrowed
+    return stored, reused
 
 
-def borrow(jobs: Iterable[Job], store: Store, folders: Iterable[Path]) -> list[Borrowed]:
+def reuse(jobs: Iterable[Job], store: Store, folders: Iterable[Path]) -> list[Reused]:
     """Copy the records of jobs that the store lacks from baselines that have them; return what it has from where.
 
     Only records with the very key of a job are taken, complete and ok or skipped. What an earlier call has copied
     counts too: a file that is the baseline's, to the bit.
     """
-    borrowed = []
+    reused = []
     missing = list(jobs)
     for folder in folders:
         baseline = Store(folder)
@@ -84,9 +84,9 @@ def borrow(jobs: Iterable[Job], store: Store, folders: Iterable[Path]) -> list[B
         if len(left) < len(missing):
             run = stored_provenance(folder)
             code, started = (str(run.get(key, "unknown")) for key in ("code", "started"))
-            borrowed.append(Borrowed(str(folder), code[:12], started[:10], len(missing) - len(left)))
+            reused.append(Reused(str(folder), code[:12], started[:10], len(missing) - len(left)))
         missing = left
-    return borrowed
+    return reused
 
 
 def _copied(job: Job, baseline: Store, store: Store) -> bool:

@@ -9,8 +9,8 @@ import pytest
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix, read_matrix
 from manifold_bench.bench.records.store import Store
-from manifold_bench.bench.running.borrow import BASELINES, Borrowed, baseline_folders, borrow, lacking
 from manifold_bench.bench.running.job import empty_records
+from manifold_bench.bench.running.reuse import BASELINES, Reused, baseline_folders, lacking, reuse
 
 MATRIX = {
     "datasets": [{"name": "digits", "n": 10}],
@@ -42,17 +42,17 @@ def baseline(tmp_path):
 
 def test_records_with_the_same_key_are_taken_whole(baseline, tmp_path):
     jobs, store = planned(), Store(tmp_path / "out")
-    expected = [Borrowed(str(baseline), "0123456789ab", "2026-11-20", 2)]
-    assert borrow(jobs, store, [tmp_path / "nowhere", baseline]) == expected
+    expected = [Reused(str(baseline), "0123456789ab", "2026-11-20", 2)]
+    assert reuse(jobs, store, [tmp_path / "nowhere", baseline]) == expected
     assert [store.status(job) for job in jobs] == ["skipped", "skipped"]
-    assert borrow(jobs, store, [baseline]) == expected  # still from there
+    assert reuse(jobs, store, [baseline]) == expected  # still from there
     assert str(expected[0]).startswith("2 jobs from the baseline ") and not lacking([], [baseline])
 
 
 def test_what_the_run_has_itself_stays(baseline, tmp_path):
     jobs, store = planned(), Store(tmp_path / "out")
     store.write(jobs[0], empty_records(jobs[0], "failed", "its own"))
-    assert [one.jobs for one in borrow(jobs, store, [baseline])] == [1]
+    assert [one.jobs for one in reuse(jobs, store, [baseline])] == [1]
     assert [store.status(job) for job in jobs] == ["failed", "skipped"]
 
 
@@ -65,7 +65,7 @@ def test_what_the_run_has_itself_stays(baseline, tmp_path):
 )
 def test_another_key_is_not_taken_and_named(baseline, tmp_path, options, says):
     jobs = planned(options)
-    assert borrow(jobs, Store(tmp_path / "out"), [baseline]) == []
+    assert reuse(jobs, Store(tmp_path / "out"), [baseline]) == []
     assert not (tmp_path / "out").exists()
     assert reasons(jobs, baseline) == [f"digits / tiny:NearestMean / clean (and 1 more jobs): {says}"]
     assert reasons(jobs[1:]) == ["digits / tiny:NearestMean / pgd(steps=10) linf: no stored records"]
@@ -75,7 +75,7 @@ def test_a_damaged_or_failed_record_is_not_taken(baseline, tmp_path):
     jobs = planned()
     Store(baseline).path(jobs[0]).write_bytes(b"PAR1")
     Store(baseline).write(jobs[1], empty_records(jobs[1], "failed", "why"))
-    assert borrow(jobs, Store(tmp_path / "out"), [baseline]) == []
+    assert reuse(jobs, Store(tmp_path / "out"), [baseline]) == []
     assert [line.rsplit(": ", 1)[1] for line in reasons(jobs, baseline)] == [
         "no stored records", "its stored records are damaged or not ok",
     ]  # fmt: skip
@@ -95,4 +95,4 @@ def test_baselines_are_looked_for_here_and_with_the_code(tmp_path, monkeypatch):
 def test_the_baseline_of_quick_is_up_to_date(tmp_path):
     """Otherwise: `manifold-bench run --matrix quick`, and `manifold-bench baseline results/quick`."""
     jobs = planned(matrix=read_matrix("quick"))
-    assert [one.jobs for one in borrow(jobs, Store(tmp_path), baseline_folders("quick"))] == [len(jobs)]
+    assert [one.jobs for one in reuse(jobs, Store(tmp_path), baseline_folders("quick"))] == [len(jobs)]
