@@ -17,10 +17,10 @@ from manifold_bench.attacks.gradient import FGSM, PGD
 from manifold_bench.attacks.target import Target
 from manifold_bench.defenses.augmentation import shifted
 from manifold_bench.defenses.base import Defense, LabelledImages, Progress, append_reject_score
-from manifold_bench.defenses.calibration import HeldOutScores, in_batches, selective_figures
+from manifold_bench.defenses.calibration import HeldOutScores, selective_figures
 from manifold_bench.defenses.classifier import ClassifierSpec, fit_classifier
 from manifold_bench.defenses.networks import StridedCNN
-from manifold_bench.defenses.training import Training, epochs_for, initialise, train_module
+from manifold_bench.defenses.training import Training, epochs_for, in_batches, initialise, train_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,7 @@ class AuxiliaryDetector(Defense):
 
     Spec: ClassVar = AuxiliaryDetectorSpec
     family: ClassVar[str] = "detection"
+    rejects: ClassVar[bool] = True
     detectors: ClassVar = ("adversarial",)
     spec: AuxiliaryDetectorSpec
     median: Tensor
@@ -65,10 +66,6 @@ class AuxiliaryDetector(Defense):
         self.detector = StridedCNN(spec.shape, 1, spec.width, spec.hidden)
         self.held_out = HeldOutScores(1)
         self.register_buffer("median", torch.tensor(0.0))
-
-    @property
-    def rejects(self) -> bool:
-        return True
 
     def forward(self, x: Tensor) -> Tensor:
         return self._answer(x)[0]
@@ -90,19 +87,15 @@ class AuxiliaryDetector(Defense):
     ) -> dict[str, float]:
         spec = self.spec
         device = self.median.device
-        fit_classifier(
-            self.classifier,
-            train,
-            validation,
-            Training.of(spec, "classifier", seed, epochs_for(budget, spec.epochs, len(train))),
-            progress,
-        )
+        training = Training("classifier", seed, epochs_for(budget, spec.epochs, len(train)), spec.batch_size, spec.rate)
+        fit_classifier(self.classifier, train, validation, training, progress)
         self.fit_detector(train, budget, seed, progress)
         self.eval()
         logits = in_batches(self.detector, validation.images, device)
         self.median = logits.median().to(device)
         self.held_out.keep(logits - logits.median())
-        return selective_figures(self, validation, device) | self.detection_figures(validation)
+        answers = in_batches(self, validation.images, device)
+        return selective_figures(answers, validation.labels) | self.detection_figures(validation)
 
     def fit_detector(self, data: LabelledImages, budget: float, seed: int, progress: Progress) -> None:
         """Trains the detector by binary cross-entropy on clean and adversarial images, both shifted at random."""
@@ -121,13 +114,9 @@ class AuxiliaryDetector(Defense):
             return F.binary_cross_entropy_with_logits(found, truth)
 
         self.classifier.requires_grad_(False)  # the attacks ask for the gradient of the images alone
-        train_module(
-            self.detector,
-            step,
-            data,
-            Training.of(spec, "detector", seed, epochs_for(budget, spec.detector_epochs, len(data))),
-            progress,
-        )
+        epochs = epochs_for(budget, spec.detector_epochs, len(data))
+        training = Training("detector", seed, epochs, spec.batch_size, spec.rate)
+        train_module(self.detector, step, data, training, progress)
         self.classifier.requires_grad_(True)
 
     def training_attacks(self) -> tuple[Attack, ...]:

@@ -25,7 +25,14 @@ class LabelledImages:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainableSpec:
+class Settings:
+    """Parameters that a matrix file may set; a misspelt key is an error."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainableSpec(Settings):
     """What something trained on labelled images is built from: these follow from the data, subclasses add the rest."""
 
     shape: tuple[int, int, int]

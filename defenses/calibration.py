@@ -4,13 +4,11 @@ reaches with them."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from manifold_bench.defenses.base import Defense, LabelledImages
 
 
 class HeldOutScores(nn.Module):
@@ -48,22 +46,12 @@ class HeldOutScores(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: torch.device) -> Tensor:
-    """function(images) [N,...] without gradient, a batch at a time on that device; the result is on the CPU."""
-    with torch.no_grad():
-        return torch.cat([function(x.to(device)).cpu() for x in images.split(500)])
-
-
-def selective_figures(
-    defense: Defense, data: LabelledImages, device: torch.device, answer: Callable[[Tensor], Tensor] | None = None
-) -> dict[str, float]:
-    """Shares of the images: right if rejection is left out, accepted and right, accepted and wrong, rejected.
-
-    answer: images → logits [N,K+1], where they are not those of the deployed defense.
-    """
-    logits = in_batches(answer or defense, data.images, device)
-    right = logits[:, : defense.num_classes].argmax(1) == data.labels
-    accepted = logits.argmax(1) < defense.num_classes
+def selective_figures(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Shares of the images by their logits [N,K+1] and labels [N]: right if rejection is left out, accepted and right,
+    accepted and wrong, rejected."""
+    classes = logits.shape[1] - 1
+    right = logits[:, :classes].argmax(1) == labels
+    accepted = logits.argmax(1) < classes
     return {
         "validation_accuracy_without_rejection": float(right.float().mean()),
         "validation_accuracy": float((right & accepted).float().mean()),

@@ -33,6 +33,7 @@ def fit_classifier(
     def step(images: Tensor, labels: Tensor, done: float) -> Tensor:
         return F.cross_entropy(network(shifted(images, most)), labels)
 
-    train_module(
-        network, step, data, training, progress, lambda: {"validation_accuracy": accuracy(network, validation)}
-    )
+    def figures() -> dict[str, float]:
+        return {"validation_accuracy": accuracy(network, validation)}
+
+    train_module(network, step, data, training, progress, figures)

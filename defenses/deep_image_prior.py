@@ -65,16 +65,13 @@ class DeepImagePrior(Defense):
     Spec: ClassVar = DeepImagePriorSpec
     family: ClassVar[str] = "projection"
     parts: ClassVar[tuple[str, ...]] = ("classifier",)
+    gradient_modes: ClassVar[tuple[str, ...]] = ("identity",)
     spec: DeepImagePriorSpec
 
     def __init__(self, spec: DeepImagePriorSpec) -> None:
         super().__init__(spec)
         self.classifier: Undefended = Undefended(UndefendedSpec(shape=spec.shape, num_classes=spec.num_classes))
         self.networks = SkipNetworks(spec.shape, spec.scales, spec.channels, spec.skip, spec.noise)
-
-    @property
-    def gradient_modes(self) -> tuple[str, ...]:
-        return ("identity",)
 
     @property
     def inference_steps(self) -> int:

@@ -12,12 +12,11 @@ from torch import Tensor
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.defenses.networks import Letter
 from manifold_bench.defenses.project_and_classify import (
-    AGAN,
-    AVAE,
+    AnyGenerator,
     AnySolver,
     ProjectAndClassify,
     ProjectAndClassifySpec,
-    chosen_by,
+    usually,
 )
 from manifold_bench.defenses.solvers import MomentumSolver
 from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
@@ -32,7 +31,7 @@ class DefenseGANSpec(ProjectAndClassifySpec):
     """generator: the paper's WGAN-GP. solver: the paper's, R starts of L steps. network: of the classifier; the paper's
     have letters."""
 
-    generator: Annotated[AVAE | AGAN, chosen_by("model", "wgan-gp")] = field(default_factory=WassersteinGANSettings)
+    generator: Annotated[AnyGenerator, usually(model="wgan-gp")] = field(default_factory=WassersteinGANSettings)
     solver: AnySolver = PAPER
     network: Literal["strided"] | Letter = "A"
 

@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifold_bench.attacks.lagrangian import Descent, overpowered_pairs
-from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress
+from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress, Settings
 from manifold_bench.defenses.invert_and_classify import InvertAndClassify, InvertAndClassifySpec
 from manifold_bench.defenses.networks import StridedCNN
 from manifold_bench.defenses.pgd_training import PGDTraining, PGDTrainingSpec
 from manifold_bench.defenses.project_and_classify import GeneratorSettings, generative_model
-from manifold_bench.defenses.training import Training, accuracy, batches_of, epochs_for, train_module
+from manifold_bench.defenses.training import Training, accuracy, batches_of, device_of, epochs_for, train_module
 from manifold_bench.defenses.variational_autoencoder import VariationalAutoencoderSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustManifoldSettings:
+class RobustManifoldSettings(Settings):
     """eta: L2 distance within which images of the range are to be classified alike. weight: w, of that in the loss.
 
     pairs: how many pairs of latents are attacked at a time; every: steps of the training from one such attack to the
@@ -30,8 +30,6 @@ class RobustManifoldSettings:
     start_*: the L2 PGD training that it begins with, in steps of 2 eps / steps (the paper: 1.5 and 40). width, hidden:
     size of the network. epochs, batch_size, rate: of the training (Adam, one cycle).
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # a misspelt key in a matrix file must not pass
 
     eta: Annotated[float, Gt(0)] = 1.5
     weight: Annotated[float, Ge(0)] = 0.1
@@ -87,7 +85,7 @@ class RobustManifoldTraining(Defense):
     ) -> dict[str, float]:
         settings = self.spec.settings
         self.network.load_state_dict(self.start.network.state_dict())
-        epochs, batches = epochs_for(budget, settings.epochs, len(train)), batches_of(train, settings.batch_size)
+        epochs, batches = epochs_for(budget, settings.epochs, len(train)), batches_of(len(train), settings.batch_size)
         found = (train.images[:0], train.images[:0])
 
         def step(images: Tensor, labels: Tensor, done: float) -> Tensor:
@@ -96,21 +94,12 @@ class RobustManifoldTraining(Defense):
                 found = self.found_pairs(settings.pairs)
             return F.cross_entropy(self.network(images), labels) + settings.weight * self.disagreement(*found)
 
-        train_module(
-            self.network,
-            step,
-            train,
-            Training(
-                stage="robust-manifold-training",
-                seed=seed,
-                epochs=epochs,
-                batch_size=settings.batch_size,
-                rate=settings.rate,
-                mixed_precision=True,
-            ),
-            progress,
-            evaluate=lambda: {"pairs": len(found[0]), "validation_accuracy": accuracy(self.network, validation)},
-        )
+        def figures() -> dict[str, float]:
+            return {"pairs": len(found[0]), "validation_accuracy": accuracy(self.network, validation)}
+
+        stage = "robust-manifold-training"
+        training = Training(stage, seed, epochs, settings.batch_size, settings.rate, mixed_precision=True)
+        train_module(self.network, step, train, training, progress, figures)
         self.eval()
         return {
             "validation_accuracy": accuracy(self.network, validation),
@@ -120,22 +109,15 @@ class RobustManifoldTraining(Defense):
     def found_pairs(self, n: int) -> tuple[Tensor, Tensor]:
         """Images [M,C,H,W] and as many others that the overpowered attack finds from n random pairs of latents."""
         settings = self.spec.settings
-        device = self.network.output.weight.device
+        device = device_of(self)
         z, other = torch.randn(2, n, self.generator.latent).to(device)
-        training = self.network.training
         self.network.eval().requires_grad_(False)
         with torch.autocast(device.type, enabled=False):  # η and classes are as the deployed classifier sees them
-            pairs = overpowered_pairs(
-                self.generator,
-                self.network,
-                (z, other),
-                settings.eta,
-                Descent(settings.attack_steps, settings.attack_rate),
-                confidence=settings.confidence,
-            )
+            descent, confidence = Descent(settings.attack_steps, settings.attack_rate), settings.confidence
+            pairs = overpowered_pairs(self.generator, self.network, (z, other), settings.eta, descent, confidence)
             with torch.no_grad():
                 images, others = self.generator(pairs.z[pairs.found]), self.generator(pairs.other[pairs.found])
-        self.network.train(training).requires_grad_(True)
+        self.network.train().requires_grad_(True)
         return images, others
 
     def disagreement(self, images: Tensor, others: Tensor) -> Tensor:
@@ -172,9 +154,7 @@ class EnhancedInvertAndClassifySpec(InvertAndClassifySpec):
     """training: of the classifier. retrained: whether it had the robust manifold training, or only what that begins
     with. project: whether inputs are projected; without it the classifier answers alone, and nothing is rejected."""
 
-    generator: GeneratorSettings = field(
-        default_factory=lambda: VariationalAutoencoderSettings(decoder="dense", latent=20)
-    )
+    generator: GeneratorSettings = field(default=VariationalAutoencoderSettings(decoder="dense", latent=20))
     training: RobustManifoldSettings = field(default_factory=RobustManifoldSettings)
     retrained: bool = True
     project: bool = True

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from torch import Tensor
 
 from manifold_bench.attacks.from_art import module_classifier
@@ -13,7 +12,7 @@ from manifold_bench.attacks.from_foolbox import accepted_and_wrong, foolbox_mode
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.project_and_classify import ProjectAndClassify
 from manifold_bench.defenses.projection_gradients import BackwardIdentity
-from manifold_bench.defenses.solvers import best_start
+from manifold_bench.defenses.training import device_of
 
 __all__ = ["accepted_and_wrong", "projection_preprocessor", "to_art", "to_foolbox"]
 
@@ -41,31 +40,17 @@ def projection_preprocessor(defense: ProjectAndClassify) -> Any:
     Its gradient is the identity (BPDA), inside `forward`: ART asks for no `estimate_forward` when it differentiates
     a PyTorchClassifier (its issue 1526). It projects and rejects nothing.
     """
-    return _preprocessor_class()(defense)
+    return _ProjectionPreprocessor(defense)
 
 
-@cache
-def _preprocessor_class() -> Any:
-    from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+class _ProjectionPreprocessor(PreprocessorPyTorch):
+    """See `projection_preprocessor`."""
 
-    class ProjectionPreprocessor(PreprocessorPyTorch):
-        """See `projection_preprocessor`."""
+    def __init__(self, defense: ProjectAndClassify) -> None:
+        device = "cpu" if device_of(defense).type == "cpu" else "gpu"
+        super().__init__(device_type=device, is_fitted=True, apply_fit=False, apply_predict=True)
+        self.defense = defense.eval()
 
-        def __init__(self, defense: ProjectAndClassify) -> None:
-            device = "cpu" if device_of(defense).type == "cpu" else "gpu"
-            super().__init__(device_type=device, is_fitted=True, apply_fit=False, apply_predict=True)
-            self.defense = defense.eval()
-
-        def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
-            """x: [N,C,H,W] → G(z*(x)), same shape; y unchanged."""
-            latents = self.defense.invert(x)
-            with torch.no_grad():
-                _, nearest = best_start(self.defense.generator, x, latents)
-            return BackwardIdentity.apply(x, nearest), y
-
-    return ProjectionPreprocessor
-
-
-def device_of(defense: Defense) -> torch.device:
-    """Where its weights are; the CPU where it has none."""
-    return next((w.device for w in defense.parameters()), torch.device("cpu"))
+    def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+        """x: [N,C,H,W] → G(z*(x)), same shape; y unchanged."""
+        return BackwardIdentity.apply(x, self.defense.perceived(x)), y

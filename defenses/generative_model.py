@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manifold_bench.defenses.base import LabelledImages, Progress, Trainable, TrainableSpec
+from manifold_bench.defenses.base import LabelledImages, Progress, Settings, Trainable, TrainableSpec
 from manifold_bench.defenses.decoders import PoolingEncoder
-from manifold_bench.defenses.training import Training, epochs_for, initialise, train_module
+from manifold_bench.defenses.training import Training, device_of, epochs_for, in_batches, initialise, train_module
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerativeSettings:
+class GenerativeSettings(Settings):
     """latent: dimensions of z. encoder_*: the inverting encoder's size and training (Adam, one cycle)."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # a misspelt key in a matrix file must not pass
 
     latent: Annotated[int, Ge(1)] = 128
     encoder_width: Annotated[int, Ge(1)] = 32
@@ -60,9 +58,8 @@ class GenerativeModel(Trainable, ABC):
 
     def sample(self, n: int, seed: int) -> Tensor:
         """n images G(z), z ~ N(0, I) → [n,C,H,W]; the i-th is the same whatever n is."""
-        device = next(self.parameters()).device
         generator = torch.Generator().manual_seed(seed)
-        z = torch.stack([torch.randn(self.latent, generator=generator) for _ in range(n)]).to(device)
+        z = torch.stack([torch.randn(self.latent, generator=generator) for _ in range(n)]).to(device_of(self))
         with torch.no_grad():
             return torch.cat([self.generator(part) for part in z.split(500)])
 
@@ -94,24 +91,10 @@ class GenerativeModel(Trainable, ABC):
             returned = F.mse_loss(self.encoder(self.generator(z)), z)
             return F.mse_loss(self.generator(self.encoder(images)), images) + 0.01 * returned
 
-        train_module(
-            self.encoder,
-            step,
-            data,
-            Training(
-                stage="encoder",
-                seed=seed,
-                epochs=epochs_for(budget, settings.encoder_epochs, len(data)),
-                batch_size=128,
-                rate=settings.encoder_rate,
-                mixed_precision=True,
-            ),
-            progress,
-        )
+        epochs = epochs_for(budget, settings.encoder_epochs, len(data))
+        training = Training("encoder", seed, epochs, 128, settings.encoder_rate, mixed_precision=True)
+        train_module(self.encoder, step, data, training, progress)
 
     def encoding_error(self, data: LabelledImages) -> float:
         """Mean squared error per pixel of G(E(x))."""
-        device = next(self.parameters()).device
-        with torch.no_grad():
-            errors = [F.mse_loss(self(self.encode(x)), x, reduction="sum") for x in data.images.to(device).split(500)]
-        return float(torch.stack(errors).sum() / data.images.numel())
+        return float(in_batches(lambda x: (self(self.encode(x)) - x).square(), data.images, device_of(self)).mean())

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
+from scipy.special import gammaincinv
 from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import pad_to_block
@@ -17,7 +18,7 @@ from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, P
 from manifold_bench.defenses.calibration import HeldOutScores, selective_figures
 from manifold_bench.defenses.decoders import PoolingEncoder, UpsamplingDecoder
 from manifold_bench.defenses.solvers import AdamSolver, Penalty, best_start
-from manifold_bench.defenses.training import Training, initialise, train_module
+from manifold_bench.defenses.training import Training, in_batches, initialise, train_module
 
 
 def deployment(default: Any) -> Any:
@@ -126,6 +127,7 @@ class GaussianMixtureVAE(Defense):
     Spec: ClassVar = GaussianMixtureVAESpec
     family: ClassVar[str] = "generative rejection"
     version: ClassVar[int] = 3
+    rejects: ClassVar[bool] = True
     detectors: ClassVar = ("encoding", "reconstruction")
     spec: GaussianMixtureVAESpec
     precision: Tensor
@@ -144,10 +146,6 @@ class GaussianMixtureVAE(Defense):
         self.register_buffer("tau_dec", torch.tensor(torch.inf))
         self.held_out = HeldOutScores(2)
         """max(d²/τ_enc, SSE/τ_dec) of validation images: with empirical covariances, with the prior's."""
-
-    @property
-    def rejects(self) -> bool:
-        return True
 
     @property
     def gradient_modes(self) -> tuple[str, ...]:
@@ -172,41 +170,43 @@ class GaussianMixtureVAE(Defense):
     def forward(self, x: Tensor) -> Tensor:
         if self.spec.reclassify:
             return self.attack_forward(x, self.gradient_modes[0], None, 0)[0]
-        return self._selective(x, self.encoder(x))
+        return self._without_reclassification(x)
 
-    def _selective(self, x: Tensor, z: Tensor, reconstruction: Tensor | None = None) -> Tensor:
-        """Logits [N,K+1] of images x if z [N,k] were their encodings."""
+    def _without_reclassification(self, x: Tensor) -> Tensor:
+        z = self.encoder(x)
+        return self._selective(z, self.error(x, z))
+
+    def _selective(self, z: Tensor, error: Tensor) -> Tensor:
+        """Logits [N,K+1] of images whose encodings are z [N,k] and whose reconstruction errors are `error` [N]."""
         scores = self.classifier.scores(z)
-        ratios = self._ratios(x, z, scores.argmax(1), reconstruction)
-        return append_reject_score(scores, ratios.amax(1) - 1)
+        return append_reject_score(scores, self._ratios(z, error, scores.argmax(1)).amax(1) - 1)
 
-    def _ratios(self, x: Tensor, z: Tensor, labels: Tensor, reconstruction: Tensor | None = None) -> Tensor:
-        """Both detectors' scores over their thresholds, [N,2]."""
-        distance, error = self.detector_scores(x, z, labels, reconstruction)
+    def _ratios(self, z: Tensor, error: Tensor, labels: Tensor) -> Tensor:
+        """Both detectors' scores over their thresholds if the answers were `labels`, [N,2]."""
+        distance = self.distance(z, labels, self.spec.covariance)
         return torch.stack([distance / self.tau_enc, error / self.tau_dec], dim=1) / self.looseness
 
     def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits without reclassification, and [d²_label/τ_enc, SSE/τ_dec]; see `Defense.detection`."""
         z = self.encoder(x)
-        reconstruction = self.decoder(z)
-        return self._selective(x, z, reconstruction), self._ratios(x, z, labels, reconstruction)
+        error = self.error(x, z)
+        return self._selective(z, error), self._ratios(z, error, labels)
 
-    def detector_scores(
-        self, x: Tensor, z: Tensor, labels: Tensor, reconstruction: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Mahalanobis distance² of z [N,k] to the means of `labels` [N], and ‖x − g(z)‖²: both [N]."""
+    def distance(self, z: Tensor, labels: Tensor, covariance: str) -> Tensor:
+        """Mahalanobis distance² of z [N,k] to the means of `labels` [N] → [N]; covariance: as in the spec."""
         offset = z - self.classifier.means[labels]
-        if self.spec.covariance == "prior":
-            distance = offset.square().sum(1) / self.spec.sigma2
-        else:
-            distance = torch.einsum("ni,nij,nj->n", offset, self.precision[labels], offset)
-        reconstruction = self.decoder(z) if reconstruction is None else reconstruction
-        return distance, (x - reconstruction).square().flatten(1).sum(1)
+        if covariance == "prior":
+            return offset.square().sum(1) / self.spec.sigma2
+        return torch.einsum("ni,nij,nj->n", offset, self.precision[labels], offset)
+
+    def error(self, x: Tensor, z: Tensor) -> Tensor:
+        """‖x − g(z)‖² of images x [N,C,H,W] and latents z [N,k] → [N]."""
+        return (x - self.decoder(z).float()).square().flatten(1).sum(1)
 
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
         """See `Defense.attack_forward`; the optimisation is the reclassification of what is rejected (section 3.5)."""
         z = self.encoder(x)
-        logits = self._selective(x, z)
+        logits = self._selective(z, self.error(x, z))
         rejected = (logits.argmax(1) == self.num_classes).nonzero()[:, 0]
         reached = z.detach().clone()
         if len(rejected):
@@ -216,7 +216,8 @@ class GaussianMixtureVAE(Defense):
             reached[rejected] = found.detach()
             if gradient == "identity":
                 found = found.detach() + (z[rejected] - z[rejected].detach())
-            again = self._selective(x[padded], pad_to_block(found))[: len(rejected)]
+            ended = pad_to_block(found)
+            again = self._selective(ended, self.error(x[padded], ended))[: len(rejected)]
             if not self.spec.reject_after:
                 # What was beyond a threshold stays the most suspicious of all that is accepted
                 again = append_reject_score(again[:, :-1], suspicion(again, self.num_classes).clamp(max=0))
@@ -272,21 +273,9 @@ class GaussianMixtureVAE(Defense):
         known = LabelledImages(train.images[labelled], train.labels[labelled])
         step = self._supervised if spec.labelled_per_class is None else self._semi_supervised(known)
         # Not more epochs for few images: that tightens their own encodings, and with them the thresholds
-        train_module(
-            self,
-            step,
-            train,
-            Training(
-                stage="gmvae",
-                seed=seed,
-                epochs=max(1, round(budget * spec.epochs)),
-                batch_size=spec.batch_size,
-                rate=spec.rate,
-                mixed_precision=True,
-            ),
-            progress,
-            evaluate=lambda: self.figures(validation),
-        )
+        epochs = max(1, round(budget * spec.epochs))
+        training = Training("gmvae", seed, epochs, spec.batch_size, spec.rate, mixed_precision=True)
+        train_module(self, step, train, training, progress, lambda: self.figures(validation))
         self.set_thresholds(known, validation)
         return self.figures(validation)
 
@@ -295,7 +284,7 @@ class GaussianMixtureVAE(Defense):
         images = shifted(images, self.spec.shape[-1] // 16)
         mean, z, divergence = self._encoded(images)
         pull = (mean - self.classifier.means[labels]).square().sum(1) + divergence
-        return (self._error(images, z) + self.spec.alpha * pull).mean()
+        return (self.error(images, z) + self.spec.alpha * pull).mean()
 
     def _semi_supervised(self, known: LabelledImages) -> Any:
         """The step for images without labels (theirs are ignored), with as many labelled ones drawn beside them.
@@ -318,7 +307,7 @@ class GaussianMixtureVAE(Defense):
                     (mean[n:] - self.classifier.means[own_labels]).square().sum(1),
                 ]
             )
-            return (self._error(both, z) + spec.alpha * (pull + divergence)).sum() / n
+            return (self.error(both, z) + spec.alpha * (pull + divergence)).sum() / n
 
         return step
 
@@ -334,20 +323,15 @@ class GaussianMixtureVAE(Defense):
         z = mean + torch.randn_like(mean) * (spec.sigma2 * log_ratio.exp()).sqrt()
         return mean, z, (spec.sigma2 * (log_ratio.exp() - 1 - log_ratio)).sum(1)
 
-    def _error(self, images: Tensor, z: Tensor) -> Tensor:
-        return (images - self.decoder(z).float()).square().flatten(1).sum(1)
-
     def set_thresholds(self, train: LabelledImages, validation: LabelledImages) -> None:
         """τ_enc from χ²_k; τ_dec and the empirical covariances from labelled training images; `held_out`
         from validation images.
 
         The training images are shifted as they were in training, few of them several times: so the encoder knows them.
         """
-        from scipy.stats import chi2
-
         spec = self.spec
         device = self.tau_enc.device
-        self.tau_enc = torch.tensor(float(chi2.ppf(spec.confidence, spec.k)), device=device)
+        self.tau_enc = torch.tensor(2 * float(gammaincinv(spec.k / 2, spec.confidence)), device=device)
         z, errors = self._encodings(train.images, copies=math.ceil(10_000 / len(train)))
         labels = train.labels.to(device).repeat(len(z) // len(train))
         offsets = (z - self.classifier.means[labels]).double()
@@ -360,9 +344,8 @@ class GaussianMixtureVAE(Defense):
             self.precision[label] = torch.linalg.inv((1 - share) * covariance + share * average).float()
         self.tau_dec = torch.quantile(errors, spec.confidence)
         z, errors = self._encodings(validation.images)
-        offsets, precision = self._offsets(z)
-        empirical = torch.einsum("ni,nij,nj->n", offsets, precision, offsets)
-        distances = torch.stack([empirical, offsets.square().sum(1) / spec.sigma2], dim=1)
+        nearest = self.classifier.scores(z).argmax(1)
+        distances = torch.stack([self.distance(z, nearest, kind) for kind in ("empirical", "prior")], dim=1)
         self.held_out.keep(torch.maximum(distances / self.tau_enc, errors[:, None] / self.tau_dec))
 
     def _encodings(self, images: Tensor, copies: int = 0) -> tuple[Tensor, Tensor]:
@@ -375,17 +358,13 @@ class GaussianMixtureVAE(Defense):
                 for part in images.split(256):
                     x = (shifted(part, most) if copies else part).to(self.tau_enc.device)
                     found.append(self.encoder(x))
-                    errors.append((x - self.decoder(found[-1])).square().flatten(1).sum(1))
+                    errors.append(self.error(x, found[-1]))
         return torch.cat(found), torch.cat(errors)
-
-    def _offsets(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z − μ_c of the nearest mean, [N,k], and that class' precision, [N,k,k]."""
-        labels = self.classifier.scores(z).argmax(1)
-        return z - self.classifier.means[labels], self.precision[labels]
 
     def figures(self, validation: LabelledImages) -> dict[str, float]:
         """See `selective_figures`; without reclassification."""
-        return selective_figures(self, validation, self.tau_enc.device, lambda x: self._selective(x, self.encoder(x)))
+        logits = in_batches(self._without_reclassification, validation.images, self.tau_enc.device)
+        return selective_figures(logits, validation.labels)
 
 
 def labelled_rows(labels: Tensor, per_class: int | None) -> Tensor:

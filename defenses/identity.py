@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -277,10 +278,11 @@ def _called(call: ast.Call) -> str:
 
 
 def _absolute(name: str, package: str) -> str:
-    """The full name of a module that is named relative to a package (`..other`); any other name as it is."""
-    relative = name.lstrip(".")
-    level = len(name) - len(relative)
-    if not level:
-        return name
-    above = package.split(".")[: max(0, package.count(".") + 2 - level)]
-    return ".".join(filter(None, [*above, relative]))
+    """The full name of a module that is named relative to a package (`..other`); any other name as it is.
+
+    Empty where there is no such package.
+    """
+    try:
+        return resolve_name(name, package)
+    except ImportError:  # it leads above the top package
+        return ""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from manifold_bench.defenses.base import LabelledImages, Progress, append_reject_score
 from manifold_bench.defenses.calibration import HeldOutScores
 from manifold_bench.defenses.project_and_classify import ProjectAndClassify, ProjectAndClassifySpec
-from manifold_bench.defenses.training import accuracy
+from manifold_bench.defenses.training import accuracy, device_of, in_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +60,9 @@ class InvertAndClassify(ProjectAndClassify):
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:
         """Keeps the distances of validation images; generator and classifier are trained already."""
-        some = validation.images[: self.spec.calibration_images].to(self.held_out.ordered.device)
+        some = validation.images[: self.spec.calibration_images]
         self.eval()
-        distances = torch.cat([(self.perceived(x) - x).flatten(1).norm(dim=1) for x in some.split(256)])
+        distances = in_batches(lambda x: (self.perceived(x) - x).flatten(1).norm(dim=1), some, device_of(self))
         self.held_out.keep(distances[:, None])
         judged = LabelledImages(validation.images[:500], validation.labels[:500])
         return {

@@ -12,11 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from manifold_bench.defenses.base import Defense, LabelledImages, Progress, append_reject_score
-from manifold_bench.defenses.calibration import HeldOutScores, in_batches, selective_figures
+from manifold_bench.defenses.calibration import HeldOutScores, selective_figures
 from manifold_bench.defenses.classifier import ClassifierSpec, fit_classifier
 from manifold_bench.defenses.convolutions import ImageConvolution
 from manifold_bench.defenses.networks import StridedCNN
-from manifold_bench.defenses.training import Training, accuracy, epochs_for, initialise, train_module
+from manifold_bench.defenses.training import (
+    Training,
+    accuracy,
+    device_of,
+    epochs_for,
+    in_batches,
+    initialise,
+    train_module,
+)
 
 Rate = Annotated[float, Gt(0), Lt(1)]
 """Share of clean validation images that a detector may reject."""
@@ -90,6 +98,7 @@ class MagNet(Defense):
 
     Spec: ClassVar = MagNetSpec
     family: ClassVar[str] = "detection"
+    rejects: ClassVar[bool] = True
     spec: MagNetSpec
 
     def __init__(self, spec: MagNetSpec) -> None:
@@ -99,10 +108,6 @@ class MagNet(Defense):
         self.reformer = Autoencoder(channels, spec.filters, pooled=True)
         self.second = Autoencoder(channels, spec.filters, pooled=False)
         self.held_out = HeldOutScores(len(self.detectors))
-
-    @property
-    def rejects(self) -> bool:
-        return True
 
     @property
     def detectors(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -143,14 +148,9 @@ class MagNet(Defense):
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:
         spec = self.spec
-        device = next(self.parameters()).device
-        fit_classifier(
-            self.classifier,
-            train,
-            validation,
-            Training.of(spec, "classifier", seed, epochs_for(budget, spec.epochs, len(train))),
-            progress,
-        )
+        device = device_of(self)
+        training = Training("classifier", seed, epochs_for(budget, spec.epochs, len(train)), spec.batch_size, spec.rate)
+        fit_classifier(self.classifier, train, validation, training, progress)
         for stage, autoencoder in (("reformer", self.reformer), ("second", self.second)):
             self.fit_autoencoder(autoencoder, stage, train, budget, seed, progress)
         self.eval()
@@ -158,7 +158,7 @@ class MagNet(Defense):
         self.held_out.keep(scores)
         return {
             "validation_accuracy_of_classifier": accuracy(self.classifier, validation),
-            **selective_figures(self, validation, device),
+            **selective_figures(in_batches(self, validation.images, device), validation.labels),
             **{f"validation_{name}": float(mean) for name, mean in zip(self.detectors, scores.mean(0), strict=True)},
         }
 
@@ -173,19 +173,9 @@ class MagNet(Defense):
             noisy = (images + spec.noise * torch.randn_like(images)).clamp(0, 1)
             return F.mse_loss(autoencoder(noisy), images)
 
-        train_module(
-            autoencoder,
-            step,
-            data,
-            Training(
-                stage=stage,
-                seed=seed,
-                epochs=epochs_for(budget, spec.autoencoder_epochs, len(data)),
-                batch_size=spec.batch_size,
-                rate=spec.autoencoder_rate,
-            ),
-            progress,
-        )
+        epochs = epochs_for(budget, spec.autoencoder_epochs, len(data))
+        training = Training(stage, seed, epochs, spec.batch_size, spec.autoencoder_rate)
+        train_module(autoencoder, step, data, training, progress)
 
 
 def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:

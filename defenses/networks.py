@@ -45,43 +45,19 @@ def samangouei_classifier(letter: Letter, shape: tuple[int, int, int], num_class
     channels, height, width = shape
     drop = nn.Identity if letter in "EF" else nn.Dropout
     if letter in "DE":
-        return nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(math.prod(shape), 200),
-            nn.ReLU(),
-            drop(0.5),
-            nn.Linear(200, 200),
-            nn.ReLU(),
-            nn.Linear(200, num_classes),
-        )
+        hidden = [nn.Linear(math.prod(shape), 200), nn.ReLU(), drop(0.5), nn.Linear(200, 200), nn.ReLU()]
+        return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(200, num_classes))
     least = 28 if letter in "BF" else 5
     if min(height, width) < least:
         raise ValueError(f"network {letter} takes images from {least}×{least} up, not {height}×{width}")
     if letter in "BF":
+        first = [drop(0.2), ImageConvolution(channels, 64, 8, stride=2, padding=3), nn.ReLU()]
+        further = [nn.Conv2d(64, 128, 6, stride=2), nn.ReLU(), nn.Conv2d(128, 128, 5), nn.ReLU()]
         cells = math.prod(((size // 2 - 6) // 2 + 1) - 4 for size in (height, width))
-        return nn.Sequential(
-            drop(0.2),
-            ImageConvolution(channels, 64, 8, stride=2, padding=3),
-            nn.ReLU(),
-            nn.Conv2d(64, 128, 6, stride=2),
-            nn.ReLU(),
-            nn.Conv2d(128, 128, 5),
-            nn.ReLU(),
-            nn.Flatten(),
-            drop(0.5),
-            nn.Linear(128 * cells, num_classes),
-        )
+        return nn.Sequential(*first, *further, nn.Flatten(), drop(0.5), nn.Linear(128 * cells, num_classes))
     maps, kernel = (64, 5) if letter == "A" else (128, 3)
+    convolutions = [ImageConvolution(channels, maps, kernel, padding=kernel // 2), nn.ReLU()]
+    convolutions += [nn.Conv2d(maps, 64, 5, stride=2), nn.ReLU()]
     cells = math.prod((size - 5) // 2 + 1 for size in (height, width))
-    return nn.Sequential(
-        ImageConvolution(channels, maps, kernel, padding=kernel // 2),
-        nn.ReLU(),
-        nn.Conv2d(maps, 64, 5, stride=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        drop(0.25),
-        nn.Linear(64 * cells, 128),
-        nn.ReLU(),
-        drop(0.5),
-        nn.Linear(128, num_classes),
-    )
+    hidden = [nn.Flatten(), drop(0.25), nn.Linear(64 * cells, 128), nn.ReLU(), drop(0.5)]
+    return nn.Sequential(*convolutions, *hidden, nn.Linear(128, num_classes))

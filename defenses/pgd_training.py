@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from manifold_bench.attacks.gradient import steepest
 from manifold_bench.attacks.threat import project
 from manifold_bench.defenses.base import LabelledImages, Progress
-from manifold_bench.defenses.training import Training, accuracy, epochs_for, initialise, train_module
+from manifold_bench.defenses.training import Training, accuracy, device_of, epochs_for, initialise, train_module
 from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 
@@ -54,21 +54,10 @@ class PGDTraining(Undefended):
             ramp = min(1.0, done / spec.warm_up) if spec.warm_up else 1.0
             return F.cross_entropy(self.network(self.perturbed(images, labels, ramp)), labels)
 
-        train_module(
-            self.network,
-            step,
-            train,
-            Training(
-                stage="pgd-training",
-                seed=seed,
-                epochs=epochs_for(budget, spec.epochs, len(train)),
-                batch_size=spec.batch_size,
-                rate=spec.rate,
-                mixed_precision=spec.mixed_precision,
-            ),
-            progress,
-            evaluate=lambda: self.figures(validation),
-        )
+        epochs = epochs_for(budget, spec.epochs, len(train))
+        mixed = spec.mixed_precision
+        training = Training("pgd-training", seed, epochs, spec.batch_size, spec.rate, mixed_precision=mixed)
+        train_module(self.network, step, train, training, progress, lambda: self.figures(validation))
         self.eval()
         return self.figures(validation)
 
@@ -96,7 +85,7 @@ class PGDTraining(Undefended):
 
     def figures(self, validation: LabelledImages) -> dict[str, float]:
         """Accuracy on the validation images, clean and under the training's own attack (its first 1,000)."""
-        device = next(self.parameters()).device
+        device = device_of(self)
         images, labels = validation.images[:1000].to(device), validation.labels[:1000]
         with torch.random.fork_rng():
             torch.manual_seed(0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Discriminator, Tag
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from manifold_bench.defenses.base import Defense, DefenseSpec
@@ -22,19 +22,15 @@ from manifold_bench.defenses.variational_autoencoder import (
 from manifold_bench.defenses.wasserstein_gan import WassersteinGAN, WassersteinGANSettings, WassersteinGANSpec
 
 
-def chosen_by(key: str, usual: str) -> Discriminator:
-    """Which of several dataclasses is meant is said by that field; where it is left out the usual one is."""
-    return Discriminator(lambda value: value.get(key, usual) if isinstance(value, dict) else getattr(value, key, None))
+def usually(**named: str) -> BeforeValidator:
+    """A table of a matrix file that leaves this key out means this value."""
+    return BeforeValidator(lambda value: named | value if isinstance(value, dict) else value)
 
 
-AVAE = Annotated[VariationalAutoencoderSettings, Tag("vae")]
-AGAN = Annotated[WassersteinGANSettings, Tag("wgan-gp")]
-GeneratorSettings = Annotated[AVAE | AGAN, chosen_by("model", "vae")]
+AnyGenerator = Annotated[VariationalAutoencoderSettings | WassersteinGANSettings, Field(discriminator="model")]
+GeneratorSettings = Annotated[AnyGenerator, usually(model="vae")]
 AnySolver = Annotated[
-    Annotated[MomentumSolver, Tag("momentum")]
-    | Annotated[AdamSolver, Tag("adam")]
-    | Annotated[QuasiNewtonSolver, Tag("l-bfgs")],
-    chosen_by("method", "momentum"),
+    MomentumSolver | AdamSolver | QuasiNewtonSolver, Field(discriminator="method"), usually(method="momentum")
 ]
 
 

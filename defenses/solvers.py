@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.batching import pad_to_block
 from manifold_bench.attacks.threat import draw_per_input
+from manifold_bench.defenses.base import Settings
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
 """Latents [M,k] and which of all that are solved for they are [M] → what is added to the error of each, [M]."""
@@ -35,7 +36,7 @@ AT_ONCE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solver(ABC):
+class Solver(Settings, ABC):
     """A descent on the mean squared error over pixels of each image.
 
     steps: passes forward and backward through the generator. starts: how many points are tried; the best result counts.
@@ -43,8 +44,6 @@ class Solver(ABC):
     race: after so many steps only the best start of each image goes on; 0: all go to the end.
     tolerance: a latent whose error fell by less than this share in the last ten steps is done; 0: none is.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # a misspelt key in a matrix file must not pass
 
     steps: Annotated[int, Ge(1)] = 1000
     rate: Annotated[float, Gt(0)] = 1.0
@@ -236,16 +235,7 @@ class QuasiNewtonSolver(Solver):
             # no further than where a straight line would reach zero: what starts near its goal stays there
             scale = torch.minimum(self.rate / length, error / length.square())
             history = z.new_zeros(len(z), self.pairs, z.shape[1])
-            memory = (
-                z,
-                error,
-                gradient,
-                history,
-                history,
-                z.new_zeros(len(z), self.pairs),
-                scale,
-                torch.ones_like(error),
-            )
+            memory = (z, error, gradient, history, history, history[:, :, 0], scale, torch.ones_like(error))
         else:
             memory = self._looked(z, error, gradient, memory)
         base, _, slope, s, y, weight, scale, share = memory

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,12 +20,6 @@ Step = Callable[[Tensor, Tensor, float], Tensor]
 """images [N,C,H,W], labels [N], share of the training done in [0,1] → the loss to descend."""
 
 
-def epoch_generator(seed: int, stage: str, epoch: int) -> torch.Generator:
-    """The randomness of one epoch; it doesn't depend on earlier ones, so a resumed training draws the same."""
-    mixed = hash_of(f"{seed}/{stage}/{epoch}")
-    return torch.Generator().manual_seed(mixed)
-
-
 def hash_of(text: str) -> int:
     """A stable 56-bit number for a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
@@ -34,17 +27,15 @@ def hash_of(text: str) -> int:
 
 def minibatches(data: LabelledImages, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Shuffled batches; a last one smaller than half a batch is dropped."""
-    for rows in _row_batches(torch.randperm(len(data), generator=generator), batch_size):
+    order = torch.randperm(len(data), generator=generator)
+    for rows in order.split(batch_size)[: batches_of(len(data), batch_size)]:
         yield data.images[rows], data.labels[rows]
 
 
-def batches_of(data: LabelledImages, batch_size: int) -> int:
+def batches_of(images: int, batch_size: int) -> int:
     """How many minibatches an epoch has."""
-    return sum(1 for _ in _row_batches(torch.arange(len(data)), batch_size))
-
-
-def _row_batches(order: Tensor, batch_size: int) -> Iterator[Tensor]:
-    return (rows for rows in order.split(batch_size) if len(rows) * 2 >= min(batch_size, len(order)))
+    whole, rest = divmod(images, batch_size)
+    return whole + (2 * rest >= min(batch_size, images))
 
 
 def initialise(module: nn.Module, seed: int) -> None:
@@ -57,16 +48,7 @@ def initialise(module: nn.Module, seed: int) -> None:
                 reset()
 
 
-class Schedule(Protocol):
-    """The fields of a spec that a training follows."""
-
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def rate(self) -> float: ...
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Training:
     """How a module is trained by Adam under a one-cycle learning rate that peaks after a fifth of the way.
 
@@ -82,19 +64,13 @@ class Training:
     epochs: int
     batch_size: int
     rate: float
-    weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     mixed_precision: bool = False
     stored_as: torch.dtype = torch.float16
 
-    @classmethod
-    def of(cls, spec: Schedule, stage: str, seed: int, epochs: int) -> Training:
-        """A training with the batch size and learning rate of a spec."""
-        return cls(stage=stage, seed=seed, epochs=epochs, batch_size=spec.batch_size, rate=spec.rate)
-
     def checked(self, images: int) -> str:
         """What a checkpoint has to agree with for this training of that many images to continue from it."""
-        return json.dumps([self.seed, self.epochs, self.batch_size, self.rate, self.weight_decay, self.betas, images])
+        return json.dumps([self.seed, self.epochs, self.batch_size, self.rate, self.betas, images])
 
 
 def train_module(
@@ -111,17 +87,18 @@ def train_module(
     same weights as one that was never interrupted. Raises FloatingPointError where the loss is not finite.
     """
     seed, stage, epochs, rate = training.seed, training.stage, training.epochs, training.rate
-    device = next(module.parameters()).device
+    device = device_of(module)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=training.betas, weight_decay=training.weight_decay)
+    optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=training.betas)
     checkpoint = progress.checkpoints / f"{stage}.safetensors" if progress.checkpoints else None
     same_training = training.checked(len(data))
     first = _resume(module, optimizer, checkpoint, same_training)
-    batches = batches_of(data, training.batch_size)
+    batches = batches_of(len(data), training.batch_size)
     mixed_precision = training.mixed_precision and has_bfloat16(device)
     for epoch in range(first, epochs):
         module.train()
-        generator = epoch_generator(seed, stage, epoch)
+        # an epoch's randomness does not depend on earlier ones, so that a resumed training draws the same
+        generator = torch.Generator().manual_seed(hash_of(f"{seed}/{stage}/{epoch}"))
         total, count = 0.0, 0
         with torch.random.fork_rng():
             torch.manual_seed(hash_of(f"{seed}/{stage}/{epoch}/torch"))  # dropout and noise inside the step
@@ -158,15 +135,21 @@ def one_cycle(done: float, peak: float = 0.2) -> float:
     return 0.1 + 0.9 * done / peak if done < peak else max(0.01, (1 - done) / (1 - peak))
 
 
-def accuracy(module: nn.Module, data: LabelledImages, batch_size: int = 500) -> float:
-    """Share of images whose argmax over module(images) is the label."""
-    device = next((weight.device for weight in module.parameters()), torch.device("cpu"))
+def device_of(module: nn.Module) -> torch.device:
+    """Where its weights are; the CPU where it has none."""
+    return next((weight.device for weight in module.parameters()), torch.device("cpu"))
+
+
+def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: torch.device) -> Tensor:
+    """function(images) [N,...] without gradient, a batch at a time on that device; the result is on the CPU."""
     with torch.no_grad():
-        right = [
-            (module(images.to(device)).argmax(1).cpu() == labels).sum()
-            for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True)
-        ]
-    return float(torch.stack(right).sum()) / len(data)
+        return torch.cat([function(x.to(device)).cpu() for x in images.split(500)])
+
+
+def accuracy(module: nn.Module, data: LabelledImages) -> float:
+    """Share of images whose argmax over module(images) is the label."""
+    answers = in_batches(module, data.images, device_of(module)).argmax(1)
+    return float((answers == data.labels).double().mean())
 
 
 def epochs_for(budget: float, epochs: int, images: int) -> int:

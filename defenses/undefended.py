@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -61,21 +61,9 @@ class Undefended(Defense):
     ) -> dict[str, float]:
         spec = self.spec
         assert spec.epochs and spec.rate
-        letter = spec.network != "strided"
-        fit_classifier(
-            self.network,
-            train,
-            validation,
-            Training(
-                stage="classifier",
-                seed=seed,
-                epochs=epochs_for(budget, spec.epochs, len(train)),
-                batch_size=spec.batch_size,
-                rate=spec.rate,
-                mixed_precision=letter,
-                stored_as=torch.float8_e4m3fn if letter else torch.float16,
-            ),
-            progress,
-        )
+        training = Training("classifier", seed, epochs_for(budget, spec.epochs, len(train)), spec.batch_size, spec.rate)
+        if spec.network != "strided":
+            training = replace(training, mixed_precision=True, stored_as=torch.float8_e4m3fn)
+        fit_classifier(self.network, train, validation, training, progress)
         self.eval()
         return {"validation_accuracy": accuracy(self, validation)}

@@ -14,7 +14,7 @@ from manifold_bench.defenses.base import LabelledImages, Progress
 from manifold_bench.defenses.decoders import DeconvolutionalGenerator, DenseDecoder
 from manifold_bench.defenses.generative_model import GenerativeModel, GenerativeSettings, GenerativeSpec
 from manifold_bench.defenses.networks import StridedCNN
-from manifold_bench.defenses.training import Training, epochs_for, initialise, train_module
+from manifold_bench.defenses.training import Training, device_of, epochs_for, initialise, train_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class VariationalAutoencoder(GenerativeModel):
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:
         settings = self.spec.settings
-        posterior = StridedCNN(self.spec.shape, 2 * settings.latent).to(next(self.parameters()).device)
+        posterior = StridedCNN(self.spec.shape, 2 * settings.latent).to(device_of(self))
         pair = nn.ModuleDict({"encoder": posterior, "decoder": self.generator})
         initialise(pair, seed)
 
@@ -74,23 +74,10 @@ class VariationalAutoencoder(GenerativeModel):
             divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
             return (error + divergence) / len(images)
 
-        train_module(
-            pair,
-            step,
-            train,
-            Training(
-                stage="generator",
-                seed=seed,
-                epochs=epochs_for(budget, settings.epochs, len(train)),
-                batch_size=settings.batch_size,
-                rate=settings.rate,
-                mixed_precision=True,
-            ),
-            progress,
-        )
-        device = next(self.parameters()).device
+        epochs = epochs_for(budget, settings.epochs, len(train))
+        training = Training("generator", seed, epochs, settings.batch_size, settings.rate, mixed_precision=True)
+        train_module(pair, step, train, training, progress)
         with torch.no_grad():
-            images = validation.images[:1000].to(device)
-            means = posterior(images)[:, : settings.latent]
-            error = F.mse_loss(self.generator(means), images)
+            images = validation.images[:1000].to(device_of(self))
+            error = F.mse_loss(self.generator(posterior(images)[:, : settings.latent]), images)
         return {"validation_mse_of_the_posterior_mean": float(error)}

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from manifold_bench.defenses.base import LabelledImages, Progress
 from manifold_bench.defenses.decoders import DeconvolutionalGenerator, doubling_sizes
 from manifold_bench.defenses.generative_model import GenerativeModel, GenerativeSettings, GenerativeSpec
-from manifold_bench.defenses.training import Training, batches_of, epochs_for, initialise, train_module
+from manifold_bench.defenses.training import Training, batches_of, device_of, epochs_for, initialise, train_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +72,12 @@ class WassersteinGAN(GenerativeModel):
     ) -> dict[str, float]:
         """Critic and generator take turns in one loop of one Adam; what isn't learning gets no gradient."""
         settings = self.spec.settings
-        critic = Critic(self.spec.shape, settings.width).to(next(self.parameters()).device)
+        critic = Critic(self.spec.shape, settings.width).to(device_of(self))
         pair = nn.ModuleDict({"generator": self.generator, "critic": critic})
         initialise(pair, seed)
         distance = torch.zeros(())
         epochs = epochs_for(budget, settings.epochs, len(train))
-        turns = epochs * batches_of(train, settings.batch_size)
+        turns = epochs * batches_of(len(train), settings.batch_size)
 
         def step(images: Tensor, labels: Tensor, done: float) -> Tensor:
             nonlocal distance
@@ -94,22 +94,9 @@ class WassersteinGAN(GenerativeModel):
         def figures() -> dict[str, float]:
             return {"critic_distance": float(distance.detach())}
 
-        train_module(
-            pair,
-            step,
-            train,
-            Training(
-                stage="wgan-gp",
-                seed=seed,
-                epochs=epochs,
-                batch_size=settings.batch_size,
-                rate=settings.rate,
-                betas=(0.5, 0.9),
-                mixed_precision=True,
-            ),
-            progress,
-            evaluate=figures,
-        )
+        batch_size, betas = settings.batch_size, (0.5, 0.9)
+        training = Training("wgan-gp", seed, epochs, batch_size, settings.rate, betas, mixed_precision=True)
+        train_module(pair, step, train, training, progress, figures)
         critic.requires_grad_(True)
         return figures()
 

@@ -86,8 +86,6 @@ def trained_as(card: Card, own: System, spec: TrainableSpec, data: str, parts: M
     written = (card.name, card.source_sha256, card.version, card.data, card.parts)
     if written != (own.name, own.source_sha256, own.cls.version, data, parts):
         return False
-    if not card.spec.keys() <= {field.name for field in dataclasses.fields(own.cls.Spec)}:
-        return False
     try:
         trained = _spec(own.cls, card.spec)
     except ValueError:
@@ -207,11 +205,11 @@ def from_zoo(name: str, data: str, **deployment: Any) -> Any:
         known = ", ".join(sorted(path.stem for path in ZOO.glob("*.safetensors")))
         raise WeightsError(f"the zoo has no {name!r} for {data!r}; it has {known}")
     card = read_card(path)
-    point = next((points[card.name] for kind in TRAINABLE if card.name in (points := registered(kind))), None)
-    if point is None:
+    points = registered("parts") | registered("defenses")
+    if card.name not in points:
         raise WeightsError(f"{card_path(path)}: no installed package registers {card.name!r}; restore the card")
     try:
-        cls: type[Trainable] = point.load()
+        cls: type[Trainable] = points[card.name].load()
         found = cls(_spec(cls, card.spec))
     except (ImportError, AttributeError, ValueError) as error:
         raise WeightsError(

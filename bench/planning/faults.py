@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import Tag, ValidationError
+from pydantic import ValidationError
 
 from manifold_bench.bench.planning.registry import nearest
 
@@ -52,7 +52,7 @@ def explain(error: ValidationError, place: str, owner: type[Any]) -> str:
         "tuple_type": "is not a list",
         "list_type": "is not a list",
         "model_type": "is not a name or a table with one",
-        "union_tag_not_found": "is not a table of parameters",
+        "model_attributes_type": "is not a table of parameters",
         "dataclass_type": "is not a table of parameters",
         "dataclass_exact_type": "is not a table of parameters",
     }.get(kind)
@@ -64,7 +64,7 @@ def keys_at(owner: type[Any], path: Iterable[str | int]) -> tuple[list[str | int
 
     In a validation's path a value of several possible classes is followed by the tag of the one that was taken.
     """
-    known: dict[str | None, type[Any]] = {}
+    known: dict[str, type[Any]] = {}
     there: list[str | int] = []
     for name in path:
         if isinstance(name, str) and name in known:
@@ -73,19 +73,25 @@ def keys_at(owner: type[Any], path: Iterable[str | int]) -> tuple[list[str | int
             continue
         there.append(name)
         if isinstance(name, str):
-            known = dict(_classes(get_type_hints(owner, include_extras=True).get(name), None))
-            owner = next(iter(known.values()), owner)
+            classes = list(_classes(get_type_hints(owner).get(name)))
+            known = {tag: cls for cls in classes for tag in _tags(cls)}
+            owner = classes[0] if classes else owner
     return there, sorted(name for name in get_type_hints(owner) if not name.startswith("_"))
 
 
-def _classes(hint: Any, tag: str | None) -> Iterator[tuple[str | None, type[Any]]]:
-    """Every class in a type hint with its tag, if it has one; first the classes of the hint's arguments."""
-    tags = [extra.tag for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Tag)]
-    parts = get_args(hint)[:1] if hasattr(hint, "__metadata__") else get_args(hint)
-    for part in parts:
-        yield from _classes(part, tags[0] if tags else tag)
+def _classes(hint: Any) -> Iterator[type[Any]]:
+    """Every class in a type hint; first the classes of the hint's arguments."""
+    for part in get_args(hint):
+        yield from _classes(part)
     if isinstance(hint, type):
-        yield tag, hint
+        yield hint
+
+
+def _tags(cls: type[Any]) -> Iterator[str]:
+    """What tells a class from others that may stand in its place: fields with one possible value, `Literal["adam"]`."""
+    for hint in get_type_hints(cls).values():
+        if get_origin(hint) is Literal and len(get_args(hint)) == 1:
+            yield get_args(hint)[0]
 
 
 def unwrapped(text: Any) -> str:

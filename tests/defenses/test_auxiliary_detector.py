@@ -49,7 +49,7 @@ def test_it_learns(defense, digits):
 
 
 def test_its_figures_say_what_it_catches(defense, digits):
-    figures = selective_figures(defense, digits.validation, torch.device("cpu"))
+    figures = selective_figures(blockwise(defense, digits.validation.images), digits.validation.labels)
     parts = [figures[f"validation_{part}"] for part in ("accuracy", "error", "rejection")]
     assert sum(parts) == pytest.approx(1) and figures["validation_rejection"] == pytest.approx(0.01)
     caught = defense.detection_figures(digits.validation)

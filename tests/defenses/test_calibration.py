@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifold_bench.defenses.calibration import HeldOutScores, in_batches
+from manifold_bench.defenses.calibration import HeldOutScores
+from manifold_bench.defenses.training import in_batches
 
 SCORES = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50, unique=True)
 

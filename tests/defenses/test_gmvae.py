@@ -39,7 +39,7 @@ def scores(defense: GaussianMixtureVAE, x: torch.Tensor) -> tuple[torch.Tensor, 
     """Labels without rejection, Mahalanobis distances², reconstruction errors."""
     z = defense.encoder(x)
     labels = defense.classifier(x).argmax(1)
-    return labels, *defense.detector_scores(x, z, labels)
+    return labels, defense.distance(z, labels, defense.spec.covariance), defense.error(x, z)
 
 
 def test_it_learns(defense, digits):
@@ -106,7 +106,7 @@ def test_the_prior_covariance_is_the_noise(digits):
     defense = GaussianMixtureVAE(replace(SPEC, covariance="prior"))
     x, y = digits.train.images[:20], digits.train.labels[:20]
     z = defense.encoder(x)
-    distance, _ = defense.detector_scores(x, z, y)
+    distance = defense.distance(z, y, "prior")
     assert torch.allclose(distance, 3000 * (z - torch.eye(10)[y]).square().sum(1), rtol=1e-4)
 
 
@@ -145,7 +145,7 @@ def test_detection_gives_the_outputs_and_says_when_each_detector_would_reject(de
         ratios[:, 1], error / defense.tau_dec
     )
     others = (labels + 1) % 10
-    far, _ = defense.detector_scores(x, defense.encoder(x), others)
+    far = defense.distance(defense.encoder(x), others, "empirical")
     assert torch.allclose(defense.detection(x, others)[1][:, 0], far / defense.tau_enc)
 
 

@@ -243,7 +243,7 @@ def test_budgets_are_shares_of_the_epochs():
 def test_accuracy_by_hand():
     images = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]).view(3, 1, 1, 2)
     data = LabelledImages(images, torch.tensor([0, 1, 1]))
-    assert accuracy(nn.Flatten(), data, batch_size=2) == pytest.approx(2 / 3)
+    assert accuracy(nn.Flatten(), data) == pytest.approx(2 / 3)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(data):
