@@ -11,15 +11,10 @@ def shifted(images: Tensor, most: int) -> Tensor:
     """Each image [N,C,H,W] moved by up to `most` pixels in both directions, zeros moving in."""
     if most == 0:
         return images
-    size = images.shape[-1]
-    padded = F.pad(images, [most] * 4)
-    offsets = torch.randint(0, 2 * most + 1, (2, len(images)), device=images.device)
-    span = torch.arange(size, device=images.device)
-    height = torch.arange(images.shape[-2], device=images.device)
-    batch = torch.arange(len(images), device=images.device)[:, None, None]
-    rows = (offsets[0][:, None] + height)[:, :, None]
-    columns = (offsets[1][:, None] + span)[:, None, :]
-    return padded.transpose(1, 3).transpose(1, 2)[batch, rows, columns].permute(0, 3, 1, 2)
+    height, width = images.shape[-2:]
+    every_shift = F.pad(images, [most] * 4).unfold(2, height, 1).unfold(3, width, 1)  # [N,C,rows,columns,H,W], a view
+    rows, columns = torch.randint(0, 2 * most + 1, (2, len(images)), device=images.device)
+    return every_shift[torch.arange(len(images), device=images.device), :, rows, columns]
 
 
 def warped(images: Tensor, angle: float = 0.2, scale: float = 0.1, shift: float = 0.12) -> Tensor:

@@ -108,7 +108,8 @@ class AuxiliaryDetector(Defense):
             images = shifted(images, most)
             attack = attacks[int(torch.randint(len(attacks), ()))]
             eps = spec.eps[int(torch.randint(len(spec.eps), ()))]
-            adversarial = self.attacked(attack, images, labels, eps, seed=int(torch.randint(2**31, ())))
+            seed = int(torch.randint(2**31, ()))
+            adversarial = attack.run(Target(self, len(images)), images, labels, eps, seed)
             found = self.detector(torch.cat([images, adversarial]))[:, 0]
             truth = torch.cat([torch.zeros_like(found[: len(images)]), torch.ones_like(found[len(images) :])])
             return F.binary_cross_entropy_with_logits(found, truth)
@@ -123,10 +124,6 @@ class AuxiliaryDetector(Defense):
         """Both attack the classifier alone, and run to their end for every image."""
         return FGSM(part="classifier"), PGD(part="classifier", steps=self.spec.steps)
 
-    def attacked(self, attack: Attack, images: Tensor, labels: Tensor, eps: float, seed: int) -> Tensor:
-        """Adversarial images for these, same shape."""
-        return attack.run(Target(self, len(images)), images, labels, eps, seed)
-
     def detection_figures(self, validation: LabelledImages) -> dict[str, float]:
         """Share of adversarial images that it rejects, by attack and size (of the first 1,000 validation images)."""
         device = self.median.device
@@ -134,7 +131,7 @@ class AuxiliaryDetector(Defense):
         figures = {}
         for name, attack in zip(("fgsm", "pgd"), self.training_attacks(), strict=True):
             for eps in self.spec.eps:
-                adversarial = self.attacked(attack, images, labels, eps, seed=0)
+                adversarial = attack.run(Target(self, len(images)), images, labels, eps, seed=0)
                 rejected = in_batches(self, adversarial, device).argmax(1) == self.num_classes
                 figures[f"validation_rejection_{name}_linf_{eps:g}"] = float(rejected.float().mean())
         return figures

@@ -48,9 +48,13 @@ class DeconvolutionalGenerator(nn.Module):
             h = layer(F.relu(h))[:, :, :height, :rows]
         height, rows = self.sizes[-1]
         # to one map or three, half the time of the transposed convolution, gradients included
-        bias = cast(Tensor, last.bias).repeat_interleave(4)
-        h = F.conv2d(F.relu(h), phases(last.weight), bias, padding=1)
-        return torch.sigmoid(F.pixel_shuffle(h, 2)[:, :, :height, :rows])
+        return torch.sigmoid(in_phases(F.relu(h), phases(last.weight), last.bias)[:, :, :height, :rows])
+
+
+def in_phases(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Maps [N,C,H,W] → [N,D,2H,2W] by a convolution [4·D,C,3,3] for the four phases of each pixel; bias: [D]."""
+    assert bias is not None
+    return F.pixel_shuffle(F.conv2d(h, weight, bias.repeat_interleave(4), padding=1), 2)
 
 
 def phases(weight: Tensor) -> Tensor:
@@ -122,8 +126,7 @@ class UpsamplingDecoder(nn.Module):
         if height % 2 or rows % 2:
             return torch.sigmoid(last(F.interpolate(h, size=(height, rows))))
         # a third of the time of upsampling first, gradients included
-        bias = cast(Tensor, last.bias).repeat_interleave(4)
-        return torch.sigmoid(F.pixel_shuffle(F.conv2d(h, doubling_phases(last.weight), bias, padding=1), 2))
+        return torch.sigmoid(in_phases(h, doubling_phases(last.weight), last.bias))
 
 
 def doubling_phases(weight: Tensor) -> Tensor:

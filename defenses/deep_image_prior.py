@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.threat import input_seeds
 from manifold_bench.defenses.base import Defense, DefenseSpec
-from manifold_bench.defenses.projection_gradients import BackwardIdentity
+from manifold_bench.defenses.projection_gradients import straight_through
 from manifold_bench.defenses.solvers import mean_squared_error
 from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
@@ -78,12 +78,12 @@ class DeepImagePrior(Defense):
         return self.spec.steps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(BackwardIdentity.apply(x, self.perceived(x)))
+        return self.classifier(straight_through(x, self.perceived(x)))
 
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
         """See `Defense.attack_forward`."""
         fitted, shared = self.fit_networks(x, start, inner_steps)
-        return self.classifier(BackwardIdentity.apply(x, fitted)), shared
+        return self.classifier(straight_through(x, fitted)), shared
 
     def perceived(self, x: Tensor) -> Tensor:
         """f_θ*(z₀): the running mean of the outputs."""
@@ -107,16 +107,13 @@ class DeepImagePrior(Defense):
         spec, networks, n = self.spec, self.networks, len(x)
         randoms = [torch.Generator().manual_seed(seed) for seed in input_seeds(x, spec.seed)]
         before = max(0, spec.steps - inner_steps)
+        first = 0 if start is None else before
+        sizes = [networks.size] * 3 + [math.prod(networks.entering), x[0].numel()]
         if start is None:
             weights = torch.stack([networks.random_weights(random) for random in randoms])
             z = torch.stack([0.1 * torch.rand(networks.entering, generator=random) for random in randoms])
-            start = torch.cat(
-                [weights, torch.zeros(n, 2 * networks.size), z.flatten(1), torch.zeros(n, x[0].numel())], 1
-            )
-            start, first = start.to(x), 0
-        else:
-            first = before
-        sizes = [networks.size] * 3 + [math.prod(networks.entering), x[0].numel()]
+            means, average = torch.zeros(n, 2 * networks.size), torch.zeros(n, sizes[-1])
+            start = torch.cat([weights, means, z.flatten(1), average], dim=1).to(x)
         *learnt, flat_z, flat_average = start.split(sizes, dim=1)
         theta, mean, square = (networks.by_layer(rows) for rows in learnt)
         moments = Moments(mean, square)

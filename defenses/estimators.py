@@ -11,7 +11,7 @@ from manifold_bench.attacks.from_art import module_classifier
 from manifold_bench.attacks.from_foolbox import accepted_and_wrong, foolbox_model
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.project_and_classify import ProjectAndClassify
-from manifold_bench.defenses.projection_gradients import BackwardIdentity
+from manifold_bench.defenses.projection_gradients import straight_through
 from manifold_bench.defenses.training import device_of
 
 __all__ = ["accepted_and_wrong", "projection_preprocessor", "to_art", "to_foolbox"]
@@ -53,4 +53,4 @@ class _ProjectionPreprocessor(PreprocessorPyTorch):
 
     def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
         """x: [N,C,H,W] → G(z*(x)), same shape; y unchanged."""
-        return BackwardIdentity.apply(x, self.defense.perceived(x)), y
+        return straight_through(x, self.defense.perceived(x)), y

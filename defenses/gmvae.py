@@ -17,6 +17,7 @@ from manifold_bench.defenses.augmentation import shifted, warped
 from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score, suspicion
 from manifold_bench.defenses.calibration import HeldOutScores, selective_figures
 from manifold_bench.defenses.decoders import PoolingEncoder, UpsamplingDecoder
+from manifold_bench.defenses.projection_gradients import straight_through
 from manifold_bench.defenses.solvers import AdamSolver, Penalty, best_start
 from manifold_bench.defenses.training import Training, in_batches, initialise, train_module
 
@@ -79,8 +80,6 @@ class GaussianMixtureVAESpec(DefenseSpec):
 class MeanEncoder(nn.Module):
     """f: images → the means of their encodings [N,k]. `network` gives log variances behind them where they vary."""
 
-    network: nn.Module
-
     def __init__(self, network: nn.Module, latent: int) -> None:
         super().__init__()
         self.network = network
@@ -96,7 +95,6 @@ class NearestMean(nn.Module):
     Unscaled: with the paper's Σ the factor would be 1500, and a softmax of it would have no gradient left.
     """
 
-    encoder: MeanEncoder
     means: Tensor
 
     def __init__(self, encoder: MeanEncoder, means: Tensor) -> None:
@@ -215,7 +213,7 @@ class GaussianMixtureVAE(Defense):
             found = found[: len(rejected)]
             reached[rejected] = found.detach()
             if gradient == "identity":
-                found = found.detach() + (z[rejected] - z[rejected].detach())
+                found = straight_through(z[rejected], found)
             ended = pad_to_block(found)
             again = self._selective(ended, self.error(x[padded], ended))[: len(rejected)]
             if not self.spec.reject_after:

@@ -32,6 +32,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 OWN = ("attacks", "defenses", "bench")
 """Packages of this project, which lie in the folder `PROJECT`."""
 
+IMPORTERS = ("import_module", "__import__")
+"""Functions that import the module that their first argument names."""
+
 
 @cache
 def registered(kind: Kind) -> dict[str, EntryPoint]:
@@ -50,12 +53,8 @@ class System:
 
     def identity(self, version: int | str, values: Any) -> dict[str, Any]:
         """Its part of a job's identity; values: the dataclass that holds its parameters."""
-        return {
-            "name": self.name,
-            "version": version,
-            "parameters": parameters(values),
-            "source_sha256": self.source_sha256,
-        }
+        own = {"name": self.name, "source_sha256": self.source_sha256}
+        return own | {"version": version, "parameters": parameters(values)}
 
 
 def system(cls: type[Any], *kinds: Kind, written: str = "") -> System:
@@ -267,14 +266,9 @@ def _imports(module: str, content: bytes) -> Iterator[str]:
                 names = [alias.name for alias in node.names]
                 names = [found.name for found in pkgutil.iter_modules(path)] if names == ["*"] else names
                 yield from (f"{base}.{name}" for name in names)
-        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in IMPORTERS:
             constants = (one.value for one in node.args[:1] if isinstance(one, ast.Constant))
             yield from (_absolute(name, package) for name in constants if isinstance(name, str))
-
-
-def _called(call: ast.Call) -> str:
-    """The last part of the name of what is called: `import_module` of `importlib.import_module(…)`."""
-    return ast.unparse(call.func).rpartition(".")[2]
 
 
 def _absolute(name: str, package: str) -> str:

@@ -16,15 +16,7 @@ from manifold_bench.defenses.calibration import HeldOutScores, selective_figures
 from manifold_bench.defenses.classifier import ClassifierSpec, fit_classifier
 from manifold_bench.defenses.convolutions import ImageConvolution
 from manifold_bench.defenses.networks import StridedCNN
-from manifold_bench.defenses.training import (
-    Training,
-    accuracy,
-    device_of,
-    epochs_for,
-    in_batches,
-    initialise,
-    train_module,
-)
+from manifold_bench.defenses.training import Training, accuracy, epochs_for, in_batches, initialise, train_module
 
 Rate = Annotated[float, Gt(0), Lt(1)]
 """Share of clean validation images that a detector may reject."""
@@ -148,7 +140,7 @@ class MagNet(Defense):
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:
         spec = self.spec
-        device = device_of(self)
+        device = self.held_out.ordered.device
         training = Training("classifier", seed, epochs_for(budget, spec.epochs, len(train)), spec.batch_size, spec.rate)
         fit_classifier(self.classifier, train, validation, training, progress)
         for stage, autoencoder in (("reformer", self.reformer), ("second", self.second)):

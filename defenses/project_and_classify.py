@@ -11,7 +11,7 @@ from torch import Tensor
 
 from manifold_bench.defenses.base import Defense, DefenseSpec
 from manifold_bench.defenses.generative_model import GenerativeModel
-from manifold_bench.defenses.projection_gradients import BackwardIdentity, BackwardImplicit, LinearSolve
+from manifold_bench.defenses.projection_gradients import BackwardImplicit, LinearSolve, straight_through
 from manifold_bench.defenses.solvers import AdamSolver, MomentumSolver, QuasiNewtonSolver, best_start
 from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 from manifold_bench.defenses.variational_autoencoder import (
@@ -146,7 +146,7 @@ class ProjectAndClassify(Defense):
         with torch.no_grad():
             z, nearest = best_start(self.generator, x, latents)
         if gradient == "identity":
-            return BackwardIdentity.apply(x, nearest), z
+            return straight_through(x, nearest), z
         return BackwardImplicit.apply(x, nearest, self.generator, z, LinearSolve(curvature=gradient == "implicit")), z
 
     def attacked_starts(self, x: Tensor) -> Tensor:

@@ -10,20 +10,9 @@ import torch
 from torch import Tensor, nn
 
 
-class BackwardIdentity(torch.autograd.Function):
-    """Forward: `value`; backward: the gradient goes to `x` as if value were x (BPDA, Athalye et al. 2018)."""
-
-    @staticmethod
-    def forward(x: Tensor, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
+def straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """`value` with a gradient that goes to x as if it were x, of the same shape (BPDA, Athalye et al. 2018)."""
+    return value.detach() + (x - x.detach())
 
 
 class BackwardImplicit(torch.autograd.Function):

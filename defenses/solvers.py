@@ -129,12 +129,16 @@ class Solver(Settings, ABC):
         """The best iterate of each latent [M,k] and its error [M]; what has converged leaves the batch."""
         best, best_error = z.clone(), z.new_full((len(z),), torch.inf)
         active = torch.arange(len(z), device=z.device)
+
+        def keep_better(z: Tensor, error: Tensor) -> None:
+            better = error < best_error[active]
+            best[active[better]], best_error[active[better]] = z[better], error[better]
+
         before = best_error.clone()
         memory: Memory = ()
         for number in range(1, steps + 1):
             error, gradient = slope(generator, z, aim[active], rows[active], penalty)
-            better = error < best_error[active]
-            best[active[better]], best_error[active[better]] = z[better], error[better]
+            keep_better(z, error)
             if self.tolerance and number % CHECKED_EVERY == 1:
                 left = best_error[active]
                 moving = (left < (1 - self.tolerance) * before) | before.isinf()
@@ -146,8 +150,7 @@ class Solver(Settings, ABC):
             z, memory = self.step(z, error, gradient, memory, number)
         with torch.no_grad():
             error = objective(generator, z, aim[active], rows[active], penalty)
-        better = error < best_error[active]
-        best[active[better]], best_error[active[better]] = z[better], error[better]
+        keep_better(z, error)
         return best, best_error
 
     def _unrolled(

@@ -68,10 +68,6 @@ class Training:
     mixed_precision: bool = False
     stored_as: torch.dtype = torch.float16
 
-    def checked(self, images: int) -> str:
-        """What a checkpoint has to agree with for this training of that many images to continue from it."""
-        return json.dumps([self.seed, self.epochs, self.batch_size, self.rate, self.betas, images])
-
 
 def train_module(
     module: nn.Module,
@@ -91,7 +87,7 @@ def train_module(
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=training.betas)
     checkpoint = progress.checkpoints / f"{stage}.safetensors" if progress.checkpoints else None
-    same_training = training.checked(len(data))
+    same_training = f"{training} on {len(data)} images"
     first = _resume(module, optimizer, checkpoint, same_training)
     batches = batches_of(len(data), training.batch_size)
     mixed_precision = training.mixed_precision and has_bfloat16(device)

@@ -47,11 +47,10 @@ class Undefended(Defense):
 
     def __init__(self, spec: UndefendedSpec) -> None:
         super().__init__(spec)
-        self.network: nn.Module = (
-            StridedCNN(spec.shape, spec.num_classes, spec.width, spec.hidden)
-            if spec.network == "strided"
-            else samangouei_classifier(spec.network, spec.shape, spec.num_classes)
-        )
+        if spec.network == "strided":
+            self.network: nn.Module = StridedCNN(spec.shape, spec.num_classes, spec.width, spec.hidden)
+        else:
+            self.network = samangouei_classifier(spec.network, spec.shape, spec.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)

@@ -52,11 +52,9 @@ class VariationalAutoencoder(GenerativeModel):
     def __init__(self, spec: VariationalAutoencoderSpec) -> None:
         super().__init__(spec)
         settings = spec.settings
-        self.generator: nn.Module = (
-            DenseDecoder(spec.shape, settings.latent, settings.hidden)
-            if settings.decoder == "dense"
-            else DeconvolutionalGenerator(spec.shape, settings.latent, settings.width)
-        )
+        dense = settings.decoder == "dense"
+        decoder, size = (DenseDecoder, settings.hidden) if dense else (DeconvolutionalGenerator, settings.width)
+        self.generator: nn.Module = decoder(spec.shape, settings.latent, size)
 
     def fit_generator(
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress

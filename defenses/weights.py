@@ -210,16 +210,15 @@ def from_zoo(name: str, data: str, **deployment: Any) -> Any:
         raise WeightsError(f"{card_path(path)}: no installed package registers {card.name!r}; restore the card")
     try:
         cls: type[Trainable] = points[card.name].load()
-        found = cls(_spec(cls, card.spec))
+        _spec(cls, card.spec)
     except (ImportError, AttributeError, ValueError) as error:
         raise WeightsError(
             f"{card_path(path)}: {card.name!r} cannot be built from it ({one_line(error)}); restore it"
         ) from error
-    if deployment:
-        allowed = deployment_fields(cls.Spec)
-        if foreign := sorted(deployment.keys() - set(allowed)):
-            raise ValueError(f"{name!r} has no deployment field {foreign[0]!r}; it has {', '.join(allowed) or 'none'}")
-        found = cls(_spec(cls, {**card.spec, **deployment}))
+    allowed = deployment_fields(cls.Spec)
+    if foreign := sorted(deployment.keys() - set(allowed)):
+        raise ValueError(f"{name!r} has no deployment field {foreign[0]!r}; it has {', '.join(allowed) or 'none'}")
+    found = cls(_spec(cls, {**card.spec, **deployment}))
     for part in found.parts:
         fill_from_zoo(getattr(found, part), data)
     load_into(found, path, card.weights_sha256)

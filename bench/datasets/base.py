@@ -14,6 +14,8 @@ import torch
 
 from manifold_bench.defenses.base import LabelledImages
 
+Split = Literal["train", "validation", "test"]
+
 
 @dataclass(frozen=True)
 class Dataset(ABC):
@@ -65,34 +67,43 @@ def _order(n: int) -> np.ndarray:
     return np.random.default_rng(20_190_125).permutation(n)
 
 
-class PublishedSplit(Dataset):
+class LazySplits(Dataset):
+    """A data set whose splits are made one by one, each when it is first needed."""
+
+    @abstractmethod
+    def split(self, name: Split) -> LabelledImages:
+        """The images and labels of one split."""
+
+    @cached_property
+    def test(self) -> LabelledImages:  # type: ignore[override]
+        return self.split("test")
+
+    @cached_property
+    def train(self) -> LabelledImages:  # type: ignore[override]
+        return self.split("train")
+
+    @cached_property
+    def validation(self) -> LabelledImages:  # type: ignore[override]
+        return self.split("validation")
+
+
+class PublishedSplit(LazySplits):
     """A labelled set with published test images; 500 of each class of the other images are for validation."""
 
     @abstractmethod
     def published(self, part: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
         """Pixels [N,H,W] or [N,H,W,C] from 0 to 255, and labels [N]."""
 
-    @cached_property
-    def test(self) -> LabelledImages:  # type: ignore[override]
-        return as_images(*self.published("test"), 255.0)
-
-    @cached_property
-    def _held_out(self) -> dict[str, LabelledImages]:
-        pixels, labels = self.published("train")
-        validation, train = split_rows(labels, 500, seed=1)
-        chosen = {"train": train, "validation": validation}
-        return {name: as_images(pixels[rows], labels[rows], 255.0) for name, rows in chosen.items()}
-
-    @property
-    def train(self) -> LabelledImages:
-        return self._held_out["train"]
-
-    @property
-    def validation(self) -> LabelledImages:
-        return self._held_out["validation"]
+    def split(self, name: Split) -> LabelledImages:
+        pixels, labels = self.published("test" if name == "test" else "train")
+        if name != "test":
+            validation, train = split_rows(labels, 500, seed=1)
+            rows = validation if name == "validation" else train
+            pixels, labels = pixels[rows], labels[rows]
+        return as_images(pixels, labels, 255.0)
 
 
-class WholeDataset(Dataset):
+class WholeDataset(LazySplits):
     """One labelled set without published splits: a fixed random choice of every class for test and validation."""
 
     test_per_class: ClassVar[int]
@@ -103,29 +114,12 @@ class WholeDataset(Dataset):
     def whole(self) -> LabelledImages:
         """Every image."""
 
-    @cached_property
-    def _splits(self) -> dict[str, LabelledImages]:
+    def split(self, name: Split) -> LabelledImages:
         whole = self.whole
         labels = whole.labels.numpy()
         test, rest = split_rows(labels, self.test_per_class, seed=1)
         validation, train = split_rows(labels[rest], self.validation_per_class, seed=2)
-        return {
-            "test": select(whole, test),
-            "validation": select(whole, rest[validation]),
-            "train": select(whole, rest[train]),
-        }
-
-    @property
-    def test(self) -> LabelledImages:
-        return self._splits["test"]
-
-    @property
-    def train(self) -> LabelledImages:
-        return self._splits["train"]
-
-    @property
-    def validation(self) -> LabelledImages:
-        return self._splits["validation"]
+        return select(whole, {"test": test, "validation": rest[validation], "train": rest[train]}[name])
 
 
 def as_images(pixels: np.ndarray, labels: np.ndarray, largest: float) -> LabelledImages:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from manifold_bench.bench.datasets.base import Dataset, LabelledImages, split_rows
+from manifold_bench.bench.datasets.base import LabelledImages, LazySplits, Split, split_rows
 from manifold_bench.bench.datasets.files import checked_bytes, data_folders, read_image, those_there
 
 LISTS = {
@@ -48,7 +48,7 @@ def faces(paths: list[Path]) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class CelebA(Dataset):
+class CelebA(LazySplits):
     """Balanced random choices from the published partition: 2,000 test images, 1,000 for validation, 40,000 to train.
 
     Labels: 1 where the attribute Male is 1, else 0. No split is decoded before it is asked for, and none whole: the
@@ -62,9 +62,8 @@ class CelebA(Dataset):
     revision = "align-108-64/split-1"
     zoo = "celeba"
 
-    test_per_class: ClassVar[int] = 1_000
-    validation_per_class: ClassVar[int] = 500
-    train_per_class: ClassVar[int] = 20_000
+    per_class: ClassVar[dict[Split, int]] = {"train": 20_000, "validation": 500, "test": 1_000}
+    """Images of each class in the splits, in the order of their published numbers."""
 
     @cached_property
     def _folders(self) -> list[Path]:
@@ -86,21 +85,9 @@ class CelebA(Dataset):
         parts = dict(map(str.split, partition))
         return list(parts), np.array([male[name] for name in parts], np.int64), np.array(list(parts.values()), np.int64)
 
-    def _split(self, part: int, per_class: int) -> LabelledImages:
+    def split(self, name: Split) -> LabelledImages:
         names, labels, parts = self._listed
-        own = np.flatnonzero(parts == part)
-        rows = own[split_rows(labels[own], per_class, seed=1)[0]]
+        own = np.flatnonzero(parts == list(self.per_class).index(name))
+        rows = own[split_rows(labels[own], self.per_class[name], seed=1)[0]]
         folder = next((f for f in self._folders if (f / FOLDER).is_dir()), self._folders[0]) / FOLDER
         return LabelledImages(faces([folder / names[row] for row in rows]), torch.from_numpy(labels[rows]))
-
-    @cached_property
-    def train(self) -> LabelledImages:  # type: ignore[override]
-        return self._split(0, self.train_per_class)
-
-    @cached_property
-    def validation(self) -> LabelledImages:  # type: ignore[override]
-        return self._split(1, self.validation_per_class)
-
-    @cached_property
-    def test(self) -> LabelledImages:  # type: ignore[override]
-        return self._split(2, self.test_per_class)

@@ -22,7 +22,7 @@ class Digits(WholeDataset):
 
     @property
     def whole(self) -> LabelledImages:
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # here, since it takes a second and only this data set needs it
 
         raw = load_digits()
         return as_images(raw.images, raw.target, 16.0)

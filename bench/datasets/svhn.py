@@ -33,12 +33,15 @@ class Svhn(PublishedSplit):
     zoo = "svhn"
 
     @property
+    def _folders(self) -> list[Path]:
+        return data_folders(self.data, "svhn", " and ".join(FILES), "svhn")
+
+    @property
     def files(self) -> tuple[Path, ...]:
-        return those_there(data_folders(self.data, "svhn", " and ".join(FILES), "svhn"), *FILES)
+        return those_there(self._folders, *FILES)
 
     def published(self, part: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
         name = f"{part}_32x32.mat"
-        folders = data_folders(self.data, "svhn", " and ".join(FILES), "svhn")
-        variables = loadmat(io.BytesIO(checked_bytes(folders, "svhn", name, FILES[name])))
+        variables = loadmat(io.BytesIO(checked_bytes(self._folders, "svhn", name, FILES[name])))
         # X is [row, column, RGB, image]; y [image, 1] says 10 for the digit 0
         return variables["X"].transpose(3, 0, 1, 2), variables["y"][:, 0] % 10

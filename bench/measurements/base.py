@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
-    from manifold_bench.bench.datasets.base import Dataset
-    from manifold_bench.defenses.base import Defense
+from manifold_bench.bench.datasets.base import Dataset
+from manifold_bench.defenses.base import Defense
 
 
 @dataclass(frozen=True, kw_only=True)

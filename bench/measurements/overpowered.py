@@ -72,11 +72,9 @@ class OverpoweredPairs(Measurement):
         device = next(defense.parameters()).device
         assert generates(defense)
         z, other = torch.randn(2, self.pairs, defense.generator.latent, generator=torch.Generator().manual_seed(seed))
-        margin = 1.2 * math.log(confidence / (1 - confidence))
+        margin, descent = 1.2 * math.log(confidence / (1 - confidence)), Descent(self.steps, self.rate)
         found = [
-            overpowered_pairs(
-                defense.generator, defense.classifier, both, eta, Descent(self.steps, self.rate), confidence=margin
-            )
+            overpowered_pairs(defense.generator, defense.classifier, both, eta, descent, margin)
             for both in zip(z.to(device).split(BATCH), other.to(device).split(BATCH), strict=True)
         ]
         return Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))

@@ -15,6 +15,7 @@ from manifold_bench.attacks.contract import generates
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.defenses.base import Defense
+from manifold_bench.defenses.training import device_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,6 @@ class Reconstruction(Measurement):
 
 def perceived(defense: Defense, images: Tensor, seed: int) -> Tensor:
     """What it sees in place of images [N,C,H,W], on the CPU; a randomized one draws from that seed."""
-    device = next((weight.device for weight in defense.parameters()), torch.device("cpu"))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return blockwise(defense.perceived, images.to(device)).cpu()
+        return blockwise(defense.perceived, images.to(device_of(defense))).cpu()

@@ -33,8 +33,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     rows = [f"{name(i)} -1  {'1' if MALE[i] else '-1'} -1" for i in reversed(range(32))]
     write_list(tmp_path, monkeypatch, "list_attr_celeba.txt", ["32", "Eyeglasses Male Young ", *rows])
     write_list(tmp_path, monkeypatch, "list_eval_partition.txt", [f"{name(i)} {PARTS[i]}" for i in range(32)])
-    for split, count in {"test": 2, "validation": 1, "train": 3}.items():
-        monkeypatch.setattr(CelebA, f"{split}_per_class", count)
+    monkeypatch.setattr(CelebA, "per_class", {"train": 3, "validation": 1, "test": 2})
     return tmp_path
 
 

@@ -162,7 +162,7 @@ def message(action) -> str:
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named_with_what_to_put_where(folder, name):
     (folder / f"{name}.gz").unlink()
-    text = message(lambda: read_idx(folder, name))
+    text = message(lambda: read_idx([folder], name))
     assert name in text and str(folder) in text and FILES[name][:12] in text and "put" in text
 
 

@@ -121,7 +121,7 @@ def test_its_gradient_is_the_exact_one(defense, digits):
 def test_the_images_it_learns_from_are_adversarial_within_their_size(defense, digits):
     x, y = digits.validation.images, digits.validation.labels
     for attack in defense.training_attacks():
-        found = defense.attacked(attack, x, y, 0.2, seed=0)
+        found = attack.run(Target(defense, len(x)), x, y, 0.2, seed=0)
         assert inside(found, x, "linf", 0.2).all()
         assert (defense.classifier(found).argmax(1) == y).float().mean() < 0.5
 
