@@ -10,12 +10,12 @@ import difflib
 import inspect
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
-from typing import Any, ClassVar
+from typing import Any, ClassVar  # Any: classes of other libraries and their parameters
 
 import numpy as np
 import torch
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows
+from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.losses import accepted_and_wrong
 from manifold_bench.attacks.target import Target
-from manifold_bench.attacks.threat import NORMS, project
-from manifold_bench.attacks.view import View
+from manifold_bench.attacks.threat import NORMS, input_seeds, project
+from manifold_bench.attacks.view import CountedModule, View
 
 Parameter = bool | int | float | str | list[bool | int | float | str]
 """What a matrix file can say."""
@@ -45,11 +46,59 @@ class LibraryAttack(ViewAttack):
 
     norms = NORMS
     open_parameters: ClassVar[bool] = True
+    library: ClassVar[str]
+    """What names of its attacks begin with."""
     distribution: ClassVar[str]
     """The library's name on the package index."""
+    refused: ClassVar[Mapping[str, str]]
+    """Why a class that looks usable is not."""
+    ours: ClassVar[tuple[str, ...]]
+    """Parameters of constructors that are not the matrix file's to set."""
 
     attack: str
     parameters: Mapping[str, Parameter] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        settable = {name: default for name, default in self.defaults.items() if name not in self.ours}
+        for key in self.parameters:
+            if key not in settable:
+                allowed = ", ".join(sorted(settable)) or "none"
+                raise ValueError(f"{self.name}: {key!r} is not a parameter to set here; allowed: {allowed}")
+        missing = [k for k, v in settable.items() if v is inspect.Parameter.empty and k not in self.parameters]
+        if missing:
+            raise ValueError(f"{self.name}: needs {', '.join(missing)}")
+
+    @property
+    def name(self) -> str:
+        """What the attack is called in a matrix file."""
+        return f"{self.library}:{self.attack}"
+
+    @abstractmethod
+    def classes(self) -> Mapping[str, Any]:
+        """The library's usable classes by name."""
+
+    @property
+    def implementation(self) -> Any:
+        """The library's class; ValueError with the nearest names, or with the reason why it can't be used."""
+        if self.attack in self.refused:
+            raise ValueError(f"{self.name} can't be used: {self.refused[self.attack]}")
+        usable = self.classes()
+        if self.attack not in usable:
+            lower = {name.lower(): name for name in usable}
+            near = [lower[name] for name in difflib.get_close_matches(self.attack.lower(), lower, n=3, cutoff=0.5)]
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(sorted(usable))}"
+            raise ValueError(f"{self.name}: no such attack; {hint}")
+        return usable[self.attack]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The named parameters of the class' constructor, with their defaults."""
+        return constructor_defaults(self.implementation)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The same, with the matrix file's values."""
+        return self.defaults | dict(self.parameters)
 
     @property
     def revision(self) -> str:
@@ -61,35 +110,38 @@ class LibraryAttack(ViewAttack):
         return False
 
     @abstractmethod
-    def search(self, module: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, others: Tensor) -> Tensor:
+    def search(self, module: nn.Module, x: Tensor, y: Tensor, eps: float, others: Tensor) -> Tensor:
         """Adversarial images for x [N,C,H,W] against a module of logits [N,K]: success is argmax ≠ y [N].
 
         others: [M,C,H,W] the whole batch, for attacks that start from another image.
         """
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        view = self.view(target)
-        found = x.clone()
+        found, view = x.clone(), self.view(target)
         with seeded(seed), frozen(target.defense):
-            open_rows = (~self._beaten(target, view, x, y)).nonzero()[:, 0]
-            for group, fold in by_class(y, open_rows, view):
-                for rows in group.split(1 if self.one_at_a_time else max(len(group), 1)):
-                    module = fold(target.module(self.view(target), rows)).eval()
-                    found[rows] = self.search(module, x[rows], y[rows], eps, seed, x).to(x)
+            rows = (~self._beaten(view, x, y, all_rows(x))).nonzero()[:, 0]
+            if not len(rows):
+                return found
+            # A module that folds rejection into the true class has to know that class
+            groups = [rows[y[rows] == label] for label in y[rows].unique()] if view.rejects else [rows]
+            for part in (part for group in groups for part in group.split(1 if self.one_at_a_time else len(group))):
+                module: nn.Module = CountedModule(self.view(target), part)
+                if view.rejects:
+                    module = RejectFolded(module, int(y[part[0]]), view.num_classes)
+                if self.one_at_a_time:
+                    seed_everything(input_seeds(x[part], seed)[0])
+                found[part] = self.search(module.eval(), x[part], y[part], eps, x).to(x)
             if not self.minimal:
                 return project(found, x, self.norm, eps)
             found = found.clamp(0, 1)
-            succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-            if len(open_rows):
-                succeeded[open_rows] = self._beaten(target, view, found[open_rows], y[open_rows], open_rows)
-            return torch.where(succeeded.view(-1, 1, 1, 1), found, x)
+            failed = rows[~self._beaten(view, found[rows], y[rows], rows)]
+            found[failed] = x[failed]
+            return found
 
-    def _beaten(self, target: Target, view: View, x: Tensor, y: Tensor, rows: Tensor | None = None) -> Tensor:
+    def _beaten(self, view: View, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         """Accepted and wrong as far as this attacker can tell: by the defense's verdict, or by the part he knows."""
-        if rows is None:
-            rows = all_rows(x)
         if self.part == "defense":
-            return target.verdict(x, rows).wrong(y)
+            return view.target.verdict(x, rows).wrong(y)
         return accepted_and_wrong(view.answer(x, rows), y, view.num_classes)
 
 
@@ -107,45 +159,39 @@ class RejectFolded(nn.Module):
         self.classes = classes
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.module(x)
-        true = torch.maximum(logits[:, self.label], logits[:, self.classes])
-        columns = list(logits[:, : self.classes].unbind(1))
-        columns[self.label] = true
-        return torch.stack(columns, dim=1)
-
-
-def by_class(y: Tensor, rows: Tensor, view: View) -> Iterator[tuple[Tensor, Callable[[nn.Module], nn.Module]]]:
-    """Groups of `rows`, each with what turns the view's module into one of K logits whose argmax ≠ y means accepted
-    and wrong.
-
-    One group is enough where nothing is rejected; else there is one for each true class, because the module has to
-    know it. y: labels [N] of the whole batch.
-    """
-    if not view.rejects:
-        if len(rows):
-            yield rows, lambda module: module
-        return
-    for label in y[rows].unique().tolist():
-        yield rows[y[rows] == label], partial(RejectFolded, label=label, classes=view.num_classes)
+        logits, classes = self.module(x), torch.arange(self.classes, device=x.device)
+        real, reject = logits[:, : self.classes], logits[:, self.classes :]
+        return torch.where(classes == self.label, torch.maximum(real, reject), real)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The global random states of Python, NumPy and torch set to `seed`, and put back afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (these libraries draw from the global state)
+    """The global random states of Python, NumPy and torch set to `seed`, and put back afterwards.
+
+    New `np.random.RandomState()` are seeded by the global one: ART's HopSkipJump and Boundary draw from unseeded ones.
+    """
+    python, numpy, unseeded = random.getstate(), np.random.get_state(), np.random.RandomState  # noqa: NPY002
+    own = partial(np.random.randint, 2**32, dtype=np.uint32)
     with torch.random.fork_rng():
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.manual_seed(seed)
+        seed_everything(seed)
+        np.random.RandomState = lambda seed=None: unseeded(own() if seed is None else seed)  # type: ignore[assignment,misc]
         try:
             yield
         finally:
+            np.random.RandomState = unseeded  # type: ignore[misc]
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
 
 
+def seed_everything(seed: int) -> None:
+    """Seed the global random states that libraries draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
 @contextmanager
-def frozen(defense: Any) -> Iterator[None]:
+def frozen(defense: AttackableDefense) -> Iterator[None]:
     """The weights of a defense without gradients: libraries call `backward`, which would add up in them."""
     weights = [w for w in defense.parameters() if w.requires_grad] if isinstance(defense, nn.Module) else []
     for weight in weights:
@@ -157,26 +203,7 @@ def frozen(defense: Any) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """The named parameters of a class' constructor."""
+def constructor_defaults(cls: type) -> dict[str, Any]:
+    """The named parameters of a constructor and their defaults; `inspect.Parameter.empty` where there is none."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {n: p for n, p in inspect.signature(cls).parameters.items() if p.kind in named}
-
-
-def unknown_name(name: str, wrong: str, known: Iterable[str]) -> ValueError:
-    """The error for an attack class that doesn't exist, with the nearest that do."""
-    lower = {k.lower(): k for k in known}
-    near = [lower[k] for k in difflib.get_close_matches(wrong.lower(), lower, n=3, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(sorted(lower.values()))}"
-    return ValueError(f"{name}: no such attack; {hint}")
-
-
-def check_parameters(name: str, given: Mapping[str, Any], accepted: Mapping[str, inspect.Parameter]) -> None:
-    """ValueError where a parameter is not one of `accepted`, or one without a default is missing."""
-    for key in given:
-        if key not in accepted:
-            allowed = ", ".join(sorted(accepted)) or "none"
-            raise ValueError(f"{name}: {key!r} is not a parameter to set here; allowed: {allowed}")
-    missing = [k for k, p in accepted.items() if p.default is inspect.Parameter.empty and k not in given]
-    if missing:
-        raise ValueError(f"{name}: needs {', '.join(missing)}")
+    return {n: p.default for n, p in inspect.signature(cls).parameters.items() if p.kind in named}

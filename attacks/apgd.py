@@ -10,18 +10,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.contract import AttackableDefense
-from manifold_bench.attacks.gradient import (
-    NO_RANDOMNESS,
-    Best,
-    Climb,
-    GradientAttack,
-    Look,
-    averaged,
-    looking,
-    steepest,
-)
+from manifold_bench.attacks.gradient import NO_RANDOMNESS, Best, Climb, Look, averaged, looking, steepest
 from manifold_bench.attacks.losses import cross_entropy, dlr, likeliest_wrong, wrong_first
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import expand, project, random_in_ball
@@ -35,7 +27,7 @@ RISES = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD(GradientAttack):
+class APGD(ViewAttack):
     """Auto-PGD (Croce & Hein 2020): momentum, and a step from 2 ε on that halves at checkpoints without progress.
 
     loss: `cross-entropy`, or the difference of logits ratio. On a defense that rejects it is climbed until the answer
@@ -86,16 +78,10 @@ class APGD(GradientAttack):
         return best.point
 
     def _look(self, views: list[View], y: Tensor, aims: Tensor | None) -> Look:
-        """At the loss, the mean over the views; its values in float64, as `wrong_first` has them."""
+        """At the loss, the mean over the views."""
         climbed = cross_entropy if self.loss == "cross-entropy" else dlr
         loss = wrong_first(climbed) if views[0].rejects else climbed
-        seen = averaged([looking(view, loss, y, aims) for view in views])
-
-        def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
-            logits, values, gradient = seen(point, rows, last)
-            return logits, values.double(), gradient
-
-        return look
+        return averaged([looking(view, loss, y, aims) for view in views])
 
     def _climb(self, climb: Climb, rows: Tensor, point: Tensor) -> Tensor:
         """Ascend from points [n,C,H,W] of those rows; updates `climb.best`, returns the rows that are not beaten."""

@@ -8,17 +8,16 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from manifold_bench.attacks.apgd import APGD
-from manifold_bench.attacks.base import Attack
+from manifold_bench.attacks.base import Attack, ViewAttack
 from manifold_bench.attacks.batching import all_rows
 from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.fab import FAB
-from manifold_bench.attacks.gradient import GradientAttack
 from manifold_bench.attacks.square import Square
 from manifold_bench.attacks.target import Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoAttack(GradientAttack):
+class AutoAttack(ViewAttack):
     """AutoAttack with the budgets of the reference implementation.
 
     variant (the reference's `version`): `standard`: APGD on the cross-entropy, APGD on the DLR loss and FAB towards 9

@@ -100,6 +100,11 @@ class ViewAttack(Attack):
     inner_steps: Annotated[int, Ge(1)] = 20
     warm_start: bool = False
 
+    @property
+    def knowledge(self) -> Knowledge:
+        """An attacker who differentiates a part alone knows nothing of the rest."""
+        return "white-box" if self.part == "defense" else "oblivious"
+
     def steps_of_a_pass(self, defense: AttackableDefense) -> int:
         if self.part != "defense":
             return 0

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifold_bench.attacks.adam import Moments
+from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
-from manifold_bench.attacks.fab import Found
-from manifold_bench.attacks.gradient import CONFIRM_EVERY, GradientAttack
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, Best
 from manifold_bench.attacks.losses import accepted_and_wrong, selective
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, expand
@@ -27,7 +27,7 @@ PROGRESS = 0.9999
 
 
 @dataclass(frozen=True, kw_only=True)
-class CarliniWagner(GradientAttack):
+class CarliniWagner(ViewAttack):
     """min ‖δ‖² + c · max(z_y − max_{j≠y} z_j, −κ) over w, x + δ = (tanh w + 1)/2, by Adam; c by binary search.
 
     On a defense that rejects the margin is followed by the reject excess as soon as the answer is wrong
@@ -41,6 +41,7 @@ class CarliniWagner(GradientAttack):
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    minimal = True
 
     norm: Norm = "l2"
     searches: Annotated[int, Ge(1)] = 5
@@ -50,10 +51,6 @@ class CarliniWagner(GradientAttack):
     confidence: Annotated[float, Ge(0), Lt(math.inf)] = 0.0
     early: bool = True
 
-    @property
-    def minimal(self) -> bool:
-        return True
-
     def passes(self) -> tuple[int, int]:
         return 1 + self.searches * self.steps, self.searches * self.steps
 
@@ -61,27 +58,27 @@ class CarliniWagner(GradientAttack):
         rows = all_rows(x)
         view = self.view(target)
         beaten = view.confirmed(x, y, rows, accepted_and_wrong(view.answer(x, rows), y, view.num_classes))
-        found = Found(x.clone(), torch.where(beaten, 0.0, torch.inf).to(x))
+        nearest = Best(x.clone(), torch.where(beaten, 0.0, -torch.inf).to(x))
         rows = rows[~beaten]
         weight, lower, upper = x.new_full((len(x),), self.c), x.new_zeros(len(x)), x.new_full((len(x),), torch.inf)
         for _ in range(self.searches):
             if not len(rows):
                 break
-            succeeded = self._descend(target, x, y, rows, weight, found)
+            succeeded = self._descend(target, x, y, rows, weight, nearest)
             upper[rows] = torch.where(succeeded, weight[rows], upper[rows])
             lower[rows] = torch.where(succeeded, lower[rows], weight[rows])
             weight = torch.where(upper.isfinite(), (lower + upper) / 2, 10 * weight)
-        return found.point
+        return nearest.point
 
-    def _descend(self, target: Target, x: Tensor, y: Tensor, rows: Tensor, weight: Tensor, found: Found) -> Tensor:
-        """One descent of those rows with their weights c [N]; updates `found`, returns which of them succeeded [n]."""
+    def _descend(self, target: Target, x: Tensor, y: Tensor, rows: Tensor, weight: Tensor, nearest: Best) -> Tensor:
+        """One descent of those rows with weights c [N]; updates `nearest`, returns which of them succeeded [n]."""
         view = self.view(target)
         succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         begun = rows
         origin = x.index_select(0, rows)
         variable = torch.atanh((2 * origin - 1) * INWARDS)
         memory = Moments.none(variable)
-        least, least_before, nearest_before = (x.new_full((len(rows),), torch.inf) for _ in range(3))
+        least, least_before, distance_before = (x.new_full((len(rows),), torch.inf) for _ in range(3))
         for step in range(self.steps):
             squashed = variable.tanh()
             image = (squashed + 1) / 2
@@ -96,13 +93,13 @@ class CarliniWagner(GradientAttack):
             beaten = view.confirmed(image, y[rows], rows, claimed, due)
             succeeded[rows[beaten]] = True
             size = delta.square().flatten(1).sum(1)
-            found.update(rows, image, size.sqrt().masked_fill(~beaten, torch.inf))
+            nearest.update(rows, image, -size.sqrt().masked_fill(~beaten, torch.inf))
             least = torch.minimum(least, size + weight[rows] * lacking)
             if self.early and step % max(self.steps // 10, 1) == 0:
-                nearest = found.distance[rows]
+                distance = -nearest.loss[rows]
                 past = (logits[:, : view.num_classes].argmax(1) != y[rows]) & ~beaten
-                going = (least < PROGRESS * least_before) | (nearest < PROGRESS * nearest_before) | past
-                least_before, nearest_before = least[going], nearest[going]
+                going = (least < PROGRESS * least_before) | (distance < PROGRESS * distance_before) | past
+                least_before, distance_before = least[going], distance[going]
                 rows, origin, least, variable, squashed, delta, slope = remaining(
                     going, rows, origin, least, variable, squashed, delta, slope
                 )

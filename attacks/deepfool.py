@@ -10,15 +10,16 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 
+from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
-from manifold_bench.attacks.gradient import CONFIRM_EVERY, GradientAttack, steepest
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, steepest
 from manifold_bench.attacks.losses import accepted_and_wrong, boundary, likeliest_wrong
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import expand
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepFool(GradientAttack):
+class DeepFool(ViewAttack):
     """DeepFool in L2 (algorithm 2) and L∞: a small perturbation, rarely the smallest.
 
     steps: at the most; overshoot: how much further than the linearised boundary each goes, as a share of the step, so
@@ -27,13 +28,11 @@ class DeepFool(GradientAttack):
     boundary is that of acceptance as soon as the answer is wrong. An input leaves when it is beaten.
     """
 
+    minimal = True
+
     steps: Annotated[int, Ge(1)] = 50
     overshoot: Annotated[float, Ge(0), Lt(math.inf)] = 0.02
     candidates: Annotated[int, Ge(1)] = 10
-
-    @property
-    def minimal(self) -> bool:
-        return True
 
     def passes(self) -> tuple[int, int]:
         return self.steps, self.steps * min(self.candidates, 9)  # a guess: the classes aren't known here

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import all_rows, blockwise
 from manifold_bench.attacks.fooling import accepted_as, aimed_at
 from manifold_bench.attacks.losses import margin, reject_excess
@@ -32,6 +32,8 @@ class Evolutionary(Attack):
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("fooling",)
+    knowledge = "score"
+    aims = "every"
 
     norm: Norm = "fooling"
     population: Annotated[int, Ge(1)] = 1
@@ -39,14 +41,6 @@ class Evolutionary(Attack):
     rate: Annotated[float, Gt(0), Le(1)] = 0.1
     halving: Annotated[int, Ge(1)] = 1000
     strength: Annotated[float, Gt(0)] = 15.0
-
-    @property
-    def knowledge(self) -> Knowledge:
-        return "score"
-
-    @property
-    def aims(self) -> Literal["every"]:
-        return "every"
 
     def passes(self) -> tuple[int, int]:
         return self.population * (self.generations + 1), 0

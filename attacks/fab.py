@@ -10,11 +10,12 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
-from manifold_bench.attacks.gradient import CONFIRM_EVERY, GradientAttack
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, Best
 from manifold_bench.attacks.losses import accepted_and_wrong, boundary, likeliest_wrong
 from manifold_bench.attacks.target import Target
-from manifold_bench.attacks.threat import Norm, expand, flat_norm, random_in_ball
+from manifold_bench.attacks.threat import Norm, expand, flat_norm
 from manifold_bench.attacks.view import View
 
 BIAS = 0.1
@@ -26,81 +27,44 @@ OVERSHOOT = 1.05
 BACKWARD = 0.9
 """β: from a new adversarial point the search goes on at this share of its distance."""
 
-REACH: dict[Norm, float] = {"linf": 0.3, "l2": 1.0}
-"""How far away restarts begin where neither an ε nor an adversarial point is known: half of that."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class FAB(GradientAttack):
+class FAB(ViewAttack):
     """FAB, targeted: towards the likeliest wrong classes in turn, the smallest perturbation found counts.
 
     Each step projects the point, and the original image, on the linearised boundary z_aim = z_y within the box, and
     goes to a mean of both. On a defense that rejects the boundary is that of acceptance as soon as the answer is wrong.
-    targets: how many classes; steps: towards each; restarts: of these, from a random point but for the first.
+    targets: how many classes; steps: towards each.
     Within a finite ε (as a part of AutoAttack) an input leaves as soon as its perturbation is no larger; else it looks
-    for the smallest to the end. What it found then it has found for every larger ε: the search is the same there, but
-    for restarts, and for a defense's own randomness.
+    for the smallest to the end.
     """
+
+    minimal = True
 
     targets: Annotated[int, Ge(1)] = 9
     steps: Annotated[int, Ge(1)] = 100
-    restarts: Annotated[int, Ge(1)] = 1
-
-    @property
-    def minimal(self) -> bool:
-        return True
 
     def passes(self) -> tuple[int, int]:
-        rounds = self.targets * self.restarts * self.steps
+        rounds = self.targets * self.steps
         return 1 + 2 * rounds, rounds
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        rows = all_rows(x)
-        found = Found(x.clone(), x.new_full((len(x),), torch.inf))
-        repeats = self.restarts == 1 and not target.defense.randomized
-        if repeats:
-            distance = target.notes.stored("distance", found.distance)
-            known = ~distance.isnan()
-            found.update(rows[known], target.notes.stored("point", x)[known], distance[known])
-            rows = rows[~known]
-        if len(rows):
-            fresh, left = self._find(target.only(rows), x[rows], y[rows], eps, seed)
-            found.update(rows, fresh.point, fresh.distance)
-            if repeats:
-                target.notes.store("point", rows[left], fresh.point[left])
-                target.notes.store("distance", rows[left], fresh.distance[left])
-        within = found.distance <= eps
-        return torch.where(expand(within & found.distance.isfinite(), x), found.point, x)
-
-    def _find(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> tuple[Found, Tensor]:
-        """What all searches have found, and the rows that are not within ε and were searched to the end."""
-        rows = all_rows(x)
-        view = self.view(target)
+        rows, view = all_rows(x), self.view(target)
         clean = view.answer(x, rows)
         beaten = view.confirmed(x, y, rows, accepted_and_wrong(clean, y, view.num_classes))
-        found = Found(x.clone(), torch.where(beaten, 0.0, torch.inf).to(x))
+        nearest = Best(x.clone(), torch.where(beaten, 0.0, -torch.inf).to(x))
         rows = rows[~beaten]
-        for number, aims in enumerate(likeliest_wrong(clean, y, target.num_classes).unbind(1)[: self.targets]):
-            for restart in range(self.restarts):
-                if not len(rows):
-                    break
-                point = x[rows]
-                if restart:
-                    point = self._start(x[rows], found.distance[rows], eps, seed + number * self.restarts + restart)
-                rows = self._search(Search(self.view(target), x, y, aims, eps, found), rows, point)
-        return found, rows
+        for aims in likeliest_wrong(clean, y, target.num_classes).unbind(1)[: self.targets]:
+            rows = self._search(Search(self.view(target), x, y, aims, eps, nearest), rows)
+        return torch.where(expand(-nearest.loss <= eps, x), nearest.point, x)
 
-    def _start(self, x: Tensor, distance: Tensor, eps: float, seed: int) -> Tensor:
-        """A random point within half the distance known so far."""
-        reach = distance.clamp_max(eps if math.isfinite(eps) else REACH[self.norm])
-        shift = random_in_ball(x, self.norm, 1.0, seed) - x
-        return (x + expand(reach / 2, x) * shift).clamp(0, 1)
-
-    def _search(self, search: Search, rows: Tensor, point: Tensor) -> Tensor:
-        """Search from points [n,C,H,W] of those rows; updates `search.found`, returns the rows not yet within ε."""
-        view, found, eps = search.view, search.found, search.eps
-        origin = search.x.index_select(0, rows)
+    def _search(self, search: Search, rows: Tensor) -> Tensor:
+        """Search for those rows; updates `search.nearest`, returns the rows not yet within ε."""
+        view, nearest, eps = search.view, search.nearest, search.eps
+        point = origin = search.x.index_select(0, rows)
         for step in range(self.steps):
+            if not len(rows):
+                break
             label = search.y[rows]
 
             def lead(logits: Tensor, aim: Tensor = search.aims[rows, None], label: Tensor = label) -> Tensor:
@@ -118,34 +82,18 @@ class FAB(GradientAttack):
             due = step == self.steps - 1 or step % CONFIRM_EVERY == 0
             beaten = view.confirmed(point, label, rows, claimed, due)
             distance = flat_norm(point - origin, self.norm).masked_fill(~beaten, torch.inf)
-            found.update(rows, point, distance)
+            nearest.update(rows, point, -distance)
             point = torch.where(expand(beaten, point), origin + BACKWARD * (point - origin), point)
-            going = found.distance[rows] > eps if math.isfinite(eps) else torch.ones_like(beaten)
+            going = -nearest.loss[rows] > eps if math.isfinite(eps) else torch.ones_like(beaten)
             rows, point, origin = remaining(going, rows, point, origin)
-            if not len(rows):
-                break
         return rows
-
-
-@dataclass
-class Found:
-    """The nearest adversarial point of each input so far [N,C,H,W], and its distance [N], ∞ where there is none."""
-
-    point: Tensor
-    distance: Tensor
-
-    def update(self, rows: Tensor, point: Tensor, distance: Tensor) -> None:
-        """Takes over what is nearer at those rows."""
-        nearer = (distance < self.distance[rows]).nonzero()[:, 0]
-        self.point.index_copy_(0, rows[nearer], point.index_select(0, nearer))
-        self.distance[rows[nearer]] = distance[nearer]
 
 
 @dataclass(frozen=True)
 class Search:
     """A search for the boundaries between images x [N,C,H,W] with labels y [N] and the classes `aims` [N].
 
-    It ends for an input within ε; what is found goes to `found`.
+    It ends for an input within ε. nearest: adversarial points, of which the least distance is the best.
     """
 
     view: View
@@ -153,7 +101,7 @@ class Search:
     y: Tensor
     aims: Tensor
     eps: float
-    found: Found
+    nearest: Best
 
 
 def to_plane(x: Tensor, slope: Tensor, value: Tensor, norm: Norm) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -12,16 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifold_bench.attacks.adam import Moments
+from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
-from manifold_bench.attacks.gradient import CONFIRM_EVERY, GradientAttack, steepest
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, steepest
 from manifold_bench.attacks.losses import margin
 from manifold_bench.attacks.target import Target
-from manifold_bench.attacks.threat import Norm, project, random_in_ball
+from manifold_bench.attacks.threat import Norm, random_in_ball
 from manifold_bench.attacks.view import View
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fooling(GradientAttack):
+class Fooling(ViewAttack):
     """Descends from noise to an image that is accepted as the class aimed at (Ghosh et al. 2019, eq. 11).
 
     Minimises (SSE/τ_dec)^a + (d_t/τ_enc)^b, d_t the Mahalanobis distance² of the encoding to the mean of that class:
@@ -37,10 +38,10 @@ class Fooling(GradientAttack):
     step_size: of the first step of a descent, as a share of the range a pixel has; it falls to 0 along a half cosine.
     The paper names no optimiser; ours is Adam on the gradient's direction, since the powers make its length vary by
     orders of magnitude.
-    stay: L∞ radius about the noise that the image may not leave; None, as in the paper, lets it become a real image.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("fooling",)
+    aims = "every"
 
     norm: Norm = "fooling"
     a: Annotated[float, Ge(1), Le(8)] = 4.0
@@ -48,11 +49,6 @@ class Fooling(GradientAttack):
     steps: Annotated[int, Ge(1)] = 50
     restarts: Annotated[int, Ge(1)] = 20
     step_size: Annotated[float, Gt(0), Le(1)] = 1.0
-    stay: Annotated[float, Gt(0), Le(1)] | None = None
-
-    @property
-    def aims(self) -> Literal["every"]:
-        return "every"
 
     @property
     def descents(self) -> int:
@@ -66,17 +62,11 @@ class Fooling(GradientAttack):
         view = self.view(target)
         found, rows = x.clone(), all_rows(x)
         for descent in range(self.descents):
-            start = self._noise(x[rows], seed + descent) if descent else x[rows]
+            start = random_in_ball(x[rows], "fooling", math.inf, seed + descent) if descent else x[rows]
             rows = self._descend(view, x, rows, start, found)
             if not len(rows):
                 break
         return found
-
-    def _noise(self, x: Tensor, seed: int) -> Tensor:
-        """A fresh start for each input: any image, or one that stays with it."""
-        if self.stay is None:
-            return random_in_ball(x, "fooling", math.inf, seed)
-        return random_in_ball(x, "linf", self.stay, seed)
 
     def _descend(self, view: View, x: Tensor, rows: Tensor, image: Tensor, found: Tensor) -> Tensor:
         """One descent of those rows from `image`; writes into `found` and returns the rows not accepted yet."""
@@ -101,9 +91,8 @@ class Fooling(GradientAttack):
             if not len(rows):
                 return rows
             memory = memory.only(~accepted).after(steepest(gradient, "l2"))
-            reach = 1.0 if self.stay is None else self.stay
-            size = reach * self.step_size * (1 + math.cos(math.pi * step / self.steps)) / 2
-            image = project(image + memory.step(size, step + 1, epsilon=1e-12), x[rows], "linf", reach)
+            size = self.step_size * (1 + math.cos(math.pi * step / self.steps)) / 2
+            image = (image + memory.step(size, step + 1, epsilon=1e-12)).clamp(0, 1)
         found[rows] = image  # the points before it were asked about; this one is the judge's to ask
         return rows
 

@@ -6,16 +6,17 @@ Foolbox is imported when the first of these is made.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any  # Foolbox is imported late
 
 import torch
 from torch import Tensor, nn
 
-from manifold_bench.attacks.adapter import LibraryAttack, check_parameters, constructor_parameters, unknown_name
+from manifold_bench.attacks.adapter import LibraryAttack
 from manifold_bench.attacks.base import Knowledge
 from manifold_bench.attacks.batching import all_rows
 from manifold_bench.attacks.threat import Norm
@@ -63,53 +64,42 @@ class FoolboxAttack(LibraryAttack):
     boundary start from the nearest image of the batch that is accepted as another class, else from noise.
     """
 
-    distribution: ClassVar = "foolbox"
+    library = "foolbox"
+    distribution = "foolbox"
+    refused = REFUSED
+    ours = OURS
 
     def __post_init__(self) -> None:
-        name = f"foolbox:{self.attack}"
-        accepted = constructor_parameters(self._class())
-        check_parameters(name, self.parameters, {k: p for k, p in accepted.items() if k not in OURS})
+        super().__post_init__()
         try:
             attack = self._attack(eps=0.1)
         except (AssertionError, ImportError, TypeError, ValueError) as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{self.name}: {error}") from error
         norms = _norms(attack)
         if self.norm not in norms:
-            raise ValueError(f"{name} perturbs in {' or '.join(norms) or 'L1'}, not {self.norm!r}")
+            raise ValueError(f"{self.name} perturbs in {' or '.join(norms) or 'L1'}, not {self.norm!r}")
 
-    def _class(self) -> Any:
-        """The class; ValueError with the nearest names, or with the reason why it can't be used."""
-        if self.attack in REFUSED:
-            raise ValueError(f"foolbox:{self.attack} can't be used: {REFUSED[self.attack]}")
-        usable = foolbox_attacks()
-        if self.attack not in usable:
-            raise unknown_name(f"foolbox:{self.attack}", self.attack, usable)
-        return usable[self.attack]
+    def classes(self) -> Mapping[str, Any]:
+        return foolbox_attacks()
 
     @property
     def knowledge(self) -> Knowledge:
-        if self._class().__module__.rpartition(".")[2] in DECISION:
+        if self.implementation.__module__.rpartition(".")[2] in DECISION:
             return "decision"
-        return "white-box" if self.part == "defense" else "oblivious"
+        return super().knowledge
 
     @property
     def minimal(self) -> bool:
-        return issubclass(self._class(), _library().attacks.base.MinimizationAttack)
+        return issubclass(self.implementation, _library().attacks.base.MinimizationAttack)
 
     def passes(self) -> tuple[int, int]:
-        values = {k: p.default for k, p in constructor_parameters(self._class()).items()} | dict(self.parameters)
+        knobs = ("steps", "binary_search_steps", "repeats", "random_steps", "candidates")
+        rounds = math.prod(max(int(self.values.get(knob) or 1), 1) for knob in knobs)
         if self.attack == "HopSkipJumpAttack":
-            first, most = int(values["initial_gradient_eval_steps"]), int(values["max_gradient_eval_steps"])
-            steps = range(1, int(values["steps"]) + 1)
-            return sum(min(int(first * i**0.5), most) for i in steps) + 40 * len(steps), 0
-        knobs = ("steps", "binary_search_steps", "repeats", "random_steps")
-        forwards = 1
-        for knob in knobs:
-            forwards *= max(int(values.get(knob) or 1), 1)
-        candidates = int(values.get("candidates") or 1)
-        return forwards + 2, 0 if self.knowledge == "decision" else forwards * candidates
+            return 500 * rounds, 0  # for a step with the library's number of evaluations
+        return 2 + rounds, 0 if self.knowledge == "decision" else rounds
 
-    def search(self, module: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, others: Tensor) -> Tensor:
+    def search(self, module: nn.Module, x: Tensor, y: Tensor, eps: float, others: Tensor) -> Tensor:
         library = _library()
         attack = self._attack(eps)
         model = foolbox_model(module, x.device)
@@ -133,16 +123,15 @@ class FoolboxAttack(LibraryAttack):
 
     def _attack(self, eps: float) -> Any:
         """The library's attack at that ε."""
-        cls = self._class()
-        accepted = constructor_parameters(cls)
+        values = self.values
         ours: dict[str, Any] = {}
-        if "distance" in accepted and self.norm != "unrestricted":
+        if "distance" in values and self.norm != "unrestricted":
             ours["distance"] = getattr(_library().distances, self.norm)
-        if "constraint" in accepted:
+        if "constraint" in values:
             ours["constraint"] = self.norm
-        if "abs_stepsize" in accepted and not {"abs_stepsize", "rel_stepsize"} & set(self.parameters):
-            ours["abs_stepsize"] = 2.5 * eps / self.parameters.get("steps", accepted["steps"].default)  # type: ignore[operator]
-        return cls(**ours, **self.parameters)
+        if "abs_stepsize" in values and not {"abs_stepsize", "rel_stepsize"} & set(self.parameters):
+            ours["abs_stepsize"] = 2.5 * eps / values["steps"]
+        return self.implementation(**ours, **self.parameters)
 
 
 def foolbox_model(module: nn.Module, device: torch.device | str = "cpu") -> Any:

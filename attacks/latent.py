@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 from torch.nn import functional as F
 
-from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import all_rows, blockwise, padded
 from manifold_bench.attacks.contract import AttackableDefense, projects
 from manifold_bench.attacks.gradient import Best
@@ -134,7 +134,7 @@ class RangeAttack(Attack):
     confidence: margin of the wrong class up to which is climbed; ascent: of the multiplier (`descend`).
     """
 
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    knowledge = "white-box"
     version: ClassVar[int] = 2
 
     steps: Annotated[int, Ge(1)] = 200
@@ -142,10 +142,6 @@ class RangeAttack(Attack):
     rate: Annotated[float, Gt(0), Lt(math.inf)] = 0.1
     ascent: Annotated[float, Gt(0), Lt(math.inf)] = 0.2
     confidence: Annotated[float, Ge(0), Lt(math.inf)] = 5.0
-
-    @property
-    def knowledge(self) -> Knowledge:
-        return "white-box"
 
     def steps_of_a_pass(self, defense: AttackableDefense) -> int:
         """Nearly all of its passes are the generator's and the classifier's, but for its confirmations."""

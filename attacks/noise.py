@@ -9,7 +9,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import all_rows
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import NORMS, UNBOUNDED, Norm, draw_per_input, random_in_ball
@@ -25,6 +25,7 @@ class RandomNoise(Attack):
     """
 
     norms: ClassVar[tuple[Norm, ...]] = NORMS
+    knowledge = "decision"
 
     draws: Annotated[int, Ge(1)] = 10
     distribution: Literal["uniform", "gaussian"] = "uniform"
@@ -32,10 +33,6 @@ class RandomNoise(Attack):
     def __post_init__(self) -> None:
         if self.distribution == "gaussian" and self.norm not in UNBOUNDED:
             raise ValueError(f"distribution: 'gaussian' is for the norms {', '.join(UNBOUNDED)}, not {self.norm!r}")
-
-    @property
-    def knowledge(self) -> Knowledge:
-        return "decision"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         best = x.clone()

@@ -11,7 +11,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.losses import Loss, accepted_and_wrong, margin, wrong_first
 from manifold_bench.attacks.target import Target
@@ -37,13 +37,11 @@ class Square(Attack):
     Each input has random numbers of its own, and squares of its own.
     """
 
+    knowledge = "score"
+
     queries: Annotated[int, Ge(1)] = 5000
     share: Annotated[float, Gt(0), Le(1)] = 0.8
     horizon: Annotated[int, Ge(1)] | None = None
-
-    @property
-    def knowledge(self) -> Knowledge:
-        return "score"
 
     def passes(self) -> tuple[int, int]:
         return self.queries, 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,12 +12,11 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import pad_to_block
 from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.gradient import FGSM, PGD
 from manifold_bench.attacks.target import Target
-from manifold_bench.attacks.threat import Norm
 from manifold_bench.attacks.transfer import Surrogate
 
 BATCH = 64
@@ -61,7 +60,7 @@ class Substitute(Attack):
     needn't fool the system. width: of the substitute, `SubstituteCNN`; rate: of its training by Adam.
     """
 
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    knowledge = "decision"
 
     images: Annotated[int, Ge(1)] = 150
     rounds: Annotated[int, Ge(1)] = 6
@@ -73,17 +72,8 @@ class Substitute(Attack):
     width: Annotated[int, Ge(1)] = 32
     rate: Annotated[float, Gt(0), Lt(math.inf)] = 1e-3
 
-    @property
-    def knowledge(self) -> Knowledge:
-        return "decision"
-
-    @property
-    def queries(self) -> int:
-        """Labels asked for, at the most."""
-        return self.images * 2 ** (self.rounds - 1)
-
     def passes(self) -> tuple[int, int]:
-        return math.ceil(self.queries / 100), 0  # shared by a batch of some hundred
+        return math.ceil(self.images * 2 ** (self.rounds - 1) / 100), 0  # shared by a batch of some hundred
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         attack = (

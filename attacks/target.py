@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,36 +10,11 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import pad_to_block
 from manifold_bench.attacks.contract import AttackableDefense, GradientMode, Part, Verdict
-from manifold_bench.attacks.view import CountedModule, View
+from manifold_bench.attacks.view import View
 
 
 class BudgetExhausted(RuntimeError):
     """The attack asked for more forward passes than `max_forwards` allows."""
-
-
-class Notes:
-    """Values that an attack stored for each input at a smaller ε: tensors [inputs,…] by name."""
-
-    def __init__(self, inputs: int) -> None:
-        self._inputs, self._rows = inputs, torch.arange(inputs)
-        self._values: dict[str, Tensor] = {}
-
-    def only(self, rows: Tensor) -> Notes:
-        """Return the same notes, addressed by the positions of inputs within `rows` [n]."""
-        some = copy(self)
-        some._rows = self._rows.to(rows.device)[rows]
-        return some
-
-    def store(self, name: str, rows: Tensor, values: Tensor) -> None:
-        """Store values [n,…] of the inputs at rows [n]."""
-        if name not in self._values:
-            self._values[name] = values.new_full((self._inputs, *values.shape[1:]), torch.nan)
-        self._values[name][self._rows.to(rows.device)[rows]] = values
-
-    def stored(self, name: str, like: Tensor) -> Tensor:
-        """Return the values of all inputs [N,…], shaped as `like` is; NaN where none are stored."""
-        values = self._values.get(name)
-        return torch.full_like(like, torch.nan) if values is None else values[self._rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +25,12 @@ class Attacker:
     held_out: returns images [M,C,H,W] and labels [M] of the same kind as the inputs, never test data.
     source: returns another classifier, images → logits [N,K].
     max_forwards: number of forward passes that each input may cost.
-    notes: values that the attack stored for these inputs at a smaller ε.
     """
 
     aims: Tensor | None = None
     held_out: Callable[[], tuple[Tensor, Tensor]] | None = None
     source: Callable[[], nn.Module] | None = None
     max_forwards: int | None = None
-    notes: Notes | None = None
-
-
-ALONE = Attacker()
-"""An attacker who owns nothing and may ask as often as the attack likes."""
 
 
 class Target:
@@ -78,16 +46,15 @@ class Target:
         self,
         defense: AttackableDefense,
         n: int,
-        attacker: Attacker = ALONE,
+        attacker: Attacker | None = None,
         on_count: Callable[[Target], None] = lambda target: None,
     ) -> None:
         self.defense = defense
         self.num_classes = defense.num_classes
         self.forwards = torch.zeros(n, dtype=torch.float64)
         self.backwards = torch.zeros(n, dtype=torch.float64)
-        self.attacker = attacker
-        self.aims = attacker.aims
-        self.notes = attacker.notes or Notes(n)
+        self.attacker = attacker or Attacker()
+        self.aims = self.attacker.aims
         self._on_count = on_count
 
     def held_out(self) -> tuple[Tensor, Tensor]:
@@ -134,18 +101,13 @@ class Target:
         """Return what the attack differentiates: the whole defense, or its classifier alone (an oblivious attacker)."""
         return View(self, part, gradient, inner_steps, warm_start)
 
-    def module(self, view: View, rows: Tensor) -> nn.Module:
-        """Return a view as a plain module, images → logits, for other libraries' attacks on those rows."""
-        return CountedModule(view, rows)
-
 
 class Rows(Target):
     """Some rows of another target, for an attack that hands the inputs it could not beat to the next attack."""
 
     def __init__(self, whole: Target, rows: Tensor) -> None:
         aims = None if whole.aims is None else whole.aims[rows]
-        attacker = replace(whole.attacker, aims=aims, notes=whole.notes.only(rows))
-        super().__init__(whole.defense, len(rows), attacker)
+        super().__init__(whole.defense, len(rows), replace(whole.attacker, aims=aims))
         self.whole, self.rows = whole, rows
 
     def count(self, rows: Tensor, forwards: float, backwards: float) -> None:

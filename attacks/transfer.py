@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manifold_bench.attacks.base import Knowledge
 from manifold_bench.attacks.contract import AttackableDefense, Part, Verdict
 from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.target import Target
@@ -41,11 +40,8 @@ class Transfer(PGD):
     "classifier").
     """
 
+    knowledge = "oblivious"
     part: Part = "classifier"
-
-    @property
-    def knowledge(self) -> Knowledge:
-        return "oblivious"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         surrogate = Surrogate(target.source(), target.num_classes)

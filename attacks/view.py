@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from manifold_bench.attacks.target import Target
 
 
+@dataclass(eq=False)
 class View:
     """One way to look at a target: `logits`, and the gradient of a loss on them.
 
@@ -23,25 +25,23 @@ class View:
     optimisation, a randomized defense) a success seen here has to be confirmed by `Target.verdict`.
     """
 
-    def __init__(self, target: Target, part: Part, gradient: GradientMode, inner_steps: int, warm_start: bool) -> None:
-        defense = target.defense
-        self.target = target
-        self.num_classes = target.num_classes
-        self.part = part
-        self.gradient_mode = gradient
-        self.inner_steps = inner_steps
-        self.warm_start = warm_start
-        self.memory: Tensor | None = None
-        if part == "classifier":
-            if defense.classifier is None:
-                raise ValueError("this defense has no classifier of its own to attack")
-            self.rejects = False
-        else:
-            self.rejects = defense.rejects
-            if gradient != "default" and gradient not in defense.gradient_modes:
-                raise ValueError(f"gradients of this defense: {', '.join(defense.gradient_modes)}; not {gradient!r}")
-        self.iterative = part == "defense" and defense.gradient_modes != ("default",)
-        self.exact = part == "defense" and not self.iterative and not defense.randomized
+    target: Target
+    part: Part
+    gradient: GradientMode
+    inner_steps: int
+    warm_start: bool
+    memory: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        defense = self.target.defense
+        self.num_classes = defense.num_classes
+        if self.part == "classifier" and defense.classifier is None:
+            raise ValueError("this defense has no classifier of its own to attack")
+        if self.part == "defense" and self.gradient not in ("default", *defense.gradient_modes):
+            raise ValueError(f"gradients of this defense: {', '.join(defense.gradient_modes)}; not {self.gradient!r}")
+        self.rejects = self.part == "defense" and defense.rejects
+        self.iterative = self.part == "defense" and defense.gradient_modes != ("default",)
+        self.exact = self.part == "defense" and not self.iterative and not defense.randomized
 
     def logits(self, x: Tensor, rows: Tensor | None) -> Tensor:
         """[N,C,H,W] → [N,K] or [N,K+1]; differentiable in x. Not counted: `answer` and `ascent` do that.
@@ -57,7 +57,7 @@ class View:
     def _iterated(self, x: Tensor, rows: Tensor | None) -> Tensor:
         """A defense that optimises at inference: with `warm_start` from where the last call for these rows ended."""
         defense = self.target.defense
-        mode = defense.gradient_modes[0] if self.gradient_mode == "default" else self.gradient_mode
+        mode = defense.gradient_modes[0] if self.gradient == "default" else self.gradient
         start = None
         if self.memory is not None and rows is not None:
             start = pad_to_block(self.memory[rows])
@@ -83,26 +83,30 @@ class View:
 
         A gradient that isn't finite is no direction: it comes back as zero.
         """
-        self.target.count(rows, 1, 1)
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            logits = self.logits(x, rows)
-            values = loss(logits)
-            (gradient,) = torch.autograd.grad(values.sum(), x)
-        return logits.detach(), values.detach(), gradient.nan_to_num(0.0, 0.0, 0.0)
+        logits, values, gradients = self.slopes(x, lambda logits: loss(logits)[:, None], rows)
+        return logits, values[:, 0], gradients[:, 0]
 
     def slopes(self, x: Tensor, scores: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, M scores of them [N,M] and the gradient of each [N,M,C,H,W]: one forward and M backward passes."""
+
+        def seen(x: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.logits(x, rows)
+            return logits, scores(logits)
+
+        (logits, values), gradients = self._differentiated(x, seen, rows)
+        return logits, values, gradients
+
+    def _differentiated(
+        self, x: Tensor, seen: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """What is seen at x, the last of it scores [N,M], and the gradient of each score [N,M,C,H,W]."""
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
-            logits = self.logits(x, rows)
-            values = scores(logits)
-            count = values.shape[1]
-            gradients = [
-                torch.autograd.grad(values[:, k].sum(), x, retain_graph=k + 1 < count)[0] for k in range(count)
-            ]
-        self.target.count(rows, 1, count)
-        return logits.detach(), values.detach(), torch.stack(gradients, dim=1).nan_to_num(0.0, 0.0, 0.0)
+            values = seen(x)
+            scores = values[-1].sum(0)
+            gradients = [torch.autograd.grad(score, x, retain_graph=True)[0] for score in scores]
+        self.target.count(rows, 1, len(scores))
+        return tuple(value.detach() for value in values), torch.stack(gradients, dim=1).nan_to_num(0.0, 0.0, 0.0)
 
     def confirmed(self, x: Tensor, y: Tensor, rows: Tensor, claimed: Tensor, due: bool = True) -> Tensor:
         """Which claimed successes [n] stand: those that the full-strength defense confirms, asked only when due.
@@ -136,13 +140,13 @@ class View:
         self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As `ascent` for a loss of (x, logits, ratios): logits, ratios, loss [N], gradient [N,C,H,W]."""
-        self.target.count(rows, 1, 1)
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(True)
+
+        def seen(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             logits, ratios = self.detection(x, labels, rows)
-            values = loss(x, logits, ratios)
-            (gradient,) = torch.autograd.grad(values.sum(), x)
-        return logits.detach(), ratios.detach(), values.detach(), gradient.nan_to_num(0.0, 0.0, 0.0)
+            return logits, ratios, loss(x, logits, ratios)[:, None]
+
+        (logits, ratios, values), gradients = self._differentiated(x, seen, rows)
+        return logits, ratios, values[:, 0], gradients[:, 0]
 
 
 class CountedModule(nn.Module):

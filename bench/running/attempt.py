@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import batch_rows
-from manifold_bench.attacks.target import Attacker, Notes, Target
+from manifold_bench.attacks.target import Attacker, Target
 from manifold_bench.attacks.threat import expand, within
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.running.heartbeat import Heartbeat
@@ -76,11 +76,10 @@ class Attempt:
         adversarial = self.inputs.x.clone()
         state = unperturbed(self.inputs, self.clean)
         distance = torch.where(state.success, 0.0, torch.inf)
-        notes = Notes(len(self.inputs))
         for eps in self.job.eps:
             begun = time.perf_counter()
             active = (~state.success if self.job.ladder else torch.ones_like(state.success)).nonzero()[:, 0]
-            found = self._attack(active, eps, notes if self.job.ladder else Notes(len(self.inputs)))
+            found = self._attack(active, eps)
             adversarial[active] = found.outputs
             state = state.replaced(active, found.judgement)
             size = state.distance(self.attack.norm)
@@ -96,7 +95,7 @@ class Attempt:
         begun = time.perf_counter()
         clean = unperturbed(self.inputs, self.clean)
         active = (~clean.success).nonzero()[:, 0]
-        run = self._attack(active, float("inf"), Notes(len(self.inputs)))
+        run = self._attack(active, float("inf"))
         adversarial = self.inputs.x.clone()
         adversarial[active] = run.outputs
         found = clean.replaced(active, run.judgement)
@@ -110,11 +109,8 @@ class Attempt:
             once = 1.0 if number == 0 else 0.0
             yield Cell(eps, shown, state, distance, run.forwards * once, run.backwards * once, seconds * once)
 
-    def _attack(self, rows: Tensor, eps: float, notes: Notes) -> Attacked:
-        """Attack those rows of the inputs in batches, and judge the outputs.
-
-        notes: values that the attack stored for the inputs at a smaller ε.
-        """
+    def _attack(self, rows: Tensor, eps: float) -> Attacked:
+        """Attack those rows of the inputs in batches, and judge the outputs."""
         job, attack = self.job, self.attack
         forwards = torch.zeros(len(self.inputs), dtype=torch.float64)
         backwards = torch.zeros_like(forwards)
@@ -130,7 +126,6 @@ class Attempt:
                 held_out=self._held_out,
                 source=partial(job.source.load, job.device) if job.source else None,
                 max_forwards=attack.max_forwards,
-                notes=notes.only(rows[part]),
             )
             target = Target(self.defense, len(batch), attacker, self.heartbeat.beat)
             found = attack.run(target, batch.x.clone(), batch.y.clone(), eps, job.seed)

@@ -109,8 +109,5 @@ def test_a_target_of_some_rows_counts_in_the_whole_one_and_has_what_the_attacker
     assert whole.forwards.tolist() == [0, 0, 0, 0, 1] and some.forwards.tolist() == [0, 1]
     assert some.aims is not None and some.aims.tolist() == [3, 4]
     assert some.source() is model and some.held_out()[0] is images
-    some.notes.store("found", torch.tensor([1]), torch.tensor([7.0]))
-    noted = whole.notes.stored("found", torch.zeros(5))
-    assert noted[4] == 7 and noted[:4].isnan().all()
     with pytest.raises(BudgetExhausted):
         some.count(torch.tensor([1]), 2, 0)

@@ -113,19 +113,6 @@ def test_where_nothing_is_accepted_every_step_is_spent_and_nothing_claimed(tells
     assert out.isfinite().all() and out.amin() >= 0 and out.amax() <= 1
 
 
-def test_an_image_within_reach_of_the_noise_is_found_exactly_where_there_is_one():
-    """The point of the L∞ ball of radius s nearest to p is at ‖relu(|x − p| − s)‖: accepted if that is below radius."""
-    lack = (X.flatten(1) - PROTOTYPES[AIMS]).abs()
-    for stay in (0.2, 0.3, 0.5):
-        nearest = (lack - stay).clamp_min(0).norm(dim=1)
-        clear = (nearest / 0.6 - 1).abs() > 0.02
-        out = Fooling(steps=100, restarts=1, stay=stay).run(target(Balls(0.6)), X, NONE, INF, 0)
-        assert (out - X).abs().amax() <= stay + 1e-6
-        found = torch.tensor(fooled(Balls(0.6), out))
-        assert torch.equal(found[clear], (nearest < 0.6)[clear]), stay
-    assert 0 < (lack - 0.3).clamp_min(0).norm(dim=1).lt(0.6).sum() < 12
-
-
 @pytest.mark.parametrize(("a", "b"), [(2, 2), (4, 1)])
 def test_the_descent_ends_at_the_minimum_of_the_published_objective(a, b):
     """(‖x − p‖²/s)^a + (‖x − q‖²/t)^b has its minimum on the line from p to q; there the slopes along it cancel."""

@@ -10,7 +10,7 @@ from manifold_bench.attacks.batching import BLOCK, batch_rows, blockwise, pad_to
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
-from manifold_bench.attacks.view import View
+from manifold_bench.attacks.view import CountedModule, View
 from manifold_bench.defenses.networks import StridedCNN
 
 X = torch.rand(21, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -114,7 +114,7 @@ def test_gradient_of_an_input_is_its_own():
 
 def test_module_is_the_view_with_its_passes_counted():
     target, rows = Target(Plain(), 6), torch.tensor([1, 2, 3, 5])
-    module = target.module(target.view(), rows)
+    module = CountedModule(target.view(), rows)
     assert torch.equal(module(X[:4]), target.view().logits(X[:4], None))
     assert target.forwards.tolist() == [0, 1, 1, 1, 0, 1]
     x = X[:4].clone().requires_grad_(True)
@@ -127,7 +127,7 @@ def test_module_is_the_view_with_its_passes_counted():
 
 def test_a_module_asked_for_fewer_or_more_inputs_spreads_the_passes_over_its_rows():
     target = Target(Plain(), 6)
-    module = target.module(target.view(), torch.tensor([0, 1, 2, 3]))
+    module = CountedModule(target.view(), torch.tensor([0, 1, 2, 3]))
     module(X[:2])
     assert target.forwards.tolist() == [0.5] * 4 + [0, 0]
     x = X[:8].clone().requires_grad_(True)
@@ -212,7 +212,7 @@ def test_every_query_about_one_input_starts_from_its_own_optimisation():
     target = Target(defense, 3)
     view = target.view(inner_steps=7, warm_start=True)
     rows = torch.tensor([2])
-    module = target.module(view, rows)
+    module = CountedModule(view, rows)
     module(X[2:3])
     module(X[:4])
     assert defense.asked == [("identity", False, 7), ("identity", True, 7)]
