@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import random
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,12 @@ from manifold_bench.attacks.view import CountedModule, View
 Parameter = bool | int | float | str | list[bool | int | float | str]
 """What a matrix file can say."""
 
+STEPS = ("binary_search_steps", "max_iter", "nb_steps", "steps")
+"""Parameters of the libraries' classes that say how many iterations they take, for `passes`."""
+
+RESTARTS = ("nb_random_init", "nb_restarts", "num_random_init", "num_rotations", "num_translations", "repeats")
+"""Those that say how often they do so."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LibraryAttack(ViewAttack):
@@ -54,6 +61,11 @@ class LibraryAttack(ViewAttack):
     """Why a class that looks usable is not."""
     ours: ClassVar[tuple[str, ...]]
     """Parameters of constructors that are not the matrix file's to set."""
+    costs: ClassVar[Mapping[str, tuple[int, int]]]
+    """Passes that an input costs in one iteration of a class, where they are many more than one of each."""
+
+    single: ClassVar[tuple[str, ...]] = ()
+    """Classes that get one input at a time, so that every query is known to be about that one."""
 
     attack: str
     parameters: Mapping[str, Parameter] = field(default_factory=dict, hash=False)
@@ -104,10 +116,11 @@ class LibraryAttack(ViewAttack):
     def revision(self) -> str:
         return f"{self.version}/{self.distribution}-{metadata.version(self.distribution)}"
 
-    @property
-    def one_at_a_time(self) -> bool:
-        """Whether `search` gets one input at a time, so that every query is known to be about that one."""
-        return False
+    def passes(self) -> tuple[int, int]:
+        rounds = math.prod(max(int(self.values.get(knob) or 1), 1) for knob in (*STEPS, *RESTARTS))
+        differentiates = self.knowledge in ("white-box", "oblivious")
+        forwards, backwards = self.costs.get(self.attack, (1, int(differentiates)))
+        return 2 + rounds * forwards, rounds * backwards
 
     @abstractmethod
     def search(self, module: nn.Module, x: Tensor, y: Tensor, eps: float, others: Tensor) -> Tensor:
@@ -124,11 +137,12 @@ class LibraryAttack(ViewAttack):
                 return found
             # A module that folds rejection into the true class has to know that class
             groups = [rows[y[rows] == label] for label in y[rows].unique()] if view.rejects else [rows]
-            for part in (part for group in groups for part in group.split(1 if self.one_at_a_time else len(group))):
+            alone = self.attack in self.single
+            for part in (part for group in groups for part in group.split(1 if alone else len(group))):
                 module: nn.Module = CountedModule(self.view(target), part)
                 if view.rejects:
                     module = RejectFolded(module, int(y[part[0]]), view.num_classes)
-                if self.one_at_a_time:
+                if alone:
                     seed_everything(input_seeds(x[part], seed)[0])
                 found[part] = self.search(module.eval(), x[part], y[part], eps, x).to(x)
             if not self.minimal:

@@ -13,11 +13,10 @@ from torch import Tensor
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.contract import AttackableDefense
-from manifold_bench.attacks.gradient import NO_RANDOMNESS, Best, Climb, Look, averaged, looking, steepest
+from manifold_bench.attacks.gradient import NO_RANDOMNESS, Best, Climb, averaged, looking, steepest
 from manifold_bench.attacks.losses import cross_entropy, dlr, likeliest_wrong, wrong_first
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import expand, project, random_in_ball
-from manifold_bench.attacks.view import View
 
 MOMENTUM = 0.75
 """α: the share of the new step; the rest goes on as the last one did."""
@@ -67,21 +66,18 @@ class APGD(ViewAttack):
         if self.targets is not None:
             clean = self.view(target).answer(x, rows)
             aims = [*likeliest_wrong(clean, y, target.num_classes)[:, : self.targets].unbind(1)]
+        climbed = cross_entropy if self.loss == "cross-entropy" else dlr
         climbs = list(product(aims, range(self.restarts)))
         for number, (aim, _) in enumerate(climbs):
             start = random_in_ball(x[rows], self.norm, eps, seed + number)
             views = [self.view(target) for _ in range(self.eot)]
-            climb = Climb(views[0], self._look(views, y, aim), x, y, eps, best, final=number == len(climbs) - 1)
+            loss = wrong_first(climbed) if views[0].rejects else climbed
+            look = averaged([looking(view, loss, y, aim) for view in views])
+            climb = Climb(views[0], look, x, y, eps, best, final=number == len(climbs) - 1)
             rows = self._climb(climb, rows, start)
             if not len(rows):
                 break
         return best.point
-
-    def _look(self, views: list[View], y: Tensor, aims: Tensor | None) -> Look:
-        """At the loss, the mean over the views."""
-        climbed = cross_entropy if self.loss == "cross-entropy" else dlr
-        loss = wrong_first(climbed) if views[0].rejects else climbed
-        return averaged([looking(view, loss, y, aims) for view in views])
 
     def _climb(self, climb: Climb, rows: Tensor, point: Tensor) -> Tensor:
         """Ascend from points [n,C,H,W] of those rows; updates `climb.best`, returns the rows that are not beaten."""

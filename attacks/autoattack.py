@@ -37,7 +37,7 @@ class AutoAttack(ViewAttack):
 
     def members(self) -> tuple[Attack, ...]:
         """The attacks in their order."""
-        knows: dict[str, Any] = {
+        knows: dict[str, Any] = {  # keyword arguments of several classes
             name: getattr(self, name) for name in ("norm", "gradient", "inner_steps", "warm_start")
         }
         if self.variant == "rand":

@@ -48,7 +48,7 @@ class DeepFool(ViewAttack):
                 return boundary(logits, label, view.num_classes, nearest)
 
             here = point.index_select(0, rows)
-            logits, values, slopes = view.slopes(here, scores, rows)
+            logits, values, slopes = view.ascent(here, scores, rows)
             claimed = accepted_and_wrong(logits, label, view.num_classes)
             beaten = view.confirmed(here, label, rows, claimed, due=step % CONFIRM_EVERY == 0)
             rows, here, values, slopes = remaining(~beaten, rows, here, values, slopes)

@@ -50,18 +50,15 @@ class Fooling(ViewAttack):
     restarts: Annotated[int, Ge(1)] = 20
     step_size: Annotated[float, Gt(0), Le(1)] = 1.0
 
-    @property
-    def descents(self) -> int:
-        """At most; one where the attacker knows a part only and can't tell whether it was enough."""
-        return self.restarts if self.part == "defense" else 1
-
     def passes(self) -> tuple[int, int]:
-        return self.descents * self.steps, self.descents * self.steps
+        passes = self.steps * (self.restarts if self.part == "defense" else 1)
+        return passes, passes
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         view = self.view(target)
         found, rows = x.clone(), all_rows(x)
-        for descent in range(self.descents):
+        # An attacker who knows a part only can't tell whether one descent was enough
+        for descent in range(self.restarts if self.part == "defense" else 1):
             start = random_in_ball(x[rows], "fooling", math.inf, seed + descent) if descent else x[rows]
             rows = self._descend(view, x, rows, start, found)
             if not len(rows):

@@ -6,11 +6,10 @@ ART is imported when the first of these is made: that takes seconds.
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any  # ART is imported late
+from typing import Any, ClassVar  # ART is imported late
 
 import numpy as np
 import torch
@@ -42,14 +41,6 @@ NORM_OF: Mapping[str, Norm] = {
 }
 """The norm of each usable class that has no parameter for it (ElasticNet minimises L1 + L2)."""
 
-REFUSED: Mapping[str, str] = {
-    "GeoDA": "it calls np.mat, which NumPy 2 no longer has",
-    "LowProFool": "it is for tables, not images",
-    "TargetedUniversalPerturbation": "it needs target classes",
-    "Wasserstein": "its ε is a Wasserstein radius, none of the norms here",
-}
-"""Why a class that looks usable is not."""
-
 DECISION = ("BoundaryAttack", "HopSkipJump", "SignOPTAttack", "SpatialTransformation")
 """Classes that look at predicted labels only."""
 
@@ -65,35 +56,6 @@ PROBABILITIES = ("SimBA", "VirtualAdversarialMethod")
 NEEDS: Mapping[str, str] = {"AutoAttack": "multiprocess", "ThresholdAttack": "cma"}
 """Packages that ART imports for a class without requiring them."""
 
-SINGLE = (*DECISION, "ShadowAttack")
-"""Classes that work on one input at a time anyway."""
-
-OURS = ("estimator", "classifier", "eps", "norm", "targeted", "minimal", "verbose", "summary_writer")
-"""Constructor parameters that are not the matrix file's to set."""
-
-ROUND: Mapping[str, tuple[int, int]] = {
-    "AutoAttack": (41_700, 2000),
-    "AutoProjectedGradientDescent": (3, 1),
-    "CarliniL0Method": (200, 350),
-    "CarliniL2Method": (8, 20),
-    "CarliniLInfMethod": (60, 30),
-    "DeepFool": (2, 10),
-    "ElasticNet": (4, 17),
-    "HopSkipJump": (510, 0),
-    "NewtonFool": (2, 10),
-    "PixelAttack": (1200, 0),
-    "SaliencyMapMethod": (130, 200),
-    "ShadowAttack": (400, 400),
-    "SignOPTAttack": (20, 0),
-    "SimBA": (3, 0),
-    "SquareAttack": (2, 0),
-    "ThresholdAttack": (1200, 0),
-    "UniversalPerturbation": (25, 110),
-    "VirtualAdversarialMethod": (100, 0),
-    "ZooAttack": (257, 0),
-}
-"""Passes an input costs in one iteration of a class, measured on ten classes of 8×8 images; one of each elsewhere."""
-
 BATCH = 128
 
 
@@ -106,9 +68,36 @@ class ArtAttack(LibraryAttack):
     """
 
     library = "art"
+    single = (*DECISION, "ShadowAttack")
     distribution = "adversarial-robustness-toolbox"
-    refused = REFUSED
-    ours = OURS
+    refused: ClassVar = {
+        "GeoDA": "it calls np.mat, which NumPy 2 no longer has",
+        "LowProFool": "it is for tables, not images",
+        "TargetedUniversalPerturbation": "it needs target classes",
+        "Wasserstein": "its ε is a Wasserstein radius, none of the norms here",
+    }
+    ours = ("estimator", "classifier", "eps", "norm", "targeted", "minimal", "verbose", "summary_writer")
+    costs: ClassVar = {
+        "AutoAttack": (41_700, 2000),
+        "AutoProjectedGradientDescent": (3, 1),
+        "CarliniL0Method": (200, 350),
+        "CarliniL2Method": (8, 20),
+        "CarliniLInfMethod": (60, 30),
+        "DeepFool": (2, 10),
+        "ElasticNet": (4, 17),
+        "HopSkipJump": (510, 0),
+        "NewtonFool": (2, 10),
+        "PixelAttack": (1200, 0),
+        "SaliencyMapMethod": (130, 200),
+        "ShadowAttack": (400, 400),
+        "SignOPTAttack": (20, 0),
+        "SimBA": (3, 0),
+        "SquareAttack": (2, 0),
+        "ThresholdAttack": (1200, 0),
+        "UniversalPerturbation": (25, 110),
+        "VirtualAdversarialMethod": (100, 0),
+        "ZooAttack": (257, 0),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,30 +124,8 @@ class ArtAttack(LibraryAttack):
         return super().knowledge
 
     @property
-    def one_at_a_time(self) -> bool:
-        return self.attack in SINGLE
-
-    @property
     def minimal(self) -> bool:
         return "eps" not in self.defaults
-
-    def passes(self) -> tuple[int, int]:
-        knobs = (
-            "max_iter",
-            "nb_steps",
-            "binary_search_steps",
-            "nb_restarts",
-            "nb_random_init",
-            "num_random_init",
-            "num_trial",
-            "sample_size",
-            "num_translations",
-            "num_rotations",
-        )
-        rounds = math.prod(max(int(self.values.get(k) or 1), 1) for k in knobs)
-        default = (1, 1) if self.knowledge in ("white-box", "oblivious") else (1, 0)
-        forwards, backwards = ROUND.get(self.attack, default)
-        return 2 + rounds * forwards, rounds * backwards
 
     def search(self, module: nn.Module, x: Tensor, y: Tensor, eps: float, others: Tensor) -> Tensor:
         with torch.no_grad():
@@ -205,7 +172,15 @@ def module_classifier(
     outputs: K, or K+1 for a module that rejects. All that a defense does has to be inside the module: AutoPGD and
     AutoAttack rebuild the classifier from it.
     """
-    return _classifier_class()(
+    from art.estimators.classification import PyTorchClassifier
+
+    class ModuleClassifier(PyTorchClassifier):
+        """With float32 inputs: under NumPy 2 HopSkipJump and Boundary hand in float64, which a module refuses."""
+
+        def predict(self, x: Any, batch_size: int = BATCH, training_mode: bool = False, **kwargs: Any) -> Any:
+            return super().predict(np.asarray(x, np.float32), batch_size, training_mode, **kwargs)
+
+    return ModuleClassifier(
         model=module,
         loss=nn.CrossEntropyLoss(),
         input_shape=tuple(shape),
@@ -217,19 +192,6 @@ def module_classifier(
 
 
 @cache
-def _classifier_class() -> Any:
-    from art.estimators.classification import PyTorchClassifier
-
-    class ModuleClassifier(PyTorchClassifier):
-        """With float32 inputs: under NumPy 2 HopSkipJump and Boundary hand in float64, which a module refuses."""
-
-        def predict(self, x: Any, batch_size: int = BATCH, training_mode: bool = False, **kwargs: Any) -> Any:
-            return super().predict(np.asarray(x, np.float32), batch_size, training_mode, **kwargs)
-
-    return ModuleClassifier
-
-
-@cache
 def art_attacks() -> Mapping[str, Any]:
     """The usable classes of `art.attacks.evasion` by name: those for images with labels, in a norm we know."""
     import art.attacks.evasion as evasion
@@ -237,7 +199,7 @@ def art_attacks() -> Mapping[str, Any]:
 
     usable = {}
     for name, cls in vars(evasion).items():
-        if isinstance(cls, type) and name not in REFUSED and _norms(name, constructor_defaults(cls)):
+        if isinstance(cls, type) and name not in ArtAttack.refused and _norms(name, constructor_defaults(cls)):
             requirements = getattr(cls, "_estimator_requirements", ())
             if all(isinstance(r, type) and issubclass(PyTorchClassifier, r) for r in requirements):
                 usable[name] = cls

@@ -6,12 +6,11 @@ Foolbox is imported when the first of these is made.
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any  # Foolbox is imported late
+from typing import Any, ClassVar  # Foolbox is imported late
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +19,6 @@ from manifold_bench.attacks.adapter import LibraryAttack
 from manifold_bench.attacks.base import Knowledge
 from manifold_bench.attacks.batching import all_rows
 from manifold_bench.attacks.threat import Norm
-
-REFUSED: Mapping[str, str] = {
-    "Attack": "it is the base class",
-    "BinarizationRefinementAttack": "it refines another attack's result",
-    "DatasetAttack": "it has to be fed with images by hand",
-    "GenAttack": "it needs target classes",
-}
-"""Why a class can't be used."""
 
 DECISION = (
     "additive_noise",
@@ -44,14 +35,11 @@ DECISION = (
 )
 """Modules of Foolbox whose attacks look at predicted labels only."""
 
-OURS = ("distance", "constraint", "init_attack", "tensorboard")
-"""Constructor parameters that are not the matrix file's to set."""
-
 BLACK_WHERE_FAILED = ("EADAttack", "L2CarliniWagnerAttack")
 """Classes that return an image of zeros where they found nothing."""
 
 NOISE_DRAWS = 50
-"""Random images tried as a starting point where no image of the batch is one."""
+"""Random images that are tried as starting points too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +49,19 @@ class FoolboxAttack(LibraryAttack):
     Classes with a distance of their own work in that norm only (L1 minimisers are judged in L2; Foolbox' L0 counts
     numbers, not pixels); those that can minimise any get `norm`. An `abs_stepsize` that is not given is
     2.5 ε / steps: the library's relative one assumes its own number of steps. Attacks from the far side of the
-    boundary start from the nearest image of the batch that is accepted as another class, else from noise.
+    boundary start from the nearest image, of the batch or of noise, that is accepted as another class.
     """
 
     library = "foolbox"
     distribution = "foolbox"
-    refused = REFUSED
-    ours = OURS
+    refused: ClassVar = {
+        "Attack": "it is the base class",
+        "BinarizationRefinementAttack": "it refines another attack's result",
+        "DatasetAttack": "it has to be fed with images by hand",
+        "GenAttack": "it needs target classes",
+    }
+    ours = ("distance", "constraint", "init_attack", "tensorboard")
+    costs: ClassVar = {"HopSkipJumpAttack": (500, 0)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,13 +85,6 @@ class FoolboxAttack(LibraryAttack):
     @property
     def minimal(self) -> bool:
         return issubclass(self.implementation, _library().attacks.base.MinimizationAttack)
-
-    def passes(self) -> tuple[int, int]:
-        knobs = ("steps", "binary_search_steps", "repeats", "random_steps", "candidates")
-        rounds = math.prod(max(int(self.values.get(knob) or 1), 1) for knob in knobs)
-        if self.attack == "HopSkipJumpAttack":
-            return 500 * rounds, 0  # for a step with the library's number of evaluations
-        return 2 + rounds, 0 if self.knowledge == "decision" else rounds
 
     def search(self, module: nn.Module, x: Tensor, y: Tensor, eps: float, others: Tensor) -> Tensor:
         library = _library()
@@ -145,49 +132,29 @@ def accepted_and_wrong(labels: Tensor, num_classes: int) -> Any:
     It tells Foolbox what success is; the losses inside its attacks still don't know rejection. `RejectFolded`
     changes both, for inputs of one class.
     """
-    return _criterion_class()(labels, num_classes)
-
-
-@cache
-def _criterion_class() -> Any:
     import eagerpy as ep
 
     class AcceptedAndWrong(_library().criteria.Misclassification):  # type: ignore[misc]
-        """See `accepted_and_wrong`. Several attacks read `labels`, so it is a `Misclassification`."""
-
-        def __init__(self, labels: Tensor, num_classes: int) -> None:
-            super().__init__(labels)
-            self.num_classes = num_classes
+        """Several attacks read `labels`, so it is a `Misclassification`."""
 
         def __call__(self, perturbed: Any, outputs: Any) -> Any:
             logits, restore = ep.astensor_(outputs)
             answer = logits.argmax(axis=-1)
-            return restore(ep.logical_and(answer != self.labels, answer < self.num_classes))
+            return restore(ep.logical_and(answer != self.labels, answer < num_classes))
 
-    return AcceptedAndWrong
+    return AcceptedAndWrong(labels)
 
 
 def starting_points(module: nn.Module, x: Tensor, y: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """For each x [N,C,H,W] with label y [N] an image [N,C,H,W] that the module answers otherwise, and whether found.
 
-    The nearest of `others` [M,C,H,W] in L2, else the first of `NOISE_DRAWS` uniform random images that is one.
+    The nearest in L2 of `others` [M,C,H,W] and of `NOISE_DRAWS` uniform random images.
     """
-    starts, found = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    images = torch.cat([others, torch.rand(NOISE_DRAWS, *x.shape[1:], device=x.device)])
     with torch.no_grad():
-        wrong = module(others).argmax(1)[None, :] != y[:, None]
-        distances = torch.cdist(x.flatten(1), others.flatten(1)).masked_fill(~wrong, torch.inf)
-        nearest = distances.argmin(1)
-        found |= wrong.any(1)
-        starts[found] = others[nearest[found]]
-        for _ in range(NOISE_DRAWS):
-            rest = (~found).nonzero()[:, 0]
-            if not len(rest):
-                break
-            noise = torch.rand_like(x[rest])
-            hit = module(noise).argmax(1) != y[rest]
-            starts[rest[hit]] = noise[hit]
-            found[rest[hit]] = True
-    return starts, found
+        wrong = module(images).argmax(1)[None, :] != y[:, None]
+    distances = torch.cdist(x.flatten(1), images.flatten(1)).masked_fill(~wrong, torch.inf)
+    return images[distances.argmin(1)], wrong.any(1)
 
 
 @cache
@@ -204,7 +171,7 @@ def foolbox_attacks() -> Mapping[str, Any]:
     """The usable attack classes of `foolbox.attacks` by name."""
     attacks = _library().attacks
     classes = {n: c for n, c in vars(attacks).items() if isinstance(c, type) and issubclass(c, attacks.Attack)}
-    return {name: cls for name, cls in sorted(classes.items()) if name not in REFUSED}
+    return {name: cls for name, cls in sorted(classes.items()) if name not in FoolboxAttack.refused}
 
 
 def _norms(attack: Any) -> tuple[Norm, ...]:

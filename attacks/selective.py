@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifold_bench.attacks.adam import Moments
-from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import all_rows, blockwise, padded
 from manifold_bench.attacks.contract import AttackableDefense, encodes
 from manifold_bench.attacks.gradient import Best, Climb, Look, ProjectedAscent, steepest
@@ -310,24 +310,15 @@ class GMVAEWhiteBox(Attack):
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    knowledge = "white-box"
+    aims = "wrong"
+    minimal = True
 
     norm: Norm = "l2"
     steps: Annotated[int, Ge(1)] = 200
     rate: Annotated[float, Gt(0), Lt(math.inf)] = 0.01
     power: Annotated[float, Gt(0), Lt(math.inf)] = 2.0
     weight: Annotated[float, Ge(0), Lt(math.inf)] = 1.0
-
-    @property
-    def knowledge(self) -> Knowledge:
-        return "white-box"
-
-    @property
-    def aims(self) -> Literal["none", "wrong", "every"]:
-        return "wrong"
-
-    @property
-    def minimal(self) -> bool:
-        return True
 
     def passes(self) -> tuple[int, int]:
         return self.steps, self.steps

@@ -79,34 +79,35 @@ class View:
             return self.logits(x, rows)
 
     def ascent(self, x: Tensor, loss: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, loss [N] and its gradient [N,C,H,W] at x; counted as one forward and one backward pass.
+        """Logits, loss and its gradient [N,C,H,W] at x; counted as one forward and one backward pass.
 
-        A gradient that isn't finite is no direction: it comes back as zero.
+        Instead of a loss [N] there may be M of them [N,M]: their gradients are [N,M,C,H,W], of M backward passes.
         """
-        logits, values, gradients = self.slopes(x, lambda logits: loss(logits)[:, None], rows)
-        return logits, values[:, 0], gradients[:, 0]
-
-    def slopes(self, x: Tensor, scores: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, M scores of them [N,M] and the gradient of each [N,M,C,H,W]: one forward and M backward passes."""
 
         def seen(x: Tensor) -> tuple[Tensor, Tensor]:
             logits = self.logits(x, rows)
-            return logits, scores(logits)
+            return logits, loss(logits)
 
-        (logits, values), gradients = self._differentiated(x, seen, rows)
-        return logits, values, gradients
+        (logits, values), gradient = self._differentiated(x, seen, rows)
+        return logits, values, gradient
 
     def _differentiated(
         self, x: Tensor, seen: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """What is seen at x, the last of it scores [N,M], and the gradient of each score [N,M,C,H,W]."""
+        """What is seen at x, the last of it losses [N] or [N,M], and their gradients [N,C,H,W] or [N,M,C,H,W].
+
+        A gradient that isn't finite is no direction: it comes back as zero.
+        """
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             values = seen(x)
-            scores = values[-1].sum(0)
-            gradients = [torch.autograd.grad(score, x, retain_graph=True)[0] for score in scores]
-        self.target.count(rows, 1, len(scores))
-        return tuple(value.detach() for value in values), torch.stack(gradients, dim=1).nan_to_num(0.0, 0.0, 0.0)
+            losses = values[-1].sum(0, keepdim=values[-1].dim() == 1)
+            gradients = [
+                torch.autograd.grad(loss, x, retain_graph=True)[0].nan_to_num(0.0, 0.0, 0.0) for loss in losses
+            ]
+        self.target.count(rows, 1, len(losses))
+        gradient = gradients[0] if values[-1].dim() == 1 else torch.stack(gradients, dim=1)
+        return tuple(value.detach() for value in values), gradient
 
     def confirmed(self, x: Tensor, y: Tensor, rows: Tensor, claimed: Tensor, due: bool = True) -> Tensor:
         """Which claimed successes [n] stand: those that the full-strength defense confirms, asked only when due.
@@ -143,10 +144,10 @@ class View:
 
         def seen(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             logits, ratios = self.detection(x, labels, rows)
-            return logits, ratios, loss(x, logits, ratios)[:, None]
+            return logits, ratios, loss(x, logits, ratios)
 
-        (logits, ratios, values), gradients = self._differentiated(x, seen, rows)
-        return logits, ratios, values[:, 0], gradients[:, 0]
+        (logits, ratios, values), gradient = self._differentiated(x, seen, rows)
+        return logits, ratios, values, gradient
 
 
 class CountedModule(nn.Module):
