@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ SUMMARY_COLUMNS = (
     "dataset",
     "defense",
     "attack",
+    "kind",
     "norm",
     "eps",
     "n",
@@ -79,8 +80,7 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
         named = ", ".join(f"{attack} {norm} ε = {eps:g}: {status}" for attack, norm, eps, status in bad.to_numpy())
         raise MissingCells(f"no figure over cells that are not ok: {named}")
     samples, place = np.unique(inputs_of(records).to_numpy(), return_inverse=True)
-    parts = names if fooling else [*names, "seed"]
-    cell = records.groupby(parts, sort=False).ngroup().to_numpy()
+    cell = _numbered(records, names if fooling else [*names, "seed"])
     rows = np.zeros((len(samples), cell.max(initial=-1) + 1), dtype=int)
     np.add.at(rows, (place, cell), 1)
     lacking = rows < rows.max(axis=0, initial=0)
@@ -90,19 +90,13 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
         raise MissingCells(f"{lacking[:, short].sum()} of {len(samples)} inputs lack {named}")
     outcome = outcomes(records)
     is_robust = robust(records).to_numpy()
+    is_right = np.where(records["kind"] == CLEAN, records["clean_label"], records["adv_label"]) == records["label"]
     worst = np.full(len(samples), RIGHT)
     np.maximum.at(worst, place, outcome)
-    held = {
-        "robust": is_robust,
-        "strict": is_robust & (outcome != REJECTED),
-        "right": np.where(records["kind"] == CLEAN, records["clean_label"], records["adv_label"]) == records["label"],
-    }
-    inputs = pd.DataFrame({"worst": worst}, index=pd.Index(samples, name="sample"))
-    for name, holds in held.items():
-        always = np.ones(len(samples), dtype=bool)
-        np.logical_and.at(always, place, holds)
-        inputs[name] = always
-    return inputs
+    held = {"robust": is_robust, "strict": is_robust & (outcome != REJECTED), "right": is_right}
+    # an input holds where none of its rows breaks
+    always = {name: np.bincount(place, ~holds, len(samples)) == 0 for name, holds in held.items()}
+    return pd.DataFrame({"worst": worst} | always, index=pd.Index(samples, name="sample"))
 
 
 def inputs_of(records: pd.DataFrame) -> pd.Series:
@@ -110,7 +104,18 @@ def inputs_of(records: pd.DataFrame) -> pd.Series:
 
     In norm "fooling" a number for each seed and sample: every seed draws noise images of its own.
     """
-    return records.groupby(["seed", "sample"]).ngroup() if _is_fooling(records) else records["sample"]
+    if not _is_fooling(records):
+        return records["sample"]
+    return pd.Series(_numbered(records, ["seed", "sample"]), records.index)
+
+
+def _numbered(records: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Which combination of values in these columns each row has, as a number from 0 on: int [N]."""
+    codes = np.zeros(len(records), dtype=int)
+    for column in columns:
+        own, values = pd.factorize(records[column])
+        codes = codes * len(values) + own
+    return np.unique(codes, return_inverse=True)[1]
 
 
 def _without_calibration(records: pd.DataFrame) -> pd.DataFrame:
@@ -253,10 +258,11 @@ def _with_right_answers(records: pd.DataFrame) -> pd.DataFrame:
 def summary(records: pd.DataFrame) -> pd.DataFrame:
     """The columns SUMMARY_COLUMNS, one row per cell and ε, clean cells and worst cases included.
 
-    - A clean cell has attack "clean", norm "none", ε 0; its robust accuracy is the share accepted and right.
+    - `kind` is clean, attack, or worst-case.
+    - A clean cell has norm "none" and ε 0; its robust accuracy is the share accepted and right.
     - A cell that failed or was skipped has n = its number of inputs, its reason, and NaN for every figure. The reason
       of a cell that is ok is what its records remark on it, mostly nothing.
-    - A worst case has attack "worst-case", one row per data set, defense, norm and ε: see worst_case.
+    - A worst case has one row per data set, defense, norm and ε: see worst_case.
     - `n` counts inputs, also where an attack has several rows for each.
     - `seeds` counts seeds; with several, figures are those of the worst over seeds on each input, passes and seconds
       those of all of them together; `robust_mean` and `robust_sd` are over the seeds: see over_seeds.
@@ -270,20 +276,19 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
     for (dataset, defense), of_defense in records.groupby(["dataset", "defense"]):
         for (norm, attack, eps), cell in of_defense.groupby(["norm", "attack", "eps"]):
             row = {"dataset": dataset, "defense": defense, "attack": attack, "norm": norm, "eps": eps}
-            rows.append(row | _cell_figures(cell))
+            rows.append(row | {"kind": cell["kind"].iloc[0]} | _cell_figures(cell))
         for norm, of_norm in of_defense[of_defense["kind"] != CLEAN].groupby("norm"):
-            for eps in sorted(of_norm["eps"].unique()):
-                row = {"dataset": dataset, "defense": defense, "attack": WORST_CASE, "norm": norm, "eps": eps}
-                rows.append(row | worst_case(of_norm, eps))
+            row = {"dataset": dataset, "defense": defense, "norm": norm}
+            rows += [row | worst_case(of_norm, eps) for eps in sorted(of_norm["eps"].unique())]
     table = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
     # the clean cell leads its defense, the worst case closes its norm
-    order = pd.DataFrame({"clean": table["attack"] != CLEAN, "last": table["attack"] == WORST_CASE})
+    order = pd.DataFrame({"clean": table["kind"] != CLEAN, "last": table["kind"] == WORST_CASE})
     keys = ["dataset", "defense", "clean", "norm", "last", "attack", "eps"]
     return table.assign(**order).sort_values(keys, ignore_index=True)[list(SUMMARY_COLUMNS)]
 
 
 def worst_case(records: pd.DataFrame, eps: float) -> dict[str, object]:
-    """The worst case over all attacks of one norm at one ε: the columns of a summary row from `n` on.
+    """The worst case over all attacks of one norm at one ε: the columns of a summary row that differ from theirs.
 
     records: all rows of one data set, defense and norm, of whatever status. Taken over every ok row at ε' ≤ ε, because
     an input beaten in a smaller ball is beaten in the larger one; `reason` names the attacks. Accuracy, error and
@@ -294,9 +299,10 @@ def worst_case(records: pd.DataFrame, eps: float) -> dict[str, object]:
     nothing away. Where no attack is ok at ε itself, status is `failed` (or `skipped` if all were) and figures are NaN.
     """
     rows, status, reason = attacked_within(records, eps)
+    own = {"attack": WORST_CASE, "kind": WORST_CASE, "eps": eps}
     if status in ("failed", "skipped"):
-        return _no_figures(status, reason, records[records["eps"] == eps])
-    return _figures(rows) | {"status": status, "reason": reason}
+        return own | _no_figures(status, reason, records[records["eps"] == eps])
+    return own | _figures(rows) | {"status": status, "reason": reason}
 
 
 def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, str, str]:
@@ -340,12 +346,13 @@ def _figures(records: pd.DataFrame) -> dict[str, object]:
     n = len(inputs)
     robust = _share_right(records, inputs["robust"])
     seeds, mean, deviation = over_seeds(records) if _several_seeds(records) else (1, robust.value, np.nan)
+    right, rejected, wrong = (inputs["worst"] == outcome for outcome in (RIGHT, REJECTED, WRONG))
     return {
         "n": n,
         "seeds": seeds,
-        "accuracy": _share_right(records, inputs["worst"] == RIGHT).value,
-        "error": _share(inputs["worst"] == WRONG).value,
-        "rejection": _share(inputs["worst"] == REJECTED).value,
+        "accuracy": _share_right(records, right).value,
+        "error": _share(wrong).value,
+        "rejection": _share(rejected).value,
         "robust_accuracy": robust.value,
         "robust_low": robust.low,
         "robust_high": robust.high,
@@ -368,5 +375,5 @@ def _no_figures(status: str, reason: str, records: pd.DataFrame) -> dict[str, ob
 
 def _named_reasons(records: pd.DataFrame) -> str:
     """`pgd (out of memory), cw (timed out)` for the attacks in the rows."""
-    pairs: Iterable[tuple[str, str]] = records[["attack", "reason"]].drop_duplicates().itertuples(index=False)
-    return ", ".join(f"{attack} ({reason})" for attack, reason in sorted(pairs))
+    pairs = records[["attack", "reason"]].drop_duplicates().sort_values(["attack", "reason"])
+    return ", ".join(f"{attack} ({reason})" for attack, reason in pairs.itertuples(index=False))

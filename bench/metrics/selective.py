@@ -31,23 +31,7 @@ RATES = (0.01, 0.05)
 """Shares of clean inputs that a defense may reject, where defenses are compared at the same one."""
 
 
-MATCHED_COLUMNS = (
-    "dataset",
-    "defense",
-    "rate",
-    "threshold",
-    "attack",
-    "norm",
-    "eps",
-    "n",
-    "status",
-    "coverage",
-    "error",
-    "robust_accuracy",
-    "strict_robust_accuracy",
-    "valid",
-    "reason",
-)
+MATCHED_COLUMNS = ("rate", "threshold", "coverage", *figures.SUMMARY_COLUMNS)
 
 
 IMPLAUSIBLE_COLUMNS = ("dataset", "defense", "norm", "eps", "figure", "value", "bound", "implausible", "evidence")
@@ -188,14 +172,12 @@ def matched(records: pd.DataFrame, rates: Sequence[float] = RATES) -> pd.DataFra
                 threshold = 0.0 if rate is None else threshold_at(scores, rate)
                 judged = test if rate is None else at_threshold(test, threshold)
             except MissingCells as missing:
-                rows.append(
-                    key
-                    | {"attack": CLEAN, "norm": "none", "eps": 0.0, "n": 0, "status": "skipped", "reason": str(missing)}
-                )
+                clean = {"attack": CLEAN, "kind": CLEAN, "norm": "none", "eps": 0.0, "n": 0}
+                rows.append(key | clean | {"status": "skipped", "reason": str(missing)})
                 continue
             rows += [key | {"threshold": threshold} | cell for cell in _cells(judged)]
-    table = pd.DataFrame(rows, columns=[*MATCHED_COLUMNS, "rejection"])
-    return table.assign(coverage=1 - table["rejection"])[list(MATCHED_COLUMNS)]
+    table = pd.DataFrame(rows, columns=list(MATCHED_COLUMNS))
+    return table.assign(coverage=1 - table["rejection"])
 
 
 def _cells(records: pd.DataFrame) -> Iterator[dict[Any, Any]]:
@@ -203,8 +185,7 @@ def _cells(records: pd.DataFrame) -> Iterator[dict[Any, Any]]:
     clean = records["kind"] == CLEAN
     yield from figures.summary(records[clean]).to_dict("records")
     for norm, of_norm in records[~clean].groupby("norm"):
-        for eps in sorted(of_norm["eps"].unique()):
-            yield {"attack": WORST_CASE, "norm": norm, "eps": eps} | figures.worst_case(of_norm, eps)
+        yield from ({"norm": norm} | figures.worst_case(of_norm, eps) for eps in sorted(of_norm["eps"].unique()))
 
 
 def implausible(summary: pd.DataFrame) -> pd.DataFrame:
@@ -224,13 +205,13 @@ def implausible(summary: pd.DataFrame) -> pd.DataFrame:
     weak. `evidence` says what was compared. Where nothing is known there is no bound and no row.
     """
     rows = []
-    attacked = (summary["attack"] == WORST_CASE) & (summary["norm"] != FOOLING) & np.isfinite(summary["eps"])
+    attacked = (summary["kind"] == WORST_CASE) & (summary["norm"] != FOOLING) & np.isfinite(summary["eps"])
     for (dataset, norm), worst in summary[attacked & (summary["n"] > 0)].groupby(["dataset", "norm"]):
-        clean = summary[(summary["dataset"] == dataset) & (summary["attack"] == CLEAN)]
+        clean = summary[(summary["dataset"] == dataset) & (summary["kind"] == CLEAN)]
         answers = pd.concat([clean, worst]).dropna(subset="robust_accuracy").sort_values("eps")
         curves = {str(name): curve for name, curve in answers.groupby("defense") if curve["rejection"].max() == 0}
         published = BEST_PUBLISHED.get((str(dataset), str(norm)))
-        for cell in answers[answers["attack"] == WORST_CASE].to_dict("records"):
+        for cell in answers[answers["kind"] == WORST_CASE].to_dict("records"):
             eps, checks = cell["eps"], []
             if cell["defense"] not in curves:
                 known = [_known_at(eps / 2, name, curve) for name, curve in curves.items()]

@@ -38,6 +38,11 @@ class MeasurementJob:
         return self.dataset.name, self.defense.label, self.label
 
     @property
+    def facts(self) -> dict[str, str]:
+        """What is stored of it besides its names: what it measures, and which of its values comes first."""
+        return {"title": self.measurement.title, "headline": self.measurement.headline}
+
+    @property
     def reads(self) -> tuple[Path, ...]:
         """The files that it needs: its data's and the defenses'."""
         return (*self.dataset.load().files, *(file for ref in (self.defense, *self.others) for file in ref.files))

@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.store import INDEX, Planned, file_name
@@ -21,49 +21,34 @@ if TYPE_CHECKING:
 FOLDER = "measurements"
 
 
-class Described(Protocol):
-    """What is said of a measurement: in a line, and which of its values comes first."""
+class Outcome(NamedTuple):
+    """The result of a measurement. status: ok, failed or skipped. pictures: [rows, columns, C, H, W] in [0, 1]."""
 
-    headline: ClassVar[str]
-
-    @property
-    def title(self) -> str: ...
-
-
-class PlannedMeasurement(Planned, Protocol):
-    """What is needed of a measurement's job to store its result; the last of its names is its label."""
-
-    @property
-    def measurement(self) -> Described: ...
+    status: str
+    reason: str = ""
+    values: Mapping[str, float] = {}
+    pictures: Tensor | None = None
 
 
-def path_of(job: PlannedMeasurement, folder: Path) -> Path:
+def path_of(job: Planned, folder: Path) -> Path:
     """The file of a measurement in a run's folder."""
     return folder / FOLDER / f"{file_name(*job.names)}--{job.key[:16]}.json"
 
 
-def store(
-    job: PlannedMeasurement,
-    folder: Path,
-    status: str,
-    reason: str,
-    values: Mapping[str, float] = {},
-    pictures: Tensor | None = None,
-) -> None:
-    """Writes a result whole or not at all; pictures [rows, columns, C, H, W] as 8-bit pixels."""
+def store(job: Planned, folder: Path, outcome: Outcome) -> None:
+    """Writes a result, whole or not at all, with its pictures as 8-bit pixels."""
     dataset, defense, label = job.names
     content = {
         "dataset": dataset,
         "defense": defense,
         "measurement": label,
-        "title": job.measurement.title,
-        "headline": job.measurement.headline,
-        "status": status,
-        "reason": reason,
-        "values": {name: float(value) for name, value in values.items()},
+        **job.facts,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "values": {name: float(value) for name, value in outcome.values.items()},
         "identity": job.identity,
     }
-    if pictures is not None:
+    if (pictures := outcome.pictures) is not None:
         pixels = (pictures * 255).round().byte().cpu().numpy().tobytes()
         content["pictures"] = {"shape": list(pictures.shape), "pixels": base64.b64encode(pixels).decode()}
     path = path_of(job, folder)
@@ -83,7 +68,7 @@ def read(path: Path) -> dict[str, Any]:
     raise InputError(f"{path}: damaged ({found}); delete it and run again")
 
 
-def status(job: PlannedMeasurement, folder: Path) -> str:
+def status(job: Planned, folder: Path) -> str:
     """ok, failed or skipped as stored; missing; or damaged."""
     path = path_of(job, folder)
     if not path.exists():
@@ -95,7 +80,7 @@ def status(job: PlannedMeasurement, folder: Path) -> str:
     return str(stored["status"]) if stored["identity"] == json.loads(json.dumps(job.identity)) else "damaged"
 
 
-def write_index(jobs: Iterable[PlannedMeasurement], folder: Path) -> None:
+def write_index(jobs: Iterable[Planned], folder: Path) -> None:
     """Says which measurements the run consists of."""
     names = [path_of(job, folder).name for job in jobs]
     if names or (folder / FOLDER).is_dir():

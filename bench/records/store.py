@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 import pyarrow as pa
@@ -24,13 +24,6 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.schema import REVISION, typed
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import atomic_write
-
-T = TypeVar("T")
-
-
-About = tuple[dict[str, Any], dict[str, Any] | None]
-"""Identity and kernels of a record file."""
-
 
 INDEX = "index.json"
 
@@ -46,7 +39,11 @@ class DamagedRecords(InputError):
 
 
 class Planned(Protocol):
-    """What is planned and will be stored. key: hash of the identity. names: data set, defense, what is done to it."""
+    """A job or a measurement that has been planned and whose result will be stored.
+
+    key: hash of the identity. names: data set, defense and what is done to it, of which the file's name is made.
+    title: the job in a line. facts: what is stored of a job besides (see `Entry`), or of a measurement.
+    """
 
     @property
     def key(self) -> str: ...
@@ -54,14 +51,6 @@ class Planned(Protocol):
     def identity(self) -> dict[str, Any]: ...
     @property
     def names(self) -> tuple[str, ...]: ...
-
-
-class PlannedJob(Planned, Protocol):
-    """What the store needs to know of a job; its names are those of data set, defense, attack and norm.
-
-    facts: see Entry.
-    """
-
     @property
     def title(self) -> str: ...
     @property
@@ -96,11 +85,11 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "records"
 
-    def path(self, job: PlannedJob) -> Path:
+    def path(self, job: Planned) -> Path:
         """The file of a job: readable, and unique by its key."""
         return self.folder / f"{file_name(*job.names)}--{job.key[:16]}.parquet"
 
-    def write(self, job: PlannedJob, rows: pd.DataFrame, kernels: dict[str, Any] | None = None) -> None:
+    def write(self, job: Planned, rows: pd.DataFrame, kernels: dict[str, Any] | None = None) -> None:
         """Stores a job's rows. kernels: what computed them (`kernels.kernels`); None where nothing was computed."""
         self.save(self.path(job).name, Contents(rows, job.identity, kernels))
 
@@ -123,13 +112,10 @@ class Store:
 
     def contents(self, path: Path) -> Contents:
         """All that a record file holds. Raises as `read` does."""
-        return self._checked(path, lambda raw, about: Contents(typed(pq.read_table(raw).to_pandas()), *about))
+        return self._contents(path)
 
-    def _checked(self, path: Path, take: Callable[[pa.BufferReader, About], T]) -> T:
-        """What `take` makes of a file whose content is as it was written; raises as `read` does.
-
-        take: called with the content, and the identity and kernels that it gives.
-        """
+    def _contents(self, path: Path, columns: Sequence[str] | None = None) -> Contents:
+        """What a record file holds, of its rows only these columns (None: all). Raises as `read` does."""
         try:
             raw = path.read_bytes()
             expected = checksum_path(path).read_text(encoding="utf-8").strip()
@@ -137,14 +123,16 @@ class Store:
                 raise DamagedRecords(
                     f"{path}: damaged: its content doesn't match its checksum; delete it and run again"
                 )
-            metadata = pq.read_schema(pa.BufferReader(raw)).metadata
+            file = pq.ParquetFile(pa.BufferReader(raw))
+            metadata = file.schema_arrow.metadata
             identity = json.loads(metadata[IDENTITY])
             if (found := identity.get("records", 1)) != REVISION:
                 raise InputError(
                     f"{path}: records of revision {found}, this version reads revision {REVISION}; run its matrix again"
                 )
             kernels = json.loads(metadata[KERNELS]) if KERNELS in metadata else None
-            return take(pa.BufferReader(raw), (identity, kernels))
+            rows = file.read(columns, use_threads=False).to_pandas()
+            return Contents(rows if columns is not None else typed(rows), identity, kernels)
         except InputError:
             raise
         except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
@@ -152,22 +140,20 @@ class Store:
                 f"{path}: damaged or not a record file ({one_line(error)}); delete it and run again"
             ) from error
 
-    def status(self, job: PlannedJob) -> str:
+    def status(self, job: Planned) -> str:
         """ok, failed or skipped as stored; missing; or damaged."""
         path = self.path(job)
         if not path.exists():
             return "missing"
         try:
-            states, identity = self._checked(
-                path, lambda raw, about: (pq.read_table(raw, columns=["status"])["status"], about[0])
-            )
+            rows, identity, _ = self._contents(path, ["status"])
         except InputError:
             return "damaged"
-        if identity != json.loads(json.dumps(job.identity)) or not len(states):
+        if identity != json.loads(json.dumps(job.identity)) or rows.empty:
             return "damaged"
-        return str(states[0])
+        return str(rows["status"].iloc[0])
 
-    def write_index(self, jobs: Iterable[PlannedJob]) -> None:
+    def write_index(self, jobs: Iterable[Planned]) -> None:
         """Says which jobs the run consists of: what else lies in the folder is older and not part of the report."""
         self.folder.mkdir(parents=True, exist_ok=True)
         entries = [Entry(self.path(job).name, job.title, **job.facts)._asdict() for job in jobs]

@@ -8,7 +8,7 @@ from pathlib import Path
 from manifold_bench.bench.planning.measurements import MeasurementJob
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.records.log import LOG, Log
-from manifold_bench.bench.records.measurements import FOLDER, path_of, read, status, store, write_index
+from manifold_bench.bench.records.measurements import FOLDER, Outcome, path_of, read, status, store, write_index
 from manifold_bench.bench.running.board import Work
 from manifold_bench.bench.running.engines.calls import Call
 from manifold_bench.bench.running.failures import write_traceback
@@ -24,9 +24,9 @@ def measure(plan: Plan, session: Session) -> int:
     for job in plan.measurements:
         needed = [(job.dataset.name, ref.label) for ref in (job.defense, *job.others)]
         if job.skip:
-            store(job, folder, "skipped", job.skip)
+            store(job, folder, Outcome("skipped", job.skip))
         elif untrained := [plan.untrainable[pair] for pair in needed if pair in plan.untrainable]:
-            store(job, folder, "failed", untrained[0])
+            store(job, folder, Outcome("failed", untrained[0]))
         elif status(job, folder) != "ok":
             waiting[job.key] = job
     board.expect({key: Work("measurement", job.title) for key, job in waiting.items()})
@@ -40,7 +40,7 @@ def measure(plan: Plan, session: Session) -> int:
     for outcome in session.run(calls):
         job = waiting[outcome.id]
         if outcome.failure:
-            store(job, folder, "failed", outcome.failure)
+            store(job, folder, Outcome("failed", outcome.failure))
         board.done(outcome.id, read(path_of(job, folder))["reason"])
     return sum(status(job, folder) not in ("ok", "skipped") for job in plan.measurements)
 
@@ -54,7 +54,7 @@ def run_measurement(job: MeasurementJob, folder: Path) -> None:
         values = job.measurement.measure(defense, others, data, job.seed)
         pictures = job.measurement.pictures(defense, data, job.seed)
     except Exception as error:  # it is a user's code: anything may happen
-        store(job, folder, "failed", one_line(error))
+        store(job, folder, Outcome("failed", one_line(error)))
         write_traceback(folder / FOLDER, path_of(job, folder).stem)
         return
-    store(job, folder, "ok", "", values, pictures)
+    store(job, folder, Outcome("ok", "", values, pictures))

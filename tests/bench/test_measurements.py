@@ -21,7 +21,7 @@ from manifold_bench.bench.measurements.samples import Samples
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.bench.planning.refs import defense_ref
-from manifold_bench.bench.records.measurements import load, read, status, store
+from manifold_bench.bench.records.measurements import Outcome, load, read, status, store
 from manifold_bench.bench.report.measurements import curves, measurement_plots, measurement_tables
 from manifold_bench.bench.run import main
 from manifold_bench.bench.running.measuring import run_measurement
@@ -132,7 +132,7 @@ def test_pictures_are_stored_with_the_result_and_drawn_as_they_were(tmp_path):
     job = next(job for job in jobs() if job.defense.label == "net")
     pictures = torch.zeros(2, 3, 1, 4, 5)
     pictures[1, 2, 0, 3, 4] = 1
-    store(job, tmp_path, "ok", "", {"fid": 3}, pictures)
+    store(job, tmp_path, Outcome("ok", values={"fid": 3}, pictures=pictures))
     (path,) = (tmp_path / "measurements").glob("*--*.json")
     ((name, figure),) = measurement_plots([read(path)])
     assert name == ("digits", "net", "fid")
@@ -179,7 +179,7 @@ def test_a_measurement_may_be_confined_and_is_skipped_where_it_makes_no_sense():
 def test_a_result_survives_and_a_changed_one_is_damaged(tmp_path):
     job = next(job for job in jobs() if job.defense.label == "net")
     assert status(job, tmp_path) == "missing"
-    store(job, tmp_path, "ok", "", {"fid": 3})
+    store(job, tmp_path, Outcome("ok", values={"fid": 3}))
     assert status(job, tmp_path) == "ok"
     (path,) = (tmp_path / "measurements").glob("*--*.json")
     assert read(path)["values"] == {"fid": 3.0}

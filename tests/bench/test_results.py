@@ -41,21 +41,14 @@ RUN = {
 }  # fmt: skip
 
 
-class Frechet:
-    title, headline = "Fréchet distance", "fid"
-
-
-class Measured(StoredJob):
-    measurement = Frechet()
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A run with records, probes, a measurement, an inspection, an index and run.json."""
     folder = write_run(tmp_path / "run", CELLS, families={"d": "a family"})
-    jobs = [Measured({"n": i}, ("digits", "d", label)) for i, label in enumerate(("fid", f"{PROBE}other"))]
+    facts = {"title": "Fréchet distance", "headline": "fid"}
+    jobs = [StoredJob({"n": i}, ("digits", "d", label), facts) for i, label in enumerate(("fid", f"{PROBE}other"))]
     for job in jobs:
-        measurements.store(job, folder, "ok", "", {"fid": 1.5})
+        measurements.store(job, folder, measurements.Outcome("ok", values={"fid": 1.5}))
     measurements.write_index(jobs, folder)
     (folder / "run.json").write_text(json.dumps(RUN))
     return folder
