@@ -25,6 +25,7 @@ from manifold_bench.bench.diagnosis.evidence import (
     Comparison,
     Evidence,
     Finding,
+    NotRun,
     Result,
     beaten_within,
     binomial,
@@ -39,13 +40,54 @@ from manifold_bench.bench.records.schema import CLEAN, PROBE
 from manifold_bench.bench.text import eps_text, norm_text
 
 
+class Check(NamedTuple):
+    """A check: its title says what should hold, its meaning what follows where it doesn't.
+
+    find: raises NotRun where there is nothing to look at.
+    """
+
+    title: str
+    meaning: str
+    find: Callable[[Evidence], Finding]
+
+    def finding(self, evidence: Evidence) -> Finding:
+        try:
+            return self.find(evidence)
+        except NotRun as reason:
+            return Finding("not run", str(reason))
+
+
+CHECKS: dict[str, Check] = {}
+"""Every check by the name of its function, in the order of the table."""
+
+
+def check(title: str, meaning: str) -> Callable[[Callable[[Evidence], Finding]], Callable[[Evidence], Finding]]:
+    """Adds the function below to the checks."""
+
+    def add(find: Callable[[Evidence], Finding]) -> Callable[[Evidence], Finding]:
+        CHECKS[find.__name__] = Check(title, meaning, find)
+        return find
+
+    return add
+
+
+@check(
+    "iterative attacks beat single-step ones",
+    "Many small steps see all that one large step sees. Where one step does better the gradients lead nowhere: "
+    "attack through a smooth replacement of what breaks them, or without gradients.",
+)
 def iterative(e: Evidence) -> Finding:
     compared = compared_by_role(e.ok, SINGLE_STEP, [ITERATIVE])
     if not compared:
-        return Finding("not run", e.missing("pgd", "fgsm"))
+        raise NotRun(e.missing("pgd", "fgsm"))
     return judged(compared, "{} fall to a single step alone, {} to iterative attacks alone")
 
 
+@check(
+    "success does not fall as ε grows",
+    "A larger ball holds every perturbation of a smaller one. Where success falls the attack gets lost: lower its "
+    "step size, raise its steps, or start it from the smaller ε's result (ladder = true).",
+)
 def monotone(e: Evidence) -> Finding:
     alone = e.ok[~e.ok["ladder"] & (e.ok["role"] == ITERATIVE) & e.ok["norm"].isin(BALLS)]
     compared = []
@@ -58,7 +100,7 @@ def monotone(e: Evidence) -> Finding:
             where = f"{name}, {norm_text(str(norm))} ε = {eps_text(small)} against {eps_text(large)}"
             compared.append(Comparison(where, len(one), int((one & ~other).sum()), int((other & ~one).sum())))
     if not compared:
-        return Finding("not run", f"{e.missing('pgd')}; a ladder of ε never falls, whatever the defense")
+        raise NotRun(f"{e.missing('pgd')}; a ladder of ε never falls, whatever the defense")
     return judged(compared, "{} fall at the smaller ε alone, {} at the larger alone")
 
 
@@ -76,10 +118,15 @@ def _left(e: Evidence, eps: float) -> tuple[int, int, int, float] | None:
     return len(held), int(held["robust"].sum()), int(held["strict"].sum()), float(commonest)
 
 
+@check(
+    "ε = 0.5 in L∞ brings accuracy to chance",
+    "Every image can be made grey. What is still accepted and right then was not attacked. Rejecting is no fault "
+    "here, since everything may be rejected.",
+)
 def half(e: Evidence) -> Finding:
     left = _left(e, 0.5)
     if left is None:
-        return Finding("not run", e.missing("large"))
+        raise NotRun(e.missing("large"))
     n, robust, strict, commonest = left
     chance = max(1 / e.num_classes, commonest)
     bad = binomial(strict, n, chance) < ALPHA
@@ -89,10 +136,15 @@ def half(e: Evidence) -> Finding:
     return Finding("fail" if bad else "pass", told)
 
 
+@check(
+    "an unbounded attack reaches everything",
+    "With any image allowed, one of another class that the defense accepts always exists. An attack that doesn't "
+    "find it finds nothing at smaller ε either; if it is only rejected, use attacks that mind the detector.",
+)
 def unbounded(e: Evidence) -> Finding:
     left = _left(e, 1.0)
     if left is None:
-        return Finding("not run", e.missing("large"))
+        raise NotRun(e.missing("large"))
     n, robust, strict, _ = left
     told = f"accepted and right when any image is allowed: {share_text(strict, n)}; never accepted and wrong: {robust}"
     if binomial(strict, n, 0.05) < ALPHA:
@@ -102,6 +154,11 @@ def unbounded(e: Evidence) -> Finding:
     return Finding("pass", told)
 
 
+@check(
+    "white-box ≥ transfer ≥ random noise",
+    "An attacker who knows the defense can do whatever one who doesn't can. Where he does worse, his gradients "
+    "are masked: the figures of white-box attacks are not the defense's robustness.",
+)
 def order(e: Evidence) -> Finding:
     pairs: list[tuple[str, list[str], str, Result]] = [
         (TRANSFER, [ITERATIVE], "{} fall to attacks made on another model alone, {} to white-box ones alone", "fail"),
@@ -113,43 +170,55 @@ def order(e: Evidence) -> Finding:
         if compared := compared_by_role(e.ok, weaker, stronger):
             findings.append(judged(compared, told, most))
     if not findings:
-        return Finding("not run", e.missing("pgd", "transfer", "noise"))
+        raise NotRun(e.missing("pgd", "transfer", "noise"))
     if not (e.ok["role"] == TRANSFER).any():
         findings.append(Finding("not run", f"no transfer: {e.missing('transfer')}"))
     return worst_of(findings)
 
 
+@check(
+    "query-based attacks don't beat white-box ones",
+    "Queries are a poor man's gradients. Where they win, the true gradients are masked or the loss saturates.",
+)
 def query(e: Evidence) -> Finding:
     compared = compared_by_role(e.ok, QUERY, [ITERATIVE, SINGLE_STEP])
     if not compared:
-        return Finding("not run", e.missing("query", "pgd"))
+        raise NotRun(e.missing("query", "pgd"))
     return judged(compared, "{} fall to queries alone, {} to white-box attacks alone")
 
 
+@check(
+    "gradients are neither zero nor non-finite (at most 1 % of inputs)",
+    "Without a gradient an attack stays at its random start. Zero for the loss but not for the margin: the loss "
+    "saturates, attack the margin. Zero for both, or not there: attack through a differentiable replacement.",
+)
 def gradients(e: Evidence) -> Finding:
     values = e.inspection("gradients")
-    if isinstance(values, Finding):
-        return values
-    n, zero, none, nonfinite = (int(values[name]) for name in ("n", "zero", "none", "nonfinite"))
+    n, zero, none, nonfinite = (values[name] for name in ("n", "zero", "none", "nonfinite"))
     bad = zero + none + nonfinite
     told = f"zero for {share_text(zero, n)}, not finite for {nonfinite}, not there for {none}"
     if zero and not none:
-        told += f"; the margin's zero for {int(values['zero_margin'])}"
+        told += f"; the margin's zero for {values['zero_margin']}"
     if bad <= 0.01 * n:
         return Finding("pass", told)
     return Finding("fail" if binomial(bad, n, 0.01) < ALPHA else "warn", told)
 
 
+@check(
+    "more steps and restarts gain less than 1 pp",
+    "An attack that gains by being run longer had not finished: raise the matrix' steps and restarts until it "
+    "doesn't. Fails where the gain is surely more than 5 pp.",
+)
 def more(e: Evidence) -> Finding:
     rows = e.ok[e.ok["attack"] == MORE]
     if not len(rows):
-        return Finding("not run", e.missing("more"))
+        raise NotRun(e.missing("more"))
     norm, eps = rows["norm"].iloc[0], rows["eps"].iloc[0]
     known = e.ok[(e.ok["norm"] == norm) & (e.ok["attack"] != MORE) & (e.ok["kind"] != CLEAN)]
     gained, before = beaten_within(rows, eps).align(beaten_within(known, eps), join="inner")
     n, gain = len(gained), int((gained & ~before).sum())
     if not n:
-        return Finding("not run", e.missing("pgd"))
+        raise NotRun(e.missing("pgd"))
     share = wilson(gain, n)
     told = f"{norm_text(norm)} ε = {eps_text(eps)}: {share_text(gain, n)} fall to more steps and restarts alone"
     if share.high >= 0.01:
@@ -159,11 +228,13 @@ def more(e: Evidence) -> Finding:
     return Finding("warn" if gain > 0.01 * n else "pass", told)
 
 
+@check(
+    "the loss has come to rest in the last tenth of the steps",
+    "A loss that still rises needs more steps; one that never rose has no gradient to follow.",
+)
 def moving(e: Evidence) -> Finding:
     values = e.inspection("progress")
-    if isinstance(values, Finding):
-        return values
-    n, unbeaten, rising, flat = (int(values[name]) for name in ("n", "unbeaten", "moving", "flat"))
+    n, unbeaten, rising, flat = (values[name] for name in ("n", "unbeaten", "moving", "flat"))
     told = f"{unbeaten} of {n} inputs are not beaten; the loss still rises for {rising} of them, never rose for {flat}"
     if not unbeaten:
         return Finding("pass", told)
@@ -173,11 +244,19 @@ def moving(e: Evidence) -> Finding:
     return Finding("warn" if binomial(share, unbeaten, 0.1) < ALPHA_WARN else "pass", told)
 
 
+@check(
+    "the same question gets the same answer",
+    "Answers that change without being declared as randomized, or with the batch, make success a matter of luck: "
+    "declare `randomized`, judge with draws > 1 and attack the expectation; or mend the batch dependence.",
+)
 def repeats(e: Evidence) -> Finding:
-    values = e.inspection("repeats")
-    if isinstance(values, Finding):
+    try:
+        values = e.inspection("repeats")
+    except NotRun:
         noted = e.ok.loc[(e.ok["kind"] == CLEAN) & (e.ok["reason"] != ""), "reason"]
-        return Finding("fail", f"the first eight inputs: {noted.iloc[0]}") if len(noted) else values
+        if noted.empty:
+            raise
+        return Finding("fail", f"the first eight inputs: {noted.iloc[0]}")
     n, again, alone, alone_n, others, others_n, uneven = (
         int(values[name]) for name in ("n", "again", "alone", "alone_n", "others", "others_n", "uneven")
     )
@@ -194,13 +273,17 @@ def repeats(e: Evidence) -> Finding:
     return Finding("fail" if again or alone or others else "pass", told)
 
 
+@check(
+    "planted adversarial examples are found (at least 95 %)",
+    "The examples are known to exist. PGD as it stands misses them, so what it misses elsewhere proves nothing: "
+    "adapt the attack until it finds these (Zimmermann et al. 2022). Where random points find them too the test "
+    "says little.",
+)
 def planted(e: Evidence) -> Finding:
     values = e.inspection("planted")
-    if isinstance(values, Finding):
-        return values
-    n, made, found, chance, shrunk = (int(values[name]) for name in ("n", "planted", "found", "random", "shrunk"))
+    n, made, found, chance, shrunk = (values[name] for name in ("n", "planted", "found", "random", "shrunk"))
     if made < max(1, n / 2):
-        return Finding("not run", f"an example could be planted around {made} of {n} inputs only")
+        raise NotRun(f"an example could be planted around {made} of {n} inputs only")
     told = f"{share_text(found, made)} found, {chance} by as many random points; planted around {made} of {n} inputs"
     if shrunk:
         told += f", {shrunk} of them in a smaller ball, which the detector accepts"
@@ -209,12 +292,16 @@ def planted(e: Evidence) -> Finding:
     return Finding("warn" if found < 0.95 * made or chance > made / 2 else "pass", told)
 
 
+@check(
+    "at least as robust as the undefended model under transfer",
+    "A defense that loses more than none to attacks made on the model without it takes away more than it gives.",
+)
 def undefended(e: Evidence) -> Finding:
     mine = e.ok[e.ok["attack"] == f"{PROBE}transfer"]
     if not len(mine):
-        return Finding("not run", e.missing("transfer"))
+        raise NotRun(e.missing("transfer"))
     if e.undefended is None:
-        return Finding("not run", "the undefended model is this one, or not in this run")
+        raise NotRun("the undefended model is this one, or not in this run")
     compared = []
     for eps in sorted(set(mine["eps"]) & set(e.undefended["eps"])):
         lost, other = (
@@ -225,108 +312,25 @@ def undefended(e: Evidence) -> Finding:
         where = f"{norm_text(mine['norm'].iloc[0])} ε = {eps_text(eps)}"
         compared.append(Comparison(where, len(lost), int((lost & ~other).sum()), int((other & ~lost).sum())))
     if not compared:
-        return Finding("not run", "it was not attacked at the same ε as the undefended model")
+        raise NotRun("it was not attacked at the same ε as the undefended model")
     return judged(compared, "{} are lost by this defense alone, {} by the undefended model alone")
 
 
+@check(
+    "clean inputs are accepted",
+    "Rejecting is cheap: what rejects everything is never accepted and wrong. Read its robust accuracy beside the "
+    "strict one and the coverage, or set its threshold at a stated false-rejection rate.",
+)
 def accepts(e: Evidence) -> Finding:
     clean = e.ok[e.ok["kind"] == CLEAN]
     if not len(clean):
-        return Finding("not run", "the clean pass did not run")
+        raise NotRun("the clean pass did not run")
     outcome = outcomes(clean)
     rejected, n = int((outcome == REJECTED).sum()), len(clean)
     told = f"clean inputs rejected: {share_text(rejected, n)}; accepted and right: {int((outcome == RIGHT).sum())}"
     if binomial(rejected, n, 0.5) < ALPHA:
         return Finding("fail", told)
     return Finding("warn" if binomial(rejected, n, 0.1) < ALPHA_WARN else "pass", told)
-
-
-class Rule(NamedTuple):
-    """A check: its title says what should hold, its meaning what follows where it doesn't."""
-
-    title: str
-    meaning: str
-    find: Callable[[Evidence], Finding]
-
-
-CHECKS: dict[str, Rule] = {
-    "iterative": Rule(
-        "iterative attacks beat single-step ones",
-        "Many small steps see all that one large step sees. Where one step does better the gradients lead nowhere: "
-        "attack through a smooth replacement of what breaks them, or without gradients.",
-        iterative,
-    ),
-    "monotone": Rule(
-        "success does not fall as ε grows",
-        "A larger ball holds every perturbation of a smaller one. Where success falls the attack gets lost: lower its "
-        "step size, raise its steps, or start it from the smaller ε's result (ladder = true).",
-        monotone,
-    ),
-    "half": Rule(
-        "ε = 0.5 in L∞ brings accuracy to chance",
-        "Every image can be made grey. What is still accepted and right then was not attacked. Rejecting is no fault "
-        "here, since everything may be rejected.",
-        half,
-    ),
-    "unbounded": Rule(
-        "an unbounded attack reaches everything",
-        "With any image allowed, one of another class that the defense accepts always exists. An attack that doesn't "
-        "find it finds nothing at smaller ε either; if it is only rejected, use attacks that mind the detector.",
-        unbounded,
-    ),
-    "order": Rule(
-        "white-box ≥ transfer ≥ random noise",
-        "An attacker who knows the defense can do whatever one who doesn't can. Where he does worse, his gradients "
-        "are masked: the figures of white-box attacks are not the defense's robustness.",
-        order,
-    ),
-    "query": Rule(
-        "query-based attacks don't beat white-box ones",
-        "Queries are a poor man's gradients. Where they win, the true gradients are masked or the loss saturates.",
-        query,
-    ),
-    "gradients": Rule(
-        "gradients are neither zero nor non-finite (at most 1 % of inputs)",
-        "Without a gradient an attack stays at its random start. Zero for the loss but not for the margin: the loss "
-        "saturates, attack the margin. Zero for both, or not there: attack through a differentiable replacement.",
-        gradients,
-    ),
-    "more": Rule(
-        "more steps and restarts gain less than 1 pp",
-        "An attack that gains by being run longer had not finished: raise the matrix' steps and restarts until it "
-        "doesn't. Fails where the gain is surely more than 5 pp.",
-        more,
-    ),
-    "moving": Rule(
-        "the loss has come to rest in the last tenth of the steps",
-        "A loss that still rises needs more steps; one that never rose has no gradient to follow.",
-        moving,
-    ),
-    "repeats": Rule(
-        "the same question gets the same answer",
-        "Answers that change without being declared as randomized, or with the batch, make success a matter of luck: "
-        "declare `randomized`, judge with draws > 1 and attack the expectation; or mend the batch dependence.",
-        repeats,
-    ),
-    "planted": Rule(
-        "planted adversarial examples are found (at least 95 %)",
-        "The examples are known to exist. PGD as it stands misses them, so what it misses elsewhere proves nothing: "
-        "adapt the attack until it finds these (Zimmermann et al. 2022). Where random points find them too the test "
-        "says little.",
-        planted,
-    ),
-    "undefended": Rule(
-        "at least as robust as the undefended model under transfer",
-        "A defense that loses more than none to attacks made on the model without it takes away more than it gives.",
-        undefended,
-    ),
-    "accepts": Rule(
-        "clean inputs are accepted",
-        "Rejecting is cheap: what rejects everything is never accepted and wrong. Read its robust accuracy beside the "
-        "strict one and the coverage, or set its threshold at a stated false-rejection rate.",
-        accepts,
-    ),
-}
 
 
 def overall(results: Iterable[Result]) -> Result:

@@ -36,10 +36,10 @@ def diagnose(results: Results) -> Diagnosis:
             num_classes=identities[rows["key"].iloc[0]]["num_classes"],
         )
         checks = [
-            {"check": name, "title": rule.title, **rule.find(evidence)._asdict(), "meaning": rule.meaning}
-            for name, rule in CHECKS.items()
+            {"check": name, "title": check.title, **check.finding(evidence)._asdict(), "meaning": check.meaning}
+            for name, check in CHECKS.items()
         ]
-        result = overall(check["result"] for check in checks)
+        result = overall(one["result"] for one in checks)
         defenses.append({"dataset": str(dataset), "defense": str(defense), "result": result, "checks": checks})
     return {"defenses": defenses}
 

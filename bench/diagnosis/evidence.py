@@ -42,6 +42,10 @@ class Finding(NamedTuple):
     evidence: str
 
 
+class NotRun(Exception):
+    """A check could not run, for the reason that is the message."""
+
+
 NOT_PROBED = "no probes in this run (--diagnose)"
 
 
@@ -72,15 +76,14 @@ class Evidence:
                 return f"{rows['status'].iloc[0]}: {rows['reason'].iloc[0]}"
         return NOT_PROBED
 
-    def inspection(self, name: str) -> Mapping[str, float] | Finding:
-        """The values of an inspection, or why there are none."""
+    def inspection(self, name: str) -> dict[str, int]:
+        """The values of an inspection, all of them counts; raises NotRun."""
         result = self.inspections.get(name)
         if result is None:
-            return Finding("not run", NOT_PROBED)
+            raise NotRun(NOT_PROBED)
         if result["status"] != "ok":
-            return Finding("not run", f"{result['status']}: {result['reason']}")
-        values: Mapping[str, float] = result["values"]
-        return values
+            raise NotRun(f"{result['status']}: {result['reason']}")
+        return {name: int(value) for name, value in result["values"].items()}
 
 
 # --- comparing attacks -----------------------------------------------------------------------------------------------

@@ -6,7 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from manifold_bench.bench.gate.limits import Check, Limit, check
 from manifold_bench.bench.metrics.paired import SIGNS, Comparison, compare
@@ -15,11 +20,6 @@ from manifold_bench.bench.records.results import Cell, Results, cell_text
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.table import markdown_grid
 from manifold_bench.bench.text import eps_text, norm_text, percent
-
-if TYPE_CHECKING:
-    from junitparser import JUnitXml, TestCase
-    from rich.console import Console
-
 
 FAILING = ("-", "!", "?")
 
@@ -180,9 +180,6 @@ def _limit_row(one: Check) -> list[str]:
 
 def print_gate(gate: Gate, console: Console) -> None:
     """The table of cells, broken limits, the cells that only the new run has, warnings, and the closing line."""
-    from rich.table import Table
-    from rich.text import Text
-
     for header, rows in (
         (HEADER, [(_row(one), STYLES.get(one.sign, "")) for one in gate.found]),
         (LIMIT_HEADER, [(_limit_row(one), STYLES["-"]) for one in gate.broken]),
@@ -242,7 +239,6 @@ def junit_gate(gate: Gate) -> JUnitXml:
     Failed: worse, failed, vanished, a broken limit. Skipped, with the reason: not comparable, without figures in
     either run, not in the baseline.
     """
-    from junitparser import Failure, JUnitXml, Skipped, TestSuite
 
     def case(cell: Cell, result: list[Any]) -> TestCase:
         strength = cell_text(cell).split(" / ", 2)[2]
@@ -286,8 +282,6 @@ def _told(one: Comparison) -> str:
 
 
 def _case(classname: str, name: str, result: list[Any], seconds: float = 0.0) -> TestCase:
-    from junitparser import TestCase
-
     case = TestCase(_xml(name), _xml(classname), round(seconds, 3))
     case.result = result
     return case

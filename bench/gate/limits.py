@@ -50,11 +50,8 @@ def _median_distance(rows: pd.DataFrame) -> float:
 
 def _passes(rows: pd.DataFrame) -> float:
     """Forwards and backwards per input."""
-    return (
-        float((rows["forwards"] + rows["backwards"]).sum() / figures.inputs_of(rows).nunique())
-        if len(rows)
-        else math.nan
-    )
+    passes = (rows["forwards"] + rows["backwards"]).sum()
+    return float(passes / figures.inputs_of(rows).nunique()) if len(rows) else math.nan
 
 
 def _seconds(rows: pd.DataFrame) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,10 @@ RIGHT, REJECTED, WRONG = 0, 1, 2
 
 FOOLING = "fooling"
 """The norm in which the inputs are noise: no answer to them is right, and accepting them is the error."""
+
+
+CELL = ("attack", "norm", "eps")
+"""What tells the cells of a defense on a data set apart."""
 
 
 SUMMARY_COLUMNS = (
@@ -72,48 +77,70 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
     rows of it: a figure over what is left would pass for a figure over all of it.
     """
     records = _without_calibration(records)
-    fooling = _is_fooling(records)
-    names = ["attack", "norm", "eps"]
+    _is_fooling(records)
     not_ok = (records["status"] != "ok").to_numpy()
     if not_ok.any():
-        bad = records.loc[not_ok, [*names, "status"]].drop_duplicates()
+        bad = records.loc[not_ok, [*CELL, "status"]].drop_duplicates()
         named = ", ".join(f"{attack} {norm} ε = {eps:g}: {status}" for attack, norm, eps, status in bad.to_numpy())
         raise MissingCells(f"no figure over cells that are not ok: {named}")
-    samples, place = np.unique(inputs_of(records).to_numpy(), return_inverse=True)
-    cell = _numbered(records, names if fooling else [*names, "seed"])
-    rows = np.zeros((len(samples), cell.max(initial=-1) + 1), dtype=int)
-    np.add.at(rows, (place, cell), 1)
-    lacking = rows < rows.max(axis=0, initial=0)
-    for short in np.flatnonzero(lacking.any(axis=0)):
-        attack, norm, eps, seed = records.loc[cell == short, [*names, "seed"]].iloc[0]
-        named = f"{attack} {norm} ε = {eps:g}" + (f", seed {seed}" if _several_seeds(records) and not fooling else "")
-        raise MissingCells(f"{lacking[:, short].sum()} of {len(samples)} inputs lack {named}")
-    outcome = outcomes(records)
-    is_robust = robust(records).to_numpy()
+    return _per_input(records, np.zeros(len(records), dtype=int)).drop(columns="group").set_index("sample")
+
+
+def _per_input(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
+    """`per_input` for several groups of rows at once: group [N], its number for each row, is a further column."""
+    sample = inputs_of(records).to_numpy()
+    place = _numbered(group, sample)
+    _, first = np.unique(place, return_index=True)
+    inputs = pd.DataFrame({"group": group[first], "sample": sample[first]})
+    seed = np.where(records["norm"] == FOOLING, 0, records["seed"])
+    _check_complete(records, place, _numbered(group, *(records[name] for name in CELL), seed), group[first])
+    outcome, is_robust = outcomes(records), robust(records).to_numpy()
     is_right = np.where(records["kind"] == CLEAN, records["clean_label"], records["adv_label"]) == records["label"]
-    worst = np.full(len(samples), RIGHT)
+    worst = np.full(len(first), RIGHT)
     np.maximum.at(worst, place, outcome)
     held = {"robust": is_robust, "strict": is_robust & (outcome != REJECTED), "right": is_right}
     # an input holds where none of its rows breaks
-    always = {name: np.bincount(place, ~holds, len(samples)) == 0 for name, holds in held.items()}
-    return pd.DataFrame({"worst": worst} | always, index=pd.Index(samples, name="sample"))
+    always = {name: np.bincount(place, ~holds, len(first)) == 0 for name, holds in held.items()}
+    return inputs.assign(worst=worst, **always)
+
+
+def _check_complete(records: pd.DataFrame, place: np.ndarray, cell: np.ndarray, group: np.ndarray) -> None:
+    """Raises MissingCells where an input lacks a cell of its group, or rows of it.
+
+    place, cell: number of the input and of the cell (group, attack, norm, ε and seed) of each row, [N]. group: of each
+    input.
+    """
+    pairs, counts = np.unique(cell * len(group) + place, return_counts=True)
+    its_cell, its_input = np.divmod(pairs, max(len(group), 1))
+    most = np.zeros(cell.max(initial=-1) + 1, dtype=int)
+    np.maximum.at(most, its_cell, counts)
+    whole = np.bincount(its_cell, counts == most[its_cell], len(most))
+    lacking = np.bincount(group)[group[its_input]] - whole[its_cell]
+    if lacking.any():
+        worst = int(lacking.argmax())
+        attack, norm, eps, seed = records.loc[cell == its_cell[worst], [*CELL, "seed"]].iloc[0]
+        several = _several_seeds(records) and norm != FOOLING
+        named = f"{attack} {norm} ε = {eps:g}" + (f", seed {seed}" if several else "")
+        inputs = int((group == group[its_input[worst]]).sum())
+        raise MissingCells(f"{lacking[worst]:g} of {inputs} inputs lack {named}")
 
 
 def inputs_of(records: pd.DataFrame) -> pd.Series:
-    """Which input each row is of, for rows of one data set and norm: its sample.
+    """Which input of a data set each row is of: its sample.
 
     In norm "fooling" a number for each seed and sample: every seed draws noise images of its own.
     """
-    if not _is_fooling(records):
+    fooling = records["norm"] == FOOLING
+    if not fooling.any():
         return records["sample"]
-    return pd.Series(_numbered(records, ["seed", "sample"]), records.index)
+    return records["sample"].mask(fooling, _numbered(records["seed"], records["sample"]))
 
 
-def _numbered(records: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """Which combination of values in these columns each row has, as a number from 0 on: int [N]."""
-    codes = np.zeros(len(records), dtype=int)
+def _numbered(*columns: pd.Series | np.ndarray) -> np.ndarray:
+    """Which combination of values each row has, as a number from 0 on: int [N]."""
+    codes: np.ndarray = np.zeros(len(columns[0]), dtype=int)
     for column in columns:
-        own, values = pd.factorize(records[column])
+        own, values = pd.Series(column).factorize()
         codes = codes * len(values) + own
     return np.unique(codes, return_inverse=True)[1]
 
@@ -223,13 +250,14 @@ def median_distance(records: pd.DataFrame) -> float:
     0 for an input that is wrong without an attack, ∞ for one that was never beaten, so the median is ∞ where fewer
     than half were. NaN for a clean cell, for no rows, and in norm "fooling".
     """
+    return float(_median_distances(records, np.zeros(len(records), dtype=int)).get(0, np.nan))
+
+
+def _median_distances(records: pd.DataFrame, group: np.ndarray) -> pd.Series:
+    """`median_distance` of several groups of rows at once, by the group's number; group: [N], of each row."""
     attacked = ((records["kind"] == ATTACK) & (records["norm"] != FOOLING)).to_numpy()
-    if not attacked.any():
-        return np.nan
-    _, place = np.unique(records["sample"].to_numpy()[attacked], return_inverse=True)
-    smallest = np.full(place.max() + 1, np.inf)
-    np.minimum.at(smallest, place, records["distance"].to_numpy()[attacked])
-    return float(np.median(smallest))
+    rows = pd.DataFrame({"group": group, "sample": records["sample"], "distance": records["distance"]})[attacked]
+    return rows.groupby(["group", "sample"])["distance"].min().groupby("group").median()
 
 
 def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
@@ -272,23 +300,40 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
     - The calibration has no rows.
     """
     records = _without_calibration(records.drop(columns=list(IMAGE_COLUMNS), errors="ignore"))
-    rows = []
+    made = []
     for (dataset, defense), of_defense in records.groupby(["dataset", "defense"]):
-        for (norm, attack, eps), cell in of_defense.groupby(["norm", "attack", "eps"]):
-            row = {"dataset": dataset, "defense": defense, "attack": attack, "norm": norm, "eps": eps}
-            rows.append(row | {"kind": cell["kind"].iloc[0]} | _cell_figures(cell))
-        for norm, of_norm in of_defense[of_defense["kind"] != CLEAN].groupby("norm"):
-            row = {"dataset": dataset, "defense": defense, "norm": norm}
-            rows += [row | worst_case(of_norm, eps) for eps in sorted(of_norm["eps"].unique())]
-    table = pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))
+        cases = [cell_case(cell) for _, cell in of_defense.groupby(["norm", "attack", "eps"])]
+        for _, of_norm in of_defense[of_defense["kind"] != CLEAN].groupby("norm"):
+            cases += [worst_case(of_norm, eps) for eps in sorted(of_norm["eps"].unique())]
+        made.append(with_figures(cases).assign(dataset=str(dataset), defense=str(defense)))
+    table = pd.concat(made, ignore_index=True) if made else with_figures([])
     # the clean cell leads its defense, the worst case closes its norm
     order = pd.DataFrame({"clean": table["kind"] != CLEAN, "last": table["kind"] == WORST_CASE})
     keys = ["dataset", "defense", "clean", "norm", "last", "attack", "eps"]
     return table.assign(**order).sort_values(keys, ignore_index=True)[list(SUMMARY_COLUMNS)]
 
 
-def worst_case(records: pd.DataFrame, eps: float) -> dict[str, object]:
-    """The worst case over all attacks of one norm at one ε: the columns of a summary row that differ from theirs.
+class Case(NamedTuple):
+    """What a row of a summary is about: its texts, counts of a row without figures, and the rows that figures are over.
+
+    There are no rows where the status is failed or skipped.
+    """
+
+    about: dict[str, object]
+    rows: pd.DataFrame
+
+
+def cell_case(cell: pd.DataFrame) -> Case:
+    """The rows of one cell at one ε."""
+    statuses = cell["status"].to_numpy(dtype=object)
+    first = int(statuses.argmin())  # failed before ok: a cell is ok where all of it is
+    status = str(statuses[first])
+    about = {name: cell[name].iloc[0] for name in (*CELL, "kind")} | {"reason": str(cell["reason"].iloc[first])}
+    return _case(about, status, cell[:0] if status != "ok" else cell, cell)
+
+
+def worst_case(records: pd.DataFrame, eps: float) -> Case:
+    """The worst case over all attacks of one norm at one ε.
 
     records: all rows of one data set, defense and norm, of whatever status. Taken over every ok row at ε' ≤ ε, because
     an input beaten in a smaller ball is beaten in the larger one; `reason` names the attacks. Accuracy, error and
@@ -299,10 +344,14 @@ def worst_case(records: pd.DataFrame, eps: float) -> dict[str, object]:
     nothing away. Where no attack is ok at ε itself, status is `failed` (or `skipped` if all were) and figures are NaN.
     """
     rows, status, reason = attacked_within(records, eps)
-    own = {"attack": WORST_CASE, "kind": WORST_CASE, "eps": eps}
-    if status in ("failed", "skipped"):
-        return own | _no_figures(status, reason, records[records["eps"] == eps])
-    return own | _figures(rows) | {"status": status, "reason": reason}
+    about = {"attack": WORST_CASE, "kind": WORST_CASE, "norm": records["norm"].iloc[0], "eps": eps, "reason": reason}
+    return _case(about, status, rows, records[records["eps"] == eps])
+
+
+def _case(about: dict[str, object], status: str, rows: pd.DataFrame, tried: pd.DataFrame) -> Case:
+    """tried: the rows whose inputs and seeds are counted where there are no figures."""
+    counts = {} if len(rows) else {"n": inputs_of(tried).nunique(), "seeds": tried["seed"].nunique()}
+    return Case(about | counts | {"status": status}, rows)
 
 
 def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, str, str]:
@@ -331,46 +380,41 @@ def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, st
     return ok[inputs.isin(common)], "ok" if whole else "partial", reason
 
 
-def _cell_figures(cell: pd.DataFrame) -> dict[str, object]:
-    """The columns from `n` on for the rows of one cell at one ε."""
-    statuses = cell["status"].to_numpy(dtype=object)
-    first = int(statuses.argmin())  # failed before ok: a cell is ok where all of it is
-    status, reason = str(statuses[first]), str(cell["reason"].iloc[first])
-    if status != "ok":
-        return _no_figures(status, reason, cell)
-    return _figures(cell) | {"status": status, "reason": reason}
+def with_figures(cases: Sequence[Case]) -> pd.DataFrame:
+    """The columns SUMMARY_COLUMNS, a row for each case; figures are NaN for a case without rows."""
+    table = pd.DataFrame([case.about for case in cases], columns=list(SUMMARY_COLUMNS))
+    sizes = [len(case.rows) for case in cases]
+    if sum(sizes):
+        found = _figures(pd.concat([case.rows for case in cases]), np.repeat(np.arange(len(cases)), sizes))
+        table.loc[found.index, list(found)] = found
+    return table.astype({"n": int, "seeds": int})
 
 
-def _figures(records: pd.DataFrame) -> dict[str, object]:
-    inputs = per_input(records)
-    n = len(inputs)
-    robust = _share_right(records, inputs["robust"])
-    seeds, mean, deviation = over_seeds(records) if _several_seeds(records) else (1, robust.value, np.nan)
-    right, rejected, wrong = (inputs["worst"] == outcome for outcome in (RIGHT, REJECTED, WRONG))
-    return {
-        "n": n,
-        "seeds": seeds,
-        "accuracy": _share_right(records, right).value,
-        "error": _share(wrong).value,
-        "rejection": _share(rejected).value,
-        "robust_accuracy": robust.value,
-        "robust_low": robust.low,
-        "robust_high": robust.high,
-        "robust_mean": mean,
-        "robust_sd": deviation,
-        "strict_robust_accuracy": _share_right(records, inputs["strict"]).value,
-        "median_distance": median_distance(records),
-        "valid": records["valid"].mean(),
-        "forwards": records["forwards"].sum() / n if n else np.nan,
-        "backwards": records["backwards"].sum() / n if n else np.nan,
-        "seconds": records["seconds"].sum() if n else np.nan,
-    }
-
-
-def _no_figures(status: str, reason: str, records: pd.DataFrame) -> dict[str, object]:
-    figures = SUMMARY_COLUMNS[SUMMARY_COLUMNS.index("accuracy") : SUMMARY_COLUMNS.index("reason")]
-    counts = {"n": inputs_of(records).nunique(), "seeds": records["seed"].nunique()}
-    return dict.fromkeys(figures, np.nan) | counts | {"status": status, "reason": reason}
+def _figures(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
+    """The figures of several groups of rows at once, indexed by the group's number; group: [N], of each row."""
+    inputs = _per_input(records, group)
+    found = pd.DataFrame({"n": inputs.groupby("group").size(), "seeds": records["seed"].groupby(group).nunique()})
+    shares = {"accuracy": inputs["worst"] == RIGHT, "error": inputs["worst"] == WRONG}
+    shares |= {"rejection": inputs["worst"] == REJECTED, "robust_accuracy": inputs["robust"]}
+    shares |= {"strict_robust_accuracy": inputs["strict"]}
+    hits = pd.DataFrame(shares).groupby(inputs["group"]).sum()
+    # nothing is right in norm "fooling"
+    noise = pd.Series(records["norm"].to_numpy() == FOOLING).groupby(group).any()
+    for name in shares:
+        speaks_of_right = name not in ("error", "rejection")
+        found[name] = (hits[name] / found["n"]).mask(noise & speaks_of_right)
+    intervals = [wilson(int(count), int(n)) for count, n in zip(hits["robust_accuracy"], found["n"], strict=True)]
+    found["robust_low"], found["robust_high"] = (
+        pd.Series(bounds, found.index).mask(noise)
+        for bounds in ([one.low for one in intervals], [one.high for one in intervals])
+    )
+    found["robust_mean"], found["robust_sd"] = found["robust_accuracy"], np.nan
+    for number in found.index[found["seeds"] > 1]:
+        found.loc[number, ["robust_mean", "robust_sd"]] = over_seeds(records[group == number])[1:]
+    found["median_distance"] = _median_distances(records, group)
+    found["valid"] = records["valid"].groupby(group).mean()
+    passes = records[["forwards", "backwards"]].groupby(group).sum().div(found["n"], axis=0)
+    return found.join(passes).join(records["seconds"].groupby(group).sum())
 
 
 def _named_reasons(records: pd.DataFrame) -> str:

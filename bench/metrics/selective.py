@@ -161,31 +161,33 @@ def matched(records: pd.DataFrame, rates: Sequence[float] = RATES) -> pd.DataFra
     A defense that rejects nothing has its scores thresholded like any other's. A rate for which there is no threshold
     has a clean row alone, status "skipped", with the reason and NaN for the figures.
     """
-    rows = []
+    made = []
     for (dataset, defense), mine in records.groupby(["dataset", "defense"]):
         scores = mine.loc[(mine["kind"] == CALIBRATION) & (mine["status"] == "ok"), "clean_score"]
         test = mine[(mine["kind"] != CALIBRATION) & (mine["norm"] != FOOLING)]
         points = [(DEPLOYED, None), *((rate_text(rate), rate) for rate in rates)]
         for name, rate in points:
-            key = {"dataset": dataset, "defense": defense, "rate": name}
+            key = {"dataset": str(dataset), "defense": str(defense), "rate": name}
             try:
                 threshold = 0.0 if rate is None else threshold_at(scores, rate)
                 judged = test if rate is None else at_threshold(test, threshold)
             except MissingCells as missing:
-                clean = {"attack": CLEAN, "kind": CLEAN, "norm": "none", "eps": 0.0, "n": 0}
-                rows.append(key | clean | {"status": "skipped", "reason": str(missing)})
+                clean = {"attack": CLEAN, "kind": CLEAN, "norm": "none", "eps": 0.0, "n": 0, "seeds": 0}
+                case = figures.Case(clean | {"status": "skipped", "reason": str(missing)}, test[:0])
+                made.append(figures.with_figures([case]).assign(**key, threshold=np.nan))
                 continue
-            rows += [key | {"threshold": threshold} | cell for cell in _cells(judged)]
-    table = pd.DataFrame(rows, columns=list(MATCHED_COLUMNS))
-    return table.assign(coverage=1 - table["rejection"])
+            made.append(figures.with_figures(list(_cases(judged))).assign(**key, threshold=threshold))
+    table = pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=list(MATCHED_COLUMNS))
+    return table.assign(coverage=1 - table["rejection"])[list(MATCHED_COLUMNS)]
 
 
-def _cells(records: pd.DataFrame) -> Iterator[dict[Any, Any]]:
+def _cases(records: pd.DataFrame) -> Iterator[figures.Case]:
     """The clean row and the worst cases of one data set and defense."""
     clean = records["kind"] == CLEAN
-    yield from figures.summary(records[clean]).to_dict("records")
-    for norm, of_norm in records[~clean].groupby("norm"):
-        yield from ({"norm": norm} | figures.worst_case(of_norm, eps) for eps in sorted(of_norm["eps"].unique()))
+    if clean.any():
+        yield figures.cell_case(records[clean])
+    for _, of_norm in records[~clean].groupby("norm"):
+        yield from (figures.worst_case(of_norm, eps) for eps in sorted(of_norm["eps"].unique()))
 
 
 def implausible(summary: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,24 +21,6 @@ from manifold_bench.defenses.errors import one_line
 
 if TYPE_CHECKING:
     from manifold_bench.bench.planning.matrix import AttackChoice, Matrix
-
-
-FigureName = Literal[
-    "accuracy",
-    "accuracy_without_rejection",
-    "error",
-    "rejection",
-    "robust_accuracy",
-    "strict_robust_accuracy",
-    "pairs",
-    "fooled",
-    "reclassified_right",
-    "recovered",
-    "peak_error",
-    "rejection_monotone",
-    "distance",
-    "detection_auc",
-]
 
 
 Text = Annotated[str, Field(min_length=1)]
@@ -76,7 +58,7 @@ class Claim(BaseModel):
     text: Text
     published: Any = None
     recalled: bool = False
-    figure: FigureName | None = None
+    figure: str | None = None
     measurement: Text | None = None
     dataset: Text
     defense: Text
@@ -86,6 +68,13 @@ class Claim(BaseModel):
     rejected_by: Text | None = None
     strongest: tuple[Budget, ...] = ()
     central: bool = False
+
+    @field_validator("figure")
+    @classmethod
+    def _known_figure(cls, value: str | None) -> str | None:
+        if value is not None and value not in RULES:
+            raise ValueError(f"{json.dumps(value)} is not allowed; give {', '.join(map(repr, RULES))}")
+        return value
 
     @field_validator("published")
     @classmethod
@@ -129,13 +118,13 @@ def _resolved(matrix: Matrix, claim: Claim, place: str) -> Claim:
         name = getattr(claim, key)
         if name is not None:
             one_of(f"{place}.{key}", name, defending)
-            _concerned(place, key, name, defending[name].defends(claim.dataset), claim)
+            _check_applies(place, key, name, defending[name].defends(claim.dataset), claim)
     _check_published(claim, rule, place)
     _check_strongest(matrix, claim, rule, place)
     if claim.measurement is not None:
         one_of(f"{place}.measurement", claim.measurement, [choice.label for choice in matrix.measurements])
         chosen = next(choice for choice in matrix.measurements if choice.label == claim.measurement)
-        _concerned(place, "measurement", chosen.label, chosen.concerns(claim.dataset, claim.defense), claim)
+        _check_applies(place, "measurement", chosen.label, chosen.applies_to(claim.dataset, claim.defense), claim)
     elif claim.attack != CLEAN:
         return _with_cell(matrix, claim, rule, place)
     if rule.ladder or claim.figure in ("pairs", "fooled"):
@@ -146,7 +135,7 @@ def _resolved(matrix: Matrix, claim: Claim, place: str) -> Claim:
 def _check_strongest(matrix: Matrix, claim: Claim, rule: Rule, place: str) -> None:
     """Whether there are attacks within the budgets, and all that a central claim is judged by."""
     for number, budget in enumerate(claim.strongest):
-        usable = [choice for choice in matrix.attacks if choice.concerns(claim.dataset, claim.defense)]
+        usable = [choice for choice in matrix.attacks if choice.applies_to(claim.dataset, claim.defense)]
         sizes = {eps for choice in usable if choice.attack.norm == budget.norm for eps in choice.eps}
         if budget.eps not in sizes:
             known = ", ".join(eps_text(eps) for eps in sorted(sizes)) or "none"
@@ -171,7 +160,7 @@ def _with_cell(matrix: Matrix, claim: Claim, rule: Rule, place: str) -> Claim:
     one_of(f"{place}.norm", norm, norms)
     choice = named[norms.index(norm)]
     for defense in filter(None, (claim.defense, claim.rejected_by)):
-        _concerned(place, "attack", choice.label, choice.concerns(claim.dataset, defense), claim)
+        _check_applies(place, "attack", choice.label, choice.applies_to(claim.dataset, defense), claim)
     if rule.ladder:
         if claim.eps is not None:
             raise InputError(f"{place}.eps: {claim.figure!r} is taken over every ε of the attack; leave it out")
@@ -193,8 +182,8 @@ def _size(choice: AttackChoice, claim: Claim, place: str) -> float:
     return choice.eps[0] if claim.eps is None else claim.eps
 
 
-def _concerned(place: str, key: str, name: str, concerned: bool, claim: Claim) -> None:
-    if not concerned:
+def _check_applies(place: str, key: str, name: str, applies: bool, claim: Claim) -> None:
+    if not applies:
         raise InputError(
             f"{place}.{key}: {name!r} is confined to others than {claim.dataset!r} × {claim.defense!r} in this matrix"
         )
@@ -202,17 +191,18 @@ def _concerned(place: str, key: str, name: str, concerned: bool, claim: Claim) -
 
 def _check_published(claim: Claim, rule: Rule, place: str) -> None:
     value = claim.published
-    fits = {
-        "share": isinstance(value, tuple) or (isinstance(value, float) and value <= 1),
-        "trend": isinstance(value, bool),
-        "number": isinstance(value, float),
-    }[rule.kind]
-    if value is not None and not fits:
-        allowed = {
-            "share": "a share in [0, 1] or [count, of]", "trend": "true or false", "number": "a number ≥ 0"
-        }[rule.kind]  # fmt: skip
+    allowed, fits = PUBLISHED[rule.kind]
+    if value is not None and not fits(value):
         name = claim.figure or claim.measurement
         raise InputError(f"{place}.published: {json.dumps(value)} is not what {name!r} can be; give {allowed}")
+
+
+PUBLISHED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "share": ("a share in [0, 1] or [count, of]", lambda v: isinstance(v, tuple) or (isinstance(v, float) and v <= 1)),
+    "trend": ("true or false", lambda v: isinstance(v, bool)),
+    "number": ("a number ≥ 0", lambda v: isinstance(v, float)),
+}
+"""By the kind of a figure's rule: what may be published of it."""
 
 
 def claims_json(claims: Iterable[Claim]) -> list[dict[str, Any]]:

@@ -14,13 +14,7 @@ from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.transfer import Transfer
 from manifold_bench.bench.planning.matrix import ONE_CPU, AttackChoice, Matrix, Needs
 from manifold_bench.bench.planning.probes import probes
-from manifold_bench.bench.planning.refs import (
-    DatasetRef,
-    DefenseRef,
-    PlannedData,
-    dataset_identity,
-    defense_identity,
-)
+from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, dataset_identity, defense_identity
 from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, PROBE, PROBED, REVISION, Kind, protocol
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.identity import SCHEME, key_of, system
@@ -141,7 +135,7 @@ class _Defended:
         if matrix.calibration:
             jobs.append(self.job(("validation", self.data.calibration), CALIBRATION, matrix.seed))
         for choice in matrix.attacks:
-            if choice.concerns(self.data.dataset.name, self.ref.label):
+            if choice.applies_to(self.data.dataset.name, self.ref.label):
                 skip = choice.attack.unsuited(self.module)
                 for seed, answer in zip(matrix.seeds, answers, strict=True):
                     job = self.job(self.attacked(choice), choice.label, seed, choice)

@@ -16,13 +16,21 @@ from manifold_bench.defenses.base import DefenseSpec
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
+Count = Annotated[int, Field(ge=1)]
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+Name = Annotated[str, Field(min_length=1)]
+
+Names = Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
+
 
 class DatasetEntry(BaseModel):
     """A data set and how many of its test images are used (all, where n is not given)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    name: Annotated[str, Field(min_length=1)]
-    n: Annotated[int, Field(ge=1)] | None = None
+    name: Name
+    n: Count | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -37,7 +45,7 @@ class Resources(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    cpus: Positive | None = None
     gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     @model_validator(mode="after")
@@ -54,8 +62,8 @@ class SystemEntry(BaseModel):
     """A defense or an attack with its parameters; the label tells it from others of the same name."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-    name: Annotated[str, Field(min_length=1)]
-    label: Annotated[str, Field(min_length=1)] | None = None
+    name: Name
+    label: Name | None = None
     resources: Resources = NO_RESOURCES_GIVEN
 
     @model_validator(mode="before")
@@ -71,21 +79,15 @@ class SystemEntry(BaseModel):
 class DefenseEntry(SystemEntry):
     """A defense; datasets: of which data sets of the matrix (None: of all); draws: as the matrix', for this one."""
 
-    datasets: Annotated[list[str], Field(min_length=1)] | None = None
-    draws: Annotated[int, Field(ge=1)] | None = None
+    datasets: Names | None = None
+    draws: Count | None = None
 
 
 class ConfinedEntry(SystemEntry):
     """What may be confined to some of the matrix' data sets and defenses, named by their labels."""
 
-    datasets: Annotated[list[str], Field(min_length=1)] | None = None
-    defenses: Annotated[list[str], Field(min_length=1)] | None = None
-
-    @property
-    def confinement(self) -> dict[str, tuple[str, ...] | None]:
-        """As `Confined` takes it."""
-        named = {"datasets": self.datasets, "defenses": self.defenses}
-        return {key: labels if labels is None else tuple(labels) for key, labels in named.items()}
+    datasets: Names | None = None
+    defenses: Names | None = None
 
 
 class AttackEntry(ConfinedEntry):
@@ -96,8 +98,8 @@ class AttackEntry(ConfinedEntry):
 
     norm: Norm = "linf"
     ladder: bool = True
-    n: Annotated[int, Field(ge=1)] | None = None
-    eps: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)] | None = None
+    n: Count | None = None
+    eps: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] | None = None
 
 
 class MatrixFile(BaseModel):
@@ -111,10 +113,10 @@ class MatrixFile(BaseModel):
     claims: tuple[Claim, ...] = ()
     seed: Seed | None = None
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
-    draws: Annotated[int, Field(ge=1)] = 1
-    calibration: Annotated[int, Field(ge=1)] | None = None
+    draws: Count = 1
+    calibration: Count | None = None
     diagnose: bool = False
-    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4 * 3600.0
+    timeout: Positive = 4 * 3600.0
     resources: Resources = NO_RESOURCES_GIVEN
 
 
@@ -153,10 +155,9 @@ class Confined:
     defenses: tuple[str, ...] | None = field(default=None, kw_only=True)
     resources: Resources = field(default=NO_RESOURCES_GIVEN, kw_only=True)
 
-    def concerns(self, dataset: str, defense: str) -> bool:
-        return (self.datasets is None or dataset in self.datasets) and (
-            self.defenses is None or defense in self.defenses
-        )
+    def applies_to(self, dataset: str, defense: str) -> bool:
+        named = ((self.datasets, dataset), (self.defenses, defense))
+        return all(allowed is None or name in allowed for allowed, name in named)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def measurements_on(data: PlannedData, matrix: Matrix, device: str) -> list[Meas
         _job(choice, data, ref, matrix, device)
         for choice in (*matrix.measurements, *inspected)
         for ref in data.defenses_of(matrix)
-        if choice.concerns(data.dataset.name, ref.label)
+        if choice.applies_to(data.dataset.name, ref.label)
     ]
 
 

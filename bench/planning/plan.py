@@ -12,7 +12,7 @@ from typing import Any
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.claims import claims_json
 from manifold_bench.bench.planning.jobs import Job, jobs_on
-from manifold_bench.bench.planning.matrix import DatasetEntry, DefenseChoice, Matrix
+from manifold_bench.bench.planning.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix, MeasurementChoice
 from manifold_bench.bench.planning.measurements import MeasurementJob, measurements_on
 from manifold_bench.bench.planning.reading import defense_by_name
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, defense_ref
@@ -128,16 +128,12 @@ def make_plan(
     whole = whole or matrix
     chosen = [_chosen(entry, matrix, options) for entry in matrix.datasets]  # all data first: it fails fastest
     choices = _choices(matrix, whole).values()
-    data = [
-        dataclasses.replace(
-            one,
-            defenses=tuple(
-                defense_ref(choice, one.dataset.load()) for choice in choices if choice.defends(one.dataset.name)
-            ),
-        )
-        for one in chosen
-    ]
-    return Plan(matrix, whole, options, tuple(_with_undefended(one, matrix) for one in data), named or {})
+
+    def defended(one: PlannedData) -> PlannedData:
+        refs = (defense_ref(choice, one.dataset.load()) for choice in choices if choice.defends(one.dataset.name))
+        return _with_undefended(dataclasses.replace(one, defenses=tuple(refs)), matrix)
+
+    return Plan(matrix, whole, options, tuple(map(defended, chosen)), named or {})
 
 
 def _choices(matrix: Matrix, whole: Matrix) -> dict[str, DefenseChoice]:
@@ -179,36 +175,21 @@ def _with_undefended(data: PlannedData, matrix: Matrix) -> PlannedData:
 
 def matrix_json(matrix: Matrix, options: Options) -> dict[str, Any]:
     """Return the matrix as it was run as plain data, for run.json."""
+
+    def entry(choice: DefenseChoice | AttackChoice | MeasurementChoice, **more: Any) -> dict[str, Any]:
+        return {"name": choice.name, "label": choice.label, "datasets": choice.datasets, **more}
+
+    def attack(one: AttackChoice) -> dict[str, Any]:
+        own = {"norm": one.attack.norm, "eps": list(one.eps), "ladder": one.ladder, "n": one.n}
+        return entry(one, attack=repr(one.attack), defenses=one.defenses, **own)
+
     return {
         "source": matrix.source,
-        "datasets": [{"name": entry.name, "n": options.n or entry.n} for entry in matrix.datasets],
-        "defenses": [
-            {"name": c.name, "label": c.label, "parameters": c.parameters, "datasets": c.datasets}
-            for c in matrix.defenses
-        ],
-        "attacks": [
-            {
-                "name": c.name,
-                "label": c.label,
-                "norm": c.attack.norm,
-                "eps": list(c.eps),
-                "attack": repr(c.attack),
-                "ladder": c.ladder,
-                "n": c.n,
-                "datasets": c.datasets,
-                "defenses": c.defenses,
-            }
-            for c in matrix.attacks
-        ],
+        "datasets": [{"name": one.name, "n": options.n or one.n} for one in matrix.datasets],
+        "defenses": [entry(one, parameters=one.parameters) for one in matrix.defenses],
+        "attacks": [attack(one) for one in matrix.attacks],
         "measurements": [
-            {
-                "name": c.name,
-                "label": c.label,
-                "measurement": repr(c.measurement),
-                "datasets": c.datasets,
-                "defenses": c.defenses,
-            }
-            for c in matrix.measurements
+            entry(one, measurement=repr(one.measurement), defenses=one.defenses) for one in matrix.measurements
         ],
         "claims": claims_json(matrix.claims),
         "calibration": matrix.calibration,

@@ -6,9 +6,10 @@ import dataclasses
 import json
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -31,6 +32,8 @@ from manifold_bench.bench.planning.matrix import (
 from manifold_bench.bench.planning.registry import find, nearest, one_of
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST_CASE
 from manifold_bench.defenses.base import DefenseSpec
+
+V = TypeVar("V")
 
 FOLDER = Path(__file__).parents[1] / "matrices"
 
@@ -65,19 +68,15 @@ def read_matrix(name: str) -> Matrix:
 
 def parse_matrix(raw: dict[str, Any], source: str) -> Matrix:
     """Validates the content of a matrix file."""
-    try:
-        # as JSON: strict about types, yet lists may stand for tuples
-        file = MatrixFile.model_validate_json(json.dumps(raw, default=str))
-    except ValidationError as error:
-        raise InputError(f"{source}: {explain(error, '', MatrixFile)}") from error
-    except ValueError as error:
-        raise InputError(f"{source}: {error}") from error
+    with at(source):
+        file = validated(MatrixFile, raw, "", strict=None)
     for index, dataset in enumerate(file.datasets):
-        with_place(f"{source}: datasets[{index}]", lambda name=dataset.name: find("datasets", name))
+        with at(f"{source}: datasets[{index}]"):
+            find("datasets", dataset.name)
     defenses = tuple(
         dataclasses.replace(
             defense_choice(entry.name, entry.label, entry.parameters, f"{source}: defenses[{i}]"),
-            datasets=None if entry.datasets is None else tuple(entry.datasets),
+            datasets=entry.datasets,
             draws=entry.draws,
             resources=entry.resources,
         )
@@ -87,21 +86,26 @@ def parse_matrix(raw: dict[str, Any], source: str) -> Matrix:
         if defense.draws and not defense.cls.randomized:
             raise InputError(f"{source}: defenses[{i}].draws: {defense.label!r} isn't randomized, and answers once")
     attacks = tuple(attack_choice(entry, f"{source}: attacks[{i}]") for i, entry in enumerate(file.attacks))
-    _unique(source, "datasets", [entry.name for entry in file.datasets])
-    _unique(source, "defenses", [choice.label for choice in defenses])
-    _unique(source, "attacks", [f"{choice.label} in {choice.attack.norm}" for choice in attacks])
-    for index, choice in enumerate(attacks):
-        _free(f"{source}: attacks[{index}]", choice.label)
     measurements = tuple(
         _measurement(entry, f"{source}: measurements[{i}]") for i, entry in enumerate(file.measurements)
     )
-    _unique(source, "measurements", [choice.label for choice in measurements])
-    for index, measuring in enumerate(measurements):
-        _free(f"{source}: measurements[{index}]", measuring.label)
+    _check_labels(f"{source}: datasets", [entry.name for entry in file.datasets])
+    _check_labels(f"{source}: defenses", [choice.label for choice in defenses])
+    _check_labels(f"{source}: attacks", [choice.label for choice in attacks], [one.attack.norm for one in attacks])
+    _check_labels(f"{source}: measurements", [choice.label for choice in measurements])
     matrix = Matrix(
-        source, file.datasets, defenses, attacks, _seeds(file, source), file.draws, file.timeout, file.calibration,
-        measurements, diagnose=file.diagnose, resources=file.resources,
-    )  # fmt: skip
+        source=source,
+        datasets=file.datasets,
+        defenses=defenses,
+        attacks=attacks,
+        seeds=_seeds(file, source),
+        draws=file.draws,
+        timeout=file.timeout,
+        calibration=file.calibration,
+        measurements=measurements,
+        diagnose=file.diagnose,
+        resources=file.resources,
+    )
     _check_names(matrix)
     return dataclasses.replace(matrix, claims=resolved_claims(matrix, file.claims))
 
@@ -114,7 +118,7 @@ def _seeds(file: MatrixFile, source: str) -> tuple[int, ...]:
         raise InputError(f"{source}: seeds: 'seed' is there too; give one of the two")
     for index, seed in enumerate(file.seeds):
         if seed in file.seeds[:index]:
-            raise InputError(f"{source}: seeds[{index}]: {seed} stands there twice")
+            raise InputError(f"{source}: seeds[{index}]: {seed} is there twice")
     return file.seeds
 
 
@@ -136,11 +140,26 @@ def _check_names(matrix: Matrix) -> None:
             one_of(f"{matrix.source}: measurements[{i}]", name, defenses)
 
 
-def with_place(place: str, action: Any) -> Any:
-    """action(), its InputError prefixed with where it happened."""
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Turns what is wrong with a value into an InputError that names the place in the file."""
     try:
-        return action()
+        yield
     except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def validated(cls: type[V], values: Mapping[str, Any], place: str, strict: bool | None = True) -> V:
+    """An instance of a model or dataclass from values of a file; raises InputError.
+
+    strict: whether texts never stand for numbers and the like; None: as the model says.
+    """
+    try:
+        # as JSON: strict about types, yet lists may stand for tuples
+        return TypeAdapter(cls).validate_json(json.dumps(values, default=str), strict=strict)
+    except ValidationError as error:
+        raise InputError(explain(error, place, cls)) from error
+    except ValueError as error:
         raise InputError(f"{place}: {error}") from error
 
 
@@ -156,7 +175,7 @@ def attack_by_name(name: str, others: tuple[AttackChoice, ...]) -> AttackChoice:
     refusals = []
     for other in others:
         norm = other.attack.norm
-        eps = None if norm in UNBOUNDED else list(other.eps)
+        eps = None if norm in UNBOUNDED else other.eps
         try:
             return attack_choice(AttackEntry(name=name, norm=norm, eps=eps), "--attack")
         except InputError as error:
@@ -166,7 +185,8 @@ def attack_by_name(name: str, others: tuple[AttackChoice, ...]) -> AttackChoice:
 
 def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, Any], place: str) -> DefenseChoice:
     """The defense of an entry, its parameters checked against the fields of its spec; raises InputError."""
-    cls = with_place(place, lambda: find("defenses", name))
+    with at(place):
+        cls = find("defenses", name)
     fields = {f.name for f in dataclasses.fields(cls.Spec)} - {f.name for f in dataclasses.fields(DefenseSpec)}
     values = _known(dict(parameters), fields, place, name)
     choice = DefenseChoice(name, own_label or label(name, _unusual(cls.Spec, values)), cls, values)
@@ -181,7 +201,8 @@ def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, An
 
 def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
     """The attack of an entry, its parameters checked against its fields; raises InputError."""
-    cls: type[Attack] = with_place(place, lambda: find("attacks", entry.name))
+    with at(place):
+        cls: type[Attack] = find("attacks", entry.name)
     fields = {f.name for f in dataclasses.fields(cls)} - {"norm"}
     values = entry.parameters
     if cls.open_parameters:
@@ -196,32 +217,32 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
         arguments = {**given, "attack": suffix, "parameters": inner}
     else:
         arguments = _known(values, fields, place, entry.name)
-    try:
-        attack = TypeAdapter(cls).validate_json(json.dumps({**arguments, "norm": entry.norm}), strict=True)
-    except ValidationError as error:
-        raise InputError(explain(error, place, cls)) from error
-    except ValueError as error:
-        raise InputError(f"{place}: {error}") from error
+    attack = validated(cls, {**arguments, "norm": entry.norm}, place)
     if entry.norm not in attack.norms:
         raise InputError(f"{place}.norm: {entry.name!r} is not for {entry.norm!r}; it is for {', '.join(attack.norms)}")
     if attack.minimal and not entry.ladder:
         raise InputError(f"{place}.ladder: {entry.name!r} runs once for all sizes; false is for attacks at one size")
     shown = label(entry.name, _unusual(cls, values) | ({} if entry.ladder else {"ladder": False}))
     return AttackChoice(
-        entry.name, entry.label or shown, attack, _ladder(entry, place),
-        ladder=entry.ladder, n=entry.n, resources=entry.resources, **entry.confinement,
-    )  # fmt: skip
+        entry.name,
+        entry.label or shown,
+        attack,
+        _ladder(entry, place),
+        ladder=entry.ladder,
+        n=entry.n,
+        resources=entry.resources,
+        datasets=entry.datasets,
+        defenses=entry.defenses,
+    )
 
 
 def _measurement(entry: ConfinedEntry, place: str) -> MeasurementChoice:
-    cls: type[Measurement] = with_place(place, lambda: find("measurements", entry.name))
+    with at(place):
+        cls: type[Measurement] = find("measurements", entry.name)
     values = _known(entry.parameters, {f.name for f in dataclasses.fields(cls)}, place, entry.name)
-    try:
-        measurement = TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        raise InputError(explain(error, place, cls)) from error
     shown = entry.label or label(entry.name, _unusual(cls, values))
-    return MeasurementChoice(entry.name, shown, measurement, resources=entry.resources, **entry.confinement)
+    confined = {"datasets": entry.datasets, "defenses": entry.defenses}
+    return MeasurementChoice(entry.name, shown, validated(cls, values, place), resources=entry.resources, **confined)
 
 
 def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:
@@ -237,7 +258,7 @@ def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:
         if entry.norm == "l0" and eps != int(eps):
             raise InputError(f"{place}.eps[{index}]: {eps} is no L0 size; give whole numbers of pixels ≥ 1")
     if len(set(entry.eps)) != len(entry.eps):
-        raise InputError(f"{place}.eps: a size stands there twice")
+        raise InputError(f"{place}.eps: a size is there twice")
     return tuple(sorted(entry.eps))
 
 
@@ -267,14 +288,11 @@ def _known(values: dict[str, Any], fields: Iterable[str], place: str, name: str)
     return values
 
 
-def _unique(source: str, key: str, labels: list[str]) -> None:
-    for index, name in enumerate(labels):
-        if name in labels[:index]:
-            raise InputError(
-                f"{source}: {key}[{index}]: {name!r} stands there twice; give one of them a label of its own"
-            )
-
-
-def _free(place: str, name: str) -> None:
-    if name in (CLEAN, CALIBRATION, WORST_CASE) or name.startswith(PROBE):
-        raise InputError(f"{place}: {name!r} is a reserved name; choose another label")
+def _check_labels(place: str, labels: Sequence[str], norms: Sequence[str] | None = None) -> None:
+    """Whether labels (of attacks: in one norm) differ, and none is a name that records use for something else."""
+    known = list(zip(labels, norms or [""] * len(labels), strict=True))
+    for index, (name, norm) in enumerate(known):
+        if name in (CLEAN, CALIBRATION, WORST_CASE) or name.startswith(PROBE):
+            raise InputError(f"{place}[{index}]: {name!r} is a reserved name; choose another label")
+        if (name, norm) in known[:index]:
+            raise InputError(f"{place}[{index}]: {name!r} is there twice; give one of them a label of its own")

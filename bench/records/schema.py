@@ -93,7 +93,8 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with every column of the schema in its type and order; image columns stay behind them."""
     images = [column for column in IMAGE_COLUMNS if column in frame]
     ordered = frame[[*DTYPES, *images]]
-    return ordered.astype({column: kind for column, kind in DTYPES.items() if ordered[column].dtype != kind})
+    other = {column: kind for column, kind in DTYPES.items() if ordered.dtypes[column] != kind}
+    return ordered.astype(other) if other else ordered
 
 
 def protocol(randomized: bool, draws: int) -> str:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from manifold_bench.bench.errors import report_errors
-from manifold_bench.bench.report.writing import write_report
 
 
 @report_errors
@@ -20,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.report.screen import print_report
+    from manifold_bench.bench.report.writing import write_report
     from manifold_bench.bench.running.url_folder import local_folder
 
     with local_folder(given, "DIR") as (folder, _):

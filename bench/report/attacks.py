@@ -10,7 +10,7 @@ import pandas as pd
 from manifold_bench.bench.metrics.optimality import mean_optimality
 from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.records.schema import WORST_CASE
-from manifold_bench.bench.report.table import Table
+from manifold_bench.bench.report.table import Notes, Table
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
 
 LEGEND = (
@@ -32,7 +32,7 @@ def attack_tables(attacks: pd.DataFrame) -> list[Table]:
         ran = there[(there["status"] == "ok") & (there["attack"] != WORST_CASE)]
         if (ran.groupby("defense").size() < 2).all():
             continue
-        notes: list[str] = []
+        notes = Notes()
         rows = [_row(one, notes) for one in there.to_dict("records")]
         of_norm = means[(means["dataset"] == dataset) & (means["norm"] == norm) & (means["defenses"] > 1)]
         for one in of_norm.to_dict("records"):
@@ -44,12 +44,10 @@ def attack_tables(attacks: pd.DataFrame) -> list[Table]:
     return made
 
 
-def _row(one: Mapping[Any, Any], notes: list[str]) -> list[str]:
+def _row(one: Mapping[Any, Any], notes: Notes) -> list[str]:
     if one["status"] != "ok":
-        note = f"{one['status']}: {one['reason']}"
-        if note not in notes:
-            notes.append(note)
-        return [str(one["defense"]), str(one["attack"]), f"{one['status']} ({notes.index(note) + 1})", *[NOT_RUN] * 4]
+        number = notes.number(f"{one['status']}: {one['reason']}")
+        return [str(one["defense"]), str(one["attack"]), f"{one['status']} {number}", *[NOT_RUN] * 4]
     return [str(one["defense"]), str(one["attack"]), *figure_texts(one)]
 
 

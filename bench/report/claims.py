@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from manifold_bench.bench.metrics import robustness as figures
 from manifold_bench.bench.metrics.claims import (
@@ -24,12 +25,9 @@ from manifold_bench.bench.metrics.robustness import WRONG, outcomes
 from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.planning.claims import Budget, Claim, where
 from manifold_bench.bench.records.schema import ATTACK, CLEAN
-from manifold_bench.bench.report.table import Table
+from manifold_bench.bench.report.style import MARKERS, OKABE_ITO, Plot, legend_beside, new_figure
+from manifold_bench.bench.report.table import Notes, Table
 from manifold_bench.bench.text import NOT_RUN, distance_text, norm_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 RULE = (
     "A claim falls where the 95 % interval of the measured share lies wholly on the wrong side of the published number "
@@ -93,13 +91,15 @@ def measured(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str,
 
 def _cell(claim: Claim, records: pd.DataFrame, defense: str) -> pd.DataFrame:
     """The rows the claim names: of one ε, or of all."""
-    rows = records[
-        (records["dataset"] == claim.dataset)
-        & (records["defense"] == defense)
-        & (records["attack"] == claim.attack)
-        & (records["norm"] == claim.norm)
-    ]
-    return rows if claim.eps is None else rows[rows["eps"] == claim.eps]
+    named = {"dataset": claim.dataset, "defense": defense, "attack": claim.attack, "norm": claim.norm}
+    return _rows(records, **named, **({} if claim.eps is None else {"eps": claim.eps}))
+
+
+def _rows(records: pd.DataFrame, **values: str | float | None) -> pd.DataFrame:
+    """The rows with these values."""
+    for column, value in values.items():
+        records = records[records[column] == value]
+    return records
 
 
 def under_strongest(claim: Claim, budget: Budget, records: pd.DataFrame) -> Measured | None:
@@ -124,12 +124,7 @@ def under_strongest(claim: Claim, budget: Budget, records: pd.DataFrame) -> Meas
 
 def _of_norm(claim: Claim, budget: Budget, records: pd.DataFrame) -> pd.DataFrame:
     """Every row of the claim's defense in the budget's norm."""
-    return records[
-        (records["dataset"] == claim.dataset)
-        & (records["defense"] == claim.defense)
-        & (records["norm"] == budget.norm)
-        & (records["kind"] == ATTACK)
-    ]
+    return _rows(records, dataset=claim.dataset, defense=claim.defense, norm=budget.norm, kind=ATTACK)
 
 
 def _strongest_name(claim: Claim) -> str:
@@ -145,7 +140,7 @@ def claims_tables(
     """
     made = []
     for source in dict.fromkeys(claim.source for claim in claims):
-        notes: list[str] = []
+        notes = Notes()
         rows = [_row(claim, records, results, notes) for claim in claims if claim.source == source]
         header = ["claim", "on", "published", "measured as the paper did it", "under the strongest attack"]
         title = f"{source}: published, measured, and under the strongest attack"
@@ -153,21 +148,16 @@ def claims_tables(
     return made
 
 
-def _row(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any]], notes: list[str]) -> list[str]:
-    def noted(note: str) -> str:
-        if note not in notes:
-            notes.append(note)
-        return f"({notes.index(note) + 1})"
-
+def _row(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any]], notes: Notes) -> list[str]:
     def shown(find: Callable[[], Measured | None]) -> str:
         try:
             found = find()
         except MissingCells as missing:
-            return f"no figure {noted(str(missing))}"
+            return f"no figure {notes.number(str(missing))}"
         if found is None:
             return NOT_RUN
         said = "; ".join(filter(None, (found.remark, found.scope)))
-        return f"{found.text} {noted(said)}" if said else found.text
+        return f"{found.text} {notes.number(said)}" if said else found.text
 
     as_written = shown(partial(measured, claim, records, results))
     name = STRONGEST[_strongest_name(claim)].name
@@ -258,18 +248,16 @@ def contradicted(claim: Claim, share: Estimate) -> bool:
 
 def _price(claim: Claim, records: pd.DataFrame) -> str:
     """The clean rejection rate, in a sentence."""
-    clean = records[
-        (records["dataset"] == claim.dataset) & (records["defense"] == claim.defense) & (records["kind"] == CLEAN)
-    ]
+    clean = _rows(records, dataset=claim.dataset, defense=claim.defense, kind=CLEAN)
     if clean.empty or (clean["status"] != "ok").any():
         return "The clean rejection rate is not in this run."
     return f"Clean rejection rate: {share_text(figures.rejection(clean), False)}."
 
 
-def claims_plots(records: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[tuple[tuple[str, ...], Figure]]:
+def claims_plots(records: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[Plot]:
     """Outcomes over ε for every cell that a claim takes over its whole ladder, as the papers plot them.
 
-    Yields the parts of a file's name and the plot; cells that are not in the run, or not ok, have none.
+    Cells that are not in the run, or not ok, have none.
     """
     drawn = set()
     for claim in claims:
@@ -280,13 +268,11 @@ def claims_plots(records: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[tup
         if parts not in drawn and len(rows) and (rows["status"] == "ok").all():
             drawn.add(parts)
             title = f"{claim.dataset}, {claim.defense} × {claim.attack} ({claim.source})"
-            yield parts, outcomes_plot(over_ladder(rows), title, str(claim.norm))
+            yield Plot(parts, outcomes_plot(over_ladder(rows), title, str(claim.norm)), "claims")
 
 
 def outcomes_plot(curve: pd.DataFrame, title: str, norm: str) -> Figure:
     """Accuracy, rejection and error over ε (columns as of over_ladder) with their 95 % Wilson bands."""
-    from manifold_bench.bench.report.style import MARKERS, OKABE_ITO, new_figure
-
     figure, axes = new_figure(6.4, 4.0)
     for i, (name, colour) in enumerate(zip(OUTCOMES, (OKABE_ITO[0], OKABE_ITO[4], OKABE_ITO[1]), strict=True)):
         shares = [wilson(round(share * n), int(n)) for share, n in zip(curve[name], curve["n"], strict=True)]
@@ -301,5 +287,5 @@ def outcomes_plot(curve: pd.DataFrame, title: str, norm: str) -> Figure:
     axes.set_xlim(left=0)
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.25)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False)
+    legend_beside(axes)
     return figure

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.records.schema import IMAGE_COLUMNS
 from manifold_bench.bench.report.pictures import answer_text, difference, pixels, shown_inputs, truth_text
 from manifold_bench.bench.report.style import OKABE_ITO, folded, new_figure
 from manifold_bench.bench.text import eps_text, norm_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 NO_IMAGE = 230
 """The grey that stands where the defense makes no image."""

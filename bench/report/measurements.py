@@ -9,15 +9,14 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from manifold_bench.bench.report.table import Table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+from manifold_bench.bench.report.grids import picture_grid
+from manifold_bench.bench.report.plots import measured_curves
+from manifold_bench.bench.report.style import Plot
+from manifold_bench.bench.report.table import Notes, Table
 
 LEGEND = "One value for each defense; no attack takes part in it."
 
@@ -30,13 +29,13 @@ def measurement_tables(results: list[dict[str, Any]]) -> list[Table]:
         rows = [r for r in results if (r["dataset"], r["measurement"]) == (dataset, label)]
         names = list(dict.fromkeys(name for row in rows for name in row["values"]))
         names = names or [rows[0]["headline"]]
-        notes: list[str] = []
+        notes = Notes()
         lines = []
         for row in rows:
             cells = [f"{row['values'][name]:.4g}" for name in names] if row["status"] == "ok" else []
             if not cells:
-                notes.append(f"{row['status']}: {row['reason']}")
-                cells = [f"{row['status']} ({len(notes)})"] * len(names)
+                number = notes.number(f"{row['status']}: {row['reason']}")
+                cells = [f"{row['status']} {number}"] * len(names)
             lines.append([row["defense"], *cells])
         title = f"{dataset}: {rows[0]['title']}"
         made.append(Table((dataset, label, "measurement"), title, ["defense", *names], lines, notes, LEGEND))
@@ -55,23 +54,17 @@ def curves(values: Mapping[str, float]) -> dict[str, list[tuple[float, float]]]:
     return {name: sorted(points) for name, points in found.items() if len(points) > 1}
 
 
-def measurement_plots(results: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, ...], Figure]]:
-    """Curves of each measurement that has any, and a grid of images for each result that has pictures.
-
-    With the parts of the file's name.
-    """
-    from manifold_bench.bench.report.grids import picture_grid
-    from manifold_bench.bench.report.plots import measured_curves
-
+def measurement_plots(results: list[dict[str, Any]]) -> Iterator[Plot]:
+    """Curves of each measurement that has any, and a grid of images for each result that has pictures."""
     for dataset, label in dict.fromkeys((result["dataset"], result["measurement"]) for result in results):
         rows = [r for r in results if (r["dataset"], r["measurement"]) == (dataset, label) and r["status"] == "ok"]
         names = dict.fromkeys(name for row in rows for name in curves(row["values"]))
         for name in names:
             lines = {r["defense"]: points for r in rows if (points := curves(r["values"]).get(name))}
             shown = "".join(c if c.isalnum() else "-" for c in name)
-            yield (dataset, label, shown), measured_curves(f"{dataset}: {label}", name, lines)
+            yield Plot((dataset, label, shown), measured_curves(f"{dataset}: {label}", name, lines))
     for result in results:
         if pictures := result.get("pictures"):
             pixels = np.frombuffer(base64.b64decode(pictures["pixels"]), dtype=np.uint8).reshape(pictures["shape"])
             parts = (result["dataset"], result["defense"], result["measurement"])
-            yield parts, picture_grid(f"{result['dataset']}, {result['defense']}: {result['measurement']}", pixels)
+            yield Plot(parts, picture_grid(", ".join(parts), pixels), "measurements")

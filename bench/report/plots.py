@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Collection, Iterable, Iterator
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from manifold_bench.bench.metrics.robustness import FOOLING, attacked_within, distance_curve, median_distance
+from manifold_bench.bench.metrics.robustness import attacked_within, distance_curve, median_distance
 from manifold_bench.bench.metrics.selective import area, attacked_answers, clean_answers, operating_point, risk_coverage
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import ATTACK, CLEAN, WORST_CASE
+from manifold_bench.bench.records.schema import ATTACK, CLEAN
+from manifold_bench.bench.records.store import file_name
 from manifold_bench.bench.report.grids import image_grid
 from manifold_bench.bench.report.pictures import pictured
 from manifold_bench.bench.report.style import (
     COLOURS,
-    LINE_STYLES,
-    MARKERS,
-    OKABE_ITO,
     STYLE,
+    Plot,
     blank_figure,
     folded,
+    legend_beside,
+    line_style,
     new_figure,
     shade,
     weights,
 )
 from manifold_bench.bench.report.tables import Panel, keyed, matrix_columns, panels
 from manifold_bench.bench.text import distance_text, eps_text, norm_text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 
 CURVE_POINTS = 200
 """Distances at which a curve over all of them is drawn, at most."""
@@ -45,51 +44,49 @@ ROWS_PER_GRID = 14
 """Rows of an image grid; what goes beyond continues in a further file."""
 
 
-def write_plots(
-    results: Results, summary: pd.DataFrame, folder: Path, further: Iterable[tuple[tuple[str, ...], Figure]] = ()
-) -> list[Path]:
-    """Writes every plot as SVG and PNG into `folder` and returns the paths of the PNGs.
+class Drawn(NamedTuple):
+    """A plot as files: its SVG (the PNG lies next to it), its title, and the section of report.html that shows it."""
 
-    summary: robustness.summary of the results. further: plots beside those of the records, with the parts of their
-    files' names; drawn here, in this style, so best given as a generator.
-    """
-    import matplotlib as mpl
+    svg: Path
+    title: str
+    section: str
 
-    from manifold_bench.bench.records.store import file_name
 
+def write_plots(plots: Iterable[Plot], folder: Path) -> list[Drawn]:
+    """Writes plots as SVG and PNG into `folder`; a generator of them draws in the style that is set here."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    drawn = []
     with mpl.rc_context(STYLE):
-        for parts, figure in chain(_figures(results, summary), further):
-            name = file_name(*parts)
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        for parts, figure, section in plots:
+            svg = folder / f"{file_name(*parts)}.svg"
+            figure.savefig(svg, metadata={"Date": None})
             figure.set_layout_engine("none")  # as it has been laid out: once is enough
-            figure.savefig(folder / f"{name}.png", dpi=150)
-            written.append(folder / f"{name}.png")
-    return written
+            figure.savefig(svg.with_suffix(".png"), dpi=150)
+            drawn.append(Drawn(svg, figure.get_suptitle() or figure.axes[0].get_title("left"), section))
+    return drawn
 
 
-def _figures(results: Results, summary: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], Figure]]:
-    """Every plot with the parts of its file's name."""
+def run_plots(results: Results, summary: pd.DataFrame) -> Iterator[Plot]:
+    """The plots of a run's records. summary: robustness.summary of the results."""
     minimal = {key for key, entry in results.index.items() if entry.minimal}
     of_dataset = {str(dataset): rows for dataset, rows in results.records.groupby("dataset")}
     for panel in panels(summary):
-        if panel.norm == FOOLING:
+        if panel.is_noise:
             continue  # its table says it all
         records, name = of_dataset[panel.dataset], (panel.dataset, panel.norm)
         if np.isfinite(panel.attacked["eps"]).all():
-            yield (*name, "curves"), security_curves(panel)
+            yield Plot((*name, "curves"), security_curves(panel), "curves")
         searched = _searched(records[records["norm"] == panel.norm], minimal)
         if len(searched):
-            yield (*name, "distances"), distance_curves(*name, searched, minimal)
-        yield (*name, "heatmap"), heat_map(panel)
+            yield Plot((*name, "distances"), distance_curves(*name, searched, minimal), "curves")
+        yield Plot((*name, "heatmap"), heat_map(panel))
         scored = _scored(records, panel.norm)
         if len(scored):
-            yield (*name, "risk-coverage"), risk_coverage_curves(*name, scored)
+            yield Plot((*name, "risk-coverage"), risk_coverage_curves(*name, scored), "curves")
     for dataset, rows in _shown(results.records):
         for page, start in enumerate(range(0, len(rows), ROWS_PER_GRID), 1):
             grid = image_grid(dataset, rows[start : start + ROWS_PER_GRID], results.identities)
-            yield (dataset, "images", str(page)), grid
+            yield Plot((dataset, "images", str(page)), grid)
 
 
 def security_curves(panel: Panel) -> Figure:
@@ -98,22 +95,20 @@ def security_curves(panel: Panel) -> Figure:
     A hollow marker is a partial worst case: an attack failed, or the attacks
     share only some inputs. A failed or skipped worst case leaves a gap.
     """
-    dataset, norm, clean, attacked = panel
-    worst = attacked[attacked["attack"] == WORST_CASE]
+    dataset, norm, clean, _ = panel
+    worst = panel.worst
     figure, axes = new_figure(6.4, max(4.0, 0.6 + 0.2 * worst["defense"].nunique()))
     bold = weights(worst["defense"].nunique())
     for i, (defense, rows) in enumerate(worst.groupby("defense")):
         points = pd.concat([clean[clean["defense"] == defense], rows]).sort_values("eps")
-        colour = OKABE_ITO[i % len(OKABE_ITO)]
         x, y = points["eps"].to_numpy(), 100 * points["robust_accuracy"].to_numpy()
-        dashes, marker = LINE_STYLES[i // len(OKABE_ITO) % len(LINE_STYLES)], MARKERS[i % len(MARKERS)]
-        line: dict[str, Any] = {"color": colour, "marker": marker, "ms": 4.5 * bold[i], "clip_on": False}
-        axes.plot(x, y, dashes, label=str(defense), lw=1.3 * bold[i], zorder=3, **line)
+        line = line_style(i) | {"ms": 4.5 * bold[i], "clip_on": False}
+        axes.plot(x, y, label=str(defense), lw=1.3 * bold[i], zorder=3, **line)
         partial = (points["status"] == "partial").to_numpy(dtype=bool)
         if partial.any():
-            axes.plot(x[partial], y[partial], " ", markerfacecolor="white", zorder=4, **line)
+            axes.plot(x[partial], y[partial], markerfacecolor="white", zorder=4, **(line | {"ls": " "}))
         low, high = 100 * points["robust_low"], 100 * points["robust_high"]
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+        axes.fill_between(x, low, high, color=line["color"], alpha=0.15, lw=0)
     axes.set(xlabel=f"ε ({norm_text(norm)}; pixels span 0 to 1)", ylabel="robust accuracy, % of inputs", ylim=(0, 100))
     axes.set_xlim(0, worst["eps"].max())
     axes.locator_params(axis="x", nbins=8)
@@ -123,7 +118,7 @@ def security_curves(panel: Panel) -> Figure:
     _, handles = axes.get_legend_handles_labels()
     if handles:
         title = "defense" + ("\n(hollow: partial)" if (worst["status"] == "partial").any() else "")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, title=title)
+        legend_beside(axes, title)
     return figure
 
 
@@ -140,8 +135,7 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
     for axes, (defense, rows) in zip(grid, panels, strict=True):
         named: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [("all attacks", rows, {"color": "0.7", "lw": 4})]
         for i, attack in enumerate(searching):
-            dashes = LINE_STYLES[i // len(OKABE_ITO) % len(LINE_STYLES)]
-            line = {"color": OKABE_ITO[i % len(OKABE_ITO)], "ls": dashes, "lw": 1.5}
+            line = line_style(i) | {"marker": "", "lw": 1.5}
             named.append((str(attack), rows[rows["attack"] == attack], line))
         for name, own, line in named:
             distances = own["distance"][np.isfinite(own["distance"])]
@@ -155,7 +149,7 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
         axes.set_ylim(0, 100)
         axes.set_title(str(defense), loc="left", fontsize=9)
         axes.grid(alpha=0.25)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, fontsize=8)
+        legend_beside(axes, fontsize=8)
     grid[-1].set_xlim(left=0)
     grid[-1].set_xlabel(f"distance ({norm_text(norm)}; pixels span 0 to 1)")
     figure.supylabel("robust accuracy, % of inputs", fontsize=9)
@@ -174,7 +168,7 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
     figure, axes = new_figure(8.0, max(4.2, 1.4 + 0.36 * records["defense"].nunique()))
     bold = weights(records["defense"].nunique())
     for i, (defense, rows) in enumerate(records.groupby("defense")):
-        colour, marker = OKABE_ITO[i % len(OKABE_ITO)], MARKERS[(i + i // len(OKABE_ITO)) % len(MARKERS)]
+        colour, marker = (line_style(i)[part] for part in ("color", "marker"))
         clean = rows[rows["kind"] == CLEAN]
         attacked, status, _ = attacked_within(rows[rows["kind"] == ATTACK], largest)
         parts = [("-", colour, clean, clean_answers(clean))]
@@ -199,7 +193,7 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
     axes.grid(alpha=0.25)
     axes.set_title(f"{dataset}: risk over coverage, clean and under all {norm_text(norm)} attacks", loc="left")
     title = "defense (marker: as deployed;\nhollow: partial worst case)"
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, title=title)
+    legend_beside(axes, title)
     return figure
 
 
@@ -233,7 +227,7 @@ def heat_map(panel: Panel) -> Figure:
     axes.get_xticklabels()[-1].set_fontweight("bold")
     axes.set_yticks(range(len(defenses)), defenses)
     axes.set(xlabel="attack (‡ partial; – not in this run)", ylabel="defense")
-    axes.set_title(f"{panel.dataset}, {norm_text(panel.norm)}: robust accuracy at each attack's largest ε", loc="left")
+    axes.set_title(f"{panel.title}: robust accuracy at each attack's largest ε", loc="left")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="robust accuracy, %", fraction=0.05, pad=0.02)
@@ -245,21 +239,19 @@ def measured_curves(title: str, name: str, lines: dict[str, list[tuple[float, fl
     figure, axes = new_figure(6.4, max(3.6, 0.6 + 0.2 * len(lines)))
     bold = weights(len(lines))
     for i, (defense, points) in enumerate(lines.items()):
-        style: dict[str, Any] = {"color": OKABE_ITO[i % len(OKABE_ITO)], "ms": 4.5 * bold[i], "clip_on": False}
-        axes.plot(*zip(*points, strict=True), marker=MARKERS[i % len(MARKERS)], label=defense, lw=1.3, **style)
+        style = line_style(i) | {"ms": 4.5 * bold[i], "clip_on": False}
+        axes.plot(*zip(*points, strict=True), label=defense, lw=1.3, **style)
     axes.set(xlabel=name, ylabel="value")
     axes.set_ylim(bottom=0)
     if all(value <= 1 for points in lines.values() for _, value in points):
         axes.set(ylim=(0, 1), ylabel="share")
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.25)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, title="defense")
+    legend_beside(axes, "defense")
     return figure
 
 
 def _hatched(axes: Axes, x: float, y: float, text: str) -> None:
-    from matplotlib.patches import Rectangle
-
     axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.9", edgecolor="0.75", hatch="////", lw=0))
     axes.text(
         x, y, text, ha="center", va="center", fontsize=7, bbox={"facecolor": "0.95", "edgecolor": "none", "pad": 1}

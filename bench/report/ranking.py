@@ -12,8 +12,9 @@ from manifold_bench.bench.metrics.ranking import against_others, rank
 from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.attacks import figure_texts
-from manifold_bench.bench.report.table import Table
+from manifold_bench.bench.report.table import Notes, Table
 from manifold_bench.bench.report.tables import Row, keyed
+from manifold_bench.bench.running.reuse import Reused
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent
 
 SIGNS = {"+": "better than", "-": "worse than", "~": "not significantly different from", "=": "no different from"}
@@ -64,7 +65,7 @@ def ranking_tables(records: pd.DataFrame, defense: str) -> list[Table]:
             by_other = [keyed(at, "other") for at in strengths]
             header = ["defense", "clean", *(f"robust, ε = {eps_text(eps)}" for _, eps in columns[1:])]
             others = rows.groupby("other")["other_share"].last().sort_values(ascending=False).index
-            notes: list[str] = []
+            notes = Notes()
             lines = [[defense, *(_own_text(at) for at in strengths)]]
             lines += [[str(other), *(_other_text(at.get(other), notes) for at in by_other)] for other in others]
             title = f"{dataset}, {norm_text(str(norm))}: {defense} against every other defense"
@@ -82,12 +83,10 @@ def _own_text(rows: pd.DataFrame) -> str:
     return f"{percent_interval(most['own_share'], int(most['n']))}, rank {place} of {among}"
 
 
-def _other_text(row: Row | None, notes: list[str]) -> str:
+def _other_text(row: Row | None, notes: Notes) -> str:
     if row is None:
         return NOT_RUN
-    if row["reason"] and row["reason"] not in notes:
-        notes.append(row["reason"])
-    number = f" ({notes.index(row['reason']) + 1})" if row["reason"] else ""
+    number = f" {notes.number(row['reason'])}" if row["reason"] else ""
     if row["sign"] == "x":
         return f"not compared{number}"
     share = percent_interval(row["other_share"], int(row["n"]))
@@ -151,7 +150,5 @@ def named_lines(records: pd.DataFrame, attacks: pd.DataFrame, run: dict[str, Any
 
 def ranking_paragraphs(named: dict[str, list[str]], run: dict[str, Any]) -> list[str]:
     """Markdown: how each system named on the command line compares, and what was taken from baselines."""
-    from manifold_bench.bench.running.reuse import Reused
-
     told = [f"**{name}** on {line}." for name, lines in named.items() for line in lines]
     return told + [f"{Reused(**one)}." for one in run.get("reused", [])]

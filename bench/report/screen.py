@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from manifold_bench.bench.metrics.robustness import FOOLING
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from manifold_bench.bench.records.schema import WORST_CASE
+from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.diagnosis import diagnosis_lines
 from manifold_bench.bench.report.tables import Marks, Panel, Row, fooling_table, keyed, panels
-from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table as ScreenTable
-
-    from manifold_bench.bench.report.contents import Report
-
+from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent
 
 SCREEN_LEGEND = (
     "clean, rej.: share of clean inputs accepted and right, and rejected; robust: right when clean and never accepted "
@@ -42,7 +40,7 @@ def _print_tables(report: Report, console: Console) -> None:
     for panel in panels(report.summary):
         flags = {name: why for (there, name), why in report.flags.items() if there == panel.dataset}
         marks = Marks(panel.attacked, report.implausible, flags)
-        make = _fooling_on_screen if panel.norm == FOOLING else _robustness_on_screen
+        make = _fooling_on_screen if panel.is_noise else _robustness_on_screen
         for table in make(panel, marks):
             console.print(table)
             console.print()
@@ -53,18 +51,13 @@ def _print_tables(report: Report, console: Console) -> None:
     console.print(SCREEN_LEGEND)
 
 
-def _screen_table(title: str) -> ScreenTable:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as ScreenTable
-
+def _screen_table(title: str) -> Table:
     narrow: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
-    return ScreenTable(title=title, title_justify="left", **narrow)
+    return Table(title=title, title_justify="left", **narrow)
 
 
-def _fooling_on_screen(panel: Panel, marks: Marks) -> list[ScreenTable]:
+def _fooling_on_screen(panel: Panel, marks: Marks) -> list[Table]:
     """Which share of noise images fools each defense under each attack."""
-    from rich.text import Text
-
     fooled = fooling_table(panel, marks)
     table = _screen_table(f"{fooled.title}, %")
     for column in fooled.header:
@@ -74,17 +67,15 @@ def _fooling_on_screen(panel: Panel, marks: Marks) -> list[ScreenTable]:
     return [table]
 
 
-def _robustness_on_screen(panel: Panel, marks: Marks) -> list[ScreenTable]:
+def _robustness_on_screen(panel: Panel, marks: Marks) -> list[Table]:
     """Two tables: the worst case at each ε, and robust accuracy under each attack."""
-    from rich.text import Text
 
     def short(share: float, n: int) -> str:
         return percent(share)
 
-    dataset, norm, _, attacked = panel
-    where = f"{dataset}, {norm_text(norm)}"
-    worst = _screen_table(f"{where}: worst case over attacks, % of inputs")
-    each = _screen_table(f"{where}: robust accuracy under each attack, % of inputs")
+    attacked = panel.attacked
+    worst = _screen_table(f"{panel.title}: worst case over attacks, % of inputs")
+    each = _screen_table(f"{panel.title}: robust accuracy under each attack, % of inputs")
     ladder = sorted(attacked["eps"].unique())
     worst.add_column("defense", overflow="fold")
     for column in ("ε", "n", "clean", "rej.", "robust", "95 %", "strict", "median"):

@@ -15,6 +15,15 @@ LEGEND = (
 )
 
 
+class Notes(list[str]):
+    """The reasons that cells point to by number, in the order in which they first appear."""
+
+    def number(self, note: str) -> str:
+        if note not in self:
+            self.append(note)
+        return f"({self.index(note) + 1})"
+
+
 @dataclass(frozen=True)
 class Table:
     """A table as text: `notes` are the numbered reasons its cells point to as (1), (2), …"""
@@ -33,16 +42,15 @@ def flagged(table: Table, flags: Mapping[tuple[str, str], str]) -> Table:
     flags: (data set, defense) → the checks it fails. Rows are those of the data set in the table's name, by the column
     `defense`; where a claim is about one, by the column `on`.
     """
-    rows, notes = [], list(table.notes)
+    rows, notes = [], Notes(table.notes)
     for row in table.rows:
         for column, cell in enumerate(row):
             place = {"defense": f"{table.name[0]}, {cell}", "on": cell}.get(table.header[column], "")
             for (dataset, defense), reason in flags.items():
                 named = f"{dataset}, {defense}"
                 if place == named or place.startswith((f"{named} ×", f"{named},")):
-                    note = flag_note(defense, reason)
-                    notes += [note] if note not in notes else []
-                    row = [*row[:column], f"{cell} ¶({notes.index(note) + 1})", *row[column + 1 :]]
+                    mark = f"{cell} ¶{notes.number(flag_note(defense, reason))}"
+                    row = [*row[:column], mark, *row[column + 1 :]]
         rows.append(row)
     return dataclasses.replace(table, rows=rows, notes=notes)
 

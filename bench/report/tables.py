@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -10,8 +10,8 @@ import pandas as pd
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.selective import DEPLOYED, implausible
 from manifold_bench.bench.metrics.shares import percent_interval
-from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
-from manifold_bench.bench.report.table import LEGEND, Table, flag_note
+from manifold_bench.bench.records.schema import ATTACK, CLEAN, WORST_CASE
+from manifold_bench.bench.report.table import LEGEND, Notes, Table, flag_note
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent
 
 SEEDS_LEGEND = (
@@ -59,18 +59,11 @@ class Marks:
     ) -> None:
         self.implausible, self.flags = implausible, flags or {}
         self._valid = attacked.groupby(["defense", "attack"])["valid"].min().to_dict()
-        self._numbers: dict[str, int] = {}
-
-    @property
-    def notes(self) -> list[str]:
-        return list(self._numbers)
-
-    def number(self, note: str) -> str:
-        return f"({self._numbers.setdefault(note, len(self._numbers) + 1)})"
+        self.notes = Notes()
 
     def defense(self, name: str) -> str:
         """The defense's name, marked where the diagnosis fails it."""
-        return f"{name} ¶{self.number(flag_note(name, self.flags[name]))}" if name in self.flags else name
+        return f"{name} ¶{self.notes.number(flag_note(name, self.flags[name]))}" if name in self.flags else name
 
     def cell(self, row: Row | None, figure: str, text: Callable[[float, int], str] = percent_interval) -> str:
         """The text of a figure of a summary row with its marks, or why there is none.
@@ -79,25 +72,27 @@ class Marks:
         """
         if row is None:
             return NOT_RUN
-        status, reason, attack = row["status"], row["reason"], row["attack"]
+        status, reason = row["status"], row["reason"]
         if status in ("failed", "skipped"):
-            return f"{status} {self.number(f'{status}: {reason}')}"
+            return f"{status} {self.notes.number(f'{status}: {reason}')}"
         shown = text(row[figure], row["n"])
         if figure == "robust_accuracy" and row.get("seeds", 1) > 1:
             shown = f"{percent(row['robust_mean'])} ± {percent(row['robust_sd'])} ({shown})"
-        who = f"{row['defense']} × {attack}"
+        who = f"{row['defense']} × {row['attack']}"
         if row["valid"] < 1:
-            share = f"{100 * (1 - self._valid[row['defense'], attack]):.1f} %"
-            shown += " †" + self.number(f"† {who}: up to {share} of the outputs are invalid and count as no success")
+            share = f"{100 * (1 - self._valid[row['defense'], row['attack']]):.1f} %"
+            shown += " †" + self.notes.number(
+                f"† {who}: up to {share} of the outputs are invalid and count as no success"
+            )
         if status == "partial":
-            shown += " ‡" + self.number(f"‡ partial: {who}: {reason}")
-        elif reason and attack != WORST_CASE:
-            shown += " " + self.number(f"note: {who}: {reason}")
-        if attack == WORST_CASE and row.get("rate", DEPLOYED) == DEPLOYED:
+            shown += " ‡" + self.notes.number(f"‡ partial: {who}: {reason}")
+        elif reason and row["kind"] != WORST_CASE:
+            shown += " " + self.notes.number(f"note: {who}: {reason}")
+        if row["kind"] == WORST_CASE and row.get("rate", DEPLOYED) == DEPLOYED:
             evidence = self.implausible.get((row["dataset"], row["defense"], row["norm"], row["eps"], figure))
             if evidence is not None:
                 evidence = f"{row['defense']}: {evidence}"
-                shown += " §" + self.number(f"§ implausible, strengthen the attack: {evidence}")
+                shown += " §" + self.notes.number(f"§ implausible, strengthen the attack: {evidence}")
         return shown
 
 
@@ -120,13 +115,34 @@ class Panel(NamedTuple):
     def defenses(self) -> list[str]:
         return sorted({*self.clean["defense"], *self.attacked["defense"]})
 
+    @property
+    def worst(self) -> pd.DataFrame:
+        """The worst cases over attacks."""
+        return self.attacked[self.attacked["kind"] == WORST_CASE]
 
-def panels(summary: pd.DataFrame) -> Iterator[Panel]:
-    """One for each data set and norm."""
+    @property
+    def single(self) -> pd.DataFrame:
+        """The rows of single attacks that ran."""
+        return self.attacked[(self.attacked["kind"] == ATTACK) & (self.attacked["status"] == "ok")]
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether its inputs are noise, which has no right answers."""
+        return self.norm == FOOLING
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset}, {norm_text(self.norm)}"
+
+
+def panels(summary: pd.DataFrame) -> list[Panel]:
+    """One for each data set and norm, noise last."""
+    made = []
     for dataset, rows in summary.groupby("dataset"):
-        clean = rows[rows["attack"] == CLEAN]
-        for norm, attacked in rows[rows["attack"] != CLEAN].groupby("norm"):
-            yield Panel(str(dataset), str(norm), clean, attacked)
+        clean = rows[rows["kind"] == CLEAN]
+        of_norms = rows[rows["kind"] != CLEAN].groupby("norm")
+        made += [Panel(str(dataset), str(norm), clean, attacked) for norm, attacked in of_norms]
+    return sorted(made, key=lambda panel: (panel.dataset, panel.is_noise))
 
 
 def matrix_columns(panel: Panel) -> list[tuple[str, float]]:
@@ -136,7 +152,7 @@ def matrix_columns(panel: Panel) -> list[tuple[str, float]]:
     """
     largest = panel.attacked.groupby("attack")["eps"].max()
     attacks = [name for name in sorted(largest.index) if name != WORST_CASE] + [WORST_CASE]
-    return [(CLEAN, 0.0)] * (panel.norm != FOOLING) + [(attack, float(largest[attack])) for attack in attacks]
+    return [(CLEAN, 0.0)] * (not panel.is_noise) + [(attack, float(largest[attack])) for attack in attacks]
 
 
 def tables(summary: pd.DataFrame, implausible: Mapping[Any, str]) -> list[Table]:
@@ -146,16 +162,15 @@ def tables(summary: pd.DataFrame, implausible: Mapping[Any, str]) -> list[Table]
     """
     made = []
     for panel in panels(summary):
-        kinds = (fooling_table,) if panel.norm == FOOLING else (_robustness, _attacks)
+        kinds = (fooling_table,) if panel.is_noise else (_robustness, _attacks)
         made += [kind(panel, Marks(panel.attacked, implausible)) for kind in kinds]
     return made
 
 
 def _robustness(panel: Panel, marks: Marks) -> Table:
     """Rows: defenses. Columns: clean accuracy and rejection, then the worst case over attacks at each ε."""
-    worst = panel.attacked[panel.attacked["attack"] == WORST_CASE]
-    ladder = sorted(worst["eps"].unique())
-    clean, at = keyed(panel.clean, "defense"), keyed(worst, "defense", "eps")
+    ladder = sorted(panel.worst["eps"].unique())
+    clean, at = keyed(panel.clean, "defense"), keyed(panel.worst, "defense", "eps")
     rows = []
     for defense in panel.defenses:
         row = [defense, *_clean_cells(clean.get(defense), marks)]
@@ -164,7 +179,7 @@ def _robustness(panel: Panel, marks: Marks) -> Table:
             row += [marks.cell(one, "robust_accuracy"), marks.cell(one, "strict_robust_accuracy")]
         rows.append(row)
     header = ["defense", "n", "clean accuracy", "clean rejection", *_per_strength(ladder)]
-    title = f"{panel.dataset}, {norm_text(panel.norm)}: robust accuracy, worst case over attacks"
+    title = f"{panel.title}: robust accuracy, worst case over attacks"
     name = (panel.dataset, panel.norm, "robustness")
     return Table(name, title, header, rows, marks.notes, robust_legend(panel.attacked))
 
@@ -183,7 +198,7 @@ def _attacks(panel: Panel, marks: Marks) -> Table:
         rows.append(row + [marks.cell(at.get((defense, attack, eps)), "robust_accuracy") for eps in ladder])
     header = ["defense", "attack", "n", "clean accuracy", "clean rejection"]
     header += [f"robust, ε = {eps_text(eps)}" for eps in ladder]
-    title = f"{panel.dataset}, {norm_text(panel.norm)}: robust accuracy under each attack"
+    title = f"{panel.title}: robust accuracy under each attack"
     name = (panel.dataset, panel.norm, "attacks")
     return Table(name, title, header, rows, marks.notes, robust_legend(panel.attacked))
 
@@ -229,14 +244,14 @@ def _selective(panel: Panel, marks: Marks) -> Table:
             text = percent_interval if rate == DEPLOYED else _at_most
             if rate == DEPLOYED and len(without):
                 reasons = ", ".join(without["reason"].unique())
-                rate += " " + marks.number(f"note: no threshold at {', '.join(without['rate'])}: {reasons}")
+                rate += " " + marks.notes.number(f"note: no threshold at {', '.join(without['rate'])}: {reasons}")
             row = [str(defense), rate, str(point["n"]), marks.cell(point, "coverage"), marks.cell(point, "error")]
             for eps in ladder:
                 one = at.get((defense, point["rate"], eps))
                 row += [marks.cell(one, figure, text) for figure in ("robust_accuracy", "strict_robust_accuracy")]
             rows.append(row)
     header = ["defense", "rate", "n", "clean coverage", "clean error", *_per_strength(ladder)]
-    title = f"{panel.dataset}, {norm_text(panel.norm)}: selective classification, worst case over attacks"
+    title = f"{panel.title}: selective classification, worst case over attacks"
     name = (panel.dataset, panel.norm, "selective")
     return Table(name, title, header, rows, marks.notes, SELECTIVE_LEGEND)
 

@@ -177,7 +177,7 @@ def evidence(*frames, **inspections):
     ],
 )
 def test_single_step_against_iterative(single, many, result):
-    found = CHECKS["iterative"].find(evidence(rows(SINGLE_STEP, single, 20), rows(ITERATIVE, many, 20)))
+    found = CHECKS["iterative"].finding(evidence(rows(SINGLE_STEP, single, 20), rows(ITERATIVE, many, 20)))
     assert found.result == result
     assert "n = 20" in found.evidence
 
@@ -186,7 +186,7 @@ def test_several_comparisons_make_a_fail_harder():
     frames = [
         rows(role, hits, 20, eps) for eps in (0.1, 0.2) for role, hits in ((SINGLE_STEP, range(7)), (ITERATIVE, ()))
     ]
-    assert CHECKS["iterative"].find(evidence(*frames)).result == "warn"  # 2 × 0.0078
+    assert CHECKS["iterative"].finding(evidence(*frames)).result == "warn"  # 2 × 0.0078
 
 
 def test_what_falls_at_a_smaller_size_counts_at_a_larger_one():
@@ -195,42 +195,42 @@ def test_what_falls_at_a_smaller_size_counts_at_a_larger_one():
         rows(ITERATIVE, range(20), 20, 0.1, ladder=False), rows(ITERATIVE, (), 20, 0.2, ladder=False),
         rows(SINGLE_STEP, range(20), 20, 0.2),
     )  # fmt: skip
-    assert CHECKS["iterative"].find(told).result == "pass"
-    assert CHECKS["monotone"].find(told).result == "fail"
+    assert CHECKS["iterative"].finding(told).result == "pass"
+    assert CHECKS["monotone"].finding(told).result == "fail"
 
 
 def test_a_ladder_cannot_show_a_fall():
     told = evidence(rows(ITERATIVE, range(20), 20, 0.1), rows(ITERATIVE, (), 20, 0.2))
-    assert CHECKS["monotone"].find(told).result == "not run"
+    assert CHECKS["monotone"].finding(told).result == "not run"
 
 
 def test_rejecting_everything_at_one_half_is_no_fault():
     rejected = rows(ITERATIVE, (), 20, 0.5, adv_rejected=True)
-    assert CHECKS["half"].find(evidence(rejected)).result == "pass"
+    assert CHECKS["half"].finding(evidence(rejected)).result == "pass"
     labels = list(range(10)) * 2
     held = rows(ITERATIVE, (), 20, 0.5, label=labels, clean_label=labels).assign(adv_label=labels)
-    assert CHECKS["half"].find(evidence(held)).result == "fail"
-    assert CHECKS["half"].find(evidence(held.assign(adv_rejected=True))).result == "pass"
+    assert CHECKS["half"].finding(evidence(held)).result == "fail"
+    assert CHECKS["half"].finding(evidence(held.assign(adv_rejected=True))).result == "pass"
 
 
 def test_rejection_of_an_unbounded_attack_is_a_warning():
     told = evidence(rows(ITERATIVE, (), 20, 1.0, adv_rejected=True))
-    assert CHECKS["unbounded"].find(told).result == "warn"
-    assert CHECKS["unbounded"].find(evidence(rows(ITERATIVE, range(20), 20, 1.0))).result == "pass"
-    assert CHECKS["unbounded"].find(evidence(rows(ITERATIVE, (), 20, 1.0))).result == "fail"
+    assert CHECKS["unbounded"].finding(told).result == "warn"
+    assert CHECKS["unbounded"].finding(evidence(rows(ITERATIVE, range(20), 20, 1.0))).result == "pass"
+    assert CHECKS["unbounded"].finding(evidence(rows(ITERATIVE, (), 20, 1.0))).result == "fail"
 
 
 @pytest.mark.parametrize(("gained", "result"), [(0, "pass"), (1, "warn"), (20, "fail")])
 def test_more_steps(gained, result):
     told = evidence(rows(ITERATIVE, (), 50), rows(ITERATIVE, range(gained), 50, attack=f"{PROBE}more"))
-    found = CHECKS["more"].find(told)
+    found = CHECKS["more"].finding(told)
     assert found.result == result
     assert "n = 50 can't show a gain below 1 pp" in found.evidence
 
 
 def test_381_inputs_can_show_that_more_steps_gain_nothing():
     told = evidence(rows(ITERATIVE, (), 381), rows(ITERATIVE, (), 381, attack=f"{PROBE}more"))
-    assert "can't" not in CHECKS["more"].find(told).evidence
+    assert "can't" not in CHECKS["more"].finding(told).evidence
 
 
 @pytest.mark.parametrize(("zero", "result"), [(0, "pass"), (1, "warn"), (4, "fail")])
@@ -238,7 +238,7 @@ def test_zero_gradients(zero, result):
     told = evidence(
         rows(ITERATIVE, (), 50), gradients={"n": 50, "zero": zero, "none": 0, "nonfinite": 0, "zero_margin": 0}
     )
-    assert CHECKS["gradients"].find(told).result == result
+    assert CHECKS["gradients"].finding(told).result == result
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_zero_gradients(zero, result):
 )
 def test_planted_examples(found, random, result):
     values = {"n": 20, "planted": 20, "found": found, "random": random, "shrunk": 0, "queries": 123}
-    assert CHECKS["planted"].find(evidence(rows(ITERATIVE, (), 20), planted=values)).result == result
+    assert CHECKS["planted"].finding(evidence(rows(ITERATIVE, (), 20), planted=values)).result == result
 
 
 def test_a_randomized_defense_that_says_so_is_warned_of_only():
@@ -276,12 +276,12 @@ def repeats(**values):
     """The result of the check on these counts; what is not given is 0 of 50, 8 or 25."""
     zeros = dict.fromkeys(("again", "alone", "others", "uneven", "optimises", "randomized"), 0)
     told = {"n": 50, "alone_n": 8, "others_n": 25} | zeros | values
-    return CHECKS["repeats"].find(evidence(rows(ITERATIVE, (), 20), repeats=told)).result
+    return CHECKS["repeats"].finding(evidence(rows(ITERATIVE, (), 20), repeats=told)).result
 
 
 def test_without_probes_the_records_are_judged_and_the_rest_is_not_run():
     told = evidence(rows(SINGLE_STEP, range(20), 20), rows(ITERATIVE, (), 20), rows("", (), 20, attack="clean"))
-    results = {name: rule.find(told).result for name, rule in CHECKS.items()}
+    results = {name: rule.finding(told).result for name, rule in CHECKS.items()}
     assert results.pop("iterative") == "fail" and results.pop("accepts") == "pass"
     assert set(results.values()) == {"not run"}
 
@@ -289,8 +289,8 @@ def test_without_probes_the_records_are_judged_and_the_rest_is_not_run():
 def test_a_transfer_that_takes_more_from_the_defense_than_from_none():
     mine, other = (rows(TRANSFER, hits, 20, attack=f"{PROBE}transfer") for hits in (range(15), range(3)))
     told = dataclasses.replace(evidence(mine), undefended=other)
-    assert CHECKS["undefended"].find(told).result == "fail"
-    assert CHECKS["undefended"].find(dataclasses.replace(evidence(other), undefended=mine)).result == "pass"
+    assert CHECKS["undefended"].finding(told).result == "fail"
+    assert CHECKS["undefended"].finding(dataclasses.replace(evidence(other), undefended=mine)).result == "pass"
 
 
 def test_names_of_probes_are_reserved():

@@ -262,7 +262,7 @@ def test_a_hole_in_one_seed_is_a_hole():
     table = figures.summary(run(*SEEDS, failed))
     assert (row(table, "a")["status"], row(table, "a")["seeds"]) == ("failed", 4)
     assert row(table, WORST_CASE)["status"] == "partial" and row(table, WORST_CASE)["seeds"] == 3
-    worst = figures.worst_case(run(*SEEDS[:2], SEEDS[2][:8]), 0.1)
+    worst = figures.with_figures([figures.worst_case(run(*SEEDS[:2], SEEDS[2][:8]), 0.1)]).iloc[0]
     assert (worst["status"], worst["n"]) == ("partial", 8)
     assert "over the 8 inputs of 10" in worst["reason"]
 

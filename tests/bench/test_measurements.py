@@ -134,7 +134,7 @@ def test_pictures_are_stored_with_the_result_and_drawn_as_they_were(tmp_path):
     pictures[1, 2, 0, 3, 4] = 1
     store(job, tmp_path, Outcome("ok", values={"fid": 3}, pictures=pictures))
     (path,) = (tmp_path / "measurements").glob("*--*.json")
-    ((name, figure),) = measurement_plots([read(path)])
+    ((name, figure, _),) = measurement_plots([read(path)])
     assert name == ("digits", "net", "fid")
     shown = figure.axes[0].images[0].get_array()
     assert shown.shape == (10, 18)
@@ -300,7 +300,8 @@ def test_values_named_by_a_number_are_curves_and_drawn_once_for_all_defenses():
     assert curves(values) == {"within": [(0.5, 0.25), (2.0, 0.5)]}
     result = {"dataset": "d", "measurement": "m", "status": "ok", "values": values}
     failed = {**result, "defense": "c", "status": "failed", "values": {}}
-    plots = dict(measurement_plots([{**result, "defense": "a"}, {**result, "defense": "b"}, failed]))
+    made = measurement_plots([{**result, "defense": "a"}, {**result, "defense": "b"}, failed])
+    plots = {plot.name: plot.figure for plot in made}
     assert list(plots) == [("d", "m", "within")]
     (axes,) = plots["d", "m", "within"].axes
     assert [line.get_label() for line in axes.lines] == ["a", "b"]

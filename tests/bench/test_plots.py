@@ -27,7 +27,7 @@ def records():
 
 @pytest.fixture(scope="module")
 def drawn(records):
-    return dict(plots._figures(a_run(records, minimal=("deepfool",)), summary(records)))
+    return {one.name: one.figure for one in plots.run_plots(a_run(records, minimal=("deepfool",)), summary(records))}
 
 
 def texts(figure):
@@ -36,9 +36,9 @@ def texts(figure):
 
 def test_every_plot_is_written_as_svg_and_png_and_the_same_each_time(records, tmp_path):
     for folder in (tmp_path / "once", tmp_path / "again"):
-        paths = plots.write_plots(a_run(records), summary(records), folder)
+        drawn = plots.write_plots(plots.run_plots(a_run(records), summary(records)), folder)
     names = ["digits--linf--curves", "digits--linf--heatmap", "digits--images--1"]
-    assert [path.stem for path in paths] == names
+    assert [plot.svg.stem for plot in drawn] == names
     for name in names:
         assert (tmp_path / "once" / f"{name}.svg").read_bytes() == (tmp_path / "again" / f"{name}.svg").read_bytes()
         assert (tmp_path / "once" / f"{name}.png").stat().st_size > 1000
@@ -78,7 +78,7 @@ def test_the_image_grid_shows_the_largest_strength_and_what_the_defense_says(dra
 
 def figures_of(*cells):
     records = run(*cells)
-    return dict(plots._figures(a_run(records, minimal=("deepfool",)), summary(records)))
+    return {one.name: one.figure for one in plots.run_plots(a_run(records, minimal=("deepfool",)), summary(records))}
 
 
 def test_risk_over_coverage_clean_and_attacked_with_the_deployed_points():

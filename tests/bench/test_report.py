@@ -12,7 +12,7 @@ from manifold_bench.bench import compare
 from manifold_bench.bench.metrics.robustness import SUMMARY_COLUMNS
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
-from manifold_bench.bench.report import plots
+from manifold_bench.bench.report import writing
 from manifold_bench.bench.report.__main__ import main
 from manifold_bench.bench.report.writing import write_report
 
@@ -91,7 +91,7 @@ def test_the_page_links_plots_that_exist_and_explains_failures(folder):
 
 
 def test_the_command_prints_the_tables(folder, capsys, monkeypatch):
-    monkeypatch.setattr(plots, "write_plots", lambda *_: [])
+    monkeypatch.setattr(writing, "write_plots", lambda *_: [])
     assert main([str(folder)]) == 0
     assert "worst case over attacks" in capsys.readouterr().out
 
@@ -128,7 +128,6 @@ def test_stored_runs_compare(folder, tmp_path, capsys):
         "manifold_bench.bench.compare",
         "manifold_bench.bench.metrics.robustness",
         "manifold_bench.bench.report.tables",
-        "manifold_bench.bench.report.plots",
     ],
 )
 def test_nothing_heavy_is_imported_to_say_how_it_is_used(module):

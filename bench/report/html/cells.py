@@ -19,7 +19,7 @@ from manifold_bench.bench.report.html.reproduce import command
 from manifold_bench.bench.report.pictures import answer_text, difference, pictured, pixels, shown_inputs, truth_text
 from manifold_bench.bench.report.style import shade
 from manifold_bench.bench.report.tables import Marks, Panel, Row, keyed, matrix_columns
-from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
+from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent
 
 IMAGE_BUDGET = 2_000_000
 
@@ -219,28 +219,27 @@ def heat_map(panel: Panel, cells: Cells, flags: Mapping[tuple[str, str], str] = 
 
     flags: (data set, defense) → the checks of the diagnosis that it fails.
     """
-    dataset, norm, clean, attacked = panel
-    own = {defense: reason for (there, defense), reason in flags.items() if there == dataset}
-    marks = Marks(attacked, cells.implausible, own)
+    own = {defense: reason for (there, defense), reason in flags.items() if there == panel.dataset}
+    marks = Marks(panel.attacked, cells.implausible, own)
     columns = matrix_columns(panel)
-    at = keyed(pd.concat([clean, attacked]), "defense", "attack", "eps")
+    at = keyed(pd.concat([panel.clean, panel.attacked]), "defense", "attack", "eps")
     rows = []
     for defense in panel.defenses:
         fields = [
-            _field(at.get((defense, attack, eps)), norm, marks, cells.find(dataset, defense, attack, norm))
+            _field(at.get((defense, attack, eps)), panel, marks, cells.find(panel.dataset, defense, attack, panel.norm))
             for attack, eps in columns
         ]
         rows.append((marks.defense(defense), fields))
-    figure = "noise images accepted" if norm == FOOLING else "robust accuracy"
+    figure = "noise images accepted" if panel.is_noise else "robust accuracy"
     heads = [(attack, "" if attack == CLEAN or np.isinf(eps) else f"ε = {eps_text(eps)}") for attack, eps in columns]
-    return HeatMap(f"{dataset}, {norm_text(norm)}", figure, heads, rows, marks.notes)
+    return HeatMap(panel.title, figure, heads, rows, marks.notes)
 
 
-def _field(row: Row | None, norm: str, marks: Marks, cell: Cell | None) -> Field:
-    figure = "error" if norm == FOOLING else "robust_accuracy"
+def _field(row: Row | None, panel: Panel, marks: Marks, cell: Cell | None) -> Field:
+    figure = "error" if panel.is_noise else "robust_accuracy"
     text = marks.cell(row, figure, lambda share, _: percent(share))
     if row is None or cell is None or np.isnan(row[figure]):
         return Field(text, cell.id if cell else None)
     # of noise, what is not accepted is as good as robust
-    background, ink = shade(1 - row[figure] if norm == FOOLING else row[figure])
+    background, ink = shade(1 - row[figure] if panel.is_noise else row[figure])
     return Field(text, cell.id, background, ink)

@@ -7,6 +7,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image as Pillow
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,6 @@ class Images:
 
 def png(image: np.ndarray) -> str:
     """A data URI of uint8 [H,W] or [H,W,3]."""
-    from PIL import Image as Pillow
-
     file = io.BytesIO()
     Pillow.fromarray(image).save(file, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

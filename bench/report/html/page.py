@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.records.provenance import kernels_text
 from manifold_bench.bench.records.schema import WORST_CASE
-from manifold_bench.bench.records.store import file_name
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.html.cells import Cell, Cells, heat_map
+from manifold_bench.bench.report.plots import Drawn
 from manifold_bench.bench.report.style import shade
-from manifold_bench.bench.report.tables import Marks, Panel, Row, keyed, panels, robust_legend
+from manifold_bench.bench.report.tables import Marks, Row, keyed, panels, robust_legend
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
 
 SYMBOLS = {"pass": "✓", "warn": "!", "fail": "✗", "not run": NOT_RUN}
@@ -61,11 +61,10 @@ class Drawing:
     svg: Markup
 
 
-def write_page(report: Report) -> Path:
-    """Writes report.html into a run's folder, whose plots are drawn already; returns its path."""
+def write_page(report: Report, plots: Sequence[Drawn]) -> Path:
+    """Writes report.html into a run's folder; returns its path."""
     results, summary = report.results, report.summary
-    cells, plots = Cells(report), results.folder / "plots"
-    pictures = [(r["dataset"], r["defense"], r["measurement"]) for r in results.measurements if "pictures" in r]
+    cells = Cells(report)
     text = (
         _environment()
         .get_template("report.html.jinja")
@@ -75,11 +74,11 @@ def write_page(report: Report) -> Path:
             counts=report.counts,
             leaderboard=leaderboard(report),
             legend=robust_legend(summary),
-            maps=[heat_map(panel, cells, report.flags) for panel in _panels(summary)],
+            maps=[heat_map(panel, cells, report.flags) for panel in panels(summary)],
             scale=[shade(share)[0] for share in np.linspace(0, 1, 11)],
             cells=list(cells.all.values()),
-            drawings=list(_drawings(summary, plots)),
-            outcomes=list(_outcomes(plots)),
+            drawings=_drawings(plots, "curves"),
+            outcomes=_drawings(plots, "claims"),
             galleries=galleries(summary, cells),
             diagnosis=report.diagnosis["defenses"],
             symbols=SYMBOLS,
@@ -87,10 +86,7 @@ def write_page(report: Report) -> Path:
             claims=report.claim_tables,
             measurements=report.measurement_tables,
             tables=report.tables,
-            pictures=[
-                _drawing(plots / f"{file_name(*parts)}.svg", f"{parts[0]}, {parts[1]}: images, {parts[2]}")
-                for parts in pictures
-            ],
+            pictures=_drawings(plots, "measurements"),
             images=cells.images.stored,
         )
     )
@@ -119,23 +115,22 @@ def leaderboard(report: Report) -> Leaderboard:
     Noise images have no robust accuracy; how many of them are accepted stands beside, where the run tried.
     """
     summary, results = report.summary, report.results
-    fooled = summary[(summary["norm"] == FOOLING) & (summary["attack"] == WORST_CASE)]
+    fooled = summary[(summary["norm"] == FOOLING) & (summary["kind"] == WORST_CASE)]
     accepting = keyed(fooled, "dataset", "defense")
     families = {results.identities[key]["defense"]["label"]: entry.family for key, entry in results.index.items()}
     diagnosed = {(one["dataset"], one["defense"]): one["result"] for one in report.diagnosis["defenses"]}
     entries: list[Entry] = []
     strengths: dict[str, list[str]] = {}
     marks = Marks(summary, report.implausible)
-    for panel in _panels(summary):
+    for panel in panels(summary):
         dataset, norm, clean, attacked = panel
-        if norm == FOOLING:
+        if panel.is_noise:
             continue
         ladder = sorted(attacked["eps"].unique())
         known = strengths.setdefault(norm, [])
         known += [eps_text(eps) for eps in ladder if eps_text(eps) not in known]
         unattacked = keyed(clean, "defense")
-        worst = keyed(attacked[attacked["attack"] == WORST_CASE], "defense", "eps")
-        single = attacked[(attacked["attack"] != WORST_CASE) & (attacked["status"] == "ok")]
+        worst, single = keyed(panel.worst, "defense", "eps"), panel.single
         alone = dict(iter(single.groupby("defense")))
         for defense in panel.defenses:
             before = unattacked.get(defense)
@@ -176,11 +171,6 @@ def _median(row: Row | None) -> tuple[str, float | None]:
     return distance_text(row["median_distance"]), float(row["median_distance"])
 
 
-def _panels(summary: pd.DataFrame) -> list[Panel]:
-    """`tables.panels`, what is no norm of a perturbation behind the others of its data set."""
-    return sorted(panels(summary), key=lambda panel: (panel.dataset, panel.norm == FOOLING))
-
-
 def strongest(attacked: pd.DataFrame, clean: Row | None, eps: float) -> str:
     """The attacks that alone leave least within ε: `pgd: 47.5`. attacked: summary rows of single attacks, all ok."""
     alone = attacked[attacked["eps"] <= eps].groupby("attack", sort=False)["robust_accuracy"].min().dropna()
@@ -196,42 +186,24 @@ def strongest(attacked: pd.DataFrame, clean: Row | None, eps: float) -> str:
 def galleries(summary: pd.DataFrame, cells: Cells) -> list[tuple[str, list[Cell]]]:
     """Per data set and norm, for each defense the pictured cell of the attack that leaves least at its largest ε."""
     made = []
-    for dataset, norm, _, attacked in _panels(summary):
-        single = attacked[(attacked["attack"] != WORST_CASE) & (attacked["status"] == "ok")]
+    for panel in panels(summary):
         shown = []
-        for defense, rows in single.groupby("defense"):
-            figure, sign = ("error", -1) if norm == FOOLING else ("robust_accuracy", 1)
-            order = rows.assign(left=sign * rows[figure]).sort_values("left", kind="stable")["attack"].unique()
-            found = [cells.find(dataset, str(defense), attack, norm) for attack in order]
+        for defense, rows in panel.single.groupby("defense"):
+            # of noise, which has no right answers, what is accepted counts
+            order = rows.sort_values("rejection" if panel.is_noise else "robust_accuracy", kind="stable")
+            found = [cells.find(panel.dataset, str(defense), attack, panel.norm) for attack in order["attack"].unique()]
             shown += [cell for cell in found if cell and cell.inputs][:1]
         if shown:
-            made.append((f"{dataset}, {norm_text(norm)}", shown))
+            made.append((panel.title, shown))
     return made
 
 
-def _drawings(summary: pd.DataFrame, plots: Path) -> Iterator[Drawing]:
-    """Security curves, distances and risk–coverage of every data set and norm, as they were drawn."""
-    kinds = {
-        "curves": "worst-case robust accuracy over ε with 95 % bands, a line per defense",
-        "distances": "robust accuracy over the distance at which attacks beat an input, a panel per defense",
-        "risk-coverage": "risk over coverage, clean and attacked, a pair of lines per defense",
-    }
-    for dataset, norm, _, _ in _panels(summary):
-        for kind, what in kinds.items():
-            path = plots / f"{file_name(dataset, norm, kind)}.svg"
-            if path.exists():
-                yield _drawing(path, f"{dataset}, {norm_text(norm)}: {what}")
-
-
-def _outcomes(plots: Path) -> Iterator[Drawing]:
-    """The plots of claims, named after data set, defense, attack and norm."""
-    for path in sorted(plots.glob("*--outcomes.svg")):
-        what = ", ".join(path.stem.split("--")[:-1])
-        yield _drawing(path, f"{what}: shares accepted and right, rejected, accepted and wrong over ε")
-
-
-def _drawing(path: Path, title: str) -> Drawing:
-    return Drawing(title, inlined(path.read_text(encoding="utf-8"), file_name(path.stem), title))
+def _drawings(plots: Sequence[Drawn], section: str) -> list[Drawing]:
+    """The plots of a section of the page, as they were drawn."""
+    shown = (plot for plot in plots if plot.section == section)
+    return [
+        Drawing(plot.title, inlined(plot.svg.read_text(encoding="utf-8"), plot.svg.stem, plot.title)) for plot in shown
+    ]
 
 
 def inlined(svg: str, prefix: str, title: str) -> Markup:

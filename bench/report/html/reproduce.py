@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from manifold_bench.bench.planning.reading import FOLDER
 from manifold_bench.bench.records.schema import CLEAN
 
 OUT = "results/again"
@@ -36,8 +37,6 @@ def command(run: Mapping[str, Any], dataset: str, defense: str, attacks: Iterabl
 
 def matrix_name(source: str) -> str:
     """What --matrix is to be given for a matrix read from `source`: the name of one of ours, or the file."""
-    from manifold_bench.bench.planning.reading import FOLDER
-
     path = Path(source)
     ours = path.parts[-3:-1] == FOLDER.parts[-2:] and (FOLDER / path.name).exists()
     return path.stem if ours else source
