@@ -25,7 +25,7 @@ BASELINES = Path("results") / "baselines"
 
 @dataclass(frozen=True)
 class Reused:
-    """Records that were taken from a baseline: its baseline's folder, code revision and date, and the number of jobs."""
+    """Records that were taken from a baseline: its folder, code revision and date, and the number of jobs."""
 
     folder: str
     code: str
