@@ -1,0 +1,61 @@
+"""Gradients for steps that have none: backward pass differentiable approximation (BPDA, Athalye et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifold_bench.defenses.projection_gradients import BackwardIdentity
+
+Step = Callable[[Tensor], Tensor]
+
+
+def identity(x: Tensor) -> Tensor:
+    """Return x: the approximation for a step whose output looks like its input."""
+    return x
+
+
+def bpda(forward: Step, backward: Step = identity) -> Step:
+    """Return a step that computes `forward` and has the gradient of `backward`.
+
+    forward: any function of a tensor, differentiable or not; it gets a copy, so that it may change its input in place.
+    backward: a differentiable function whose output has the same shape as that of `forward`. Raises ValueError, when
+    the step is called, where the shapes differ.
+
+    >>> rounded = bpda(lambda x: (x * 15).round() / 15)  # in a module's forward: self.net(rounded(x))
+    """
+
+    def step(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            value = forward(x.detach().clone())
+        approximation = backward(x)
+        if value.shape != approximation.shape:
+            raise ValueError(
+                f"bpda: forward returned shape {tuple(value.shape)}, backward {tuple(approximation.shape)}; "
+                "they have to be equal"
+            )
+        return BackwardIdentity.apply(approximation, value.to(approximation))
+
+    return step
+
+
+class BackwardBy(torch.autograd.Function):
+    """Forward: `value`, computed from x outside torch; backward: `product`, a function of the output's gradient.
+
+    product: (gradient of the output) → gradient of x, the product with the Jacobian's transpose.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, value: Tensor, product: Step) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.product = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.product(gradients[0]), None, None
