@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, metavar="DIR", help=f"folder of data files (default: {DATA_VARIABLE})")
     p.add_argument("--n", type=positive, metavar="N", help="test images per data set, instead of the matrix' numbers")
     p.add_argument("--seed", type=natural, metavar="N", help="seed of the attacks, instead of the matrix' seeds")
-    p.add_argument("--workers", type=positive, metavar="N", help="parallel jobs (default: the number of cores)")
+    p.add_argument(
+        "--workers", type=natural, metavar="N", help="parallel jobs (default: the number of cores; 0: in this process)"
+    )
     p.add_argument("--engine", choices=("local", "ray"), default="local", help="this machine (default), or a cluster")
     p.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster (default: the one on this machine)")
     p.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
@@ -60,8 +62,11 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-@report_errors
-def main(arguments: Sequence[str] | None = None) -> int:
+main = report_errors(lambda arguments=None: run_command(arguments))
+
+
+def run_command(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; raises InputError for bad input."""
     given = parser().parse_args(arguments)
     if not given.matrix:
         raise InputError(
@@ -138,6 +143,10 @@ def matrices(given: argparse.Namespace) -> tuple[Matrix, Matrix]:
 
 def chosen_engine(given: argparse.Namespace) -> AbstractContextManager[Engine]:
     """The engine of --engine; raises InputError where it is not installed."""
+    if given.workers == 0:
+        from manifold_bench.bench.running.engines.serial import SerialEngine
+
+        return nullcontext(SerialEngine())
     if given.engine == "local":
         from manifold_bench.bench.running.engines.local import LocalEngine
 

@@ -204,7 +204,7 @@ class _Sources:
 
 
 def _own(file: Path) -> bool:
-    return any(file.is_relative_to(PROJECT / name) for name in OWN)
+    return any(file.is_relative_to(PROJECT / name) for name in (*OWN, "manifold_bench"))
 
 
 def _installed(file: Path) -> bool:

@@ -3,41 +3,56 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manifold_bench.defenses.base import Defense, DefenseSpec
+from manifold_bench.defenses.base import Defense, DefenseSpec, Trainable
 from manifold_bench.defenses.bpda import BackwardBy
 from manifold_bench.defenses.errors import one_line
 
-Normalization = tuple[float | Sequence[float], float | Sequence[float]]
-"""Mean and standard deviation, one number each or one for each channel."""
+Values = float | tuple[float, ...]
+"""One number, or one for each channel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(DefenseSpec):
+    """How a model is used.
+
+    normalize: mean and standard deviation with which its inputs have to be normalized; None: it takes images in [0,1].
+    rejects: whether it has K+1 outputs, of which the last one is the reject score: it rejects where that is largest.
+    """
+
+    normalize: tuple[Values, Values] | None = None
+    rejects: bool = False
 
 
 class Model(Defense):
-    """A classifier that was handed in, evaluated as it is: images [N,C,H,W] in [0,1] → logits [N,K], or [N,K+1].
+    """A model that was handed in, evaluated as it is: images [N,C,H,W] in [0,1] → logits [N,K], or [N,K+1]."""
 
-    With K+1 outputs the last one is the reject score: an input is rejected where it is the largest.
-    """
+    Spec: ClassVar = ModelSpec
+    spec: ModelSpec
+    family = "model"
 
-    family = "handed in"
-
-    def __init__(self, spec: DefenseSpec, model: nn.Module, rejects: bool = False) -> None:
+    def __init__(self, spec: ModelSpec, model: Any) -> None:
         super().__init__(spec)
-        self.model = model
-        self._rejects = rejects
+        self.model = module_of(model)
+        self.normalize = None if spec.normalize is None else Normalize(*spec.normalize, channels=spec.shape[0])
+        self.eval()
+        _check_outputs(self, name_of(model))
 
     @property
     def rejects(self) -> bool:
-        return self._rejects
+        return self.spec.rejects
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+        return self.model(x if self.normalize is None else self.normalize(x))
 
 
 class RandomizedModel(Model):
@@ -46,36 +61,52 @@ class RandomizedModel(Model):
     randomized: ClassVar[bool] = True
 
 
-def as_defense(
-    model: Any,
-    spec: DefenseSpec,
-    *,
-    normalize: Normalization | None = None,
-    rejects: bool = False,
-    randomized: bool = False,
-) -> Defense:
+def as_defense(model: Any, spec: ModelSpec, randomized: bool = False) -> Defense:
     """Return a defense that answers as the model does.
 
     model: a `Defense`, which is returned as it is; a `torch.nn.Module` (also TorchScript), which is copied and put into
     evaluation mode; a function from images [N,C,H,W] to logits; a classifier of ART, with its preprocessing and its
-    gradients; a model of Foolbox. spec: shape and number of classes of the data. normalize: (mean, standard deviation)
-    with which the model's inputs have to be normalized; every model gets images in [0,1] otherwise. rejects: whether
-    the model has K+1 outputs, of which the last one is the reject score. randomized: whether its answers differ from
-    call to call.
+    gradients; a model of Foolbox. randomized: whether its answers differ from call to call.
 
     Raises TypeError for what is no model, and ValueError for a model that fails on images of that shape or returns
     anything but [N,K] (or [N,K+1]) numbers.
     """
+    if not isinstance(model, Defense):
+        return (RandomizedModel if randomized else Model)(spec, model)
+    if spec.normalize is not None or spec.rejects or randomized:
+        raise TypeError("normalize, rejects and randomized are for plain models; a Defense says these itself")
+    if (model.spec.shape, model.num_classes) != (spec.shape, spec.num_classes):
+        raise ValueError(
+            f"{name_of(model)} is made for {model.num_classes} classes and images of shape {model.spec.shape}; "
+            f"the data have {spec.num_classes} classes and shape {spec.shape}"
+        )
+    return model
+
+
+class Handed(type):
+    """The metaclass of what `class_of` returns: such a class lies in no module, and is found by its reference."""
+
+    reference: str
+
+
+def class_of(model: Any, reference: str, module: str, randomized: bool = False) -> type[Defense]:
+    """Return a class of defenses that answer as this object does, so that it can be planned like any other defense.
+
+    reference: the name under which the class is found again in another process. module: the module that the object
+    comes from, whose source counts for its identity.
+    """
+    base = type(model) if isinstance(model, Defense) else RandomizedModel if randomized else Model
+
+    def start(self: Defense, spec: Any) -> None:
+        nn.Module.__init__(self)
+        made = copy.deepcopy(model) if isinstance(model, Defense) else as_defense(model, spec, randomized)
+        self.__dict__.update(made.__dict__)
+
+    content = {"__init__": start, "__module__": module, "fit": Trainable.fit, "parts": (), "reference": reference}
     if isinstance(model, Defense):
-        if normalize is not None or rejects or randomized:
-            raise TypeError("normalize, rejects and randomized are for plain models; a Defense says these itself")
-        return model
-    module = _module(model)
-    if normalize is not None:
-        module = nn.Sequential(Normalize(*normalize, channels=spec.shape[0]), module)
-    defense = (RandomizedModel if randomized else Model)(spec, module, rejects).eval()
-    _check_outputs(defense, name_of(model))
-    return defense
+        content["Spec"] = DefenseSpec
+    made: type[Any] = Handed(name_of(model), (base,), content)
+    return made
 
 
 def name_of(model: Any) -> str:
@@ -83,12 +114,12 @@ def name_of(model: Any) -> str:
     return getattr(model, "__qualname__", None) or type(model).__qualname__
 
 
-def _module(model: Any) -> nn.Module:
-    """The model as a module of images in [0,1] → logits."""
+def module_of(model: Any) -> nn.Module:
+    """Return the model as a module from images in the range that it takes to logits; see `as_defense`."""
     if isinstance(model, type):
         raise TypeError(f"{model.__qualname__} is a class; give an instance of it")
     if isinstance(model, nn.Module):
-        return _in_eval_mode(copy.deepcopy(model))
+        return _in_eval_mode(_copied(model))
     library = {base.__module__.partition(".")[0] for base in type(model).__mro__}
     if "art" in library:
         return art_module(model)
@@ -101,6 +132,16 @@ def _module(model: Any) -> nn.Module:
         f"{type(model).__qualname__} is no model; give a torch.nn.Module, a function of tensors, an ART classifier, "
         "a Foolbox model or a Defense"
     )
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy of a module; that of a TorchScript module by its file, because `deepcopy` loses its leaves."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return copy.deepcopy(module)
+    file = io.BytesIO()
+    torch.jit.save(module, file)
+    file.seek(0)
+    return torch.jit.load(file)
 
 
 def _in_eval_mode(module: nn.Module) -> nn.Module:

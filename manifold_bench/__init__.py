@@ -1,1 +1,31 @@
-"""manifold-bench: measures how robust image classifiers and their defenses are."""
+"""manifold-bench: measures how robust image classifiers and their defenses are.
+
+>>> import manifold_bench as mb
+>>> result = mb.evaluate(model, "mnist5k", n=64, attacks=["pgd", "autoattack"], norm="linf", eps=[0.1, 0.2, 0.3])
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from manifold_bench.bench.api import Attacked, Results, as_defense, attack, evaluate, load, run
+    from manifold_bench.bench.errors import InputError
+    from manifold_bench.defenses.bpda import bpda
+
+__all__ = ["Attacked", "InputError", "Results", "as_defense", "attack", "bpda", "evaluate", "load", "run"]
+
+_HOMES = {"InputError": "manifold_bench.bench.errors", "bpda": "manifold_bench.defenses.bpda"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is used, when it is used: importing the package alone takes no time."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES.get(name, "manifold_bench.bench.api")), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -34,13 +34,13 @@ class DatasetRef:
     data: Path | None
 
     def load(self) -> Dataset:
-        return load_dataset(self)
+        return _loaded(find("datasets", self.name), self.data)  # type: ignore[arg-type]  # a class, with its own __hash__
 
 
 @cache
-def load_dataset(ref: DatasetRef) -> Dataset:
+def _loaded(cls: type[Dataset], data: Path | None) -> Dataset:
     """The data set, once per process."""
-    return find("datasets", ref.name)(data=ref.data)
+    return cls(data=data)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copyreg
 import difflib
+import hashlib
 import importlib
+import importlib.util
 import inspect
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 from manifold_bench.bench.errors import InputError
@@ -37,13 +43,37 @@ def one_of(place: str, name: str, known: Iterable[str]) -> str:
     return name
 
 
+_handed_in: dict[tuple[Kind, str], type[Any]] = {}
+"""Classes that a Python program handed in (`handing_in`): they have no name that could be imported."""
+
+
+@contextmanager
+def handing_in(kind: Kind, classes: Mapping[str, type[Any]]) -> Iterator[None]:
+    """Let `find` know these classes by name, in this process and for as long as this lasts."""
+    given = {(kind, name): cls for name, cls in classes.items()}
+    _handed_in.update(given)
+    try:
+        yield
+    finally:
+        for key in given:
+            del _handed_in[key]
+
+
 def find(kind: Kind, name: str) -> type[Any]:
     """The class of that name; raises InputError with the nearest known name.
 
-    `library:Class` is an attack adapter's name (art:DeepFool) where `library` is registered, else a module's.
+    `library:Class` is an attack adapter's name (art:DeepFool) where `library` is registered, else a module's. The name
+    of a defense may also be that of a model: `package.module:net` or `file.py:net` for a module, a function of tensors
+    or a function without arguments that returns one of these, and `file.pt` for a TorchScript module.
     """
+    if (kind, name) in _handed_in:
+        return _handed_in[kind, name]
+    if kind == "defenses" and Path(name).suffix in (".pt", ".pth", ".ts"):
+        return _torchscript(name)
     points = registered(kind)
     prefix, colon, attribute = name.partition(":")
+    if prefix.endswith(".py") and colon:
+        return _checked(kind, name, _attribute(kind, name, _import_file(kind, name, Path(prefix)), attribute))
     if name in points:
         return _load(kind, points[name])
     if kind == "attacks" and colon and prefix in points:
@@ -59,15 +89,94 @@ def find(kind: Kind, name: str) -> type[Any]:
         )
     if not all(part.isidentifier() for part in [*prefix.split("."), *attribute.split(".")]):
         raise InputError(f"unknown {SINGULAR[kind]} {name!r}; give a registered name or package.module:Name")
+    return _checked(kind, name, _attribute(kind, name, prefix, attribute))
+
+
+def _import_file(kind: Kind, name: str, path: Path) -> str:
+    """Make a Python file importable by its stem, which is returned; raises InputError."""
+    place = f"{SINGULAR[kind]} {name!r}"
+    if not path.is_file():
+        raise InputError(f"{place}: no such file: {path}")
+    if not path.stem.isidentifier():
+        raise InputError(f"{place}: {path.name!r} cannot be imported; use letters, digits and _ in the file's name")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # other files of that folder may be imported, too
+    loaded = sys.modules.get(path.stem)
+    spec = importlib.util.find_spec(path.stem) if loaded is None else loaded.__spec__
+    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path.resolve():
+        raise InputError(f"{place}: another module is called {path.stem!r}, too; rename {path.name}")
+    return path.stem
+
+
+def _attribute(kind: Kind, name: str, module: str, attribute: str) -> Any:
+    """An object of a module by its name; raises InputError where there is none."""
     try:
-        module = importlib.import_module(prefix)
+        content = importlib.import_module(module)
     except Exception as error:  # it is the user's code: anything may happen
-        raise InputError(f"{SINGULAR[kind]} {name!r}: cannot import {prefix!r} ({one_line(error)})") from error
-    found = getattr(module, attribute, None)
+        raise InputError(f"{SINGULAR[kind]} {name!r}: cannot import {module!r} ({one_line(error)})") from error
+    found = getattr(content, attribute, None)
     if found is None:
-        public = [word for word in vars(module) if not word.startswith("_")]
-        raise InputError(f"{SINGULAR[kind]} {name!r}: {prefix!r} has no {attribute!r}{nearest(attribute, public)}")
-    return _checked(kind, name, found)
+        public = [word for word in vars(content) if not word.startswith("_")]
+        raise InputError(f"{SINGULAR[kind]} {name!r}: {module!r} has no {attribute!r}{nearest(attribute, public)}")
+    return found
+
+
+def _torchscript(name: str) -> type[Any]:
+    """The defense that a file of TorchScript holds; raises InputError."""
+    import torch
+
+    from manifold_bench.defenses.models import class_of
+
+    path = Path(name)
+    try:
+        content = path.read_bytes()
+        module = torch.jit.load(path, map_location="cpu")
+    except OSError as error:
+        raise InputError(f"defense {name!r}: cannot be read ({error.strerror})") from error
+    except RuntimeError as error:
+        raise InputError(
+            f"defense {name!r}: not a TorchScript file (torch.jit.save). Pickled models are not loaded, because that "
+            "would run their code; write a function that builds the model, and name it as file.py:function"
+        ) from error
+    cls = _by_reference(class_of(module, name, class_of.__module__))
+    cls.version = hashlib.sha256(content).hexdigest()
+    return cls
+
+
+def _defense_of(name: str, found: Any) -> type[Any]:
+    """The defense class of a model that a user's module holds under that name; raises InputError."""
+    import torch
+
+    from manifold_bench.defenses.models import class_of, name_of
+
+    module = importlib.import_module(Path(name.partition(":")[0]).stem if ".py:" in name else name.partition(":")[0])
+    try:
+        with torch.random.fork_rng():  # weights that are drawn have to be the same in every process
+            torch.manual_seed(0)
+            made = found() if _needs_no_arguments(found) else found
+        if isinstance(made, type):
+            raise TypeError(f"{made.__qualname__} takes arguments; name an instance, or a function that returns one")
+        return _by_reference(class_of(made, name, module.__name__, bool(getattr(made, "randomized", False))))
+    except Exception as error:  # it is the user's code: anything may happen
+        raise InputError(f"defense {name!r}: {name_of(found)}: {one_line(error)}") from error
+
+
+def _needs_no_arguments(found: Any) -> bool:
+    """Whether it is a class or a function that can be called with nothing: a factory."""
+    if not (inspect.isclass(found) or inspect.isroutine(found)):
+        return False
+    needed = inspect.Parameter.empty
+    return all(
+        one.default is not needed or one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+        for one in inspect.signature(found).parameters.values()
+    )
+
+
+def _by_reference(cls: type[Any]) -> type[Any]:
+    """Let a class that lies in no module be pickled by the name under which `find` finds it."""
+    copyreg.pickle(type(cls), lambda made: (find, ("defenses", made.reference)))
+    return cls
 
 
 def _load(kind: Kind, point: EntryPoint) -> type[Any]:
@@ -92,6 +201,8 @@ def _checked(kind: Kind, name: str, found: Any) -> type[Any]:
         "measurements": Measurement,
         "inspections": Measurement,
     }[kind]
+    if kind == "defenses" and not (isinstance(found, type) and issubclass(found, base)):
+        return _defense_of(name, found)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise InputError(f"{SINGULAR[kind]} {name!r}: {found!r} is not a subclass of {base.__module__}.{base.__name__}")
     if inspect.isabstract(found):

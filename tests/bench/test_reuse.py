@@ -17,7 +17,7 @@ from users import importable, write
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, load_dataset
+from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef
 from manifold_bench.bench.planning.registry import find
 from manifold_bench.bench.running.training import Training, train
 from manifold_bench.defenses.identity import Kind, parameters, registered
@@ -168,7 +168,6 @@ ENTRIES = {
 @pytest.mark.parametrize("kind", ENTRIES)
 def test_a_helper_changes_and_nothing_stored_is_used_again(tmp_path, kind):
     def keyed(helper: str) -> list[str]:
-        load_dataset.cache_clear()
         with importable(write(tmp_path, {"systems.py": SYSTEMS, "helpers.py": helper})):
             return keys(**{kind: ENTRIES[kind]})
 

@@ -41,7 +41,6 @@ from manifold_bench.attacks.threat import Norm, flat_norm, inside
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Options
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.planning.refs import load_dataset
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.engines.calls import Call
 from manifold_bench.bench.running.engines.local import LocalEngine
@@ -169,7 +168,7 @@ class Harness:
         assert clean.attack is None
         self._run(clean)
         self.defense = self.job.defense.load()
-        index, test = torch.tensor(self.job.indices), load_dataset(self.job.dataset).test
+        index, test = torch.tensor(self.job.indices), self.job.dataset.load().test
         self.x, self.y = test.images[index], test.labels[index]
 
     def run(self) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from manifold_bench.defenses.base import DefenseSpec
+from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.bpda import bpda
-from manifold_bench.defenses.models import as_defense
+from manifold_bench.defenses.models import ModelSpec, as_defense
 from manifold_bench.defenses.undefended import Undefended
 
-SPEC = DefenseSpec(shape=(3, 4, 4), num_classes=5)
+SPEC = ModelSpec(shape=(3, 4, 4), num_classes=5)
 
 
 @pytest.fixture
@@ -24,6 +26,10 @@ def net() -> nn.Module:
 @pytest.fixture
 def x() -> Tensor:
     return torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def defended(model, randomized: bool = False, **usage) -> Defense:
+    return as_defense(model, dataclasses.replace(SPEC, **usage), randomized)
 
 
 def gradient(function, x: Tensor, weights: Tensor) -> Tensor:
@@ -40,37 +46,40 @@ def same(defense, function, x: Tensor) -> None:
 
 def test_a_module_a_function_and_torchscript_answer_as_they_are(net, x):
     for model in (net, lambda images: net(images), torch.jit.script(net)):
-        same(as_defense(model, SPEC), net, x)
+        same(defended(model), net, x)
 
 
 def test_a_defense_stays_as_it_is():
+    spec = ModelSpec(shape=(1, 8, 8), num_classes=10)
     defense = Undefended(Undefended.Spec(shape=(1, 8, 8), num_classes=10, width=4))
-    assert as_defense(defense, defense.spec) is defense
+    assert as_defense(defense, spec) is defense
     with pytest.raises(TypeError, match="normalize"):
-        as_defense(defense, defense.spec, normalize=(0.5, 0.5))
+        as_defense(defense, dataclasses.replace(spec, normalize=(0.5, 0.5)))
+    with pytest.raises(ValueError, match="10 classes"):
+        as_defense(defense, SPEC)
 
 
 def test_inputs_are_normalized_for_each_channel(net, x):
     mean, deviation = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
-    defense = as_defense(net, SPEC, normalize=(mean, deviation))
+    defense = defended(net, normalize=(mean, deviation))
     same(
         defense,
         lambda images: net((images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(deviation).view(3, 1, 1)),
         x,
     )
-    same(as_defense(net, SPEC, normalize=(0.5, 0.25)), lambda images: net((images - 0.5) / 0.25), x)
+    same(defended(net, normalize=(0.5, 0.25)), lambda images: net((images - 0.5) / 0.25), x)
 
 
 @pytest.mark.parametrize("normalize", [((0.1, 0.2), 1.0), (0.0, 0.0), (0.0, (1.0, -1.0, 1.0))])
 def test_a_normalization_that_makes_no_sense_is_refused(net, normalize):
     with pytest.raises(ValueError, match="normalize"):
-        as_defense(net, SPEC, normalize=normalize)
+        defended(net, normalize=normalize)
 
 
 def test_the_model_that_was_handed_in_is_left_alone(net, x):
     net.append(nn.Dropout(0.5)).train()
     with pytest.warns(UserWarning, match="training mode"):
-        defense = as_defense(net, SPEC)
+        defense = defended(net)
     assert net.training and not defense.training
     assert torch.equal(defense(x), defense(x))
     with torch.no_grad():
@@ -84,12 +93,12 @@ def test_rejecting_and_randomized_models(net, x):
             logits = net(images)
             return torch.cat([logits, logits.amax(1, keepdim=True) + images.mean((1, 2, 3))[:, None] - 0.5], dim=1)
 
-    defense = as_defense(Detector(), SPEC, rejects=True)
+    defense = defended(Detector(), rejects=True)
     assert defense.rejects
     assert torch.equal(defense.verdict(x).rejected, x.mean((1, 2, 3)) > 0.5)
     with pytest.raises(ValueError, match="rejects=True"):
-        as_defense(Detector(), SPEC)
-    assert as_defense(lambda images: net(images + 0.1 * torch.rand_like(images)), SPEC, randomized=True).randomized
+        defended(Detector())
+    assert defended(lambda images: net(images + 0.1 * torch.rand_like(images)), randomized=True).randomized
 
 
 @pytest.mark.parametrize(
@@ -109,7 +118,7 @@ def test_rejecting_and_randomized_models(net, x):
 )
 def test_what_is_no_model_of_these_images_is_refused_in_one_line(model, error):
     with pytest.raises(error) as caught:
-        as_defense(model, SPEC)
+        defended(model)
     assert "\n" not in str(caught.value)
 
 
@@ -136,7 +145,7 @@ def smoothing():
 @pytest.mark.parametrize("steps", [(), (squeezing,), (smoothing,), (squeezing, smoothing)])
 def test_an_art_classifier_answers_with_its_preprocessing_and_has_gradients(net, x, steps):
     classifier = art_classifier(net, *(step() for step in steps), preprocessing=(0.5, 0.25))
-    defense = as_defense(classifier, SPEC)
+    defense = defended(classifier)
 
     seen = x.numpy()
     for step in steps:
@@ -154,7 +163,7 @@ def test_the_gradients_of_an_art_classifier_are_those_of_its_loss_gradient(net, 
     classifier = art_classifier(net, smoothing(), preprocessing=(0.5, 0.25))
     y = torch.arange(6) % 5
     images = x.clone().requires_grad_()
-    nn.functional.cross_entropy(as_defense(classifier, SPEC)(images), y, reduction="sum").backward()
+    nn.functional.cross_entropy(defended(classifier)(images), y, reduction="sum").backward()
     theirs = classifier.loss_gradient(x.numpy(), nn.functional.one_hot(y, 5).numpy())
     assert np.allclose(images.grad.numpy() / len(x), theirs, atol=1e-6) or np.allclose(
         images.grad.numpy(), theirs, atol=1e-6
@@ -163,7 +172,7 @@ def test_the_gradients_of_an_art_classifier_are_those_of_its_loss_gradient(net, 
 
 def test_an_art_classifier_for_other_values_gets_those(net, x):
     classifier = art_classifier(net, clip_values=(0.0, 255.0), preprocessing=(0.0, 255.0))
-    same(as_defense(classifier, SPEC), net, x)
+    same(defended(classifier), net, x)
 
 
 def test_an_art_classifier_without_torch_is_differentiated_by_its_class_gradient(x):
@@ -182,8 +191,8 @@ def test_an_art_classifier_without_torch_is_differentiated_by_its_class_gradient
         return images.flatten(1) @ matrix
 
     arguments = ((3, 4, 4), 5, (0.0, 1.0))
-    same(as_defense(Linear(predict, *arguments), SPEC), linear, x)
-    blind = as_defense(BlackBoxClassifier(predict, *arguments), SPEC)
+    same(defended(Linear(predict, *arguments)), linear, x)
+    blind = defended(BlackBoxClassifier(predict, *arguments))
     assert torch.allclose(blind(x), linear(x), atol=1e-5)
     with pytest.raises(NotImplementedError, match="has no gradients"):
         gradient(blind, x, torch.ones(6, 5))
@@ -199,9 +208,9 @@ def test_a_foolbox_model_for_other_bounds_gets_those(net, x):
 
     preprocessing = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "axis": -3}
     plain = foolbox.PyTorchModel(net, bounds=(0, 1), preprocessing=preprocessing)
-    same(as_defense(plain, SPEC), lambda images: plain(images), x)
+    same(defended(plain), lambda images: plain(images), x)
     scaled = foolbox.PyTorchModel(nn.Sequential(Divided(), net).eval(), bounds=(0, 255))
-    same(as_defense(scaled, SPEC), net, x)
+    same(defended(scaled), net, x)
 
 
 def test_a_step_without_a_gradient_gets_one(x):

@@ -1,0 +1,274 @@
+"""The Python interface, and models that are named on the command line: what is found is what the command line finds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import manifold_bench as mb
+
+SOURCE = """
+import torch
+from torch import Tensor, nn
+
+
+class Net(nn.Module):
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.layer(x.flatten(1))
+
+
+class Sized(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+
+
+torch.manual_seed(0)
+net = Net()
+
+
+def build() -> nn.Module:
+    return Net(scale=2.0)
+
+
+def function(x: Tensor) -> Tensor:
+    return x.flatten(1)[:, :10]
+
+
+def broken() -> nn.Module:
+    raise RuntimeError("no weights here")
+
+
+number = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def linear() -> nn.Module:
+    """A linear classifier of images of 8×8 pixels: each margin has a closed form."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.randn(10, 64, generator=torch.Generator().manual_seed(4)))
+        net[1].bias.zero_()
+    return net
+
+
+@pytest.fixture(scope="module")
+def interior(linear) -> tuple[Tensor, Tensor]:
+    """Images so far from black and white that perturbations up to 0.2 stay inside, with the model's own labels."""
+    x = 0.3 + 0.4 * torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    return x, linear(x).argmax(1)
+
+
+def distances(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The L2 distance of each input to the nearest other class, by the closed form [N]."""
+    weight = net[1].weight.detach()
+    logits = net(x).detach()
+    gaps = logits.gather(1, y[:, None]) - logits
+    norms = (weight[y][:, None] - weight).norm(dim=2)
+    return torch.where(norms > 0, gaps / norms, torch.inf).amin(1)
+
+
+@pytest.fixture(scope="module")
+def found(linear, interior) -> mb.Results:
+    return mb.evaluate(linear, interior, attacks=["autoattack"], norm="l2", eps=[0.1, 0.2])
+
+
+def test_evaluate_finds_what_the_closed_form_says(found, linear, interior):
+    exact = distances(linear, *interior)
+    rows = found.records[found.records["attack"] == "autoattack"]
+    for eps, cell in rows.groupby("eps"):
+        beaten = torch.zeros(32, dtype=torch.bool)
+        beaten[cell["sample"].to_numpy()] = torch.tensor(cell["success"].to_numpy())
+        assert 0 < (exact < eps).sum() < 32
+        assert not (beaten & (exact > 1.01 * eps)).any()
+        assert not (~beaten & (exact < 0.95 * eps)).any()
+
+
+def test_results_show_one_row_for_each_eps_and_write_a_report(found, tmp_path):
+    table = found.table
+    assert list(table["eps"]) == [0.1, 0.2]
+    assert (table["robust"] <= table["clean"]).all()
+    assert set(table["strongest"]) == {"autoattack"}
+    assert "<table" in found._repr_html_() and "autoattack" in repr(found)
+    page = found.report(tmp_path / "out")
+    assert page.is_file() and (tmp_path / "out" / "summary.csv").is_file()
+    again = mb.load(tmp_path / "out")
+    assert again.summary.equals(found.summary)
+
+
+def test_a_model_is_left_as_it_was(linear, digits):
+    linear.train()
+    before = [part.clone() for part in linear.parameters()]
+    mb.evaluate(linear, "digits", n=8, attacks=["fgsm"], eps=0.1)
+    assert linear.training and all(part.requires_grad for part in linear.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, linear.parameters(), strict=True))
+    linear.eval()
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda a: a, lambda a: a.numpy(), lambda a: a.double() if a.is_floating_point() else a]
+)
+def test_images_of_ones_own(linear, digits, convert):
+    x, y = digits.test.images[:24], digits.test.labels[:24]
+    result = mb.evaluate(linear, (convert(x), convert(y)), attacks=["noise"], eps=0.01)
+    clean = result.records[result.records["kind"] == "clean"]
+    assert len(clean) == 24
+    right = (linear(x).argmax(1) == y).sum().item()
+    assert (clean["clean_label"] == clean["label"]).sum() == right
+
+
+def test_a_folder_of_images_by_class(linear, digits, tmp_path):
+    from PIL import Image
+
+    x, y = digits.test.images[:20], digits.test.labels[:20]
+    for number, (image, label) in enumerate(zip(x, y, strict=True)):
+        (tmp_path / str(label.item())).mkdir(exist_ok=True)
+        pixels = np.round(255 * image[0].numpy()).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / str(label.item()) / f"{number}.png")
+    assert set(y.tolist()) == set(range(10))  # so that the folders' order is that of the labels
+    result = mb.evaluate(linear, tmp_path, attacks=["noise"], eps=0.01)
+    clean = result.records[result.records["kind"] == "clean"]
+    assert sorted(clean["label"]) == sorted(y.tolist())
+    assert (clean["clean_label"] == clean["label"]).sum() == (linear(x).argmax(1) == y).sum()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (torch.full((4, 1, 8, 8), 3.0), torch.zeros(4, dtype=torch.long)),
+        (torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4, dtype=torch.long)),
+        (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)),
+        (torch.zeros(4, 8, 8), torch.zeros(4, dtype=torch.long)),
+        (torch.zeros(4, 1, 8, 8), torch.zeros(3, dtype=torch.long)),
+        (torch.zeros(4, 1, 8, 8), torch.zeros(4)),
+        (torch.zeros(4, 1, 8, 8), -torch.ones(4, dtype=torch.long)),
+        (torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.long)),
+        torch.zeros(4, 1, 8, 8),
+        None,
+        "no-such-data",
+    ],
+)
+def test_what_are_no_images_with_labels_is_refused(linear, data):
+    with pytest.raises(mb.InputError) as caught:
+        mb.evaluate(linear, data, attacks=["noise"], eps=0.1)
+    assert "\n" not in str(caught.value)
+
+
+def test_rejecting_and_normalized_models_say_so(linear, digits):
+    class Detector(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = linear((x + 0.5) / 2)  # undone by normalize
+            return torch.cat([logits, logits.amax(1, keepdim=True) + 1], dim=1)
+
+    result = mb.evaluate(Detector(), "digits", n=8, attacks=["noise"], eps=0.1, rejects=True, normalize=(0.5, 0.5))
+    assert result.table["rejected"].tolist() == [100.0]
+    with pytest.raises(mb.InputError, match="rejects=True"):
+        mb.evaluate(Detector(), "digits", n=8, attacks=["noise"], eps=0.1)
+
+
+def test_run_takes_models_by_label(linear, tmp_path):
+    result = mb.run("quick", defenses={"mine": linear}, dataset=["digits"], attack=["fgsm"], n=8, out=tmp_path)
+    assert set(result.records["defense"]) == {"mine"}
+    assert result.folder == tmp_path
+
+
+def test_one_attack_on_one_batch(linear, interior):
+    x, y = interior
+    attacked = mb.attack("autoattack", linear, (x, y), norm="l2", eps=0.1)
+    exact = distances(linear, x, y)
+    assert not (attacked.success & (exact > 0.101)).any()
+    assert not (~attacked.success & (exact < 0.095)).any()
+    assert ((attacked.adversarial - x).flatten(1).norm(dim=1) <= 0.1 + 1e-5).all()
+    with pytest.raises(mb.InputError, match="stepz"):
+        mb.attack("pgd", linear, (x, y), eps=0.1, stepz=3)
+
+
+def test_a_script_without_a_main_guard_works(tmp_path):
+    (tmp_path / "my_net.py").write_text(SOURCE)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import manifold_bench as mb\nfrom my_net import net\n"
+        "result = mb.evaluate(net, 'digits', n=8, attacks=['fgsm'], eps=0.1)\nprint(len(result.records))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "16"
+
+
+def test_importing_the_package_alone_imports_nothing_heavy():
+    code = "import sys, manifold_bench; print(sorted({'torch', 'numpy', 'pandas'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    (tmp_path / "handed_net.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("handed_net", None)
+
+
+def small(*defenses: str) -> list[str]:
+    words = ["--matrix", "quick", "--dataset", "digits", "--attack", "fgsm", "--n", "8", "--quiet", "--out", "out"]
+    return words + [word for name in defenses for word in ("--defense", name)]
+
+
+def test_the_command_line_takes_instances_factories_classes_and_functions_of_a_file(folder):
+    from manifold_bench.bench.run import main
+
+    torch.manual_seed(3)
+    names = [f"handed_net.py:{name}" for name in ("net", "build", "Net", "function")]
+    assert main(small(*names)) == 0
+    records = mb.load(folder / "out").records
+    assert set(records["defense"]) == set(names)
+    clean = {
+        name: rows["clean_label"].tolist() for name, rows in records[records["kind"] == "clean"].groupby("defense")
+    }
+    assert clean[names[1]] == clean[names[2]]  # twice the logits of the same first weights
+    assert main(small(*names)) == 0
+
+
+def test_the_command_line_takes_torchscript(folder):
+    from manifold_bench.bench.run import main
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    torch.jit.save(torch.jit.script(net), folder / "net.pt")
+    assert main(small("net.pt")) == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "handed_net.py:Sized",
+        "handed_net.py:broken",
+        "handed_net.py:number",
+        "handed_net.py:nothing",
+        "no_file.py:net",
+        "missing.pt",
+        "pickled.pt",
+        "not-a-name.py:net",
+        "random.py:net",
+    ],
+)
+def test_the_command_line_refuses_what_is_no_model_in_one_line(folder, capfd, name):
+    from manifold_bench.bench.run import main
+
+    torch.save(nn.Linear(2, 2), folder / "pickled.pt")
+    (folder / "not-a-name.py").write_text(SOURCE)
+    (folder / "random.py").write_text(SOURCE)  # the standard library has one
+    assert main(small(name)) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and name in lines[0]
