@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifold_bench.defenses.projection_gradients import BackwardIdentity
+from manifold_bench.defenses.projection_gradients import straight_through
 
 Step = Callable[[Tensor], Tensor]
 
@@ -37,7 +37,7 @@ def bpda(forward: Step, backward: Step = identity) -> Step:
                 f"bpda: forward returned shape {tuple(value.shape)}, backward {tuple(approximation.shape)}; "
                 "they have to be equal"
             )
-        return BackwardIdentity.apply(approximation, value.to(approximation))
+        return straight_through(approximation, value.to(approximation))
 
     return step
 
