@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 
 
-@pytest.mark.parametrize("page", ["estimators.md"])
+@pytest.mark.parametrize("page", ["estimators.md", "python.md"])
 def test_examples_run_from_top_to_bottom(page):
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.S | re.M)
     assert blocks
