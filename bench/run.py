@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -148,9 +147,9 @@ def chosen_engine(given: argparse.Namespace) -> AbstractContextManager[Engine]:
 
         return nullcontext(SerialEngine())
     if given.engine == "local":
-        from manifold_bench.bench.running.engines.local import LocalEngine
+        from manifold_bench.bench.running.engines.local import LocalEngine, usable_cpus
 
-        return LocalEngine(given.workers or os.cpu_count() or 1)
+        return LocalEngine(given.workers or usable_cpus())
     try:
         from manifold_bench.bench.running.engines.ray import RayEngine
     except ImportError as error:

@@ -8,9 +8,10 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from manifold_bench.attacks.base import Attack
+from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.threat import Norm
 from manifold_bench.attacks.transfer import Transfer
 from manifold_bench.bench.planning.matrix import ONE_CPU, AttackChoice, Matrix, Needs
 from manifold_bench.bench.planning.probes import probes
@@ -18,6 +19,16 @@ from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedDa
 from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, PROBE, PROBED, REVISION, Kind, protocol
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.identity import SCHEME, key_of, system
+
+
+@dataclass(frozen=True)
+class AttackFacts:
+    """What is known of an attack without its code: fields as in `Attack`."""
+
+    norm: Norm
+    knowledge: Knowledge
+    aims: Literal["none", "wrong", "every"]
+    minimal: bool
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Job:
     split: str
     indices: tuple[int, ...]
     defense: DefenseRef
-    attack: Attack | None
+    attack: Attack | AttackFacts | None
     label: str
     norm: str
     eps: tuple[float, ...]
@@ -57,6 +68,13 @@ class Job:
     @property
     def key(self) -> str:
         return key_of(self.identity)
+
+    @property
+    def for_judge(self) -> Job:
+        """The same job without the attack's code, which its judge never loads."""
+        attack = self.attack
+        facts = AttackFacts(attack.norm, attack.knowledge, attack.aims, attack.minimal) if attack else None
+        return dataclasses.replace(self, attack=facts, source=None)
 
     @property
     def n(self) -> int:

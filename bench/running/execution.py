@@ -18,7 +18,7 @@ from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.store import checksum_path
 from manifold_bench.bench.running.board import Work
 from manifold_bench.bench.running.engines.calls import Call
-from manifold_bench.bench.running.job import empty_records, run_job
+from manifold_bench.bench.running.job import empty_records, job_call
 from manifold_bench.bench.running.measuring import measure
 from manifold_bench.bench.running.reuse import Reused, reuse_records
 from manifold_bench.bench.running.session import Session
@@ -90,18 +90,8 @@ def run_jobs(plan: Plan, session: Session) -> None:
     paths = {job.key: store.path(job) for job in plan.jobs}
 
     def call(job: Job) -> Call:
-        clean = paths.get(job.clean_key)
-        return Call(
-            job.key,
-            run_job,
-            (job, session.folder),
-            plan.matrix.timeout,
-            after=(job.clean_key,),
-            reads=(*job.reads, *((clean, checksum_path(clean)) if clean else ())),
-            writes=session.folder,
-            log=board.log.path,
-            needs=job.needs,
-        )
+        made, clean = job_call(job, session.folder, plan.matrix.timeout), paths.get(job.clean_key)
+        return dataclasses.replace(made, reads=(*made.reads, clean, checksum_path(clean))) if clean else made
 
     def urgency(key: str) -> tuple[bool, float]:
         return waiting[key].attack is None, board.cost(key)

@@ -7,6 +7,7 @@ import time
 
 from torch import Tensor
 
+from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.target import Target
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.records.log import Log
@@ -23,7 +24,7 @@ class Heartbeat:
     """Between two messages of a job."""
 
     def __init__(self, job: Job, log: Log) -> None:
-        assert job.attack is not None
+        assert isinstance(job.attack, Attack)
         self.job, self.log = job, log
         self.most = float(sum(job.attack.passes()))
         self.eps_left = 1 if job.attack.minimal else len(job.eps)

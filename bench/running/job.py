@@ -20,58 +20,79 @@ from manifold_bench.bench.planning.refs import DatasetRef
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.records.schema import CALIBRATION, protocol
 from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.running.attacking import AttackFailed, AttackProcess, serve_attack
 from manifold_bench.bench.running.attempt import Attempt, Cell
+from manifold_bench.bench.running.engines.calls import Call, Function
+from manifold_bench.bench.running.engines.channel import Channel, PartnerDied
 from manifold_bench.bench.running.failures import write_traceback
-from manifold_bench.bench.running.heartbeat import Heartbeat
-from manifold_bench.bench.running.judge import Inputs, ScoredVerdict, batch_invariant, unperturbed, verdict
+from manifold_bench.bench.running.judge import (
+    Inputs,
+    Judge,
+    ScoredVerdict,
+    batch_invariant,
+    load_defense,
+    unperturbed,
+    verdict,
+)
 from manifold_bench.bench.running.kernels import LayerCheck, kernels
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.errors import one_line
-from manifold_bench.defenses.weights import weights_hash
 
 SHOWN = 8
 """Inputs of each cell whose images are kept, for the image grid."""
 
 
-def _loaded(job: Job) -> Defense:
-    """The job's defense, fresh: what another job may have done to it is gone."""
-    defense = job.defense.load(job.device)
-    defense.register_forward_hook(_must_answer)
-    return defense
+def run_job(job: Job, folder: Path, attacker: Channel | None = None) -> str:
+    """Run a job and store its records; return ok or failed. What it raises becomes the failed cell's reason.
 
-
-def _must_answer(defense: Defense, arguments: tuple[Tensor, ...], logits: Tensor) -> None:
-    """Raises ValueError for outputs that are no answer: NaN has an argmax too, and would pass for one."""
-    x = arguments[0]
-    expected = (len(x), defense.num_classes + int(defense.rejects))
-    if tuple(logits.shape) != expected:
-        raise ValueError(
-            f"the defense returned shape {tuple(logits.shape)}, not {expected}: one output per class"
-            f"{' and the reject score' if defense.rejects else ''}"
-        )
-    if logits.isnan().any() and not x.isnan().any():
-        raise ValueError("the defense returned NaN for an image")
-
-
-def run_job(job: Job, folder: Path) -> str:
-    """Runs a job and stores its records; returns ok or failed. What it raises becomes the failed cell's reason."""
+    attacker: the other end of `attacking.serve_attack`, in the process where the job's attack runs.
+    """
     store = Store(folder)
-    log = Log(folder / LOG)
-    log.event("job started", title=job.title, key=job.key, pid=os.getpid())
+    Log(folder / LOG).event("job started", title=job.title, key=job.key, pid=os.getpid())
     try:
         with torch.random.fork_rng():
             torch.manual_seed(job.seed)
             np.random.seed(job.seed % 2**32)  # noqa: NPY002 - libraries draw from the global state
-            if job.attack is None:
+            if attacker is None:
                 rows, uneven = clean_records(job)
             else:
-                rows, uneven = attack_records(job, store, log), []
-    except Exception as error:
-        store.write(job, empty_records(job, "failed", one_line(error)))
-        write_traceback(store.folder, store.path(job).stem)
+                rows, uneven = attack_records(job, store, AttackProcess(attacker, job.device)), []
+    except BaseException as error:  # it is a user's code: it may raise what ends a process
+        known = isinstance(error, AttackFailed | PartnerDied)
+        store.write(job, empty_records(job, "failed", str(error) if known else one_line(error)))
+        write_traceback(store.folder, store.path(job).stem, error.traceback if isinstance(error, AttackFailed) else "")
         return "failed"
     store.write(job, rows, kernels(job.device) | {"uneven": uneven})
     return "ok"
+
+
+def job_call(job: Job, folder: Path, timeout: float | None = None) -> Call:
+    """The call that runs a job and leaves its records in a run's folder: the judge, and the attack as its partner."""
+    return Call(
+        job.key,
+        run_job,
+        (job.for_judge, folder),
+        timeout,
+        after=(job.clean_key,),
+        partner=(serve_attack, (job, folder)) if job.attack else None,
+        prepare=preparation(job.dataset),
+        reads=job.reads,
+        writes=folder,
+        log=folder / LOG,
+        needs=job.needs,
+    )
+
+
+def preparation(dataset: DatasetRef) -> Function | None:
+    """What loads a data set of this project for many jobs at once; None for one of a user's."""
+    own = type(dataset.load()).__module__.startswith("manifold_bench.")
+    return (load_splits, (dataset,)) if own else None
+
+
+def load_splits(dataset: DatasetRef) -> None:
+    """Load the parts of a data set that jobs read."""
+    data = dataset.load()
+    _ = data.test, data.validation
 
 
 def inputs(job: Job) -> Inputs:
@@ -108,7 +129,7 @@ def noise(shape: tuple[int, int, int], numbers: tuple[int, ...], seed: int) -> T
 def clean_records(job: Job) -> tuple[pd.DataFrame, list[str]]:
     """The answers to the unperturbed inputs, one row each, and the defense's uneven layers (`kernels.LayerCheck`)."""
     rows = inputs(job).to(job.device)
-    defense = _loaded(job)
+    defense = load_defense(job)
     begun = time.perf_counter()
     with LayerCheck(defense, rows.x) as layers:
         answer = verdict(defense, rows.x, rows.y, job.draws, job.seed)
@@ -127,18 +148,20 @@ def clean_records(job: Job) -> tuple[pd.DataFrame, list[str]]:
     return frame.assign(reason=note, **_pictures(job, defense, rows.x, rows.x)), uneven
 
 
-def attack_records(job: Job, store: Store, log: Log) -> pd.DataFrame:
-    """The rows of every ε; how far the attack is goes to the log now and then."""
+def attack_records(job: Job, store: Store, attacker: AttackProcess) -> pd.DataFrame:
+    """The rows of every ε. The judge has an instance of the defense of its own, which the attack has never touched."""
     rows = inputs(job).to(job.device)
-    defense = _loaded(job)
-    attempt = Attempt(job, defense, rows, _clean_verdict(job, defense, rows, store), Heartbeat(job, log))
+    attacker.begin(rows)
+    defense = load_defense(job)
+    assert job.attack is not None
+    judge = Judge(defense, job.attack.norm, job.draws, job.seed)
+    attempt = Attempt(job, attacker, judge, rows, _clean_verdict(job, defense, rows, store))
     frames, distance = [], torch.empty(0)
     for cell in attempt.cells():
         frame = _frame(job, rows, attempt.clean, cell)
         frames.append(frame.assign(**_pictures(job, defense, rows.x, cell.outputs)))
         distance = cell.distance
-    if weights_hash(defense) != job.defense.weights_sha256:
-        raise RuntimeError("the attack changed the defense's weights or buffers: its answers count for nothing")
+    attacker.end()
     smallest = distance.cpu().numpy()  # known at the last ε, and the same in the rows of every one
     return pd.concat([frame.assign(distance=smallest) for frame in frames], ignore_index=True)
 

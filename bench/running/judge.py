@@ -10,7 +10,28 @@ from torch import Tensor
 from manifold_bench.attacks.batching import blockwise
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.threat import Norm, flat_norm, inside
+from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.defenses.base import Defense
+
+
+def load_defense(job: Job) -> Defense:
+    """A fresh instance of the job's defense, which fails where its outputs are no answer."""
+    defense = job.defense.load(job.device)
+    defense.register_forward_hook(_must_answer)
+    return defense
+
+
+def _must_answer(defense: Defense, arguments: tuple[Tensor, ...], logits: Tensor) -> None:
+    """Raises ValueError for outputs that are no answer: NaN has an argmax too, and would pass for one."""
+    x = arguments[0]
+    expected = (len(x), defense.num_classes + int(defense.rejects))
+    if tuple(logits.shape) != expected:
+        raise ValueError(
+            f"the defense returned shape {tuple(logits.shape)}, not {expected}: one output per class"
+            f"{' and the reject score' if defense.rejects else ''}"
+        )
+    if logits.isnan().any() and not x.isnan().any():
+        raise ValueError("the defense returned NaN for an image")
 
 
 @dataclass(frozen=True)

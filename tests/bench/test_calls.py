@@ -10,7 +10,7 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import Needs
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.running.engines.calls import Call, CallQueue, packed, run_packed
+from manifold_bench.bench.running.engines.calls import Call, CallQueue, pack, run_packed
 
 
 def call(id: str, after=()) -> Call:
@@ -49,7 +49,7 @@ def where(*paths: Path) -> tuple[Path, ...]:
 
 
 def test_paths_move_with_the_files():
-    content = packed(Call(0, where, (Path("/data"), Path("/data/a/b"), Path("/out/x"), Path("/usr/lib")), None))
+    content = pack(Call(0, where, (Path("/data"), Path("/data/a/b"), Path("/out/x"), Path("/usr/lib")), None)).function
     moved = [("/out", "/tmp/own"), ("/data/a/b", "/tmp/all/data/a/b")]
     found = run_packed(content, moved)
     assert found == tuple(map(Path, ("/tmp/all/data", "/tmp/all/data/a/b", "/tmp/own/x", "/usr/lib")))

@@ -7,6 +7,7 @@ import json
 
 import pandas as pd
 import pytest
+from here import run_here
 
 from manifold_bench.bench.diagnosis.checks import CHECKS
 from manifold_bench.bench.diagnosis.diagnose import diagnose
@@ -21,7 +22,7 @@ from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import PROBE
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.report.__main__ import main
-from manifold_bench.bench.running.job import empty_records, run_job
+from manifold_bench.bench.running.job import empty_records
 from manifold_bench.bench.running.measuring import run_measurement
 
 FAULTS = {
@@ -72,7 +73,7 @@ def folder(tmp_path_factory):
         if job.skip:
             store.write(job, empty_records(job, "skipped", job.skip))
         else:
-            run_job(job, folder)
+            run_here(job, folder)
     write_measurements(inspections, folder)
     for job in inspections:
         run_measurement(job, folder)

@@ -9,14 +9,15 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from here import run_here
 
 from manifold_bench.bench.datasets.base import image_hashes
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.bench.records.store import Store
-from manifold_bench.bench.running import attempt
-from manifold_bench.bench.running.job import inputs, noise, run_job
+from manifold_bench.bench.running import attacking
+from manifold_bench.bench.running.job import inputs, noise
 
 LADDER = [0.01, 0.02, 0.04, 0.08, 0.16]
 BEATEN_BEFORE = [0, 6, 12, 18]
@@ -41,7 +42,7 @@ def ran(folder, *attacks, **more) -> list[pd.DataFrame]:
     jobs = planned(*attacks, **more)
     store = Store(folder)
     for job in jobs:
-        run_job(job, folder)
+        run_here(job, folder)
     stored = (store.read(store.path(job))[0] for job in jobs)
     return [rows.sort_values(["eps", "sample", "aim"], ignore_index=True) for rows in stored]
 
@@ -334,7 +335,7 @@ def test_noise_with_an_aim_fools_only_as_that_class(tmp_path):
 @pytest.mark.parametrize("attack", [AIMED_NOISE, {"name": "pgd", "eps": [0.1], "steps": 3}])
 def test_the_size_of_the_batch_changes_nothing(tmp_path, monkeypatch, attack):
     *_, rows = ran(tmp_path / "a", attack, **DIGITS)
-    monkeypatch.setattr(attempt, "batch_rows", lambda x: 5)
+    monkeypatch.setattr(attacking, "batch_rows", lambda x: 5)
     *_, again = ran(tmp_path / "b", attack, **DIGITS)
     pd.testing.assert_frame_equal(rows.drop(columns="seconds"), again.drop(columns="seconds"))
 

@@ -42,9 +42,8 @@ from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Options
 from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.bench.records.store import Store
-from manifold_bench.bench.running.engines.calls import Call
 from manifold_bench.bench.running.engines.local import LocalEngine
-from manifold_bench.bench.running.job import run_job
+from manifold_bench.bench.running.job import job_call
 
 pytestmark = pytest.mark.slow
 
@@ -175,7 +174,7 @@ class Harness:
         self._run(self.job)
 
     def _run(self, job: Job) -> None:
-        (outcome,) = self.engine.run([Call(job.key, run_job, (job, self.folder), timeout=None)])
+        (outcome,) = self.engine.run([job_call(job, self.folder)])
         assert outcome.result == "ok", outcome
 
     def outcome(self) -> dict[str, float]:

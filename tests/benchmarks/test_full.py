@@ -15,9 +15,8 @@ from manifold_bench.bench.planning.matrix import Matrix
 from manifold_bench.bench.planning.plan import Options
 from manifold_bench.bench.planning.reading import read_matrix
 from manifold_bench.bench.records.store import Store
-from manifold_bench.bench.running.engines.calls import Call
 from manifold_bench.bench.running.engines.local import LocalEngine
-from manifold_bench.bench.running.job import run_job
+from manifold_bench.bench.running.job import job_call
 
 pytestmark = pytest.mark.slow
 
@@ -53,19 +52,12 @@ def short(job: Job) -> Job:
     return dataclasses.replace(job, attack=shortened(job.attack), eps=job.eps[:1], indices=indices)
 
 
-def peak() -> int:
-    """Bytes that this process has had resident at the most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def run(jobs: list[Job], folder: Path) -> float:
-    """Runs jobs in one worker, clean passes before the others; returns the peak of its memory in GiB."""
+    """Runs jobs in one worker, clean passes before the others; returns the memory of its largest process in GiB."""
     with LocalEngine(workers=1) as engine:
-        calls = [Call(j.key, run_job, (j, folder), None, after=(j.clean_key,)) for j in jobs]
-        for outcome in engine.run(calls):
+        for outcome in engine.run([job_call(job, folder) for job in jobs]):
             assert outcome.result == "ok", outcome
-        (told,) = engine.run([Call("memory", peak, (), None)])
-        return told.result / 2**30
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 2**30
 
 
 def test_passes(benchmark, tmp_path: Path, tell):

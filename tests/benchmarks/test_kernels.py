@@ -16,7 +16,7 @@ import torch
 from manifold_bench.attacks import batching, target
 from manifold_bench.attacks.gradient import PGD
 from manifold_bench.bench.datasets.mnist import Mnist5k
-from manifold_bench.bench.running.engines.local import keep_freed_memory
+from manifold_bench.bench.running.engines.processes import keep_freed_memory
 from manifold_bench.defenses.weights import from_zoo
 
 pytestmark = pytest.mark.slow

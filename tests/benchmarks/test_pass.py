@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from manifold_bench.attacks.batching import blockwise
 from manifold_bench.bench.datasets.mnist import Mnist5k
-from manifold_bench.bench.running.engines.local import keep_freed_memory
+from manifold_bench.bench.running.engines.processes import keep_freed_memory
 from manifold_bench.defenses.generative_model import GenerativeModel
 from manifold_bench.defenses.weights import from_zoo
 

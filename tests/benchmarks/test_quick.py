@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from here import run_here
 from plans import PASSES, planned, told_passes
 from torch import nn
 
@@ -23,8 +24,7 @@ from manifold_bench.bench.planning.plan import Options
 from manifold_bench.bench.planning.reading import read_matrix
 from manifold_bench.bench.records.log import LOG
 from manifold_bench.bench.records.store import Store
-from manifold_bench.bench.running.engines.local import keep_freed_memory
-from manifold_bench.bench.running.job import run_job
+from manifold_bench.bench.running.engines.processes import keep_freed_memory
 from manifold_bench.defenses.base import Defense
 
 pytestmark = pytest.mark.slow
@@ -123,7 +123,7 @@ def test_what_a_job_takes_beside_its_passes(benchmark, inputs: int, tmp_path: Pa
     def all_jobs() -> None:
         for job in chosen:
             clock.seconds, begun = 0.0, time.perf_counter()
-            assert run_job(job, tmp_path) == "ok", job.title
+            assert run_here(job, tmp_path) == "ok", job.title
             lines.setdefault(f"{job.label} {job.norm}", []).append((time.perf_counter() - begun, clock.seconds))
 
     benchmark.pedantic(all_jobs, rounds=1)

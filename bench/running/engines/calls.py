@@ -12,13 +12,20 @@ from typing import Any, Protocol
 
 from manifold_bench.bench.planning.matrix import ONE_CPU, Needs
 
+Function = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A module-level function and its arguments."""
+
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a module-level function, with what an engine has to know of it.
+    """A call of a module-level function in a process of its own, with what an engine has to know of it.
 
-    timeout: how many seconds it may take; None: any number. after: ids of calls of the same run that have to
-    be finished first, whatever came of them; an id that is not in the run counts as finished.
+    timeout: how many seconds it may take, loading included; None: any number.
+    after: ids of calls of the same run that have to be finished first, whatever came of them; an id that is not in the
+    run counts as finished.
+    partner: a function that runs in a second process meanwhile. The call gets a `Partner` as its last argument, and the
+    partner a `Channel` to the call.
+    prepare: a function of this project that loads data which many calls read. It may run once for all of them.
     reads: files and folders that it reads; writes: the folder that it writes to. An engine with other machines brings
     the former there and the latter's new files back, and moves every path in the arguments accordingly; paths that lie
     outside stay as they are. log: a file that it only appends lines to, which are passed on while it runs.
@@ -29,6 +36,8 @@ class Call:
     arguments: tuple[Any, ...]
     timeout: float | None
     after: tuple[Any, ...] = ()
+    partner: Function | None = None
+    prepare: Function | None = None
     reads: tuple[Path, ...] = ()
     writes: Path | None = None
     log: Path | None = None
@@ -93,22 +102,49 @@ class CallQueue:
         self._unfinished.discard(id)
 
 
-def packed(call: Call) -> bytes:
-    """The call's function and arguments, with every path marked as one."""
+@dataclass(frozen=True)
+class PackedCall:
+    """A call as bytes, so that the processes that pass it on import none of the code that it runs.
+
+    modules: modules of this project that it needs; importing them beforehand saves it the time.
+    moved: files and folders, each with where it lies on this machine.
+    """
+
+    function: bytes
+    partner: bytes | None
+    prepare: bytes | None
+    timeout: float | None
+    modules: tuple[str, ...]
+    moved: tuple[tuple[str, str], ...] = ()
+
+
+def pack(call: Call) -> PackedCall:
+    """Pack a call, with every path marked as one."""
+    modules: set[str] = set()
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj: Any) -> str | None:
+            if isinstance(obj, type) and obj.__module__.startswith("manifold_bench."):
+                modules.add(obj.__module__)
             return str(obj.absolute()) if isinstance(obj, Path) else None
 
-    buffer = io.BytesIO()
-    Pickler(buffer).dump((call.function, call.arguments))
-    return buffer.getvalue()
+    def packed(function: Function | None) -> bytes | None:
+        if function is None:
+            return None
+        buffer = io.BytesIO()
+        Pickler(buffer).dump(function)
+        return buffer.getvalue()
+
+    function = packed((call.function, call.arguments))
+    assert function is not None
+    return PackedCall(function, packed(call.partner), packed(call.prepare), call.timeout, tuple(sorted(modules)))
 
 
-def run_packed(content: bytes, moved: Sequence[tuple[str, str]]) -> Any:
-    """Calls what was packed. moved: files and folders with where they lie here; the first that concerns a path counts.
+def run_packed(content: bytes, moved: Sequence[tuple[str, str]], *more: Any) -> Any:
+    """Call what was packed, with further arguments behind its own.
 
-    A folder above a moved one counts as moved, too: what is known of it here lies there.
+    moved: files and folders with where they lie here; the first that concerns a path counts. A folder above a moved one
+    counts as moved, too: what is known of it here lies there.
     """
 
     class Unpickler(pickle.Unpickler):
@@ -122,4 +158,4 @@ def run_packed(content: bytes, moved: Sequence[tuple[str, str]]) -> Any:
             return path
 
     function, arguments = Unpickler(io.BytesIO(content)).load()
-    return function(*arguments)
+    return function(*arguments, *more)

@@ -2,108 +2,129 @@
 
 from __future__ import annotations
 
-import ctypes
+import itertools
 import os
-import signal
-import threading
-import time
+import pickle
+import socket
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, TimeoutError, wait
-from multiprocessing import get_context
-from typing import Any
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
 
-from pebble import ProcessExpired, ProcessPool
-
-from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome, Urgency
+from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome, PackedCall, Urgency, pack
 from manifold_bench.bench.running.environment import choose_kernels
-from manifold_bench.defenses.errors import one_line
 
-REPLACEMENT_SECONDS = 5.0
-"""A new worker process is certainly on its feet after that."""
+if TYPE_CHECKING:
+    from manifold_bench.bench.running.engines.template import Ending
+
+TRIES = 3
+"""Templates that a call may lose before it counts as failed: it may be what brings them down."""
+
+
+def usable_cpus() -> int:
+    """Number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LocalEngine:
-    """A pool of worker processes, one thread each: the same sums in the same order however many workers there are."""
+    """Runs each call in a process of its own, with one thread: the same sums however many run at once.
+
+    The processes are forked from a `template`, which starts with the engine and is replaced if it is lost.
+    """
 
     def __init__(self, workers: int) -> None:
-        choose_kernels()  # the workers inherit the environment
+        choose_kernels()  # the template inherits the environment
         self.workers = workers
-        self._replaced = -REPLACEMENT_SECONDS  # when a worker was lost last
-        self._pool = ProcessPool(
-            max_workers=workers, initializer=_start_worker, initargs=(os.getpid(),), context=get_context("spawn")
-        )
+        self._numbers = itertools.count()
+        self._start_template()
 
     def __enter__(self) -> LocalEngine:
-        self._pool.schedule(int)  # nothing: the workers start with the first call, and importing torch takes a while
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        # A worker that replaces a dead one prints a traceback if the pool goes while it starts
-        time.sleep(max(0.0, self._replaced + REPLACEMENT_SECONDS - time.monotonic()))
-        if kind is None:
-            self._pool.close()  # idle workers end by themselves, and clear away what libraries left in the system
-        else:
-            self._pool.stop()
-        self._pool.join()
+    def __exit__(self, *exception: object) -> None:
+        self._stop_template()
+
+    def _start_template(self) -> None:
+        mine, theirs = socket.socketpair()
+        start = (
+            f"import sys; sys.path[:] = {sys.path!r}; from {__package__}.template import main; main({theirs.fileno()})"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", start], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+        )  # of its own session, so that what is typed at a terminal reaches the command alone
+        theirs.close()
+        self._template = Connection(mine.detach())
+
+    def _stop_template(self) -> None:
+        """Close the connection: the template kills what still runs and ends."""
+        self._template.close()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
         """Run the calls as workers become free; see `Engine.run`."""
         waiting = CallQueue(calls, urgency)
-        futures: dict[Any, Call] = {}
-        while waiting or futures:
-            self._schedule(waiting, futures)
-            done, _ = wait(futures, return_when=FIRST_COMPLETED)
-            outcomes = [self._outcome(futures.pop(future), future) for future in done]
+        running: dict[int, Call] = {}
+        lost: Counter[Any] = Counter()
+        while waiting or running:
+            self._start_ready(waiting, running)
+            ending = self._next_ending()
+            if ending is None:
+                lost.update(call.id for call in running.values())
+                outcomes = [
+                    Outcome(call.id, failure=f"its process died, {TRIES} times")
+                    for call in running.values()
+                    if lost[call.id] >= TRIES
+                ]
+                for call in running.values():
+                    if lost[call.id] < TRIES:
+                        waiting.put_back(call)
+                running.clear()
+            elif (call_ended := running.pop(ending.number, None)) is None:
+                continue  # of a run that was broken off
+            else:
+                outcomes = [_outcome(call_ended.id, ending)]
             for outcome in outcomes:
                 waiting.mark_finished(outcome.id)
-            self._schedule(waiting, futures)  # no worker waits for what is done with outcomes
+            self._start_ready(waiting, running)  # no worker waits for what is done with outcomes
             yield from outcomes
 
-    def _schedule(self, waiting: CallQueue, futures: dict[Any, Call]) -> None:
-        """Hands calls to the workers until each has one."""
-        for call in waiting.pop(self.workers - len(futures)):
-            futures[self._pool.schedule(call.function, args=call.arguments, timeout=call.timeout)] = call
+    def run_one(self, packed: PackedCall) -> Outcome:
+        """Run a packed call and wait for it."""
+        for _ in range(TRIES):
+            self._start(packed)
+            if (ending := self._next_ending()) is not None:
+                return _outcome(0, ending)
+        return Outcome(0, failure=f"its process died, {TRIES} times")
 
-    def _outcome(self, call: Call, future: Any) -> Outcome:
+    def _start_ready(self, waiting: CallQueue, running: dict[int, Call]) -> None:
+        """Hand calls to the template until each worker has one."""
+        for call in waiting.pop(self.workers - len(running)):
+            running[self._start(pack(call))] = call
+
+    def _start(self, packed: PackedCall) -> int:
+        number = next(self._numbers)
+        with suppress(OSError):  # the template may be lost, as the next reading tells
+            self._template.send((number, packed))
+        return number
+
+    def _next_ending(self) -> Ending | None:
+        """Wait for the next ending; None where the template was lost, and with it all that ran."""
         try:
-            return Outcome(call.id, result=future.result())
-        except TimeoutError:
-            self._replaced = time.monotonic()
-            return Outcome(call.id, failure=f"it took more than {call.timeout:g} s and was stopped")
-        except ProcessExpired as error:
-            self._replaced = time.monotonic()
-            hint = " (killed: out of memory?)" if error.exitcode == -9 else ""
-            return Outcome(call.id, failure=f"its process died with exit code {error.exitcode}{hint}")
-        except Exception as error:
-            return Outcome(call.id, failure=one_line(error))
+            return self._template.recv()
+        except (EOFError, OSError):
+            self._stop_template()
+            self._start_template()
+            return None
 
 
-def _start_worker(parent: int) -> None:
-    """One thread per process, and no life without the parent: a killed run must not leave workers behind."""
-    import torch  # late: only the workers compute
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    torch.set_num_threads(1)
-    keep_freed_memory()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep what tensors free for the next ones: handing it back to the kernel costs a page fault per 4 KiB.
-
-    By default every activation beyond 128 KiB is mapped anew in each step: a quarter of an attack's time on a small
-    network. Other C libraries are left as they are.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    trim, top_pad, map_threshold = -1, -2, -3  # M_… in malloc.h
-    for parameter, size in ((trim, 1 << 30), (top_pad, 1 << 27), (map_threshold, 1 << 25)):
-        mallopt(parameter, size)
+def _outcome(id: Any, ending: Ending) -> Outcome:
+    if ending.answer is None:
+        return Outcome(id, failure=ending.failure)
+    return Outcome(id, result=pickle.loads(ending.answer))

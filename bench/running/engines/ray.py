@@ -6,18 +6,17 @@ on each machine once, and what it wrote comes back with its outcome. This proces
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import logging
 import os
 import platform
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -31,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import Needs
 from manifold_bench.bench.records.log import Log
-from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome, Urgency, packed, run_packed
+from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome, PackedCall, Urgency, pack
 from manifold_bench.bench.running.engines.local import LocalEngine
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import OWN, PROJECT
@@ -182,7 +181,7 @@ class RayEngine:
         writes, log = (str(path.absolute()) if path else None for path in (call.writes, call.log))
         task = self._task.options(num_cpus=call.needs.cpus, num_gpus=call.needs.gpus, name=str(call.id))
         objects = [(str(path), self._objects[path]) for path in reads]
-        return task.remote(packed(call), call.timeout, objects, writes, log, bool(call.needs.gpus))
+        return task.remote(pack(call), objects, writes, log)
 
 
 def _check_size(needs: Needs) -> None:
@@ -226,7 +225,7 @@ def code() -> str:
 
 
 def _work(
-    content: bytes, timeout: float | None, reads: list[tuple[str, Any]], writes: str | None, log: str | None, gpu: bool
+    call: PackedCall, reads: list[tuple[str, Any]], writes: str | None, log: str | None
 ) -> Iterator[Started | LogLines | Finished]:
     """A task: runs a packed call in a process of its own. reads: path → object with its content."""
     home = _home()
@@ -246,8 +245,8 @@ def _work(
                 link.symlink_to(target)
             else:
                 moved.append((source, str(target)))
-        with _engine(gpu) as engine, ThreadPoolExecutor(1) as thread:
-            running = thread.submit(lambda: next(engine.run([Call(0, run_packed, (content, moved), timeout)])))
+        with ThreadPoolExecutor(1) as thread:
+            running = thread.submit(_engine().run_one, dataclasses.replace(call, moved=tuple(moved)))
             start = 0
             while not wait([running], LOG_SECONDS).done or _lines(own_log, start):
                 if lines := _lines(own_log, start):
@@ -269,19 +268,9 @@ def _lines(path: Path, start: int) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-@contextmanager
-def _engine(gpu: bool) -> Iterator[LocalEngine]:
-    """A local engine with one worker. It stays for the calls to come; with a GPU it goes, and frees its memory."""
-    if gpu:
-        with LocalEngine(1) as engine:
-            yield engine
-    else:
-        yield _lasting_engine()
-
-
 @cache
-def _lasting_engine() -> LocalEngine:
-    sys.modules["__main__"].__file__ = None  # Ray's own main program: nothing that the worker would have to import
+def _engine() -> LocalEngine:
+    """A local engine with one worker, for this call and those to come."""
     return LocalEngine(1)
 
 

@@ -1,0 +1,208 @@
+"""The template: a process that has imported what calls need and has run nothing, and forks a child for each call.
+
+It reads calls from the engine's process and answers with how they ended. A child inherits what is imported and loaded
+here, but nothing that another call has done. Whatever a call leaves running ends with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import pickle
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import psutil
+
+from manifold_bench.bench.running.engines.calls import PackedCall, run_packed
+from manifold_bench.bench.running.engines.channel import Channel, Partner
+from manifold_bench.bench.running.engines.processes import METHOD, Watched, end_with_parent, prepare_process
+from manifold_bench.defenses.errors import one_line
+
+LIBRARIES = {
+    "manifold_bench.attacks.from_art": ("art.attacks.evasion", "art.estimators.classification"),
+    "manifold_bench.attacks.from_foolbox": ("foolbox",),
+}
+"""Libraries that a module of this project imports late and that take long to import."""
+
+
+GRACE_SECONDS = 10.0
+"""What a call may take to end once it has answered: libraries clear away what they have left in the system."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a call ended. number: the engine's number of the call. answer: its pickled result."""
+
+    number: int
+    answer: bytes | None = None
+    failure: str | None = None
+
+
+@dataclass
+class Running:
+    """A call that runs. results: what it answers through; None once it has answered or closed it."""
+
+    number: int
+    timeout: float | None
+    process: Watched
+    results: Connection | None
+    deadline: float
+    ending: Ending | None = None
+
+    def read(self) -> None:
+        """Take in its answer."""
+        assert self.results is not None
+        try:
+            self.ending = pickle.loads(self.results.recv_bytes())
+            self.deadline = time.monotonic() + GRACE_SECONDS
+        except (EOFError, OSError):
+            pass  # how it ended is what its exit says
+        self.results.close()
+        self.results = None
+
+
+def main(engine: int) -> None:
+    """Serve the engine at the other end of that socket until it is gone."""
+    import manifold_bench.bench.running.job
+    import manifold_bench.bench.running.measuring
+    import manifold_bench.bench.running.training  # noqa: F401 - for the children
+
+    prepare_process()
+    template = Template(Connection(engine))
+    try:
+        template.serve()
+    finally:
+        template.kill_all()
+
+
+class Template:
+    """Starts calls as children and watches them. engine: where calls come from, and where their endings go."""
+
+    def __init__(self, engine: Connection) -> None:
+        self._engine = engine
+        self._running: dict[int, Running] = {}
+        self._prepared: set[bytes] = set()
+
+    def serve(self) -> None:
+        """Start what the engine sends and report what ends, until the engine is gone."""
+        while True:
+            running = list(self._running.values())
+            deadline = min((call.deadline for call in running), default=math.inf)
+            results = [call.results for call in running if call.results is not None]
+            ready = wait(
+                [self._engine, *results, *(call.process.exit for call in running)],
+                None if math.isinf(deadline) else max(0.0, deadline - time.monotonic()),
+            )
+            for call in running:
+                ended = call.process.exit in ready
+                if call.results is not None and (call.results in ready or (ended and call.results.poll())):
+                    call.read()
+                if ended or time.monotonic() >= call.deadline:
+                    self._end(call, ended)
+            if self._engine in ready:
+                try:
+                    number, packed = self._engine.recv()
+                except (EOFError, OSError):
+                    return
+                self._start(number, packed)
+
+    def _start(self, number: int, packed: PackedCall) -> None:
+        deadline = math.inf if packed.timeout is None else time.monotonic() + packed.timeout
+        self._prepare(packed)
+        results, theirs = get_context(METHOD).Pipe(duplex=False)
+        process = get_context(METHOD).Process(target=run_call, args=(theirs, number, packed, os.getpid(), self._engine))  # type: ignore[attr-defined]
+        process.start()
+        theirs.close()
+        self._running[number] = Running(number, packed.timeout, Watched(process), results, deadline)
+
+    def _prepare(self, packed: PackedCall) -> None:
+        """Import and load for all children what this project's own code is going to need."""
+        libraries = [library for name in packed.modules for library in LIBRARIES.get(name, ())]
+        for name in (*packed.modules, *libraries):
+            importlib.import_module(name)
+        if packed.prepare is not None and packed.prepare not in self._prepared:
+            self._prepared.add(packed.prepare)
+            with suppress(Exception):  # the call itself meets it again, and fails with the reason
+                run_packed(packed.prepare, packed.moved)
+
+    def _end(self, call: Running, ended: bool) -> None:
+        """Report how a call ended, and kill what it leaves behind."""
+        if ended:
+            failure = call.process.ending()
+        else:
+            failure = f"it took more than {call.timeout or GRACE_SECONDS:g} s and was stopped"
+        del self._running[call.number]
+        call.process.kill()
+        if call.results is not None:
+            call.results.close()
+        self._kill_orphans()
+        self._engine.send(call.ending or Ending(call.number, failure=failure))
+
+    def _kill_orphans(self) -> None:
+        """Kill the children that are not calls: what a call started and left behind becomes a child of this process."""
+        if METHOD == "fork":
+            known = {call.process.pid for call in self._running.values()}
+            _kill(child for child in psutil.Process().children() if child.pid not in known)
+
+    def kill_all(self) -> None:
+        """Kill every call and all that it has started."""
+        for call in self._running.values():
+            call.process.kill()
+        self._running = {}
+        self._kill_orphans()
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            for one in (process, *process.children(recursive=True)):
+                one.kill()
+            os.waitpid(process.pid, os.WNOHANG)
+        except (psutil.Error, ChildProcessError):  # gone meanwhile
+            continue
+
+
+def run_call(results: Connection, number: int, packed: PackedCall, parent: int, engine: Connection) -> None:
+    """Run a call in this process, which has just been started, and its partner in another one.
+
+    parent: id of the template. engine: its connection, which is none of this process' business.
+    """
+    engine.close()
+    os.setsid()
+    prepare_process()
+    end_with_parent(parent)
+    partners: list[Partner] = []
+    try:
+        if packed.partner is not None:
+            partners.append(_start_partner(packed.partner, packed))
+        answer = pickle.dumps(run_packed(packed.function, packed.moved, *partners))
+        ending = Ending(number, answer)
+    except BaseException as error:  # it is a user's code: it may raise what ends a process
+        ending = Ending(number, failure=one_line(error))
+    results.send_bytes(pickle.dumps(ending))
+    for partner in partners:
+        partner.connection.close()
+        partner.process.process.join()  # no longer than `GRACE_SECONDS`, after which all is killed
+
+
+def _start_partner(content: bytes, packed: PackedCall) -> Partner:
+    """Start the partner while this process is still clean: before it imports or loads anything for its call."""
+    mine, theirs = get_context(METHOD).Pipe()
+    process: Any = get_context(METHOD).Process(target=run_partner, args=(theirs, content, packed.moved, os.getpid()))  # type: ignore[attr-defined]
+    process.start()
+    theirs.close()
+    return Partner(mine, Watched(process))
+
+
+def run_partner(connection: Connection, content: bytes, moved: tuple[tuple[str, str], ...], parent: int) -> None:
+    """Run the partner of a call in this process."""
+    prepare_process()
+    end_with_parent(parent)
+    run_packed(content, moved, Channel(connection))
