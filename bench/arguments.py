@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.defenses.errors import one_line
@@ -17,9 +18,20 @@ def positive(text: str) -> int:
 
 def natural(text: str) -> int:
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is not allowed; give a whole number ≥ 0")
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{value} is not allowed; give a whole number ≥ 0 and < 2^63")
     return value
+
+
+def path_text(text: str) -> str:
+    """A path or URL as it is; raises ArgumentTypeError for what no file system takes."""
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; a path holds no NUL character")
+    return text
+
+
+def path(text: str) -> Path:
+    return Path(path_text(text))
 
 
 def named_device(name: str) -> str:
@@ -41,6 +53,6 @@ def checked_device(name: str) -> str:
 
     try:
         torch.ones(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:  # backends that are not built in raise what they like
         raise InputError(f"--device: {name!r} cannot be used here ({one_line(error)})") from error
     return name

@@ -11,9 +11,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manifold_bench.bench.arguments import checked_device, named_device, natural, positive
+from manifold_bench.bench.arguments import checked_device, named_device, natural, path, path_text, positive
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.folders import DATA_VARIABLE, data_folder
+from manifold_bench.bench.running.environment import ensure_home
 from manifold_bench.bench.running.stamp import code_of_users, finished, hash_of, request_of, write_stamp
 from manifold_bench.bench.running.url_folder import local_folder
 
@@ -33,9 +34,13 @@ def parser() -> argparse.ArgumentParser:
         description="Attack defenses and measure how robust they are. The same command again runs what is missing.",
         epilog="Exit codes: 0 done, 1 finished with failed jobs, 2 bad input.",
     )
-    p.add_argument("--matrix", metavar="NAME|FILE", help="what is crossed: smoke, quick, full, or a TOML file")
-    p.add_argument("--out", metavar="DIR|URL", help="output folder, or s3://… (default: results/<matrix>)")
-    p.add_argument("--data", type=Path, metavar="DIR", help=f"folder of data files (default: {DATA_VARIABLE})")
+    p.add_argument(
+        "--matrix", type=path_text, metavar="NAME|FILE", help="what is crossed: smoke, quick, full, or a TOML file"
+    )
+    p.add_argument(
+        "--out", type=path_text, metavar="DIR|URL", help="output folder, or s3://… (default: results/<matrix>)"
+    )
+    p.add_argument("--data", type=path, metavar="DIR", help=f"folder of data files (default: {DATA_VARIABLE})")
     p.add_argument("--n", type=positive, metavar="N", help="test images per data set, instead of the matrix' numbers")
     p.add_argument("--seed", type=natural, metavar="N", help="seed of the attacks, instead of the matrix' seeds")
     p.add_argument(
@@ -67,6 +72,7 @@ main = report_errors(lambda arguments=None: run_command(arguments))
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run the command; raises InputError for bad input."""
     given = parser().parse_args(arguments)
+    ensure_home()
     if not given.matrix:
         raise InputError(
             "--matrix: missing; name a matrix (smoke, quick, full) or a TOML file; `manifold-bench list` names all"

@@ -9,13 +9,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manifold_bench.bench.arguments import checked_device, natural
+from manifold_bench.bench.arguments import checked_device, natural, path
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.folders import data_folder
-from manifold_bench.bench.running.environment import choose_kernels
+from manifold_bench.bench.running.environment import choose_kernels, ensure_home
 
 if TYPE_CHECKING:
     from manifold_bench.bench.planning.refs import DefenseRef, TrainedRef
@@ -33,11 +32,11 @@ def parser() -> argparse.ArgumentParser:
         "--part", default="", metavar="NAME",
         help="train only that part of the defense, which others may share: generator, classifier, …",
     )  # fmt: skip
-    p.add_argument("--data", type=Path, metavar="DIR", help="folder of the data files (default: MANIFOLD_BENCH_DATA)")
+    p.add_argument("--data", type=path, metavar="DIR", help="folder of the data files (default: MANIFOLD_BENCH_DATA)")
     p.add_argument("--seed", type=natural, default=0, metavar="N")
     p.add_argument("--budget", type=float, default=1.0, help="share of the full training, in (0, 1] (default 1)")
     p.add_argument("--device", default="cpu")
-    p.add_argument("--out", type=Path, metavar="FILE", help="where to write the .safetensors (default: the cache)")
+    p.add_argument("--out", type=path, metavar="FILE", help="where to write the .safetensors (default: the cache)")
     p.add_argument("--quiet", action="store_true", help="show nothing but where the weights are")
     return p
 
@@ -45,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
+    ensure_home()
     choose_kernels()
     # late: --help must not wait for torch, and the kernels are chosen before torch computes
     from rich.console import Console
@@ -62,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = dataset.load()
     ref = defense_ref(choice, data)
     own = trainable(ref, given.part)
-    path = given.out or cache_file(own, data, given.seed, given.budget)
+    target = given.out or cache_file(own, data, given.seed, given.budget)
     device = checked_device(given.device)
-    own_training = training_of(ref, given.part, dataset, device, path=path, seed=given.seed, budget=given.budget)
+    own_training = training_of(ref, given.part, dataset, device, path=target, seed=given.seed, budget=given.budget)
     parts = [".".join(filter(None, (given.part, part))) for part in own.untrained if part]
-    train_with_parts(
-        [*(training_of(ref, part, dataset, device) for part in parts), own_training], Console(), given.quiet
-    )
-    print(f"weights: {path}")
+    trainings = [*(training_of(ref, part, dataset, device) for part in parts), own_training]
+    if not train_with_parts(trainings, Console(), given.quiet):
+        return 1
+    print(f"weights: {target}")
     return 0
 
 

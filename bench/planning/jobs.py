@@ -16,6 +16,7 @@ from manifold_bench.attacks.transfer import Transfer
 from manifold_bench.bench.planning.matrix import ONE_CPU, AttackChoice, Matrix, Needs
 from manifold_bench.bench.planning.probes import probes
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, dataset_identity, defense_identity
+from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, PROBE, PROBED, REVISION, Kind, protocol
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.identity import SCHEME, key_of, system
@@ -125,7 +126,11 @@ class Job:
 
 def jobs_on(data: PlannedData, matrix: Matrix, device: str) -> list[Job]:
     """Return every cell of the matrix on one data set as jobs, clean passes included."""
-    return [job for ref in data.defenses_of(matrix) for job in _Defended(data, matrix, device, ref).jobs()]
+    jobs = []
+    for ref in data.defenses_of(matrix):
+        with contained(f"defense {ref.label!r} on data set {data.dataset.name!r} cannot be planned"):
+            jobs += _Defended(data, matrix, device, ref).jobs()
+    return jobs
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning.matrix import ONE_CPU, Matrix, MeasurementChoice, Needs
 from manifold_bench.bench.planning.probes import inspections
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, dataset_identity, defense_identity
+from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.defenses.identity import SCHEME, key_of, system
 
 
@@ -55,12 +56,13 @@ class MeasurementJob:
 def measurements_on(data: PlannedData, matrix: Matrix, device: str) -> list[MeasurementJob]:
     """Return every measurement of the matrix on one data set as a job, and what the diagnosis inspects, if it runs."""
     inspected = inspections(matrix, data.dataset.name, len(data.indices)) if matrix.diagnose else []
-    return [
-        _job(choice, data, ref, matrix, device)
-        for choice in (*matrix.measurements, *inspected)
-        for ref in data.defenses_of(matrix)
-        if choice.applies_to(data.dataset.name, ref.label)
-    ]
+    jobs = []
+    for choice in (*matrix.measurements, *inspected):
+        for ref in data.defenses_of(matrix):
+            if choice.applies_to(data.dataset.name, ref.label):
+                with contained(f"measurement {choice.label!r} of {ref.label!r} cannot be planned"):
+                    jobs.append(_job(choice, data, ref, matrix, device))
+    return jobs
 
 
 def _job(choice: MeasurementChoice, data: PlannedData, ref: DefenseRef, matrix: Matrix, device: str) -> MeasurementJob:

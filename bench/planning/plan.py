@@ -16,6 +16,7 @@ from manifold_bench.bench.planning.matrix import AttackChoice, DatasetEntry, Def
 from manifold_bench.bench.planning.measurements import MeasurementJob, measurements_on
 from manifold_bench.bench.planning.reading import defense_by_name
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, defense_ref
+from manifold_bench.bench.planning.usercode import contained
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,10 @@ def _joined(matrix: Matrix, whole: Matrix) -> Matrix:
 def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options) -> PlannedData:
     """Choose the test and validation images of a data set; raises InputError where there are fewer."""
     ref = DatasetRef(entry.name, options.data)
-    data, n, held_out = ref.load(), options.n or entry.n, matrix.calibration or 0
+    with contained(f"data set {ref.name!r} cannot be loaded"):
+        data = ref.load()
+        _ = data.test, data.validation
+    n, held_out = options.n or entry.n, matrix.calibration or 0
     if n is not None and n > len(data.test):
         raise InputError(f"n = {n}: data set {ref.name!r} has {len(data.test)} test images")
     if held_out > len(data.validation):

@@ -17,9 +17,9 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.folders import cache_folder
 from manifold_bench.bench.planning.matrix import DefenseChoice, Matrix
 from manifold_bench.bench.planning.registry import find
+from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.base import Trainable, TrainableSpec
-from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import SCHEME, TRAINABLE, System, key_of, source_sha256, system
 
 TRAINING_SEED = 0
@@ -160,17 +160,15 @@ def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:
 
     Raises InputError where the parameters don't suit the data or the weights are damaged.
     """
-    try:
+    with contained(f"defense {choice.label!r} on data set {dataset.name!r} cannot be built"):
         spec = choice.spec(dataset.shape, dataset.num_classes)
         own = system(choice.cls, *TRAINABLE, written=choice.name)
         ref = DefenseRef(name=choice.name, label=choice.label, draws=choice.draws, system=own, spec=spec)
         module = ref.build()
-    except Exception as error:  # it may be a user's code: anything may happen
-        raise InputError(f"defense {choice.label!r} on data set {dataset.name!r}: {one_line(error)}") from error
-    try:
-        return located(ref, module, dataset)
-    except weights.WeightsError as error:
-        raise InputError(str(error)) from error
+        try:
+            return located(ref, module, dataset)
+        except weights.WeightsError as error:
+            raise InputError(str(error)) from error
 
 
 Ref = TypeVar("Ref", bound=TrainedRef)

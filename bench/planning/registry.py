@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.defenses.errors import one_line
+from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.defenses.identity import Kind, registered
 
 SINGULAR: dict[Kind, str] = {
@@ -111,10 +111,8 @@ def _import_file(kind: Kind, name: str, path: Path) -> str:
 
 def _attribute(kind: Kind, name: str, module: str, attribute: str) -> Any:
     """An object of a module by its name; raises InputError where there is none."""
-    try:
+    with contained(f"{SINGULAR[kind]} {name!r}: cannot import {module!r}"):
         content = importlib.import_module(module)
-    except Exception as error:  # it is the user's code: anything may happen
-        raise InputError(f"{SINGULAR[kind]} {name!r}: cannot import {module!r} ({one_line(error)})") from error
     found = getattr(content, attribute, None)
     if found is None:
         public = [word for word in vars(content) if not word.startswith("_")]
@@ -150,16 +148,14 @@ def _defense_of(name: str, found: Any) -> type[Any]:
 
     from manifold_bench.defenses.models import class_of, name_of
 
-    module = importlib.import_module(Path(name.partition(":")[0]).stem if ".py:" in name else name.partition(":")[0])
-    try:
-        with torch.random.fork_rng():  # weights that are drawn have to be the same in every process
-            torch.manual_seed(0)
-            made = found() if _needs_no_arguments(found) else found
+    prefix = name.partition(":")[0]
+    module = Path(prefix).stem if prefix.endswith(".py") else prefix
+    with contained(f"defense {name!r}: {name_of(found)} is no model"):
+        torch.manual_seed(0)  # weights that are drawn have to be the same in every process
+        made = found() if _needs_no_arguments(found) else found
         if isinstance(made, type):
             raise TypeError(f"{made.__qualname__} takes arguments; name an instance, or a function that returns one")
-        return _by_reference(class_of(made, name, module.__name__, bool(getattr(made, "randomized", False))))
-    except Exception as error:  # it is the user's code: anything may happen
-        raise InputError(f"defense {name!r}: {name_of(found)}: {one_line(error)}") from error
+        return _by_reference(class_of(made, name, module, bool(getattr(made, "randomized", False))))
 
 
 def _needs_no_arguments(found: Any) -> bool:
@@ -180,10 +176,8 @@ def _by_reference(cls: type[Any]) -> type[Any]:
 
 
 def _load(kind: Kind, point: EntryPoint) -> type[Any]:
-    try:
+    with contained(f"{SINGULAR[kind]} {point.name!r}: cannot load {point.value!r}"):
         return _checked(kind, point.name, point.load())
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{SINGULAR[kind]} {point.name!r}: cannot load {point.value!r} ({one_line(error)})") from error
 
 
 def _checked(kind: Kind, name: str, found: Any) -> type[Any]:

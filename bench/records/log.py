@@ -59,7 +59,7 @@ class Log:
             with self.path.open("rb") as file:
                 file.seek(start)
                 content = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return [], start
         whole = content[: content.rfind(b"\n") + 1]
         events = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.records.consistency import contradiction
 from manifold_bench.bench.records.schema import REVISION, typed
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import atomic_write
@@ -112,10 +113,6 @@ class Store:
 
     def contents(self, path: Path) -> Contents:
         """All that a record file holds. Raises as `read` does."""
-        return self._contents(path)
-
-    def _contents(self, path: Path, columns: Sequence[str] | None = None) -> Contents:
-        """What a record file holds, of its rows only these columns (None: all). Raises as `read` does."""
         try:
             raw = path.read_bytes()
             expected = checksum_path(path).read_text(encoding="utf-8").strip()
@@ -131,8 +128,10 @@ class Store:
                     f"{path}: records of revision {found}, this version reads revision {REVISION}; run its matrix again"
                 )
             kernels = json.loads(metadata[KERNELS]) if KERNELS in metadata else None
-            rows = file.read(columns, use_threads=False).to_pandas()
-            return Contents(rows if columns is not None else typed(rows), identity, kernels)
+            rows = typed(file.read(use_threads=False).to_pandas())
+            if fault := contradiction(rows):
+                raise DamagedRecords(f"{path}: damaged: {fault}; delete it and run again")
+            return Contents(rows, identity, kernels)
         except InputError:
             raise
         except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
@@ -146,7 +145,7 @@ class Store:
         if not path.exists():
             return "missing"
         try:
-            rows, identity, _ = self._contents(path, ["status"])
+            rows, identity = self.read(path)
         except InputError:
             return "damaged"
         if identity != json.loads(json.dumps(job.identity)) or rows.empty:

@@ -144,8 +144,11 @@ class Board:
             self._costs = dict(zip(jobs, self.estimator.seconds(list(jobs.values())), strict=True))
         return self._costs
 
-    def done(self, key: str, failure: str | None, rows: pd.DataFrame | None = None) -> None:
-        """Note that a piece of work ended, on the screen and in the log; rows: a job's records."""
+    def done(self, key: str, failure: str | None, rows: pd.DataFrame | None = None, memory: int = 0) -> None:
+        """Note that a piece of work ended, on the screen and in the log.
+
+        rows: a job's records. memory: bytes that its processes had resident at the most, where that is known.
+        """
         self.tick()
         with self._lock:
             if failure:
@@ -153,7 +156,9 @@ class Board:
             work, running = self.waiting.pop(key), self.running.pop(key, None)
             self.finished, self._costs = self.finished + 1, None
             seconds = 0.0 if running is None else time.time() - running.begun
-            fields: dict[str, Any] = {"seconds": round(seconds, 3), "memory": running.memory if running else 0}
+            memory = max(memory, running.memory if running else 0)
+            self.peak_process = max(self.peak_process, memory)
+            fields: dict[str, Any] = {"seconds": round(seconds, 3), "memory": memory}
             if failure:
                 self.log.event(f"{work.kind} failed", title=work.title, key=key, **fields, reason=failure)
                 self._print(f"{self._count()} FAILED {work.title}: {failure}")

@@ -1,8 +1,10 @@
-"""Environment variables that choose the numerical kernels. They must be set before torch computes: no torch here."""
+"""Environment variables that have to be set before libraries are imported and torch computes: no torch here."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
 SETTINGS = {"MKL_CBWR": "AUTO,STRICT"}
 """Kernels that add up in the same order in batches of every size (docs/reproducibility.md).
@@ -32,3 +34,16 @@ def choose_kernels() -> None:
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+
+
+def ensure_home() -> None:
+    """Give a user without a home that can be written to one among the temporary files: libraries keep settings there.
+
+    ART would otherwise share a folder with other users, and cannot be imported where it is theirs.
+    """
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - which raises nothing where there is no home
+    if home.is_absolute() and os.access(home, os.W_OK):
+        return
+    own = Path(tempfile.gettempdir()) / f"manifold-bench-{os.getuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    os.environ["HOME"] = str(own if own.stat().st_uid == os.getuid() else tempfile.mkdtemp(prefix="manifold-bench-"))

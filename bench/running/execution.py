@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.folders import cache_folder
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan, matrix_json
 from manifold_bench.bench.records.provenance import provenance, stored_provenance
@@ -19,6 +17,7 @@ from manifold_bench.bench.records.store import checksum_path
 from manifold_bench.bench.running.board import Work
 from manifold_bench.bench.running.engines.calls import Call
 from manifold_bench.bench.running.job import empty_records, job_call
+from manifold_bench.bench.running.locks import remove_drafts, run_folder
 from manifold_bench.bench.running.measuring import measure
 from manifold_bench.bench.running.reuse import Reused, reuse_records
 from manifold_bench.bench.running.session import Session
@@ -48,8 +47,13 @@ class Ended:
 
 def execute(plan: Plan, session: Session) -> Ended:
     """Run what the session's folder lacks of a plan. Raises InputError."""
+    with run_folder(session.folder):
+        remove_drafts(cache_folder("kernels"))
+        return _execute(plan, session)
+
+
+def _execute(plan: Plan, session: Session) -> Ended:
     begun, folder, board = time.time(), session.folder, session.board
-    _check_writable(folder)
     (folder / STAMP).unlink(missing_ok=True)
     board.log.event("run started", **provenance(), matrix=plan.matrix.source, workers=board.workers)
     with board:
@@ -102,7 +106,7 @@ def run_jobs(plan: Plan, session: Session) -> None:
             store.write(job, empty_records(job, "failed", outcome.failure))
         rows, _ = store.read(store.path(job))
         failed = rows["status"].iloc[0] == "failed"
-        board.done(job.key, rows["reason"].iloc[0] if failed else None, rows)
+        board.done(job.key, rows["reason"].iloc[0] if failed else None, rows, outcome.memory)
 
 
 def _is_missing(job: Job, plan: Plan, session: Session) -> bool:
@@ -120,16 +124,6 @@ def _is_missing(job: Job, plan: Plan, session: Session) -> bool:
     store.write(job, empty_records(job, ending, reason))
     board.log.event(f"job {ending}", title=job.title, key=job.key, reason=reason)
     return False
-
-
-def _check_writable(folder: Path) -> None:
-    probe = folder / f".{os.getpid()}.probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"--out: {folder} cannot be written to ({error.strerror})") from error
 
 
 def _write_run_json(

@@ -181,7 +181,8 @@ class Judge:
         """Judge an attack's outputs [N,C,H,W] on inputs to which the defense gave these clean answers.
 
         What is not finite, outside [0,1] or outside the ε-ball is not valid: the clean answer stands in its place, and
-        it is no success. Raises ValueError where the attack returned another shape.
+        it is no success. It stands, too, where a deterministic defense gets its input unchanged. Raises ValueError
+        where the attack returned another shape.
         """
         x, y, aims = inputs.x, inputs.y, inputs.aims
         if adversarial.shape != x.shape:
@@ -190,10 +191,17 @@ class Judge:
         judged = torch.where(valid.view(-1, 1, 1, 1), adversarial, x).clamp(0, 1)
         answer = verdict(self.defense, judged, y, self.draws, self.seed, aims)
         delta = (adversarial.double() - x.double()).nan_to_num(torch.inf, torch.inf, torch.inf)
+        changed = (delta != 0).flatten(1).any(1)
+        counts = valid & (changed | self.defense.randomized)
+        answer = ScoredVerdict(
+            torch.where(counts, answer.labels, clean.labels),
+            torch.where(counts, answer.rejected, clean.rejected),
+            torch.where(counts, answer.scores, clean.scores),
+        )
         return Judgement(
-            labels=torch.where(valid, answer.labels, clean.labels),
-            rejected=torch.where(valid, answer.rejected, clean.rejected),
-            scores=torch.where(valid, answer.scores, clean.scores),
+            labels=answer.labels,
+            rejected=answer.rejected,
+            scores=answer.scores,
             linf=flat_norm(delta, "linf"),
             l2=flat_norm(delta, "l2"),
             l0=flat_norm(delta, "l0"),

@@ -41,7 +41,7 @@ def measure(plan: Plan, session: Session) -> int:
         job = waiting[outcome.id]
         if outcome.failure:
             store(job, folder, Outcome("failed", outcome.failure))
-        board.done(outcome.id, read(path_of(job, folder))["reason"])
+        board.done(outcome.id, read(path_of(job, folder))["reason"], memory=outcome.memory)
     return sum(status(job, folder) not in ("ok", "skipped") for job in plan.measurements)
 
 
@@ -53,7 +53,7 @@ def run_measurement(job: MeasurementJob, folder: Path) -> None:
         defense, data = job.defense.load(job.device), job.dataset.load()
         values = job.measurement.measure(defense, others, data, job.seed)
         pictures = job.measurement.pictures(defense, data, job.seed)
-    except Exception as error:  # it is a user's code: anything may happen
+    except BaseException as error:  # it is a user's code: it may raise what ends a process
         store(job, folder, Outcome("failed", one_line(error)))
         write_traceback(folder / FOLDER, path_of(job, folder).stem)
         return

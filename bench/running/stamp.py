@@ -88,11 +88,11 @@ def code_of_users(systems: Iterable[tuple[str, type[Any]]]) -> dict[str, str] | 
 
 
 def hash_of(path: Path) -> str:
-    """The sha256 of a file's content; nothing where there is no such file."""
+    """The sha256 of a file's content; nothing where there is no readable file."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except (FileNotFoundError, IsADirectoryError):
+    except OSError:
         return ""
 
 

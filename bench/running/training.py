@@ -17,14 +17,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from manifold_bench.bench.planning.matrix import ONE_CPU, Needs
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.planning.refs import TRAINING_SEED, DatasetRef, DefenseRef, TrainedRef
 from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.records.provenance import code_revision, provenance
 from manifold_bench.bench.running.board import Board, Work
 from manifold_bench.bench.running.engines.calls import Call
+from manifold_bench.bench.running.engines.local import LocalEngine
 from manifold_bench.bench.running.failures import write_traceback
+from manifold_bench.bench.running.locks import one_at_a_time, remove_drafts
 from manifold_bench.bench.running.session import Session
+from manifold_bench.bench.running.stamp import hash_of
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.base import DefenseSpec, Progress
 from manifold_bench.defenses.errors import one_line
@@ -37,6 +41,7 @@ class Training:
 
     path: file that the weights are written to. command: the command line that does this training, for the card.
     budget: share of the full training, in (0, 1]. title: how the training is called on the screen and in the log.
+    known: hash of the card that was at `path` when this was planned; "" where there was none.
     """
 
     ref: TrainedRef
@@ -47,6 +52,7 @@ class Training:
     budget: float = 1.0
     device: str = "cpu"
     title: str = ""
+    known: str = ""
 
     @property
     def work(self) -> dict[str, Work]:
@@ -61,9 +67,16 @@ class Training:
 def train(training: Training, tell: Callable[..., None] = lambda event, **fields: None) -> None:
     """Train, and write weights and card to `training.path`; checkpoints lie next to it meanwhile.
 
-    The parts must be trained already. tell: takes the events of the training, as `Log.event` does.
+    The parts must be trained already. Where another process is at the same training, its weights are waited for and
+    taken. tell: takes the events of the training, as `Log.event` does.
     """
+    with one_at_a_time(training.path):
+        if hash_of(weights.card_path(training.path)) in ("", training.known):
+            remove_drafts(training.path.parent)
+            _train(training, tell)
 
+
+def _train(training: Training, tell: Callable[..., None]) -> None:
     class Reporting(Progress):
         checkpoints = training.path.with_suffix(".checkpoints")
 
@@ -110,7 +123,8 @@ def training_of(ref: DefenseRef, part: str, dataset: DatasetRef, device: str, **
     assert own.weights is not None
     title = f"{own.title_prefix}{ref.label} on {dataset.name}"
     training = dataclasses.replace(Training(own, dataset, own.weights, device=device, title=title), **changes)
-    return dataclasses.replace(training, command=training_command(ref, part, training))
+    known = hash_of(weights.card_path(training.path))
+    return dataclasses.replace(training, known=known, command=training_command(ref, part, training))
 
 
 def training_command(ref: DefenseRef, part: str, training: Training) -> str:
@@ -125,21 +139,28 @@ def training_command(ref: DefenseRef, part: str, training: Training) -> str:
     return shlex.join([*words, "--seed", str(training.seed), "--budget", f"{training.budget:g}"])
 
 
-def train_with_parts(trainings: Sequence[Training], console: Console, quiet: bool) -> None:
-    """Run trainings one after another in this process and show them; the last one is what the others are parts of."""
+def train_with_parts(trainings: Sequence[Training], console: Console, quiet: bool) -> bool:
+    """Run trainings one after another, each in a process of its own, and show them; return whether all went well.
+
+    The last one is what the others are parts of. Where one fails, those behind it do not begin.
+    """
     log = Log(trainings[-1].path.with_suffix(".log.jsonl"))
     log.event("run started", **provenance())
-    with Board(console, 1, log, quiet) as board:
+    failed = False
+    with LocalEngine(1) as engine, Board(console, 1, log, quiet) as board:
         for training in trainings:
             board.expect(training.work)
         for training in trainings:
-            try:
-                train(training, training.teller(log))
-            except Exception as error:
-                board.done(str(training.path), one_line(error))
-                raise
-            board.done(str(training.path), None)
-    log.event("run finished", jobs=len(trainings), failed=0, skipped=0, memory=board.peak)
+            (outcome,) = engine.run([_call(training, log)])
+            reason = outcome.failure
+            if crash := outcome.result:
+                reason = f"{crash.reason} (traceback: {log.path})"
+                log.event("training traceback", title=training.title, key=str(training.path), lines=crash.traceback)
+            board.done(str(training.path), reason, memory=outcome.memory)
+            if failed := bool(reason):
+                break
+    log.event("run finished", jobs=len(trainings), failed=int(failed), skipped=0, memory=board.peak)
+    return not failed
 
 
 def train_missing(plan: Plan, session: Session) -> Plan:
@@ -160,28 +181,36 @@ def train_missing(plan: Plan, session: Session) -> Plan:
     for training in trainings.values():
         session.board.line(f"training {training.title}: no weights in the zoo or the cache yet")
     untrainable: dict[tuple[str, str], str] = {}
-    calls = [_call(training, users[training.path][0][1], plan, session) for training in trainings.values()]
+    calls = []
+    for training in trainings.values():
+        resources = plan.matrix.resources_of(users[training.path][0][1].label)
+        calls.append(_call(training, session.board.log, plan.matrix.needs(plan.options.device, *resources)))
     for outcome in session.run(calls):
         reason = outcome.failure
         if crash := outcome.result:
             path = write_traceback(session.store.folder, f"training--{outcome.id.stem}", crash.traceback)
             reason = f"{crash.reason} (traceback: {path.relative_to(session.folder)})"
-        session.board.done(str(outcome.id), reason)
+        session.board.done(str(outcome.id), reason, memory=outcome.memory)
         if reason:
             for dataset, ref in users[outcome.id]:
                 untrainable.setdefault((dataset.name, ref.label), f"training failed: {reason}")
     return plan.with_trained(untrainable) if trainings else plan
 
 
-def _call(training: Training, user: DefenseRef, plan: Plan, session: Session) -> Call:
-    """The call that runs a training; user: a defense that needs it, and says what of a machine it occupies."""
-    ref, log = training.ref, session.board.log
+def _call(training: Training, log: Log, needs: Needs = ONE_CPU) -> Call:
+    """The call that runs a training; needs: what of a machine it occupies."""
+    ref = training.ref
     return Call(
-        training.path, fit_job, (training, log), timeout=None,
+        training.path,
+        fit_job,
+        (training, log),
+        timeout=None,
         after=tuple(part.weights for name, part in ref.untrained.items() if name),
-        reads=(*training.dataset.load().files, *weights.with_cards(ref.files)), writes=training.path.parent,
-        log=log.path, needs=plan.matrix.needs(plan.options.device, *plan.matrix.resources_of(user.label)),
-    )  # fmt: skip
+        reads=(*training.dataset.load().files, *weights.with_cards(ref.files)),
+        writes=training.path.parent,
+        log=log.path,
+        needs=needs,
+    )
 
 
 @dataclass(frozen=True)
@@ -196,6 +225,6 @@ def fit_job(training: Training, log: Log) -> Crash | None:
     """Run a training in a worker process; return what it raised, if it did."""
     try:
         train(training, training.teller(log))
-    except Exception as error:  # it is a user's code: anything may happen
+    except BaseException as error:  # it is a user's code: it may raise what ends a process
         return Crash(one_line(error), traceback.format_exc())
     return None

@@ -222,6 +222,7 @@ class Trained(Defense):
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:
         stop = float(os.environ.get("TINY_TRAINING_STOPS_AT", "inf"))
+        time.sleep(float(os.environ.get("TINY_TRAINING_SECONDS", "0")))
 
         def step(images: Tensor, labels: Tensor, done: float) -> Tensor:
             if done >= stop:

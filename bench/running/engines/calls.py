@@ -46,11 +46,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a call, or the reason why there is none."""
+    """The result of a call, or the reason why there is none. memory: bytes resident at most; 0 where unknown."""
 
     id: Any
     result: Any = None
     failure: str | None = None
+    memory: int = 0
 
 
 Urgency = Callable[[Any], Any]

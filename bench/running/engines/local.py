@@ -39,6 +39,8 @@ class LocalEngine:
         choose_kernels()  # the template inherits the environment
         self.workers = workers
         self._numbers = itertools.count()
+        self._open: set[int] = set()
+        """Numbers of the calls that have begun and not ended."""
         self._start_template()
 
     def __enter__(self) -> LocalEngine:
@@ -59,8 +61,10 @@ class LocalEngine:
         self._template = Connection(mine.detach())
 
     def _stop_template(self) -> None:
-        """Close the connection: the template kills what still runs and ends."""
+        """End the template: it kills what still runs once the connection is closed."""
         self._template.close()
+        if not self._open:
+            self._process.kill()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
@@ -71,28 +75,25 @@ class LocalEngine:
         """Run the calls as workers become free; see `Engine.run`."""
         waiting = CallQueue(calls, urgency)
         running: dict[int, Call] = {}
-        lost: Counter[Any] = Counter()
+        lost: Counter[Any] = Counter()  # calls that were running when a template was lost, and have not ended since
         while waiting or running:
-            self._start_ready(waiting, running)
+            self._start_ready(waiting, running, bool(lost))
             ending = self._next_ending()
+            outcomes = []
             if ending is None:
-                lost.update(call.id for call in running.values())
-                outcomes = [
-                    Outcome(call.id, failure=f"its process died, {TRIES} times")
-                    for call in running.values()
-                    if lost[call.id] >= TRIES
-                ]
                 for call in running.values():
+                    lost[call.id] += 1
                     if lost[call.id] < TRIES:
                         waiting.put_back(call)
+                    else:
+                        outcomes.append(Outcome(call.id, failure=f"it took other processes with it, {TRIES} times"))
                 running.clear()
-            elif (call_ended := running.pop(ending.number, None)) is None:
-                continue  # of a run that was broken off
-            else:
-                outcomes = [_outcome(call_ended.id, ending)]
+            elif ending.number in running:  # and not of a run that was broken off
+                outcomes.append(_outcome(running.pop(ending.number).id, ending))
             for outcome in outcomes:
                 waiting.mark_finished(outcome.id)
-            self._start_ready(waiting, running)  # no worker waits for what is done with outcomes
+                del lost[outcome.id]
+            self._start_ready(waiting, running, bool(lost))  # no worker waits for what is done with outcomes
             yield from outcomes
 
     def run_one(self, packed: PackedCall) -> Outcome:
@@ -101,15 +102,16 @@ class LocalEngine:
             self._start(packed)
             if (ending := self._next_ending()) is not None:
                 return _outcome(0, ending)
-        return Outcome(0, failure=f"its process died, {TRIES} times")
+        return Outcome(0, failure=f"it took other processes with it, {TRIES} times")
 
-    def _start_ready(self, waiting: CallQueue, running: dict[int, Call]) -> None:
-        """Hand calls to the template until each worker has one."""
-        for call in waiting.pop(self.workers - len(running)):
+    def _start_ready(self, waiting: CallQueue, running: dict[int, Call], alone: bool) -> None:
+        """Hand calls to the template until each worker has one; alone: one at a time, to find what brings it down."""
+        for call in waiting.pop((1 if alone else self.workers) - len(running)):
             running[self._start(pack(call))] = call
 
     def _start(self, packed: PackedCall) -> int:
         number = next(self._numbers)
+        self._open.add(number)
         with suppress(OSError):  # the template may be lost, as the next reading tells
             self._template.send((number, packed))
         return number
@@ -117,14 +119,16 @@ class LocalEngine:
     def _next_ending(self) -> Ending | None:
         """Wait for the next ending; None where the template was lost, and with it all that ran."""
         try:
-            return self._template.recv()
+            ending: Ending = self._template.recv()
         except (EOFError, OSError):
+            self._open.clear()
             self._stop_template()
             self._start_template()
             return None
+        self._open.discard(ending.number)
+        return ending
 
 
 def _outcome(id: Any, ending: Ending) -> Outcome:
-    if ending.answer is None:
-        return Outcome(id, failure=ending.failure)
-    return Outcome(id, result=pickle.loads(ending.answer))
+    result = None if ending.answer is None else pickle.loads(ending.answer)
+    return Outcome(id, result, ending.failure, ending.memory)

@@ -72,8 +72,7 @@ class Lost:
 class Finished:
     """The last message about a call. files: name below its folder → content, in the order in which they came to be."""
 
-    result: Any
-    failure: str | None
+    outcome: Outcome
     files: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -204,7 +203,7 @@ def _write_files(call: Call, message: Finished) -> Outcome:
         draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         draft.write_bytes(content)
         draft.replace(path)
-    return Outcome(call.id, message.result, message.failure)
+    return dataclasses.replace(message.outcome, id=call.id)
 
 
 def _content(path: Path) -> dict[str, bytes]:
@@ -254,7 +253,7 @@ def _work(
                     yield LogLines(lines)
             outcome = running.result()
         files = {} if outcome.failure else _written(Path(own), own_log)
-    yield Finished(outcome.result, outcome.failure, files)
+    yield Finished(outcome, files)
 
 
 def _lines(path: Path, start: int) -> bytes:

@@ -10,13 +10,14 @@ import importlib
 import math
 import os
 import pickle
+import resource
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from typing import Any
 
 import psutil
 
@@ -32,17 +33,25 @@ LIBRARIES = {
 """Libraries that a module of this project imports late and that take long to import."""
 
 
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes of what the system counts memory in."""
+
+
 GRACE_SECONDS = 10.0
 """What a call may take to end once it has answered: libraries clear away what they have left in the system."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a call ended. number: the engine's number of the call. answer: its pickled result."""
+    """How a call ended. number: the engine's number of the call. answer: its pickled result.
+
+    memory: bytes that its process and its partner's had resident at the most.
+    """
 
     number: int
     answer: bytes | None = None
     failure: str | None = None
+    memory: int = 0
 
 
 @dataclass
@@ -182,27 +191,32 @@ def run_call(results: Connection, number: int, packed: PackedCall, parent: int, 
     try:
         if packed.partner is not None:
             partners.append(_start_partner(packed.partner, packed))
-        answer = pickle.dumps(run_packed(packed.function, packed.moved, *partners))
-        ending = Ending(number, answer)
+        answer: bytes | None = pickle.dumps(run_packed(packed.function, packed.moved, *partners))
+        failure = None
     except BaseException as error:  # it is a user's code: it may raise what ends a process
-        ending = Ending(number, failure=one_line(error))
-    results.send_bytes(pickle.dumps(ending))
+        answer, failure = None, one_line(error)
     for partner in partners:
         partner.connection.close()
-        partner.process.process.join()  # no longer than `GRACE_SECONDS`, after which all is killed
+        partner.process.process.join(GRACE_SECONDS)
+    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    results.send_bytes(pickle.dumps(Ending(number, answer, failure, sum(peaks) * RSS_UNIT)))
 
 
 def _start_partner(content: bytes, packed: PackedCall) -> Partner:
     """Start the partner while this process is still clean: before it imports or loads anything for its call."""
     mine, theirs = get_context(METHOD).Pipe()
-    process: Any = get_context(METHOD).Process(target=run_partner, args=(theirs, content, packed.moved, os.getpid()))  # type: ignore[attr-defined]
+    arguments = (theirs, mine, content, packed.moved, os.getpid())
+    process = get_context(METHOD).Process(target=run_partner, args=arguments)  # type: ignore[attr-defined]
     process.start()
     theirs.close()
     return Partner(mine, Watched(process))
 
 
-def run_partner(connection: Connection, content: bytes, moved: tuple[tuple[str, str], ...], parent: int) -> None:
-    """Run the partner of a call in this process."""
+def run_partner(
+    connection: Connection, other: Connection, content: bytes, moved: tuple[tuple[str, str], ...], parent: int
+) -> None:
+    """Run the partner of a call in this process; other: the call's end of the connection, which is closed here."""
+    other.close()
     prepare_process()
     end_with_parent(parent)
     run_packed(content, moved, Channel(connection))

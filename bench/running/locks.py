@@ -1,0 +1,75 @@
+"""What only one process may write at a time, and what killed processes have left half written."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.folders import cache_folder
+
+LOCK = ".lock"
+"""The file in a run's folder that a run holds while it works there."""
+
+
+OLD_SECONDS = 3600.0
+"""A draft that nobody has written to for so long is left from a process that was killed."""
+
+
+@contextmanager
+def run_folder(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, which is made if need be, and delete the drafts that killed runs have left in it.
+
+    Raises InputError where it cannot be written to, and where another run holds it.
+    """
+    with _opened(folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(
+                f"--out: another run works in {folder} ({file.read().strip()}); wait until it ends, "
+                "or give another folder"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        remove_drafts(folder, older=0.0)
+        yield
+
+
+def _opened(folder: Path) -> IO[str]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / LOCK).open("a+", encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise InputError(f"--out: {folder} cannot be written to ({reason})") from error
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait until no other process of this machine is inside for the same path."""
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    lock = cache_folder("locks") / f"{name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def remove_drafts(folder: Path, older: float = OLD_SECONDS) -> None:
+    """Delete the drafts of `atomic_write` below a folder that are older than so many seconds."""
+    for path in folder.rglob(".*.tmp"):
+        try:
+            if time.time() - path.stat().st_mtime >= older:
+                path.unlink()
+        except OSError:  # gone meanwhile, or somebody else's
+            continue

@@ -1,0 +1,165 @@
+"""Whatever a system does to its process, it costs its own cells and no other's; and its children end with it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from commands import bench_run, figures, one_error_line, records
+
+WAYS = ("exit", "os-exit", "unpicklable", "mute", "base", "interrupt", "generator", "kill", "term", "segfault", "abort",
+        "parent", "recursion", "closed")  # fmt: skip
+HONEST = """
+datasets = [{ name = "digits", n = 8 }]
+defenses = ["tiny:NearestMean"DEFENSES]
+[[attacks]]
+name = "hostile:Adds"
+eps = [0.1, 0.7]
+[[attacks]]
+name = "fgsm"
+eps = [0.1, 0.7]
+"""
+DEFENSES = ("Upset", "EndsInForward", "OsExits", "Interrupts", "KillsParent", "EndsInTraining", "ExitsInTraining")
+ATTACKS = ("PatchesJudge", "ChangesSettings", "LeavesChildren")
+
+
+def matrix(folder: Path, defenses=(), attacks="") -> Path:
+    path = folder / "matrix.toml"
+    named = "".join(f', "hostile:{name}"' for name in defenses)
+    path.write_text("timeout = 60\n" + HONEST.replace("DEFENSES", named) + attacks, encoding="utf-8")
+    return path
+
+
+def attack(name: str, **settings: object) -> str:
+    lines = "".join(f"{key} = {value!r}\n" for key, value in settings.items())
+    return f'[[attacks]]\nname = "hostile:{name}"\neps = [0.1, 0.7]\ndefenses = ["tiny:NearestMean"]\n{lines}'
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    """The folder of a run of the honest systems alone."""
+    folder = tmp_path_factory.mktemp("honest")
+    assert bench_run(matrix(folder), folder / "out").returncode == 0
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A run of all that is hostile together with the honest ones: its folder and how it ended."""
+    folder = tmp_path_factory.mktemp("hostile")
+    attacks = "".join([attack(name) for name in ATTACKS] + [attack("Ends", way=way) for way in WAYS])
+    attacks += attack("LeavesChildren", number=7)
+    made = matrix(folder, DEFENSES, attacks)
+    return folder, bench_run(made, folder / "out", TINY_LOG=str(folder / "notes"))
+
+
+def of(rows: pd.DataFrame, defense: str, *attacks: str) -> pd.DataFrame:
+    chosen = rows[(rows["defense"] == defense) & rows["attack"].isin(attacks)]
+    return chosen.sort_values(["attack", "eps", "sample"], ignore_index=True)
+
+
+def test_the_honest_cells_are_as_if_the_others_were_not_there(honest, hostile):
+    own = ("tiny:NearestMean", "clean", "hostile:Adds", "fgsm")
+    expected, found = of(records(honest), *own), of(records(hostile[0] / "out"), *own)
+    assert len(found) == 8 * 5 and set(found["status"]) == {"ok"}
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_every_end_is_a_reason_of_its_own_cells(hostile):
+    folder, done = hostile
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    shown = figures(folder / "out")
+    for way in WAYS:
+        for eps in (0.1, 0.7):
+            row = shown.loc[("tiny:NearestMean", f"hostile:Ends(way={way})", eps)]
+            if way == "closed":
+                assert row["status"] in ("ok", "failed")
+            else:
+                assert row["status"] == "failed" and len(row["reason"]) > 3 and "\n" not in row["reason"], way
+    for name in DEFENSES[1:]:
+        mine = shown.loc[f"hostile:{name}"]
+        assert set(mine["status"]) == {"failed"} and mine["reason"].str.len().gt(3).all()
+    for name, code in (("os-exit", 0), ("kill", -9), ("term", -15)):
+        assert f"exit code {code}" in shown.loc[("tiny:NearestMean", f"hostile:Ends(way={name})", 0.1), "reason"]
+
+
+def test_an_attack_that_patches_the_judge_is_judged_by_the_true_one(hostile):
+    rows = records(hostile[0] / "out")
+    patched, plain = (of(rows, "tiny:NearestMean", f"hostile:{name}") for name in ("PatchesJudge", "Adds"))
+    assert plain["success"].any() and patched["valid"].all()
+    for column in ("success", "adv_label", "linf", "distance"):
+        assert patched[column].tolist() == plain[column].tolist()
+
+
+def test_settings_that_one_job_changes_are_those_of_no_other(hostile):
+    rows = records(hostile[0] / "out")
+    mine = of(rows, "tiny:NearestMean", "hostile:ChangesSettings")
+    assert set(mine["status"]) == {"ok"} and mine["valid"].all()
+    upset = rows[rows["defense"] == "hostile:Upset"]
+    assert set(upset[upset["attack"] == "clean"]["status"]) == {"ok"}
+
+
+def test_what_a_job_starts_ends_with_it(hostile):
+    folder, _ = hostile
+    pids = [int(pid) for pid in re.findall(r"child (\d+)", (folder / "notes").read_text(encoding="utf-8"))]
+    assert len(pids) >= 12
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists() and b"Z (" not in stat(pid)]
+    shown = figures(folder / "out")
+    assert shown.loc[("tiny:NearestMean", "hostile:LeavesChildren", 0.1), "status"] == "ok"
+    assert "7" in shown.loc[("tiny:NearestMean", "hostile:LeavesChildren(number=7)", 0.1), "reason"]
+
+
+def stat(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/status").read_bytes()
+    except OSError:
+        return b"Z ("
+
+
+IMPORTED = """
+import os, sys
+{code}
+import hostile
+
+class Own(hostile.Adds):
+    pass
+"""
+
+
+@pytest.mark.parametrize("code", ["sys.exit(0)", "os._exit(0)", "raise KeyboardInterrupt", "raise BaseException('no')"])
+def test_a_module_that_ends_the_process_that_plans_is_bad_input(tmp_path, code):
+    (tmp_path / "ends.py").write_text(IMPORTED.format(code=code), encoding="utf-8")
+    done = bench_run(matrix(tmp_path), tmp_path / "out", "--attack", "ends:Own", path=str(tmp_path))
+    assert "'ends:Own'" in one_error_line(done)
+
+
+@pytest.mark.parametrize(
+    "code", ["import sys; sys.exit(0)", "os._exit(0)", "raise ImportError('not here')", "import time; time.sleep(600)"]
+)
+def test_a_module_that_cannot_be_imported_by_jobs_costs_its_own_cells(honest, tmp_path, code):
+    """It is imported where the run is planned, and nowhere else."""
+    guarded = f"if not sys.argv[0].endswith('__main__.py'):\n    {code}"
+    (tmp_path / "ends.py").write_text(IMPORTED.format(code=guarded), encoding="utf-8")
+    made = matrix(tmp_path, attacks='[[attacks]]\nname = "ends:Own"\neps = [0.1]\n')
+    made.write_text(made.read_text(encoding="utf-8").replace("timeout = 60", "timeout = 20"), encoding="utf-8")
+    done = bench_run(made, tmp_path / "out", path=str(tmp_path))
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    shown = figures(tmp_path / "out")
+    row = shown.loc[("tiny:NearestMean", "ends:Own", 0.1)]
+    assert row["status"] == "failed" and row["reason"]
+    own = ("tiny:NearestMean", "clean", "hostile:Adds", "fgsm")
+    pd.testing.assert_frame_equal(of(records(tmp_path / "out"), *own), of(records(honest), *own))
+
+
+def test_settings_of_a_module_reach_no_honest_cell(honest, tmp_path):
+    code = "import hostile; hostile.upset()"
+    (tmp_path / "ends.py").write_text(IMPORTED.format(code=code), encoding="utf-8")
+    made = matrix(tmp_path, attacks='[[attacks]]\nname = "ends:Own"\neps = [0.1]\n')
+    done = bench_run(made, tmp_path / "out", path=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    own = ("tiny:NearestMean", "clean", "hostile:Adds", "fgsm")
+    pd.testing.assert_frame_equal(of(records(tmp_path / "out"), *own), of(records(honest), *own))
+    assert os.environ.get("TINY_SECONDS") is None

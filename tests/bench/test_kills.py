@@ -1,0 +1,69 @@
+"""Kills at random moments: of a whole run, of its template, of single jobs, some of them while they still load."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from commands import bench_run, environment, record_files, records
+
+from manifold_bench.bench.records.log import Log
+from manifold_bench.bench.records.store import Store
+
+KILLS = 50
+
+
+def victims(run: psutil.Process) -> list[psutil.Process]:
+    """The run itself and every process that it has started."""
+    with suppress(psutil.Error):
+        return [run, *run.children(recursive=True)]
+    return []
+
+
+def good(out: Path) -> dict[str, tuple[int, int]]:
+    """The record files of jobs that went well, as they are on the disk."""
+    store, there = Store(out), record_files(out)
+    return {
+        name: there[name]
+        for name in there
+        if name.endswith(".parquet") and store.read(store.folder / name)[0]["status"].eq("ok").all()
+    }
+
+
+@pytest.mark.slow
+def test_fifty_kills_change_no_bit_and_no_finished_job_runs_twice(tmp_path):
+    assert bench_run("smoke", tmp_path / "whole").returncode == 0
+    out, draw, killed, kept = tmp_path / "out", random.Random(0), 0, {}
+    while True:
+        with subprocess.Popen(
+            [sys.executable, "-m", "manifold_bench.bench", "run", "--matrix", "smoke", "--out", out, "--workers", "2"],
+            env=environment(tmp_path / "cache"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        ) as running:  # fmt: skip
+            run = psutil.Process(running.pid)
+            while killed < KILLS and running.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    running.wait(draw.uniform(0, 8))
+                    break
+                everyone = victims(run)
+                if everyone:
+                    victim = run if draw.random() < 0.3 else draw.choice(everyone)
+                    with suppress(psutil.Error):
+                        victim.kill()
+                        killed += 1
+            errors = running.communicate()[1]
+        assert "Traceback" not in errors, errors
+        stored = good(out) if (out / "records").exists() else {}
+        assert kept.items() <= stored.items()
+        kept = stored
+        if killed >= KILLS and running.returncode == 0:
+            break
+    pd.testing.assert_frame_equal(records(out), records(tmp_path / "whole"))
+    finished = Counter(event["key"] for event in Log(out / "log.jsonl").read()[0] if event["event"] == "job finished")
+    assert finished and set(finished.values()) == {1}
