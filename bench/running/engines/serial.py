@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from multiprocessing import Pipe
+from threading import Thread
+from typing import Any
 
 from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome, Urgency
+from manifold_bench.bench.running.engines.channel import Channel
 from manifold_bench.defenses.errors import one_line
 
 
@@ -19,8 +23,23 @@ class SerialEngine:
         while waiting:
             (call,) = waiting.pop(1)
             try:
-                outcome = Outcome(call.id, result=call.function(*call.arguments))
+                outcome = Outcome(call.id, result=run_here(call))
             except Exception as error:
                 outcome = Outcome(call.id, failure=one_line(error))
             waiting.mark_finished(call.id)
             yield outcome
+
+
+def run_here(call: Call) -> Any:
+    """Run a call in this thread, and its partner in another one; return its result."""
+    if call.partner is None:
+        return call.function(*call.arguments)
+    function, arguments = call.partner
+    mine, theirs = Pipe()
+    partner = Thread(target=function, args=(*arguments, Channel(theirs)))
+    partner.start()
+    try:
+        return call.function(*call.arguments, Channel(mine))
+    finally:
+        mine.close()
+        partner.join()
