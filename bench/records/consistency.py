@@ -23,8 +23,6 @@ def contradiction(rows: pd.DataFrame) -> str | None:
     same = (rows["adv_label"] == rows["clean_label"]) & (rows["adv_rejected"] == rows["clean_rejected"])
     if (still & ~same & (rows["protocol"] == "deterministic")).any():
         return "an input that was not changed has another answer"
-    if ((rows["distance"] == 0) & rows["valid"] & ~rows["success"] & (rows["protocol"] == "deterministic")).any():
-        return "an input that is beaten at distance 0 is no success"
     return None
 
 
