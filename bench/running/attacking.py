@@ -6,9 +6,6 @@ works in another process, on an instance of the defense of its own.
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,16 +23,7 @@ from manifold_bench.bench.running.engines.channel import Channel
 from manifold_bench.bench.running.heartbeat import Heartbeat
 from manifold_bench.bench.running.judge import Inputs, load_defense
 from manifold_bench.defenses.base import Defense
-from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.weights import weights_hash
-
-
-class AttackFailed(Exception):
-    """The attack's process gave up. The message is what it raised, on one line; traceback: the whole of it."""
-
-    def __init__(self, reason: str, traceback: str) -> None:
-        super().__init__(reason)
-        self.traceback = traceback
 
 
 @dataclass(frozen=True)
@@ -54,7 +42,7 @@ class AttackProcess:
         self._channel, self._device = channel, device
 
     def begin(self, inputs: Inputs) -> None:
-        """Hand over the inputs, and wait until the attack is ready; raises AttackFailed or PartnerDied."""
+        """Hand over the inputs, and wait until the attack is ready; raises PartnerFailed."""
         self._ask({}, vars(inputs))
 
     def attack(self, rows: Tensor, eps: float) -> Found:
@@ -63,41 +51,26 @@ class AttackProcess:
         return Found(found["outputs"].to(self._device), found["forwards"], found["backwards"])
 
     def end(self) -> None:
-        """End the attack; raises AttackFailed where it has changed the defense that it attacked."""
+        """End the attack; raises PartnerFailed where it has changed the defense that it attacked."""
         self._ask({"end": True}, {})
 
     def _ask(self, words: dict[str, object], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         self._channel.send(words, tensors)
-        answer, found = self._channel.receive()
-        if "failed" in answer:
-            raise AttackFailed(answer["failed"], answer["traceback"])
-        return found
+        return self._channel.receive()[1]
 
 
 def serve_attack(job: Job, folder: Path, judge: Channel) -> None:
-    """Attack what the judge asks for, until it is gone or something fails."""
-    try:
-        for answer in _answers(job, folder, judge):
-            judge.send({}, answer)
-    except BaseException as error:  # it is a user's code: anything may happen
-        with suppress(OSError):  # the judge may be gone
-            judge.send({"failed": one_line(error), "traceback": traceback.format_exc()})
-
-
-def _answers(job: Job, folder: Path, judge: Channel) -> Iterator[dict[str, Tensor]]:
-    """Receive the judge's messages, and yield the answer to each."""
+    """Attack what the judge asks for, until it says that this is the end."""
     _, given = judge.receive()
     torch.manual_seed(job.seed)
     np.random.seed(job.seed % 2**32)  # noqa: NPY002 - libraries draw from the global state
     attacking = Attacking(job, load_defense(job), Inputs(**given).to(job.device), Heartbeat(job, Log(folder / LOG)))
-    yield {}
-    while True:
-        asked, tensors = judge.receive()
-        if "end" in asked:
-            attacking.check_weights()
-            yield {}
-            return
-        yield vars(attacking.attack(tensors["rows"].to(job.device), asked["eps"]))
+    judge.send({})
+    while "end" not in (asked := judge.receive())[0]:
+        found = attacking.attack(asked[1]["rows"].to(job.device), asked[0]["eps"])
+        judge.send({}, vars(found))
+    attacking.check_weights()
+    judge.send({})
 
 
 class Attacking:

@@ -20,10 +20,10 @@ from manifold_bench.bench.planning.refs import DatasetRef
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.records.schema import CALIBRATION, protocol
 from manifold_bench.bench.records.store import Store
-from manifold_bench.bench.running.attacking import AttackFailed, AttackProcess, serve_attack
+from manifold_bench.bench.running.attacking import AttackProcess, serve_attack
 from manifold_bench.bench.running.attempt import Attempt, Cell
 from manifold_bench.bench.running.engines.calls import Call, Function
-from manifold_bench.bench.running.engines.channel import Channel, PartnerDied
+from manifold_bench.bench.running.engines.channel import Channel, PartnerFailed
 from manifold_bench.bench.running.failures import write_traceback
 from manifold_bench.bench.running.judge import (
     Inputs,
@@ -58,9 +58,9 @@ def run_job(job: Job, folder: Path, attacker: Channel | None = None) -> str:
             else:
                 rows, uneven = attack_records(job, store, AttackProcess(attacker, job.device)), []
     except BaseException as error:  # it is a user's code: it may raise what ends a process
-        known = isinstance(error, AttackFailed | PartnerDied)
-        store.write(job, empty_records(job, "failed", str(error) if known else one_line(error)))
-        write_traceback(store.folder, store.path(job).stem, error.traceback if isinstance(error, AttackFailed) else "")
+        reason, trace = (str(error), error.traceback) if isinstance(error, PartnerFailed) else (one_line(error), "")
+        store.write(job, empty_records(job, "failed", reason))
+        write_traceback(store.folder, store.path(job).stem, trace)
         return "failed"
     store.write(job, rows, kernels(job.device) | {"uneven": uneven})
     return "ok"

@@ -30,7 +30,7 @@ class PatchesJudge(Tiny):
         judge.succeeded = lambda answer, y, aims: torch.zeros(len(y), dtype=torch.bool)
         judge.Judge.judge = None  # type: ignore[assignment, method-assign]
         target.defense.forward = lambda x: torch.zeros(len(x), 10)  # type: ignore[method-assign, union-attr]
-        return x + eps * (0.5 - x).sign()
+        return x + (x.flip(0) - x).clamp(-eps, eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Adds(Tiny):
     """What `PatchesJudge` does to the image, and nothing else."""
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        return x + eps * (0.5 - x).sign()
+        return x + (x.flip(0) - x).clamp(-eps, eps)
 
 
 @dataclass(frozen=True, kw_only=True)

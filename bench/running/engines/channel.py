@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from traceback import format_exc
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
 from manifold_bench.bench.running.engines.processes import Watched
+from manifold_bench.defenses.errors import one_line
 
 Message = tuple[dict[str, Any], dict[str, Tensor]]
 """Words (JSON data) and tensors by name."""
@@ -29,13 +32,31 @@ class Channel:
         self.connection.send_bytes(safetensors.torch.save(plain))
 
     def receive(self) -> Message:
-        """Wait for the next message; raises EOFError where the other end is gone."""
+        """Wait for the next message; raises PartnerFailed, or EOFError where the other end is gone."""
         words = json.loads(self.connection.recv_bytes())
-        return words, safetensors.torch.load(self.connection.recv_bytes())
+        tensors = safetensors.torch.load(self.connection.recv_bytes())
+        if "failed" in words:
+            raise PartnerFailed(words["failed"], words["traceback"])
+        return words, tensors
+
+    def serve(self, function: Callable[[], Any]) -> None:
+        """Run what talks through this end; what it raises is raised at the other end, as PartnerFailed."""
+        try:
+            function()
+        except BaseException as error:  # it is a user's code: it may raise what ends a process
+            with suppress(OSError):  # the other end may be gone
+                self.send({"failed": one_line(error), "traceback": format_exc()})
 
 
-class PartnerDied(Exception):
-    """The partner process ended before it had answered; the message says how."""
+class PartnerFailed(Exception):
+    """The partner raised something, or its process ended before it had answered.
+
+    The message is what it raised, on one line, or how it ended; traceback: the whole of it, where there is one.
+    """
+
+    def __init__(self, reason: str, traceback: str = "") -> None:
+        super().__init__(reason)
+        self.traceback = traceback
 
 
 class Partner(Channel):
@@ -46,18 +67,18 @@ class Partner(Channel):
         self.process = process
 
     def send(self, words: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Send words and tensors; raises PartnerDied."""
+        """Send words and tensors; raises PartnerFailed."""
         try:
             super().send(words, tensors)
         except OSError as error:
-            raise PartnerDied(self.process.ending()) from error
+            raise PartnerFailed(self.process.ending()) from error
 
     def receive(self) -> Message:
-        """Wait for the next message; raises PartnerDied."""
+        """Wait for the next message; raises PartnerFailed."""
         wait([self.connection, self.process.exit])
         try:
             if self.connection.poll():  # it may have answered before it ended
                 return super().receive()
         except (EOFError, OSError):
             pass
-        raise PartnerDied(self.process.ending())
+        raise PartnerFailed(self.process.ending())

@@ -36,7 +36,8 @@ def run_here(call: Call) -> Any:
         return call.function(*call.arguments)
     function, arguments = call.partner
     mine, theirs = Pipe()
-    partner = Thread(target=function, args=(*arguments, Channel(theirs)))
+    channel = Channel(theirs)
+    partner = Thread(target=channel.serve, args=(lambda: function(*arguments, channel),))
     partner.start()
     try:
         return call.function(*call.arguments, Channel(mine))

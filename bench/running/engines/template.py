@@ -219,4 +219,5 @@ def run_partner(
     other.close()
     prepare_process()
     end_with_parent(parent)
-    run_packed(content, moved, Channel(connection))
+    channel = Channel(connection)
+    channel.serve(lambda: run_packed(content, moved, channel))
