@@ -25,7 +25,7 @@ defenses = ["undefended"]
 name = "fgsm"
 eps = [0.1, 0.3]
 """
-HEAVY = ("torch", "numpy", "pandas", "pyarrow", "matplotlib", "sklearn", "pydantic", "pebble")
+HEAVY = ("torch", "numpy", "pandas", "pyarrow", "matplotlib", "sklearn", "pydantic")
 
 
 def request(matrix, *arguments):
