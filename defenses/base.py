@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,11 @@ class Defense(Trainable):
         self.num_classes = spec.num_classes
         self.classifier: nn.Module | None = None
         """The part that maps images to logits [N,K] without the defense around it, where there is one."""
+
+    def __call__(self, x: Tensor, *others: Any, **named: Any) -> Any:
+        """`forward` on a copy of the images, which it may change in place; floats of any size come back as float32."""
+        outputs = super().__call__(x.clone(), *others, **named)
+        return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
 
     @property
     def rejects(self) -> bool:

@@ -137,9 +137,10 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: torch.device) -> Tensor:
-    """function(images) [N,...] without gradient, a batch at a time on that device; the result is on the CPU."""
+    """function(images) [N,...] without gradient, on copies of a batch at a time on that device; the result is on the
+    CPU."""
     with torch.no_grad():
-        return torch.cat([function(x.to(device)).cpu() for x in images.split(500)])
+        return torch.cat([function(x.to(device, copy=True)).cpu() for x in images.split(500)])
 
 
 def accuracy(module: nn.Module, data: LabelledImages) -> float:
@@ -157,7 +158,8 @@ def epochs_for(budget: float, epochs: int, images: int) -> int:
 def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file that is either complete or not there; in fewer bits where a tensor loses nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # copies, since the format refuses tensors that share memory, as tied weights do
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     atomic_write(path, save({name: smallest(tensor) for name, tensor in plain.items()}, metadata))
 
 

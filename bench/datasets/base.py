@@ -29,6 +29,8 @@ class Dataset(ABC):
     num_classes: ClassVar[int]
     revision: ClassVar[str]
     """Changes whenever an image, a label, a split or the order of the test images does."""
+    test_only: ClassVar[bool] = False
+    """Whether it has test images alone, so that nothing can be trained or calibrated on it."""
     zoo: ClassVar[str]
     """The name under which the zoo keeps weights for this data: data sets of the same kind of image share them."""
 

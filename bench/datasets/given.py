@@ -23,6 +23,7 @@ class Given(Dataset):
     """Images to attack, and none to train on: every image is a test image."""
 
     images: ClassVar[LabelledImages]
+    test_only = True
     zoo = "given"
 
     @property

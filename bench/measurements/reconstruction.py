@@ -15,6 +15,7 @@ from manifold_bench.attacks.contract import generates
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.defenses.base import Defense
+from manifold_bench.defenses.checks import perceived
 from manifold_bench.defenses.training import device_of
 
 
@@ -48,7 +49,7 @@ class Reconstruction(Measurement):
         labels = data.test.labels[: self.n]
         values: dict[str, float] = {}
         for suffix, images in (("", clean), (", noisy", self._noisy(clean, seed))):
-            seen = perceived(defense, images, seed)
+            seen = seen_by(defense, images, seed)
             difference = (seen - clean).flatten(1)
             answers = blockwise(lambda x: defense(x).argmax(1), images).cpu()
             values |= {
@@ -62,7 +63,7 @@ class Reconstruction(Measurement):
         """[rows, shown, C, H, W]."""
         clean = data.test.images[: self.shown]
         noisy = self._noisy(clean, seed)
-        rows = [clean, perceived(defense, clean, seed), noisy, perceived(defense, noisy, seed)]
+        rows = [clean, seen_by(defense, clean, seed), noisy, seen_by(defense, noisy, seed)]
         drawn = [defense.generator.sample(self.shown, seed).cpu()] if generates(defense) else []
         return torch.stack([*drawn, *rows])
 
@@ -71,8 +72,8 @@ class Reconstruction(Measurement):
         return (images + self.noise * drawn).clamp(0, 1)
 
 
-def perceived(defense: Defense, images: Tensor, seed: int) -> Tensor:
+def seen_by(defense: Defense, images: Tensor, seed: int) -> Tensor:
     """What it sees in place of images [N,C,H,W], on the CPU; a randomized one draws from that seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return blockwise(defense.perceived, images.to(device_of(defense))).cpu()
+        return blockwise(lambda x: perceived(defense, x), images.to(device_of(defense))).cpu()

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from manifold_bench.attacks.base import Attack, Knowledge
 from manifold_bench.attacks.threat import Norm
 from manifold_bench.attacks.transfer import Transfer
+from manifold_bench.bench.planning.declared import solver_steps, unsuited
 from manifold_bench.bench.planning.matrix import ONE_CPU, AttackChoice, Matrix, Needs
 from manifold_bench.bench.planning.probes import probes
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, dataset_identity, defense_identity
@@ -159,7 +160,7 @@ class _Defended:
             jobs.append(self.job(("validation", self.data.calibration), CALIBRATION, matrix.seed))
         for choice in matrix.attacks:
             if choice.applies_to(self.data.dataset.name, self.ref.label):
-                skip = choice.attack.unsuited(self.module)
+                skip = unsuited(choice.attack, self.module)
                 for seed, answer in zip(matrix.seeds, answers, strict=True):
                     job = self.job(self.attacked(choice), choice.label, seed, choice)
                     jobs.append(dataclasses.replace(job, clean_key=clean[answer].key, skip=skip))
@@ -194,7 +195,7 @@ class _Defended:
         forwards, backwards = map(float, attack.passes() if attack else (1, 0))
         if attack is not None and self.module.inference_steps:
             # in units of a full-strength answer; what goes back passes the optimisation by, or a few steps of it
-            forwards *= max(1, attack.steps_of_a_pass(self.module)) / self.module.inference_steps
+            forwards *= max(1, solver_steps(attack, self.module)) / self.module.inference_steps
             backwards /= self.module.inference_steps
         identity = {
             "identity": SCHEME,

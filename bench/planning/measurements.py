@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from manifold_bench.bench.measurements.base import Measurement
+from manifold_bench.bench.planning.declared import unsuited
 from manifold_bench.bench.planning.matrix import ONE_CPU, Matrix, MeasurementChoice, Needs
 from manifold_bench.bench.planning.probes import inspections
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, dataset_identity, defense_identity
@@ -82,6 +83,6 @@ def _job(choice: MeasurementChoice, data: PlannedData, ref: DefenseRef, matrix: 
     }
     return MeasurementJob(
         data.dataset, ref, choice.label, measurement, others, matrix.seed, device, identity,
-        skip=f"{absent[0]!r} is not of this data set" if absent else measurement.unsuited(ref.build()),
+        skip=f"{absent[0]!r} is not of this data set" if absent else unsuited(measurement, ref.build()),
         needs=matrix.needs(device, *matrix.resources_of(ref.label), choice.resources),
     )  # fmt: skip

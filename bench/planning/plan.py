@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from manifold_bench.bench.datasets.checks import check_dataset
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.claims import claims_json
 from manifold_bench.bench.planning.jobs import Job, jobs_on
@@ -153,7 +154,7 @@ def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options) -> PlannedDat
     ref = DatasetRef(entry.name, options.data)
     with contained(f"data set {ref.name!r} cannot be loaded"):
         data = ref.load()
-        _ = data.test, data.validation
+        check_dataset(data, "test", *(() if data.test_only else ("validation",)))
     n, held_out = options.n or entry.n, matrix.calibration or 0
     if n is not None and n > len(data.test):
         raise InputError(f"n = {n}: data set {ref.name!r} has {len(data.test)} test images")

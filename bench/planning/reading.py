@@ -18,6 +18,7 @@ from manifold_bench.attacks.threat import UNBOUNDED
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning.claims import resolved_claims
+from manifold_bench.bench.planning.declared import check_attack, check_measurement
 from manifold_bench.bench.planning.faults import explain, unwrapped
 from manifold_bench.bench.planning.matrix import (
     AttackChoice,
@@ -32,6 +33,8 @@ from manifold_bench.bench.planning.matrix import (
 from manifold_bench.bench.planning.registry import find, nearest, one_of
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST_CASE
 from manifold_bench.defenses.base import DefenseSpec
+from manifold_bench.defenses.checks import check_spec_class
+from manifold_bench.defenses.errors import one_line
 
 V = TypeVar("V")
 
@@ -141,12 +144,19 @@ def _check_names(matrix: Matrix) -> None:
 
 
 @contextmanager
-def at(place: str) -> Iterator[None]:
-    """Turns what is wrong with a value into an InputError that names the place in the file."""
+def at(place: str, cls: type[Any] = object) -> Iterator[None]:
+    """Turns what is wrong with a value into an InputError that names the place in the file.
+
+    cls: the model or dataclass that is made of the value; it may be a user's code, and raise anything.
+    """
     try:
         yield
-    except InputError as error:
+    except ValidationError as error:
+        raise InputError(explain(error, place, cls)) from error
+    except (InputError, ValueError) as error:
         raise InputError(f"{place}: {error}") from error
+    except Exception as error:
+        raise InputError(f"{place}: {cls.__name__} raises {one_line(error)}") from error
 
 
 def validated(cls: type[V], values: Mapping[str, Any], place: str, strict: bool | None = True) -> V:
@@ -154,13 +164,9 @@ def validated(cls: type[V], values: Mapping[str, Any], place: str, strict: bool 
 
     strict: whether texts never stand for numbers and the like; None: as the model says.
     """
-    try:
+    with at(place, cls):
         # as JSON: strict about types, yet lists may stand for tuples
         return TypeAdapter(cls).validate_json(json.dumps(values, default=str), strict=strict)
-    except ValidationError as error:
-        raise InputError(explain(error, place, cls)) from error
-    except ValueError as error:
-        raise InputError(f"{place}: {error}") from error
 
 
 def defense_by_name(name: str, parameters: Mapping[str, Any] = {}, place: str = "--defense") -> DefenseChoice:
@@ -187,15 +193,12 @@ def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, An
     """The defense of an entry, its parameters checked against the fields of its spec; raises InputError."""
     with at(place):
         cls = find("defenses", name)
+        check_spec_class(cls)
     fields = {f.name for f in dataclasses.fields(cls.Spec)} - {f.name for f in dataclasses.fields(DefenseSpec)}
     values = _known(dict(parameters), fields, place, name)
     choice = DefenseChoice(name, own_label or label(name, _unusual(cls.Spec, values)), cls, values)
-    try:
+    with at(place, cls.Spec):
         choice.spec((1, 32, 32), 10)  # any shape: the parameters are what is checked here
-    except ValidationError as error:
-        raise InputError(explain(error, place, cls.Spec)) from error
-    except ValueError as error:
-        raise InputError(f"{place}: {error}") from error
     return choice
 
 
@@ -218,6 +221,8 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
     else:
         arguments = _known(values, fields, place, entry.name)
     attack = validated(cls, {**arguments, "norm": entry.norm}, place)
+    with at(place, cls):
+        check_attack(attack)
     if entry.norm not in attack.norms:
         raise InputError(f"{place}.norm: {entry.name!r} is not for {entry.norm!r}; it is for {', '.join(attack.norms)}")
     if attack.minimal and not entry.ladder:
@@ -241,8 +246,11 @@ def _measurement(entry: ConfinedEntry, place: str) -> MeasurementChoice:
         cls: type[Measurement] = find("measurements", entry.name)
     values = _known(entry.parameters, {f.name for f in dataclasses.fields(cls)}, place, entry.name)
     shown = entry.label or label(entry.name, _unusual(cls, values))
+    measurement = validated(cls, values, place)
+    with at(place, cls):
+        check_measurement(measurement)
     confined = {"datasets": entry.datasets, "defenses": entry.defenses}
-    return MeasurementChoice(entry.name, shown, validated(cls, values, place), resources=entry.resources, **confined)
+    return MeasurementChoice(entry.name, shown, measurement, resources=entry.resources, **confined)
 
 
 def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:

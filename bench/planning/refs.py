@@ -20,6 +20,7 @@ from manifold_bench.bench.planning.registry import find
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.base import Trainable, TrainableSpec
+from manifold_bench.defenses.checks import check_defense
 from manifold_bench.defenses.identity import SCHEME, TRAINABLE, System, key_of, source_sha256, system
 
 TRAINING_SEED = 0
@@ -165,6 +166,7 @@ def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:
         own = system(choice.cls, *TRAINABLE, written=choice.name)
         ref = DefenseRef(name=choice.name, label=choice.label, draws=choice.draws, system=own, spec=spec)
         module = ref.build()
+        check_defense(module)
         try:
             return located(ref, module, dataset)
         except weights.WeightsError as error:

@@ -25,17 +25,11 @@ from manifold_bench.bench.running.attempt import Attempt, Cell
 from manifold_bench.bench.running.engines.calls import Call, Function
 from manifold_bench.bench.running.engines.channel import Channel, PartnerFailed
 from manifold_bench.bench.running.failures import write_traceback
-from manifold_bench.bench.running.judge import (
-    Inputs,
-    Judge,
-    ScoredVerdict,
-    batch_invariant,
-    load_defense,
-    unperturbed,
-    verdict,
-)
+from manifold_bench.bench.running.judge import Inputs, Judge, ScoredVerdict, load_defense, unperturbed, verdict
 from manifold_bench.bench.running.kernels import LayerCheck, kernels
+from manifold_bench.bench.running.remarks import OutputCheck, remarks
 from manifold_bench.defenses.base import Defense
+from manifold_bench.defenses.checks import perceived
 from manifold_bench.defenses.errors import one_line
 
 SHOWN = 8
@@ -131,7 +125,7 @@ def clean_records(job: Job) -> tuple[pd.DataFrame, list[str]]:
     rows = inputs(job).to(job.device)
     defense = load_defense(job)
     begun = time.perf_counter()
-    with LayerCheck(defense, rows.x) as layers:
+    with LayerCheck(defense, rows.x) as layers, OutputCheck(defense) as outputs:
         answer = verdict(defense, rows.x, rows.y, job.draws, job.seed)
     seconds = time.perf_counter() - begun
     state = unperturbed(rows, answer)
@@ -142,9 +136,7 @@ def clean_records(job: Job) -> tuple[pd.DataFrame, list[str]]:
     uneven = layers.uneven()
     if job.kind == CALIBRATION:
         return frame, uneven
-    note = "" if defense.randomized or batch_invariant(defense, rows.x) else "its answers depend on the batch"
-    if note and uneven:
-        note += ", perhaps by rounding alone: this machine's kernels round by the size of the batch"
+    note = "; ".join(remarks(job, rows.x, answer, outputs, bool(uneven)))
     return frame.assign(reason=note, **_pictures(job, defense, rows.x, rows.x)), uneven
 
 
@@ -255,7 +247,7 @@ def _pictures(job: Job, defense: Defense, x: Tensor, adversarial: Tensor) -> dic
     """
     shown = [job.aims * number + number % job.aims for number in range(min(SHOWN, job.n))]
     attacked = adversarial[shown].nan_to_num(0.0).clamp(0, 1)
-    images = {"image_original": x[shown], "image_adversarial": attacked, "image_seen": defense.perceived(attacked)}
+    images = {"image_original": x[shown], "image_adversarial": attacked, "image_seen": perceived(defense, attacked)}
     columns = {}
     for name, few in images.items():
         column: list[bytes | None] = [None] * len(x)

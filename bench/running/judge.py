@@ -12,26 +12,14 @@ from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.threat import Norm, flat_norm, inside
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.defenses.base import Defense
+from manifold_bench.defenses.checks import check_outputs, check_verdict
 
 
 def load_defense(job: Job) -> Defense:
     """A fresh instance of the job's defense, which fails where its outputs are no answer."""
     defense = job.defense.load(job.device)
-    defense.register_forward_hook(_must_answer)
+    defense.register_forward_hook(lambda defense, arguments, outputs: check_outputs(defense, arguments[0], outputs))
     return defense
-
-
-def _must_answer(defense: Defense, arguments: tuple[Tensor, ...], logits: Tensor) -> None:
-    """Raises ValueError for outputs that are no answer: NaN has an argmax too, and would pass for one."""
-    x = arguments[0]
-    expected = (len(x), defense.num_classes + int(defense.rejects))
-    if tuple(logits.shape) != expected:
-        raise ValueError(
-            f"the defense returned shape {tuple(logits.shape)}, not {expected}: one output per class"
-            f"{' and the reject score' if defense.rejects else ''}"
-        )
-    if logits.isnan().any() and not x.isnan().any():
-        raise ValueError("the defense returned NaN for an image")
 
 
 @dataclass(frozen=True)
@@ -106,22 +94,12 @@ def _answer(defense: Defense, x: Tensor) -> ScoredVerdict:
     return ScoredVerdict(answer[:, 0].long(), answer[:, 1].bool(), answer[:, 2])
 
 
-def _as_columns(answer: Verdict) -> Tensor:
-    """[N,3]: label, rejected, score; float64 holds every label exactly."""
+def _columns(defense: Defense, x: Tensor) -> Tensor:
+    """The verdict on a copy of x as [N,3]: label, rejected, score; float64 holds every label exactly."""
+    answer = defense.verdict(x.clone())
+    check_verdict(defense, answer, len(x))
     scores = torch.full_like(answer.labels, torch.nan, dtype=torch.float64) if answer.scores is None else answer.scores
-    columns = (answer.labels, answer.rejected, scores)
-    if len({column.shape for column in columns}) > 1 or answer.labels.dim() != 1:
-        raise ValueError(f"the verdict has shapes {', '.join(str(tuple(column.shape)) for column in columns)}")
-    return torch.stack([column.double() for column in columns], dim=1)
-
-
-def batch_invariant(defense: Defense, x: Tensor) -> bool:
-    """Whether a deterministic defense answers the same for inputs alone and in a batch (the first eight of x).
-
-    The answer is label and rejection: a score may differ in its last bits and mean the same.
-    """
-    together, alone = (scored_answers(defense, x[:8], size) for size in (None, 1))
-    return torch.equal(together[:, :2], alone[:, :2])
+    return torch.stack([column.double() for column in (answer.labels, answer.rejected, scores)], dim=1)
 
 
 def scored_answers(defense: Defense, x: Tensor, batch_size: int | None = None) -> Tensor:
@@ -129,7 +107,7 @@ def scored_answers(defense: Defense, x: Tensor, batch_size: int | None = None) -
 
     Nothing is cached: a randomized defense draws again. batch_size: see `blockwise`.
     """
-    return blockwise(lambda part: _as_columns(defense.verdict(part)), x, batch_size)
+    return blockwise(lambda part: _columns(defense, part), x, batch_size)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from manifold_bench.bench.datasets.checks import check_dataset
 from manifold_bench.bench.planning.matrix import ONE_CPU, Needs
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.planning.refs import TRAINING_SEED, DatasetRef, DefenseRef, TrainedRef
@@ -30,7 +31,8 @@ from manifold_bench.bench.running.locks import one_at_a_time, remove_drafts
 from manifold_bench.bench.running.session import Session
 from manifold_bench.bench.running.stamp import hash_of
 from manifold_bench.defenses import weights
-from manifold_bench.defenses.base import DefenseSpec, Progress
+from manifold_bench.defenses.base import DefenseSpec, LabelledImages, Progress
+from manifold_bench.defenses.checks import check_figures
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import parameters
 
@@ -92,7 +94,9 @@ def _train(training: Training, tell: Callable[..., None]) -> None:
     for name, part in ref.parts.items():
         part.fill(getattr(module, name))
     module.to(training.device)
-    figures = module.fit(data.train, data.validation, training.budget, training.seed, Reporting())
+    check_dataset(data, "train", "validation")
+    train, validation = (LabelledImages(s.images.clone(), s.labels.clone()) for s in (data.train, data.validation))
+    figures = check_figures(module, module.fit(train, validation, training.budget, training.seed, Reporting()))
     module = weights.freeze(module).cpu()
     card = weights.Card(
         name=ref.system.name,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.bench.records.schema import protocol
-from manifold_bench.bench.running.judge import Inputs, Judge, batch_invariant, verdict
+from manifold_bench.bench.running.judge import Inputs, Judge, verdict
 from manifold_bench.defenses.base import Defense, DefenseSpec
 
 SPEC = DefenseSpec(shape=(1, 2, 2), num_classes=2)
@@ -255,17 +255,3 @@ def test_a_deterministic_defense_is_asked_once_however_many_draws():
 
 def test_the_protocol_has_a_name():
     assert [protocol(False, 5), protocol(True, 1), protocol(True, 5)] == ["deterministic", "single-shot", "worst-of-5"]
-
-
-@pytest.mark.parametrize("what", ["label", "rejection"])
-def test_an_answer_that_depends_on_the_batch_is_found_out(what):
-    class Relative(Brightness):
-        def verdict(self, x: Tensor) -> Verdict:
-            above = x.mean((1, 2, 3)) > x.mean()
-            none = torch.zeros_like(above)
-            return Verdict((above if what == "label" else none).long(), above if what == "rejection" else none)
-
-    x = flat(*torch.linspace(0, 1, 12).tolist())
-    assert not batch_invariant(Relative(), x)
-    assert batch_invariant(Brightness(), x)
-    assert batch_invariant(Brightness(), x[:1])

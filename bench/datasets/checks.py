@@ -1,0 +1,60 @@
+"""What the code of a data set hands in, checked where it enters: images and labels that are none give false figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifold_bench.bench.datasets.base import Dataset, Split
+from manifold_bench.bench.errors import InputError
+from manifold_bench.defenses.base import LabelledImages
+from manifold_bench.defenses.checks import TEXT, ContractError, Expected, checked, shown
+
+
+def check_dataset(data: Dataset, *splits: Split) -> None:
+    """Check what a data set declares, and these splits of it; raises InputError, which names the data set."""
+    try:
+        for part in ("name", "revision", "zoo"):
+            checked(data, part, TEXT)
+        sizes = Expected("(channels, height, width), whole numbers ≥ 1", lambda value: _are_sizes(value, 3))
+        checked(data, "shape", sizes)
+        checked(data, "num_classes", Expected("a whole number ≥ 1", lambda value: _are_sizes((value,), 1)))
+        for name in splits:
+            labelled = Expected("LabelledImages", lambda value: isinstance(value, LabelledImages))
+            fault = fault_of(checked(data, name, labelled), data.shape, data.num_classes)
+            if fault:
+                raise ContractError(f"split {name!r}: {fault}")
+    except ContractError as error:
+        raise InputError(f"data set {getattr(data, 'name', type(data).__name__)!r}: {error}") from error
+
+
+def _are_sizes(value: Any, count: int) -> bool:
+    whole = isinstance(value, tuple) and all(isinstance(n, int) and not isinstance(n, bool) for n in value)
+    return whole and len(value) == count and min(value) >= 1
+
+
+def fault_of(split: LabelledImages, shape: tuple[int, int, int], classes: int) -> str | None:
+    """What is wrong with the images or labels of a split, and what is expected; None where nothing is."""
+    images, labels = split.images, split.labels
+    for name, value, dtype in (("images", images, torch.float32), ("labels", labels, torch.int64)):
+        if not isinstance(value, Tensor):
+            return f"{name} is {shown(type(value).__name__)}; expected a tensor of {dtype}"
+        if value.dtype is not dtype:
+            return f"{name} is a tensor of {value.dtype}; expected {dtype}"
+        if value.device.type != "cpu":
+            return f"{name} is on {value.device}; expected a tensor on the CPU"
+    if images.dim() != 4 or tuple(images.shape[1:]) != tuple(shape):
+        return f"images has shape {list(images.shape)}; expected [N, {', '.join(map(str, shape))}]"
+    if labels.shape != images.shape[:1]:
+        return f"labels has shape {list(labels.shape)}; expected [{len(images)}], one label for each image"
+    if not len(images):
+        return "it is empty; expected at least one image"
+    low, high = (float(value) for value in images.aminmax())  # NaN where any pixel is
+    if not (low >= 0 and high <= 1):
+        return f"pixels reach from {low:g} to {high:g}; expected finite ones in [0, 1], neither 0…255 nor standardised"
+    first, last = (int(value) for value in labels.aminmax())
+    if first < 0 or last >= classes:
+        return f"labels reach from {first} to {last}; expected 0…{classes - 1} for {classes} classes"
+    return None

@@ -1,0 +1,54 @@
+"""What attacks and measurements declare, checked where a plan first needs it: errors name the class and the part."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.threat import NORMS
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.measurements.base import Measurement
+from manifold_bench.defenses.base import Defense
+from manifold_bench.defenses.checks import FLAG, REASON, TEXT, WHOLE, ContractError, Expected, checked, names, one_of
+
+
+def check_attack(attack: Attack) -> None:
+    """Check everything that an attack declares without a defense; raises ContractError."""
+    checked(attack, "norms", names("norms", *NORMS))
+    checked(attack, "knowledge", one_of(*get_args(Knowledge)))
+    checked(attack, "aims", one_of("none", "wrong", "every"))
+    checked(attack, "minimal", FLAG)
+    checked(attack, "revision", TEXT)
+    pair = Expected("two numbers ≥ 0: forward and backward passes for one input", _are_passes)
+    checked(attack, "passes()", pair, attack.passes)
+
+
+def _are_passes(value: Any) -> bool:
+    pair = isinstance(value, tuple | list) and len(value) == 2
+    return pair and all(isinstance(n, int | float) and 0 <= n < math.inf for n in value)
+
+
+def check_measurement(measurement: Measurement) -> None:
+    """Check everything that a measurement declares without a defense; raises ContractError."""
+    checked(measurement, "version", WHOLE)
+    checked(measurement, "headline", TEXT)
+    checked(measurement, "title", TEXT)
+    checked(measurement, "others", names("labels of defenses"))
+
+
+def unsuited(system: Attack | Measurement, defense: Defense) -> str | None:
+    """Why an attack or a measurement makes no sense for a defense, or None; raises InputError."""
+    return _asked(system, "unsuited", REASON, defense)
+
+
+def solver_steps(attack: Attack, defense: Defense) -> int:
+    """Number of solver steps inside the defense that each pass of an attack costs; raises InputError."""
+    return _asked(attack, "steps_of_a_pass", WHOLE, defense)
+
+
+def _asked(system: Attack | Measurement, method: str, expected: Expected, defense: Defense) -> Any:
+    try:
+        return checked(system, f"{method}()", expected, lambda: getattr(system, method)(defense))
+    except ContractError as error:
+        raise InputError(f"defense {type(defense).__name__}: {error}") from error

@@ -1,0 +1,100 @@
+"""What a clean pass finds out about a defense besides its answers; reports show it as a note to the clean figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from manifold_bench.attacks.contract import Verdict
+from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.running.judge import scored_answers
+from manifold_bench.defenses.base import Defense, Trainable
+
+FEW = 8
+"""Images that are asked about again."""
+
+BY_MODE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+"""Layers that compute something else in train mode."""
+
+
+class OutputCheck:
+    """Notes what the outputs of a defense look like while it is open: `with OutputCheck(defense) as check: …`."""
+
+    def __init__(self, defense: Defense) -> None:
+        self.defense = defense
+        self._rows = self._alike = 0
+
+    def __enter__(self) -> Self:
+        self._hook = self.defense.register_forward_hook(self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hook.remove()
+
+    def _note(self, defense: nn.Module, arguments: tuple[Any, ...], outputs: Tensor) -> None:
+        rows = outputs.detach().float()
+        sums = (rows[:, : self.defense.num_classes].sum(1), rows.sum(1))  # with and without the reject score
+        to_one = torch.stack([(total - 1).abs() < 0.01 for total in sums]).any(0)
+        self._alike += int((to_one & (rows >= 0).all(1) & (rows <= 1).all(1)).sum())
+        self._rows += len(rows)
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether all outputs look like probabilities instead of logits."""
+        return 0 < self._rows == self._alike
+
+
+def remarks(job: Job, x: Tensor, clean: Verdict, outputs: OutputCheck, uneven: bool) -> Iterator[str]:
+    """What is odd about a defense that answered `clean` to a clean pass' images x [N,C,H,W]: a sentence for each.
+
+    outputs: what was noted of its outputs meanwhile. uneven: whether its layers round by the size of the batch.
+    """
+    defense = outputs.defense
+    if outputs.probabilities:
+        yield "its outputs look like probabilities (each row sums to 1), where attacks expect logits"
+    if defense.rejects and clean.rejected.all():
+        yield "it rejects every image"
+    elif defense.rejects and not clean.rejected.any() and not scored_answers(defense, _noise(x))[:, 1].any():
+        yield "its reject score never wins, neither for these images nor for uniform noise"
+    elif not defense.rejects and clean.rejected.any():
+        yield "its verdict rejects images although rejects is False, so that attacks do not see it"
+    yield from _repeats(defense, x[:FEW], job.draws, uneven)
+    if any(layer.training for layer in defense.modules()):
+        yield "its forward puts layers into train mode"
+    if layers := left_in_train_mode(job.defense.build()):
+        yield f"its constructor left {', '.join(layers)} in train mode, but they are evaluated in eval mode as all are"
+
+
+def _noise(like: Tensor) -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    return torch.rand((FEW, *like.shape[1:]), generator=random).to(like)
+
+
+def _repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator[str]:
+    """Whether answers to the same images differ from call to call, and from batch to batch."""
+    first, again = scored_answers(defense, few), scored_answers(defense, few)
+    if defense.randomized:
+        if torch.equal(first.nan_to_num(), again.nan_to_num()):
+            yield "randomized is True, but its answers to the same images are the same"
+        if draws == 1:
+            yield "it is randomized and judged on one draw; set draws to count the worst of several"
+    elif not torch.allclose(first, again, rtol=1e-5, atol=1e-6, equal_nan=True):
+        yield "its answers to the same images differ from call to call although randomized is False"
+    elif not torch.equal(again[:, :2], scored_answers(defense, few, batch_size=1)[:, :2]):
+        # a score may differ in its last bits and mean the same
+        rounding = ", perhaps by rounding alone: this machine's kernels round by the size of the batch"
+        yield f"its answers depend on the batch{rounding if uneven else ''}"
+
+
+def left_in_train_mode(module: nn.Module) -> list[str]:
+    """Names of the layers that a constructor left in train mode, where they compute something else.
+
+    What has a training of its own (`fit`) is left out: its constructor has nothing to evaluate yet.
+    """
+    if isinstance(module, Trainable) and type(module).fit is not Trainable.fit:
+        return []
+    own = [type(module).__name__] if isinstance(module, BY_MODE) and module.training else []
+    return sorted({*own, *(name for child in module.children() for name in left_in_train_mode(child))})

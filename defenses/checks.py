@@ -1,0 +1,197 @@
+"""What the code of a defense declares and answers, checked where it enters.
+
+Every error is a `ContractError` of one line: the class, which part of it, what was found, and what is expected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from manifold_bench.attacks.contract import GradientMode, Verdict
+from manifold_bench.defenses.base import Defense, DefenseSpec, Trainable
+from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.identity import parameters
+
+
+class ContractError(ValueError):
+    """Code that was handed in declares or returns something else than its contract says."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a part has to be: in words, and as a test of a value."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def one_of(*values: str) -> Expected:
+    """One of these texts."""
+    return Expected(f"one of {', '.join(map(repr, values))}", lambda value: isinstance(value, str) and value in values)
+
+
+def names(of: str, *allowed: str) -> Expected:
+    """A tuple of texts, all of them `allowed` if any are."""
+    return Expected(
+        f"a tuple of {of}{': ' if allowed else ''}{', '.join(map(repr, allowed))}",
+        lambda value: (
+            isinstance(value, tuple | list)
+            and all(isinstance(name, str) and (not allowed or name in allowed) for name in value)
+        ),
+    )
+
+
+WHOLE = Expected(
+    "a whole number ≥ 0", lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0
+)
+FLAG = Expected("True or False", lambda value: isinstance(value, bool))
+TEXT = Expected("a text", lambda value: isinstance(value, str) and bool(value))
+REASON = Expected("a text that says why, or None", lambda value: value is None or TEXT.fits(value))
+
+
+def checked(owner: object, part: str, expected: Expected, compute: Callable[[], Any] | None = None) -> Any:
+    """The value of an attribute of that name, or of `compute`; raises ContractError where it is not as expected."""
+    name = (owner if isinstance(owner, type) else type(owner)).__name__
+    try:
+        value = compute() if compute else getattr(owner, part)  # by name: what is declared are attributes
+    except Exception as error:  # it is a user's code: anything may happen
+        raise ContractError(f"{name}.{part} raises {one_line(error)}; expected {expected.words}") from error
+    if not expected.fits(value):
+        raise ContractError(f"{name}.{part} is {shown(value)}; expected {expected.words}")
+    return value
+
+
+def shown(value: object) -> str:
+    """A value on a part of a line."""
+    return " ".join(reprlib.repr(value).split())
+
+
+def check_spec_class(cls: type[Defense]) -> None:
+    """Check the class of a defense's parameters; raises ContractError."""
+
+    def is_spec(spec: Any) -> bool:
+        if not (isinstance(spec, type) and issubclass(spec, DefenseSpec)):
+            return False
+        return "__dataclass_fields__" in vars(spec) or not inspect.get_annotations(spec)
+
+    words = "a subclass of DefenseSpec, decorated with @dataclass(frozen=True, kw_only=True)"
+    checked(cls, "Spec", Expected(words, is_spec))
+
+
+def check_defense(defense: Defense) -> None:
+    """Check everything that a defense, which need not be trained, declares; raises ContractError."""
+    checked(defense, "family", TEXT)
+    for part in ("randomized", "rejects"):
+        checked(defense, part, FLAG)
+    for part in ("inference_steps", "attacked_steps"):
+        checked(defense, part, WHOLE)
+    classes = defense.spec.num_classes
+    checked(defense, "num_classes", Expected(f"{classes}, that of its spec", lambda value: value == classes))
+    checked(defense, "classifier", Expected("a module or None", lambda value: value is None or callable(value)))
+    detectors = checked(defense, "detectors", names("names"))
+    modes = checked(defense, "gradient_modes", names("gradient modes", *get_args(GradientMode)))
+    if detectors and type(defense).detection is Defense.detection:
+        raise ContractError(f"{type(defense).__name__} names detectors; expected a method detection(x, labels) too")
+    if set(modes) != {"default"} and type(defense).attack_forward is Defense.attack_forward:
+        found = f"gradient modes {', '.join(modes) or 'of no name'}"
+        raise ContractError(f"{type(defense).__name__} has {found}; expected a method attack_forward too")
+    check_trainable(defense)
+
+
+def check_trainable(module: Trainable) -> None:
+    """Check version, spec and parts of what has weights, and of its parts; raises ContractError."""
+    checked(module, "version", WHOLE)
+    words = "fields that are numbers, texts, true or false, None, or lists, tables and dataclasses of them"
+    checked(module, "spec", Expected(words, lambda _: True), lambda: json.dumps(parameters(module.spec)))
+
+    def are_parts(value: Any) -> bool:
+        return parts.fits(value) and all(isinstance(getattr(module, name, None), Trainable) for name in value)
+
+    parts = names("names of attributes that are Trainables")
+    for name in checked(module, "parts", dataclasses.replace(parts, fits=are_parts)):
+        check_trainable(getattr(module, name))
+
+
+def check_outputs(defense: Defense, x: Tensor, outputs: Any) -> None:
+    """Check what the forward of a defense returned for images [N,C,H,W]; raises ContractError.
+
+    NaN has an argmax too, and would pass for an answer.
+    """
+    rejects = defense.rejects
+    expected = (len(x), defense.num_classes + int(rejects))
+    words = f"a float tensor {list(expected)}: one output per class{' and the reject score' if rejects else ''}"
+    name = f"{type(defense).__name__}.forward"
+    if not isinstance(outputs, Tensor):
+        raise ContractError(f"{name} returned {type(outputs).__name__}; expected {words}")
+    if tuple(outputs.shape) != expected or not outputs.is_floating_point():
+        advice = ""
+        if outputs.dim() == 2 and outputs.shape[1] == defense.num_classes + int(not rejects):
+            declared = "False" if rejects else "True, if the last one says that it rejects"
+            advice = f"; set rejects = {declared}"
+        raise ContractError(f"{name} returned {outputs.dtype} {list(outputs.shape)}; expected {words}{advice}")
+    if outputs.isnan().any() and not x.isnan().any():
+        raise ContractError(f"{name} returned NaN for an image; expected numbers")
+
+
+def check_verdict(defense: Defense, answer: Any, n: int) -> None:
+    """Check what the verdict of a defense returned for n images; raises ContractError."""
+    name = f"{type(defense).__name__}.verdict"
+    if not isinstance(answer, Verdict):
+        raise ContractError(f"{name} returned {type(answer).__name__}; expected a Verdict")
+    kinds: dict[str, tuple[str, Callable[[Tensor], bool]]] = {
+        "labels": ("whole numbers (int64)", lambda t: not t.is_floating_point() and t.dtype is not torch.bool),
+        "rejected": ("True or False (bool)", lambda t: t.dtype is torch.bool),
+        "scores": ("floats, or None instead of all", Tensor.is_floating_point),
+    }
+    for part, (words, fits) in kinds.items():
+        value = getattr(answer, part)  # the three fields of a Verdict
+        if part == "scores" and value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise ContractError(f"{name}: {part} is {type(value).__name__}; expected a tensor [{n}] of {words}")
+        if value.shape != (n,) or value.is_complex() or not fits(value):
+            found = f"{value.dtype} {list(value.shape)}"
+            raise ContractError(f"{name}: {part} is {found}; expected a tensor [{n}] of {words}")
+    outside = (answer.labels < 0) | (answer.labels >= defense.num_classes)
+    if outside.any():
+        wrong = int(answer.labels[outside][0])
+        raise ContractError(f"{name}: labels has {wrong}; expected classes 0…{defense.num_classes - 1}")
+
+
+def perceived(defense: Defense, x: Tensor) -> Tensor:
+    """What a defense sees in place of images [N,C,H,W], same shape; raises ContractError where that is no image."""
+
+    def is_image(value: Any) -> bool:
+        return (
+            isinstance(value, Tensor)
+            and value.shape == x.shape
+            and value.is_floating_point()
+            and bool(value.isfinite().all())
+        )
+
+    name = f"{type(defense).__name__}.perceived"
+    seen = defense.perceived(x.clone())
+    if not is_image(seen):
+        found = f"{seen.dtype} {list(seen.shape)}" if isinstance(seen, Tensor) else type(seen).__name__
+        raise ContractError(f"{name} returned {found}; expected finite images {list(x.shape)}")
+    return seen.detach().float()
+
+
+def check_figures(module: Trainable, returned: Any) -> dict[str, float]:
+    """What the fit of a module returned, as numbers by name; raises ContractError where it is no such thing."""
+    try:
+        if isinstance(returned, dict) and all(isinstance(name, str) for name in returned):
+            return {name: float(value) for name, value in returned.items()}
+    except (TypeError, ValueError, RuntimeError):
+        pass  # a value that is no number
+    words = "a dict of numbers by name, {} where there is nothing to say"
+    raise ContractError(f"{type(module).__name__}.fit returned {shown(returned)}; expected {words}")
