@@ -147,6 +147,9 @@ def test_the_score_is_that_of_the_answer_that_counts():
 
 def test_labels_are_exact_and_scores_are_nan_where_the_defense_does_not_say():
     class Many(Brightness):
+        def __init__(self) -> None:
+            Defense.__init__(self, DefenseSpec(shape=(1, 2, 2), num_classes=2**24 + 8))
+
         def verdict(self, x: Tensor) -> Verdict:
             return Verdict(torch.arange(len(x)) + 2**24, torch.zeros(len(x), dtype=torch.bool))
 
@@ -161,7 +164,7 @@ def test_scores_of_another_shape_are_an_error(scores):
         def verdict(self, x: Tensor) -> Verdict:
             return Verdict(torch.zeros(8, dtype=torch.long), torch.zeros(8, dtype=torch.bool), scores)
 
-    with pytest.raises(ValueError, match="shapes"):
+    with pytest.raises(ValueError, match=r"Odd\.verdict: scores"):
         verdict(Odd(), flat(*[0.5] * 8), torch.zeros(8, dtype=torch.long), 1, 0)
 
 
