@@ -27,9 +27,12 @@ def batch_rows(x: Tensor) -> int:
 
 
 def pad_to_block(x: Tensor) -> Tensor:
-    """x [N,...] with its last row repeated up to a multiple of BLOCK."""
+    """A copy of x [N,...] with its last row repeated up to a multiple of BLOCK.
+
+    It is a copy always, since what it is handed to may change it in place.
+    """
     missing = -len(x) % BLOCK
-    return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
+    return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x.clone()
 
 
 def all_rows(x: Tensor) -> Tensor:

@@ -30,6 +30,25 @@ class Verdict:
         return ~self.rejected & (self.labels != y)
 
 
+def answered(logits: Tensor, classes: int) -> Verdict:
+    """The answers that outputs [N,K] or [N,K+1] mean: the largest decides, and the last of K+1 means rejected.
+
+    ±∞ is a value like any other: a class may be masked by −∞.
+    """
+    return Verdict(logits[:, :classes].argmax(1), logits.argmax(1) == classes)
+
+
+def succeeded(answer: Verdict, y: Tensor, aims: Tensor | None = None) -> Tensor:
+    """Whether an attack that got these answers was a success → [N] bool: accepted and wrong, whatever was aimed at.
+
+    Noise has no label (y = −1): accepted, and as the class aimed at where there is one (aims [N]; −1 or None: none).
+    """
+    wrong = answer.wrong(y)
+    if aims is None:
+        return wrong
+    return wrong & ((y >= 0) | (aims < 0) | (answer.labels == aims))
+
+
 class AttackableDefense(Protocol):
     """What a Target needs to know of a defense; `defenses.base.Defense` fulfils it and says what each part means."""
 

@@ -17,6 +17,9 @@ from manifold_bench.attacks.losses import accepted_and_wrong, boundary, likelies
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import expand
 
+SHORTEST = 1e-5
+"""Length of the shortest step: right before a boundary they would get ever shorter."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeepFool(ViewAttack):
@@ -64,8 +67,7 @@ class DeepFool(ViewAttack):
         """
         order = 1 if self.norm == "linf" else 2
         lengths = torch.linalg.vector_norm(slopes.flatten(2), ord=order, dim=2)
-        gaps = values.abs().clamp_min(1e-4)  # right before a boundary steps would get ever shorter
-        distances = torch.where(lengths > 0, gaps / lengths, torch.inf)
+        distances = (values.abs() / lengths).clamp_min(SHORTEST).masked_fill(lengths == 0, torch.inf)
         nearest = distances.argmin(1, keepdim=True)
         distance = distances.gather(1, nearest)[:, 0]
         slope = slopes[torch.arange(len(slopes), device=slopes.device), nearest[:, 0]]

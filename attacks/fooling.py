@@ -107,7 +107,7 @@ def accepted_as(aims: Tensor, logits: Tensor, images: Tensor, view: View, rows: 
     Where the view is not the deployed defense, what the logits claim is asked of that one, only when due. A view of a
     part is never believed: what it takes for success says nothing of the whole.
     """
-    claimed = (logits.argmax(1) == aims) & logits.isfinite().all(1)
+    claimed = (logits.argmax(1) == aims) & ~logits.isnan().any(1)
     if view.exact or not claimed.any():
         return claimed
     if not due or view.part != "defense":

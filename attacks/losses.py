@@ -13,8 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from manifold_bench.attacks.contract import answered
+
 LossName = Literal["auto", "cross-entropy", "margin", "selective-margin", "selective"]
 Loss = Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
+
+
+SHARPNESS = 8.0
+"""Over how many temperatures of its softmax the cross-entropy takes the logits of an input to spread: about what a
+trained network's logits do at temperature 1."""
 
 
 def largest_other(logits: Tensor, y: Tensor, classes: int) -> Tensor:
@@ -28,13 +35,24 @@ def reject_excess(logits: Tensor, classes: int) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
-    """−log softmax(logits)_y over every output, the reject score included; untargeted.
+    """log Σ_{j≠y} p_j − log p_y of the softmax over every output, the reject score included; untargeted.
 
-    As softplus(log Σ_{j≠y} exp z_j − z_y): the same number, but softmax_y − 1 would round to a zero gradient from a
-    gap of 17 on, and a confident model would seem robust.
+    That is a monotone function of −log p_y with a gradient of the same direction, and does not vanish where p_y
+    rounds to 1. Its softmax has the temperature that follows the logits' own spread (`SHARPNESS`), in whose units it
+    is measured: a network whose logits are multiplied by 10 is attacked in the same way.
     """
-    others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
-    return F.softplus(others - logits.gather(1, y[:, None])[:, 0])
+    ahead = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
+    temperature = spread(logits, classes) / SHARPNESS
+    return (ahead / temperature[:, None]).logsumexp(1) * temperature
+
+
+def spread(logits: Tensor, classes: int) -> Tensor:
+    """Mean distance of the finite class logits from their mean, [N]; a constant to gradients, tiny where all agree."""
+    real = logits[:, :classes].detach()
+    finite = real.isfinite()
+    count = finite.sum(1).clamp_min(1)
+    mean = real.masked_fill(~finite, 0.0).sum(1) / count
+    return ((real - mean[:, None]).abs().masked_fill(~finite, 0.0).sum(1) / count).clamp_min(1e-30)
 
 
 def margin(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
@@ -76,13 +94,15 @@ def dlr(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> 
     """Difference of logits ratio (Croce & Hein 2020): `margin` over the gap from the first to the third logit.
 
     With aims their targeted form: z_t − z_y over z_π1 − (z_π3 + z_π4)/2. Scaling the logits changes neither. Needs 4
-    classes; rejection is not seen.
+    classes; rejection is not seen. Where a class among these is masked by −∞ the logits' spread takes their place.
     """
     first, _, third, fourth = logits[:, :classes].topk(4, dim=1).values.unbind(1)
     if aims is None:
-        return margin(logits[:, :classes], y, classes) / (first - third + 1e-12)
-    ahead = (logits.gather(1, aims[:, None]) - logits.gather(1, y[:, None]))[:, 0]
-    return ahead / (first - (third + fourth) / 2 + 1e-12)
+        ahead, scale = margin(logits[:, :classes], y, classes), first - third
+    else:
+        ahead = (logits.gather(1, aims[:, None]) - logits.gather(1, y[:, None]))[:, 0]
+        scale = first - (third + fourth) / 2
+    return ahead / torch.where(scale.isfinite() & (scale > 0), scale, spread(logits, classes))
 
 
 def wrong_first(loss: Loss) -> Loss:
@@ -114,10 +134,10 @@ def boundary(logits: Tensor, y: Tensor, classes: int, aims: Tensor) -> Tensor:
 
 
 def likeliest_wrong(logits: Tensor, y: Tensor, classes: int) -> Tensor:
-    """The wrong classes of each input, largest logit first → [N,K−1]."""
+    """The wrong classes of each input, largest logit first → [N,K−1]; for one masked by −∞ the likeliest again."""
     others = logits[:, :classes].scatter(1, y[:, None], -torch.inf)
-    order = others.argsort(dim=1, descending=True, stable=True)
-    return order[:, : classes - 1]
+    order = others.argsort(dim=1, descending=True, stable=True)[:, : classes - 1]
+    return torch.where(others.gather(1, order) == -torch.inf, order[:, :1], order)
 
 
 def named_loss(name: LossName, rejects: bool, targeted: bool) -> Loss:
@@ -133,6 +153,5 @@ def named_loss(name: LossName, rejects: bool, targeted: bool) -> Loss:
 
 
 def accepted_and_wrong(logits: Tensor, y: Tensor, classes: int) -> Tensor:
-    """Whether the answer is a class, and not y → [N] bool. A NaN among the outputs is no answer."""
-    answer = logits.argmax(1)
-    return (answer != y) & (answer < classes) & logits.isfinite().all(1)
+    """Whether the answer is a class, and not y → [N] bool. A NaN among the outputs is no answer; ±∞ is a value."""
+    return answered(logits, classes).wrong(y) & ~logits.isnan().any(1)

@@ -71,10 +71,8 @@ class Square(Attack):
 
     def _ask(self, target: Target, view: View, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Values to climb [n] and whether the search is over [n], for one query of each row."""
-        target.count(rows, 1, 0)
-        with torch.no_grad():
-            # Rows unnamed: whoever has only scores can't hand in where an optimisation inside the defense shall start
-            logits = view.logits(x, None)
+        # Fresh: whoever has only scores can't hand in where an optimisation inside the defense shall start
+        logits = view.answer(x, rows, fresh=True)
         climbed: Loss = wrong_first(margin) if view.rejects else margin
         value = climbed(logits, y, view.num_classes, None)
         claimed = accepted_and_wrong(logits, y, view.num_classes)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import pad_to_block
 from manifold_bench.attacks.contract import AttackableDefense, GradientMode, Part, Verdict
+from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.view import View
 
 
@@ -39,7 +40,8 @@ class Target:
     `forwards` and `backwards` [n] count passes per input. An attack addresses inputs by `rows` (indices into the
     batch it was given), so that inputs which leave the batch cost no more passes.
 
-    on_count: called with this target after every counted pass, to report progress.
+    on_count: called with this target after every counted pass, to report progress. queries: sees every query about the
+    inputs.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Target:
         n: int,
         attacker: Attacker | None = None,
         on_count: Callable[[Target], None] = lambda target: None,
+        queries: Queries | None = None,
     ) -> None:
         self.defense = defense
         self.num_classes = defense.num_classes
@@ -56,6 +59,7 @@ class Target:
         self.attacker = attacker or Attacker()
         self.aims = self.attacker.aims
         self._on_count = on_count
+        self.queries = queries
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         """Return the attacker's own images [M,C,H,W] and labels [M]; raises ValueError where there are none."""
@@ -85,7 +89,10 @@ class Target:
         with torch.no_grad():
             answer = self.defense.verdict(pad_to_block(x))
         scores = None if answer.scores is None else answer.scores[: len(x)]
-        return Verdict(answer.labels[: len(x)], answer.rejected[: len(x)], scores)
+        answer = Verdict(answer.labels[: len(x)], answer.rejected[: len(x)], scores)
+        if self.queries is not None:
+            self.queries.answered(x, rows, answer)
+        return answer
 
     def only(self, rows: Tensor) -> Target:
         """Return a target of the inputs at those rows alone; passes counted there are counted here too."""
@@ -107,7 +114,8 @@ class Rows(Target):
 
     def __init__(self, whole: Target, rows: Tensor) -> None:
         aims = None if whole.aims is None else whole.aims[rows]
-        super().__init__(whole.defense, len(rows), replace(whole.attacker, aims=aims))
+        queries = whole.queries and whole.queries.only(rows)
+        super().__init__(whole.defense, len(rows), replace(whole.attacker, aims=aims), queries=queries)
         self.whole, self.rows = whole, rows
 
     def count(self, rows: Tensor, forwards: float, backwards: float) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from manifold_bench.attacks.batching import pad_to_block, padded
-from manifold_bench.attacks.contract import Detecting, GradientMode, Optimising, Part
+from manifold_bench.attacks.batching import pad_to_block
+from manifold_bench.attacks.contract import Detecting, GradientMode, Optimising, Part, answered
 from manifold_bench.attacks.losses import reject_excess
+from manifold_bench.attacks.outputs import logits_of, scored
 
 if TYPE_CHECKING:
     from manifold_bench.attacks.target import Target
@@ -51,8 +53,8 @@ class View:
         defense = self.target.defense
         if self.part == "classifier":
             assert defense.classifier is not None
-            return padded(defense.classifier)(x)
-        return self._iterated(x, rows) if self.iterative else padded(defense)(x)
+            return scored(defense.classifier, self.num_classes)(x)
+        return self._iterated(x, rows) if self.iterative else scored(defense, self.num_classes)(x)
 
     def _iterated(self, x: Tensor, rows: Tensor | None) -> Tensor:
         """A defense that optimises at inference: with `warm_start` from where the last call for these rows ended."""
@@ -70,13 +72,26 @@ class View:
             n = len(x)
             once = 1 if n > 1 and bool((rows == rows[0]).all()) else n  # many queries about one input: the first one's
             self.memory[rows[:once]] = end[:once]
-        return logits[: len(x)]
+        return logits_of(logits[: len(x)], x, self.num_classes)
 
-    def answer(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Logits without gradient, counted as one forward pass."""
+    def answer(self, x: Tensor, rows: Tensor, fresh: bool = False) -> Tensor:
+        """Logits without gradient, counted as one forward pass.
+
+        fresh: whether every inner optimisation is a full one, as for those who can't hand in where it shall start.
+        """
         self.target.count(rows, 1, 0)
         with torch.no_grad():
-            return self.logits(x, rows)
+            logits = self.logits(x, None if fresh else rows)
+        self.show(x, rows, logits)
+        return logits
+
+    def show(self, x: Tensor, rows: Tensor, logits: Tensor) -> None:
+        """Show the harness what was answered to images x [n,C,H,W] of those rows."""
+        queries = self.target.queries
+        if queries is not None:
+            queries.scored(x, rows, logits, self.num_classes)
+            if self.part == "defense" and not self.iterative:
+                queries.answered(x, rows, answered(logits, self.num_classes))
 
     def ascent(self, x: Tensor, loss: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, loss and its gradient [N,C,H,W] at x; counted as one forward and one backward pass.
@@ -94,7 +109,7 @@ class View:
     def _differentiated(
         self, x: Tensor, seen: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """What is seen at x, the last of it losses [N] or [N,M], and their gradients [N,C,H,W] or [N,M,C,H,W].
+        """What is seen at x, logits first and losses [N] or [N,M] last, and these' gradients [N,C,H,W] or [N,M,C,H,W].
 
         A gradient that isn't finite is no direction: it comes back as zero.
         """
@@ -102,12 +117,13 @@ class View:
             x = x.detach().requires_grad_(True)
             values = seen(x)
             losses = values[-1].sum(0, keepdim=values[-1].dim() == 1)
-            gradients = [
-                torch.autograd.grad(loss, x, retain_graph=True)[0].nan_to_num(0.0, 0.0, 0.0) for loss in losses
-            ]
+            gradients = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses]
         self.target.count(rows, 1, len(losses))
         gradient = gradients[0] if values[-1].dim() == 1 else torch.stack(gradients, dim=1)
-        return tuple(value.detach() for value in values), gradient
+        self.show(x.detach(), rows, values[0].detach())
+        if self.target.queries is not None:
+            self.target.queries.differentiated(rows, gradient)
+        return tuple(value.detach() for value in values), gradient.nan_to_num(0.0, 0.0, 0.0)
 
     def confirmed(self, x: Tensor, y: Tensor, rows: Tensor, claimed: Tensor, due: bool = True) -> Tensor:
         """Which claimed successes [n] stand: those that the full-strength defense confirms, asked only when due.
@@ -131,7 +147,7 @@ class View:
         defense = self.target.defense
         if self.part == "defense" and not self.iterative and defense.detectors:
             logits, ratios = cast(Detecting, defense).detection(pad_to_block(x), pad_to_block(labels))
-            return logits[: len(x)], ratios[: len(x)]
+            return logits_of(logits[: len(x)], x, self.num_classes), ratios[: len(x)].to(x.dtype)
         logits = self.logits(x, rows)
         if not self.rejects:
             return logits, logits.new_zeros(len(x), 0)
@@ -154,7 +170,8 @@ class CountedModule(nn.Module):
     """A view as a module that answers for certain rows of the batch.
 
     Called with as many inputs as rows it takes them for those rows, in order; where there is one row every input
-    belongs to it. Called otherwise it can't know which they are: the passes are spread evenly over the rows.
+    belongs to it. Called otherwise it can't know which they are: the passes are spread evenly over the rows, and each
+    query counts as one about the nearest input.
     """
 
     def __init__(self, view: View, rows: Tensor) -> None:
@@ -165,10 +182,17 @@ class CountedModule(nn.Module):
         self.rejects = view.rejects
 
     def forward(self, x: Tensor) -> Tensor:
-        share = len(x) / max(len(self.rows), 1)
-        self.view.target.count(self.rows, share, 0)
-        known = self.rows.expand(len(x)) if len(self.rows) == 1 else self.rows
+        target, rows = self.view.target, self.rows
+        share = len(x) / max(len(rows), 1)
+        target.count(rows, share, 0)
+        known = rows.expand(len(x)) if len(rows) == 1 else rows
+        x = x.view_as(x)  # the hook below is about this call alone
         logits = self.view.logits(x, known if len(x) == len(known) else None)
+        if target.queries is not None:
+            about = known if len(x) == len(known) else rows[target.queries.only(rows).about(x.detach())]
+            self.view.show(x.detach(), about, logits.detach())
+            if x.requires_grad:
+                x.register_hook(partial(target.queries.differentiated, about))
         if logits.requires_grad:
-            logits.register_hook(lambda _: self.view.target.count(self.rows, 0, share))
+            logits.register_hook(lambda _: target.count(rows, 0, share))
         return logits

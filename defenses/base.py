@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.contract import Verdict, answered
 from manifold_bench.attacks.losses import reject_excess
 
 
@@ -125,9 +125,7 @@ class Defense(Trainable):
     def verdict(self, x: Tensor) -> Verdict:
         """The deployed, full-strength answer for images [N,C,H,W]."""
         logits = self(x)
-        answer = logits.argmax(1)
-        labels = logits[:, : self.num_classes].argmax(1)
-        return Verdict(labels, answer == self.num_classes, suspicion(logits, self.num_classes))
+        return replace(answered(logits, self.num_classes), scores=suspicion(logits, self.num_classes))
 
     def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The logits of images [N,C,H,W], and how near each of the `detectors` is to rejecting them: [N,D].

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manifold_bench.attacks.batching import blockwise
-from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.contract import Verdict, succeeded
 from manifold_bench.attacks.threat import Norm, flat_norm, inside
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.defenses.base import Defense
@@ -76,17 +76,6 @@ def verdict(defense: Defense, x: Tensor, y: Tensor, draws: int, seed: int, aims:
                 torch.where(takes, new.scores, worst.scores),
             )
     return worst
-
-
-def succeeded(answer: Verdict, y: Tensor, aims: Tensor | None) -> Tensor:
-    """Whether an attack that got these answers was a success → [N] bool: accepted and wrong, whatever was aimed at.
-
-    Noise has no label (y = −1): accepted, and as the class aimed at where there is one (aims [N]; −1 or None: none).
-    """
-    wrong = answer.wrong(y)
-    if aims is None:
-        return wrong
-    return wrong & ((y >= 0) | (aims < 0) | (answer.labels == aims))
 
 
 def _answer(defense: Defense, x: Tensor) -> ScoredVerdict:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.losses import (
+    SHARPNESS,
     accepted_and_wrong,
     boundary,
     cross_entropy,
@@ -51,10 +52,42 @@ def test_margins_towards_a_class_by_hand():
 
 
 def test_cross_entropy_by_hand():
+    """Of two classes it is the gap; of three with logits 0, a, b the log-odds at temperature spread / SHARPNESS."""
     logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
-    assert cross_entropy(logits, torch.tensor([0, 1]), 2).tolist() == pytest.approx([math.log(4), math.log(2)])
-    rejecting = torch.tensor([[0.0, 0.0, math.log(2.0)]])
-    assert cross_entropy(rejecting, torch.tensor([0]), 2).item() == pytest.approx(math.log(4))
+    assert cross_entropy(logits, torch.tensor([0, 1]), 2).tolist() == pytest.approx([math.log(3), 0])
+    assert cross_entropy(torch.tensor([[0.0, 0.0, 2.0]]), torch.tensor([0]), 2).item() == pytest.approx(2)
+    temperature = (4 / 3) / SHARPNESS  # 3, 1 and −1 lie 2, 0 and 2 from their mean
+    expected = temperature * math.log(math.exp(-2 / temperature) + math.exp(-4 / temperature))
+    assert cross_entropy(torch.tensor([[3.0, 1.0, -1.0]]), torch.tensor([0]), 3).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, margin, selective, selective_margin, dlr])
+@pytest.mark.parametrize("scale", [1e-6, 0.01, 10.0, 1e4, 1e8])
+def test_a_loss_points_the_same_way_at_any_scale_of_the_logits(loss, scale):
+    random = torch.Generator().manual_seed(3)
+    logits = torch.randn(20, 5, generator=random) * 10
+    y = logits.argmax(1)
+
+    def direction(factor: float) -> torch.Tensor:
+        z = logits.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(factor * z, y, 5).sum(), z)
+        return torch.nn.functional.normalize(gradient)
+
+    assert torch.allclose(direction(scale), direction(1.0), atol=1e-5)
+    assert (direction(scale).norm(dim=1) > 0.99).all(), "however confident it is"
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, margin, selective, selective_margin, dlr])
+def test_a_loss_leaves_out_what_is_masked_by_minus_infinity(loss):
+    """As if the class were not there: the gradient of the others is finite, and its own is zero."""
+    logits = torch.tensor([[1.0, 4.0, -1.0, -torch.inf, 2.0, 0.0]], requires_grad=True)
+    values = loss(logits, torch.tensor([1]), 6)
+    (gradient,) = torch.autograd.grad(values.sum(), logits)
+    assert values.isfinite().all() and gradient.isfinite().all()
+    assert gradient[0, 3] == 0 and gradient[0, 1] < 0 < gradient[0, 4]
+    few = torch.tensor([[1.0, 4.0, -torch.inf, -torch.inf]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(few, torch.tensor([1]), 4).sum(), few)
+    assert gradient.isfinite().all() and gradient[0, 1] < 0 < gradient[0, 0]
 
 
 def test_accepted_and_wrong_by_hand():
@@ -62,12 +95,13 @@ def test_accepted_and_wrong_by_hand():
     assert accepted_and_wrong(LOGITS[:, :3], Y, 3).tolist() == [False, True, False, True]
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("column", range(4))
-def test_no_success_without_a_finite_answer(bad, column):
-    logits = LOGITS[1:2].clone()
-    logits[0, column] = bad
-    assert not accepted_and_wrong(logits, Y[:1], 3).item()
+def test_infinity_is_a_value_and_nan_is_no_answer(column):
+    """Classes 0…2 with the label 0, and the reject score."""
+    for value, beaten in ((math.nan, False), (math.inf, column in (1, 2)), (-math.inf, True)):
+        logits = torch.tensor([[1.0, 3.0, 2.5, 2.0]])
+        logits[0, column] = value
+        assert accepted_and_wrong(logits, Y[:1], 3).item() == beaten
 
 
 def test_auto_sees_rejection():

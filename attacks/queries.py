@@ -1,0 +1,89 @@
+"""What the harness sees of an attack's queries: the best point of each input, and signs that the attack gave up."""
+
+from __future__ import annotations
+
+from copy import copy
+
+import torch
+from torch import Tensor
+
+from manifold_bench.attacks.contract import Verdict, succeeded
+from manifold_bench.attacks.losses import selective_margin
+from manifold_bench.attacks.threat import Norm, flat_norm, inside
+
+
+class Queries:
+    """The queries about a batch of images x [N,C,H,W] with labels y [N], and aims [N] or None as in `succeeded`.
+
+    point [N,C,H,W], distance [N] float64: the smallest perturbation within ε that the deployed defense answered with a
+    success, on any query; ∞ where there was none. The rest is about the time before an input's first success, all [N]:
+    gradients: number of gradients; blind: of these, how many were exactly zero or not finite; moved: whether a query
+    was about another image than x; improved: whether a query got nearer to success than the first one was.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, aims: Tensor | None, norm: Norm, eps: float) -> None:
+        self.x, self.y, self.aims, self.norm, self.eps = x, y, aims, norm, eps
+        self.rows = torch.arange(len(x), device=x.device)
+        self.point = x.clone()
+        self.distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+        self.gradients, self.blind, self.calls = (torch.zeros_like(self.distance) for _ in range(3))
+        self.moved, self._improved = (torch.zeros_like(self.rows, dtype=torch.bool) for _ in range(2))
+        self.first = torch.full_like(self.distance, torch.nan)
+
+    @property
+    def improved(self) -> Tensor:
+        """True too where there was nothing to improve on: fewer than two queries with scores, or noise."""
+        return self._improved | (self.calls < 2)
+
+    def only(self, rows: Tensor) -> Queries:
+        """The same queries, addressed by the positions of inputs within `rows` [n]."""
+        some = copy(self)
+        some.rows = self.rows[rows]
+        return some
+
+    def about(self, x: Tensor) -> Tensor:
+        """Which input each image [M,C,H,W] is nearest to in L2, [M]."""
+        return torch.cdist(x.flatten(1), self.x[self.rows].flatten(1)).argmin(1)
+
+    def scored(self, x: Tensor, rows: Tensor, logits: Tensor, classes: int) -> None:
+        """Take in logits [n,K] or [n,K+1] for images x [n,C,H,W] of those rows, whoever answered."""
+        at = self.rows[rows]
+        still = ~self.moved[at]
+        if still.any():
+            changed = (x[still] != self.x[at[still]]).flatten(1).any(1)
+            self.moved[at[still][changed]] = True
+        labelled = (self.y[at] >= 0) & self.distance[at].isinf()
+        if not labelled.any() or self._improved[at[labelled]].all():
+            return
+        at, logits = at[labelled], logits[labelled]
+        lead = selective_margin(logits, self.y[at], classes).double().nan_to_num(-torch.inf)
+        best = torch.full_like(self.first, -torch.inf).scatter_reduce(0, at, lead, "amax")
+        self.calls[at] += 1
+        self._improved |= best > self.first
+        begun = at[self.first[at].isnan()]
+        self.first[begun] = best[begun]
+
+    def answered(self, x: Tensor, rows: Tensor, answer: Verdict) -> None:
+        """Take in answers of the deployed defense to images x [n,C,H,W] of those rows."""
+        at = self.rows[rows]
+        won = succeeded(answer, self.y[at], None if self.aims is None else self.aims[at])
+        if not won.any():
+            return
+        at, x = at[won], x.detach()[won]
+        valid = inside(x, self.x[at], self.norm, self.eps)
+        at, x = at[valid], x[valid]
+        distance = flat_norm(x.double() - self.x[at].double(), self.norm)
+        # Several queries may be about one input
+        least = self.distance.scatter_reduce(0, at, distance, "amin")
+        nearer = (distance == least[at]) & (distance < self.distance[at])
+        self.point[at[nearer]] = x[nearer].to(self.point)
+        self.distance.copy_(least)
+        self.moved[at] = self._improved[at] = True
+
+    def differentiated(self, rows: Tensor, gradient: Tensor) -> None:
+        """Take in gradients [n,...] at images of those rows."""
+        at = self.rows[rows]
+        size = gradient.flatten(1).abs().amax(1)
+        trying = self.distance[at].isinf().double()
+        self.gradients.index_add_(0, at, trying)
+        self.blind.index_add_(0, at, trying * ~(size.isfinite() & (size > 0)))
