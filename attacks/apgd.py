@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
@@ -38,6 +38,7 @@ class APGD(ViewAttack):
     An input leaves the batch as soon as it is beaten.
     """
 
+    version: ClassVar[int] = 2
     loss: Literal["cross-entropy", "dlr"] = "cross-entropy"
     targets: Annotated[int, Ge(1)] | None = None
     steps: Annotated[int, Ge(1)] = 100

@@ -27,7 +27,7 @@ class AutoAttack(ViewAttack):
     the form that knows it. What FAB searched to the end at one ε it isn't asked at the next: it would find the same.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     variant: Literal["standard", "rand"] = "standard"
 

@@ -40,6 +40,7 @@ class CarliniWagner(ViewAttack):
     a wall the reject excess may well be more than the margin that was overcome.
     """
 
+    version: ClassVar[int] = 2
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
     minimal = True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Lt
@@ -31,6 +31,7 @@ class DeepFool(ViewAttack):
     boundary is that of acceptance as soon as the answer is wrong. An input leaves when it is beaten.
     """
 
+    version: ClassVar[int] = 2
     minimal = True
 
     steps: Annotated[int, Ge(1)] = 50

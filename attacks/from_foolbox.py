@@ -52,6 +52,7 @@ class FoolboxAttack(LibraryAttack):
     boundary start from the nearest image, of the batch or of noise, that is accepted as another class.
     """
 
+    version: ClassVar[int] = 2
     library = "foolbox"
     distribution = "foolbox"
     refused: ClassVar = {

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -53,6 +53,7 @@ class FGSM(ViewAttack):
     norm; the other one is that much shorter (RAND+FGSM, Tramèr et al. 2018, where it is .05 in L∞).
     """
 
+    version: ClassVar[int] = 2
     loss: LossName = "auto"
     random: Annotated[float, Ge(0), Lt(math.inf)] = 0.0
 
@@ -199,6 +200,7 @@ class PGD(ProjectedAscent):
     an optimisation of its own that goes on from step to step.
     """
 
+    version: ClassVar[int] = 2
     loss: LossName = "auto"
     random_start: bool = True
     targeted: bool = False

@@ -20,8 +20,7 @@ Loss = Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
 
 
 SHARPNESS = 8.0
-"""Over how many temperatures of its softmax the cross-entropy takes the logits of an input to spread: about what a
-trained network's logits do at temperature 1."""
+"""How many temperatures of its softmax a trained network's logits spread over, about."""
 
 
 def largest_other(logits: Tensor, y: Tensor, classes: int) -> Tensor:
@@ -38,11 +37,11 @@ def cross_entropy(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None =
     """log Σ_{j≠y} p_j − log p_y of the softmax over every output, the reject score included; untargeted.
 
     That is a monotone function of −log p_y with a gradient of the same direction, and does not vanish where p_y
-    rounds to 1. Its softmax has the temperature that follows the logits' own spread (`SHARPNESS`), in whose units it
-    is measured: a network whose logits are multiplied by 10 is attacked in the same way.
+    rounds to 1. Its softmax has the `typical_temperature`, in whose units it is measured: a network whose logits are
+    multiplied by 10 is attacked in the same way.
     """
     ahead = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
-    temperature = spread(logits, classes) / SHARPNESS
+    temperature = typical_temperature(logits, classes)
     return (ahead / temperature[:, None]).logsumexp(1) * temperature
 
 
@@ -53,6 +52,11 @@ def spread(logits: Tensor, classes: int) -> Tensor:
     count = finite.sum(1).clamp_min(1)
     mean = real.masked_fill(~finite, 0.0).sum(1) / count
     return ((real - mean[:, None]).abs().masked_fill(~finite, 0.0).sum(1) / count).clamp_min(1e-30)
+
+
+def typical_temperature(logits: Tensor, classes: int) -> Tensor:
+    """The temperature at which the softmax of these logits is as sharp as that of a trained network at 1, [N]."""
+    return spread(logits, classes) / SHARPNESS
 
 
 def margin(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:

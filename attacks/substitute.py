@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -61,6 +61,7 @@ class Substitute(Attack):
     """
 
     knowledge = "decision"
+    version: ClassVar[int] = 2
 
     images: Annotated[int, Ge(1)] = 150
     rounds: Annotated[int, Ge(1)] = 6

@@ -118,9 +118,10 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
         code = code_of_users(plan.systems)
         board = Board(console, engine.workers, Log(folder / LOG), given.quiet)
         ended = execute(plan, Session(folder, engine, board, upload))
-    screen = show_report(ended.results, console, given.quiet)
+    screen, given_up = show_report(ended.results, console, given.quiet)
+    counts = f"{ended.counts}, {given_up}" if given_up else ended.counts
     results = f"{clock(time.time() - begun)} min; results in {given.out}"
-    console.print(f"{ended.counts}, {results}", highlight=False, soft_wrap=True)
+    console.print(f"{counts}, {results}", highlight=False, soft_wrap=True)
     if ended.unmeasured:
         console.print(f"{ended.unmeasured} measurements failed", highlight=False)
     if uneven := uneven_text(ended.results.distinct_kernels):
@@ -129,7 +130,7 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
         return 1
     if code is not None and not plan.is_cut:
         weights = {str(path.resolve()): hash_of(path) for path in with_cards(ended.plan.weights)}
-        write_stamp(folder, request, code | weights, {"screen": screen, "counts": ended.counts})
+        write_stamp(folder, request, code | weights, {"screen": screen, "counts": counts})
     return 0
 
 
@@ -163,8 +164,11 @@ def chosen_engine(given: argparse.Namespace) -> AbstractContextManager[Engine]:
     return RayEngine(given.address, given.workers)
 
 
-def show_report(results: Results, console: Console, quiet: bool) -> str:
-    """Write the report of a run, and show its main tables; return what is shown."""
+def show_report(results: Results, console: Console, quiet: bool) -> tuple[str, str]:
+    """Write the report of a run, and show its main tables.
+
+    Returns what is shown, and in how many cells an attack gave up, empty where in none.
+    """
     from manifold_bench.bench.report.screen import print_report
     from manifold_bench.bench.report.writing import write_report
 
@@ -173,7 +177,7 @@ def show_report(results: Results, console: Console, quiet: bool) -> str:
         print_report(report, console)
     if not quiet:
         console.file.write(screen.get())
-    return screen.get()
+    return screen.get(), report.given_up
 
 
 def show_finished(shown: dict[str, str], folder: Path, given: argparse.Namespace, console: Console) -> int:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from manifold_bench.bench.metrics.effort import EFFORT_COLUMNS, effort
 from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, IMAGE_COLUMNS, WORST_CASE
 
@@ -47,6 +48,7 @@ SUMMARY_COLUMNS = (
     "forwards",
     "backwards",
     "seconds",
+    *EFFORT_COLUMNS,
     "reason",
 )
 
@@ -296,6 +298,8 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
       those of all of them together; `robust_mean` and `robust_sd` are over the seeds: see over_seeds.
     - `valid` is the share of valid outputs; `forwards` and `backwards` are means per input of the passes at this ε;
       `seconds` is the sum. A figure that is undefined is NaN, never 0.
+    - `given_up` is the share of attacked inputs on which the attack stopped trying; `blind`, `unmoved` and `stalled`
+      say how; of a worst case every attack by gradients: see effort.effort.
     - In norm "fooling" `error` is the share of noise images with which an attack succeeded and `rejection` the rest.
     - The calibration has no rows.
     """
@@ -414,7 +418,7 @@ def _figures(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
     found["median_distance"] = _median_distances(records, group)
     found["valid"] = records["valid"].groupby(group).mean()
     passes = records[["forwards", "backwards"]].groupby(group).sum().div(found["n"], axis=0)
-    return found.join(passes).join(records["seconds"].groupby(group).sum())
+    return found.join([passes, records["seconds"].groupby(group).sum(), effort(records, group, inputs_of(records))])
 
 
 def _named_reasons(records: pd.DataFrame) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pandas as pd
 
-REVISION = 3
+REVISION = 4
 """Of the schema below; part of every job's identity, so that records of another one are never taken for these."""
 
 
@@ -70,6 +70,11 @@ DTYPES: dict[str, str] = {
     "success": "bool",  # valid, accepted and wrong, whatever the aim; of noise: valid, accepted, and as the aim if any
     "forwards": "float64",  # passes this input cost in this cell
     "backwards": "float64",
+    "unreturned": "bool",  # what was judged is a point that the attack met on a query and did not return
+    "blind": "float64",  # before its first success: share of its gradients that were exactly zero or not finite; NaN
+    # where the attack asked for none
+    "moved": "bool",  # some query, or the output, was another image than the input; true where it was not attacked
+    "improved": "bool",  # some query with scores came nearer to success than the first; true with fewer than two
     "seconds": "float64",  # share of the cell's wall time
     "status": "string",  # ok, failed, skipped
     "reason": "string",  # why it failed or was skipped; empty where ok

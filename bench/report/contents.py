@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis, diagnose
+from manifold_bench.bench.metrics.effort import LIMIT, effort_note
 from manifold_bench.bench.metrics.optimality import attack_figures
 from manifold_bench.bench.metrics.robustness import summary
 from manifold_bench.bench.metrics.selective import matched
@@ -72,6 +73,13 @@ class Report:
         """`46 ok, 0 failed, 4 skipped`: number of cells at each ε by status, worst cases not counted."""
         cells = self.summary.loc[self.summary["attack"] != WORST_CASE, "status"].value_counts()
         return ", ".join(f"{cells.get(status, 0)} {status}" for status in ("ok", "failed", "skipped"))
+
+    @property
+    def given_up(self) -> str:
+        """In how many cells an attack stopped trying on too many inputs, in words; empty where in none."""
+        cells = self.summary[self.summary["attack"] != WORST_CASE].to_dict("records")
+        marked = sum(bool(effort_note(cell)) for cell in cells)
+        return f"{marked} where the attack stopped trying on more than {LIMIT:.0%} of the inputs (‖)" if marked else ""
 
     @property
     def flags(self) -> dict[tuple[str, str], str]:

@@ -19,7 +19,7 @@ from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent
 SCREEN_LEGEND = (
     "clean, rej.: share of clean inputs accepted and right, and rejected; robust: right when clean and never accepted "
     "and wrong under attack; strict: never rejected under attack either; median: distance that beats half of them; "
-    "§ implausible"
+    "§ implausible; ‖ the attack stopped trying"
 )
 
 

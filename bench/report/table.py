@@ -11,6 +11,7 @@ from manifold_bench.bench.text import NOT_RUN
 LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals. Robust: accepted and right when clean, never accepted and wrong "
     "under attack; strict: never rejected under attack either. † some outputs invalid; ‡ partial; § implausible; "
+    f"‖ the attack stopped trying; "
     f"{NOT_RUN} not in this run."
 )
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from manifold_bench.bench.metrics.effort import effort_note
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.selective import DEPLOYED, implausible
 from manifold_bench.bench.metrics.shares import percent_interval
@@ -25,7 +26,8 @@ SELECTIVE_LEGEND = (
     "threshold on its score, such as the largest softmax probability. Coverage: clean inputs accepted; error: clean "
     "inputs accepted and wrong; robust: accepted and right when clean, never accepted and wrong under attack; strict: "
     "never rejected under attack either. ≤: the adversarial inputs were made against the deployed threshold, so this "
-    f"is an upper bound. ‡ partial; § implausible; {NOT_RUN} not in this run."
+    f"is an upper bound. ‡ partial; § implausible; "
+    f"‖ the attack stopped trying; {NOT_RUN} not in this run."
 )
 
 
@@ -84,6 +86,10 @@ class Marks:
             shown += " †" + self.notes.number(
                 f"† {who}: up to {share} of the outputs are invalid and count as no success"
             )
+        if note := effort_note(row):
+            one = row["kind"] != WORST_CASE
+            whoever = f"{who}: the attack" if one else f"{row['defense']}: every attack by gradients"
+            shown += " ‖" + self.notes.number(f"‖ {whoever} {note}; what is left is not robustness")
         if status == "partial":
             shown += " ‡" + self.notes.number(f"‡ partial: {who}: {reason}")
         elif reason and row["kind"] != WORST_CASE:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import batch_rows
+from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.target import Attacker, Target
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.records.log import LOG, Log
@@ -28,11 +29,21 @@ from manifold_bench.defenses.weights import weights_hash
 
 @dataclass(frozen=True)
 class Found:
-    """What an attack found for n inputs: outputs [n,C,H,W], and the passes that each of them cost [n]."""
+    """What an attack found for n inputs, and what it did for each of them.
+
+    outputs [n,C,H,W]: what it returned. met [n,C,H,W], met_distance [n]: the smallest perturbation that the defense
+    answered with a success on any query, and its size, ∞ where there was none. forwards, backwards [n]: passes. blind,
+    moved, improved [n]: see `attempt.Effort`.
+    """
 
     outputs: Tensor
+    met: Tensor
+    met_distance: Tensor
     forwards: Tensor
     backwards: Tensor
+    blind: Tensor
+    moved: Tensor
+    improved: Tensor
 
 
 class AttackProcess:
@@ -48,7 +59,8 @@ class AttackProcess:
     def attack(self, rows: Tensor, eps: float) -> Found:
         """Attack those rows [n] of the inputs within ε (∞ for a minimal attack); raises as `begin` does."""
         found = self._ask({"eps": eps}, {"rows": rows})
-        return Found(found["outputs"].to(self._device), found["forwards"], found["backwards"])
+        images = ("outputs", "met", "met_distance")
+        return Found(**{name: one.to(self._device) if name in images else one for name, one in found.items()})
 
     def end(self) -> None:
         """End the attack; raises PartnerFailed where it has changed the defense that it attacked."""
@@ -84,10 +96,8 @@ class Attacking:
         job, attack = self.job, self.job.attack
         assert isinstance(attack, Attack)
         tried = self.inputs[rows]
-        outputs = tried.x.clone()
-        forwards = torch.zeros(len(rows), dtype=torch.float64)
-        backwards = torch.zeros_like(forwards)
         self.heartbeat.begin(eps, len(rows))
+        parts = []
         for part in torch.arange(len(rows), device=rows.device).split(batch_rows(tried.x)):
             batch = tried[part]
             attacker = Attacker(
@@ -96,16 +106,28 @@ class Attacking:
                 source=partial(job.source.load, job.device) if job.source else None,
                 max_forwards=attack.max_forwards,
             )
-            target = Target(self.defense, len(batch), attacker, self.heartbeat.beat)
+            queries = Queries(batch.x, batch.y, batch.aims, attack.norm, eps)
+            target = Target(self.defense, len(batch), attacker, self.heartbeat.beat, queries)
             found = attack.run(target, batch.x.clone(), batch.y.clone(), eps, job.seed)
             if not isinstance(found, Tensor):
                 raise TypeError(f"the attack returned {type(found).__name__}, not a tensor of images")
             if found.shape != batch.x.shape:
                 raise ValueError(f"the attack returned shape {tuple(found.shape)} for inputs {tuple(batch.x.shape)}")
-            outputs[part] = found.detach().to(outputs)
-            forwards[part.cpu()], backwards[part.cpu()] = target.forwards, target.backwards
+            outputs = found.detach().to(batch.x)
+            parts.append(
+                Found(
+                    outputs,
+                    met=queries.point,
+                    met_distance=queries.distance,
+                    forwards=target.forwards,
+                    backwards=target.backwards,
+                    blind=(queries.blind / queries.gradients).cpu(),  # 0 / 0 is NaN
+                    moved=(queries.moved | (outputs != batch.x).flatten(1).any(1)).cpu(),
+                    improved=queries.improved.cpu(),
+                )
+            )
             self.heartbeat.end_batch(target)
-        return Found(outputs, forwards, backwards)
+        return Found(*(torch.cat(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
 
     def check_weights(self) -> None:
         """Raises RuntimeError where the attack has changed what it attacked: it has attacked another defense."""
@@ -113,6 +135,6 @@ class Attacking:
             raise RuntimeError("the attack changed the defense's weights or buffers: its answers count for nothing")
 
     def _held_out(self) -> tuple[Tensor, Tensor]:
-        """The attacker's own images and labels: the validation split."""
+        """The attacker's own images and labels: a copy of the validation split."""
         data = self.job.dataset.load().validation
-        return data.images.to(self.job.device), data.labels.to(self.job.device)
+        return data.images.to(self.job.device, copy=True), data.labels.to(self.job.device, copy=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from manifold_bench.attacks.threat import expand, within
 from manifold_bench.bench.planning.jobs import Job
-from manifold_bench.bench.running.attacking import AttackProcess
+from manifold_bench.bench.running.attacking import AttackProcess, Found
 from manifold_bench.bench.running.judge import Inputs, Judge, Judgement, ScoredVerdict, unperturbed
 
 
@@ -20,27 +20,57 @@ class Cell:
     """What came of a job at one ε.
 
     outputs [N,C,H,W]: the images that are judged, until the next cell is asked for. distance [N]: of the smallest
-    perturbation so far that was a success, ∞ where there is none. forwards, backwards [N]: passes at this ε. seconds:
-    of attacking and judging all inputs.
+    perturbation so far that was a success, ∞ where there is none. effort: what the attack did at this ε. seconds: of
+    attacking and judging all inputs.
     """
 
     eps: float
     outputs: Tensor
     judgement: Judgement
     distance: Tensor
-    forwards: Tensor
-    backwards: Tensor
+    effort: Effort
     seconds: float
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What an attack did for each input, all [N]; of an input that was not attacked, that nothing is wrong.
+
+    forwards, backwards: passes. unreturned: whether the judged image is one that the attack met on a query and did not
+    return. Of the time before the first success: blind, the share of the gradients that were exactly zero or not finite
+    (NaN: none was asked for); moved, whether any query or the output was another image than the input; improved,
+    whether any query came nearer to success than the first one.
+    """
+
+    forwards: Tensor
+    backwards: Tensor
+    unreturned: Tensor
+    blind: Tensor
+    moved: Tensor
+    improved: Tensor
+
+    @classmethod
+    def none(cls, n: int) -> Effort:
+        """Of n inputs that nothing has been done for."""
+        zeros, nothing = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.bool)
+        return cls(zeros, zeros.clone(), nothing, zeros + torch.nan, ~nothing, ~nothing)
+
+    def store(self, rows: Tensor, found: Found) -> None:
+        """Take in what an attack did for the inputs at rows [n]."""
+        for name in ("forwards", "backwards", "blind", "moved", "improved"):
+            getattr(self, name)[rows.cpu()] = getattr(found, name)
+
+    def without_passes(self) -> Effort:
+        return replace(self, forwards=self.forwards * 0, backwards=self.backwards * 0)
+
+
+@dataclass(frozen=True)
 class Attacked:
-    """Outputs [A,C,H,W] of an attack on A of the N inputs, their judgement, and the passes [N] of all inputs."""
+    """Images [A,C,H,W] that an attack on A of the N inputs came to, their judgement, and the effort for all inputs."""
 
     outputs: Tensor
     judgement: Judgement
-    forwards: Tensor
-    backwards: Tensor
+    effort: Effort
 
 
 @dataclass(frozen=True)
@@ -72,7 +102,7 @@ class Attempt:
             size = state.distance(self.judge.norm)
             distance = torch.where(state.success, torch.minimum(distance, size), distance)
             seconds = time.perf_counter() - begun
-            yield Cell(eps, adversarial, state, distance, found.forwards, found.backwards, seconds)
+            yield Cell(eps, adversarial, state, distance, found.effort, seconds)
 
     def _one_run(self) -> Iterator[Cell]:
         """At each ε the inputs whose smallest perturbation is no larger count as beaten; the others are as they were.
@@ -93,16 +123,23 @@ class Attempt:
             reached = found.success & within(size, self.judge.norm, eps)
             state = found.where(reached | ~found.valid, clean)
             shown = torch.where(expand(reached, adversarial), adversarial, self.inputs.x)
-            once = 1.0 if number == 0 else 0.0
-            yield Cell(eps, shown, state, distance, run.forwards * once, run.backwards * once, seconds * once)
+            effort = run.effort if number == 0 else run.effort.without_passes()
+            yield Cell(eps, shown, state, distance, effort, seconds if number == 0 else 0.0)
 
     def _attack(self, rows: Tensor, eps: float) -> Attacked:
-        """Have those rows of the inputs attacked, and judge the outputs."""
-        forwards = torch.zeros(len(self.inputs), dtype=torch.float64)
-        backwards = torch.zeros_like(forwards)
+        """Have those rows of the inputs attacked, and judge the outputs and the best points that were met."""
+        effort = Effort.none(len(self.inputs))
         tried, before = self.inputs[rows], self.clean.of(rows)
         if not len(rows):  # all beaten at a smaller ε: networks need not take an empty batch
-            return Attacked(tried.x, unperturbed(tried, before), forwards, backwards)
+            return Attacked(tried.x, unperturbed(tried, before), effort)
         found = self.attacker.attack(rows, eps)
-        forwards[rows.cpu()], backwards[rows.cpu()] = found.forwards, found.backwards
-        return Attacked(found.outputs, self.judge.judge(tried, before, found.outputs, eps), forwards, backwards)
+        effort.store(rows, found)
+        outputs, judgement = found.outputs, self.judge.judge(tried, before, found.outputs, eps)
+        returned = judgement.distance(self.judge.norm).masked_fill(~judgement.success, torch.inf)
+        nearer = (found.met_distance < returned).nonzero()[:, 0]
+        if len(nearer):
+            again = self.judge.judge(tried[nearer], before.of(nearer), found.met[nearer], eps)
+            nearer, again = nearer[again.success], again.of(again.success)
+            outputs[nearer], judgement = found.met[nearer], judgement.replaced(nearer, again)
+            effort.unreturned[rows[nearer].cpu()] = True
+        return Attacked(outputs, judgement, effort)

@@ -21,7 +21,7 @@ from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.records.schema import CALIBRATION, protocol
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.attacking import AttackProcess, serve_attack
-from manifold_bench.bench.running.attempt import Attempt, Cell
+from manifold_bench.bench.running.attempt import Attempt, Cell, Effort
 from manifold_bench.bench.running.engines.calls import Call, Function
 from manifold_bench.bench.running.engines.channel import Channel, PartnerFailed
 from manifold_bench.bench.running.failures import write_traceback
@@ -129,9 +129,9 @@ def clean_records(job: Job) -> tuple[pd.DataFrame, list[str]]:
         answer = verdict(defense, rows.x, rows.y, job.draws, job.seed)
     seconds = time.perf_counter() - begun
     state = unperturbed(rows, answer)
-    zeros = torch.zeros(len(rows))
-    forwards = zeros + (job.draws if defense.randomized else 1)
-    cell = Cell(0.0, rows.x, state, torch.where(state.success, 0.0, torch.inf), forwards, zeros, seconds)
+    effort = Effort.none(len(rows))
+    effort.forwards.add_(job.draws if defense.randomized else 1)
+    cell = Cell(0.0, rows.x, state, torch.where(state.success, 0.0, torch.inf), effort, seconds)
     frame = _frame(job, rows, answer, cell)
     uneven = layers.uneven()
     if job.kind == CALIBRATION:
@@ -193,8 +193,7 @@ def _frame(job: Job, rows: Inputs, clean: ScoredVerdict, cell: Cell) -> pd.DataF
         distance=column(cell.distance),
         valid=column(state.valid),
         success=column(state.success),
-        forwards=column(cell.forwards),
-        backwards=column(cell.backwards),
+        **{name: column(values) for name, values in vars(cell.effort).items()},
         seconds=cell.seconds / max(len(rows), 1),
         status="ok",
         reason="",
@@ -234,7 +233,8 @@ def empty_records(job: Job, status: str, reason: str) -> pd.DataFrame:
     nothing: dict[str, Any] = {
         "clean_label": 0, "clean_rejected": False, "clean_score": np.nan, "adv_label": 0, "adv_rejected": False,
         "adv_score": np.nan, "linf": 0.0, "l2": 0.0, "l0": 0.0, "distance": np.inf, "valid": False, "success": False,
-        "forwards": 0.0, "backwards": 0.0, "seconds": 0.0, "status": status, "reason": reason,
+        "forwards": 0.0, "backwards": 0.0, "unreturned": False, "blind": np.nan, "moved": True, "improved": True,
+        "seconds": 0.0, "status": status, "reason": reason,
     }  # fmt: skip
     rows = inputs(job)
     return pd.concat([_skeleton(job, rows, eps).assign(**nothing) for eps in job.eps], ignore_index=True)

@@ -116,6 +116,10 @@ class Judgement:
         """The size of each perturbation in that norm; in L2 where the norm has no size of its own."""
         return {"linf": self.linf, "l0": self.l0}.get(norm, self.l2)
 
+    def of(self, rows: Tensor) -> Judgement:
+        """The judgement of those inputs alone."""
+        return Judgement(*(values[rows] for values in vars(self).values()))
+
     def replaced(self, rows: Tensor, new: Judgement) -> Judgement:
         """This judgement with another one's values at those rows; new: of these rows alone."""
         pairs = zip(vars(self).values(), vars(new).values(), strict=True)
