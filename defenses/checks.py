@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import GradientMode, Verdict
 from manifold_bench.defenses.base import Defense, DefenseSpec, Trainable
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import parameters
+from manifold_bench.defenses.weights import freeze
 
 
 class ContractError(ValueError):
@@ -186,12 +187,44 @@ def perceived(defense: Defense, x: Tensor) -> Tensor:
     return seen.detach().float()
 
 
-def check_figures(module: Trainable, returned: Any) -> dict[str, float]:
-    """What the fit of a module returned, as numbers by name; raises ContractError where it is no such thing."""
+def check_figures(owner: object, part: str, returned: Any) -> dict[str, float]:
+    """Numbers by name that a method returned, such as the figures of a fit; raises ContractError for anything else."""
     try:
         if isinstance(returned, dict) and all(isinstance(name, str) for name in returned):
             return {name: float(value) for name, value in returned.items()}
     except (TypeError, ValueError, RuntimeError):
         pass  # a value that is no number
-    words = "a dict of numbers by name, {} where there is nothing to say"
-    raise ContractError(f"{type(module).__name__}.fit returned {shown(returned)}; expected {words}")
+    words = "a dict of numbers by name, {} where there are none"
+    raise ContractError(f"{type(owner).__name__}.{part} returned {shown(returned)}; expected {words}")
+
+
+def check_readable(trained: Defense, fresh: Defense, images: Tensor) -> None:
+    """Check that a trained defense answers images [N,C,H,W] as before once its weights are read into a fresh one.
+
+    Both are on the CPU; `fresh` gets the weights. Raises ContractError.
+    """
+    words = "all that fit learns in parameters and buffers that the constructor makes (register_buffer)"
+    name = type(trained).__name__
+    try:
+        fresh.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        raise ContractError(f"{name}: its weights cannot be read back ({one_line(error)}); expected {words}") from error
+
+    def answers(defense: Defense) -> Tensor:
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            return freeze(defense)(images)
+
+    if not torch.allclose(answers(trained), answers(fresh), rtol=0.01, atol=0.01, equal_nan=True):
+        raise ContractError(f"{name} answers otherwise once its weights are read back; expected {words}")
+
+
+BY_MODE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+"""Layers that compute something else in train mode."""
+
+
+def in_train_mode(module: Trainable) -> list[str]:
+    """Kinds of layers of a module, but not of its parts, that are in train mode and compute something else there."""
+    of_parts = {layer for name in module.parts for layer in getattr(module, name).modules()}
+    own = (layer for layer in module.modules() if layer not in of_parts)
+    return sorted({type(layer).__name__ for layer in own if isinstance(layer, BY_MODE) and layer.training})

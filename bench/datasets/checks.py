@@ -23,7 +23,10 @@ def check_dataset(data: Dataset, *splits: Split) -> None:
         checked(data, "num_classes", Expected("a whole number ≥ 1", lambda value: _are_sizes((value,), 1)))
         for name in splits:
             labelled = Expected("LabelledImages", lambda value: isinstance(value, LabelledImages))
-            fault = fault_of(checked(data, name, labelled), data.shape, data.num_classes)
+            split, again = checked(data, name, labelled), getattr(data, name)  # "train", "validation" or "test"
+            fault = fault_of(split, data.shape, data.num_classes)
+            if not fault and not (torch.equal(split.images, again.images) and torch.equal(split.labels, again.labels)):
+                fault = "it differs from one look to the next; expected the same images in the same order"
             if fault:
                 raise ContractError(f"split {name!r}: {fault}")
     except ContractError as error:

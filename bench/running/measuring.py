@@ -13,6 +13,7 @@ from manifold_bench.bench.running.board import Work
 from manifold_bench.bench.running.engines.calls import Call
 from manifold_bench.bench.running.failures import write_traceback
 from manifold_bench.bench.running.session import Session
+from manifold_bench.defenses.checks import check_figures
 from manifold_bench.defenses.errors import one_line
 
 
@@ -51,7 +52,7 @@ def run_measurement(job: MeasurementJob, folder: Path) -> None:
     try:
         others = {ref.label: ref.load(job.device) for ref in job.others}
         defense, data = job.defense.load(job.device), job.dataset.load()
-        values = job.measurement.measure(defense, others, data, job.seed)
+        values = check_figures(job.measurement, "measure", job.measurement.measure(defense, others, data, job.seed))
         pictures = job.measurement.pictures(defense, data, job.seed)
     except BaseException as error:  # it is a user's code: it may raise what ends a process
         store(job, folder, Outcome("failed", one_line(error)))

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.planning.refs import TrainedRef
 from manifold_bench.bench.running.judge import scored_answers
-from manifold_bench.defenses.base import Defense, Trainable
+from manifold_bench.defenses.base import Defense
+from manifold_bench.defenses.checks import in_train_mode
+from manifold_bench.defenses.weights import read_card
 
 FEW = 8
 """Images that are asked about again."""
-
-BY_MODE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
-"""Layers that compute something else in train mode."""
 
 
 class OutputCheck:
@@ -64,8 +64,7 @@ def remarks(job: Job, x: Tensor, clean: Verdict, outputs: OutputCheck, uneven: b
     yield from _repeats(defense, x[:FEW], job.draws, uneven)
     if any(layer.training for layer in defense.modules()):
         yield "its forward puts layers into train mode"
-    if layers := left_in_train_mode(job.defense.build()):
-        yield f"its constructor left {', '.join(layers)} in train mode, but they are evaluated in eval mode as all are"
+    yield from _left_in_train_mode(job.defense)
 
 
 def _noise(like: Tensor) -> Tensor:
@@ -89,12 +88,14 @@ def _repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterato
         yield f"its answers depend on the batch{rounding if uneven else ''}"
 
 
-def left_in_train_mode(module: nn.Module) -> list[str]:
-    """Names of the layers that a constructor left in train mode, where they compute something else.
+def _left_in_train_mode(ref: TrainedRef) -> Iterator[str]:
+    """What a defense's constructor, or the training that made its weights, left in train mode, of layers that mind it.
 
-    What has a training of its own (`fit`) is left out: its constructor has nothing to evaluate yet.
+    A constructor whose weights come from a training has nothing to evaluate yet.
     """
-    if isinstance(module, Trainable) and type(module).fit is not Trainable.fit:
-        return []
-    own = [type(module).__name__] if isinstance(module, BY_MODE) and module.training else []
-    return sorted({*own, *(name for child in module.children() for name in left_in_train_mode(child))})
+    if ref.weights is None:
+        who, layers = "constructor", in_train_mode(ref.build())
+    else:
+        who, layers = "fit", read_card(ref.weights).notes.get("in train mode", [])
+    if layers:
+        yield f"its {who} left {', '.join(layers)} in train mode, but like all defenses it is evaluated in eval mode"

@@ -31,8 +31,8 @@ from manifold_bench.bench.running.locks import one_at_a_time, remove_drafts
 from manifold_bench.bench.running.session import Session
 from manifold_bench.bench.running.stamp import hash_of
 from manifold_bench.defenses import weights
-from manifold_bench.defenses.base import DefenseSpec, LabelledImages, Progress
-from manifold_bench.defenses.checks import check_figures
+from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress
+from manifold_bench.defenses.checks import check_figures, check_readable, in_train_mode
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import parameters
 
@@ -96,8 +96,11 @@ def _train(training: Training, tell: Callable[..., None]) -> None:
     module.to(training.device)
     check_dataset(data, "train", "validation")
     train, validation = (LabelledImages(s.images.clone(), s.labels.clone()) for s in (data.train, data.validation))
-    figures = check_figures(module, module.fit(train, validation, training.budget, training.seed, Reporting()))
+    figures = check_figures(module, "fit", module.fit(train, validation, training.budget, training.seed, Reporting()))
+    notes = {"in train mode": layers} if (layers := in_train_mode(module)) else {}
     module = weights.freeze(module).cpu()
+    if isinstance(module, Defense):
+        check_readable(module, ref.build(), data.validation.images[:8])
     card = weights.Card(
         name=ref.system.name,
         source_sha256=ref.system.source_sha256,
@@ -111,6 +114,7 @@ def _train(training: Training, tell: Callable[..., None]) -> None:
         code=code_revision(),
         torch=torch.__version__,
         figures={name: round(value, 6) for name, value in figures.items()},
+        notes=notes,
         weights_sha256=weights.weights_hash(module),
         parts={name: weights.weights_hash(getattr(module, name)) for name in ref.parts},
     )

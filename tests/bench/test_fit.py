@@ -16,6 +16,8 @@ from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, load_dataset
 from manifold_bench.bench.records.log import Log
+from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.running.job import run_job
 from manifold_bench.bench.running.training import fit_job, train, training_of
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress
@@ -168,3 +170,57 @@ def test_a_training_split_that_is_none_fails_the_training_by_the_data_sets_name(
     monkeypatch.setattr(Data, "given", {"train": bad})
     crash = fit_job(training_of(ref, "", DatasetRef("handed:Data", None), "cpu"), Log(tmp_path / "log.jsonl"))
     assert crash and "'data'" in crash.reason and "train" in crash.reason and "[0, 1]" in crash.reason
+
+
+class Forgetful(Learning):
+    """What it learns is no parameter."""
+
+    def __init__(self, spec: DefenseSpec) -> None:
+        super().__init__(spec)
+        self.shift = torch.zeros(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.shift
+
+    def fit(self, train, validation, budget, seed, progress):
+        self.shift = torch.tensor([9.0, 0.0, 0.0])
+        return super().fit(train, validation, budget, seed, progress)
+
+
+class Grown(Learning):
+    """What it learns has a place only once it is learnt."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + getattr(self, "shift", 0)
+
+    def fit(self, train, validation, budget, seed, progress):
+        self.register_buffer("shift", torch.tensor([9.0, 0.0, 0.0]))
+        return super().fit(train, validation, budget, seed, progress)
+
+
+@pytest.mark.parametrize("it", [Forgetful, Grown])
+def test_what_would_be_lost_with_the_process_fails_the_training_by_name(monkeypatch, tmp_path, it):
+    ref = planned(monkeypatch, it)
+    crash = fit_job(training_of(ref, "", DatasetRef("handed:Data", None), "cpu"), Log(tmp_path / "log.jsonl"))
+    assert crash and it.__name__ in crash.reason and "buffer" in crash.reason
+    assert not ref.weights.exists()
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_fit_that_leaves_dropout_in_train_mode_is_told_of_it(monkeypatch, tmp_path, left):
+    class It(Learning):
+        def __init__(self, spec: DefenseSpec) -> None:
+            super().__init__(spec)
+            self.network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 3))
+
+        def fit(self, train, validation, budget, seed, progress):
+            figures = super().fit(train, validation, budget, seed, progress)
+            self.train(left)
+            return figures
+
+    trained(monkeypatch, It)
+    plan = make_plan(parse_matrix(GOOD | {"defenses": ["handed:It"]}, "test.toml"), Options())
+    run_job(plan.jobs[0], tmp_path)
+    store = Store(tmp_path)
+    (reason,) = set(store.read(store.path(plan.jobs[0]))[0]["reason"])
+    assert ("Dropout" in reason) == left

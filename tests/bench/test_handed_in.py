@@ -86,6 +86,17 @@ def test_a_split_that_is_none_is_refused_by_the_data_sets_name(monkeypatch, case
     assert "'theirs'" in text and split in text and expected in text
 
 
+def test_a_split_that_changes_is_refused(monkeypatch):
+    @dataclass(frozen=True)
+    class It(Data):
+        @property
+        def test(self) -> LabelledImages:
+            x = torch.rand(24, 1, 2, 2)
+            return LabelledImages(x, handed.logits(x).argmax(1))
+
+    assert "same images" in refusal(monkeypatch, It, datasets=[{"name": "handed:It"}])
+
+
 @pytest.mark.parametrize(
     ("attribute", "value"),
     [
