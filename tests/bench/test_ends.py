@@ -78,7 +78,7 @@ def test_a_signal_ends_a_run_with_one_line(matrix, tmp_path, whole, number):
 
 
 def test_a_second_run_on_a_folder_says_who_holds_it(matrix, tmp_path, whole):
-    running = started(matrix, tmp_path / "out")
+    running = started(matrix, tmp_path / "out", seconds=20.0)
     second = bench_run(matrix, tmp_path / "out")
     assert f"process {running.pid}" in one_error_line(second) and "--out" in second.stderr
     assert running.wait(timeout=120) == 0

@@ -18,6 +18,7 @@ from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome,
 from manifold_bench.bench.running.environment import choose_kernels
 
 if TYPE_CHECKING:
+    from manifold_bench.bench.running.engines.processes import Method
     from manifold_bench.bench.running.engines.template import Ending
 
 TRIES = 3
@@ -35,9 +36,11 @@ class LocalEngine:
     The processes are forked from a `template`, which starts with the engine and is replaced if it is lost.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, method: Method = "fork" if sys.platform == "linux" else "spawn") -> None:
+        """method: how the template starts processes; elsewhere, libraries of the system do not survive a fork."""
         choose_kernels()  # the template inherits the environment
         self.workers = workers
+        self._method = method
         self._numbers = itertools.count()
         self._open: set[int] = set()
         """Numbers of the calls that have begun and not ended."""
@@ -51,12 +54,13 @@ class LocalEngine:
 
     def _start_template(self) -> None:
         mine, theirs = socket.socketpair()
-        start = (
-            f"import sys; sys.path[:] = {sys.path!r}; from {__package__}.template import main; main({theirs.fileno()})"
-        )
+        start = f"import sys; sys.path[:] = {sys.path!r}; from {__package__}.template import main; main(*sys.argv[1:])"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", start], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
-        )  # of its own session, so that what is typed at a terminal reaches the command alone
+            [sys.executable, "-c", start, str(theirs.fileno()), self._method],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # what is typed at a terminal reaches the command alone
+        )
         theirs.close()
         self._template = Connection(mine.detach())
 

@@ -8,12 +8,15 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
+from typing import Any, Literal
 
 import torch
 
-METHOD = "fork" if sys.platform == "linux" else "spawn"
-"""How a clean process makes others: elsewhere, libraries of the system do not survive a fork."""
+Method = Literal["fork", "spawn"]
+"""How a process starts: as a copy of the one that starts it, or afresh."""
 
 
 SUBREAPER, DEATH_SIGNAL = 36, 1
@@ -49,6 +52,14 @@ class Watched:
         self.process.join(timeout=5)
         hint = " (killed: out of memory?)" if self.process.exitcode == -signal.SIGKILL else ""
         return f"its process died with exit code {self.process.exitcode}{hint}"
+
+
+def start_process(method: Method, function: Callable[..., None], arguments: tuple[Any, ...]) -> Watched:
+    """Start a process that runs a module-level function."""
+    context = get_context("fork") if method == "fork" else get_context("spawn")
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    return Watched(process)
 
 
 def prepare_process() -> None:

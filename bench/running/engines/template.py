@@ -16,14 +16,19 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 
 import psutil
 
 from manifold_bench.bench.running.engines.calls import PackedCall, run_packed
 from manifold_bench.bench.running.engines.channel import Channel, Partner
-from manifold_bench.bench.running.engines.processes import METHOD, Watched, end_with_parent, prepare_process
+from manifold_bench.bench.running.engines.processes import (
+    Method,
+    Watched,
+    end_with_parent,
+    prepare_process,
+    start_process,
+)
 from manifold_bench.defenses.errors import one_line
 
 LIBRARIES = {
@@ -77,14 +82,14 @@ class Running:
         self.results = None
 
 
-def main(engine: int) -> None:
-    """Serve the engine at the other end of that socket until it is gone."""
+def main(engine: str, method: Method) -> None:
+    """Serve the engine at the other end of that socket until it is gone. method: how processes are started."""
     import manifold_bench.bench.running.job
     import manifold_bench.bench.running.measuring
     import manifold_bench.bench.running.training  # noqa: F401 - for the children
 
     prepare_process()
-    template = Template(Connection(engine))
+    template = Template(Connection(int(engine)), method)
     try:
         template.serve()
     finally:
@@ -94,8 +99,8 @@ def main(engine: int) -> None:
 class Template:
     """Starts calls as children and watches them. engine: where calls come from, and where their endings go."""
 
-    def __init__(self, engine: Connection) -> None:
-        self._engine = engine
+    def __init__(self, engine: Connection, method: Method) -> None:
+        self._engine, self._method = engine, method
         self._running: dict[int, Running] = {}
         self._prepared: set[bytes] = set()
 
@@ -123,13 +128,13 @@ class Template:
                 self._start(number, packed)
 
     def _start(self, number: int, packed: PackedCall) -> None:
-        deadline = math.inf if packed.timeout is None else time.monotonic() + packed.timeout
         self._prepare(packed)
-        results, theirs = get_context(METHOD).Pipe(duplex=False)
-        process = get_context(METHOD).Process(target=run_call, args=(theirs, number, packed, os.getpid(), self._engine))  # type: ignore[attr-defined]
-        process.start()
+        deadline = math.inf if packed.timeout is None else time.monotonic() + packed.timeout
+        results, theirs = Pipe(duplex=False)
+        arguments = (theirs, number, packed, os.getpid(), self._engine, self._method)
+        process = start_process(self._method, run_call, arguments)
         theirs.close()
-        self._running[number] = Running(number, packed.timeout, Watched(process), results, deadline)
+        self._running[number] = Running(number, packed.timeout, process, results, deadline)
 
     def _prepare(self, packed: PackedCall) -> None:
         """Import and load for all children what this project's own code is going to need."""
@@ -143,12 +148,10 @@ class Template:
 
     def _end(self, call: Running, ended: bool) -> None:
         """Report how a call ended, and kill what it leaves behind."""
-        if ended:
-            failure = call.process.ending()
-        else:
-            failure = f"it took more than {call.timeout or GRACE_SECONDS:g} s and was stopped"
         del self._running[call.number]
         call.process.kill()
+        late = f"it took more than {call.timeout or GRACE_SECONDS:g} s and was stopped"
+        failure = call.process.ending() if ended else late
         if call.results is not None:
             call.results.close()
         self._kill_orphans()
@@ -156,7 +159,7 @@ class Template:
 
     def _kill_orphans(self) -> None:
         """Kill the children that are not calls: what a call started and left behind becomes a child of this process."""
-        if METHOD == "fork":
+        if self._method == "fork":
             known = {call.process.pid for call in self._running.values()}
             _kill(child for child in psutil.Process().children() if child.pid not in known)
 
@@ -178,10 +181,12 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
             continue
 
 
-def run_call(results: Connection, number: int, packed: PackedCall, parent: int, engine: Connection) -> None:
+def run_call(
+    results: Connection, number: int, packed: PackedCall, parent: int, engine: Connection, method: Method
+) -> None:
     """Run a call in this process, which has just been started, and its partner in another one.
 
-    parent: id of the template. engine: its connection, which is none of this process' business.
+    parent: id of the template. engine: its connection, which is none of this process' business. method: as in `main`.
     """
     engine.close()
     os.setsid()
@@ -190,7 +195,7 @@ def run_call(results: Connection, number: int, packed: PackedCall, parent: int, 
     partners: list[Partner] = []
     try:
         if packed.partner is not None:
-            partners.append(_start_partner(packed.partner, packed))
+            partners.append(_start_partner(packed.partner, packed, method))
         answer: bytes | None = pickle.dumps(run_packed(packed.function, packed.moved, *partners))
         failure = None
     except BaseException as error:  # it is a user's code: it may raise what ends a process
@@ -202,14 +207,13 @@ def run_call(results: Connection, number: int, packed: PackedCall, parent: int, 
     results.send_bytes(pickle.dumps(Ending(number, answer, failure, sum(peaks) * RSS_UNIT)))
 
 
-def _start_partner(content: bytes, packed: PackedCall) -> Partner:
+def _start_partner(content: bytes, packed: PackedCall, method: Method) -> Partner:
     """Start the partner while this process is still clean: before it imports or loads anything for its call."""
-    mine, theirs = get_context(METHOD).Pipe()
+    mine, theirs = Pipe()
     arguments = (theirs, mine, content, packed.moved, os.getpid())
-    process = get_context(METHOD).Process(target=run_partner, args=arguments)  # type: ignore[attr-defined]
-    process.start()
+    process = start_process(method, run_partner, arguments)
     theirs.close()
-    return Partner(mine, Watched(process))
+    return Partner(mine, process)
 
 
 def run_partner(
