@@ -83,6 +83,20 @@ class Scene:
         self.rivals.append(rival)
         return z
 
+    def fooled(self, images: Tensor, rows: Tensor, claimed: Tensor) -> Tensor:
+        """In what share of its answers the full-strength defense is fooled by each claimed image [n]; 0 for the others.
+
+        A deterministic one answers once; of a randomized one that was fooled the next answer is asked for.
+        """
+        share, asked = self.x.new_zeros(len(rows)), claimed.nonzero()[:, 0]
+        draws = DRAWS if self.target.defense.randomized else 1
+        for draw in range(1, draws + 1):
+            if not len(asked):
+                break
+            asked = asked[self.target.verdict(images[asked], rows[asked]).wrong(self.y[rows[asked]])]
+            share[asked] = draw / draws
+        return share
+
     def projected(self, images: Tensor, rows: Tensor) -> Tensor:
         """The nearest images of their balls, [n,C,H,W]."""
         return project(images, self.x[rows], self.norm, self.eps)
@@ -204,19 +218,8 @@ class RangeAttack(Attack):
         return 1 + finding_starts + descents + looks * self.starts * (CONFIRMATIONS + 1), descents
 
     def asked(self, scene: Scene, point: Tensor, rows: Tensor, claimed: Tensor) -> Tensor:
-        """In what share of its answers the full-strength defense is fooled by each claimed point [n]; 0 for the others.
-
-        A deterministic one answers once; of a randomized one that was fooled the next answer is asked for.
-        """
-        answer, share = self.answer(scene, point, rows), scene.x.new_zeros(len(rows))
-        draws = DRAWS if scene.target.defense.randomized else 1
-        asked = claimed.nonzero()[:, 0]
-        for draw in range(1, draws + 1):
-            wrong = scene.target.verdict(answer[asked], rows[asked]).wrong(scene.y[rows[asked]])
-            asked = asked[wrong]
-            share[asked] = draw / draws
-            if not len(asked):
-                break
+        """In what share of its answers each claimed point [n] fools the full-strength defense, see `Scene.fooled`."""
+        share = scene.fooled(self.answer(scene, point, rows), rows, claimed)
         failed = claimed & (share < 1)
         if failed.any():
             self.denied(scene, point, rows, failed)

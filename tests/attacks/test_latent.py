@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from projecting import Part, Projects, classifier, generator
+from torch import Tensor
 from toys import Linear
 
 from manifold_bench.attacks.combined import Combined
@@ -16,18 +17,7 @@ from manifold_bench.attacks.latent import CONFIRMATIONS, Latent, RangeAttack
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import inside
 
-RANGE = torch.linalg.qr(torch.randn(16, 4, generator=torch.Generator().manual_seed(2)))[0] * 0.5
-WEIGHT = torch.randn(3, 16, generator=torch.Generator().manual_seed(3))
 LATENTS = torch.randn(24, 2, 4, generator=torch.Generator().manual_seed(4))
-
-
-def generator(z: Tensor) -> Tensor:
-    """[N,4] → [N,1,4,4] in a plane; ‖G z − G z′‖ = ‖z − z′‖ / 2."""
-    return (z @ RANGE.T + 0.5).view(-1, 1, 4, 4)
-
-
-def classifier(x: Tensor) -> Tensor:
-    return (x - 0.5).flatten(1) @ WEIGHT.T
 
 
 def constant(x: Tensor) -> Tensor:
@@ -90,46 +80,6 @@ def test_a_pair_is_the_same_alone_and_in_a_batch():
 
 
 # --- from real inputs -------------------------------------------------------------------------------------------------
-
-
-class Part(nn.Module):
-    """A function as a module, so that a defense has it as one of its parts."""
-
-    def __init__(self, function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-class Projects(nn.Module):
-    """C(G z*), z* by least squares: linear in the image. Rejects what is further than η from the plane."""
-
-    num_classes = 3
-    rejects = True
-    randomized = False
-    detectors = ()
-    gradient_modes = ("default",)
-
-    def __init__(self, eta: float = torch.inf) -> None:
-        super().__init__()
-        self.generator, self.classifier = Part(generator), Part(classifier)
-        self.eta = torch.tensor(eta)
-
-    def inverter(self, x: Tensor) -> Tensor:
-        return (x - 0.5).flatten(1) @ RANGE / 0.25
-
-    def verdict(self, x: Tensor) -> Verdict:
-        seen = generator(self.inverter(x))
-        return Verdict(classifier(seen).argmax(1), (seen - x).flatten(1).norm(dim=1) > self.eta)
-
-    def distance(self, x: Tensor, y: Tensor) -> Tensor:
-        """In L2, to the nearest image of another class, [N]; in or beside the plane the shortest way runs along it."""
-        logits = classifier(generator(self.inverter(x)))
-        gaps = logits.gather(1, y[:, None]) - logits
-        along = (WEIGHT[y][:, None] - WEIGHT[None]) @ RANGE / 0.5
-        return (gaps / along.norm(dim=2).clamp_min(1e-9)).masked_fill(gaps == 0, torch.inf).amin(1)
 
 
 class Unmoved(Projects):
