@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, load_dataset
+from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef
 from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.job import run_job
@@ -27,7 +27,6 @@ from manifold_bench.defenses.training import Training, accuracy, train_module
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MANIFOLD_BENCH_CACHE", str(tmp_path / "cache"))
-    load_dataset.cache_clear()
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, it: type) -> DefenseRef:
@@ -154,7 +153,7 @@ def test_a_training_that_changes_its_images_in_place_changes_nobody_elses(monkey
             self.learn(train, seed, progress)
             return {"accuracy": accuracy(self, validation)}
 
-    data = load_dataset(DatasetRef("handed:Data", None))
+    data = DatasetRef("handed:Data", None).load()
     splits = {name: handed.images(seed=seed) for name, seed in (("test", 0), ("train", 1), ("validation", 2))}
     before = {name: (split.images.clone(), split.labels.clone()) for name, split in splits.items()}
     monkeypatch.setattr(Data, "given", splits)

@@ -18,7 +18,6 @@ from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.planning.refs import load_dataset
 from manifold_bench.defenses.base import DefenseSpec, LabelledImages
 
 
@@ -30,7 +29,6 @@ def planned(**changes: Any) -> list:
 def refusal(monkeypatch: pytest.MonkeyPatch, it: type, **changes: Any) -> str:
     """What planning says of a class that a matrix names `handed:It`: one line."""
     monkeypatch.setattr(handed, "It", it, raising=False)
-    load_dataset.cache_clear()
     with pytest.raises(InputError) as caught:
         planned(**changes)
     text = str(caught.value)
