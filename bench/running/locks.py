@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, system_error
 from manifold_bench.bench.planning.folders import cache_folder
 
 LOCK = ".lock"
@@ -50,7 +50,7 @@ def _opened(folder: Path) -> IO[str]:
         folder.mkdir(parents=True, exist_ok=True)
         return (folder / LOCK).open("a+", encoding="utf-8")
     except (OSError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        reason = system_error(error) if isinstance(error, OSError) else str(error)
         raise InputError(f"--out: {folder} cannot be written to ({reason})") from error
 
 
