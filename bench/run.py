@@ -7,7 +7,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,6 +100,7 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
     from manifold_bench.bench.report.plan import print_plan
     from manifold_bench.bench.running.board import Board, clock
     from manifold_bench.bench.running.execution import execute
+    from manifold_bench.bench.running.locks import run_folder
     from manifold_bench.bench.running.session import Session
     from manifold_bench.defenses.weights import with_cards
 
@@ -113,25 +114,27 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
     if given.dry_run:
         print_plan(make_plan(matrix, options, whole, named), folder, console)
         return 0
-    with chosen_engine(given) as engine:  # its processes start while the data are read here
-        plan = make_plan(matrix, options, whole, named)
-        code = code_of_users(plan.systems)
-        board = Board(console, engine.workers, Log(folder / LOG), given.quiet)
-        ended = execute(plan, Session(folder, engine, board, upload))
-    screen, given_up = show_report(ended.results, console, given.quiet)
-    counts = f"{ended.counts}, {given_up}" if given_up else ended.counts
-    results = f"{clock(time.time() - begun)} min; results in {given.out}"
-    console.print(f"{counts}, {results}", highlight=False, soft_wrap=True)
-    if ended.unmeasured:
-        console.print(f"{ended.unmeasured} measurements failed", highlight=False)
-    if uneven := uneven_text(ended.results.distinct_kernels):
-        console.print(uneven, highlight=False, markup=False, soft_wrap=True)
-    if ended.failed or ended.unmeasured:
-        return 1
-    if code is not None and not plan.is_cut:
-        weights = {str(path.resolve()): hash_of(path) for path in with_cards(ended.plan.weights)}
-        write_stamp(folder, request, code | weights, {"screen": screen, "counts": counts})
-    return 0
+    with ExitStack() as held:  # nobody else writes to the folder before the report is there
+        with chosen_engine(given) as engine:  # its processes start while the data are read here
+            plan = make_plan(matrix, options, whole, named)
+            code = code_of_users(plan.systems)
+            held.enter_context(run_folder(folder))
+            board = Board(console, engine.workers, Log(folder / LOG), given.quiet)
+            ended = execute(plan, Session(folder, engine, board, upload))
+        screen, given_up = show_report(ended.results, console, given.quiet)
+        counts = f"{ended.counts}, {given_up}" if given_up else ended.counts
+        results = f"{clock(time.time() - begun)} min; results in {given.out}"
+        console.print(f"{counts}, {results}", highlight=False, soft_wrap=True)
+        if ended.unmeasured:
+            console.print(f"{ended.unmeasured} measurements failed", highlight=False)
+        if uneven := uneven_text(ended.results.distinct_kernels):
+            console.print(uneven, highlight=False, markup=False, soft_wrap=True)
+        if ended.failed or ended.unmeasured:
+            return 1
+        if code is not None and not plan.is_cut:
+            weights = {str(path.resolve()): hash_of(path) for path in with_cards(ended.plan.weights)}
+            write_stamp(folder, request, code | weights, {"screen": screen, "counts": counts})
+        return 0
 
 
 def matrices(given: argparse.Namespace) -> tuple[Matrix, Matrix]:

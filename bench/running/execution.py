@@ -17,7 +17,7 @@ from manifold_bench.bench.records.store import checksum_path
 from manifold_bench.bench.running.board import Work
 from manifold_bench.bench.running.engines.calls import Call
 from manifold_bench.bench.running.job import empty_records, job_call
-from manifold_bench.bench.running.locks import remove_drafts, run_folder
+from manifold_bench.bench.running.locks import remove_drafts
 from manifold_bench.bench.running.measuring import measure
 from manifold_bench.bench.running.reuse import Reused, reuse_records
 from manifold_bench.bench.running.session import Session
@@ -46,14 +46,9 @@ class Ended:
 
 
 def execute(plan: Plan, session: Session) -> Ended:
-    """Run what the session's folder lacks of a plan. Raises InputError."""
-    with run_folder(session.folder):
-        remove_drafts(cache_folder("kernels"))
-        return _execute(plan, session)
-
-
-def _execute(plan: Plan, session: Session) -> Ended:
+    """Run what the session's folder lacks of a plan; the caller holds it (`run_folder`). Raises InputError."""
     begun, folder, board = time.time(), session.folder, session.board
+    remove_drafts(cache_folder("kernels"))
     (folder / STAMP).unlink(missing_ok=True)
     board.log.event("run started", **provenance(), matrix=plan.matrix.source, workers=board.workers)
     with board:
