@@ -13,7 +13,7 @@ from torch import Tensor
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.contract import AttackableDefense
-from manifold_bench.attacks.gradient import NO_RANDOMNESS, Best, Climb, averaged, looking, steepest
+from manifold_bench.attacks.gradient import NO_RANDOMNESS, Best, Climb, averaged, looking, or_random, steepest
 from manifold_bench.attacks.losses import cross_entropy, dlr, likeliest_wrong, wrong_first
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import expand, project, random_in_ball
@@ -100,7 +100,8 @@ class APGD(ViewAttack):
             rows, point, gradient, origin = remaining(~beaten, rows, point, gradient, origin)
             if last or not len(rows):
                 break
-            stepped = project(point + expand(state.size, point) * steepest(gradient, self.norm), origin, self.norm, eps)
+            ahead = steepest(or_random(gradient, point, step), self.norm)
+            stepped = project(point + expand(state.size, point) * ahead, origin, self.norm, eps)
             if step:
                 moved = point + MOMENTUM * (stepped - point) + (1 - MOMENTUM) * (point - state.previous)
                 stepped = project(moved, origin, self.norm, eps)

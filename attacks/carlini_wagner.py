@@ -14,13 +14,11 @@ from torch.nn import functional as F
 from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
-from manifold_bench.attacks.gradient import CONFIRM_EVERY, Best
-from manifold_bench.attacks.losses import accepted_and_wrong, selective
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, Best, or_random
+from manifold_bench.attacks.losses import accepted_and_wrong, selective, typical_temperature
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, expand
-
-INWARDS = 0.999999
-"""How far from grey the variable can represent an image's pixels, as a share: tanh never reaches 1."""
+from manifold_bench.attacks.view import View
 
 PROGRESS = 0.9999
 """A descent ends where a tenth of its steps brought nothing below this share of what it was (their code's)."""
@@ -28,8 +26,11 @@ PROGRESS = 0.9999
 
 @dataclass(frozen=True, kw_only=True)
 class CarliniWagner(ViewAttack):
-    """min ‖δ‖² + c · max(z_y − max_{j≠y} z_j, −κ) over w, x + δ = (tanh w + 1)/2, by Adam; c by binary search.
+    """min ‖δ‖² + c · max(z_y − max_{j≠y} z_j, −κ) over δ by Adam, each step clipped to the box; c by binary search.
 
+    Clipping is one of the three ways that their section 5 tries. Their final one, x + δ = (tanh w + 1)/2, stands still
+    at pixels that are 0 or 1 exactly, where tanh is saturated. The logits are measured in the `typical_temperature` of
+    the clean input's, so that c means the same for logits of any scale.
     On a defense that rejects the margin is followed by the reject excess as soon as the answer is wrong
     (`attacks.losses.selective`).
     searches: values of c, from `c` on: ten times the last until one succeeds, then halving the interval; rate, steps:
@@ -58,32 +59,29 @@ class CarliniWagner(ViewAttack):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         rows = all_rows(x)
         view = self.view(target)
-        beaten = view.confirmed(x, y, rows, accepted_and_wrong(view.answer(x, rows), y, view.num_classes))
+        clean = view.answer(x, rows)
+        beaten = view.confirmed(x, y, rows, accepted_and_wrong(clean, y, view.num_classes))
+        unit = typical_temperature(clean, view.num_classes)
         nearest = Best(x.clone(), torch.where(beaten, 0.0, -torch.inf).to(x))
         rows = rows[~beaten]
         weight, lower, upper = x.new_full((len(x),), self.c), x.new_zeros(len(x)), x.new_full((len(x),), torch.inf)
         for _ in range(self.searches):
             if not len(rows):
                 break
-            succeeded = self._descend(target, x, y, rows, weight, nearest)
+            succeeded = self._descend(Search(self.view(target), x, y, weight / unit, nearest), rows)
             upper[rows] = torch.where(succeeded, weight[rows], upper[rows])
             lower[rows] = torch.where(succeeded, lower[rows], weight[rows])
             weight = torch.where(upper.isfinite(), (lower + upper) / 2, 10 * weight)
         return nearest.point
 
-    def _descend(self, target: Target, x: Tensor, y: Tensor, rows: Tensor, weight: Tensor, nearest: Best) -> Tensor:
-        """One descent of those rows with weights c [N]; updates `nearest`, returns which of them succeeded [n]."""
-        view = self.view(target)
+    def _descend(self, search: Search, rows: Tensor) -> Tensor:
+        """One descent of those rows; updates `search.nearest`, returns which of them succeeded [n]."""
+        view, x, y, weight, nearest = vars(search).values()
         succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        begun = rows
-        origin = x.index_select(0, rows)
-        variable = torch.atanh((2 * origin - 1) * INWARDS)
-        memory = Moments.none(variable)
+        begun, image = rows, x.index_select(0, rows)
+        origin, memory = image, Moments.none(image)
         least, least_before, distance_before = (x.new_full((len(rows),), torch.inf) for _ in range(3))
         for step in range(self.steps):
-            squashed = variable.tanh()
-            image = (squashed + 1) / 2
-            delta = image - origin
 
             def excess(logits: Tensor, label: Tensor = y[rows]) -> Tensor:
                 return F.relu(self.confidence - selective(logits, label, view.num_classes))
@@ -93,7 +91,7 @@ class CarliniWagner(ViewAttack):
             due = step == self.steps - 1 or step % CONFIRM_EVERY == 0
             beaten = view.confirmed(image, y[rows], rows, claimed, due)
             succeeded[rows[beaten]] = True
-            size = delta.square().flatten(1).sum(1)
+            size = (image - origin).square().flatten(1).sum(1)
             nearest.update(rows, image, -size.sqrt().masked_fill(~beaten, torch.inf))
             least = torch.minimum(least, size + weight[rows] * lacking)
             if self.early and step % max(self.steps // 10, 1) == 0:
@@ -101,13 +99,27 @@ class CarliniWagner(ViewAttack):
                 past = (logits[:, : view.num_classes].argmax(1) != y[rows]) & ~beaten
                 going = (least < PROGRESS * least_before) | (distance < PROGRESS * distance_before) | past
                 least_before, distance_before = least[going], distance[going]
-                rows, origin, least, variable, squashed, delta, slope = remaining(
-                    going, rows, origin, least, variable, squashed, delta, slope
+                rows, origin, least, image, slope, lacking = remaining(
+                    going, rows, origin, least, image, slope, lacking
                 )
                 memory = memory.only(going)
                 if not len(rows):
                     break
-            gradient = (2 * delta + expand(weight[rows], slope) * slope) * (1 - squashed.square()) / 2
-            memory = memory.after(gradient)
-            variable = variable - memory.step(self.rate, step + 1, epsilon=1e-8)
+            slope = torch.where(expand(lacking > 0, slope), or_random(slope, image, step), 0.0)
+            memory = memory.after(2 * (image - origin) + expand(weight[rows], slope) * slope)
+            image = (image - memory.step(self.rate, step + 1, epsilon=1e-8)).clamp(0, 1)
         return succeeded[begun]
+
+
+@dataclass(frozen=True)
+class Search:
+    """One value of c for each of the images x [N,C,H,W] with labels y [N].
+
+    weight: c in units of the logits, [N]; nearest: adversarial points, of which the least distance is the best.
+    """
+
+    view: View
+    x: Tensor
+    y: Tensor
+    weight: Tensor
+    nearest: Best

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
-from manifold_bench.attacks.gradient import CONFIRM_EVERY, steepest
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, or_stray, steepest
 from manifold_bench.attacks.losses import accepted_and_wrong, boundary, likeliest_wrong
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import expand
@@ -58,7 +58,8 @@ class DeepFool(ViewAttack):
             rows, here, values, slopes = remaining(~beaten, rows, here, values, slopes)
             if not len(rows):
                 break
-            point.index_copy_(0, rows, (here + (1 + self.overshoot) * self._step(values, slopes)).clamp(0, 1))
+            step_taken = or_stray(self._step(values, slopes), slopes, here, self.norm, step)
+            point.index_copy_(0, rows, (here + (1 + self.overshoot) * step_taken).clamp(0, 1))
         return point  # the last points are the judge's to ask about
 
     def _step(self, values: Tensor, slopes: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
-from manifold_bench.attacks.gradient import CONFIRM_EVERY, Best
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, Best, or_stray
 from manifold_bench.attacks.losses import accepted_and_wrong, boundary, likeliest_wrong
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, expand, flat_norm
@@ -77,6 +77,7 @@ class FAB(ViewAttack):
             there = to_plane(origin, slope, offset, self.norm)
             near, far = (flat_norm(delta, self.norm).clamp_min(1e-8) for delta in (here, there))
             bias = expand((near / (near + far)).clamp_max(BIAS), point)
+            here = or_stray(here, slope, point, self.norm, step)
             point = ((point + OVERSHOOT * here) * (1 - bias) + (origin + OVERSHOOT * there) * bias).clamp(0, 1)
             claimed = accepted_and_wrong(view.answer(point, rows), label, view.num_classes)
             due = step == self.steps - 1 or step % CONFIRM_EVERY == 0

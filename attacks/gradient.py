@@ -27,6 +27,9 @@ from manifold_bench.attacks.view import View
 CONFIRM_EVERY = 10
 """Steps from which on full-strength confirmations are asked where the attacked view is not the deployed defense."""
 
+STRAY: dict[Norm, float] = {"linf": 0.05, "l2": 0.5}
+"""Length of a random step where an attack that follows boundaries has no gradient to follow."""
+
 NO_RANDOMNESS = "eot is the mean over a defense's own randomness, and this one has none"
 
 
@@ -37,6 +40,25 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     # First by the largest entry: the squares of a confident model's tiny gradients would vanish
     scaled = gradient / expand(flat_norm(gradient, "linf").clamp_min(1e-37), gradient)
     return scaled / expand(flat_norm(scaled, "l2").clamp_min(1e-12), gradient)
+
+
+def or_random(gradient: Tensor, point: Tensor, seed: int) -> Tensor:
+    """Gradients at points [N,C,H,W], but a random direction where one is exactly zero: to stay would be to give up."""
+    stuck = ~(gradient != 0).flatten(1).any(1)
+    if not stuck.any():
+        return gradient
+    gradient, shape = gradient.clone(), point.shape[1:]
+    gradient[stuck] = draw_per_input(point[stuck], seed, lambda generator: torch.randn(shape, generator=generator))
+    return gradient
+
+
+def or_stray(step: Tensor, slope: Tensor, point: Tensor, norm: Norm, seed: int) -> Tensor:
+    """Steps from points [N,C,H,W], but a random one of length `STRAY` where the slope [N,...] is exactly zero."""
+    stuck = ~(slope != 0).flatten(1).any(1)
+    if not stuck.any():
+        return step
+    aside = steepest(or_random(torch.zeros_like(point), point, seed), norm)
+    return torch.where(expand(stuck, step), STRAY[norm] * aside, step)
 
 
 def confirming(step: int) -> bool:
@@ -183,7 +205,7 @@ class ProjectedAscent(ViewAttack):
             rows, point, memory, gradient, origin = remaining(~beaten, rows, point, memory, gradient, origin)
             if last or not len(rows):
                 break
-            direction, memory = self.direction(gradient, memory)
+            direction, memory = self.direction(or_random(gradient, point, step), memory)
             point = project(point.add(direction, alpha=self.size(step, climb.eps)), origin, self.norm, climb.eps)
         return rows
 

@@ -21,7 +21,7 @@ from manifold_bench.attacks.from_foolbox import FoolboxAttack
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import flat_norm, inside
 
-CW = CarliniWagner(searches=5, steps=150, rate=0.02)
+CW = CarliniWagner(searches=5, steps=150, rate=0.01)
 FAR = CarliniWagner(searches=4, steps=200, rate=0.02, c=10.0)
 ATTACKS = {
     "fab-linf": FAB(steps=20),
