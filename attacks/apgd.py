@@ -39,6 +39,8 @@ class APGD(ViewAttack):
     """
 
     version: ClassVar[int] = 2
+    adapted_to = ("adversarial training",)
+
     loss: Literal["cross-entropy", "dlr"] = "cross-entropy"
     targets: Annotated[int, Ge(1)] | None = None
     steps: Annotated[int, Ge(1)] = 100

@@ -28,6 +28,7 @@ class AutoAttack(ViewAttack):
     """
 
     version: ClassVar[int] = 3
+    adapted_to = ("adversarial training",)
 
     variant: Literal["standard", "rand"] = "standard"
 

@@ -43,6 +43,12 @@ class Attack(ABC):
         """What the attacker knows: nothing of the defense, everything, its scores, its decisions."""
 
     @property
+    def adapted_to(self) -> tuple[str, ...]:
+        """The families of defenses (`Defense.family`) that it is made for: without such an attack a family's robust
+        accuracy says little."""
+        return ()
+
+    @property
     def revision(self) -> str:
         """The version as it enters a result's identity; adapters add that of the library they call."""
         return str(self.version)

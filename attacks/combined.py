@@ -28,6 +28,8 @@ class Combined(RangeAttack):
     image_rate: Adam's for δ, as a share of ε (in L2: of ε for all pixels together).
     """
 
+    adapted_to = ("projection",)
+
     starts: Annotated[int, Ge(1)] = 3
     image_rate: Annotated[float, Gt(0), Lt(math.inf)] = 0.1
 

@@ -232,6 +232,10 @@ class PGD(ProjectedAscent):
         if self.targeted and self.loss == "cross-entropy":
             raise ValueError("targeted: not for loss = 'cross-entropy'; leave the loss out or use a margin")
 
+    @property
+    def adapted_to(self) -> tuple[str, ...]:
+        return ("projection",) if self.gradient in ("gauss-newton", "implicit") else ("adversarial training",)
+
     def passes(self) -> tuple[int, int]:
         climbs = self.restarts * (9 if self.targeted else 1)  # a guess: the classes aren't known here
         return climbs * (self.steps + 1) * self.eot, climbs * self.steps * self.eot

@@ -184,6 +184,8 @@ class SelectivePGD(AimedAscent):
     class is a wall between them: what minds it on arrival alone gets across.
     """
 
+    adapted_to = ("detection", "generative rejection")
+
     def unsuited(self, defense: AttackableDefense) -> str | None:
         return super().unsuited(defense) or (
             None if defense.rejects else "the defense rejects nothing: pgd with targeted = true is this attack there"

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 from torch.nn import functional as F
 
-from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import blockwise, pad_to_block, remaining
 from manifold_bench.attacks.contract import AttackableDefense, projects
 from manifold_bench.attacks.gradient import Best, steepest
 from manifold_bench.attacks.latent import CONFIRMATIONS, Scene
 from manifold_bench.attacks.losses import likeliest_wrong, margin
 from manifold_bench.attacks.target import Target
-from manifold_bench.attacks.threat import Norm, expand
+from manifold_bench.attacks.threat import expand
 
 AT_ONCE = 128
 """Columns of Jacobians that pass through a generator together: what lies between its layers stays in the caches."""
@@ -171,7 +171,8 @@ class Tracking(Attack):
     they shorten geometrically to FALL of it. decay: share of the earlier directions that a step keeps (momentum).
     """
 
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    knowledge = "white-box"
+    adapted_to = ("projection",)
 
     steps: Annotated[int, Ge(1)] = 100
     targets: Annotated[int, Ge(1)] = 2
@@ -179,10 +180,6 @@ class Tracking(Attack):
     refresh: Annotated[int, Ge(1)] = 10
     step_size: Annotated[float, Gt(0), Le(2)] = 0.5
     decay: Annotated[float, Ge(0), Lt(1)] = 0.75
-
-    @property
-    def knowledge(self) -> Knowledge:
-        return "white-box"
 
     def passes(self) -> tuple[int, int]:
         latent = 32  # a guess, as is one optimum: neither the generator nor the defense is known here

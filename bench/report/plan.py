@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from manifold_bench.bench.planning.deciding import undecided
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.records.measurements import status
@@ -15,7 +16,10 @@ from manifold_bench.bench.records.store import Store
 
 
 def print_plan(plan: Plan, folder: Path, console: Console) -> None:
-    """Show jobs, skipped pairs with reasons, estimated passes, and measurements; folder: where they are stored."""
+    """Show jobs, skipped pairs with reasons, estimated passes, measurements, and families without an adapted attack.
+
+    folder: where results are stored.
+    """
     store = Store(folder)
     for data in plan.data:
         table = Table(title=data.dataset.name, box=box.SIMPLE, title_justify="left")
@@ -33,6 +37,8 @@ def print_plan(plan: Plan, folder: Path, console: Console) -> None:
     console.print(
         f"{len(runnable)} jobs, {skipped} skipped, at most {passes:,.0f} passes through a defense", highlight=False
     )
+    for family in undecided(plan):
+        console.print(str(family), highlight=False, markup=False, soft_wrap=True)
     for measurement in plan.measurements:
         stored = "finished" if status(measurement, folder) == "ok" else "to run"
         state = f"skipped: {measurement.skip}" if measurement.skip else stored

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from manifold_bench.bench.planning.deciding import undecided
 from manifold_bench.bench.planning.folders import cache_folder
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan, matrix_json
@@ -143,6 +144,7 @@ def _write_run_json(
         "matrix": matrix_json(plan.matrix, plan.options),
         "named": plan.named,
         "reused": [dataclasses.asdict(one) for one in reused],
+        "undecided": [dataclasses.asdict(one) for one in undecided(plan)],
         "jobs": [{"title": job.title, "key": job.key, "skipped": job.skip} for job in plan.jobs],
     }
     atomic_write(session.folder / "run.json", json.dumps(content, indent=1, default=str) + "\n")

@@ -1,0 +1,82 @@
+"""Every family of defenses meets an attack that is made for it, or the plan says that it doesn't."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manifold_bench.bench.planning.deciding import UNMARKED, Undecided, undecided
+from manifold_bench.bench.planning.narrow import narrowed
+from manifold_bench.bench.planning.plan import Options, Plan, make_plan
+from manifold_bench.bench.planning.reading import FOLDER, parse_matrix, read_matrix
+from manifold_bench.bench.run import main
+
+DEFENSES = ["undefended", "pgd-training", "inc", "gmvae", "auxiliary-detector"]
+PGD = {"name": "pgd", "norm": "linf", "eps": [0.1]}
+TRACKING = {"name": "tracking", "norm": "linf", "eps": [0.1]}
+SELECTIVE = {"name": "selective-pgd", "norm": "linf", "eps": [0.1]}
+
+
+def plan(*attacks: dict[str, Any], defenses: list[str] = DEFENSES) -> Plan:
+    raw = {"datasets": [{"name": "digits", "n": 8}], "defenses": defenses, "attacks": list(attacks)}
+    return make_plan(parse_matrix(raw, "test"), Options())
+
+
+def families(found: list[Undecided]) -> set[str]:
+    return {one.family for one in found}
+
+
+def test_a_family_without_an_adapted_attack_is_named():
+    assert families(undecided(plan(PGD))) == {"projection", "generative rejection", "detection"}
+    assert families(undecided(plan(PGD, TRACKING))) == {"generative rejection", "detection"}
+    assert undecided(plan(PGD, TRACKING, SELECTIVE)) == []
+    assert undecided(plan(SELECTIVE, defenses=["undefended", "pgd-training"])) == [
+        Undecided("digits", "adversarial training", ("pgd-training",))
+    ]
+    assert undecided(plan(PGD | {"gradient": "gauss-newton"}, defenses=["inc"])) == []
+
+
+def test_an_attack_confined_to_others_decides_nothing_for_a_family():
+    confined = SELECTIVE | {"defenses": ["gmvae"]}
+    assert families(undecided(plan(PGD, TRACKING, confined))) == {"detection"}
+
+
+def test_what_the_command_line_leaves_out_counts():
+    whole = parse_matrix(
+        {"datasets": [{"name": "digits", "n": 8}], "defenses": ["inc"], "attacks": [PGD, TRACKING]}, "test"
+    )
+    cut = make_plan(narrowed(whole, [], [], ["pgd"], []), Options(), whole)
+    assert undecided(cut) == []
+
+
+def test_the_dry_run_and_run_json_say_it(tmp_path: Path, capsys):
+    matrix = tmp_path / "few.toml"
+    matrix.write_text(
+        'datasets = [{ name = "digits", n = 4 }]\ndefenses = ["gmvae"]\n'
+        '[[attacks]]\nname = "fgsm"\nnorm = "linf"\neps = [0.1]\n',
+        encoding="utf-8",
+    )
+    arguments = ["--matrix", str(matrix), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert str(Undecided("digits", "generative rejection", ("gmvae",))) in capsys.readouterr().out
+    assert main([*arguments, "--quiet", "--workers", "1"]) == 0
+    told = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["undecided"]
+    assert told == [{"dataset": "digits", "family": "generative rejection", "defenses": ["gmvae"]}]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.toml")))
+def test_every_matrix_that_ships_decides_each_family(name):
+    """By what the attacks declare; some of the data sets are not in the package."""
+    matrix = read_matrix(name)
+    for entry in matrix.datasets:
+        there = {c.cls.family for c in matrix.defenses if c.defends(entry.name)} - set(UNMARKED)
+        met = {
+            defense.cls.family
+            for choice in matrix.attacks
+            for defense in matrix.defenses
+            if choice.applies_to(entry.name, defense.label) and defense.cls.family in choice.attack.adapted_to
+        }
+        assert there <= met, f"{name}: nothing decides {', '.join(there - met)}"
