@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.text import printable
 from manifold_bench.defenses.errors import one_line
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses arguments no system takes, and whose messages cannot steer a terminal."""
+
+    def parse_args(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        given = super().parse_args(arguments)
+        for name, value in vars(given).items():
+            if any("\0" in str(one) for one in (value if isinstance(value, list) else [value])):
+                self.error(f"argument {name}: holds a NUL character")
+        return given
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not allowed; give a whole number ≥ 1")
-    return value
+    """A whole number ≥ 1 that fits into 64 bits."""
+    return _whole(text, 1)
 
 
 def natural(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"{value} is not allowed; give a whole number ≥ 0 and < 2^63")
+    """A whole number ≥ 0 that fits into 64 bits."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    shown = text if len(text) <= 40 else f"{text[:39]}…"
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if not least <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{shown!r} is not allowed; give a whole number from {least} to 2^63 − 1")
     return value
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.running.reuse import BASELINES
 
@@ -14,7 +14,7 @@ from manifold_bench.bench.running.reuse import BASELINES
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="manifold-bench baseline", description=__doc__)
+    parser = Parser(prog="manifold-bench baseline", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's output folder")
     parser.add_argument("--name", help=f"name of the baseline in {BASELINES} (default: that of the run's folder)")
     parser.add_argument(

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.errors import InputError, report_errors
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     from manifold_bench.bench.metrics.paired import SIGNS
 
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="manifold-bench compare",
         description=__doc__,
         epilog=f"Signs: {', '.join(f'{sign} {meaning}' for sign, meaning in SIGNS.items())}. "
-        "Exit codes: 0 the gate passes, 1 it fails (-, !, ?, a broken limit, nothing compared), 2 bad input.",
+        "Exit codes: 0 the gate passes, 1 it fails (-, !, ?, a broken limit, nothing compared), 2 bad input, "
+        "3 no single cell fails, but all of them together are worse.",
     )
     p.add_argument("baseline", metavar="BASELINE", help="folder or URL of the run to compare with")
     p.add_argument("new", metavar="NEW", help="folder or URL of the run to judge")
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns 0 where the gate passes, 1 where it fails, 2 for bad input."""
+    """The command; returns 0 where the gate passes, 1 or 3 where it fails (`Gate.exit_code`), 2 for bad input."""
     given = parser().parse_args(arguments)
     from manifold_bench.bench.gate.gate import Gate, junit_gate, markdown_gate, print_gate
     from manifold_bench.bench.gate.limits import Limit
@@ -43,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limits = [Limit.parse(text) for text in dict.fromkeys(given.fail_on)]
     with local_folder(given.baseline, "BASELINE") as (baseline, _), local_folder(given.new, "NEW") as (new, _):
         gate = Gate.of(Results.load(baseline), Results.load(new), limits)
-    from rich.console import Console
+    from manifold_bench.bench.terminal import Terminal
 
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:
         console.width = 140  # a log has no edge to wrap at
     print_gate(gate, console)
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(given.markdown, "--markdown", markdown_gate(gate))
     if given.junit:
         write(given.junit, "--junit", junit_gate(gate).tostring().decode())
-    return 0 if gate.passes else 1
+    return gate.exit_code
 
 
 def write(path: Path, option: str, text: str) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec
 
+from manifold_bench.bench.text import printable
+
 P = ParamSpec("P")
 
 
@@ -30,13 +32,13 @@ def report_errors(main: Callable[P, int]) -> Callable[P, int]:
             with signals_interrupt():
                 return main(*args, **kwargs)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted; run the same command again to continue", file=sys.stderr)
             return 130
         except (OSError, MemoryError) as error:
-            print(f"error: {system_error(error)}; what is stored stays", file=sys.stderr)
+            print(f"error: {printable(system_error(error))}; what is stored stays", file=sys.stderr)
             return 1
 
     return wrapped

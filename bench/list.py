@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from manifold_bench.bench.arguments import Parser
+from manifold_bench.bench.errors import report_errors
 from manifold_bench.defenses.identity import registered
 
 
+@report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print every name, without importing what it stands for."""
-    argparse.ArgumentParser(prog="manifold-bench list", description=__doc__).parse_args(arguments)
+    Parser(prog="manifold-bench list", description=__doc__).parse_args(arguments)
     for kind in ("datasets", "defenses", "attacks", "measurements"):
         print(f"{kind}:")
         for name, point in registered(kind).items():

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manifold_bench.bench.arguments import checked_device, named_device, natural, path, path_text, positive
+from manifold_bench.bench.arguments import Parser, checked_device, named_device, natural, path, path_text, positive
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.folders import DATA_VARIABLE, data_folder
 from manifold_bench.bench.running.environment import ensure_home
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # `--help` and a finished run are answered in a fraction of a second: what loads torch, pandas or rich is imported late
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+def parser() -> Parser:
+    p = Parser(
         prog="manifold-bench run",
         description="Attack defenses and measure how robust they are. The same command again runs what is missing.",
         epilog="Exit codes: 0 done, 1 finished with failed jobs, 2 bad input.",
@@ -86,11 +86,11 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
 
 def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) -> int:
     """Plan, run, report and stamp in a folder of this machine; upload: is called when something new is in it."""
-    from rich.console import Console
+    from manifold_bench.bench.terminal import Terminal
 
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:
-        console = Console(width=110)  # a log file has no width of its own
+        console = Terminal(width=110)  # a log file has no width of its own
     begun, request = time.time(), request_of(given)
     if not given.dry_run and (shown := finished(folder, request)):
         return show_finished(shown, folder, given, console)

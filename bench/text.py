@@ -1,6 +1,8 @@
-"""How numbers, perturbation sizes and norms are written."""
+"""How numbers, perturbation sizes, norms, and texts from elsewhere are written."""
 
 from __future__ import annotations
+
+import unicodedata
 
 import numpy as np
 
@@ -29,3 +31,22 @@ def percent(value: float) -> str:
 def distance_text(value: float) -> str:
     """1.2345 → 1.234, inf → ∞ (fewer than half the inputs were beaten)."""
     return "undefined" if np.isnan(value) else "∞" if np.isinf(value) else f"{value:.3f}"
+
+
+def is_printable(text: str) -> bool:
+    """Whether a text has no characters that a terminal obeys or hides: control, format, private, surrogates."""
+    return (text.isascii() and text.isprintable()) or not any(map(_hidden, text))
+
+
+def printable(text: str) -> str:
+    """The text on one line, its control characters as escapes (`\\x1b`): labels and messages may come from anybody."""
+    text = " ".join(text.splitlines())
+    return text if is_printable(text) else "".join(_escaped(c) if _hidden(c) else c for c in text)
+
+
+def _hidden(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()

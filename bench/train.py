@@ -5,13 +5,12 @@ Seeded, and resumable: the same command goes on after the last complete epoch.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from manifold_bench.bench.arguments import checked_device, natural, path
+from manifold_bench.bench.arguments import Parser, checked_device, natural, path
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.folders import data_folder
 from manifold_bench.bench.running.environment import choose_kernels, ensure_home
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
     from manifold_bench.bench.planning.refs import DefenseRef, TrainedRef
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="manifold-bench train", description="Train a defense from scratch.")
+def parser() -> Parser:
+    p = Parser(prog="manifold-bench train", description="Train a defense from scratch.")
     p.add_argument("--dataset", required=True, metavar="NAME", help="data set to train on")
     p.add_argument("--defense", required=True, metavar="NAME", help="defense, or package.module:Name")
     p.add_argument(
@@ -47,11 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ensure_home()
     choose_kernels()
     # late: --help must not wait for torch, and the kernels are chosen before torch computes
-    from rich.console import Console
-
     from manifold_bench.bench.planning.reading import defense_by_name
     from manifold_bench.bench.planning.refs import DatasetRef, cache_file, defense_ref
     from manifold_bench.bench.running.training import train_with_parts, training_of
+    from manifold_bench.bench.terminal import Terminal
 
     if not 0 < given.budget <= 1:
         raise InputError(f"--budget: {given.budget} is not allowed; give a share in (0, 1]")
@@ -67,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own_training = training_of(ref, given.part, dataset, device, path=target, seed=given.seed, budget=given.budget)
     parts = [".".join(filter(None, (given.part, part))) for part in own.untrained if part]
     trainings = [*(training_of(ref, part, dataset, device) for part in parts), own_training]
-    if not train_with_parts(trainings, Console(), given.quiet):
+    if not train_with_parts(trainings, Terminal(), given.quiet):
         return 1
     print(f"weights: {target}")
     return 0

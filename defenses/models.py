@@ -38,7 +38,6 @@ class Model(Defense):
 
     Spec: ClassVar = ModelSpec
     spec: ModelSpec
-    family = "model"
 
     def __init__(self, spec: ModelSpec, model: Any) -> None:
         super().__init__(spec)

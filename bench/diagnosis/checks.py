@@ -193,12 +193,11 @@ def query(e: Evidence) -> Finding:
     "saturates, attack the margin. Zero for both, or not there: attack through a differentiable replacement.",
 )
 def gradients(e: Evidence) -> Finding:
-    values = e.inspection("gradients")
-    n, zero, none, nonfinite = (values[name] for name in ("n", "zero", "none", "nonfinite"))
+    n, zero, none, nonfinite, margin = e.inspection("gradients", "n", "zero", "none", "nonfinite", "zero_margin")
     bad = zero + none + nonfinite
     told = f"zero for {share_text(zero, n)}, not finite for {nonfinite}, not there for {none}"
     if zero and not none:
-        told += f"; the margin's zero for {values['zero_margin']}"
+        told += f"; the margin's zero for {margin}"
     if bad <= 0.01 * n:
         return Finding("pass", told)
     return Finding("fail" if binomial(bad, n, 0.01) < ALPHA else "warn", told)
@@ -233,8 +232,7 @@ def more(e: Evidence) -> Finding:
     "A loss that still rises needs more steps; one that never rose has no gradient to follow.",
 )
 def moving(e: Evidence) -> Finding:
-    values = e.inspection("progress")
-    n, unbeaten, rising, flat = (values[name] for name in ("n", "unbeaten", "moving", "flat"))
+    n, unbeaten, rising, flat = e.inspection("progress", "n", "unbeaten", "moving", "flat")
     told = f"{unbeaten} of {n} inputs are not beaten; the loss still rises for {rising} of them, never rose for {flat}"
     if not unbeaten:
         return Finding("pass", told)
@@ -251,23 +249,22 @@ def moving(e: Evidence) -> Finding:
 )
 def repeats(e: Evidence) -> Finding:
     try:
-        values = e.inspection("repeats")
+        n, again, alone, alone_n, others, others_n, uneven, optimises, randomized = e.inspection(
+            "repeats", "n", "again", "alone", "alone_n", "others", "others_n", "uneven", "optimises", "randomized"
+        )
     except NotRun:
         noted = e.ok.loc[(e.ok["kind"] == CLEAN) & (e.ok["reason"] != ""), "reason"]
         if noted.empty:
             raise
         return Finding("fail", f"the first eight inputs: {noted.iloc[0]}")
-    n, again, alone, alone_n, others, others_n, uneven = (
-        int(values[name]) for name in ("n", "again", "alone", "alone_n", "others", "others_n", "uneven")
-    )
     told = (
         f"{again} of {n} answers change when asked again, {alone} of {alone_n} when asked alone; {others} of "
         f"{others_n} change in some bit with the other images of their batch"
     )
-    if values["randomized"]:
+    if randomized:
         return Finding("warn" if again else "pass", f"declared as randomized; {told}")
     # A search inside may let images leave its batch, whose size then depends on the other images
-    rounding = uneven > 0 and not again and (not others or values["optimises"] > 0)
+    rounding = uneven > 0 and not again and (not others or optimises > 0)
     if rounding and (alone or others):
         return Finding("warn", f"{told}: by rounding, which differs with the size of the batch in {uneven} layers here")
     return Finding("fail" if again or alone or others else "pass", told)
@@ -280,8 +277,7 @@ def repeats(e: Evidence) -> Finding:
     "says little.",
 )
 def planted(e: Evidence) -> Finding:
-    values = e.inspection("planted")
-    n, made, found, chance, shrunk = (values[name] for name in ("n", "planted", "found", "random", "shrunk"))
+    n, made, found, chance, shrunk = e.inspection("planted", "n", "planted", "found", "random", "shrunk")
     if made < max(1, n / 2):
         raise NotRun(f"an example could be planted around {made} of {n} inputs only")
     told = f"{share_text(found, made)} found, {chance} by as many random points; planted around {made} of {n} inputs"

@@ -76,14 +76,18 @@ class Evidence:
                 return f"{rows['status'].iloc[0]}: {rows['reason'].iloc[0]}"
         return NOT_PROBED
 
-    def inspection(self, name: str) -> dict[str, int]:
-        """The values of an inspection, all of them counts; raises NotRun."""
+    def inspection(self, name: str, *counts: str) -> list[int]:
+        """Those of the values of an inspection, all of them counts; raises NotRun."""
         result = self.inspections.get(name)
         if result is None:
             raise NotRun(NOT_PROBED)
         if result["status"] != "ok":
             raise NotRun(f"{result['status']}: {result['reason']}")
-        return {name: int(value) for name, value in result["values"].items()}
+        values = [result["values"].get(count, -1.0) for count in counts]
+        for count, value in zip(counts, values, strict=True):
+            if not 0 <= value < 2**31:
+                raise NotRun(f"stored without a count {count!r}: take it again")
+        return [int(value) for value in values]
 
 
 # --- comparing attacks -----------------------------------------------------------------------------------------------
@@ -106,6 +110,8 @@ class Comparison(NamedTuple):
 def binomial(k: int, n: int, p: float, alternative: str = "greater") -> float:
     from scipy.stats import binomtest
 
+    if k > n:
+        raise NotRun(f"the stored counts contradict each other: {k} of {n}")
     return float(binomtest(int(k), int(n), p, alternative=alternative).pvalue) if n else 1.0
 
 

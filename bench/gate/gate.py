@@ -14,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from manifold_bench.bench.gate.limits import Check, Limit, check
-from manifold_bench.bench.metrics.paired import SIGNS, Comparison, compare
+from manifold_bench.bench.metrics.paired import SIGNS, Comparison, Joint, compare, joint
 from manifold_bench.bench.records.provenance import kernels_text
 from manifold_bench.bench.records.results import Cell, Results, cell_text
 from manifold_bench.bench.records.schema import WORST_CASE
-from manifold_bench.bench.report.table import markdown_grid
-from manifold_bench.bench.text import eps_text, norm_text, percent
+from manifold_bench.bench.report.table import markdown_grid, markdown_text
+from manifold_bench.bench.text import eps_text, norm_text, percent, printable
 
 FAILING = ("-", "!", "?")
 
@@ -41,19 +41,20 @@ RIGHT = {"ε", "n", "baseline", "new", "lost/gained", "p"}
 
 LEGEND = (
     "Baseline, new: robust inputs in percent of the n that both runs share; lost/gained: inputs robust only before, "
-    "only now; p: exact McNemar, Holm-corrected over the cells."
+    "only now; p: exact McNemar, Holm-corrected over the cells; of all cells together: a sign-flip test over inputs."
 )
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A new run against its baseline: what became of each cell, and the limits on single figures.
+    """A new run against its baseline: what became of each cell, of all together, and the limits on single figures.
 
-    found: paired.compare. limits, checks: those of --fail-on. added: cells that the baseline doesn't have.
-    baseline, new: what run.json tells of each run.
+    found: paired.compare. joint: paired.joint of these. limits, checks: those of --fail-on. added: cells that the
+    baseline doesn't have. baseline, new: run.json of each run. seconds: of each cell of the new run.
     """
 
     found: list[Comparison]
+    joint: Joint | None = None
     limits: list[Limit] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     added: list[Cell] = field(default_factory=list)
@@ -68,7 +69,8 @@ class Gate:
         checks = check(limits, baseline, new, found)
         added = sorted(new.cells.keys() - baseline.cells.keys())
         seconds = {cell: float(rows["seconds"].sum()) for cell, rows in new.cells.items()}
-        return cls(found, limits, checks, added, baseline.run, new.run, seconds)
+        together = joint(baseline, new, found)
+        return cls(found, together, limits, checks, added, baseline.run, new.run, seconds)
 
     @property
     def broken(self) -> list[Check]:
@@ -92,8 +94,8 @@ class Gate:
         return any(one.p is not None for one in self.found)
 
     @property
-    def passes(self) -> bool:
-        """Whether nothing is worse, failed or vanished, no limit is broken, and something was looked at.
+    def cells_pass(self) -> bool:
+        """Whether no cell is worse, failed or vanished, no limit is broken, and something was looked at.
 
         A gate that could compare nothing, or not check what it was asked to, has not seen that all is well.
         """
@@ -101,8 +103,29 @@ class Gate:
         return self.compared and not bad
 
     @property
+    def exit_code(self) -> int:
+        """0: passes. 1: a cell or a limit fails. 3: no single one does, but all cells together are worse."""
+        if not self.cells_pass:
+            return 1
+        return 3 if self.joint and self.joint.worse else 0
+
+    @property
+    def passes(self) -> bool:
+        return self.exit_code == 0
+
+    @property
     def result(self) -> str:
         return "PASS" if self.passes else "FAIL"
+
+    @property
+    def together(self) -> str:
+        """The line of the joint test; empty where no cell could be compared."""
+        if self.joint is None:
+            return ""
+        j = self.joint
+        verdict = "worse" if j.worse else "no loss beyond chance"
+        changed = f"{j.inputs} inputs changed, lost/gained {j.lost}/{j.gained}"
+        return f"all {j.cells} cells together: {verdict} ({changed}, p = {j.p:.2g})"
 
     @property
     def closing(self) -> str:
@@ -195,6 +218,8 @@ def print_gate(gate: Gate, console: Console) -> None:
         console.print(Text(f"new, not in the baseline: {cell_text(cell)}"))
     for warning in gate.warnings:
         console.print(Text(f"warning: {warning}", style=STYLES["x"]), soft_wrap=True)
+    if gate.together:
+        console.print(Text(gate.together, style=STYLES["-"] if gate.joint and gate.joint.worse else ""), soft_wrap=True)
     console.print(Text(f"{gate.result}: {gate.closing}"), soft_wrap=True)
 
 
@@ -202,8 +227,9 @@ def markdown_gate(gate: Gate) -> str:
     """A page for a pull request: what fails first, what changed then, and the rest counted behind a fold."""
     mark = "✅" if gate.passes else "❌"
     text = [f"## {mark} Robustness gate: {gate.result}", "", f"{gate.closing}.", ""]
+    text += [f"{gate.together[0].upper()}{gate.together[1:]}.", ""] if gate.together else []
     for warning in gate.warnings:
-        text += ["> [!WARNING]", f"> {warning}", ""]
+        text += ["> [!WARNING]", f"> {markdown_text(warning)}", ""]
     if gate.broken:
         text += [*markdown_grid(LIMIT_HEADER, map(_limit_row, gate.broken)), ""]
     if changed := [one for sign in ("?", "!", "-", "+") for one in gate.found if one.sign == sign]:
@@ -213,7 +239,7 @@ def markdown_gate(gate: Gate) -> str:
         rows = [[dataset, defense, str(cells), note] for (dataset, defense, note), cells in sorted(why.items())]
         text += [*markdown_grid(("data set", "defense", "cells not comparable", "why"), rows), ""]
     text += _folded("no significant difference", list(_calm(gate.found)))
-    text += _folded("only in the new run", [f"- {cell_text(cell)}" for cell in gate.added])
+    text += _folded("only in the new run", [f"- {markdown_text(cell_text(cell))}" for cell in gate.added])
     text += [f"{LEGEND} Baseline: {origin(gate.baseline)}; new: {origin(gate.new)}."]
     return "\n".join(text) + "\n"
 
@@ -262,6 +288,8 @@ def junit_gate(gate: Gate) -> JUnitXml:
         cases.append(case(cell, [Skipped("not in the baseline")]))
     nothing = [] if gate.compared else [Failure("no cell could be compared", "gate")]
     cases.append(_case("gate", "something was compared", nothing))
+    worse = [Failure(gate.together, "gate")] if gate.joint and gate.joint.worse else []
+    cases.append(_case("gate", "all cells together are not worse", worse))
     for limit in gate.limits:
         missed = [Failure(f"{limit} could be checked on no cell", "gate")] if limit in gate.unchecked else []
         cases.append(_case("gate", f"{limit} was checked", missed))
@@ -288,5 +316,5 @@ def _case(classname: str, name: str, result: list[Any], seconds: float = 0.0) ->
 
 
 def _xml(text: str) -> str:
-    """Text without the control characters that XML cannot hold, such as those of colours in a reason."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "�", text)
+    """Text in which the control characters that XML cannot hold, such as those of colours, are escapes."""
+    return printable(text)

@@ -13,6 +13,7 @@ from manifold_bench.bench.metrics.robustness import summary
 from manifold_bench.bench.records.results import Results, cell_text
 from manifold_bench.bench.records.schema import IMAGE_COLUMNS
 from manifold_bench.bench.records.store import INDEX, Contents, Store
+from manifold_bench.bench.report.table import csv
 
 
 def promote(results: Results, target: Path, force: bool = False) -> list[str]:
@@ -45,7 +46,7 @@ def promote(results: Results, target: Path, force: bool = False) -> list[str]:
             if (folder / name).exists():
                 shutil.copyfile(folder / name, draft / name)
         new = Results.load(draft)
-        summary(new.records).to_csv(draft / "summary.csv", index=False)
+        (draft / "summary.csv").write_text(csv(summary(new.records)), encoding="utf-8")
         told = [*(f"as it is: {fault}" for fault in faults), *described(target, new, _size(draft))]
         if target.exists():
             target.rename(old)

@@ -8,6 +8,8 @@ nothing, is what the attack lacks.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
@@ -29,6 +31,7 @@ ATTACK_COLUMNS = (
     "backwards",
     "median_distance",
     "optimality",
+    "rank",
     "reason",
 )
 
@@ -101,7 +104,22 @@ def attack_figures(records: pd.DataFrame) -> pd.DataFrame:
         ]
         if len(ok):
             rows.append(where | {"attack": WORST_CASE, "optimality": optimality(best, best, end)} | _worth(ok))
-    return pd.DataFrame(rows, columns=list(ATTACK_COLUMNS))
+    table = pd.DataFrame(rows, columns=list(ATTACK_COLUMNS))
+    return table.assign(rank=ranks(table, ["dataset", "norm", "defense"]))
+
+
+def ranks(table: pd.DataFrame, within: list[str]) -> pd.Series:
+    """The place of each attack within a group of rows, 1 for the best: by success within ε first, then by optimality.
+
+    Distances beyond the largest ε count for optimality, so that alone it would put an attack that fails within ε
+    first. NaN for the ensemble, and where either is undefined. Attacks that are equal share a place.
+    """
+    known = table[table["attack"] != WORST_CASE].dropna(subset=["success", "optimality"])
+    places: dict[Any, int] = {}
+    for _, rows in known.groupby(within):
+        pairs = list(zip(rows["success"].round(9), rows["optimality"].round(9), strict=True))
+        places |= {row: 1 + sum(other > own for other in pairs) for row, own in zip(rows.index, pairs, strict=True)}
+    return pd.Series(places, index=table.index, dtype=float)
 
 
 def _worth(records: pd.DataFrame) -> dict[str, object]:
@@ -125,9 +143,12 @@ def _worth(records: pd.DataFrame) -> dict[str, object]:
 def mean_optimality(attacks: pd.DataFrame) -> pd.DataFrame:
     """Per data set, norm and attack: mean over the defenses on which it is defined, and their number `defenses`.
 
-    AttackBench's global optimality. attacks: of attack_figures. Best first; the ensemble is left out.
+    AttackBench's global optimality, and the mean success. attacks: of attack_figures. In the order of `ranks` among
+    attacks on as many defenses; the ensemble is left out.
     """
     known = attacks[attacks["attack"] != WORST_CASE].dropna(subset="optimality")
-    means = known.groupby(["dataset", "norm", "attack"])["optimality"].agg(["mean", "size"]).reset_index()
-    means = means.rename(columns={"mean": "optimality", "size": "defenses"})
-    return means.sort_values(["dataset", "norm", "optimality"], ascending=[True, True, False], ignore_index=True)
+    groups = known.groupby(["dataset", "norm", "attack"])
+    means = groups[["success", "optimality"]].mean().assign(defenses=groups.size()).reset_index()
+    means["rank"] = ranks(means, ["dataset", "norm", "defenses"])
+    order = ["dataset", "norm", "success", "optimality"]
+    return means.sort_values(order, ascending=[True, True, False, False], ignore_index=True)

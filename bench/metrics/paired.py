@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics.robustness import robust
@@ -64,6 +65,25 @@ class Comparison:
     p: float | None = None
 
 
+@dataclass(frozen=True)
+class Joint:
+    """All comparable cells together: is the new run worse, whatever each cell says for itself?
+
+    cells, inputs: number of cells, and of inputs of which any changed. lost, gained: pairs of input and cell that are
+    robust only before, only now. p: one-sided, of a sign-flip permutation test (see `joint`).
+    """
+
+    cells: int
+    inputs: int
+    lost: int
+    gained: int
+    p: float
+
+    @property
+    def worse(self) -> bool:
+        return self.p <= SIGNIFICANCE
+
+
 def compare(baseline: Results, new: Results) -> list[Comparison]:
     """What became of every cell of the baseline, those of clean and calibration images included, in the order of SIGNS.
 
@@ -98,15 +118,63 @@ def _compared(cell: Cell, baseline: Results, new: Results) -> Comparison:
     seeds, others = (set(run.cells[cell]["seed"]) for run in (baseline, new))
     if seeds.isdisjoint(others) and len(seeds) != len(others):  # the worst of more seeds is worse
         return Comparison(cell, "x", f"seeds {_listed(seeds)} → {_listed(others)}")
-    # an image that is in the data twice counts once: it is one draw
-    was, now = (
-        robust(rows).groupby([rows["input_sha256"], rows["label"]]).all() for rows in shared_rows(cell, baseline, new)
-    )
+    was, now = robust_inputs(cell, baseline, new)
     if was.empty:
         return Comparison(cell, "x", "no shared inputs")
     lost, gained = int((was & ~now).sum()), int((~was & now).sum())
     p = mcnemar(lost, gained)
     return Comparison(cell, "~", "", len(was), float(was.mean()), float(now.mean()), lost, gained, p)
+
+
+def robust_inputs(cell: Cell, baseline: Results, new: Results) -> tuple[pd.Series, pd.Series]:
+    """Whether each shared input of a cell is robust in each run, by its hash and label.
+
+    An image that is in the data twice counts once: it is one draw.
+    """
+    was, now = (
+        robust(rows).groupby([rows["input_sha256"], rows["label"]]).all() for rows in shared_rows(cell, baseline, new)
+    )
+    return was, now
+
+
+def joint(baseline: Results, new: Results, found: Iterable[Comparison]) -> Joint | None:
+    """The test of all cells that could be compared, None where there are none; found: of `compare`.
+
+    For each input the changes (robust now − robust before) are summed over its cells: attacks, ε and defenses. If
+    nothing got worse, an input's sum is as likely as its negative. All signs of one input flip together, so that the
+    test holds however its cells depend on each other; that inputs are independent draws is all it takes.
+    """
+    changes = [
+        (now.astype(int) - was.astype(int)).rename_axis(["input_sha256", "label"])
+        for was, now in (robust_inputs(one.cell, baseline, new) for one in found if one.p is not None)
+    ]
+    if not changes:
+        return None
+    every = pd.concat(changes)
+    sums = every.groupby(level=[0, 1]).sum().to_numpy()
+    p = sign_flip(sums[sums != 0])
+    changed = int((every != 0).groupby(level=[0, 1]).any().sum())
+    return Joint(len(changes), changed, int((every < 0).sum()), int((every > 0).sum()), p)
+
+
+def sign_flip(sums: np.ndarray) -> float:
+    """One-sided p that changes of inputs, int [N], sum to as little by chance, each as likely as its negative.
+
+    Exact for up to 12 inputs, of 9,999 draws beyond (Fisher 1935; Phipson and Smyth 2010).
+    """
+    from scipy.stats import permutation_test  # late: scipy.stats takes a second to load
+
+    if not len(sums):
+        return 1.0
+    drawn = permutation_test(
+        (np.append(sums, 0),),
+        np.sum,
+        permutation_type="samples",
+        alternative="less",
+        n_resamples=9999,
+        rng=np.random.default_rng(0),
+    )
+    return float(drawn.pvalue)
 
 
 def _listed(numbers: set[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from manifold_bench.attacks.base import Attack
 from manifold_bench.bench.records.schema import ATTACK
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def undecided(plan: Plan) -> list[Undecided]:
     decided = set()
     for job in (*plan.jobs, *plan.other_jobs):
         place = job.dataset.name, job.defense.cls.family
-        if job.kind == ATTACK and not job.skip and job.attack and place[1] in job.attack.adapted_to:
+        attack = job.attack if job.kind == ATTACK and not job.skip else None
+        if isinstance(attack, Attack) and place[1] in attack.adapted_to:
             decided.add(place)
         if place[1] not in UNMARKED and job.defense.label not in defenses.setdefault(place, []):
             defenses[place].append(job.defense.label)

@@ -32,6 +32,7 @@ from manifold_bench.bench.planning.matrix import (
 )
 from manifold_bench.bench.planning.registry import find, nearest, one_of
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST_CASE
+from manifold_bench.bench.text import is_printable, printable
 from manifold_bench.defenses.base import DefenseSpec
 from manifold_bench.defenses.checks import check_spec_class
 from manifold_bench.defenses.errors import one_line
@@ -61,12 +62,29 @@ def read_matrix(name: str) -> Matrix:
     path = matrix_path(name)
     shown = str(path) if path.parent != FOLDER else f"{FOLDER.parent.name}/{FOLDER.name}/{path.name}"
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{shown}: not valid TOML: {error}") from error
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{shown}: cannot be read as UTF-8 text ({error})") from error
+    try:
+        raw = tomllib.loads(text)
+        _check_numbers(raw, shown)
+    except ValueError as error:  # also of an integer with more digits than Python reads
+        raise InputError(f"{shown}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{shown}: nested too deeply; a matrix has tables in lists, and lists in these") from error
     return parse_matrix(raw, shown)
+
+
+def _check_numbers(value: Any, place: str) -> None:
+    """Whether the whole numbers in a file's content have 64 bits, as TOML has them; raises InputError."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InputError(f"{place}: {str(value)[:20]}… is not allowed; give a whole number < 2^63")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_numbers(inner, f"{place}: {name}" if ": " not in place else f"{place}.{name}")
+    if isinstance(value, list):
+        for index, inner in enumerate(value):
+            _check_numbers(inner, f"{place}[{index}]")
 
 
 def parse_matrix(raw: dict[str, Any], source: str) -> Matrix:
@@ -300,6 +318,8 @@ def _check_labels(place: str, labels: Sequence[str], norms: Sequence[str] | None
     """Whether labels (of attacks: in one norm) differ, and none is a name that records use for something else."""
     known = list(zip(labels, norms or [""] * len(labels), strict=True))
     for index, (name, norm) in enumerate(known):
+        if not is_printable(name):
+            raise InputError(f"{place}[{index}]: {printable(name)!r} holds control characters; give it another label")
         if name in (CLEAN, CALIBRATION, WORST_CASE) or name.startswith(PROBE):
             raise InputError(f"{place}[{index}]: {name!r} is a reserved name; choose another label")
         if (name, norm) in known[:index]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import BaseModel
 
 from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.records.files import STRICT, FileName, Name, Positive, parsed, read_json
 from manifold_bench.bench.records.store import INDEX, Planned, file_name
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import atomic_write
@@ -56,16 +60,56 @@ def store(job: Planned, folder: Path, outcome: Outcome) -> None:
     atomic_write(path, json.dumps({**content, "sha256": key_of(content)}, indent=1) + "\n")
 
 
+class Pictures(BaseModel):
+    """Images as stored. shape: [rows, columns, C, H, W]. pixels: 8-bit, base64."""
+
+    shape: tuple[Positive, Positive, Literal[1, 3], Positive, Positive]
+    pixels: str
+
+
+class Stored(BaseModel):
+    """The file of a measurement."""
+
+    model_config = STRICT
+    dataset: Name
+    defense: Name
+    measurement: Name
+    title: Name
+    headline: Name
+    status: Literal["ok", "failed", "skipped"]
+    reason: str
+    values: dict[Name, float]
+    identity: dict[str, Any]
+    pictures: Pictures | None = None
+    sha256: str
+
+
 def read(path: Path) -> dict[str, Any]:
     """A stored result; raises InputError where the file cannot be what was written."""
+    remedy = "delete it and run again"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("sha256") == key_of(content):
-            return content
-        found = "its content doesn't match its checksum"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        found = one_line(error)
-    raise InputError(f"{path}: damaged ({found}); delete it and run again")
+        raw = path.read_bytes()
+        content, plain = parsed(raw, Stored), json.loads(raw)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({one_line(error)}); {remedy}") from error
+    if plain.pop("sha256") != key_of(plain):
+        raise InputError(f"{path}: damaged (its content doesn't match its checksum); {remedy}")
+    fault = ""
+    if content.status == "ok" and content.headline not in content.values:
+        fault = f"values.{content.headline}: missing"
+    if content.pictures and math.prod(content.pictures.shape) != _size(content.pictures.pixels):
+        fault = "pictures.pixels: not of that shape"
+    if fault:
+        raise InputError(f"{path}: damaged ({fault}); {remedy}")
+    return plain
+
+
+def _size(pixels: str) -> int:
+    """Number of bytes in base64, −1 where it is none."""
+    try:
+        return len(base64.b64decode(pixels, validate=True))
+    except ValueError:
+        return -1
 
 
 def status(job: Planned, folder: Path) -> str:
@@ -78,6 +122,12 @@ def status(job: Planned, folder: Path) -> str:
     except InputError:
         return "damaged"
     return str(stored["status"]) if stored["identity"] == json.loads(json.dumps(job.identity)) else "damaged"
+
+
+class Index(BaseModel):
+    """The file index.json."""
+
+    measurements: list[FileName]
 
 
 def write_index(jobs: Iterable[Planned], folder: Path) -> None:
@@ -93,8 +143,5 @@ def load(folder: Path) -> list[dict[str, Any]]:
     index = folder / FOLDER / INDEX
     if not index.exists():
         return []
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["measurements"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{index}: damaged ({one_line(error)}); run again") from error
+    names = read_json(index, Index, "run again").measurements
     return [read(folder / FOLDER / name) for name in names if (folder / FOLDER / name).exists()]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from manifold_bench.bench.errors import InputError
-from manifold_bench.defenses.errors import one_line
+from pydantic import BaseModel, Field
+
+from manifold_bench.bench.records.files import STRICT, Name, Number, Whole, read_json
 
 PACKAGES = (
     "manifold-bench", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "mlxtend", "safetensors",
@@ -78,15 +78,75 @@ def uneven_text(described: list[dict[str, Any]]) -> str | None:
     )
 
 
+class _Part(BaseModel):
+    """A part of run.json; what is not named here is kept as it is."""
+
+    model_config = STRICT
+
+
+class Machine(_Part):
+    system: str
+    processor: str
+    cores: Whole | None
+
+
+class DatasetPart(_Part):
+    name: Name
+    n: Whole | None
+
+
+class MatrixPart(_Part):
+    source: str
+    datasets: list[DatasetPart]
+    claims: list[dict[str, Any]] = []
+
+
+class NamedPart(_Part):
+    defenses: list[Name] = []
+    attacks: list[Name] = []
+
+
+class BorrowedPart(_Part):
+    folder: str
+    code: str
+    started: str
+    jobs: Whole
+
+
+class KernelsPart(_Part):
+    processor: str
+    instructions: str
+    torch: str
+    environment: dict[str, str]
+    uneven: list[str] = []
+    gpu: str | None = None
+
+
+class RunFile(_Part):
+    """run.json as far as it is read again."""
+
+    code: str
+    python: str
+    packages: dict[str, str]
+    machine: Machine
+    command: list[str]
+    started: str
+    finished: bool
+    wall_seconds: Number
+    workers: Whole
+    device: str
+    seeds: Annotated[list[Whole], Field(min_length=1)]
+    draws: Whole
+    matrix: MatrixPart
+    named: NamedPart = NamedPart()
+    borrowed: list[BorrowedPart] = []
+    kernels: list[KernelsPart] = []
+
+
 def stored_provenance(folder: Path) -> dict[str, Any]:
-    """run.json of the run in that folder, {} where there is none; raises InputError where it is damaged."""
+    """run.json of the run in that folder, {} where there is none; raises InputError that names the key at fault."""
     path = folder / "run.json"
     if not path.exists():
         return {}
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(told, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({one_line(error)}); run again") from error
-    return told
+    run = read_json(path, RunFile, "run again, or delete it to do without")
+    return run.model_dump(exclude_unset=True)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import pandas as pd
+from pydantic import BaseModel, Field
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records import measurements
-from manifold_bench.bench.records.provenance import stored_provenance
-from manifold_bench.bench.records.schema import PROBE, PROBED
-from manifold_bench.bench.records.store import Entry, Store, distinct_kernels, key_in
+from manifold_bench.bench.records.files import STRICT, Name, Positive, Whole, parsed
+from manifold_bench.bench.records.provenance import KernelsPart, stored_provenance
+from manifold_bench.bench.records.schema import IMAGE_COLUMNS, PROBE, PROBED, contradiction
+from manifold_bench.bench.records.store import Contents, Entry, Store, distinct_kernels, key_in
 from manifold_bench.bench.text import eps_text, norm_text
 
 Cell = tuple[str, str, str, str, float]
@@ -28,6 +32,52 @@ def cell_text(cell: Cell) -> str:
     dataset, defense, attack, norm, eps = cell
     strength = "" if norm == "none" else f" {norm_text(norm)} ε = {eps_text(eps)}"
     return f"{dataset} / {defense} / {attack}{strength}"
+
+
+class _System(BaseModel):
+    """What identities say of a defense or an attack, as far as it is shown."""
+
+    model_config = STRICT
+    label: Name
+    name: Name
+    version: Whole | str
+    parameters: dict[str, Any]
+    weights_sha256: str | None = None
+
+
+class _Dataset(BaseModel):
+    model_config = STRICT
+    name: Name
+
+
+class _Identity(BaseModel):
+    """The identity of a job, as far as it is read again."""
+
+    model_config = STRICT
+    dataset: _Dataset
+    defense: _System
+    attack: _System
+    eps: Annotated[list[Annotated[float, Field(ge=0, strict=False)]], Field(min_length=1)]
+    ladder: bool
+    seed: Whole
+    protocol: Name
+    shape: tuple[Positive, Positive, Positive]
+    num_classes: Positive
+
+
+def _check_identity(stored: Contents, path: Path) -> None:
+    """Raises InputError where a record file says of itself what cannot be, or its images are not of its shape."""
+    try:
+        identity = parsed(json.dumps(stored.identity).encode(), _Identity)
+        if stored.kernels is not None:
+            parsed(json.dumps(stored.kernels).encode(), KernelsPart)
+        size = math.prod(identity.shape)
+        for column in stored.rows.columns.intersection(list(IMAGE_COLUMNS)):
+            images = stored.rows[column].dropna()
+            if not all(isinstance(image, bytes) and len(image) == size for image in images):
+                raise ValueError(f"{column}: not images of shape {list(identity.shape)}")
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); delete it and run again") from error
 
 
 @dataclass(frozen=True)
@@ -61,8 +111,13 @@ class Results:
         entries = store.index()
         there = {key_in(entry.file): entry for entry in entries if (store.folder / entry.file).exists()}
         stored = {key: store.contents(store.folder / entry.file) for key, entry in there.items()}
+        for key, one in stored.items():
+            _check_identity(one, store.folder / there[key].file)
         frames = [one.rows.assign(key=key) for key, one in stored.items()]
         rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"kind": pd.Series(dtype="string")})
+        if len(rows) and (found := contradiction(rows)):
+            file = store.folder / there[str(rows["key"].iloc[found.row])].file
+            raise InputError(f"{file}: damaged ({found.fault}); delete it and run again")
         probed = rows["kind"] == PROBED
         if probed.all():
             raise InputError(f"{store.folder}: no records here yet")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import pandas as pd
+
+from manifold_bench.bench.text import is_printable
 
 REVISION = 4
 """Of the schema below; part of every job's identity, so that records of another one are never taken for these."""
@@ -97,9 +100,20 @@ metadata. `seen` is what the defense made of the adversarial image: its projecti
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with every column of the schema in its type and order; image columns stay behind them."""
     images = [column for column in IMAGE_COLUMNS if column in frame]
-    ordered = frame[[*DTYPES, *images]]
-    other = {column: kind for column, kind in DTYPES.items() if ordered.dtypes[column] != kind}
-    return ordered.astype(other) if other else ordered
+    return frame[[*DTYPES, *images]].astype(DTYPES)
+
+
+def as_stored(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a frame that was read, in order; raises ValueError where one is missing or of another type."""
+    for column, kind in DTYPES.items():
+        if column not in frame:
+            raise ValueError(f"column {column}: missing")
+        if frame.dtypes[column] != kind:
+            raise ValueError(f"column {column}: {frame.dtypes[column]}, not {kind}")
+    images = [column for column in IMAGE_COLUMNS if column in frame]
+    if 0 < len(images) < len(IMAGE_COLUMNS):
+        raise ValueError(f"columns of images: only {', '.join(images)}")
+    return frame[[*DTYPES, *images]]
 
 
 def protocol(randomized: bool, draws: int) -> str:
@@ -107,3 +121,72 @@ def protocol(randomized: bool, draws: int) -> str:
     if not randomized:
         return "deterministic"
     return "single-shot" if draws == 1 else f"worst-of-{draws}"
+
+
+NORMS = ("linf", "l2", "l0", "unrestricted", "fooling", "none")
+
+KINDS = (CLEAN, CALIBRATION, ATTACK, PROBED)
+
+STATUSES = ("ok", "failed", "skipped")
+
+ROUNDING = 1e-5
+"""By what share, and by how much, a stored distance may exceed ε; `attacks.threat.within` allows no more."""
+
+
+class Contradiction(NamedTuple):
+    """A row that no harness can have written. row: its position. fault: what is wrong with it."""
+
+    row: int
+    fault: str
+
+
+def contradiction(rows: pd.DataFrame) -> Contradiction | None:
+    """The first row, if any, that cannot be what a run wrote.
+
+    Refused are values outside their column's range, texts that could steer a terminal, kinds and norms that exclude
+    each other and, of rows that are ok: a valid output farther away than ε, an unchanged input with another answer (of
+    a deterministic defense), and a success that is not what valid, accepted and wrong make it.
+    """
+    for fault, found in _faults(rows):
+        if found.any():
+            row = int(found.to_numpy().argmax())
+            return Contradiction(row, f"sample {rows['sample'].iloc[row]} under {rows['attack'].iloc[row]!r}: {fault}")
+    return None
+
+
+def _faults(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    texts = [column for column, kind in DTYPES.items() if kind == "string" and column != "reason"]
+    for column in (*texts, "reason"):
+        values = rows[column].unique()
+        # a reason may quote an exception with any characters: whoever shows it escapes them
+        bad = [value for value in values if pd.isna(value) or (column in texts and not is_printable(value))]
+        if bad:
+            yield f"{column} is missing or holds control characters", rows[column].isin(bad) | rows[column].isna()
+    known = {"status": STATUSES, "kind": KINDS, "norm": NORMS}
+    for column, allowed in known.items():
+        yield f"{column} is none of {', '.join(allowed)}", ~rows[column].isin(allowed)
+    unperturbed = rows["kind"].isin([CLEAN, CALIBRATION])
+    probed = rows["kind"] == PROBED
+    yield "kind and norm exclude each other", unperturbed != (rows["norm"] == "none")
+    yield "kind and ε exclude each other", unperturbed != (rows["eps"] == 0)
+    yield (
+        "kind and attack exclude each other",
+        (
+            (unperturbed & (rows["attack"] != rows["kind"]))
+            | (~unperturbed & rows["attack"].isin([CLEAN, CALIBRATION, WORST_CASE]))
+            | (rows["attack"].str.startswith(PROBE) != probed)
+        ),
+    )
+    for column in ("eps", "linf", "l2", "l0", "distance", "forwards", "backwards", "seconds"):
+        yield f"{column} is negative or no number", ~(rows[column] >= 0)
+    for column in ("forwards", "backwards", "seconds"):
+        yield f"{column} is infinite", rows[column] == float("inf")
+    ok, noise = rows["status"] == "ok", rows["norm"] == "fooling"
+    size = rows["l2"].mask(rows["norm"] == "linf", rows["linf"]).mask(rows["norm"] == "l0", rows["l0"])
+    yield "valid, but farther away than ε", ok & rows["valid"] & (size > rows["eps"] * (1 + ROUNDING) + ROUNDING)
+    unchanged = (rows["linf"] == 0) & (rows["l2"] == 0) & (rows["l0"] == 0) & (rows["protocol"] == "deterministic")
+    differs = (rows["clean_label"] != rows["adv_label"]) | (rows["clean_rejected"] != rows["adv_rejected"])
+    yield "the input is unchanged, but has another answer", ok & unchanged & differs
+    as_aimed = ~noise | (rows["aim"] < 0) | (rows["aim"] == rows["adv_label"])
+    beaten = rows["valid"] & ~rows["adv_rejected"] & (rows["adv_label"] != rows["label"]) & as_aimed
+    yield "success is not what valid, accepted and wrong make it", ok & (rows["success"] != beaten)

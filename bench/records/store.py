@@ -12,17 +12,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.records.consistency import contradiction
-from manifold_bench.bench.records.schema import REVISION, typed
+from manifold_bench.bench.records.files import FileName, Name, parsed, read_json
+from manifold_bench.bench.records.schema import REVISION, as_stored, contradiction, typed
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import atomic_write
 
@@ -65,11 +67,17 @@ class Entry(NamedTuple):
     minimal: whether the attack looks for smallest perturbations, in one run for all ε.
     """
 
-    file: str
+    file: FileName
     title: str = ""
     knowledge: str | None = None
-    family: str = "other"
+    family: Name = "other"
     minimal: bool = False
+
+
+class Index(BaseModel):
+    """The file index.json."""
+
+    jobs: list[Entry]
 
 
 class Contents(NamedTuple):
@@ -108,47 +116,42 @@ class Store:
         atomic_write(path, raw)
 
     def read(self, path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """A job's rows and its identity; raises DamagedRecords, or InputError for records of another version."""
+        """A job's rows and its identity; raises as `contents` does."""
         return self.contents(path)[:2]
 
     def contents(self, path: Path) -> Contents:
-        """All that a record file holds. Raises as `read` does."""
-        try:
-            raw = path.read_bytes()
-            expected = checksum_path(path).read_text(encoding="utf-8").strip()
-            if hashlib.sha256(raw).hexdigest() != expected:
-                raise DamagedRecords(
-                    f"{path}: damaged: its content doesn't match its checksum; delete it and run again"
-                )
-            file = pq.ParquetFile(pa.BufferReader(raw))
-            metadata = file.schema_arrow.metadata
-            identity = json.loads(metadata[IDENTITY])
-            if (found := identity.get("records", 1)) != REVISION:
-                raise InputError(
-                    f"{path}: records of revision {found}, this version reads revision {REVISION}; run its matrix again"
-                )
-            kernels = json.loads(metadata[KERNELS]) if KERNELS in metadata else None
-            rows = typed(file.read(use_threads=False).to_pandas())
-            if fault := contradiction(rows):
-                raise DamagedRecords(f"{path}: damaged: {fault}; delete it and run again")
-            return Contents(rows, identity, kernels)
-        except InputError:
-            raise
-        except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
-            raise DamagedRecords(
-                f"{path}: damaged or not a record file ({one_line(error)}); delete it and run again"
-            ) from error
+        """All that a record file holds; raises DamagedRecords, or InputError for records of another version.
+
+        Rows are of the schema's types; whether they contradict themselves is for `schema.contradiction` to say.
+        """
+        with _reading(path):
+            file, identity, kernels = self._opened(path)
+            return Contents(as_stored(file.read(use_threads=False).to_pandas()), identity, kernels)
+
+    def _opened(self, path: Path) -> tuple[pq.ParquetFile, dict[str, Any], dict[str, Any] | None]:
+        """A record file whose content is as it was written, its identity and kernels."""
+        raw = path.read_bytes()
+        if hashlib.sha256(raw).hexdigest() != checksum_path(path).read_text(encoding="utf-8").strip():
+            raise ValueError("its content doesn't match its checksum")
+        file = pq.ParquetFile(pa.BufferReader(raw))
+        metadata = file.schema_arrow.metadata
+        identity = parsed(metadata[IDENTITY], dict[str, Any])
+        if (found := identity.get("records", 1)) != REVISION:
+            raise InputError(
+                f"{path}: records of revision {found}, this version reads revision {REVISION}; run its matrix again"
+            )
+        return file, identity, parsed(metadata[KERNELS], dict[str, Any]) if KERNELS in metadata else None
 
     def status(self, job: Planned) -> str:
-        """ok, failed or skipped as stored; missing; or damaged."""
+        """ok, failed or skipped as stored; missing; or damaged, where rows contradict themselves too."""
         path = self.path(job)
         if not path.exists():
             return "missing"
         try:
-            rows, identity = self.read(path)
+            rows, identity, _ = self.contents(path)
         except InputError:
             return "damaged"
-        if identity != json.loads(json.dumps(job.identity)) or rows.empty:
+        if identity != json.loads(json.dumps(job.identity)) or rows.empty or contradiction(rows):
             return "damaged"
         return str(rows["status"].iloc[0])
 
@@ -166,13 +169,20 @@ class Store:
         index = self.folder / INDEX
         if not index.exists():
             return [Entry(path.name) for path in sorted(self.folder.glob("*.parquet"))]
-        try:
-            jobs = json.loads(index.read_text(encoding="utf-8"))["jobs"]
-            return [Entry(**{**entry, "file": Path(entry["file"]).name}) for entry in jobs]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{index}: damaged ({one_line(error)}); delete it to use every record in the folder"
-            ) from error
+        return read_json(index, Index, "delete it to use every record in the folder").jobs
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns whatever reading a record file raises into DamagedRecords that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+        raise DamagedRecords(
+            f"{path}: damaged or not a record file ({one_line(error)}); delete it and run again"
+        ) from error
 
 
 def distinct_kernels(described: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.errors import report_errors
 
 
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="manifold-bench report", description=__doc__)
+    parser = Parser(prog="manifold-bench report", description=__doc__)
     parser.add_argument("folder", metavar="DIR|URL", help="a run's output folder, which holds records/")
     given = parser.parse_args(arguments).folder
-    from rich.console import Console
-
     from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.report.screen import print_report
     from manifold_bench.bench.report.writing import write_report
     from manifold_bench.bench.running.url_folder import local_folder
+    from manifold_bench.bench.terminal import Terminal
 
     with local_folder(given, "DIR") as (folder, _):
         report = write_report(Results.load(folder))
-    print_report(report, Console())
+    print_report(report, Terminal())
     print(f"report.html, report.md, summary.csv, diagnosis.json, tables/ and plots/ are in {given}")
     return 0
 

@@ -20,7 +20,7 @@ LEGEND = (
     "beaten. Optimality, in percent: 100 for an attack that finds, for every input, the smallest distance that any "
     "attack of this table found on that defense, 0 for one that finds nothing (Cinà et al. 2025); an attack within "
     "given ε has the distance it came to at the smallest ε at which the input fell. Worst-case: all of them together. "
-    "Mean: over the defenses on which it is defined."
+    "Mean: over the defenses on which it is defined. Attacks are in the order of their success, then of optimality."
 )
 
 
@@ -33,7 +33,8 @@ def attack_tables(attacks: pd.DataFrame) -> list[Table]:
         if (ran.groupby("defense").size() < 2).all():
             continue
         notes = Notes()
-        rows = [_row(one, notes) for one in there.to_dict("records")]
+        ordered = there.assign(last=there["rank"].isna()).sort_values(["defense", "last", "rank"], kind="stable")
+        rows = [_row(one, notes) for one in ordered.to_dict("records")]
         of_norm = means[(means["dataset"] == dataset) & (means["norm"] == norm) & (means["defenses"] > 1)]
         for one in of_norm.to_dict("records"):
             mean = f"mean over {one['defenses']} defenses"

@@ -111,7 +111,7 @@ def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
                 lines += [] if own is None else [f"{where}, {defense}: {own['status']}: {own['reason']}"]
                 continue
             success, eps, passes, median, score = figure_texts(own)
-            place = _place(rows["optimality"], own["optimality"])
+            place = _place(rows["rank"], own["rank"])
             lines.append(
                 f"{where}, {defense}: success {success} % within ε = {eps}, {passes} passes, median distance {median}, "
                 f"optimality {score}{place}"
@@ -120,18 +120,16 @@ def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
         own = keyed(of_norm, "attack").get(attack)
         if own is not None and own["defenses"] > 1:
             alike = of_norm[of_norm["defenses"] == own["defenses"]]
-            place = _place(alike["optimality"], own["optimality"])
+            place = _place(alike["rank"], own["rank"])
             lines.append(
                 f"{where}: mean optimality over {own['defenses']} defenses {percent(own['optimality'])}{place}"
             )
     return lines
 
 
-def _place(scores: pd.Series, own: float) -> str:
-    known = scores.dropna()
-    if np.isnan(own) or len(known) < 2:
-        return ""
-    return f", rank {1 + int((known > own).sum())} of {len(known)}"
+def _place(ranks: pd.Series, own: float) -> str:
+    among = ranks.notna().sum()
+    return "" if np.isnan(own) or among < 2 else f", rank {own:.0f} of {among} by success, then by distance"
 
 
 def named_in(run: dict[str, Any], kind: Literal["defenses", "attacks"]) -> list[str]:

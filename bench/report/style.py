@@ -29,6 +29,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "text.parse_math": False,  # a label with dollars is no formula
     "svg.hashsalt": "manifold-bench",  # the same records give the same file
 }
 

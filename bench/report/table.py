@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from manifold_bench.bench.text import NOT_RUN
+import pandas as pd
+
+from manifold_bench.bench.text import NOT_RUN, printable
 
 LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals. Robust: accepted and right when clean, never accepted and wrong "
@@ -61,21 +63,38 @@ def flag_note(defense: str, reason: str) -> str:
     return f"¶ {defense}: its figures are not to be trusted, the diagnosis fails: {reason} (docs/diagnosis.md)"
 
 
+def csv(frame: pd.DataFrame) -> str:
+    """A frame as CSV in which no text is a formula to a spreadsheet: those that begin like one get an apostrophe."""
+    texts = frame.select_dtypes(exclude="number").columns
+    safe = {name: frame[name].map(lambda v: f"'{v}" if str(v).startswith(FORMULAS) else v) for name in texts}
+    return str(frame.assign(**safe).to_csv(index=False))
+
+
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+
+
 def markdown(table: Table) -> str:
     """The table as GitHub Markdown with its title, notes and legend."""
-    text = [f"### {table.title}", "", *markdown_grid(table.header, table.rows), "", table.legend, ""]
-    text += [f"- ({i}) {' '.join(note.split())}" for i, note in enumerate(table.notes, 1)]
+    text = [f"### {markdown_text(table.title)}", "", *markdown_grid(table.header, table.rows), "", table.legend, ""]
+    text += [f"- ({i}) {markdown_text(note)}" for i, note in enumerate(table.notes, 1)]
     return "\n".join(text).rstrip() + "\n"
 
 
 def markdown_grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a GitHub Markdown table. What would end a cell or open a tag stands for itself."""
+    """The lines of a GitHub Markdown table."""
 
     def line(cells: Sequence[str]) -> str:
-        plain = (" ".join(cell.split()).replace("<", "&lt;").replace("|", "\\|") for cell in cells)
-        return f"| {' | '.join(plain)} |"
+        return f"| {' | '.join(map(markdown_text, cells))} |"
 
     return [line(header), line(["---"] * len(header)), *map(line, rows)]
+
+
+def markdown_text(text: str) -> str:
+    """Text on one line in which nothing opens a tag, a link or code, or ends a cell of a table."""
+    text = printable(text.replace("\\", "\\\\"))
+    for special, plain in {"<": "&lt;", "|": "\\|", "](": "]\\(", "][": "]\\[", "]:": "]\\:", "`": "\\`"}.items():
+        text = text.replace(special, plain)
+    return text
 
 
 LATEX_ESCAPES = {
@@ -103,7 +122,7 @@ LATEX_ESCAPES = {
 
 def latex_escaped(text: str) -> str:
     """Text in which no character means anything to LaTeX."""
-    return "".join(LATEX_ESCAPES.get(character, character) for character in " ".join(text.split()))
+    return "".join(LATEX_ESCAPES.get(character, character) for character in printable(text))
 
 
 def latex(table: Table) -> str:

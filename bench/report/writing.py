@@ -13,7 +13,7 @@ from manifold_bench.bench.report.diagnosis import diagnosis_tables
 from manifold_bench.bench.report.html.page import write_page
 from manifold_bench.bench.report.measurements import measurement_plots
 from manifold_bench.bench.report.plots import Drawn, run_plots, write_plots
-from manifold_bench.bench.report.table import Table, latex, markdown
+from manifold_bench.bench.report.table import Table, csv, latex, markdown, markdown_text
 from manifold_bench.defenses.files import atomic_write
 
 
@@ -23,7 +23,7 @@ def write_report(results: Results) -> Report:
     What an earlier report left in tables/ and plots/ is replaced. Raises InputError where run.json is damaged.
     """
     report, folder = Report.of(results), results.folder
-    report.summary.to_csv(folder / "summary.csv", index=False)
+    (folder / "summary.csv").write_text(csv(report.summary), encoding="utf-8")
     atomic_write(folder / "diagnosis.json", json.dumps(report.diagnosis, indent=1, ensure_ascii=False) + "\n")
     # a table or plot of cells that are no longer in the run would pass for one of this run
     for pattern in ("tables/*.md", "tables/*.tex", "plots/*.svg", "plots/*.png"):
@@ -51,5 +51,5 @@ def write_report(results: Results) -> Report:
 def _page(report: Report, tables: list[Table], plots: list[Drawn]) -> str:
     """report.md: cells by status, how named systems compare, conclusions on central claims, every table and plot."""
     head = f"# Report\n\nCells (data set, defense, attack, norm, ε): {report.counts}. All figures: `summary.csv`.\n"
-    parts = [head, *(f"{paragraph}\n" for paragraph in report.paragraphs), *map(markdown, tables)]
+    parts = [head, *(f"{markdown_text(paragraph)}\n" for paragraph in report.paragraphs), *map(markdown, tables)]
     return "\n".join([*parts, *(f"![{plot.svg.stem}](plots/{plot.svg.stem}.png)\n" for plot in plots)])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from handmade import cell, run, write_run
+from handmade import RUN, cell, run, write_run
 
 from manifold_bench.bench import compare
 from manifold_bench.bench.baseline import main
@@ -27,7 +27,7 @@ def attacked(beaten: int) -> pd.DataFrame:
 
 def finished_run(folder: Path, *cells: pd.DataFrame, finished: bool = True) -> Path:
     write_run(folder, run(*cells))
-    told = {"finished": finished, "code": "0123456789" * 4, "started": "2026-01-02T03:04:05Z"}
+    told = RUN | {"finished": finished, "code": "0123456789" * 4, "started": "2026-01-02T03:04:05Z"}
     (folder / "run.json").write_text(json.dumps(told), encoding="utf-8")
     return folder
 

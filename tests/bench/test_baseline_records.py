@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from handmade import RUN
 
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix, read_matrix
@@ -36,7 +37,7 @@ def baseline(tmp_path):
     folder = tmp_path / "baseline"
     for job in planned():
         Store(folder).write(job, empty_records(job, "skipped", "by hand"))
-    (folder / "run.json").write_text(json.dumps({"code": "0123456789abcdef", "started": "2026-11-20T10:00:00Z"}))
+    (folder / "run.json").write_text(json.dumps(RUN | {"code": "0123456789abcdef", "started": "2026-11-20T10:00:00Z"}))
     return folder
 
 

@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from handmade import REJECT, cell, run
+from handmade import REJECT, RUN, cell, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -253,7 +253,9 @@ def test_claims_survive_the_way_through_a_run(tmp_path):
         {"figure": "recovered", "published": [110, 181], "rejected_by": "again", "recalled": True},
     )
     noise = Claim(source="s", text="t", figure="fooled", dataset="d", defense="d", norm="fooling", eps=math.inf)
-    (tmp_path / "run.json").write_text(json.dumps({"matrix": {"claims": claims_json([*made, noise])}}))
+    (tmp_path / "run.json").write_text(
+        json.dumps(RUN | {"matrix": RUN["matrix"] | {"claims": claims_json([*made, noise])}})
+    )
     assert claims_of(stored_provenance(tmp_path), tmp_path) == (*made, noise)
     assert claims_of(stored_provenance(tmp_path / "elsewhere"), tmp_path) == ()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from handmade import StoredJob, a_run, cell, identities, run, write_run
+from handmade import RUN, StoredJob, a_run, cell, identities, run, write_run
 
 from manifold_bench.bench import baseline, compare
 from manifold_bench.bench.errors import InputError
@@ -30,15 +30,6 @@ CELLS = run(
     cell("pgd", (0.1, 0.2), TEN, adv=[1] * 4 + [0] * 6),
     cell(f"{PROBE}pgd", (0.1,), TEN, adv=[1] * 4 + [0] * 6),
 )
-
-
-RUN = {
-    "code": "abc", "python": "3.11", "packages": {}, "finished": True, "wall_seconds": 1, "draws": 1, "workers": 1,
-    "machine": {"system": "", "processor": "", "cores": 1}, "command": [], "started": "2026-01-01", "device": "cpu",
-    "seeds": [0], "kernels": [],
-    "matrix": {"source": "evil.toml", "claims": [], "datasets": [{"name": "digits", "n": 10}],
-               "defenses": [{"name": "evil:Module", "label": "d"}]},
-}  # fmt: skip
 
 
 @pytest.fixture

@@ -25,6 +25,15 @@ from manifold_bench.bench.records.schema import (
 from manifold_bench.bench.records.store import Entry, Store
 from manifold_bench.defenses.identity import key_of
 
+RUN: dict[str, Any] = {
+    "code": "abc", "python": "3.11", "packages": {}, "finished": True, "wall_seconds": 1, "draws": 1, "workers": 1,
+    "machine": {"system": "", "processor": "", "cores": 1}, "command": [], "started": "2026-01-01", "device": "cpu",
+    "seeds": [0], "kernels": [],
+    "matrix": {"source": "evil.toml", "claims": [], "datasets": [{"name": "digits", "n": 10}],
+               "defenses": [{"name": "evil:Module", "label": "d"}]},
+}  # fmt: skip
+"""A whole run.json."""
+
 REJECT = -7
 """An answer in the lists below that stands for a rejection."""
 
@@ -198,7 +207,10 @@ class StoredJob:
         return self.long_key or key_of(self.identity)
 
     def __post_init__(self) -> None:
-        self.identity = {"records": REVISION} | self.identity
+        system = {"label": "a", "name": "a", "version": "1", "parameters": {}}
+        common = {"dataset": {"name": "digits"}, "defense": system, "attack": system, "eps": [0.1], "ladder": True}
+        common |= {"seed": 0, "protocol": "deterministic", "shape": [1, 8, 8], "num_classes": 10}
+        self.identity = {"records": REVISION} | common | self.identity
 
 
 def write_run(folder: Path, records: pd.DataFrame, families: Mapping[str, str] | None = None) -> Path:

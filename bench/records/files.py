@@ -1,0 +1,59 @@
+"""Reading the JSON files of a run's folder: of this version, whole and of the expected types, or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from manifold_bench.bench.errors import InputError, system_error
+from manifold_bench.bench.text import is_printable
+
+T = TypeVar("T")
+
+
+def _shown(text: str) -> str:
+    if not is_printable(text):
+        raise ValueError("holds control characters")
+    return text
+
+
+def _file(name: str) -> str:
+    if name != Path(name).name or len(name.encode()) > 255:
+        raise ValueError("is not the name of a file")
+    return name
+
+
+STRICT = ConfigDict(strict=True, extra="allow")
+"""Of models of files: no text stands for a number; keys that are not named are kept as they are."""
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(_shown)]
+"""A text that tables and file names show."""
+
+FileName = Annotated[Name, AfterValidator(_file)]
+
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def read_json(path: Path, kind: type[T], remedy: str) -> T:
+    """A JSON file as an instance of that type; raises InputError that names file and key. remedy: what to do then."""
+    try:
+        return parsed(path.read_bytes(), kind)
+    except OSError as error:
+        raise InputError(f"{system_error(error)}; {remedy}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); {remedy}") from error
+
+
+def parsed(content: bytes, kind: type[T]) -> T:
+    """JSON as an instance of that type; raises ValueError that names the first key at fault: `machine.cores: …`."""
+    try:
+        return TypeAdapter(kind).validate_json(content)
+    except ValidationError as error:
+        fault = error.errors(include_input=False, include_url=False)[0]
+        raise ValueError(": ".join(filter(None, [".".join(map(str, fault["loc"])), fault["msg"]]))) from error
