@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.apgd import APGD
 from manifold_bench.attacks.autoattack import AutoAttack
-from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.base import Attack, Knowledge, ViewAttack
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.fab import FAB
 from manifold_bench.attacks.square import Square
@@ -88,6 +88,38 @@ class Linear(Defense):
         return torch.stack([torch.zeros_like(score), score], dim=1)
 
 
+class Flat(Linear):
+    """The answers of `Linear`, from logits whose gradient is exactly zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach() + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+class Overflowing(Linear):
+    """As `Linear`, with a gradient that is not finite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits + ((x - x.detach()).abs().sqrt()).flatten(1).sum(1, keepdim=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanders(ViewAttack):
+    """Asks about points along the way beyond the boundary of `Linear`, and returns the input."""
+
+    minimal = True
+
+    def passes(self) -> tuple[int, int]:
+        return 20, 0
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        view, score = self.view(target), x.flatten(1) @ WEIGHTS + BIAS
+        direction = (-score / WEIGHTS.square().sum()).view(-1, 1, 1, 1) * WEIGHTS.view(1, 1, 2, 2)
+        for share in torch.linspace(1.55, 0.55, 11).tolist():
+            view.answer(x + share * direction, torch.arange(len(x)))
+        return x
+
+
 class NearestMean(Defense):
     """The class whose mean training digit is nearest: deterministic, linear, nothing to train."""
 
@@ -100,6 +132,13 @@ class NearestMean(Defense):
 
     def forward(self, x: Tensor) -> Tensor:
         return (2 * x.flatten(1)[:, None] * self.means - self.means.square()).sum(2)
+
+
+class FlatMean(NearestMean):
+    """The same answers, from logits whose gradient is exactly zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach() + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
 class RoundsBySize(nn.Linear):

@@ -1,0 +1,196 @@
+"""An attack that stopped trying never looks like robustness: what is recorded, counted, credited and marked."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from commands import bench_run, figures, records
+from handmade import cell, run
+from here import run_here
+
+from manifold_bench.attacks.contract import answered
+from manifold_bench.attacks.queries import Queries
+from manifold_bench.bench.metrics.effort import EFFORT_COLUMNS, effort_note
+from manifold_bench.bench.metrics.robustness import summary
+from manifold_bench.bench.planning.plan import Options, make_plan
+from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.records.store import Store
+
+ITERATIVE = [
+    {"name": "pgd", "eps": [0.1, 0.2], "steps": 5},
+    {"name": "mim", "eps": [0.1, 0.2]},
+    {"name": "apgd", "eps": [0.1, 0.2], "steps": 5},
+    {"name": "fab", "eps": [0.1, 0.2], "steps": 5},
+    {"name": "art:ProjectedGradientDescentPyTorch", "eps": [0.1, 0.2], "max_iter": 5},
+    {"name": "foolbox:LinfPGD", "eps": [0.1, 0.2], "steps": 5},
+]
+
+
+def ran(folder: Path, attack: dict[str, object], defense: str) -> pd.DataFrame:
+    """The stored rows of an attack on images whose distances are known, run as a job; by ε and sample."""
+    matrix = {"datasets": [{"name": "tiny:Grey", "n": 24}], "defenses": [defense], "attacks": [attack]}
+    jobs, store = make_plan(parse_matrix(matrix, "test.toml"), Options()).jobs, Store(folder)
+    for job in jobs:
+        run_here(job, folder)
+    rows, _ = store.read(store.path(jobs[-1]))
+    assert (rows["status"] == "ok").all(), rows["reason"].iloc[0]
+    return rows.sort_values(["eps", "sample"], ignore_index=True)
+
+
+def exact() -> np.ndarray:
+    """Distance of each image of `Grey` to the boundary of `Linear` in L2; 0 where the label is wrong to begin with."""
+    data = tiny.Grey().test
+    score = data.images.flatten(1) @ tiny.WEIGHTS + tiny.BIAS
+    return torch.where((score > 0).long() == data.labels, score.abs() / tiny.WEIGHTS.norm(), 0.0).numpy()
+
+
+def shares(cells: pd.DataFrame) -> dict[str, float]:
+    row = summary(cells).query("attack == 'a'").iloc[-1]
+    return {name: row[name] for name in EFFORT_COLUMNS}
+
+
+def test_the_shares_by_hand():
+    """Of ten inputs one is wrong when clean and one falls; the others stand, four of them for no good reason."""
+    labels = list(range(10))
+    rows = cell(labels=labels, clean=[1, *labels[1:]], adv=[1, 0, *labels[2:]])
+    rows["blind"] = [1, 1, 0.51, 0.5, 0, 0, math.nan, 0, 0, 1]
+    rows["moved"] = [False, True, True, True, False, True, True, True, True, True]
+    rows["improved"] = [False, False, True, True, True, False, True, True, True, False]
+    found = shares(run(cell("clean", labels=labels, clean=[1, *labels[1:]]), rows))
+    assert found == pytest.approx({"given_up": 4 / 9, "blind": 2 / 9, "unmoved": 1 / 9, "stalled": 2 / 9})
+
+
+def test_a_worst_case_is_given_up_where_every_attack_by_gradients_gave_up():
+    labels = list(range(4))
+    one, other = cell("a", labels=labels), cell("b", labels=labels, adv=[0, 1, 2, 0])
+    one["blind"], other["blind"] = [1, 1, 0, 1], [1, 0, 1, 1]
+    noise = cell("noise", labels=labels)
+    figured = summary(run(cell("clean", labels=labels), one, other, noise)).set_index("attack")["given_up"]
+    assert figured["worst-case"] == pytest.approx(1 / 4), "only the first: the last one fell"
+    assert figured["a"] == pytest.approx(3 / 4) and figured["noise"] == 0
+
+
+def test_one_in_a_hundred_is_no_mark():
+    assert not effort_note({"given_up": 0.01, "blind": 0.01, "unmoved": 0.0, "stalled": 0.0})
+    note = effort_note({"given_up": 0.02, "blind": 0.02, "unmoved": 0.0, "stalled": 0.0})
+    assert "2.0 %" in note and "gradient" in note
+    assert not effort_note(dict.fromkeys(EFFORT_COLUMNS, math.nan)) and not effort_note({})
+
+
+@pytest.mark.parametrize("attack", ITERATIVE, ids=lambda attack: attack["name"])
+@pytest.mark.parametrize("defense", ["tiny:Flat", "tiny:Overflowing"])
+def test_gradients_that_are_zero_or_not_finite_are_recorded(tmp_path, attack, defense):
+    rows = ran(tmp_path, attack, defense)
+    attacked = rows[rows["distance"] > 0]
+    asked = attacked[attacked["blind"].notna()]
+    assert len(asked) and (asked["blind"] == 1).all()
+    stands = asked[~asked["success"]]
+    assert len(stands) and effort_note(summary(rows.assign(attack="a", key="k")).iloc[0])
+
+
+@pytest.mark.parametrize("attack", ITERATIVE, ids=lambda attack: attack["name"])
+def test_an_honest_attack_has_no_mark(tmp_path, attack):
+    rows = ran(tmp_path, attack, "tiny:Linear")
+    attacked = rows[(rows["distance"] > 0) & rows["blind"].notna()]
+    assert len(attacked) and (attacked["blind"] == 0).all() and attacked["moved"].all() and attacked["improved"].all()
+
+
+def test_the_best_point_met_on_any_query_is_credited(tmp_path):
+    """The way beyond the boundary was asked about at 1.05 of its distance, and nothing was returned."""
+    rows = ran(tmp_path, {"name": "tiny:Wanders", "norm": "l2", "eps": [0.05, 10.0]}, "tiny:Linear")
+    last = rows[rows["eps"] == 10.0].sort_values("sample")
+    assert last["success"].all() and np.allclose(last["distance"], 1.05 * exact(), atol=1e-5)
+    assert (last["unreturned"] == (last["distance"] > 0)).all()
+    first = rows[rows["eps"] == 0.05].sort_values("sample")
+    assert (first["success"] == (first["distance"] <= 0.05 * (1 + 1e-5) + 1e-5)).all()
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        {"name": "art:DeepFool", "norm": "l2", "eps": [10.0], "epsilon": 1.0},
+        {"name": "foolbox:L2DeepFoolAttack", "norm": "l2", "eps": [10.0], "overshoot": 1.0},
+        {"name": "art:HopSkipJump", "norm": "l2", "eps": [10.0], "max_iter": 2, "init_eval": 20},
+    ],
+    ids=lambda attack: attack["name"],
+)
+def test_the_best_point_of_a_library_s_attack_is_no_farther_than_what_it_returned(tmp_path, attack):
+    rows = ran(tmp_path, attack, "tiny:Linear")
+    attacked = rows[rows["distance"] > 0]
+    assert attacked["success"].all() and (attacked["distance"] >= 0.999 * exact()[attacked["sample"]]).all()
+    assert attacked["distance"].tolist() == pytest.approx(attacked["l2"].tolist())
+
+
+def queries(n: int = 3, eps: float = math.inf) -> Queries:
+    return Queries(torch.full((n, 1, 2, 2), 0.5), torch.zeros(n, dtype=torch.long), None, "linf", eps)
+
+
+def test_queries_keep_the_nearest_success_of_each_input():
+    seen, rows = queries(eps=0.3), torch.tensor([0, 1, 1, 2, 2])
+    x = seen.x[rows] + torch.tensor([0.1, 0.2, 0.15, 0.4, 0.05]).view(-1, 1, 1, 1)
+    wrong = torch.tensor([False, True, True, True, False])
+    logits = torch.stack([torch.zeros(5), torch.where(wrong, 1.0, -1.0)], dim=1)
+    seen.scored(x, rows, logits, 2)
+    seen.answered(x, rows, answered(logits, 2))
+    assert seen.distance.tolist() == pytest.approx([math.inf, 0.15, math.inf], abs=1e-6), "0.4 is beyond ε"
+    assert torch.allclose(seen.point[1], x[2]) and seen.moved.all()
+    part = seen.only(torch.tensor([2, 0]))
+    part.answered(x[4:] - 0.01, torch.tensor([0]), answered(torch.tensor([[0.0, 1.0]]), 2))
+    assert seen.distance[2].item() == pytest.approx(0.04, abs=1e-6)
+
+
+def test_what_is_recorded_ends_with_the_first_success():
+    seen, rows = queries(), torch.arange(3)
+    gradient = torch.ones(3, 1, 2, 2)
+    gradient[1], gradient[2, 0, 0, 0] = 0.0, torch.nan
+    seen.differentiated(rows, gradient)
+    logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    seen.scored(seen.x, rows, logits, 2)
+    seen.answered(seen.x, rows, answered(logits, 2))
+    seen.differentiated(rows, torch.zeros(3, 1, 2, 2))
+    assert (seen.blind / seen.gradients).tolist() == [0, 1, 1] and seen.gradients.tolist() == [1, 2, 2]
+    assert seen.moved.tolist() == [True, False, False]
+    seen.scored(seen.x, rows, logits - torch.tensor([0.0, 1.0]), 2)
+    assert seen.improved.tolist() == [True, False, False]
+    seen.scored(seen.x + 0.1, rows, torch.tensor([[0.0, 1.0], [1.0, 0.5], [1.0, 0.0]]), 2)
+    assert seen.improved.tolist() == [True, True, False] and seen.moved.tolist() == [True] * 3
+
+
+MATRIX = """
+datasets = [{ name = "digits", n = 12 }]
+defenses = ["tiny:FlatMean", "tiny:NearestMean"]
+[[attacks]]
+name = "pgd"
+eps = [0.02]
+steps = 5
+[[attacks]]
+name = "noise"
+eps = [0.02]
+"""
+
+
+def test_a_run_says_where_an_attack_stopped_trying(tmp_path):
+    matrix, out = tmp_path / "m.toml", tmp_path / "out"
+    matrix.write_text(MATRIX)
+    done = bench_run(matrix, out)
+    assert done.returncode == 0, done.stderr
+    table = figures(out)
+    blind = table.loc["tiny:FlatMean", "blind"]
+    assert blind["pgd(steps=5)", 0.02] == blind["worst-case", 0.02] == 1
+    assert table.loc[("tiny:NearestMean", "pgd(steps=5)", 0.02), "given_up"] == 0
+    rows = records(out)
+    assert (
+        rows[(rows["defense"] == "tiny:FlatMean") & (rows["attack"] == "pgd(steps=5)")]["blind"].dropna() == 1
+    ).all()
+    ending = done.stdout.strip().splitlines()[-1]
+    assert "1 where the attack stopped trying" in ending
+    for text in (done.stdout, (out / "report.html").read_text(), (out / "report.md").read_text()):
+        assert "‖" in text and "stopped trying on 100.0 %" in text
+    again = bench_run(matrix, out)
+    assert "1 where the attack stopped trying" in again.stdout.strip().splitlines()[-1], "a finished run says it again"
