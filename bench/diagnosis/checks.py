@@ -6,7 +6,7 @@ defense (Athalye et al. 2018, Carlini et al. 2019, Zimmermann et al. 2022). docs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -36,8 +36,12 @@ from manifold_bench.bench.diagnosis.evidence import (
 )
 from manifold_bench.bench.metrics.robustness import REJECTED, RIGHT, outcomes, robust
 from manifold_bench.bench.metrics.shares import wilson
+from manifold_bench.bench.planning.probes import LARGE
 from manifold_bench.bench.records.schema import CLEAN, PROBE
 from manifold_bench.bench.text import eps_text, norm_text
+
+FEW = 8
+"""Inputs below which a share of none is chance."""
 
 
 class Check(NamedTuple):
@@ -224,7 +228,7 @@ def more(e: Evidence) -> Finding:
         told += f"; n = {n} can't show a gain below 1 pp, n ≥ 381 could"
     if binomial(gain, n, 0.05) < ALPHA:
         return Finding("fail", told)
-    return Finding("warn" if gain > 0.01 * n else "pass", told)
+    return Finding("warn" if binomial(gain, n, 0.01) < ALPHA_WARN else "pass", told)
 
 
 @check(
@@ -329,10 +333,64 @@ def accepts(e: Evidence) -> Finding:
     return Finding("warn" if binomial(rejected, n, 0.1) < ALPHA_WARN else "pass", told)
 
 
-def overall(results: Iterable[Result]) -> Result:
-    """fail or warn where any check does; else pass, or not run where most checks could not."""
-    results = list(results)
+@check(
+    "attacks find images that the defense accepts",
+    "Where every attacked image is rejected and none succeeds, the attacks fought the detector and lost: that says "
+    "nothing about images that it accepts. Use attacks that mind the detector (selective-pgd), and look at `noise` and "
+    "`grid`. The robust accuracy there is no figure.",
+)
+def reached(e: Evidence) -> Finding:
+    ran = (e.ok["role"] == ITERATIVE) & e.ok["norm"].isin(BALLS) & ~e.ok["clean_rejected"].astype(bool)
+    rows = e.ok[ran & ((e.ok["norm"] != "linf") | (e.ok["eps"] < min(LARGE)))]
+    found = []
+    for _, at in rows.groupby(["norm", "eps"]):
+        accepted = ((outcomes(at) != REJECTED) | at["success"]).groupby(at["sample"]).any()
+        count, n = int(accepted.sum()), len(accepted)
+        where = f"{norm_text(at['norm'].iloc[0])} ε = {eps_text(at['eps'].iloc[0])}"
+        told = f"{where}: {share_text(count, n)} accepted when attacked"
+        found.append((count / n, Finding("fail" if count == 0 and n >= FEW else "pass", told)))
+    if not found:
+        raise NotRun(e.missing("pgd"))
+    return min(found, key=lambda one: one[0])[1]
+
+
+@check(
+    "harmless noise is accepted (half a grey level)",
+    "A detector that rejects what nobody can tell from the clean image looks at how attacks write their images, not at "
+    "what is in them: an attacker who rounds passes it. It would reject the same photograph in another format.",
+)
+def noise(e: Evidence) -> Finding:
+    n, rejected = e.inspection("repeats", "noisy_n", "noisy")
+    told = f"accepted when clean, rejected with noise of half a grey level: {share_text(rejected, n)}"
+    if not n:
+        raise NotRun("no clean input is accepted")
+    if binomial(rejected, n, 0.1) < ALPHA:
+        return Finding("fail", told)
+    return Finding("warn" if binomial(rejected, n, 0.02) < ALPHA_WARN else "pass", told)
+
+
+@check(
+    "rounding an attack's output to the data's grid gains nothing",
+    "Images come in whole grey levels. Where a rounded output succeeds and the exact one does not, the defense tells "
+    "attacks by their fractions of levels: round what every attack returns.",
+)
+def grid(e: Evidence) -> Finding:
+    n, rounded = e.inspection("progress", "n", "rounded")
+    told = f"beaten only by the rounded end of an ascent: {share_text(rounded, n)}"
+    if binomial(rounded, n, 0.01) < ALPHA:
+        return Finding("fail", told)
+    return Finding("warn" if binomial(rounded, n, 0.01) < ALPHA_WARN else "pass", told)
+
+
+def overall(results: Mapping[str, Result]) -> Result:
+    """fail or warn where any check does; else pass, or not run where most checks could not; results: by check.
+
+    `planted` alone shows that the attack can find something: where it could not run there is no pass, only a warning.
+    """
+    found = list(results.values())
     for bad in ("fail", "warn"):
-        if bad in results:
+        if bad in found:
             return bad
-    return "pass" if 2 * results.count("pass") > len(results) else "not run"
+    if 2 * found.count("pass") <= len(found):
+        return "not run"
+    return "pass" if results["planted"] == "pass" else "warn"

@@ -39,7 +39,7 @@ def diagnose(results: Results) -> Diagnosis:
             {"check": name, "title": check.title, **check.finding(evidence)._asdict(), "meaning": check.meaning}
             for name, check in CHECKS.items()
         ]
-        result = overall(one["result"] for one in checks)
+        result = overall({one["check"]: one["result"] for one in checks})
         defenses.append({"dataset": str(dataset), "defense": str(defense), "result": result, "checks": checks})
     return {"defenses": defenses}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar
@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifold_bench.attacks.batching import blockwise
-from manifold_bench.attacks.gradient import PGD, steepest
+from manifold_bench.attacks.batching import blockwise, remaining
+from manifold_bench.attacks.gradient import steepest
 from manifold_bench.attacks.losses import LossName, accepted_and_wrong, named_loss
 from manifold_bench.attacks.target import Target
-from manifold_bench.attacks.threat import Norm, expand, flat_norm, project, random_in_ball
+from manifold_bench.attacks.threat import Norm, expand, flat_norm, inside, project, random_in_ball
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning import probes
 from manifold_bench.bench.running.judge import scored_answers
 from manifold_bench.bench.running.kernels import LayerCheck
-from manifold_bench.defenses.base import Defense, DefenseSpec, append_reject_score
+from manifold_bench.defenses.base import Defense, append_reject_score
 
 ALONE, ALONE_OPTIMISING = 8, 2
 """Inputs that are asked about one by one."""
@@ -31,6 +31,15 @@ PROBLEMS_OPTIMISING = 3
 
 SHRINKINGS = 4
 """How many sizes of the ball the planted test tries, each half the last, where a detector accepts too little of it."""
+
+PILOT = 32
+"""Points by which the planted test sees that a detector accepts too little of a ball."""
+
+HALF_A_LEVEL = 0.5 / 255
+"""L∞ size of noise that no camera or screen would notice."""
+
+GRIDS = (16, 255, 65535)
+"""Steps from black to white of the pixel values that data sets have: scikit-learn's digits, 8 and 16 bits."""
 
 INNER_SHARE = 0.95
 """The planted test's inner points lie within that share of ε (Zimmermann et al.'s η)."""
@@ -102,9 +111,11 @@ class Progress(Inspection):
     """How many of the inputs that a plain ascent doesn't beat are still on their way when it ends.
 
     `moving`: more than a twentieth of the loss' whole rise lies in the last tenth of the steps. `flat`: there was no
-    rise at all.
+    rise at all. `rounded`: inputs that are not beaten at the end of the ascent, but are by its last point rounded to
+    the grid of pixel values that the data have; 0 where they have none.
     """
 
+    version: ClassVar[int] = 2
     headline: ClassVar[str] = "moving"
     steps: int
 
@@ -125,20 +136,51 @@ class Progress(Inspection):
             logits, values, gradient = view.ascent(point, lambda z: loss(z, y, view.num_classes, None), rows)
             trace.append(values)
             beaten |= accepted_and_wrong(logits, y, view.num_classes)
-            point = project(point + 2.5 * self.eps / steps * steepest(gradient, self.norm), x, self.norm, self.eps)
+            last, point = point, _step(point, gradient, x, self.norm, self.eps, steps)
         best = torch.stack(trace).double().cummax(0).values  # [steps + 1, n]
         rise, late = best[-1] - best[0], best[-1] - best[steps - max(1, steps // 10)]
+        levels = grey_levels(x)
+        rounded = torch.zeros_like(beaten)
+        if levels:
+            on_grid = on_the_grid(last, x, levels)
+            allowed = inside(on_grid, x, self.norm, self.eps)
+            rounded = allowed & accepted_and_wrong(blockwise(defense, on_grid), y, defense.num_classes)
         return {
             "n": len(x),
             "unbeaten": int((~beaten).sum()),
             "moving": int((~beaten & (late > 0.05 * rise)).sum()),
             "flat": int((~beaten & (rise == 0)).sum()),
+            "rounded": int((~beaten & rounded).sum()),
         }
+
+
+def _step(point: Tensor, gradient: Tensor, x: Tensor, norm: Norm, eps: float, steps: int) -> Tensor:
+    """The next point of a projected ascent around x in that many steps."""
+    return project(point + 2.5 * eps / steps * steepest(gradient, norm), x, norm, eps)
+
+
+def grey_levels(x: Tensor) -> int | None:
+    """Number of steps from black to white on whose grid the pixels of x lie (255: 8-bit images); None for no grid."""
+    for levels in GRIDS:
+        scaled = x * levels
+        if (scaled - scaled.round()).abs().max() < 1e-3:
+            return levels
+    return None
+
+
+def on_the_grid(point: Tensor, x: Tensor, levels: int) -> Tensor:
+    """Points on the grid next to `point`, towards their origin x, so that they stay within its ball."""
+    scaled = (point * levels).double()
+    towards = torch.where(point >= x, (scaled + 1e-3).floor(), (scaled - 1e-3).ceil())
+    return (towards / levels).to(x.dtype).clamp(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats(Inspection):
     """How many answers change when they are asked for again, alone, or beside other images.
+
+    `noisy`: of the inputs that are accepted (`noisy_n`), how many are rejected with uniform noise of half a grey level
+    of 8-bit images.
 
     `alone` compares batches of different sizes, which numerical kernels may round differently; `others` compares
     batches of the same size whose other images are replaced, and counts scores that change in any bit: rounding does
@@ -146,7 +188,7 @@ class Repeats(Inspection):
     batch (`kernels.LayerCheck`).
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     headline: ClassVar[str] = "again"
 
     @property
@@ -164,6 +206,8 @@ class Repeats(Inspection):
             again = scored_answers(defense, x)
             single = scored_answers(defense, x[:alone], batch_size=1)
             beside_others = scored_answers(defense, torch.where(expand(kept, x), x, 1 - x))
+            noisy = scored_answers(defense, random_in_ball(x, "linf", HALF_A_LEVEL, seed))
+        accepted = first[:, 1] == 0
         changed = (first != beside_others) & ~(first.isnan() & beside_others.isnan())
         return {
             "n": len(x),
@@ -172,6 +216,8 @@ class Repeats(Inspection):
             "alone": int((first[:alone] != single)[:, :2].any(1).sum()),
             "others_n": int(kept.sum()),
             "others": int(changed[kept].any(1).sum()),
+            "noisy_n": int(accepted.sum()),
+            "noisy": int((accepted & (noisy[:, 1] != 0)).sum()),
             "uneven": len(layers.uneven()),
             "optimises": float(defense.inference_steps > 0),
             "randomized": float(defense.randomized),
@@ -208,32 +254,56 @@ class Planted(Inspection):
         optimising = defense.inference_steps > 0
         # With an optimisation inside every answer a few problems from fewer points have to do
         x, share = (x[:PROBLEMS_OPTIMISING], 8) if optimising else (x, 1)
-        attack = PGD(norm=self.norm, steps=self.steps, restarts=self.restarts)
-        queries = self.restarts * (attack.steps + 1) // share
-        found = by_chance = planted = shrunk = 0
+        queries = self.restarts * (self.steps + 1) // share
+        sizes = [self.eps / 2**k for k in range(1 if optimising else SHRINKINGS)]
+        problems: dict[float, list[tuple[Tensor, Readout]]] = {}
         for image in x.split(1):
-            for eps in (self.eps / 2**k for k in range(1 if optimising else SHRINKINGS)):
-                problem = self._plant(defense, image, eps, seed, share)
-                if problem is not None:
+            for eps in sizes:
+                if (readout := self._plant(defense, image, eps, seed, share)) is not None:
+                    problems.setdefault(eps, []).append((image, readout))
                     break
-            else:
-                continue
-            planted += 1
-            shrunk += eps < self.eps
-            own = torch.zeros(1, dtype=torch.int64, device=x.device)
-            output = project(attack.run(Target(problem, 1), image.clone(), own, eps, seed), image, self.norm, eps)
-            found += int((blockwise(problem, output.detach()).argmax(1) == 1).sum())
-            by_chance += bool((blockwise(problem, _inside(image, self.norm, eps, seed, queries)).argmax(1) == 1).any())
-        counts = {"planted": planted, "found": found, "random": by_chance, "shrunk": shrunk}
-        return {"n": len(x), **counts, "queries": queries}
+        found = by_chance = 0
+        for eps, planted in problems.items():
+            # problems in balls of one size are attacked as one batch
+            images, readout = torch.cat([image for image, _ in planted]), Readout.joined([one for _, one in planted])
+            found += int(self._attacked(defense, readout, images, eps, seed).sum())
+            for image, one in planted:
+                tried = one.read(blockwise(defense, _inside(image, self.norm, eps, seed, queries)), None)
+                by_chance += bool((tried.argmax(1) == 1).any())
+        counts = {"planted": sum(map(len, problems.values())), "found": found, "random": by_chance}
+        shrunk = sum(len(planted) for eps, planted in problems.items() if eps < self.eps)
+        return {"n": len(x), **counts, "shrunk": shrunk, "queries": queries}
 
-    def _plant(self, defense: Defense, image: Tensor, eps: float, seed: int, share: int) -> Binarized | None:
+    def _attacked(self, defense: Defense, readout: Readout, x: Tensor, eps: float, seed: int) -> Tensor:
+        """Whether PGD finds the planted class within ε of each image of x [P,C,H,W], a problem each → bool [P]."""
+        found, points = torch.zeros(len(x), dtype=torch.bool, device=x.device), x.clone()
+        for restart in range(self.restarts):
+            rows = (~found).nonzero()[:, 0]
+            if not len(rows):
+                break
+            view = Target(defense, len(x)).view()
+            point = random_in_ball(x[rows], self.norm, eps, seed + restart)
+            for _ in range(self.steps + 1):
+                logits, _, gradient = view.ascent(point, readout.loss(rows), rows)
+                points[rows] = point
+                if not defense.inference_steps:  # there the full answer may be another than the one seen on the way
+                    going = readout.read(logits, rows).argmax(1) != 1
+                    rows, point, gradient = remaining(going, rows, point, gradient)
+                if not len(rows):
+                    break
+                point = _step(point, gradient, x[rows], self.norm, eps, self.steps)
+            found |= readout.read(blockwise(defense, points), None).argmax(1) == 1
+        return found
+
+    def _plant(self, defense: Defense, image: Tensor, eps: float, seed: int, share: int) -> Readout | None:
         """The problem around an image [1,C,H,W]; None where no candidate stands out, or too few points are accepted.
 
         share: from how many times fewer points than the parameters say.
         """
         inner, candidates, norm = self.inner // share, self.candidates // share, self.norm
         inside = torch.cat([image, _inside(image, norm, INNER_SHARE * eps, seed + 1, inner)])
+        if len(_accepted(defense, inside[:PILOT])) < PILOT // 4:  # few enough are accepted to spare the others
+            return None
         surface = _surface(image, norm, eps, seed + 2, candidates)
         logits, outer = (_accepted(defense, points) for points in (inside, surface))
         if len(logits) < inner // 2 or not len(outer):
@@ -253,7 +323,8 @@ class Planted(Inspection):
         most, planted = float(((logits - mean) @ direction).max()), float(distances[chosen])
         if planted <= most:
             return None
-        return Binarized(defense, mean, direction, most + CLOSENESS * (planted - most))
+        threshold = most + CLOSENESS * (planted - most)
+        return Readout(mean[None], direction[None], mean.new_tensor([threshold]), defense.rejects)
 
 
 def _inside(image: Tensor, norm: Norm, eps: float, seed: int, n: int) -> Tensor:
@@ -278,48 +349,37 @@ def _accepted(defense: Defense, x: Tensor) -> Tensor:
     return logits[kept, : defense.num_classes].double()
 
 
-class Binarized(Defense):
-    """A defense with a readout of two classes over its logits: 1 where (logits − mean) · direction > threshold.
+@dataclass(frozen=True)
+class Readout:
+    """Problems of two classes over a defense's logits: 1 where (logits − mean) · direction > threshold, else 0.
 
-    mean, direction: [K]. Its detector and its ways of passing gradients are those of the defense.
+    mean, direction: [P,K]; threshold: [P]. rejects: whether the defense's detector stays in force.
     """
 
-    def __init__(self, defense: Defense, mean: Tensor, direction: Tensor, threshold: float) -> None:
-        super().__init__(DefenseSpec(shape=defense.spec.shape, num_classes=2))
-        self.mean: Tensor
-        self.direction: Tensor
-        self.whole = defense
-        self.register_buffer("mean", mean)
-        self.register_buffer("direction", direction)
-        self.threshold = threshold
+    mean: Tensor
+    direction: Tensor
+    threshold: Tensor
+    rejects: bool
 
-    @property
-    def rejects(self) -> bool:
-        return self.whole.rejects
+    @staticmethod
+    def joined(parts: Sequence[Readout]) -> Readout:
+        """Several problems as one readout."""
+        mean, direction, threshold = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "direction", "threshold")
+        )
+        return Readout(mean, direction, threshold, parts[0].rejects)
 
-    @property
-    def gradient_modes(self) -> tuple[str, ...]:
-        return self.whole.gradient_modes
-
-    @property
-    def inference_steps(self) -> int:
-        return self.whole.inference_steps
-
-    @property
-    def attacked_steps(self) -> int:
-        return self.whole.attacked_steps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._read(self.whole(x))
-
-    def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
-        logits, end = self.whole.attack_forward(x, gradient, start, inner_steps)
-        return self._read(logits), end
-
-    def _read(self, logits: Tensor) -> Tensor:
-        classes = logits[:, : self.whole.num_classes]
-        score = ((classes.double() - self.mean) @ self.direction - self.threshold).to(logits.dtype)
+    def read(self, logits: Tensor, rows: Tensor | None) -> Tensor:
+        """Two logits, and the reject logit, of a defense's logits [N,K+1]; rows [N]: each one's problem (None: all)."""
+        mean, direction, threshold = (
+            part if rows is None else part[rows] for part in (self.mean, self.direction, self.threshold)
+        )
+        classes = logits[:, : mean.shape[1]]
+        score = (((classes.double() - mean) * direction).sum(1) - threshold).to(logits.dtype)
         two = torch.stack([torch.zeros_like(score), score], dim=1)
-        if not self.rejects:
-            return two
-        return append_reject_score(two, logits[:, self.whole.num_classes] - classes.amax(1))
+        return append_reject_score(two, logits[:, mean.shape[1]] - classes.amax(1)) if self.rejects else two
+
+    def loss(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        """What PGD climbs for the problems at those rows: logits [n,K+1] → [n]."""
+        climbed, y = named_loss("auto", self.rejects, targeted=False), torch.zeros_like(rows)
+        return lambda logits: climbed(self.read(logits, rows), y, 2, None)

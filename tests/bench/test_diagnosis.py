@@ -7,11 +7,14 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 from here import run_here
 
-from manifold_bench.bench.diagnosis.checks import CHECKS
+from manifold_bench.attacks.threat import inside, random_in_ball
+from manifold_bench.bench.diagnosis.checks import CHECKS, overall
 from manifold_bench.bench.diagnosis.diagnose import diagnose
 from manifold_bench.bench.diagnosis.evidence import ITERATIVE, SINGLE_STEP, TRANSFER, Evidence
+from manifold_bench.bench.diagnosis.inspections import grey_levels, on_the_grid
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.probes import strengths
@@ -34,6 +37,7 @@ FAULTS = {
     "planted:Detaching": "gradients",
     "planted:RejectingAll": "accepts",
     "planted:BatchDependent": "repeats",
+    "planted:OffGrid": "noise",
 }
 HONEST = ("undefended", "pgd-training")
 
@@ -93,6 +97,12 @@ def results(entry):
 def test_a_planted_fault_is_flagged_by_the_check_that_is_meant_for_it(diagnosis, defense, check):
     assert results(diagnosis[defense])[check] == "fail", diagnosis[defense]
     assert diagnosis[defense]["result"] == "fail"
+
+
+def test_a_detector_of_what_is_off_the_grid_is_caught_in_three_ways(diagnosis):
+    """It rejects every attacked image, harmless noise too, and is beaten by the same images rounded to the grid."""
+    found = results(diagnosis["planted:OffGrid"])
+    assert {found[name] for name in ("noise", "grid", "reached")} == {"fail"}
 
 
 @pytest.mark.parametrize("defense", HONEST)
@@ -221,7 +231,7 @@ def test_rejection_of_an_unbounded_attack_is_a_warning():
     assert CHECKS["unbounded"].finding(evidence(rows(ITERATIVE, (), 20, 1.0))).result == "fail"
 
 
-@pytest.mark.parametrize(("gained", "result"), [(0, "pass"), (1, "warn"), (20, "fail")])
+@pytest.mark.parametrize(("gained", "result"), [(0, "pass"), (1, "pass"), (2, "pass"), (3, "warn"), (20, "fail")])
 def test_more_steps(gained, result):
     told = evidence(rows(ITERATIVE, (), 50), rows(ITERATIVE, range(gained), 50, attack=f"{PROBE}more"))
     found = CHECKS["more"].finding(told)
@@ -250,6 +260,47 @@ def test_planted_examples(found, random, result):
     assert CHECKS["planted"].finding(evidence(rows(ITERATIVE, (), 20), planted=values)).result == result
 
 
+@pytest.mark.parametrize(("rejected", "result"), [(0, "pass"), (2, "pass"), (4, "warn"), (25, "fail")])
+def test_harmless_noise(rejected, result):
+    values = {"noisy_n": 50, "noisy": rejected}
+    assert CHECKS["noise"].finding(evidence(rows(ITERATIVE, (), 20), repeats=values)).result == result
+
+
+@pytest.mark.parametrize(("rounded", "result"), [(0, "pass"), (1, "pass"), (3, "warn"), (10, "fail")])
+def test_outputs_on_the_grid(rounded, result):
+    values = {"n": 50, "rounded": rounded}
+    assert CHECKS["grid"].finding(evidence(rows(ITERATIVE, (), 20), progress=values)).result == result
+
+
+def test_an_evaluation_in_which_everything_attacked_is_rejected_has_failed():
+    rejected = rows(ITERATIVE, (), 20, adv_rejected=True)
+    assert CHECKS["reached"].finding(evidence(rejected)).result == "fail"
+    assert CHECKS["reached"].finding(evidence(rejected.assign(eps=0.5))).result == "not run"
+    assert CHECKS["reached"].finding(evidence(rows(ITERATIVE, (), 20))).result == "pass"
+    one = rejected.assign(adv_rejected=[False] + [True] * 19)
+    assert CHECKS["reached"].finding(evidence(one)).result == "pass"
+
+
+@pytest.mark.parametrize(("planted", "result"), [("pass", "pass"), ("not run", "warn"), ("fail", "fail")])
+def test_without_the_planted_test_there_is_no_pass(planted, result):
+    assert overall(dict.fromkeys(CHECKS, "pass") | {"planted": planted}) == result
+
+
+def test_counts_that_are_missing_or_contradict_each_other_are_not_judged():
+    told = evidence(rows(ITERATIVE, (), 20), gradients={"n": 50}, planted={"n": 5, "planted": 5, "found": 9})
+    assert CHECKS["gradients"].finding(told).result == CHECKS["planted"].finding(told).result == "not run"
+
+
+def test_points_on_the_grid_stay_within_the_ball():
+    x = torch.randint(0, 256, (5, 1, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
+    for norm, eps in (("linf", 0.1), ("l2", 1.0)):
+        points = random_in_ball(x, norm, eps, 1)
+        rounded = on_the_grid(points, x, 255)
+        assert grey_levels(x) == grey_levels(rounded) == 255 and inside(rounded, x, norm, eps).all()
+        assert (rounded != x).any() and (rounded - points).abs().max() <= 1 / 255 + 1e-6
+    assert grey_levels(torch.rand(2, 1, 8, 8)) is None and grey_levels(torch.tensor([0.0, 0.0625, 1.0])) == 16
+
+
 def test_a_randomized_defense_that_says_so_is_warned_of_only():
     assert repeats(again=40, alone=8, others=20, randomized=1.0) == "warn"
 
@@ -276,7 +327,7 @@ def test_rounding_by_the_size_of_the_batch_is_told_from_dependence_on_other_imag
 def repeats(**values):
     """The result of the check on these counts; what is not given is 0 of 50, 8 or 25."""
     zeros = dict.fromkeys(("again", "alone", "others", "uneven", "optimises", "randomized"), 0)
-    told = {"n": 50, "alone_n": 8, "others_n": 25} | zeros | values
+    told = {"n": 50, "alone_n": 8, "others_n": 25, "noisy_n": 50, "noisy": 0} | zeros | values
     return CHECKS["repeats"].finding(evidence(rows(ITERATIVE, (), 20), repeats=told)).result
 
 

@@ -82,6 +82,18 @@ class RejectingAll(Over):
         return append_reject_score(logits, torch.ones(len(x), device=x.device))
 
 
+class OffGrid(Over):
+    """Rejects every image whose pixels are not all on the grid of the data's grey levels, sixteenths."""
+
+    @property
+    def rejects(self) -> bool:
+        return True
+
+    def forward(self, x: Tensor) -> Tensor:
+        off = torch.sin(16 * math.pi * x).square().flatten(1).amax(1)
+        return append_reject_score(self.network(x), off - 1e-4)
+
+
 class BatchDependent(Over):
     """Standardises with the statistics of the batch."""
 
