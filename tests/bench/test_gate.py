@@ -133,7 +133,8 @@ def test_junit_has_a_case_for_each_cell_and_its_outcome():
     expected = {attack: [tag] for tag, attacks in tags.items() for attack in attacks} | {"same": [], "better": []}
     assert {attack: outcome(attack) for attack in expected} == expected
     assert [name for (place, name) in cases if place == "gate"] == [
-        "something was compared", "robust_accuracy:2pp was checked", "error:50% was checked",
+        "something was compared", "all cells together are not worse", "robust_accuracy:2pp was checked",
+        "error:50% was checked",
     ]  # fmt: skip
     told = {
         attack: cases["digits.d", f"{attack} L∞ ε = 0.1"][0].get("message") for attack in ("worse", "crashed", "bare")
