@@ -67,7 +67,7 @@ class Combined(RangeAttack):
         excess = apart(image, own) - torch.minimum(scene.room(image, rows), far)
         excess = torch.where(fooled, excess - excess.detach().clamp_min(0), excess)
         follows = apart(image.detach(), rival)  # r's own descent: a gradient, and nothing that counts
-        lacking = scene.lacking(logits, rows, self.confidence) + follows - follows.detach()
+        lacking = scene.lacking(logits / scene.unit[rows], rows, self.confidence) + follows - follows.detach()
         return Look(lacking, excess, scene.wrong(logits, rows) | fooled)
 
     def answer(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:

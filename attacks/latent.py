@@ -10,6 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 import torch
@@ -22,7 +23,7 @@ from manifold_bench.attacks.batching import all_rows, blockwise, padded
 from manifold_bench.attacks.contract import AttackableDefense, projects
 from manifold_bench.attacks.gradient import Best
 from manifold_bench.attacks.lagrangian import SAMPLES, Descent, Look, apart, descend
-from manifold_bench.attacks.losses import likeliest_wrong, margin
+from manifold_bench.attacks.losses import likeliest_wrong, margin, typical_temperature
 from manifold_bench.attacks.outputs import scored
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, draw_per_input, project
@@ -52,6 +53,12 @@ class Scene:
         self.all = all_rows(x)
         self.start = self.inverted(x, self.all)
         self.rivals = [blockwise(self.generator, self.start)]
+
+    @cached_property
+    def unit(self) -> Tensor:
+        """What logits are measured in, [N,1]: the `typical_temperature` of those of G(z*)."""
+        logits = blockwise(self.classifier, self.rivals[0])
+        return typical_temperature(logits, self.target.num_classes)[:, None]
 
     def inverted(self, images: Tensor, rows: Tensor) -> Tensor:
         """Their latents [n,k] by the full inversion; it counts as a forward pass, as an answer does."""
@@ -146,11 +153,12 @@ class RangeAttack(Attack):
     """What searches the latents of a defense that projects.
 
     steps: of each descent, by Adam at `rate` on z. starts: descents, each from a start of its own (`Scene.starts`).
-    confidence: margin of the wrong class up to which is climbed; ascent: of the multiplier (`descend`).
+    confidence: margin of the wrong class up to which is climbed, in units of `Scene.unit`; ascent: of the multiplier
+    (`descend`).
     """
 
     knowledge = "white-box"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     steps: Annotated[int, Ge(1)] = 200
     starts: Annotated[int, Ge(1)] = 1
@@ -266,7 +274,7 @@ class Latent(RangeAttack):
         images = scene.generator(point)
         logits = scene.classifier(images)
         excess = apart(images, scene.projected(images, rows))
-        return Look(scene.lacking(logits, rows, self.confidence), excess, scene.wrong(logits, rows))
+        return Look(scene.lacking(logits / scene.unit[rows], rows, self.confidence), excess, scene.wrong(logits, rows))
 
     def answer(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:
         return scene.projected(blockwise(scene.generator, point), rows)

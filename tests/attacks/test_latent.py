@@ -164,3 +164,14 @@ def test_an_output_is_the_same_alone_and_in_a_batch(attack):
 def test_what_has_no_generator_is_skipped_with_the_reason(attack):
     assert "no generator" in str(attack.unsuited(Linear(2)))
     assert attack.unsuited(Projects()) is None
+
+
+@every
+@pytest.mark.parametrize("scale", [0.01, 1e4])
+def test_the_scale_of_the_logits_changes_no_search(attack, scale):
+    defense, louder = Projects(), Projects()
+    louder.classifier = Part(lambda x: scale * classifier(x))
+    eps = 1.3 * float(defense.distance(NEAR, LABELS).median())
+    runs = [replace(attack, norm="l2").run(Target(one, len(NEAR)), NEAR, LABELS, eps, 0) for one in (defense, louder)]
+    fallen, loudly = (defense.verdict(out).wrong(LABELS) for out in runs)
+    assert fallen.any() and (fallen != loudly).sum() <= 1

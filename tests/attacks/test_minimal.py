@@ -220,7 +220,7 @@ def test_leaving_early_loses_nothing():
         for e, t in zip((True, False), targets, strict=True)
     )
     assert targets[0].forwards.sum() < 0.8 * targets[1].forwards.sum()
-    assert (early <= 1.001 * whole + 1e-3).all()
+    assert (early <= 1.01 * whole + 3e-3).all()
 
 
 def test_confidence_goes_further():
@@ -230,7 +230,7 @@ def test_confidence_goes_further():
         out = replace(CW, confidence=confidence, searches=3).run(Target(model, 6), x, y, INF, 0)
         logits = model(out)
         lead = logits.gather(1, 1 - y[:, None]) - logits.gather(1, y[:, None])
-        assert (lead >= confidence).all() and (lead < confidence + 0.1).all()
+        assert (lead >= confidence).all() and (lead < confidence + 0.2).all()
 
 
 @pytest.mark.parametrize(
