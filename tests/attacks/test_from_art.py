@@ -8,8 +8,7 @@ import pytest
 import torch
 from linear import comparable, interior_inputs, l2
 from rejecting import BAND, Band, images_below
-from torch import Tensor, nn
-from toys import Toy
+from toys import Parity
 
 from manifold_bench.attacks.from_art import ArtAttack, module_classifier
 from manifold_bench.attacks.gradient import PGD
@@ -68,18 +67,6 @@ def test_decision_based_results_do_not_depend_on_the_batch(linear_model):
     attack = ArtAttack(attack="HopSkipJump", norm="l2", parameters={"max_iter": 2, "init_eval": 10})
     whole = attack.run(Target(linear_model, 4), x, y, 0.0, seed=0)
     assert torch.equal(whole[2:], attack.run(Target(linear_model, 2), x[2:], y[2:], 0.0, seed=0))
-
-
-class Parity(Toy):
-    """Even or odd, by the largest logit of each."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.network = classifier
-
-    def answer(self, x: Tensor) -> Tensor:
-        logits = self.network(x)
-        return torch.stack([logits[:, ::2].amax(1), logits[:, 1::2].amax(1)], dim=1)
 
 
 def test_pgd_is_arts_pgd(digits, digits_cnn):

@@ -71,6 +71,18 @@ def beaten(defense: Toy, x: Tensor, y: Tensor) -> list[bool]:
     return defense.verdict(x).wrong(y).tolist()
 
 
+class Parity(Toy):
+    """Even or odd, by the largest logit of each."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.network = classifier
+
+    def answer(self, x: Tensor) -> Tensor:
+        logits = self.network(x)
+        return torch.stack([logits[:, ::2].amax(1), logits[:, 1::2].amax(1)], dim=1)
+
+
 class CNN(Toy):
     """Random weights: nothing is linear, nothing is symmetric."""
 
