@@ -37,7 +37,7 @@ from manifold_bench.bench.diagnosis.evidence import (
 from manifold_bench.bench.metrics.robustness import REJECTED, RIGHT, outcomes, robust
 from manifold_bench.bench.metrics.shares import wilson
 from manifold_bench.bench.planning.probes import LARGE
-from manifold_bench.bench.records.schema import CLEAN, PROBE
+from manifold_bench.bench.records.schema import CLEAN, PROBE, UNSTEADY
 from manifold_bench.bench.text import eps_text, norm_text
 
 FEW = 8
@@ -257,10 +257,11 @@ def repeats(e: Evidence) -> Finding:
             "repeats", "n", "again", "alone", "alone_n", "others", "others_n", "uneven", "optimises", "randomized"
         )
     except NotRun:
-        noted = e.ok.loc[(e.ok["kind"] == CLEAN) & (e.ok["reason"] != ""), "reason"]
-        if noted.empty:
+        remarks = "; ".join(e.ok.loc[e.ok["kind"] == CLEAN, "reason"].unique()).split("; ")
+        unsteady = next((remark for remark in remarks if remark.startswith(UNSTEADY)), None)
+        if unsteady is None:
             raise
-        return Finding("fail", f"the first eight inputs: {noted.iloc[0]}")
+        return Finding("fail", f"the first eight inputs: {unsteady}")
     told = (
         f"{again} of {n} answers change when asked again, {alone} of {alone_n} when asked alone; {others} of "
         f"{others_n} change in some bit with the other images of their batch"

@@ -22,6 +22,10 @@ CLEAN: Literal["clean"] = "clean"
 """The kind of the answers to the unperturbed inputs, and their name among attacks; norm "none", ε = 0."""
 
 
+UNSTEADY = "its answers "
+"""What a remark in the `reason` of a clean pass begins with that says that answers change by themselves."""
+
+
 CALIBRATION: Literal["calibration"] = "calibration"
 """The kind of the answers to unperturbed validation images, and their name; norm and ε as above. Thresholds that a
 figure needs are set on these, never on test images."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
+from manifold_bench.bench.records.schema import UNSTEADY
 from manifold_bench.bench.running.judge import scored_answers
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.checks import in_train_mode
@@ -81,11 +82,11 @@ def _repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterato
         if draws == 1:
             yield "it is randomized and judged on one draw; set draws to count the worst of several"
     elif not torch.allclose(first, again, rtol=1e-5, atol=1e-6, equal_nan=True):
-        yield "its answers to the same images differ from call to call although randomized is False"
+        yield f"{UNSTEADY}to the same images differ from call to call although randomized is False"
     elif not torch.equal(again[:, :2], scored_answers(defense, few, batch_size=1)[:, :2]):
         # a score may differ in its last bits and mean the same
         rounding = ", perhaps by rounding alone: this machine's kernels round by the size of the batch"
-        yield f"its answers depend on the batch{rounding if uneven else ''}"
+        yield f"{UNSTEADY}depend on the batch{rounding if uneven else ''}"
 
 
 def _left_in_train_mode(ref: TrainedRef) -> Iterator[str]:

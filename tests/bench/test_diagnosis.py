@@ -22,7 +22,7 @@ from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.bench.records.measurements import status
 from manifold_bench.bench.records.measurements import write_index as write_measurements
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import PROBE
+from manifold_bench.bench.records.schema import PROBE, UNSTEADY
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.report.__main__ import main
 from manifold_bench.bench.running.job import empty_records
@@ -322,6 +322,21 @@ def test_a_randomized_defense_that_says_so_is_warned_of_only():
 )
 def test_rounding_by_the_size_of_the_batch_is_told_from_dependence_on_other_images(values, result):
     assert repeats(**values) == result
+
+
+@pytest.mark.parametrize(
+    ("remark", "result"),
+    [
+        ("", "not run"),
+        ("its outputs look like probabilities", "not run"),
+        ("it is randomized and judged on one draw; set draws to count the worst of several", "not run"),
+        (f"{UNSTEADY}depend on the batch", "fail"),
+        (f"it rejects every image; {UNSTEADY}differ from call to call", "fail"),
+    ],
+)
+def test_without_its_inspection_only_remarks_on_answers_that_change_fail_the_defense(remark, result):
+    clean = rows("", (), 20, attack="clean", eps=0.0, norm="none", reason=remark)
+    assert CHECKS["repeats"].finding(evidence(clean, rows(ITERATIVE, (), 20))).result == result
 
 
 def repeats(**values):
