@@ -205,6 +205,8 @@ def check_readable(trained: Defense, fresh: Defense, images: Tensor) -> None:
     """
     words = "all that fit learns in parameters and buffers that the constructor makes (register_buffer)"
     name = type(trained).__name__
+    if any(weight.isnan().any() for weight in trained.parameters()):
+        raise ContractError(f"{name}.fit left weights that are NaN; expected numbers")
     try:
         fresh.load_state_dict(trained.state_dict())
     except RuntimeError as error:

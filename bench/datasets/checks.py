@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ def check_dataset(data: Dataset, *splits: Split) -> None:
             checked(data, part, TEXT)
         sizes = Expected("(channels, height, width), whole numbers ≥ 1", lambda value: _are_sizes(value, 3))
         checked(data, "shape", sizes)
+        checked(data, "files", Expected("a tuple of paths", _are_paths))
         checked(data, "num_classes", Expected("a whole number ≥ 1", lambda value: _are_sizes((value,), 1)))
         for name in splits:
             labelled = Expected("LabelledImages", lambda value: isinstance(value, LabelledImages))
@@ -30,7 +32,13 @@ def check_dataset(data: Dataset, *splits: Split) -> None:
             if fault:
                 raise ContractError(f"split {name!r}: {fault}")
     except ContractError as error:
+        if isinstance(error.__cause__, InputError):  # a file that is not there, say: it has its own words
+            raise error.__cause__ from error
         raise InputError(f"data set {getattr(data, 'name', type(data).__name__)!r}: {error}") from error
+
+
+def _are_paths(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(path, Path) for path in value)
 
 
 def _are_sizes(value: Any, count: int) -> bool:
@@ -48,6 +56,8 @@ def fault_of(split: LabelledImages, shape: tuple[int, int, int], classes: int) -
             return f"{name} is a tensor of {value.dtype}; expected {dtype}"
         if value.device.type != "cpu":
             return f"{name} is on {value.device}; expected a tensor on the CPU"
+        if value.requires_grad:
+            return f"{name} requires a gradient; expected plain data, as from detach()"
     if images.dim() != 4 or tuple(images.shape[1:]) != tuple(shape):
         return f"images has shape {list(images.shape)}; expected [N, {', '.join(map(str, shape))}]"
     if labels.shape != images.shape[:1]:

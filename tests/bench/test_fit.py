@@ -197,11 +197,18 @@ class Grown(Learning):
         return super().fit(train, validation, budget, seed, progress)
 
 
-@pytest.mark.parametrize("it", [Forgetful, Grown])
-def test_what_would_be_lost_with_the_process_fails_the_training_by_name(monkeypatch, tmp_path, it):
+class Exploded(Learning):
+    def fit(self, train, validation, budget, seed, progress):
+        with torch.no_grad():
+            self.network[1].bias += torch.nan
+        return {}
+
+
+@pytest.mark.parametrize("it", [Forgetful, Grown, Exploded])
+def test_a_training_whose_weights_are_of_no_use_fails_by_name(monkeypatch, tmp_path, it):
     ref = planned(monkeypatch, it)
     crash = fit_job(training_of(ref, "", DatasetRef("handed:Data", None), "cpu"), Log(tmp_path / "log.jsonl"))
-    assert crash and it.__name__ in crash.reason and "buffer" in crash.reason
+    assert crash and it.__name__ in crash.reason and ("NaN" if it is Exploded else "buffer") in crash.reason
     assert not ref.weights.exists()
 
 

@@ -65,6 +65,7 @@ SPLITS: dict[str, tuple[object, str]] = {
     "one-hot labels": (changed(labels=nn.functional.one_hot(Y, 3)), "[24]"),
     "too few labels": (changed(labels=Y[:-1]), "[24]"),
     "an empty split": (changed(images=X[:0], labels=Y[:0]), "at least one"),
+    "images with a gradient": (changed(images=X.clone().requires_grad_(True)), "detach"),
     "a tuple": ((X, Y), "LabelledImages"),
     "nothing": (None, "LabelledImages"),
 }
@@ -100,7 +101,7 @@ def test_a_split_that_changes_is_refused(monkeypatch):
     [
         ("name", None), ("name", ""), ("shape", (2, 2)), ("shape", [1, 2, 2]), ("shape", (1, 2.0, 2)), ("shape", "1"),
         ("shape", (0, 2, 2)), ("num_classes", "3"), ("num_classes", 0), ("num_classes", 2.5), ("revision", 1),
-        ("zoo", None),
+        ("zoo", None), ("files", "folder"), ("files", ("a", "b")), ("files", None),
     ],
 )  # fmt: skip
 def test_what_a_data_set_declares_is_refused_by_name(monkeypatch, attribute, value):
@@ -112,6 +113,12 @@ def test_what_a_data_set_declares_is_refused_by_name(monkeypatch, attribute, val
 def test_the_data_sets_of_this_project_pass():
     assert len(planned(datasets=[{"name": "digits", "n": 10}], defenses=["undefended"])) == 2
     assert Digits().test.images.dtype is torch.float32
+
+
+def test_a_data_set_that_lacks_its_files_says_so_in_its_own_words():
+    with pytest.raises(InputError) as caught:
+        planned(datasets=[{"name": "cifar10"}])
+    assert str(caught.value).startswith("data set 'cifar10' needs its files")
 
 
 class Raises:
