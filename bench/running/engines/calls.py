@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from manifold_bench.bench.errors import Interrupted
 from manifold_bench.bench.planning.matrix import ONE_CPU, Needs
+from manifold_bench.defenses.errors import one_line
 
 Function = tuple[Callable[..., Any], tuple[Any, ...]]
 """A module-level function and its arguments."""
@@ -120,7 +122,21 @@ class PackedCall:
 
 
 def pack(call: Call) -> PackedCall:
-    """Pack a call, with every path marked as one."""
+    """Pack a call, with every path marked as one. A call that cannot be packed fails when it is run."""
+    try:
+        return _packed(call)
+    except Interrupted:
+        raise
+    except BaseException as error:  # what a user's class says of how it is pickled may raise anything
+        reason = f"it cannot be sent to another process ({one_line(error)})"
+        return _packed(Call(call.id, _fail, (reason,), call.timeout))
+
+
+def _fail(reason: str) -> None:
+    raise TypeError(reason)
+
+
+def _packed(call: Call) -> PackedCall:
     modules: set[str] = set()
 
     class Pickler(pickle.Pickler):
