@@ -1,4 +1,4 @@
-"""Descents over the latents of a generator with the distance as a Lagrangian term; overpowered pairs."""
+"""Descents with Lagrangian terms for what has bounds; overpowered pairs of latents."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ SAMPLES = 1000
 class Look(NamedTuple):
     """What a descent sees at n points.
 
-    lacking: [n] what the answer lacks to be the wanted one, 0 where it lacks nothing; excess: [n] by how much a
-    distance is beyond its bound, ≤ 0 within (both differentiable); reached: [n] bool, whether the answer is wanted.
+    lacking: [n] what the answer lacks to be the wanted one, 0 where it lacks nothing; excess: [n] or [n,D], by how much
+    each of D values is beyond its bound, ≤ 0 within (both differentiable); reached: [n] bool, whether the answer is
+    wanted.
     """
 
     lacking: Tensor
@@ -55,18 +56,20 @@ def descend(
     descent: Descent,
     settle: Callable[[Tensor, Tensor], Tensor] = lambda point, rows: point,
 ) -> None:
-    """min over z, max over λ ≥ 0 of lacking(z) + λ · excess(z) for every row of `point` [M,k] at once, λ₀ = 1.
+    """min over z, max over λ ≥ 0 of lacking(z) + Σ λᵢ · excessᵢ(z) for every row of `point` [M,k] at once, λ₀ = 1.
 
     Each point is visited (`descent.steps` + 1 of them); what is done leaves the batch. settle: points [n,k] of certain
     rows → where they may be.
     """
     rows = torch.arange(len(point), device=point.device)
-    point, multiplier, memory = point.detach(), point.new_ones(len(point)), Moments.none(point)
+    point, memory = point.detach(), Moments.none(point)
+    multiplier = point.new_ones(())
     for step in range(descent.steps + 1):
         with torch.enable_grad():
             variable = point.clone().requires_grad_(True)
             seen = problem(variable, rows)
-            (gradient,) = torch.autograd.grad((seen.lacking + multiplier * seen.excess).sum(), variable)
+            multiplier = multiplier.expand_as(seen.excess)
+            (gradient,) = torch.autograd.grad(seen.lacking.sum() + (multiplier * seen.excess).sum(), variable)
         seen = Look(seen.lacking.detach(), seen.excess.detach(), seen.reached)
         going = ~visit(point, rows, seen, step)
         rows, point, multiplier, gradient = remaining(going, rows, point, multiplier, gradient)

@@ -1,0 +1,102 @@
+"""A descent with a multiplier for each detector, for defenses that reject."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+from torch.nn import functional as F
+
+from manifold_bench.attacks.base import ViewAttack
+from manifold_bench.attacks.batching import all_rows
+from manifold_bench.attacks.contract import AttackableDefense
+from manifold_bench.attacks.gradient import Best
+from manifold_bench.attacks.lagrangian import Descent, Look, descend
+from manifold_bench.attacks.losses import accepted_and_wrong, likeliest_wrong, margin
+from manifold_bench.attacks.selective import SLACK
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import project
+from manifold_bench.attacks.view import View
+
+CONFIRM_EVERY = 20
+"""Steps between confirmations by the full-strength defense, where the attacked view is not the deployed one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorLagrangian(ViewAttack):
+    """min over x′ in the ball, max over λ ≥ 0 of max(confidence − margin, 0) + Σᵢ λᵢ (rᵢ − 1), by Adam, class by class.
+
+    The margin is that of the class aimed at, rᵢ the score of detector i over its threshold if the answer were that
+    class. A multiplier grows while its detector rejects and falls while it doesn't: no weights have to be chosen.
+
+    steps: number of steps towards each class. targets: number of wrong classes tried, the likeliest of the clean input
+    first (None: all). rate: of Adam, as a share of ε (in L2: of ε for all pixels together). ascent: by how much of its
+    excess a multiplier grows in a step. confidence: margin up to which is climbed.
+    """
+
+    adapted_to = ("detection", "generative rejection")
+
+    steps: Annotated[int, Ge(1)] = 100
+    targets: Annotated[int, Ge(1)] | None = None
+    rate: Annotated[float, Gt(0), Lt(math.inf)] = 0.2
+    ascent: Annotated[float, Gt(0), Lt(math.inf)] = 0.2
+    confidence: Annotated[float, Ge(0), Lt(math.inf)] = 5.0
+
+    def __post_init__(self) -> None:
+        if self.part != "defense":
+            raise ValueError(f"part: {self.part!r} knows of no detector; this attack looks at the whole defense")
+
+    def passes(self) -> tuple[int, int]:
+        looks = (self.targets or 9) * (self.steps + 1)  # a guess: the classes aren't known here
+        return 1 + looks, looks
+
+    def unsuited(self, defense: AttackableDefense) -> str | None:
+        return super().unsuited(defense) or (
+            None if defense.rejects else "the defense rejects nothing: pgd with targeted = true is this attack there"
+        )
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        best, rows = Best(x.clone(), x.new_full((len(x),), -torch.inf)), all_rows(x)
+        likely = likeliest_wrong(self.view(target).answer(x, rows), y, target.num_classes)
+        for place in range(min(self.targets or target.num_classes, target.num_classes - 1)):
+            rows = self.descend(self.view(target), (x, y, likely[:, place]), rows, eps, best)
+            if not len(rows):
+                break
+        return best.point
+
+    def descend(
+        self, view: View, inputs: tuple[Tensor, Tensor, Tensor], rows: Tensor, eps: float, best: Best
+    ) -> Tensor:
+        """One descent from images x, labels y and classes aimed at (`inputs`, all [N,…]), for those rows [n].
+
+        Updates `best`, returns the rows that are not beaten.
+        """
+        (x, y, aims), classes = inputs, view.num_classes
+        left = torch.ones_like(rows, dtype=torch.bool)
+
+        def problem(point: Tensor, at: Tensor) -> Look:
+            own, images = rows[at], point.view(-1, *x.shape[1:])
+            view.target.count(own, 1, 1)
+            logits, ratios = view.detection(images, aims[own], own)
+            view.show(images.detach(), own, logits.detach())
+            ahead, reached = margin(logits, aims[own], classes, aims[own]), accepted_and_wrong(logits, y[own], classes)
+            return Look(F.relu(self.confidence - ahead), ratios - 1 + SLACK, reached)
+
+        def visit(point: Tensor, at: Tensor, seen: Look, step: int) -> Tensor:
+            own, images = rows[at], point.view(-1, *x.shape[1:])
+            due = step % CONFIRM_EVERY == 0 or step == self.steps
+            beaten = view.confirmed(images, y[own], own, seen.reached, due)
+            best.update(own, images, -(seen.lacking + seen.excess.clamp_min(0).sum(1)), beaten)
+            left[at[beaten]] = False
+            return beaten
+
+        def settle(point: Tensor, at: Tensor) -> Tensor:
+            return project(point.view(-1, *x.shape[1:]), x[rows[at]], self.norm, eps).flatten(1)
+
+        rate = self.rate * eps / (math.sqrt(x[0].numel()) if self.norm == "l2" else 1.0)
+        descend(problem, x[rows].flatten(1), visit, Descent(self.steps, rate, self.ascent), settle)
+        return rows[left]
