@@ -17,7 +17,7 @@ from manifold_bench.bench.records import measurements
 from manifold_bench.bench.records.files import STRICT, Name, Positive, Whole, parsed
 from manifold_bench.bench.records.provenance import KernelsPart, stored_provenance
 from manifold_bench.bench.records.schema import IMAGE_COLUMNS, PROBE, PROBED, contradiction
-from manifold_bench.bench.records.store import Contents, Entry, Store, distinct_kernels, key_in
+from manifold_bench.bench.records.store import Contents, DamagedRecords, Entry, Store, distinct_kernels, key_in
 from manifold_bench.bench.text import eps_text, norm_text
 
 Cell = tuple[str, str, str, str, float]
@@ -117,7 +117,7 @@ class Results:
         rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"kind": pd.Series(dtype="string")})
         if len(rows) and (found := contradiction(rows)):
             file = store.folder / there[str(rows["key"].iloc[found.row])].file
-            raise InputError(f"{file}: damaged ({found.fault}); delete it and run again")
+            raise DamagedRecords(f"{file}: damaged ({found.fault}); delete it and run again")
         probed = rows["kind"] == PROBED
         if probed.all():
             raise InputError(f"{store.folder}: no records here yet")

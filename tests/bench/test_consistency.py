@@ -9,10 +9,9 @@ import pytest
 from commands import bench_run, records
 from handmade import REJECT, cell
 
-from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import contradiction
-from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.records.store import DamagedRecords, Store
 
 
 def rows(norm: str = "linf", **more) -> pd.DataFrame:
@@ -71,7 +70,7 @@ def test_a_record_that_contradicts_itself_is_refused_and_computed_again(tmp_path
     (path,) = store.folder.glob("*fgsm*.parquet")
     contents = store.contents(path)
     store.save(path.name, contents._replace(rows=contents.rows.assign(success=~contents.rows["success"])))
-    with pytest.raises(InputError):
+    with pytest.raises(DamagedRecords):
         Results.load(out)
     done = bench_run(tmp_path / "matrix.toml", out)
     assert done.returncode == 0 and path.name in done.stdout
