@@ -6,6 +6,7 @@ The commands run in this process. The short profile takes seconds; `-m slow` tri
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -28,7 +29,7 @@ from manifold_bench.bench.report import __main__ as report
 from manifold_bench.bench.report import writing
 from manifold_bench.defenses.identity import key_of
 
-SHORT, LONG = 25, 700
+SHORT, LONG = 15, int(os.environ.get("FUZZ_EXAMPLES", "700"))
 COUNTS = [SHORT, pytest.param(LONG, marks=pytest.mark.slow)]
 MATRIX: dict[str, Any] = {
     "seed": 1,
