@@ -24,6 +24,9 @@ from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent
 IMAGE_BUDGET = 2_000_000
 
 
+CELL = ["dataset", "defense", "attack", "norm"]
+
+
 SHOWN_INPUTS = (4, 2, 1)
 """Inputs of a cell: as many as the budget allows."""
 
@@ -32,12 +35,12 @@ SHOWN_INPUTS = (4, 2, 1)
 class Strength:
     """One ε of a cell. shares: of inputs accepted and right, rejected, accepted and wrong, for a bar; None: no figure.
 
-    figures: the texts under the cell's header.
+    figures: texts by the heads of their columns.
     """
 
     eps: str
     shares: tuple[float, float, float] | None
-    figures: list[str]
+    figures: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,6 @@ class Cell:
     defense: str
     attack: str
     norm: str
-    header: list[str]
     strengths: list[Strength]
     notes: list[str]
     command: str | None
@@ -90,27 +92,18 @@ class HeatMap:
     notes: list[str]
 
 
-COMMON = ("n", "accepted and right", "rejected", "accepted and wrong")
-
-
-ATTACKED = ("robust", "strict", "median distance", "valid outputs")
-
-
-COST = ("forward passes per input", "backward passes per input", "seconds")
-
-
 class Cells:
     """Every cell of a run by (data set, defense, attack, norm), the clean ones once for each data set and defense."""
 
     def __init__(self, report: Report, budget: int = IMAGE_BUDGET) -> None:
         """budget: characters that images may take; beyond, fewer inputs of each cell are shown."""
         results, summary = report.results, report.summary
-        self.run, self.identities, self.implausible = results.run, results.identities, report.implausible
+        self.identities, self.implausible = results.identities, report.implausible
         self.keys = {key: list(rows["key"].unique()) for key, rows in results.records.groupby(CELL, sort=False)}
         pictures: dict[Any, pd.DataFrame] = dict(iter(pictured(results.records).groupby(CELL, sort=False)))
         for shown in SHOWN_INPUTS:
             self.images = Images()
-            inputs = {key: self._inputs(key, rows, shown) for key, rows in pictures.items()}
+            inputs = {key: list(map(self._input, shown_inputs(rows, shown))) for key, rows in pictures.items()}
             if self.images.size <= budget:
                 break
         self.all: dict[tuple[str, str, str, str], Cell] = {}
@@ -118,27 +111,20 @@ class Cells:
             attacks = [str(name) for name in same["attack"].unique() if name != WORST_CASE]
             for attack, rows in same.groupby("attack", sort=False):
                 key = (str(dataset), str(defense), str(attack), str(norm))
-                again = command(self.run, *key[:2], attacks if attack == WORST_CASE else [key[2]], key[3])
                 strength = "" if key not in pictures or norm == FOOLING else eps_text(pictures[key]["eps"].iloc[0])
-                self.all[key] = self._cell(key, rows, again, inputs.get(key, []), strength)
+                marks = Marks(rows, report.implausible)
+                self.all[key] = Cell(
+                    f"c{len(self.all) + 1}", *key,
+                    strengths=[_strength(row, marks) for row in rows.to_dict("records")],
+                    notes=marks.notes,
+                    command=command(results.run, *key[:2], attacks if attack == WORST_CASE else [key[2]], key[3]),
+                    facts=self._facts(key),
+                    inputs=inputs.get(key, []),
+                    pictured_at=strength,
+                )  # fmt: skip
 
     def find(self, dataset: str, defense: str, attack: str, norm: str) -> Cell | None:
         return self.all.get((dataset, defense, attack, "none" if attack == CLEAN else norm))
-
-    def _cell(
-        self, key: tuple[str, str, str, str], rows: pd.DataFrame, again: str | None, inputs: list[Input], pictured: str
-    ) -> Cell:
-        marks = Marks(rows, self.implausible)
-        return Cell(
-            f"c{len(self.all) + 1}", *key,
-            header=_header(key[2], key[3]),
-            strengths=[_strength(row, marks) for row in rows.to_dict("records")],
-            notes=marks.notes,
-            command=again,
-            facts=self._facts(key),
-            inputs=inputs,
-            pictured_at=pictured,
-        )  # fmt: skip
 
     def _facts(self, key: tuple[str, str, str, str]) -> list[tuple[str, str]]:
         if key not in self.keys:
@@ -152,11 +138,8 @@ class Cells:
         facts += [("protocol", str(identity["protocol"])), ("seed", ", ".join(seeds))]
         return [*facts, ("key", ", ".join(self.keys[key]))]
 
-    def _inputs(self, key: tuple[str, str, str, str], rows: pd.DataFrame, limit: int) -> list[Input]:
-        shape = self.identities[self.keys[key][0]]["shape"]
-        return [self._input(record, shape) for record in shown_inputs(rows, limit)]
-
-    def _input(self, record: dict[Any, Any], shape: list[int]) -> Input:
+    def _input(self, record: dict[Any, Any]) -> Input:
+        shape = self.identities[record["key"]]["shape"]
         original, adversarial, seen = (pixels(record[column], shape) for column in IMAGE_COLUMNS)
         truth, answer = truth_text(record), answer_text(record)
         assert original is not None and adversarial is not None
@@ -171,47 +154,37 @@ class Cells:
         return Input(images, answer, bool(record["success"]))
 
 
-CELL = ["dataset", "defense", "attack", "norm"]
-
-
 def _system(identity: Mapping[str, Any]) -> str:
     """A defense or an attack by its name, its parameters that differ from their defaults, and its version."""
     parameters = json.dumps(identity["parameters"], ensure_ascii=False).replace('"', "")[1:-1] or "default parameters"
     return f"{identity['name']}: {parameters}; version {identity['version']}"
 
 
-def _header(attack: str, norm: str) -> list[str]:
-    """Of the columns behind ε."""
-    if norm == FOOLING:
-        return ["n", "rejected", "accepted", "valid outputs", *COST]
-    return [*COMMON, *(() if attack == CLEAN else ATTACKED), *COST]
-
-
 def _strength(row: Row, marks: Marks) -> Strength:
-    """The figures of a summary row, in the order of _header."""
-    eps = NOT_RUN if row["attack"] == CLEAN or np.isinf(row["eps"]) else eps_text(row["eps"])
-    width = len(_header(row["attack"], row["norm"]))
+    """What is shown of a summary row."""
+    is_noise, attacked = row["norm"] == FOOLING, row["attack"] != CLEAN
+    figures = {"n": f"{row['n']:,}"}
+    if is_noise:
+        figures |= {"rejected": percent_interval(row["rejection"], row["n"]), "accepted": marks.cell(row, "error")}
+    else:
+        names = {"accepted and right": "accuracy", "rejected": "rejection", "accepted and wrong": "error"}
+        # with an interval where it is the cell's own figure
+        figures |= {head: percent(row[name]) if attacked else marks.cell(row, name) for head, name in names.items()}
+    if attacked and not is_noise:
+        figures |= {"robust": marks.cell(row, "robust_accuracy")}
+        figures |= {"strict": marks.cell(row, "strict_robust_accuracy")}
+        figures |= {"median distance": distance_text(row["median_distance"])}
+    if attacked:
+        figures |= {"valid outputs": percent(row["valid"])}
+    for direction in ("forward", "backward"):
+        passes = row[f"{direction}s"]
+        figures[f"{direction} passes per input"] = f"{passes:,.0f}" if passes >= 10 else f"{passes:.1f}"
+    figures["seconds"] = f"{row['seconds']:,.1f}"
+    eps = eps_text(row["eps"]) if attacked and np.isfinite(row["eps"]) else NOT_RUN
     if row["status"] in ("failed", "skipped"):
-        return Strength(eps, None, [f"{row['n']:,}", marks.cell(row, "error"), *[NOT_RUN] * (width - 2)])
-    cost = [_count(row["forwards"]), _count(row["backwards"]), f"{row['seconds']:,.1f}"]
-    n = f"{row['n']:,}"
-    if row["norm"] == FOOLING:
-        shares = (0.0, row["rejection"], row["error"])
-        figures = [percent_interval(row["rejection"], row["n"]), marks.cell(row, "error"), percent(row["valid"])]
-        return Strength(eps, shares, [n, *figures, *cost])
-    shares = (row["accuracy"], row["rejection"], row["error"])
-    if row["attack"] == CLEAN:
-        return Strength(eps, shares, [n, *(marks.cell(row, name) for name in OUTCOME_FIGURES), *cost])
-    attacked = [marks.cell(row, "robust_accuracy"), marks.cell(row, "strict_robust_accuracy")]
-    attacked += [distance_text(row["median_distance"]), percent(row["valid"])]
-    return Strength(eps, shares, [n, *(percent(row[name]) for name in OUTCOME_FIGURES), *attacked, *cost])
-
-
-OUTCOME_FIGURES = ("accuracy", "rejection", "error")
-
-
-def _count(passes: float) -> str:
-    return f"{passes:,.0f}" if passes >= 10 else f"{passes:.1f}"
+        why = {"n": figures["n"], list(figures)[1]: marks.cell(row, "error")}
+        return Strength(eps, None, dict.fromkeys(figures, NOT_RUN) | why)
+    return Strength(eps, (0.0 if is_noise else row["accuracy"], row["rejection"], row["error"]), figures)
 
 
 def heat_map(panel: Panel, cells: Cells, flags: Mapping[tuple[str, str], str] = {}) -> HeatMap:

@@ -23,9 +23,6 @@ from manifold_bench.bench.report.style import shade
 from manifold_bench.bench.report.tables import Marks, Row, keyed, panels, robust_legend
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
 
-SYMBOLS = {"pass": "✓", "warn": "!", "fail": "✗", "not run": NOT_RUN}
-"""Of the diagnosis' results; the word always stands beside."""
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -33,7 +30,6 @@ class Entry:
 
     dataset: str
     norm: str
-    norm_name: str
     family: str
     eps: str
     largest: bool
@@ -53,49 +49,8 @@ class Leaderboard:
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A plot as SVG inside the page."""
-
-    title: str
-    svg: Markup
-
-
 def write_page(report: Report, plots: Sequence[Drawn]) -> Path:
     """Writes report.html into a run's folder; returns its path."""
-    results, summary = report.results, report.summary
-    cells = Cells(report)
-    text = (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            name=results.folder.resolve().name,
-            run=results.run,
-            counts=report.counts,
-            leaderboard=leaderboard(report),
-            legend=robust_legend(summary),
-            maps=[heat_map(panel, cells, report.flags) for panel in panels(summary)],
-            scale=[shade(share)[0] for share in np.linspace(0, 1, 11)],
-            cells=list(cells.all.values()),
-            drawings=_drawings(plots, "curves"),
-            outcomes=_drawings(plots, "claims"),
-            galleries=galleries(summary, cells),
-            diagnosis=report.diagnosis["defenses"],
-            symbols=SYMBOLS,
-            conclusions=[_bold(paragraph) for paragraph in report.paragraphs],
-            claims=report.claim_tables,
-            measurements=report.measurement_tables,
-            tables=report.tables,
-            pictures=_drawings(plots, "measurements"),
-            images=cells.images.stored,
-        )
-    )
-    path = results.folder / "report.html"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("manifold_bench.bench.report.html", ""),
         autoescape=True,
@@ -103,10 +58,24 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["norm"] = norm_text
-    environment.filters["kernels"] = kernels_text
-    environment.filters["unbroken"] = _unbroken
-    return environment
+    environment.filters |= {"norm": norm_text, "kernels": kernels_text}
+    environment.filters |= {"inlined": _inlined, "unbroken": _unbroken, "bold": _bold}
+    cells = Cells(report)
+    text = environment.get_template("report.html.jinja").render(
+        report=report,
+        run=report.results.run,
+        name=report.results.folder.resolve().name,
+        leaderboard=leaderboard(report),
+        legend=robust_legend(report.summary),
+        maps=[heat_map(panel, cells, report.flags) for panel in panels(report.summary)],
+        scale=[shade(share)[0] for share in np.linspace(0, 1, 11)],
+        cells=cells,
+        plots=plots,
+        galleries=galleries(report.summary, cells),
+    )
+    path = report.results.folder / "report.html"
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def leaderboard(report: Report) -> Leaderboard:
@@ -120,15 +89,14 @@ def leaderboard(report: Report) -> Leaderboard:
     families = {results.identities[key]["defense"]["label"]: entry.family for key, entry in results.index.items()}
     diagnosed = {(one["dataset"], one["defense"]): one["result"] for one in report.diagnosis["defenses"]}
     entries: list[Entry] = []
-    strengths: dict[str, list[str]] = {}
+    strengths: dict[str, set[float]] = {}
     marks = Marks(summary, report.implausible)
     for panel in panels(summary):
         dataset, norm, clean, attacked = panel
         if panel.is_noise:
             continue
         ladder = sorted(attacked["eps"].unique())
-        known = strengths.setdefault(norm, [])
-        known += [eps_text(eps) for eps in ladder if eps_text(eps) not in known]
+        strengths.setdefault(norm, set()).update(ladder)
         unattacked = keyed(clean, "defense")
         worst, single = keyed(panel.worst, "defense", "eps"), panel.single
         alone = dict(iter(single.groupby("defense")))
@@ -148,16 +116,14 @@ def leaderboard(report: Report) -> Leaderboard:
                     figures.append(_shown(marks, accepting.get((dataset, defense)), "error"))
                 entries.append(
                     Entry(
-                        dataset, norm, norm_text(norm), families.get(defense, "other"), eps_text(eps),
-                        eps == ladder[-1], defense, figures,
-                        strongest=strongest(alone.get(defense, single[:0]), before, eps),
-                        diagnosis=diagnosed.get((dataset, defense), "not run"),
+                        dataset, norm, families.get(defense, "other"), eps_text(eps), eps == ladder[-1],
+                        defense, figures, strongest(alone.get(defense, single[:0]), before, eps),
+                        diagnosed.get((dataset, defense), "not run"),
                     )
                 )  # fmt: skip
-    for known in strengths.values():
-        known.sort(key=lambda text: float(text.replace("∞", "inf")))
+    ladders = {norm: list(dict.fromkeys(map(eps_text, sorted(known)))) for norm, known in strengths.items()}
     header = ["robust", "strict", "clean accuracy", "clean rejection", "median distance", "n attacked"]
-    return Leaderboard(header + ["noise accepted"] * bool(len(fooled)), entries, strengths, marks.notes)
+    return Leaderboard(header + ["noise accepted"] * bool(len(fooled)), entries, ladders, marks.notes)
 
 
 def _shown(marks: Marks, row: Row | None, figure: str) -> tuple[str, float | None]:
@@ -198,31 +164,24 @@ def galleries(summary: pd.DataFrame, cells: Cells) -> list[tuple[str, list[Cell]
     return made
 
 
-def _drawings(plots: Sequence[Drawn], section: str) -> list[Drawing]:
-    """The plots of a section of the page, as they were drawn."""
-    shown = (plot for plot in plots if plot.section == section)
-    return [
-        Drawing(plot.title, inlined(plot.svg.read_text(encoding="utf-8"), plot.svg.stem, plot.title)) for plot in shown
-    ]
-
-
-def inlined(svg: str, prefix: str, title: str) -> Markup:
+def _inlined(plot: Drawn) -> Markup:
     """An SVG file of Matplotlib as an element of a page: ids of its own, a name for screen readers, and black and white
     as the page's ink and paper, so that it follows a dark page.
     """
+    svg, prefix = plot.svg.read_text(encoding="utf-8"), plot.svg.stem
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
     head, rest = body.split(">", 1)
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', head)
     if not box:
-        raise InputError(f"{prefix}.svg: not a drawing of this version; run `manifold-bench report` again")
+        raise InputError(f"{plot.svg.name}: not a drawing of this version; run `manifold-bench report` again")
     rest = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{prefix}-", rest).replace("xlink:href", "href")
     rest = rest.replace("#ffffff", "var(--paper)").replace("#000000", "currentColor")
     rest = re.sub(r"\s*\n\s*", " ", rest)
     width, height = (float(side) for side in box.groups())
     frame = (
         f'<svg class="drawing" role="img" viewBox="0 0 {width:g} {height:g}" width="{width:g}pt" height="{height:g}pt">'
-        f"<title>{escape(title)}</title>"
+        f"<title>{escape(plot.title)}</title>"
     )
     return Markup(frame + rest)
 
