@@ -173,6 +173,13 @@ class Measured:
     scope: str = ""
 
 
+class Strongest(NamedTuple):
+    """A figure of the worst case over all attacks: what it is called, and how it is computed."""
+
+    name: str
+    measure: Callable[[pd.DataFrame], Measured]
+
+
 @dataclass(frozen=True)
 class Rule:
     """How a figure is computed and compared.
@@ -184,7 +191,7 @@ class Rule:
 
     kind: Literal["share", "trend", "number"]
     measure: Callable[..., Measured]
-    strongest: str
+    strongest: Strongest
     better: Literal["high", "low"] | None = None
     joins: bool = False
     ladder: bool = False
@@ -227,40 +234,32 @@ def _detection(records: pd.DataFrame) -> Measured:
     return Measured(f"{area:.3f} [{low:.3f}, {high:.3f}], n = {records['sample'].nunique():,}")
 
 
+ACCURACY = Strongest("accepted and right", _share(figures.accuracy))
+RIGHT_LABEL = Strongest("right", _share(figures.accuracy_without_rejection))
+ROBUST = Strongest("robust", _share(figures.robust_accuracy))
+STRICT = Strongest("robust, strict", _share(figures.strict_robust_accuracy))
+ERROR = Strongest("accepted and wrong", _share(figures.error))
+FALLEN = Strongest("made accepted and wrong", _share(fallen))
+DISTANCE = Strongest("median distance", _distance)
+
 RULES: dict[str, Rule] = {
-    "accuracy": Rule("share", _share(figures.accuracy), "accuracy", "high"),
-    "accuracy_without_rejection": Rule(
-        "share", _share(figures.accuracy_without_rejection), "accuracy_without_rejection", "high"
-    ),
-    "error": Rule("share", _share(figures.error), "error", "low"),
-    "rejection": Rule("share", _share(figures.rejection), "error"),
-    "robust_accuracy": Rule("share", _share(figures.robust_accuracy), "robust_accuracy", "high"),
-    "strict_robust_accuracy": Rule("share", _share(figures.strict_robust_accuracy), "strict_robust_accuracy", "high"),
-    "pairs": Rule("share", _share(pairs, counted=True), "fallen", "low"),
-    "fooled": Rule("share", _share(fooled, counted=True), "fallen", "low"),
-    "reclassified_right": Rule("share", _share(reclassified_right), "error", joins=True),
-    "recovered": Rule("share", _share(recovered, counted=True), "error", joins=True),
-    "peak_error": Rule("share", _peak, "error", ladder=True),
-    "rejection_monotone": Rule("trend", _monotone, "error", ladder=True),
-    "distance": Rule("number", _distance, "distance", ladder=True),
-    "detection_auc": Rule("number", _detection, "accuracy"),
+    "accuracy": Rule("share", ACCURACY.measure, ACCURACY, "high"),
+    "accuracy_without_rejection": Rule("share", RIGHT_LABEL.measure, RIGHT_LABEL, "high"),
+    "error": Rule("share", ERROR.measure, ERROR, "low"),
+    "rejection": Rule("share", _share(figures.rejection), ERROR),
+    "robust_accuracy": Rule("share", ROBUST.measure, ROBUST, "high"),
+    "strict_robust_accuracy": Rule("share", STRICT.measure, STRICT, "high"),
+    "pairs": Rule("share", _share(pairs, counted=True), FALLEN, "low"),
+    "fooled": Rule("share", _share(fooled, counted=True), FALLEN, "low"),
+    "reclassified_right": Rule("share", _share(reclassified_right), ERROR, joins=True),
+    "recovered": Rule("share", _share(recovered, counted=True), ERROR, joins=True),
+    "peak_error": Rule("share", _peak, ERROR, ladder=True),
+    "rejection_monotone": Rule("trend", _monotone, ERROR, ladder=True),
+    "distance": Rule("number", DISTANCE.measure, DISTANCE, ladder=True),
+    "detection_auc": Rule("number", _detection, ACCURACY),
 }
 """By the names that a claim may give as its `figure`."""
 
 
-class Strongest(NamedTuple):
-    """A figure of the worst case over all attacks: what it is called, and how it is computed."""
-
-    name: str
-    measure: Callable[[pd.DataFrame], Measured]
-
-
-STRONGEST = {
-    "accuracy": Strongest("accepted and right", _share(figures.accuracy)),
-    "accuracy_without_rejection": Strongest("right", _share(figures.accuracy_without_rejection)),
-    "robust_accuracy": Strongest("robust", _share(figures.robust_accuracy)),
-    "strict_robust_accuracy": Strongest("robust, strict", _share(figures.strict_robust_accuracy)),
-    "error": Strongest("accepted and wrong", _share(figures.error)),
-    "fallen": Strongest("made accepted and wrong", _share(fallen)),
-    "distance": Strongest("median distance", _distance),
-}
+MEASUREMENT = Rule("number", Measured, ERROR)
+"""Of a claim about a measurement's headline, which no records are needed for."""

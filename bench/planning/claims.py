@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from manifold_bench.attacks.threat import Norm
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.metrics.claims import RULES, Measured, Rule
+from manifold_bench.bench.metrics.claims import MEASUREMENT, RULES, Rule
 from manifold_bench.bench.planning.registry import one_of
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.text import eps_text, norm_text
@@ -69,6 +69,11 @@ class Claim(BaseModel):
     strongest: tuple[Budget, ...] = ()
     central: bool = False
 
+    @property
+    def rule(self) -> Rule:
+        """How its figure is computed and compared."""
+        return MEASUREMENT if self.figure is None else RULES[self.figure]
+
     @field_validator("figure")
     @classmethod
     def _known_figure(cls, value: str | None) -> str | None:
@@ -110,29 +115,32 @@ def _resolved(matrix: Matrix, claim: Claim, place: str) -> Claim:
     defending = {choice.label: choice for choice in matrix.defenses}
     if (claim.figure is None) == (claim.measurement is None):
         raise InputError(f"{place}: give a figure or a measurement, one of the two")
-    rule = RULES[claim.figure] if claim.figure else Rule("number", Measured, "")
-    if rule.joins != (claim.rejected_by is not None):
-        needed = "missing; name the defense that rejects" if rule.joins else f"not for figure = {claim.figure!r}"
+    joins = claim.rule.joins
+    if joins != (claim.rejected_by is not None):
+        needed = "missing; name the defense that rejects" if joins else f"not for figure = {claim.figure!r}"
         raise InputError(f"{place}.rejected_by: {needed}")
     for key in ("defense", "rejected_by"):
         name = getattr(claim, key)
         if name is not None:
             one_of(f"{place}.{key}", name, defending)
             _check_applies(place, key, name, defending[name].defends(claim.dataset), claim)
-    _check_published(claim, rule, place)
-    _check_strongest(matrix, claim, rule, place)
+    allowed, fits = PUBLISHED[claim.rule.kind]
+    if claim.published is not None and not fits(claim.published):
+        given, name = json.dumps(claim.published), claim.figure or claim.measurement
+        raise InputError(f"{place}.published: {given} is not what {name!r} can be; give {allowed}")
+    _check_strongest(matrix, claim, place)
     if claim.measurement is not None:
         one_of(f"{place}.measurement", claim.measurement, [choice.label for choice in matrix.measurements])
         chosen = next(choice for choice in matrix.measurements if choice.label == claim.measurement)
         _check_applies(place, "measurement", chosen.label, chosen.applies_to(claim.dataset, claim.defense), claim)
     elif claim.attack != CLEAN:
-        return _with_cell(matrix, claim, rule, place)
-    if rule.ladder or claim.figure in ("pairs", "fooled"):
+        return _with_cell(matrix, claim, place)
+    if claim.rule.ladder or claim.figure in ("pairs", "fooled"):
         raise InputError(f"{place}.attack: missing; figure = {claim.figure!r} is one of an attack")
     return claim.model_copy(update={"norm": "none", "eps": 0.0})
 
 
-def _check_strongest(matrix: Matrix, claim: Claim, rule: Rule, place: str) -> None:
+def _check_strongest(matrix: Matrix, claim: Claim, place: str) -> None:
     """Whether there are attacks within the budgets, and all that a central claim is judged by."""
     for number, budget in enumerate(claim.strongest):
         usable = [choice for choice in matrix.attacks if choice.applies_to(claim.dataset, claim.defense)]
@@ -142,12 +150,12 @@ def _check_strongest(matrix: Matrix, claim: Claim, rule: Rule, place: str) -> No
             raise InputError(
                 f"{place}.strongest[{number}]: no attack here has {budget}; in that norm there are: {known}"
             )
-    if claim.central and not (rule.better and claim.published is not None and claim.strongest):
+    if claim.central and not (claim.rule.better and claim.published is not None and claim.strongest):
         judged = ", ".join(name for name, rule in RULES.items() if rule.better)
         raise InputError(f"{place}.central: needs published, strongest, and a figure that can fall: {judged}")
 
 
-def _with_cell(matrix: Matrix, claim: Claim, rule: Rule, place: str) -> Claim:
+def _with_cell(matrix: Matrix, claim: Claim, place: str) -> Claim:
     """The claim with the norm and the ε of its attack."""
     one_of(f"{place}.attack", claim.attack, [CLEAN, *dict.fromkeys(choice.label for choice in matrix.attacks)])
     named = [choice for choice in matrix.attacks if choice.label == claim.attack]
@@ -161,10 +169,10 @@ def _with_cell(matrix: Matrix, claim: Claim, rule: Rule, place: str) -> Claim:
     choice = named[norms.index(norm)]
     for defense in filter(None, (claim.defense, claim.rejected_by)):
         _check_applies(place, "attack", choice.label, choice.applies_to(claim.dataset, defense), claim)
-    if rule.ladder:
+    if claim.rule.ladder:
         if claim.eps is not None:
             raise InputError(f"{place}.eps: {claim.figure!r} is taken over every ε of the attack; leave it out")
-        if rule.kind != "number" and choice.ladder:
+        if claim.rule.kind != "number" and choice.ladder:
             raise InputError(
                 f"{place}.figure: {claim.figure!r} needs an attack with ladder = false, a new one at every ε"
             )
@@ -187,14 +195,6 @@ def _check_applies(place: str, key: str, name: str, applies: bool, claim: Claim)
         raise InputError(
             f"{place}.{key}: {name!r} is confined to others than {claim.dataset!r} × {claim.defense!r} in this matrix"
         )
-
-
-def _check_published(claim: Claim, rule: Rule, place: str) -> None:
-    value = claim.published
-    allowed, fits = PUBLISHED[rule.kind]
-    if value is not None and not fits(value):
-        name = claim.figure or claim.measurement
-        raise InputError(f"{place}.published: {json.dumps(value)} is not what {name!r} can be; give {allowed}")
 
 
 PUBLISHED: dict[str, tuple[str, Callable[[Any], bool]]] = {

@@ -12,16 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from manifold_bench.bench.metrics import robustness as figures
-from manifold_bench.bench.metrics.claims import (
-    OUTCOMES,
-    RULES,
-    STRONGEST,
-    Measured,
-    over_ladder,
-    require_ok,
-    share_text,
-)
-from manifold_bench.bench.metrics.robustness import WRONG, outcomes
+from manifold_bench.bench.metrics.claims import OUTCOMES, Measured, over_ladder, require_ok, share_text
 from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.planning.claims import Budget, Claim, where
 from manifold_bench.bench.records.schema import ATTACK, CLEAN
@@ -35,6 +26,9 @@ RULE = (
     "stated budgets under the worst of all valid attacks on each input. It stands only if nothing of that failed or is "
     "missing; else it is open."
 )
+
+
+AS_PUBLISHED = "as the paper did it"
 
 
 LEGEND = (
@@ -53,7 +47,7 @@ def published_text(claim: Claim) -> str:
         text = "yes" if value else "no"
     elif isinstance(value, tuple):
         text = f"{value[0]:,} of {value[1]:,}"
-    elif claim.figure and RULES[claim.figure].kind == "share":
+    elif claim.rule.kind == "share":
         text = f"{100 * value:.2f}"
     else:
         text = f"{value:g}"
@@ -74,16 +68,12 @@ def measured(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str,
                     raise MissingCells(f"{result['status']}: {result['reason']}")
                 return Measured(f"{result['values'][result['headline']]:.4g}")
         return None
-    assert claim.figure is not None
-    rule = RULES[claim.figure]
-    cells = [_cell(claim, records, claim.defense)]
-    if claim.rejected_by is not None:
-        cells.append(_cell(claim, records, claim.rejected_by))
+    cells = [_cell(claim, records, defense) for defense in (claim.defense, claim.rejected_by) if defense]
     if any(rows.empty for rows in cells):
         return None
     for rows in cells:
         require_ok(rows)
-    found = rule.measure(*cells)
+    found = claim.rule.measure(*cells)
     if isinstance(claim.published, tuple) and found.share is not None:
         return dataclasses.replace(found, text=share_text(found.share, counted=True))
     return found
@@ -107,28 +97,42 @@ def under_strongest(claim: Claim, budget: Budget, records: pd.DataFrame) -> Meas
 
     None where the run has no attack there; raises MissingCells where none has records that are ok.
     """
-    there = _of_norm(claim, budget, records)
+    there = _within(claim, budget, records)
     if not (there["eps"] == budget.eps).any():
         return None
     rows, status, reason = figures.attacked_within(there, budget.eps)
     if rows.empty:
         raise MissingCells(f"{status}: {reason}")
-    found = STRONGEST[_strongest_name(claim)].measure(rows)
-    beaten = rows.assign(beaten=outcomes(rows) == WRONG).groupby(["attack", figures.inputs_of(rows)])["beaten"].any()
-    alone = beaten.groupby("attack").mean()
+    wrong = rows.assign(wrong=figures.outcomes(rows) == figures.WRONG)
+    alone = wrong.groupby(["attack", figures.inputs_of(rows)])["wrong"].any().groupby("attack").mean()
     most = (
         f"strongest single attack: {alone.idxmax()}, {100 * alone.max():.2f}" if alone.any() else "no attack succeeded"
     )
-    return dataclasses.replace(found, remark=most, scope="" if status == "ok" else reason)
+    return dataclasses.replace(claim.rule.strongest.measure(rows), remark=most, scope="" if status == "ok" else reason)
 
 
-def _of_norm(claim: Claim, budget: Budget, records: pd.DataFrame) -> pd.DataFrame:
-    """Every row of the claim's defense in the budget's norm."""
-    return _rows(records, dataset=claim.dataset, defense=claim.defense, norm=budget.norm, kind=ATTACK)
+def _within(claim: Claim, budget: Budget, records: pd.DataFrame) -> pd.DataFrame:
+    """Every row of the claim's defense within the budget."""
+    rows = _rows(records, dataset=claim.dataset, defense=claim.defense, norm=budget.norm, kind=ATTACK)
+    return rows[rows["eps"] <= budget.eps]
 
 
-def _strongest_name(claim: Claim) -> str:
-    return RULES[claim.figure].strongest if claim.figure else "error"
+def _evidence(
+    claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any]]
+) -> dict[str, Measured | MissingCells | None]:
+    """By place what was measured there, as the paper did it and within each budget: see `measured`, `under_strongest`.
+
+    Where there is no figure, the reason.
+    """
+    ways: dict[str, Callable[[], Measured | None]] = {AS_PUBLISHED: partial(measured, claim, records, results)}
+    ways |= {str(budget): partial(under_strongest, claim, budget, records) for budget in claim.strongest}
+    found: dict[str, Measured | MissingCells | None] = {}
+    for place, find in ways.items():
+        try:
+            found[place] = find()
+        except MissingCells as missing:
+            found[place] = missing
+    return found
 
 
 def claims_tables(
@@ -142,28 +146,23 @@ def claims_tables(
     for source in dict.fromkeys(claim.source for claim in claims):
         notes = Notes()
         rows = [_row(claim, records, results, notes) for claim in claims if claim.source == source]
-        header = ["claim", "on", "published", "measured as the paper did it", "under the strongest attack"]
+        header = ["claim", "on", "published", f"measured {AS_PUBLISHED}", "under the strongest attack"]
         title = f"{source}: published, measured, and under the strongest attack"
         made.append(Table(("paper", source, "claims"), title, header, rows, notes, LEGEND))
     return made
 
 
 def _row(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any]], notes: Notes) -> list[str]:
-    def shown(find: Callable[[], Measured | None]) -> str:
-        try:
-            found = find()
-        except MissingCells as missing:
-            return f"no figure {notes.number(str(missing))}"
+    def shown(found: Measured | MissingCells | None) -> str:
         if found is None:
             return NOT_RUN
+        if isinstance(found, MissingCells):
+            return f"no figure {notes.number(str(found))}"
         said = "; ".join(filter(None, (found.remark, found.scope)))
         return f"{found.text} {notes.number(said)}" if said else found.text
 
-    as_written = shown(partial(measured, claim, records, results))
-    name = STRONGEST[_strongest_name(claim)].name
-    strongest = [
-        f"{budget}: {name} {shown(partial(under_strongest, claim, budget, records))}" for budget in claim.strongest
-    ]
+    texts = {place: shown(found) for place, found in _evidence(claim, records, results).items()}
+    as_written = texts.pop(AS_PUBLISHED)
     attack = "" if claim.attack == CLEAN else f" × {claim.attack}"
     size = "" if claim.norm in (None, "none") or claim.eps is None else f", {where(str(claim.norm), claim.eps)}"
     return [
@@ -171,7 +170,7 @@ def _row(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any
         f"{claim.dataset}, {claim.defense}{attack}{size}",
         published_text(claim),
         as_written,
-        "; ".join(strongest) or NOT_RUN,
+        "; ".join(f"{place}: {claim.rule.strongest.name} {text}" for place, text in texts.items()) or NOT_RUN,
     ]
 
 
@@ -182,36 +181,28 @@ def conclusions(records: pd.DataFrame, claims: Sequence[Claim], results: Sequenc
 
 
 def _paragraph(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any]]) -> str:
-    name = STRONGEST[_strongest_name(claim)].name
-    attack = "without an attack" if claim.attack == CLEAN else f"under {claim.attack}"
-    falls: list[str] = []
-    missing: list[str] = []
-    parts = [f"**{claim.source}: {claim.text}.** Published: {published_text(claim)}."]
+    found = _evidence(claim, records, results)
+    shares = {place: one.share for place, one in found.items() if isinstance(one, Measured) and one.share is not None}
+    falls = [place for place, share in shares.items() if contradicted(claim, share)]
+    failed = {str(at) for at in claim.strongest if (_within(claim, at, records)["status"] == "failed").any()}
+    missing = [place for place in found if place in failed or place not in shares]
 
-    def told(place: str, find: Callable[[], Measured | None]) -> str:
-        """The figure there; notes whether it makes the claim fall, or is missing."""
-        try:
-            found = find()
-        except MissingCells as error:
-            missing.append(place)
-            return f"no figure ({error})"
-        if found is None or found.share is None:
-            missing.append(place)
+    def said(place: str) -> str:
+        one = found[place]
+        if isinstance(one, MissingCells):
+            return f"no figure ({one})"
+        if one is None or one.share is None:
             return "not in this run"
-        if contradicted(claim, found.share):
-            falls.append(place)
-        return f"{found.text} ({found.remark})" if found.remark else found.text
+        return f"{one.text} ({one.remark})" if one.remark else one.text
 
-    as_written = told("as the paper did it", partial(measured, claim, records, results))
-    parts.append(f"Measured as the paper did it ({claim.dataset}, {claim.defense}, {attack}): {as_written}.")
-    for budget in claim.strongest:
-        figure = told(str(budget), partial(under_strongest, claim, budget, records))
-        parts.append(f"Within {budget}: {name} {figure}.")
-        within = _of_norm(claim, budget, records)
-        if (within.loc[within["eps"] <= budget.eps, "status"] == "failed").any() and str(budget) not in missing:
-            missing.append(str(budget))
-    parts += _distances_told(claim, records)
-    parts.append(_price(claim, records))
+    attack = "without an attack" if claim.attack == CLEAN else f"under {claim.attack}"
+    parts = [
+        f"**{claim.source}: {claim.text}.** Published: {published_text(claim)}.",
+        f"Measured {AS_PUBLISHED} ({claim.dataset}, {claim.defense}, {attack}): {said(AS_PUBLISHED)}.",
+        *(f"Within {at}: {claim.rule.strongest.name} {said(str(at))}." for at in claim.strongest),
+        *_distances(claim, records),
+        _price(claim, records),
+    ]
     if falls:
         conclusion = f"the claim falls: {', '.join(falls)}"
     elif missing:
@@ -221,13 +212,13 @@ def _paragraph(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[st
     return " ".join([*parts, f"By the rule below, **{conclusion}**."])
 
 
-def _distances_told(claim: Claim, records: pd.DataFrame) -> Iterator[str]:
+def _distances(claim: Claim, records: pd.DataFrame) -> Iterator[str]:
     """A sentence for each norm of the budgets: the median distance at which an input falls; none for noise.
 
     Over the inputs that all attacks of the norm attacked: one that few tried would pass for one that holds.
     """
     for norm in dict.fromkeys(budget.norm for budget in claim.strongest):
-        rows = _of_norm(claim, Budget(norm=norm), records)
+        rows = _within(claim, Budget(norm=norm), records)
         common, _, _ = figures.attacked_within(rows, rows["eps"].max())
         middle = figures.median_distance(common)
         if not np.isnan(middle):
@@ -238,10 +229,9 @@ def _distances_told(claim: Claim, records: pd.DataFrame) -> Iterator[str]:
 def contradicted(claim: Claim, share: Estimate) -> bool:
     """Whether the measured share's interval lies wholly on the wrong side of what was published; see RULE."""
     value = claim.published
-    assert claim.figure is not None
     published = wilson(*value) if isinstance(value, tuple) else Estimate(value, value, value, 0)
     # an interval includes its own share: at 0 and 1 rounding may leave it outside
-    if RULES[claim.figure].better == "high":
+    if claim.rule.better == "high":
         return max(share.high, share.value) < published.low
     return min(share.low, share.value) > published.high
 
@@ -261,7 +251,7 @@ def claims_plots(records: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[Plo
     """
     drawn = set()
     for claim in claims:
-        if claim.figure is None or RULES[claim.figure].kind == "number" or not RULES[claim.figure].ladder:
+        if claim.rule.kind == "number" or not claim.rule.ladder:
             continue
         parts = (claim.dataset, claim.defense, claim.attack, str(claim.norm), "outcomes")
         rows = _cell(claim, records, claim.defense)
@@ -278,10 +268,8 @@ def outcomes_plot(curve: pd.DataFrame, title: str, norm: str) -> Figure:
         shares = [wilson(round(share * n), int(n)) for share, n in zip(curve[name], curve["n"], strict=True)]
         label = {"accuracy": "accepted and right", "rejection": "rejected", "error": "accepted and wrong"}[name]
         line: dict[str, Any] = {"color": colour, "marker": MARKERS[i], "ms": 4, "lw": 1.6, "clip_on": False}
-        axes.plot(curve["eps"], [100 * share.value for share in shares], label=label, zorder=3, **line)
-        low, high = (
-            [100 * bound for bound in bounds] for bounds in zip(*((s.low, s.high) for s in shares), strict=True)
-        )
+        value, low, high = 100 * np.array([share[:3] for share in shares]).T
+        axes.plot(curve["eps"], value, label=label, zorder=3, **line)
         axes.fill_between(curve["eps"], low, high, color=colour, alpha=0.15, lw=0)
     axes.set(xlabel=f"ε ({norm_text(norm)})", ylabel=f"% of n = {curve['n'].iloc[0]:,} inputs", ylim=(0, 100))
     axes.set_xlim(left=0)
