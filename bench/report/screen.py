@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.diagnosis import diagnosis_lines
-from manifold_bench.bench.report.tables import Marks, Panel, Row, fooling_table, keyed, panels
+from manifold_bench.bench.report.tables import Marks, Panel, Row, attacks_table, fooling_table, keyed, panels
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent
 
 SCREEN_LEGEND = (
@@ -51,58 +54,50 @@ def _print_tables(report: Report, console: Console) -> None:
     console.print(SCREEN_LEGEND)
 
 
-def _screen_table(title: str) -> Table:
-    narrow: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
-    return Table(title=title, title_justify="left", **narrow)
+def _screen_table(title: str, columns: Iterable[Column], groups: Iterable[list[list[str]]]) -> Table:
+    """groups: rows that stand together."""
+    look: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
+    table = Table(*columns, title=title, title_justify="left", **look)
+    for rows in groups:
+        for row in rows:
+            table.add_row(*map(Text, row))
+        table.add_section()
+    return table
 
 
 def _fooling_on_screen(panel: Panel, marks: Marks) -> list[Table]:
     """Which share of noise images fools each defense under each attack."""
     fooled = fooling_table(panel, marks)
-    table = _screen_table(f"{fooled.title}, %")
-    for column in fooled.header:
-        table.add_column(column, overflow="fold")
-    for row in fooled.rows:
-        table.add_row(*map(Text, (marks.defense(row[0]), *row[1:])))
-    return [table]
+    columns = [Column(head, overflow="fold") for head in fooled.header]
+    return [_screen_table(f"{fooled.title}, %", columns, [fooled.rows])]
 
 
 def _robustness_on_screen(panel: Panel, marks: Marks) -> list[Table]:
     """Two tables: the worst case at each ε, and robust accuracy under each attack."""
+    of_attacks = attacks_table(panel, marks, _short)
+    rows = [[defense, attack, *cells] for defense, attack, _, *cells in of_attacks.rows if attack != WORST_CASE]
+    heads = ["clean", "rej.", *(f"ε={eps_text(eps)}" for eps in sorted(panel.attacked["eps"].unique()))]
+    columns = [Column(head, justify="right", overflow="fold") for head in heads]
+    columns = [Column("defense", no_wrap=True), Column("attack", overflow="fold"), *columns]
+    each = _screen_table(f"{of_attacks.title}, % of inputs", columns, _by_defense(rows))
+    clean = keyed(panel.clean, "defense")
+    worst = []
+    for row in panel.worst.to_dict("records"):
+        before = [marks.cell(clean.get(row["defense"]), figure, _short) for figure in ("accuracy", "rejection")]
+        robust = [marks.cell(row, "robust_accuracy", _short), *_worst_figures(row)]
+        worst.append([marks.defense(row["defense"]), eps_text(row["eps"]), str(row["n"]), *before, *robust])
+    heads = ["ε", "n", "clean", "rej.", "robust", "95 %", "strict", "median"]
+    columns = [Column("defense", overflow="fold"), *(Column(head, justify="right", no_wrap=True) for head in heads)]
+    title = f"{panel.title}: worst case over attacks, % of inputs"
+    return [_screen_table(title, columns, _by_defense(worst)), each]
 
-    def short(share: float, n: int) -> str:
-        return percent(share)
 
-    attacked = panel.attacked
-    worst = _screen_table(f"{panel.title}: worst case over attacks, % of inputs")
-    each = _screen_table(f"{panel.title}: robust accuracy under each attack, % of inputs")
-    ladder = sorted(attacked["eps"].unique())
-    worst.add_column("defense", overflow="fold")
-    for column in ("ε", "n", "clean", "rej.", "robust", "95 %", "strict", "median"):
-        worst.add_column(column, justify="right", no_wrap=True)
-    each.add_column("defense", no_wrap=True)
-    each.add_column("attack", overflow="fold")
-    for column in ("clean", "rej.", *(f"ε={eps_text(eps)}" for eps in ladder)):
-        each.add_column(column, justify="right", overflow="fold")
-    clean, groups = keyed(panel.clean, "defense"), dict(iter(attacked.groupby("defense")))
-    for defense in panel.defenses:
-        before = [marks.cell(clean.get(defense), figure, short) for figure in ("accuracy", "rejection")]
-        cells = groups.get(defense, attacked[:0])
-        at = keyed(cells, "attack", "eps")
-        for attack in cells["attack"].unique():
-            row = [at.get((attack, eps)) for eps in ladder]
-            robust = [marks.cell(one, "robust_accuracy", short) for one in row]
-            if attack != WORST_CASE:
-                each.add_row(*map(Text, (marks.defense(defense), str(attack), *before, *robust)))
-                continue
-            for one, text in zip(row, robust, strict=True):
-                if one is not None:
-                    figures = _worst_figures(one)
-                    line = (marks.defense(defense), eps_text(one["eps"]), str(one["n"]), *before, text, *figures)
-                    worst.add_row(*map(Text, line))
-        worst.add_section()
-        each.add_section()
-    return [worst, each]
+def _by_defense(rows: list[list[str]]) -> list[list[list[str]]]:
+    return [list(same) for _, same in groupby(rows, key=itemgetter(0))]
+
+
+def _short(share: float, n: int) -> str:
+    return percent(share)
 
 
 def _worst_figures(row: Row) -> list[str]:

@@ -49,6 +49,10 @@ def keyed(rows: pd.DataFrame, *columns: str) -> dict[Any, Row]:
     return dict(zip(reversed(keys), reversed(rows.to_dict("records")), strict=True))
 
 
+STRICTNESS = ("robust_accuracy", "strict_robust_accuracy")
+"""The figures that a table of worst cases has at each ε."""
+
+
 class Marks:
     """The reasons that a table's cells point to, numbered as they first appear.
 
@@ -168,7 +172,7 @@ def tables(summary: pd.DataFrame, implausible: Mapping[Any, str]) -> list[Table]
     """
     made = []
     for panel in panels(summary):
-        kinds = (fooling_table,) if panel.is_noise else (_robustness, _attacks)
+        kinds = (fooling_table,) if panel.is_noise else (_robustness, attacks_table)
         made += [kind(panel, Marks(panel.attacked, implausible)) for kind in kinds]
     return made
 
@@ -179,11 +183,9 @@ def _robustness(panel: Panel, marks: Marks) -> Table:
     clean, at = keyed(panel.clean, "defense"), keyed(panel.worst, "defense", "eps")
     rows = []
     for defense in panel.defenses:
-        row = [defense, *_clean_cells(clean.get(defense), marks)]
-        for eps in ladder:
-            one = at.get((defense, eps))
-            row += [marks.cell(one, "robust_accuracy"), marks.cell(one, "strict_robust_accuracy")]
-        rows.append(row)
+        before = _clean_cells(clean.get(defense), marks)
+        robust = (marks.cell(at.get((defense, eps)), figure) for eps in ladder for figure in STRICTNESS)
+        rows.append([defense, *before, *robust])
     header = ["defense", "n", "clean accuracy", "clean rejection", *_per_strength(ladder)]
     title = f"{panel.title}: robust accuracy, worst case over attacks"
     name = (panel.dataset, panel.norm, "robustness")
@@ -194,14 +196,15 @@ def _per_strength(ladder: list[float]) -> list[str]:
     return [f"{figure}, ε = {eps_text(eps)}" for eps in ladder for figure in ("robust", "strict")]
 
 
-def _attacks(panel: Panel, marks: Marks) -> Table:
+def attacks_table(panel: Panel, marks: Marks, text: Callable[[float, int], str] = percent_interval) -> Table:
     """Rows: defense and attack. Columns: clean accuracy and rejection, then robust accuracy at each ε."""
     ladder = sorted(panel.attacked["eps"].unique())
     clean, at = keyed(panel.clean, "defense"), keyed(panel.attacked, "defense", "attack", "eps")
     rows = []
     for defense, attack in _pairs(panel):
-        row = [defense, attack, *_clean_cells(clean.get(defense), marks)]
-        rows.append(row + [marks.cell(at.get((defense, attack, eps)), "robust_accuracy") for eps in ladder])
+        before = _clean_cells(clean.get(defense), marks, text)
+        robust = (marks.cell(at.get((defense, attack, eps)), "robust_accuracy", text) for eps in ladder)
+        rows.append([marks.defense(defense), attack, *before, *robust])
     header = ["defense", "attack", "n", "clean accuracy", "clean rejection"]
     header += [f"robust, ε = {eps_text(eps)}" for eps in ladder]
     title = f"{panel.title}: robust accuracy under each attack"
@@ -217,7 +220,10 @@ def robust_legend(attacked: pd.DataFrame) -> str:
 def fooling_table(panel: Panel, marks: Marks) -> Table:
     """Rows: defense and attack. Columns: noise images, and the share of them that fooled it."""
     at = keyed(panel.attacked, "defense", "attack")
-    rows = [[*pair, str(at[pair]["n"]), marks.cell(at[pair], "error")] for pair in _pairs(panel)]
+    rows = []
+    for defense, attack in _pairs(panel):
+        row = at[defense, attack]
+        rows.append([marks.defense(defense), attack, str(row["n"]), marks.cell(row, "error")])
     header = ["defense", "attack", "noise images", "accepted"]
     title = f"{panel.dataset}, fooling: share of noise images accepted"
     return Table((panel.dataset, panel.norm, "accepted"), title, header, rows, marks.notes, FOOLING_LEGEND)
@@ -251,11 +257,10 @@ def _selective(panel: Panel, marks: Marks) -> Table:
             if rate == DEPLOYED and len(without):
                 reasons = ", ".join(without["reason"].unique())
                 rate += " " + marks.notes.number(f"note: no threshold at {', '.join(without['rate'])}: {reasons}")
-            row = [str(defense), rate, str(point["n"]), marks.cell(point, "coverage"), marks.cell(point, "error")]
-            for eps in ladder:
-                one = at.get((defense, point["rate"], eps))
-                row += [marks.cell(one, figure, text) for figure in ("robust_accuracy", "strict_robust_accuracy")]
-            rows.append(row)
+            before = [marks.cell(point, "coverage"), marks.cell(point, "error")]
+            worst = (at.get((defense, point["rate"], eps)) for eps in ladder)
+            robust = (marks.cell(one, figure, text) for one in worst for figure in STRICTNESS)
+            rows.append([str(defense), rate, str(point["n"]), *before, *robust])
     header = ["defense", "rate", "n", "clean coverage", "clean error", *_per_strength(ladder)]
     title = f"{panel.title}: selective classification, worst case over attacks"
     name = (panel.dataset, panel.norm, "selective")
@@ -272,8 +277,7 @@ def _pairs(panel: Panel) -> list[tuple[str, str]]:
     return sorted(pairs, key=lambda pair: pair[0])
 
 
-def _clean_cells(row: Row | None, marks: Marks) -> list[str]:
+def _clean_cells(row: Row | None, marks: Marks, text: Callable[[float, int], str] = percent_interval) -> list[str]:
     """Number of inputs, clean accuracy and clean rejection of a defense."""
-    if row is None:
-        return [NOT_RUN] * 3
-    return [str(row["n"]), marks.cell(row, "accuracy"), marks.cell(row, "rejection")]
+    n = NOT_RUN if row is None else str(row["n"])
+    return [n, *(marks.cell(row, figure, text) for figure in ("accuracy", "rejection"))]
