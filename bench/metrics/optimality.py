@@ -18,21 +18,8 @@ from manifold_bench.bench.metrics.robustness import FOOLING, clean_right, inputs
 from manifold_bench.bench.records.schema import ATTACK, WORST_CASE
 
 ATTACK_COLUMNS = (
-    "dataset",
-    "norm",
-    "defense",
-    "attack",
-    "n",
-    "status",
-    "eps",
-    "right",
-    "success",
-    "forwards",
-    "backwards",
-    "median_distance",
-    "optimality",
-    "rank",
-    "reason",
+    *("dataset", "norm", "defense", "attack", "n", "status", "eps"),  # which attack, and what of it there is
+    *("right", "success", "forwards", "backwards", "median_distance", "optimality", "rank", "reason"),
 )
 
 

@@ -12,18 +12,8 @@ from manifold_bench.bench.metrics.robustness import FOOLING, RIGHT, attacked_wit
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 
 PAIRED_COLUMNS = (
-    "dataset",
-    "norm",
-    "eps",
-    "other",
-    "n",
-    "own_share",
-    "other_share",
-    "gained",
-    "lost",
-    "p",
-    "sign",
-    "reason",
+    *("dataset", "norm", "eps", "other", "n"),  # what is compared
+    *("own_share", "other_share", "gained", "lost", "p", "sign", "reason"),
 )
 
 

@@ -25,31 +25,11 @@ CELL = ("attack", "norm", "eps")
 
 
 SUMMARY_COLUMNS = (
-    "dataset",
-    "defense",
-    "attack",
-    "kind",
-    "norm",
-    "eps",
-    "n",
-    "seeds",
-    "status",
-    "accuracy",
-    "error",
-    "rejection",
-    "robust_accuracy",
-    "robust_low",
-    "robust_high",
-    "robust_mean",
-    "robust_sd",
-    "strict_robust_accuracy",
-    "median_distance",
-    "valid",
-    "forwards",
-    "backwards",
-    "seconds",
-    *EFFORT_COLUMNS,
-    "reason",
+    *("dataset", "defense", "attack", "kind", "norm", "eps"),  # which cell
+    *("n", "seeds", "status"),  # what of it there is
+    *("accuracy", "error", "rejection"),  # shares of outcomes
+    *("robust_accuracy", "robust_low", "robust_high", "robust_mean", "robust_sd", "strict_robust_accuracy"),
+    *("median_distance", "valid", "forwards", "backwards", "seconds", *EFFORT_COLUMNS, "reason"),
 )
 
 

@@ -9,20 +9,13 @@ from typing import Any
 import pandas as pd
 
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis, diagnose
-from manifold_bench.bench.metrics.effort import LIMIT, effort_note
-from manifold_bench.bench.metrics.optimality import attack_figures
-from manifold_bench.bench.metrics.robustness import summary
-from manifold_bench.bench.metrics.selective import matched
+from manifold_bench.bench.metrics import effort, optimality, robustness, selective
 from manifold_bench.bench.planning.claims import Claim, claims_of
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import WORST_CASE
-from manifold_bench.bench.report.attacks import attack_tables
-from manifold_bench.bench.report.claims import claims_tables, conclusions
+from manifold_bench.bench.report import attacks, claims, measurements, ranking, tables
 from manifold_bench.bench.report.diagnosis import flags
-from manifold_bench.bench.report.measurements import measurement_tables
-from manifold_bench.bench.report.ranking import named_in, named_lines, ranking_paragraphs, ranking_tables
 from manifold_bench.bench.report.table import Table, flagged
-from manifold_bench.bench.report.tables import implausible_cells, selective_tables, tables
 
 
 @dataclass(frozen=True)
@@ -49,22 +42,24 @@ class Report:
     def of(cls, results: Results) -> Report:
         """Computes everything that is shown of the results."""
         records, run = results.records, results.run
-        figures, attacks, diagnosis = summary(records), attack_figures(records), diagnose(results)
-        implausible, claims = implausible_cells(figures), claims_of(run, results.folder)
+        summary, worth, diagnosis = robustness.summary(records), optimality.attack_figures(records), diagnose(results)
+        implausible, stated = tables.implausible_cells(summary), claims_of(run, results.folder)
+        named, rankings = ranking.named_in(run, "defenses"), ranking.named_lines(records, worth, run)
         mark = partial(flagged, flags=flags(diagnosis))
-        made = [table for name in named_in(run, "defenses") for table in ranking_tables(records, name)]
-        made += tables(figures, implausible) + attack_tables(attacks) + selective_tables(matched(records), implausible)
-        rankings = named_lines(records, attacks, run)
+        made = [table for name in named for table in ranking.ranking_tables(records, name)]
+        made += tables.tables(summary, implausible) + attacks.attack_tables(worth)
+        made += tables.selective_tables(selective.matched(records), implausible)
+        conclusions = claims.conclusions(records, stated, results.measurements)
         return cls(
             results=results,
-            summary=figures,
+            summary=summary,
             implausible=implausible,
             diagnosis=diagnosis,
-            claims=claims,
+            claims=stated,
             rankings=rankings,
-            paragraphs=ranking_paragraphs(rankings, run) + conclusions(records, claims, results.measurements),
-            claim_tables=list(map(mark, claims_tables(records, claims, results.measurements))),
-            measurement_tables=list(map(mark, measurement_tables(results.measurements))),
+            paragraphs=ranking.ranking_paragraphs(rankings, run) + conclusions,
+            claim_tables=list(map(mark, claims.claims_tables(records, stated, results.measurements))),
+            measurement_tables=list(map(mark, measurements.measurement_tables(results.measurements))),
             tables=list(map(mark, made)),
         )
 
@@ -78,8 +73,8 @@ class Report:
     def given_up(self) -> str:
         """In how many cells an attack stopped trying on too many inputs, in words; empty where in none."""
         cells = self.summary[self.summary["attack"] != WORST_CASE].to_dict("records")
-        marked = sum(bool(effort_note(cell)) for cell in cells)
-        return f"{marked} where the attack stopped trying on more than {LIMIT:.0%} of the inputs (‖)" if marked else ""
+        marked = sum(bool(effort.effort_note(cell)) for cell in cells)
+        return f"{marked} where the attack stopped trying on more than {effort.LIMIT:.0%} of the inputs (‖)" if marked else ""
 
     @property
     def flags(self) -> dict[tuple[str, str], str]:

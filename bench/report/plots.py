@@ -19,20 +19,9 @@ from manifold_bench.bench.metrics.selective import area, attacked_answers, clean
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import ATTACK, CLEAN
 from manifold_bench.bench.records.store import file_name
+from manifold_bench.bench.report import style
 from manifold_bench.bench.report.grids import image_grid
 from manifold_bench.bench.report.pictures import pictured
-from manifold_bench.bench.report.style import (
-    COLOURS,
-    STYLE,
-    Plot,
-    blank_figure,
-    folded,
-    legend_beside,
-    line_style,
-    new_figure,
-    shade,
-    weights,
-)
 from manifold_bench.bench.report.tables import Panel, keyed, matrix_columns, panels
 from manifold_bench.bench.text import distance_text, eps_text, norm_text
 
@@ -52,11 +41,11 @@ class Drawn(NamedTuple):
     section: str
 
 
-def write_plots(plots: Iterable[Plot], folder: Path) -> list[Drawn]:
+def write_plots(plots: Iterable[style.Plot], folder: Path) -> list[Drawn]:
     """Writes plots as SVG and PNG into `folder`; a generator of them draws in the style that is set here."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(style.STYLE):
         for parts, figure, section in plots:
             svg = folder / f"{file_name(*parts)}.svg"
             figure.savefig(svg, metadata={"Date": None})
@@ -66,7 +55,7 @@ def write_plots(plots: Iterable[Plot], folder: Path) -> list[Drawn]:
     return drawn
 
 
-def run_plots(results: Results, summary: pd.DataFrame) -> Iterator[Plot]:
+def run_plots(results: Results, summary: pd.DataFrame) -> Iterator[style.Plot]:
     """The plots of a run's records. summary: robustness.summary of the results."""
     minimal = {key for key, entry in results.index.items() if entry.minimal}
     of_dataset = {str(dataset): rows for dataset, rows in results.records.groupby("dataset")}
@@ -75,18 +64,18 @@ def run_plots(results: Results, summary: pd.DataFrame) -> Iterator[Plot]:
             continue  # its table says it all
         records, name = of_dataset[panel.dataset], (panel.dataset, panel.norm)
         if np.isfinite(panel.attacked["eps"]).all():
-            yield Plot((*name, "curves"), security_curves(panel), "curves")
+            yield style.Plot((*name, "curves"), security_curves(panel), "curves")
         searched = _searched(records[records["norm"] == panel.norm], minimal)
         if len(searched):
-            yield Plot((*name, "distances"), distance_curves(*name, searched, minimal), "curves")
-        yield Plot((*name, "heatmap"), heat_map(panel))
+            yield style.Plot((*name, "distances"), distance_curves(*name, searched, minimal), "curves")
+        yield style.Plot((*name, "heatmap"), heat_map(panel))
         scored = _scored(records, panel.norm)
         if len(scored):
-            yield Plot((*name, "risk-coverage"), risk_coverage_curves(*name, scored), "curves")
+            yield style.Plot((*name, "risk-coverage"), risk_coverage_curves(*name, scored), "curves")
     for dataset, rows in _shown(results.records):
         for page, start in enumerate(range(0, len(rows), ROWS_PER_GRID), 1):
             grid = image_grid(dataset, rows[start : start + ROWS_PER_GRID], results.identities)
-            yield Plot((dataset, "images", str(page)), grid)
+            yield style.Plot((dataset, "images", str(page)), grid)
 
 
 def security_curves(panel: Panel) -> Figure:
@@ -97,12 +86,12 @@ def security_curves(panel: Panel) -> Figure:
     """
     dataset, norm, clean, _ = panel
     worst = panel.worst
-    figure, axes = new_figure(6.4, max(4.0, 0.6 + 0.2 * worst["defense"].nunique()))
-    bold = weights(worst["defense"].nunique())
+    figure, axes = style.new_figure(6.4, max(4.0, 0.6 + 0.2 * worst["defense"].nunique()))
+    bold = style.weights(worst["defense"].nunique())
     for i, (defense, rows) in enumerate(worst.groupby("defense")):
         points = pd.concat([clean[clean["defense"] == defense], rows]).sort_values("eps")
         x, y = points["eps"].to_numpy(), 100 * points["robust_accuracy"].to_numpy()
-        line = line_style(i) | {"ms": 4.5 * bold[i], "clip_on": False}
+        line = style.line_style(i) | {"ms": 4.5 * bold[i], "clip_on": False}
         axes.plot(x, y, label=str(defense), lw=1.3 * bold[i], zorder=3, **line)
         partial = (points["status"] == "partial").to_numpy(dtype=bool)
         if partial.any():
@@ -118,7 +107,7 @@ def security_curves(panel: Panel) -> Figure:
     _, handles = axes.get_legend_handles_labels()
     if handles:
         title = "defense" + ("\n(hollow: partial)" if (worst["status"] == "partial").any() else "")
-        legend_beside(axes, title)
+        style.legend_beside(axes, title)
     return figure
 
 
@@ -130,12 +119,12 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
     """
     panels = list(records.groupby("defense"))
     searching = sorted(records.loc[records["key"].isin(minimal), "attack"].unique())
-    figure = blank_figure(7.5, 0.8 + 2.2 * len(panels))
+    figure = style.blank_figure(7.5, 0.8 + 2.2 * len(panels))
     grid = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
     for axes, (defense, rows) in zip(grid, panels, strict=True):
         named: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [("all attacks", rows, {"color": "0.7", "lw": 4})]
         for i, attack in enumerate(searching):
-            line = line_style(i) | {"marker": "", "lw": 1.5}
+            line = style.line_style(i) | {"marker": "", "lw": 1.5}
             named.append((str(attack), rows[rows["attack"] == attack], line))
         for name, own, line in named:
             distances = own["distance"][np.isfinite(own["distance"])]
@@ -149,7 +138,7 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
         axes.set_ylim(0, 100)
         axes.set_title(str(defense), loc="left", fontsize=9)
         axes.grid(alpha=0.25)
-        legend_beside(axes, fontsize=8)
+        style.legend_beside(axes, fontsize=8)
     grid[-1].set_xlim(left=0)
     grid[-1].set_xlabel(f"distance ({norm_text(norm)}; pixels span 0 to 1)")
     figure.supylabel("robust accuracy, % of inputs", fontsize=9)
@@ -165,10 +154,10 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
     bound the risk from below (`metrics.selective`). The scale of the risk is linear up to 1 %, logarithmic above.
     """
     largest = records["eps"].max()
-    figure, axes = new_figure(8.0, max(4.2, 1.4 + 0.36 * records["defense"].nunique()))
-    bold = weights(records["defense"].nunique())
+    figure, axes = style.new_figure(8.0, max(4.2, 1.4 + 0.36 * records["defense"].nunique()))
+    bold = style.weights(records["defense"].nunique())
     for i, (defense, rows) in enumerate(records.groupby("defense")):
-        colour, marker = (line_style(i)[part] for part in ("color", "marker"))
+        colour, marker = (style.line_style(i)[part] for part in ("color", "marker"))
         clean = rows[rows["kind"] == CLEAN]
         attacked, status, _ = attacked_within(rows[rows["kind"] == ATTACK], largest)
         parts = [("-", colour, clean, clean_answers(clean))]
@@ -193,7 +182,7 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
     axes.grid(alpha=0.25)
     axes.set_title(f"{dataset}: risk over coverage, clean and under all {norm_text(norm)} attacks", loc="left")
     title = "defense (marker: as deployed;\nhollow: partial worst case)"
-    legend_beside(axes, title)
+    style.legend_beside(axes, title)
     return figure
 
 
@@ -204,7 +193,7 @@ def heat_map(panel: Panel) -> Figure:
     """
     defenses, columns = panel.defenses, matrix_columns(panel)
     at = keyed(pd.concat([panel.clean, panel.attacked]), "defense", "attack", "eps")
-    figure, axes = new_figure(2.6 + 0.62 * len(columns), 2.3 + 0.36 * len(defenses))
+    figure, axes = style.new_figure(2.6 + 0.62 * len(columns), 2.3 + 0.36 * len(defenses))
     shares = np.full((len(defenses), len(columns)), np.nan)
     for i, defense in enumerate(defenses):
         for j, (attack, eps) in enumerate(columns):
@@ -214,11 +203,11 @@ def heat_map(panel: Panel) -> Figure:
                 continue
             shares[i, j] = row["robust_accuracy"]
             text = f"{100 * shares[i, j]:.1f}" + ("‡" if row["status"] == "partial" else "")
-            axes.text(j, i, text, ha="center", va="center", color=shade(shares[i, j])[1], fontsize=8)
-    image = axes.imshow(100 * shares, cmap=COLOURS, vmin=0, vmax=100, aspect="auto")
+            axes.text(j, i, text, ha="center", va="center", color=style.shade(shares[i, j])[1], fontsize=8)
+    image = axes.imshow(100 * shares, cmap=style.COLOURS, vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(
         range(len(columns)),
-        [CLEAN if attack == CLEAN else f"{folded(attack)}\nε = {eps_text(eps)}" for attack, eps in columns],
+        [CLEAN if attack == CLEAN else f"{style.folded(attack)}\nε = {eps_text(eps)}" for attack, eps in columns],
         rotation=50,
         ha="right",
         rotation_mode="anchor",
@@ -236,18 +225,18 @@ def heat_map(panel: Panel) -> Figure:
 
 def measured_curves(title: str, name: str, lines: dict[str, list[tuple[float, float]]]) -> Figure:
     """Values of a measurement over what they were taken at, a line per defense. name: what the numbers stand behind."""
-    figure, axes = new_figure(6.4, max(3.6, 0.6 + 0.2 * len(lines)))
-    bold = weights(len(lines))
+    figure, axes = style.new_figure(6.4, max(3.6, 0.6 + 0.2 * len(lines)))
+    bold = style.weights(len(lines))
     for i, (defense, points) in enumerate(lines.items()):
-        style = line_style(i) | {"ms": 4.5 * bold[i], "clip_on": False}
-        axes.plot(*zip(*points, strict=True), label=defense, lw=1.3, **style)
+        line = style.line_style(i) | {"ms": 4.5 * bold[i], "clip_on": False}
+        axes.plot(*zip(*points, strict=True), label=defense, lw=1.3, **line)
     axes.set(xlabel=name, ylabel="value")
     axes.set_ylim(bottom=0)
     if all(value <= 1 for points in lines.values() for _, value in points):
         axes.set(ylim=(0, 1), ylabel="share")
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.25)
-    legend_beside(axes, "defense")
+    style.legend_beside(axes, "defense")
     return figure
 
 
