@@ -73,10 +73,7 @@ class Gradients(Inspection):
     """
 
     headline: ClassVar[str] = "zero"
-
-    @property
-    def title(self) -> str:
-        return "inputs whose gradient is zero or not finite"
+    title: ClassVar[str] = "inputs whose gradient is zero or not finite"
 
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
         x, y = self.first(defense, data)
@@ -117,11 +114,8 @@ class Progress(Inspection):
 
     version: ClassVar[int] = 2
     headline: ClassVar[str] = "moving"
+    title: ClassVar[str] = "inputs whose loss still rises in the last tenth of an ascent"
     steps: int
-
-    @property
-    def title(self) -> str:
-        return "inputs whose loss still rises in the last tenth of an ascent"
 
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
         x, y = self.first(defense, data)
@@ -190,10 +184,7 @@ class Repeats(Inspection):
 
     version: ClassVar[int] = 3
     headline: ClassVar[str] = "again"
-
-    @property
-    def title(self) -> str:
-        return "answers that change when asked for again"
+    title: ClassVar[str] = "answers that change when asked for again"
 
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
         x, _ = self.first(defense, data)
@@ -240,14 +231,11 @@ class Planted(Inspection):
     """
 
     headline: ClassVar[str] = "found"
+    title: ClassVar[str] = "planted adversarial examples found"
     steps: int
     restarts: int = 3
     inner: int = 256
     candidates: int = 64
-
-    @property
-    def title(self) -> str:
-        return "planted adversarial examples found"
 
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
         x, _ = self.first(defense, data)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics import robustness as figures
-from manifold_bench.bench.metrics.robustness import REJECTED, RIGHT, WRONG, outcomes
+from manifold_bench.bench.metrics.robustness import OUTCOMES, REJECTED, RIGHT, outcomes
 from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.text import distance_text, eps_text, norm_text
@@ -67,13 +67,9 @@ def over_ladder(records: pd.DataFrame) -> pd.DataFrame:
     points = [(0.0, clean), *((float(eps), records[records["eps"] == eps]) for eps in ladder)]
     rows = []
     for eps, there in points:
-        worst = figures.per_input(there)["worst"]
-        shares = {name: (worst == outcome).mean() for name, outcome in OUTCOMES.items()}
-        rows.append({"eps": eps, **shares, "n": len(worst)})
+        inputs = figures.per_input(there)
+        rows.append({"eps": eps, **inputs[list(OUTCOMES)].mean(), "n": len(inputs)})
     return pd.DataFrame(rows, columns=["eps", *OUTCOMES, "n"])
-
-
-OUTCOMES = {"accuracy": RIGHT, "rejection": REJECTED, "error": WRONG}
 
 
 def peak_error(records: pd.DataFrame) -> tuple[float, Estimate]:

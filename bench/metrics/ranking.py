@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from manifold_bench.bench.metrics.paired import holm, mcnemar, sign_of
-from manifold_bench.bench.metrics.robustness import FOOLING, RIGHT, attacked_within, per_input
+from manifold_bench.bench.metrics.robustness import FOOLING, attacked_within, per_input
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 
 PAIRED_COLUMNS = (
@@ -60,7 +60,7 @@ def _paired(own: pd.DataFrame, other: pd.DataFrame, eps: float) -> dict[str, Any
         if status != "ok":
             reasons.append(f"{name}: {reason}")
         inputs = per_input(ok)
-        sides.append(inputs["worst"] == RIGHT if rows["kind"].iloc[0] == CLEAN else inputs["robust"])
+        sides.append(inputs["accuracy" if rows["kind"].iloc[0] == CLEAN else "robust_accuracy"])
     both = pd.concat(sides, axis=1, join="inner", keys=["own", "other"])
     gained, lost = int((both["own"] & ~both["other"]).sum()), int((~both["own"] & both["other"]).sum())
     shares = {"own_share": both["own"].mean(), "other_share": both["other"].mean()}

@@ -16,6 +16,10 @@ RIGHT, REJECTED, WRONG = 0, 1, 2
 """What came of one answer, in the order in which it hurts: accepted and right, rejected, accepted and wrong."""
 
 
+OUTCOMES = {"accuracy": RIGHT, "rejection": REJECTED, "error": WRONG}
+"""The figure that is the share of inputs whose worst outcome it is."""
+
+
 FOOLING = "fooling"
 """The norm in which the inputs are noise: no answer to them is right, and accepting them is the error."""
 
@@ -52,9 +56,11 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
     rows in a cell, one for each class it was to be taken for and each seed: any of them beats it. Rows of the
     calibration are left out; norm "fooling" has inputs of its own, so its rows stand alone (ValueError), and every seed
     draws others.
-    Columns: `worst`, the worst outcome of any row (wrong > rejected > right); `robust`, the clean input is accepted
-    and right and no valid output is accepted and wrong (fooling: no attack succeeded); `strict`, robust and no output
-    is rejected; `right`, the label is right in every row, whatever the detector says.
+    Columns: `worst`, the worst outcome of any row (wrong > rejected > right); and by the figure that is their share of
+    true ones: `accuracy`, `rejection`, `error`, which of these it is; `robust_accuracy`, the clean input is accepted
+    and right and no valid output is accepted and wrong (fooling: no attack succeeded); `strict_robust_accuracy`, robust
+    and no output is rejected; `accuracy_without_rejection`, the label is right in every row, whatever the detector
+    says.
     Raises MissingCells where a row's status is not ok or an input lacks one of the cells, with one of its seeds, or
     rows of it: a figure over what is left would pass for a figure over all of it.
     """
@@ -80,10 +86,11 @@ def _per_input(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
     is_right = np.where(records["kind"] == CLEAN, records["clean_label"], records["adv_label"]) == records["label"]
     worst = np.full(len(first), RIGHT)
     np.maximum.at(worst, place, outcome)
-    held = {"robust": is_robust, "strict": is_robust & (outcome != REJECTED), "right": is_right}
+    held = {"robust_accuracy": is_robust, "strict_robust_accuracy": is_robust & (outcome != REJECTED)}
+    held |= {"accuracy_without_rejection": is_right}
     # an input holds where none of its rows breaks
     always = {name: np.bincount(place, ~holds, len(first)) == 0 for name, holds in held.items()}
-    return inputs.assign(worst=worst, **always)
+    return inputs.assign(worst=worst, **{name: worst == one for name, one in OUTCOMES.items()}, **always)
 
 
 def _check_complete(records: pd.DataFrame, place: np.ndarray, cell: np.ndarray, group: np.ndarray) -> None:
@@ -156,13 +163,12 @@ def robust(records: pd.DataFrame) -> pd.Series:
     return ~records["success"] & (clean_right(records) | (records["norm"] == FOOLING))
 
 
-def _share(hits: pd.Series) -> Estimate:
+def _share(records: pd.DataFrame, figure: str) -> Estimate:
+    """The share of inputs for which a column of per_input is true; undefined in norm "fooling" for right answers."""
+    hits = per_input(records)[figure]
+    if figure not in ("rejection", "error") and (records["norm"] == FOOLING).any():
+        return Estimate(np.nan, np.nan, np.nan, len(hits))
     return wilson(int(hits.sum()), len(hits))
-
-
-def _share_right(records: pd.DataFrame, hits: pd.Series) -> Estimate:
-    """The share of a figure that speaks of right answers: undefined in norm "fooling", which has none."""
-    return Estimate(np.nan, np.nan, np.nan, len(hits)) if (records["norm"] == FOOLING).any() else _share(hits)
 
 
 def accuracy(records: pd.DataFrame) -> Estimate:
@@ -170,7 +176,7 @@ def accuracy(records: pd.DataFrame) -> Estimate:
 
     NaN in norm "fooling", as are all figures that speak of right answers.
     """
-    return _share_right(records, per_input(records)["worst"] == RIGHT)
+    return _share(records, "accuracy")
 
 
 def accuracy_without_rejection(records: pd.DataFrame) -> Estimate:
@@ -179,14 +185,14 @@ def accuracy_without_rejection(records: pd.DataFrame) -> Estimate:
     The attacked rows are outputs made against the whole defense: they bound from above what is left of the accuracy
     where an attacker knows that nothing is rejected.
     """
-    return _share_right(records, per_input(records)["right"])
+    return _share(records, "accuracy_without_rejection")
 
 
 def error(records: pd.DataFrame) -> Estimate:
     """Share of inputs whose worst answer in `records` is accepted and wrong; in norm "fooling", the share of noise
     images with which an attack succeeded. Arguments and errors as in per_input.
     """
-    return _share(per_input(records)["worst"] == WRONG)
+    return _share(records, "error")
 
 
 def rejection(records: pd.DataFrame) -> Estimate:
@@ -194,7 +200,7 @@ def rejection(records: pd.DataFrame) -> Estimate:
 
     In norm "fooling", 1 − error.
     """
-    return _share(per_input(records)["worst"] == REJECTED)
+    return _share(records, "rejection")
 
 
 def robust_accuracy(records: pd.DataFrame) -> Estimate:
@@ -203,12 +209,12 @@ def robust_accuracy(records: pd.DataFrame) -> Estimate:
     The mean over inputs of the worst over attacks ('per-example', Carlini et al. 2019), never the worst over attacks
     of the mean. Rejecting an adversarial input counts as a win. Arguments and errors as in per_input.
     """
-    return _share_right(records, per_input(records)["robust"])
+    return _share(records, "robust_accuracy")
 
 
 def strict_robust_accuracy(records: pd.DataFrame) -> Estimate:
     """As robust_accuracy, and every adversarial input is accepted too: rejecting one counts as a loss."""
-    return _share_right(records, per_input(records)["strict"])
+    return _share(records, "strict_robust_accuracy")
 
 
 def over_seeds(records: pd.DataFrame) -> tuple[int, float, float]:
@@ -250,19 +256,13 @@ def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
     when clean and no attack beat it at a distance ≤ ε (already wrong = 0, not found = ∞). Norm "fooling" has no curve
     (ValueError).
     """
-    records = _with_right_answers(records)
-    right = clean_right(records).groupby(records["sample"]).min()
-    distance = records.groupby("sample")["distance"].min()
-    points = [(value, *_share(right & (distance > value))) for value in eps]
-    return pd.DataFrame(points, columns=["eps", *Estimate._fields])
-
-
-def _with_right_answers(records: pd.DataFrame) -> pd.DataFrame:
-    """The rows on test inputs; raises ValueError in norm "fooling"."""
     records = _without_calibration(records)
     if _is_fooling(records):
         raise ValueError('norm "fooling" has no curve: noise has no right answer and no distance')
-    return records
+    right = clean_right(records).groupby(records["sample"]).min()
+    distance = records.groupby("sample")["distance"].min()
+    points = [(value, *wilson(int((right & (distance > value)).sum()), len(right))) for value in eps]
+    return pd.DataFrame(points, columns=["eps", *Estimate._fields])
 
 
 def summary(records: pd.DataFrame) -> pd.DataFrame:
@@ -378,20 +378,14 @@ def _figures(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
     """The figures of several groups of rows at once, indexed by the group's number; group: [N], of each row."""
     inputs = _per_input(records, group)
     found = pd.DataFrame({"n": inputs.groupby("group").size(), "seeds": records["seed"].groupby(group).nunique()})
-    shares = {"accuracy": inputs["worst"] == RIGHT, "error": inputs["worst"] == WRONG}
-    shares |= {"rejection": inputs["worst"] == REJECTED, "robust_accuracy": inputs["robust"]}
-    shares |= {"strict_robust_accuracy": inputs["strict"]}
-    hits = pd.DataFrame(shares).groupby(inputs["group"]).sum()
+    of_right = ["accuracy", "robust_accuracy", "strict_robust_accuracy"]
+    hits = inputs.groupby("group")[["error", "rejection", *of_right]].sum()
+    found = found.join(hits.div(found["n"], axis=0))
+    intervals = [wilson(int(count), int(n)) for count, n in zip(hits["robust_accuracy"], found["n"], strict=True)]
+    found["robust_low"], found["robust_high"] = ([one[end] for one in intervals] for end in (1, 2))
     # nothing is right in norm "fooling"
     noise = pd.Series(records["norm"].to_numpy() == FOOLING).groupby(group).any()
-    for name in shares:
-        speaks_of_right = name not in ("error", "rejection")
-        found[name] = (hits[name] / found["n"]).mask(noise & speaks_of_right)
-    intervals = [wilson(int(count), int(n)) for count, n in zip(hits["robust_accuracy"], found["n"], strict=True)]
-    found["robust_low"], found["robust_high"] = (
-        pd.Series(bounds, found.index).mask(noise)
-        for bounds in ([one.low for one in intervals], [one.high for one in intervals])
-    )
+    found.loc[noise, [*of_right, "robust_low", "robust_high"]] = np.nan
     found["robust_mean"], found["robust_sd"] = found["robust_accuracy"], np.nan
     for number in found.index[found["seeds"] > 1]:
         found.loc[number, ["robust_mean", "robust_sd"]] = over_seeds(records[group == number])[1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -203,11 +203,6 @@ PUBLISHED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "number": ("a number ≥ 0", lambda v: isinstance(v, float)),
 }
 """By the kind of a figure's rule: what may be published of it."""
-
-
-def claims_json(claims: Iterable[Claim]) -> list[dict[str, Any]]:
-    """The claims as plain data, for run.json."""
-    return [claim.model_dump() for claim in claims]
 
 
 def claims_of(run: Mapping[str, Any], folder: Path) -> tuple[Claim, ...]:

@@ -25,12 +25,16 @@ Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
 
 
-class DatasetEntry(BaseModel):
-    """A data set and how many of its test images are used (all, where n is not given)."""
+class Entry(BaseModel):
+    """A table of the file: no key but its own, no value converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class NamedEntry(Entry):
+    """A table that may be a name alone."""
+
     name: Name
-    n: Count | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -38,13 +42,18 @@ class DatasetEntry(BaseModel):
         return {"name": value} if isinstance(value, str) else value
 
 
-class Resources(BaseModel):
+class DatasetEntry(NamedEntry):
+    """A data set and how many of its test images are used (all, where n is not given)."""
+
+    n: Count | None = None
+
+
+class Resources(Entry):
     """How much of a machine a job occupies, for engines that have several machines; None: as the matrix says, or 1.
 
     gpus: a share of one GPU, or a whole number of them; ignored where the jobs' device is the CPU.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     cpus: Positive | None = None
     gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
@@ -58,18 +67,12 @@ class Resources(BaseModel):
 NO_RESOURCES_GIVEN = Resources()
 
 
-class SystemEntry(BaseModel):
+class SystemEntry(NamedEntry):
     """A defense or an attack with its parameters; the label tells it from others of the same name."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-    name: Name
+    model_config = ConfigDict(extra="allow")
     label: Name | None = None
     resources: Resources = NO_RESOURCES_GIVEN
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -102,10 +105,9 @@ class AttackEntry(ConfinedEntry):
     eps: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] | None = None
 
 
-class MatrixFile(BaseModel):
+class MatrixFile(Entry):
     """The file as written."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     datasets: Annotated[tuple[DatasetEntry, ...], Field(min_length=1)]
     defenses: Annotated[tuple[DefenseEntry, ...], Field(min_length=1)]
     attacks: Annotated[tuple[AttackEntry, ...], Field(min_length=1)]

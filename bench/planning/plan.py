@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from manifold_bench.bench.datasets.checks import check_dataset
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.planning.claims import claims_json
 from manifold_bench.bench.planning.jobs import Job, jobs_on
 from manifold_bench.bench.planning.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix, MeasurementChoice
 from manifold_bench.bench.planning.measurements import MeasurementJob, measurements_on
@@ -53,12 +51,9 @@ class Plan:
     @cached_property
     def other_jobs(self) -> list[Job]:
         """Jobs on these data sets that don't run now: of the whole matrix, and what crosses it with what was added."""
-        if not self.is_cut:
-            return []
+        joined = replace(self, matrix=_joined(self.matrix, self.whole)) if self.is_cut else self
         running = {job.key for job in self.jobs}
-        joined = _joined(self.matrix, self.whole)
-        jobs = [job for data in self.data for job in jobs_on(data, joined, self.options.device)]
-        return [job for job in jobs if job.key not in running]
+        return [job for job in joined.jobs if job.key not in running]
 
     @cached_property
     def measurements(self) -> list[MeasurementJob]:
@@ -68,11 +63,9 @@ class Plan:
     @cached_property
     def other_measurements(self) -> list[MeasurementJob]:
         """Measurements of the whole matrix, on these data sets, that are not taken now."""
-        if not self.is_cut:
-            return []
+        whole = replace(self, matrix=self.whole) if self.is_cut else self
         running = {job.key for job in self.measurements}
-        jobs = [job for data in self.data for job in measurements_on(data, self.whole, self.options.device)]
-        return [job for job in jobs if job.key not in running]
+        return [job for job in whole.measurements if job.key not in running]
 
     @property
     def is_cut(self) -> bool:
@@ -112,11 +105,9 @@ class Plan:
                 return ref
             return defense_ref(choices[ref.label], data.dataset.load())
 
-        data = tuple(
-            dataclasses.replace(one, defenses=tuple(located(one, ref) for ref in one.defenses)) for one in self.data
-        )
+        data = tuple(replace(one, defenses=tuple(located(one, ref) for ref in one.defenses)) for one in self.data)
         data = tuple(_with_undefended(one, self.matrix) for one in data)
-        return dataclasses.replace(self, data=data, untrainable=untrainable)
+        return replace(self, data=data, untrainable=untrainable)
 
 
 def make_plan(
@@ -133,7 +124,7 @@ def make_plan(
 
     def defended(one: PlannedData) -> PlannedData:
         refs = (defense_ref(choice, one.dataset.load()) for choice in choices if choice.defends(one.dataset.name))
-        return _with_undefended(dataclasses.replace(one, defenses=tuple(refs)), matrix)
+        return _with_undefended(replace(one, defenses=tuple(refs)), matrix)
 
     return Plan(matrix, whole, options, tuple(map(defended, chosen)), named or {})
 
@@ -146,7 +137,7 @@ def _choices(matrix: Matrix, whole: Matrix) -> dict[str, DefenseChoice]:
 def _joined(matrix: Matrix, whole: Matrix) -> Matrix:
     """The whole matrix with the systems that the command line added."""
     attacks = {(choice.label, choice.attack.norm): choice for choice in (*whole.attacks, *matrix.attacks)}
-    return dataclasses.replace(whole, defenses=tuple(_choices(matrix, whole).values()), attacks=tuple(attacks.values()))
+    return replace(whole, defenses=tuple(_choices(matrix, whole).values()), attacks=tuple(attacks.values()))
 
 
 def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options) -> PlannedData:
@@ -174,8 +165,8 @@ def _with_undefended(data: PlannedData, matrix: Matrix) -> PlannedData:
         own = [ref for ref in data.defenses if ref.name == "undefended"]
         ref = own[0] if own else defense_ref(defense_by_name("undefended"), data.dataset.load())
     except InputError as error:  # the matrix doesn't ask for this model: a damaged one costs these attacks alone
-        return dataclasses.replace(data, undefended=None, no_undefended=f"no undefended model to use: {error}")
-    return dataclasses.replace(data, undefended=ref if ref.trained else None, no_undefended=reason)
+        return replace(data, undefended=None, no_undefended=f"no undefended model to use: {error}")
+    return replace(data, undefended=ref if ref.trained else None, no_undefended=reason)
 
 
 def matrix_json(matrix: Matrix, options: Options) -> dict[str, Any]:
@@ -196,7 +187,7 @@ def matrix_json(matrix: Matrix, options: Options) -> dict[str, Any]:
         "measurements": [
             entry(one, measurement=repr(one.measurement), defenses=one.defenses) for one in matrix.measurements
         ],
-        "claims": claims_json(matrix.claims),
+        "claims": [claim.model_dump() for claim in matrix.claims],
         "calibration": matrix.calibration,
         "diagnose": matrix.diagnose,
         "timeout": matrix.timeout,

@@ -7,7 +7,7 @@ They are ordinary jobs with ordinary records, but no figure of the run is taken 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.gradient import FGSM, PGD
@@ -18,10 +18,7 @@ from manifold_bench.bench.planning.matrix import AttackChoice, AttackEntry, Matr
 from manifold_bench.bench.planning.reading import attack_choice
 from manifold_bench.bench.planning.registry import find
 from manifold_bench.bench.records.schema import PROBE
-
-if TYPE_CHECKING:
-    from manifold_bench.defenses.base import Defense
-
+from manifold_bench.defenses.base import Defense
 
 N = 50
 """Inputs of a probe: the first ones of the clean pass."""
@@ -111,11 +108,7 @@ def probes(
     query = probe("art:SquareAttack", "query", attack_choice(entry, "diagnosis").attack, one)
     transfer = probe("transfer", "transfer", Transfer(norm=norm, steps=STEPS), ladder)
     costly = f"each of its {QUERIES} queries would cost an optimisation" if optimising else None
-    return [
-        *((choice, None) for choice in made),
-        (query, costly),
-        (transfer, no_source),
-    ]
+    return [*((choice, None) for choice in made), (query, costly), (transfer, no_source)]
 
 
 def inspections(matrix: Matrix, dataset: str, n: int) -> list[MeasurementChoice]:

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from manifold_bench.bench.metrics import robustness as figures
-from manifold_bench.bench.metrics.claims import OUTCOMES, Measured, over_ladder, require_ok, share_text
+from manifold_bench.bench.metrics.claims import Measured, over_ladder, require_ok, share_text
 from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.planning.claims import Budget, Claim, where
 from manifold_bench.bench.records.schema import ATTACK, CLEAN
@@ -264,7 +264,7 @@ def claims_plots(records: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[Plo
 def outcomes_plot(curve: pd.DataFrame, title: str, norm: str) -> Figure:
     """Accuracy, rejection and error over ε (columns as of over_ladder) with their 95 % Wilson bands."""
     figure, axes = new_figure(6.4, 4.0)
-    for i, (name, colour) in enumerate(zip(OUTCOMES, (OKABE_ITO[0], OKABE_ITO[4], OKABE_ITO[1]), strict=True)):
+    for i, (name, colour) in enumerate(zip(figures.OUTCOMES, (OKABE_ITO[0], OKABE_ITO[4], OKABE_ITO[1]), strict=True)):
         shares = [wilson(round(share * n), int(n)) for share, n in zip(curve[name], curve["n"], strict=True)]
         label = {"accuracy": "accepted and right", "rejection": "rejected", "error": "accepted and wrong"}[name]
         line: dict[str, Any] = {"color": colour, "marker": MARKERS[i], "ms": 4, "lw": 1.6, "clip_on": False}

@@ -74,7 +74,8 @@ class Report:
         """In how many cells an attack stopped trying on too many inputs, in words; empty where in none."""
         cells = self.summary[self.summary["attack"] != WORST_CASE].to_dict("records")
         marked = sum(bool(effort.effort_note(cell)) for cell in cells)
-        return f"{marked} where the attack stopped trying on more than {effort.LIMIT:.0%} of the inputs (‖)" if marked else ""
+        limit = f"{effort.LIMIT:.0%}"
+        return f"{marked} where the attack stopped trying on more than {limit} of the inputs (‖)" if marked else ""
 
     @property
     def flags(self) -> dict[tuple[str, str], str]:

@@ -24,7 +24,7 @@ from manifold_bench.bench.metrics.claims import (
 )
 from manifold_bench.bench.metrics.robustness import attacked_within, with_figures, worst_case
 from manifold_bench.bench.metrics.shares import MissingCells, wilson
-from manifold_bench.bench.planning.claims import Budget, Claim, claims_json, claims_of
+from manifold_bench.bench.planning.claims import Budget, Claim, claims_of
 from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.bench.records.provenance import stored_provenance
 from manifold_bench.bench.records.schema import CLEAN
@@ -247,9 +247,8 @@ def test_claims_survive_the_way_through_a_run(tmp_path):
         {"figure": "recovered", "published": [110, 181], "rejected_by": "again", "recalled": True},
     )
     noise = Claim(source="s", text="t", figure="fooled", dataset="d", defense="d", norm="fooling", eps=math.inf)
-    (tmp_path / "run.json").write_text(
-        json.dumps(RUN | {"matrix": RUN["matrix"] | {"claims": claims_json([*made, noise])}})
-    )
+    stored = [one.model_dump() for one in (*made, noise)]
+    (tmp_path / "run.json").write_text(json.dumps(RUN | {"matrix": RUN["matrix"] | {"claims": stored}}))
     assert claims_of(stored_provenance(tmp_path), tmp_path) == (*made, noise)
     assert claims_of(stored_provenance(tmp_path / "elsewhere"), tmp_path) == ()
 

@@ -292,7 +292,7 @@ def test_noise_that_is_accepted_as_aimed_is_the_error_and_nothing_is_right():
     assert figures.error(NOISE).value == 0.25
     for figure in (figures.accuracy, figures.robust_accuracy, figures.accuracy_without_rejection):
         assert np.isnan(figure(NOISE).value)
-    assert figures.per_input(run(NOISE, FOOLED))["robust"].tolist() == [False, False, True, True]
+    assert figures.per_input(run(NOISE, FOOLED))["robust_accuracy"].tolist() == [False, False, True, True]
 
 
 def test_every_seed_has_noise_of_its_own():
