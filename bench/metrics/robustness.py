@@ -287,9 +287,7 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
     made = []
     for (dataset, defense), of_defense in records.groupby(["dataset", "defense"]):
         cases = [cell_case(cell) for _, cell in of_defense.groupby(["norm", "attack", "eps"])]
-        for _, of_norm in of_defense[of_defense["kind"] != CLEAN].groupby("norm"):
-            cases += [worst_case(of_norm, eps) for eps in sorted(of_norm["eps"].unique())]
-        made.append(with_figures(cases).assign(dataset=str(dataset), defense=str(defense)))
+        made.append(with_figures(cases + worst_cases(of_defense)).assign(dataset=str(dataset), defense=str(defense)))
     table = pd.concat(made, ignore_index=True) if made else with_figures([])
     # the clean cell leads its defense, the worst case closes its norm
     order = pd.DataFrame({"clean": table["kind"] != CLEAN, "last": table["kind"] == WORST_CASE})
@@ -330,6 +328,12 @@ def worst_case(records: pd.DataFrame, eps: float) -> Case:
     rows, status, reason = attacked_within(records, eps)
     about = {"attack": WORST_CASE, "kind": WORST_CASE, "norm": records["norm"].iloc[0], "eps": eps, "reason": reason}
     return _case(about, status, rows, records[records["eps"] == eps])
+
+
+def worst_cases(records: pd.DataFrame) -> list[Case]:
+    """Every worst case of one data set and defense: for each norm, at each ε that an attack has."""
+    attacked = records[records["kind"] != CLEAN]
+    return [worst_case(rows, eps) for _, rows in attacked.groupby("norm") for eps in sorted(rows["eps"].unique())]
 
 
 def _case(about: dict[str, object], status: str, rows: pd.DataFrame, tried: pd.DataFrame) -> Case:

@@ -11,7 +11,7 @@ above. To measure it, the defense is deployed with that threshold and attacked a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -171,23 +171,15 @@ def matched(records: pd.DataFrame, rates: Sequence[float] = RATES) -> pd.DataFra
             try:
                 threshold = 0.0 if rate is None else threshold_at(scores, rate)
                 judged = test if rate is None else at_threshold(test, threshold)
+                clean = judged[judged["kind"] == CLEAN]
+                cases = ([figures.cell_case(clean)] if len(clean) else []) + figures.worst_cases(judged)
             except MissingCells as missing:
-                clean = {"attack": CLEAN, "kind": CLEAN, "norm": "none", "eps": 0.0, "n": 0, "seeds": 0}
-                case = figures.Case(clean | {"status": "skipped", "reason": str(missing)}, test[:0])
-                made.append(figures.with_figures([case]).assign(**key, threshold=np.nan))
-                continue
-            made.append(figures.with_figures(list(_cases(judged))).assign(**key, threshold=threshold))
+                about = {"attack": CLEAN, "kind": CLEAN, "norm": "none", "eps": 0.0, "n": 0, "seeds": 0}
+                threshold = np.nan
+                cases = [figures.Case(about | {"status": "skipped", "reason": str(missing)}, test[:0])]
+            made.append(figures.with_figures(cases).assign(**key, threshold=threshold))
     table = pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=list(MATCHED_COLUMNS))
     return table.assign(coverage=1 - table["rejection"])[list(MATCHED_COLUMNS)]
-
-
-def _cases(records: pd.DataFrame) -> Iterator[figures.Case]:
-    """The clean row and the worst cases of one data set and defense."""
-    clean = records["kind"] == CLEAN
-    if clean.any():
-        yield figures.cell_case(records[clean])
-    for _, of_norm in records[~clean].groupby("norm"):
-        yield from (figures.worst_case(of_norm, eps) for eps in sorted(of_norm["eps"].unique()))
 
 
 def implausible(summary: pd.DataFrame) -> pd.DataFrame:

@@ -50,9 +50,8 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dic
             for k, (title, image) in enumerate(zip(titles, (original, adversarial, change, seen), strict=True)):
                 left, top = group * j + (wide + gap) * k, row * i
                 colour = OKABE_ITO[1] if k == 1 and record["success"] else "black"
-                axes.text(
-                    left + 0.5 * wide, top - 0.04 * high, title, ha="center", va="bottom", fontsize=7, color=colour
-                )
+                look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7, "color": colour}
+                axes.text(left + 0.5 * wide, top - 0.04 * high, title, **look)
                 shown = np.full(shape[1:], NO_IMAGE, dtype=np.uint8) if image is None else image
                 canvas[top : top + shape[1], left : left + shape[2]] = shown if shown.ndim == 3 else shown[:, :, None]
     axes.imshow(canvas, extent=(0, canvas.shape[1], canvas.shape[0], 0), interpolation="nearest")

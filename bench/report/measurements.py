@@ -24,22 +24,28 @@ LEGEND = "One value for each defense; no attack takes part in it."
 def measurement_tables(results: list[dict[str, Any]]) -> list[Table]:
     """A table for each data set and measurement: its values, a row for each defense."""
     made = []
-    kinds = dict.fromkeys((result["dataset"], result["measurement"]) for result in results)
-    for dataset, label in kinds:
-        rows = [r for r in results if (r["dataset"], r["measurement"]) == (dataset, label)]
-        names = list(dict.fromkeys(name for row in rows for name in row["values"]))
-        names = names or [rows[0]["headline"]]
+    for (dataset, label), rows in _by_measurement(results).items():
+        names = list(dict.fromkeys(name for row in rows for name in row["values"])) or [rows[0]["headline"]]
         notes = Notes()
         lines = []
         for row in rows:
-            cells = [f"{row['values'][name]:.4g}" for name in names] if row["status"] == "ok" else []
-            if not cells:
+            if row["status"] == "ok":
+                cells = [f"{row['values'][name]:.4g}" for name in names]
+            else:
                 number = notes.number(f"{row['status']}: {row['reason']}")
                 cells = [f"{row['status']} {number}"] * len(names)
             lines.append([row["defense"], *cells])
         title = f"{dataset}: {rows[0]['title']}"
         made.append(Table((dataset, label, "measurement"), title, ["defense", *names], lines, notes, LEGEND))
     return made
+
+
+def _by_measurement(results: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """By data set and label."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        found.setdefault((result["dataset"], result["measurement"]), []).append(result)
+    return found
 
 
 def curves(values: Mapping[str, float]) -> dict[str, list[tuple[float, float]]]:
@@ -56,11 +62,10 @@ def curves(values: Mapping[str, float]) -> dict[str, list[tuple[float, float]]]:
 
 def measurement_plots(results: list[dict[str, Any]]) -> Iterator[Plot]:
     """Curves of each measurement that has any, and a grid of images for each result that has pictures."""
-    for dataset, label in dict.fromkeys((result["dataset"], result["measurement"]) for result in results):
-        rows = [r for r in results if (r["dataset"], r["measurement"]) == (dataset, label) and r["status"] == "ok"]
-        names = dict.fromkeys(name for row in rows for name in curves(row["values"]))
-        for name in names:
-            lines = {r["defense"]: points for r in rows if (points := curves(r["values"]).get(name))}
+    for (dataset, label), rows in _by_measurement(results).items():
+        drawn = {row["defense"]: curves(row["values"]) for row in rows if row["status"] == "ok"}
+        for name in dict.fromkeys(name for own in drawn.values() for name in own):
+            lines = {defense: own[name] for defense, own in drawn.items() if name in own}
             shown = "".join(c if c.isalnum() else "-" for c in name)
             yield Plot((dataset, label, shown), measured_curves(f"{dataset}: {label}", name, lines))
     for result in results:

@@ -104,8 +104,7 @@ def security_curves(panel: Panel) -> Figure:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_title(f"{dataset}: worst case over all {norm_text(norm)} attacks", loc="left")
     axes.grid(alpha=0.25)
-    _, handles = axes.get_legend_handles_labels()
-    if handles:
+    if len(worst):
         title = "defense" + ("\n(hollow: partial)" if (worst["status"] == "partial").any() else "")
         style.legend_beside(axes, title)
     return figure
@@ -124,14 +123,13 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
     for axes, (defense, rows) in zip(grid, panels, strict=True):
         named: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [("all attacks", rows, {"color": "0.7", "lw": 4})]
         for i, attack in enumerate(searching):
-            line = style.line_style(i) | {"marker": "", "lw": 1.5}
-            named.append((str(attack), rows[rows["attack"] == attack], line))
+            own = rows[rows["attack"] == attack]
+            named.append((attack, own, style.line_style(i) | {"marker": "", "lw": 1.5}))
         for name, own, line in named:
             distances = own["distance"][np.isfinite(own["distance"])]
             if len(own):
-                steps = (
-                    np.quantile(distances, np.linspace(0, 1, CURVE_POINTS), method="nearest") if len(distances) else []
-                )
+                points = np.linspace(0, 1, CURVE_POINTS)
+                steps = np.quantile(distances, points, method="nearest") if len(distances) else []
                 curve = distance_curve(own, np.unique([0.0, *steps]).tolist())
                 label = f"{textwrap.fill(name, 36)}\nmedian {distance_text(median_distance(own))}"
                 axes.step(curve["eps"], 100 * curve["value"], where="post", label=label, **line)
@@ -205,14 +203,8 @@ def heat_map(panel: Panel) -> Figure:
             text = f"{100 * shares[i, j]:.1f}" + ("‡" if row["status"] == "partial" else "")
             axes.text(j, i, text, ha="center", va="center", color=style.shade(shares[i, j])[1], fontsize=8)
     image = axes.imshow(100 * shares, cmap=style.COLOURS, vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(
-        range(len(columns)),
-        [CLEAN if attack == CLEAN else f"{style.folded(attack)}\nε = {eps_text(eps)}" for attack, eps in columns],
-        rotation=50,
-        ha="right",
-        rotation_mode="anchor",
-        fontsize=7.5,
-    )
+    heads = [CLEAN if attack == CLEAN else f"{style.folded(attack)}\nε = {eps_text(eps)}" for attack, eps in columns]
+    axes.set_xticks(range(len(columns)), heads, rotation=50, ha="right", rotation_mode="anchor", fontsize=7.5)
     axes.get_xticklabels()[-1].set_fontweight("bold")
     axes.set_yticks(range(len(defenses)), defenses)
     axes.set(xlabel="attack (‡ partial; – not in this run)", ylabel="defense")
@@ -242,9 +234,8 @@ def measured_curves(title: str, name: str, lines: dict[str, list[tuple[float, fl
 
 def _hatched(axes: Axes, x: float, y: float, text: str) -> None:
     axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.9", edgecolor="0.75", hatch="////", lw=0))
-    axes.text(
-        x, y, text, ha="center", va="center", fontsize=7, bbox={"facecolor": "0.95", "edgecolor": "none", "pad": 1}
-    )
+    ground = {"facecolor": "0.95", "edgecolor": "none", "pad": 1}
+    axes.text(x, y, text, ha="center", va="center", fontsize=7, bbox=ground)
 
 
 def _scored(records: pd.DataFrame, norm: str) -> pd.DataFrame:

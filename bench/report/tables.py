@@ -109,8 +109,8 @@ class Marks:
 def implausible_cells(summary: pd.DataFrame) -> dict[Any, str]:
     """Evidence of what is implausible (`selective.implausible`), by data set, defense, norm, ε and figure."""
     checks = implausible(summary)
-    found = keyed(checks[checks["implausible"].astype(bool)], "dataset", "defense", "norm", "eps", "figure")
-    return {key: check["evidence"] for key, check in found.items()}
+    found = checks[checks["implausible"].astype(bool)].set_index(["dataset", "defense", "norm", "eps", "figure"])
+    return dict(found["evidence"])
 
 
 class Panel(NamedTuple):
