@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from manifold_bench.attacks.base import Attack
-from manifold_bench.attacks.batching import pad_to_block
+from manifold_bench.attacks.batching import blockwise
 from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.gradient import FGSM, PGD
 from manifold_bench.attacks.target import Target
@@ -140,11 +140,10 @@ def asked(target: Target, images: Tensor) -> tuple[Tensor, Tensor]:
     """
     everyone = torch.arange(len(target.forwards))
     target.count(everyone, len(images) / len(everyone), 0)
-    kept, labels = [], []
-    with torch.no_grad():
-        for part in images.split(256):
-            answer = target.defense.verdict(pad_to_block(part))
-            accepted = ~answer.rejected[: len(part)]
-            kept.append(part[accepted])
-            labels.append(answer.labels[: len(part)][accepted])
-    return torch.cat(kept), torch.cat(labels)
+
+    def label(part: Tensor) -> Tensor:
+        answer = target.defense.verdict(part)
+        return answer.labels.masked_fill(answer.rejected, -1)
+
+    labels = blockwise(label, images, batch_size=256)
+    return images[labels >= 0], labels[labels >= 0]

@@ -33,43 +33,56 @@ class AttackFacts:
     minimal: bool
 
 
-@dataclass(frozen=True)
-class Job:
-    """What runs at once. attack is None for the clean pass, which every other job of the defense reads.
+@dataclass(frozen=True, kw_only=True)
+class PlannedJob:
+    """What runs at once, on one defense and data set.
 
-    identity: everything the result depends on; key: its hash. skip: why the pair makes no sense.
-    split: where the indices point to: test, validation, or noise made for the norm "fooling". ladder: whether what is
-    beaten at one ε stays beaten at the larger ones. aims: classes that each input is to be taken for, one after the
-    other; 1 where the attack chooses. forwards, backwards: estimated passes for one input and aim at one ε, at the
-    most, before it is judged. inference_steps: of the defense. source: another defense whose classifier the attacker
-    owns, if any. needs: what it occupies of a machine.
+    identity: everything the result depends on; key: its hash. skip: why it makes no sense. needs: what it occupies of a
+    machine.
     """
 
     dataset: DatasetRef
-    split: str
-    indices: tuple[int, ...]
     defense: DefenseRef
-    attack: Attack | AttackFacts | None
     label: str
-    norm: str
-    eps: tuple[float, ...]
     seed: int
-    draws: int
     device: str
     identity: dict[str, Any] = field(repr=False)
-    ladder: bool = True
-    aims: int = 1
-    forwards: float = 1.0
-    backwards: float = 0.0
-    inference_steps: int = 0
     skip: str | None = None
-    clean_key: str = ""
-    source: DefenseRef | None = None
     needs: Needs = ONE_CPU
 
     @property
     def key(self) -> str:
         return key_of(self.identity)
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset.name} / {self.defense.label} / {self.label}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(PlannedJob):
+    """An attack, or the clean pass, which every other job of the defense reads: there attack is None.
+
+    split: where the indices point to: test, validation, or noise made for the norm "fooling". ladder: whether what is
+    beaten at one ε stays beaten at the larger ones. aims: classes that each input is to be taken for, one after the
+    other; 1 where the attack chooses. forwards, backwards: estimated passes for one input and aim at one ε, at the
+    most, before it is judged. inference_steps: of the defense. source: another defense whose classifier the attacker
+    owns, if any.
+    """
+
+    split: str
+    indices: tuple[int, ...]
+    attack: Attack | AttackFacts | None
+    norm: str
+    eps: tuple[float, ...]
+    draws: int
+    ladder: bool
+    aims: int
+    forwards: float
+    backwards: float
+    inference_steps: int
+    clean_key: str = ""
+    source: DefenseRef | None = None
 
     @property
     def for_judge(self) -> Job:
@@ -105,7 +118,7 @@ class Job:
     def title(self) -> str:
         norm = "" if self.attack is None else f" {self.norm}"
         seed = f", seed {self.seed}" if self.seed else ""  # 0, that of most runs, goes without saying
-        return f"{self.dataset.name} / {self.defense.label} / {self.label}{norm}{seed}"
+        return f"{super().title}{norm}{seed}"
 
     @property
     def reads(self) -> tuple[Path, ...]:
@@ -219,8 +232,9 @@ class _Defended:
         }
         resources = [*matrix.resources_of(self.ref.label), *([choice.resources] if choice else [])]
         return Job(
-            self.data.dataset, split, indices, self.ref, attack, label, norm, eps, seed, draws, self.device,
-            identity=identity, ladder=ladder, aims=_aims(attack, dataset.num_classes),
+            dataset=self.data.dataset, defense=self.ref, label=label, seed=seed, device=self.device, identity=identity,
+            split=split, indices=indices, attack=attack, norm=norm, eps=eps, draws=draws, ladder=ladder,
+            aims=_aims(attack, dataset.num_classes),
             forwards=forwards, backwards=backwards, inference_steps=self.module.inference_steps,
             needs=matrix.needs(self.device, *resources),
         )  # fmt: skip

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning.declared import unsuited
-from manifold_bench.bench.planning.matrix import ONE_CPU, Matrix, MeasurementChoice, Needs
+from manifold_bench.bench.planning.jobs import PlannedJob
+from manifold_bench.bench.planning.matrix import Matrix, MeasurementChoice
 from manifold_bench.bench.planning.probes import inspections
-from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, dataset_identity, defense_identity
+from manifold_bench.bench.planning.refs import DefenseRef, PlannedData, dataset_identity, defense_identity
 from manifold_bench.bench.planning.usercode import contained
-from manifold_bench.defenses.identity import SCHEME, key_of, system
+from manifold_bench.defenses.identity import SCHEME, system
 
 
-@dataclass(frozen=True)
-class MeasurementJob:
-    """A measurement of one defense on one data set; others: the defenses it names, skip: why it makes no sense."""
+@dataclass(frozen=True, kw_only=True)
+class MeasurementJob(PlannedJob):
+    """A measurement of one defense on one data set; others: the defenses it names."""
 
-    dataset: DatasetRef
-    defense: DefenseRef
-    label: str
     measurement: Measurement
     others: tuple[DefenseRef, ...]
-    seed: int
-    device: str
-    identity: dict[str, Any] = field(repr=False)
-    skip: str | None = None
-    needs: Needs = ONE_CPU
-
-    @property
-    def key(self) -> str:
-        return key_of(self.identity)
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -48,10 +36,6 @@ class MeasurementJob:
     def reads(self) -> tuple[Path, ...]:
         """The files that it needs: its data's and the defenses'."""
         return (*self.dataset.load().files, *(file for ref in (self.defense, *self.others) for file in ref.files))
-
-    @property
-    def title(self) -> str:
-        return f"{self.dataset.name} / {self.defense.label} / {self.label}"
 
 
 def measurements_on(data: PlannedData, matrix: Matrix, device: str) -> list[MeasurementJob]:
@@ -82,7 +66,8 @@ def _job(choice: MeasurementChoice, data: PlannedData, ref: DefenseRef, matrix: 
         "device": device,
     }
     return MeasurementJob(
-        data.dataset, ref, choice.label, measurement, others, matrix.seed, device, identity,
+        dataset=data.dataset, defense=ref, label=choice.label, seed=matrix.seed, device=device, identity=identity,
+        measurement=measurement, others=others,
         skip=f"{absent[0]!r} is not of this data set" if absent else unsuited(measurement, ref.build()),
         needs=matrix.needs(device, *matrix.resources_of(ref.label), choice.resources),
     )  # fmt: skip
