@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics import robustness as figures
-from manifold_bench.bench.metrics.robustness import OUTCOMES, REJECTED, RIGHT, outcomes
 from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.text import distance_text, eps_text, norm_text
@@ -68,8 +67,8 @@ def over_ladder(records: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for eps, there in points:
         inputs = figures.per_input(there)
-        rows.append({"eps": eps, **inputs[list(OUTCOMES)].mean(), "n": len(inputs)})
-    return pd.DataFrame(rows, columns=["eps", *OUTCOMES, "n"])
+        rows.append({"eps": eps, **inputs[list(figures.OUTCOMES)].mean(), "n": len(inputs)})
+    return pd.DataFrame(rows, columns=["eps", *figures.OUTCOMES, "n"])
 
 
 def peak_error(records: pd.DataFrame) -> tuple[float, Estimate]:
@@ -92,8 +91,8 @@ def reclassified_right(reclassifying: pd.DataFrame, rejecting: pd.DataFrame) -> 
     side or the two defenses were shown different images.
     """
     both = _joined(reclassifying, rejecting)
-    accepted = both[(both["other"] == REJECTED) & (both["own"] != REJECTED)]
-    return wilson(int((accepted["own"] == RIGHT).sum()), len(accepted))
+    accepted = both[(both["other"] == figures.REJECTED) & (both["own"] != figures.REJECTED)]
+    return wilson(int((accepted["own"] == figures.RIGHT).sum()), len(accepted))
 
 
 def recovered(reclassifying: pd.DataFrame, rejecting: pd.DataFrame) -> Estimate:
@@ -102,8 +101,8 @@ def recovered(reclassifying: pd.DataFrame, rejecting: pd.DataFrame) -> Estimate:
     As reclassified_right.
     """
     both = _joined(reclassifying, rejecting)
-    rejected = both[both["other"] == REJECTED]
-    return wilson(int((rejected["own"] == RIGHT).sum()), len(rejected))
+    rejected = both[both["other"] == figures.REJECTED]
+    return wilson(int((rejected["own"] == figures.RIGHT).sum()), len(rejected))
 
 
 def _joined(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
@@ -116,7 +115,7 @@ def _joined(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     sides = []
     for side in (own, other):
         require_ok(side)
-        sides.append(side[[*keys, "input_sha256", "linf", "l2"]].assign(outcome=outcomes(side)))
+        sides.append(side[[*keys, "input_sha256", "linf", "l2"]].assign(outcome=figures.outcomes(side)))
     both = sides[0].merge(sides[1], on=keys, suffixes=("", "_other"))
     if not len(own) == len(other) == len(both):
         raise MissingCells(f"the defenses share {len(both)} of {max(len(own), len(other))} attacked inputs")

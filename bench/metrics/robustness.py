@@ -108,7 +108,7 @@ def _check_complete(records: pd.DataFrame, place: np.ndarray, cell: np.ndarray, 
     if lacking.any():
         worst = int(lacking.argmax())
         attack, norm, eps, seed = records.loc[cell == its_cell[worst], [*CELL, "seed"]].iloc[0]
-        several = _several_seeds(records) and norm != FOOLING
+        several = len(records["seed"].unique()) > 1 and norm != FOOLING
         named = f"{attack} {norm} ε = {eps:g}" + (f", seed {seed}" if several else "")
         inputs = int((group == group[its_input[worst]]).sum())
         raise MissingCells(f"{lacking[worst]:g} of {inputs} inputs lack {named}")
@@ -138,11 +138,6 @@ def _without_calibration(records: pd.DataFrame) -> pd.DataFrame:
     """The rows on test inputs: thresholds are all that the calibration's are for."""
     test = (records["kind"] != CALIBRATION).to_numpy()
     return records if test.all() else records[test]
-
-
-def _several_seeds(records: pd.DataFrame) -> bool:
-    seeds = records["seed"].to_numpy()
-    return bool((seeds != seeds[:1]).any())
 
 
 def _is_fooling(records: pd.DataFrame) -> bool:

@@ -19,7 +19,6 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from manifold_bench.bench.metrics import robustness as figures
-from manifold_bench.bench.metrics.robustness import FOOLING, REJECTED, WRONG
 from manifold_bench.bench.metrics.shares import MissingCells, wilson
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE
 
@@ -108,8 +107,8 @@ def operating_point(records: pd.DataFrame) -> tuple[float, float]:
     records: as in robustness.per_input, the clean cell or attacked rows. The risk is NaN where nothing is accepted.
     """
     worst = figures.per_input(records)["worst"]
-    accepted = worst[worst != REJECTED]
-    return (len(accepted) / len(worst) if len(worst) else np.nan), float((accepted == WRONG).mean())
+    accepted = worst[worst != figures.REJECTED]
+    return (len(accepted) / len(worst) if len(worst) else np.nan), float((accepted == figures.WRONG).mean())
 
 
 def threshold_at(scores: ArrayLike, rate: float) -> float:
@@ -145,7 +144,7 @@ def at_threshold(records: pd.DataFrame, threshold: float) -> pd.DataFrame:
     lacking = (records["status"] == "ok") & (clean.isna() | adv.isna())
     if lacking.any():
         raise MissingCells(f"{lacking.sum()} of {len(records)} records have no score")
-    as_aimed = (records["norm"] != FOOLING) | (records["aim"] < 0) | (records["aim"] == records["adv_label"])
+    as_aimed = (records["norm"] != figures.FOOLING) | (records["aim"] < 0) | (records["aim"] == records["adv_label"])
     success = records["valid"] & (adv <= threshold) & (records["adv_label"] != records["label"]) & as_aimed
     return records.assign(clean_rejected=clean > threshold, adv_rejected=adv > threshold, success=success.astype(bool))
 
@@ -164,7 +163,7 @@ def matched(records: pd.DataFrame, rates: Sequence[float] = RATES) -> pd.DataFra
     made = []
     for (dataset, defense), mine in records.groupby(["dataset", "defense"]):
         scores = mine.loc[(mine["kind"] == CALIBRATION) & (mine["status"] == "ok"), "clean_score"]
-        test = mine[(mine["kind"] != CALIBRATION) & (mine["norm"] != FOOLING)]
+        test = mine[(mine["kind"] != CALIBRATION) & (mine["norm"] != figures.FOOLING)]
         points = [(DEPLOYED, None), *((rate_text(rate), rate) for rate in rates)]
         for name, rate in points:
             key = {"dataset": str(dataset), "defense": str(defense), "rate": name}
@@ -199,7 +198,7 @@ def implausible(summary: pd.DataFrame) -> pd.DataFrame:
     weak. `evidence` says what was compared. Where nothing is known there is no bound and no row.
     """
     rows = []
-    attacked = (summary["kind"] == WORST_CASE) & (summary["norm"] != FOOLING) & np.isfinite(summary["eps"])
+    attacked = (summary["kind"] == WORST_CASE) & (summary["norm"] != figures.FOOLING) & np.isfinite(summary["eps"])
     for (dataset, norm), worst in summary[attacked & (summary["n"] > 0)].groupby(["dataset", "norm"]):
         clean = summary[(summary["dataset"] == dataset) & (summary["kind"] == CLEAN)]
         answers = pd.concat([clean, worst]).dropna(subset="robust_accuracy").sort_values("eps")
