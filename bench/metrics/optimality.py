@@ -85,10 +85,7 @@ def attack_figures(records: pd.DataFrame) -> pd.DataFrame:
                 found = distances[attack].dropna()
                 score = optimality(found, best[found.index], end)
                 rows.append(where | {"attack": attack, "optimality": score} | _worth(own))
-        rows += [
-            where | {"attack": lost["attack"], "n": 0, "status": lost["status"], "reason": lost["reason"]}
-            for lost in bad.to_dict("records")
-        ]
+        rows += [where | {"n": 0} | lost for lost in bad[["attack", "status", "reason"]].to_dict("records")]
         if len(ok):
             rows.append(where | {"attack": WORST_CASE, "optimality": optimality(best, best, end)} | _worth(ok))
     table = pd.DataFrame(rows, columns=list(ATTACK_COLUMNS))
