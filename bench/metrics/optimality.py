@@ -72,7 +72,7 @@ def attack_figures(records: pd.DataFrame) -> pd.DataFrame:
     failed or was skipped has its reason and NaN. Noise (norm "fooling") is left out: it has no distance.
     """
     attacked = records[(records["kind"] == ATTACK) & (records["norm"] != FOOLING)]
-    rows = []
+    rows: list[dict[Any, Any]] = []
     for (dataset, norm, defense), there in attacked.groupby(["dataset", "norm", "defense"]):
         where = {"dataset": dataset, "norm": norm, "defense": defense}
         bad = there[there["status"] != "ok"].drop_duplicates("attack")
