@@ -94,6 +94,7 @@ def class_of(model: Any, reference: str, module: str, randomized: bool = False) 
     reference: the name under which the class is found again in another process. module: the module that the object
     comes from, whose source counts for its identity.
     """
+    library_of(model)
     base = type(model) if isinstance(model, Defense) else RandomizedModel if randomized else Model
 
     def start(self: Defense, spec: Any) -> None:
@@ -115,22 +116,31 @@ def name_of(model: Any) -> str:
 
 def module_of(model: Any) -> nn.Module:
     """Return the model as a module from images in the range that it takes to logits; see `as_defense`."""
-    if isinstance(model, type):
-        raise TypeError(f"{model.__qualname__} is a class; give an instance of it")
-    if isinstance(model, nn.Module):
+    library = library_of(model)
+    if library == "torch":
         return _in_eval_mode(_copied(model))
-    library = {base.__module__.partition(".")[0] for base in type(model).__mro__}
-    if "art" in library:
+    if library == "art":
         return art_module(model)
-    if "foolbox" in library:
+    if library == "foolbox":
         low, high = model.bounds
         return Function(lambda x: model(low + (high - low) * x))
-    if callable(model):
-        return Function(model)
-    raise TypeError(
-        f"{type(model).__qualname__} is no model; give a torch.nn.Module, a function of tensors, an ART classifier, "
-        "a Foolbox model or a Defense"
-    )
+    return Function(model)
+
+
+def library_of(model: Any) -> str:
+    """Which library a model is of: torch, art or foolbox; "" for a function. Raises TypeError for what is no model."""
+    libraries = [base.__module__.partition(".")[0] for base in type(model).__mro__]
+    if isinstance(model, nn.Module):
+        return "torch"
+    for library in ("art", "foolbox"):
+        if library in libraries:
+            return library
+    if isinstance(model, type) or not callable(model):
+        what = f"{model.__qualname__} is a class" if isinstance(model, type) else f"{name_of(model)} is no model"
+        raise TypeError(
+            f"{what}; give a torch.nn.Module, a function of tensors, an ART classifier, a Foolbox model or a Defense"
+        )
+    return ""
 
 
 def _copied(module: nn.Module) -> nn.Module:

@@ -146,7 +146,7 @@ BAD: dict[str, Any] = {
     "defense number for label": (defense('{ name = "inc", label = 3 }'), ["defenses[0].label: 3 is not a text"]),
     "defense without name": (defense("{ latent = 3 }"), ["defenses[0].name: missing"]),
     "defense of no class": (defense('"defenses.inc:Inc"'), ["defenses[0]", "cannot import 'defenses.inc'"]),
-    "attack for a defense": (defense('"manifold_bench.attacks.gradient:PGD"'), ["defenses[0]", "not a subclass"]),
+    "attack for a defense": (defense('"manifold_bench.attacks.gradient:PGD"'), ["defenses[0]", "PGD is no model"]),
     # attacks
     "unknown attack": (attack(name="pdg"), ["attacks[0]: unknown attack 'pdg'; did you mean 'pgd'?"]),
     "unknown library class": (attack(name="art:DeepFol"), ["attacks[0]", "DeepFol", "DeepFool"]),
