@@ -246,7 +246,7 @@ def _class_of(label: str, model: Any, randomized: bool = False) -> type[Defense]
         cls = models.class_of(model, label, models.__name__, randomized)
     except TypeError as error:
         raise InputError(f"defense {label!r}: {error}") from error
-    cls.version = uuid.uuid4().int
+    cls.version = uuid.uuid4().int >> 66  # of 62 bits
     return cls
 
 

@@ -25,15 +25,17 @@ def narrowed(
 
     A name matches all entries with that name unless it is a label, which matches its own entry. What is not in the
     matrix is added from the registry: a data set with as many images as the first one, an attack in the first norm of
-    the matrix that it works in, with the ε there. "clean" as the only attack means the clean passes alone. Raises
-    InputError for what is not known.
+    the matrix that it works in, with the ε there. A defense that is added meets the attacks that are confined to some
+    of the matrix' defenses too. "clean" as the only attack means the clean passes alone. Raises InputError for what is
+    not known.
     """
     for name in datasets:
         find("datasets", name)
     known = {entry.name: entry for entry in matrix.datasets}
     entries = [known.get(name) or DatasetEntry(name=name, n=matrix.datasets[0].n) for name in dict.fromkeys(datasets)]
     defended = selected(matrix.defenses, defenses, defense_by_name) if defenses else matrix.defenses
-    attacking = matrix.attacks
+    added = tuple(choice.label for choice in defended if choice not in matrix.defenses)
+    attacking = tuple(_also_against(added, choice) for choice in matrix.attacks)
     if attacks:
         names = [name for name in attacks if name != CLEAN]
         attacking = selected(attacking, names, lambda name: attack_by_name(name, matrix.attacks))
@@ -43,6 +45,13 @@ def narrowed(
     if norms:
         attacking = tuple(choice for choice in attacking if choice.attack.norm in norms)
     return dataclasses.replace(matrix, datasets=tuple(entries) or matrix.datasets, defenses=defended, attacks=attacking)
+
+
+def _also_against(labels: tuple[str, ...], choice: AttackChoice) -> AttackChoice:
+    """The same attack, not kept from the defenses with these labels."""
+    if choice.defenses is None or not labels:
+        return choice
+    return dataclasses.replace(choice, defenses=(*choice.defenses, *labels))
 
 
 def selected(choices: tuple[C, ...], names: Iterable[str], add: Callable[[str], C]) -> tuple[C, ...]:

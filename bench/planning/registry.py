@@ -138,7 +138,7 @@ def _torchscript(name: str) -> type[Any]:
             "would run their code; write a function that builds the model, and name it as file.py:function"
         ) from error
     cls = _by_reference(class_of(module, name, class_of.__module__))
-    cls.version = int(hashlib.sha256(content).hexdigest(), 16)
+    cls.version = int(hashlib.sha256(content).hexdigest()[:15], 16)
     return cls
 
 

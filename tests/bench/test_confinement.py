@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.narrow import narrowed
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
 
@@ -48,6 +49,14 @@ def test_an_attack_takes_the_first_of_the_images():
     }  # fmt: skip
     assert planned["mnist5k", "inc", "pgd", "linf"] == 10  # there are no more
     assert set(jobs(n=4).values()) == {3, 4}
+
+
+def test_a_defense_that_is_added_meets_what_is_confined_to_others_too():
+    whole = parse_matrix(MATRIX, "m.toml")
+    added = make_plan(narrowed(whole, datasets=["digits"], defenses=["tiny:NearestMean"]), Options(), whole)
+    assert {job.label for job in added.jobs if not job.skip} == {"clean", "fgsm", "pgd", "mim", "noise"}
+    own = make_plan(narrowed(whole, datasets=["digits"], defenses=["undefended"]), Options(), whole)
+    assert {job.label for job in own.jobs} == {"clean", "fgsm", "pgd"}
 
 
 PGD = {"name": "pgd", "eps": [0.1]}
