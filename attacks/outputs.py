@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import padded
 
 SUM = 5e-3
 """By how much probabilities may miss a sum of 1: bfloat16 keeps eight bits of each."""
 
-LEAST, SMALLEST = 1.4e-45, 1.2e-38
-"""The least positive float32, and the least of full precision."""
 
+class Scored:
+    """A function of images → outputs [N,K] or [N,K+1] as one of logits, computed on whole blocks; see `logits_of`.
 
-def scored(function: Callable[[Tensor], Tensor], classes: int) -> Callable[[Tensor], Tensor]:
-    """That function of images → outputs [N,K] or [N,K+1], computed on whole blocks, its outputs as `logits_of` has
-    them."""
-    return lambda x: logits_of(padded(function)(x), x, classes)
+    Where probabilities have underflown to 0 a copy in double precision is asked instead, whose reach 1e-308.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], classes: int) -> None:
+        self.function, self.classes = function, classes
+        self.precise: nn.Module | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        outputs = padded(self.function)(x)
+        logits = logits_of(outputs, x, self.classes)
+        lost = probabilities(outputs, self.classes) & (outputs[:, : self.classes] == 0).any(1)
+        if not lost.any() or not isinstance(self.function, nn.Module) or x.dtype == torch.float64:
+            return logits
+        try:
+            self.precise = self.precise or deepcopy(self.function).double()
+            outputs = padded(self.precise)(x.double())
+        except RuntimeError:  # it mixes its own numbers with the images'
+            return logits
+        return torch.where(lost[:, None], logits_of(outputs, x, self.classes), logits)
 
 
 def logits_of(outputs: Tensor, x: Tensor, classes: int) -> Tensor:
@@ -29,17 +46,26 @@ def logits_of(outputs: Tensor, x: Tensor, classes: int) -> Tensor:
     nearer by its probability than one of 1e-10, and the gradient would vanish. The order of outputs stays the same.
     Raises ValueError for NaN, which is no answer, unless x has it.
     """
-    logits = outputs.to(x.dtype, copy=True)
-    if logits.isnan().any() and not x.isnan().any():
+    if outputs.isnan().any() and not x.isnan().any():
         raise ValueError("the defense returned NaN for an image")
-    real = logits[:, :classes].detach()
-    totals = torch.stack([real.sum(1), logits.detach().sum(1)])  # a reject score may be one of them or apart
-    likely = (real >= 0).all(1) & ((totals - 1).abs() <= SUM).any(0)
-    return torch.where(likely[:, None], log(logits), logits) if likely.any() else logits
+    likely = probabilities(outputs, classes)
+    if not likely.any():
+        return outputs.to(x.dtype, copy=True)
+    values = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    return torch.where(likely[:, None], log(values), values).to(x.dtype)
+
+
+def probabilities(outputs: Tensor, classes: int) -> Tensor:
+    """Which rows are probabilities, [N]: none negative and of sum 1, with the reject score or without."""
+    values = outputs.detach()
+    totals = torch.stack([values[:, :classes].sum(1), values.sum(1)])
+    return (values[:, :classes] >= 0).all(1) & ((totals - 1).abs() <= SUM).any(0)
 
 
 def log(probabilities: Tensor) -> Tensor:
-    """Natural logarithm, at least that of the least positive float32; its gradient is finite, and 0 at 0."""
-    value = probabilities.detach()
-    slope = torch.where(value > 0, 1 / value.clamp_min(SMALLEST), 0.0)
-    return value.clamp_min(LEAST).log().clamp_min(-103.28) + slope * (probabilities - value)
+    """Natural logarithm, at least that of the least positive number; its gradient is finite, and 0 at 0."""
+    value, kind = probabilities.detach(), torch.finfo(probabilities.dtype)
+    slope = torch.where(value > 0, 1 / value.clamp_min(kind.tiny), 0.0)
+    return value.clamp_min(0).log().clamp_min(math.log(kind.tiny) + math.log(kind.eps)) + slope * (
+        probabilities - value
+    )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from manifold_bench.attacks.batching import pad_to_block
 from manifold_bench.attacks.contract import Detecting, GradientMode, Optimising, Part, answered
 from manifold_bench.attacks.losses import reject_excess
-from manifold_bench.attacks.outputs import logits_of, scored
+from manifold_bench.attacks.outputs import Scored, logits_of
 
 if TYPE_CHECKING:
     from manifold_bench.attacks.target import Target
@@ -41,6 +41,9 @@ class View:
             raise ValueError("this defense has no classifier of its own to attack")
         if self.part == "defense" and self.gradient not in ("default", *defense.gradient_modes):
             raise ValueError(f"gradients of this defense: {', '.join(defense.gradient_modes)}; not {self.gradient!r}")
+        attacked = defense if self.part == "defense" else defense.classifier
+        assert attacked is not None
+        self._scored = Scored(attacked, self.num_classes)
         self.rejects = self.part == "defense" and defense.rejects
         self.iterative = self.part == "defense" and defense.gradient_modes != ("default",)
         self.exact = self.part == "defense" and not self.iterative and not defense.randomized
@@ -50,11 +53,7 @@ class View:
 
         rows: which inputs these are, None where that isn't known (then every inner optimisation is a full one).
         """
-        defense = self.target.defense
-        if self.part == "classifier":
-            assert defense.classifier is not None
-            return scored(defense.classifier, self.num_classes)(x)
-        return self._iterated(x, rows) if self.iterative else scored(defense, self.num_classes)(x)
+        return self._iterated(x, rows) if self.iterative else self._scored(x)
 
     def _iterated(self, x: Tensor, rows: Tensor | None) -> Tensor:
         """A defense that optimises at inference: with `warm_start` from where the last call for these rows ended."""

@@ -108,9 +108,9 @@ class Defense(Trainable):
         """The part that maps images to logits [N,K] without the defense around it, where there is one."""
 
     def __call__(self, x: Tensor, *others: Any, **named: Any) -> Any:
-        """`forward` on a copy of the images, which it may change in place; floats of any size come back as float32."""
+        """`forward` on a copy of the images, which it may change in place; floats come back in the images' type."""
         outputs = super().__call__(x.clone(), *others, **named)
-        return outputs.float() if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
+        return outputs.to(x.dtype) if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
 
     @property
     def rejects(self) -> bool:

@@ -32,6 +32,7 @@ FORMS = {
     "log-probabilities": lambda z: z.log_softmax(1),
     "probabilities": lambda z: z.softmax(1),
     "sharp probabilities": lambda z: (5 * z).softmax(1),
+    "probabilities that underflow": lambda z: (25 * z).softmax(1),
     "float64": lambda z: z.double(),
     "probabilities in float64": lambda z: z.double().softmax(1),
     "a masked class": lambda z: torch.cat([z, torch.full_like(z[:, :1], -torch.inf)], dim=1),
