@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manifold_bench.attacks.contract import Verdict, succeeded
-from manifold_bench.attacks.losses import selective_margin
+from manifold_bench.attacks.losses import margin, selective_margin
 from manifold_bench.attacks.threat import Norm, flat_norm, inside
 
 
@@ -18,7 +18,8 @@ class Queries:
     point [N,C,H,W], distance [N] float64: the smallest perturbation within ε that the deployed defense answered with a
     success, on any query; ∞ where there was none. The rest is about the time before an input's first success, all [N]:
     gradients: number of gradients; blind: of these, how many were exactly zero or not finite; moved: whether a query
-    was about another image than x; improved: whether a query got nearer to success than the first one was.
+    was about another image than x; improved: whether a query got nearer to a wrong class, or to one that is accepted,
+    than the first one was.
     """
 
     def __init__(self, x: Tensor, y: Tensor, aims: Tensor | None, norm: Norm, eps: float) -> None:
@@ -28,7 +29,7 @@ class Queries:
         self.distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         self.gradients, self.blind, self.calls = (torch.zeros_like(self.distance) for _ in range(3))
         self.moved, self._improved = (torch.zeros_like(self.rows, dtype=torch.bool) for _ in range(2))
-        self.first = torch.full_like(self.distance, torch.nan)
+        self.first = self.distance.new_full((len(x), 2), torch.nan)
 
     @property
     def improved(self) -> Tensor:
@@ -56,11 +57,14 @@ class Queries:
         if not labelled.any() or self._improved[at[labelled]].all():
             return
         at, logits = at[labelled], logits[labelled]
-        lead = selective_margin(logits, self.y[at], classes).double().nan_to_num(-torch.inf)
-        best = torch.full_like(self.first, -torch.inf).scatter_reduce(0, at, lead, "amax")
+        # On the way into a wrong class an image may well come to be rejected: either of the two is progress
+        leads = [margin(logits, self.y[at], classes), selective_margin(logits, self.y[at], classes)]
+        lead = torch.stack(leads, dim=1).double().nan_to_num(-torch.inf)
+        best = torch.full_like(self.first, -torch.inf)
+        best.scatter_reduce_(0, at[:, None].expand(-1, 2), lead, "amax")
         self.calls[at] += 1
-        self._improved |= best > self.first
-        begun = at[self.first[at].isnan()]
+        self._improved |= (best > self.first).any(1)
+        begun = at[self.first[at, 0].isnan()]
         self.first[begun] = best[begun]
 
     def answered(self, x: Tensor, rows: Tensor, answer: Verdict) -> None:
