@@ -117,7 +117,8 @@ def test_markdown_holds_whatever_a_reason_says():
 
 def test_markdown_of_a_green_gate_is_short():
     page = markdown_gate(gate(run(CLEAN, attacked(3)), run(CLEAN, attacked(3))))
-    assert page.startswith("## ✅ Robustness gate: PASS\n\n2 = (no difference).\n\n<details>")
+    assert page.startswith("## ✅ Robustness gate: PASS\n\n2 = (no difference).\n\nAll 2 cells together: ")
+    assert page.index("<details>") < 200
 
 
 def test_junit_has_a_case_for_each_cell_and_its_outcome():
@@ -141,7 +142,7 @@ def test_junit_has_a_case_for_each_cell_and_its_outcome():
     }
     assert told["worse"].startswith("worse: 100.0 → 40.0, n = 20, lost/gained 12/0, p = ")
     assert "robust_accuracy:2pp broken: 100.0 → 40.0; error:50% broken: 0.0 → 60.0" in told["worse"]
-    assert told["crashed"] == "failed in the new run: �[31mout of <memory> | 1 & 2�[0m"
+    assert told["crashed"] == "failed in the new run: \\x1b[31mout of <memory> | 1 & 2\\x1b[0m"
     assert told["bare"] == "not comparable: no figures in the baseline: failed: then"
 
 
