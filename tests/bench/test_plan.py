@@ -21,6 +21,7 @@ from manifold_bench.bench.planning.narrow import narrowed
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, cache_file, defense_ref
+from manifold_bench.bench.running.stamp import hash_of
 from manifold_bench.bench.running.training import Training, train
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.identity import key_of
@@ -199,7 +200,8 @@ def test_trained_weights_are_part_of_the_key(tmp_path):
     )
     keys = [key(defenses=["tiny:Trained"])]
     for seed in (0, 1):
-        train(Training(untrained, data, untrained.weights, seed=seed, budget=0.25))
+        known = hash_of(weights.card_path(untrained.weights))  # what was there when this training was planned
+        train(Training(untrained, data, untrained.weights, seed=seed, budget=0.25, known=known))
         trained = defense_ref(matrix.defenses[0], data.load())
         assert trained.trained and trained.weights == untrained.weights
         keys.append(key(defenses=["tiny:Trained"]))
