@@ -40,9 +40,9 @@ class DetectorLagrangian(ViewAttack):
 
     adapted_to = ("detection", "generative rejection")
 
-    steps: Annotated[int, Ge(1)] = 100
+    steps: Annotated[int, Ge(1)] = 200
     targets: Annotated[int, Ge(1)] | None = None
-    rate: Annotated[float, Gt(0), Lt(math.inf)] = 0.2
+    rate: Annotated[float, Gt(0), Lt(math.inf)] = 0.1
     ascent: Annotated[float, Gt(0), Lt(math.inf)] = 0.2
     confidence: Annotated[float, Ge(0), Lt(math.inf)] = 5.0
 

@@ -22,7 +22,7 @@ from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import all_rows, blockwise, padded
 from manifold_bench.attacks.contract import AttackableDefense, encodes
 from manifold_bench.attacks.gradient import Best, Climb, Look, ProjectedAscent, steepest
-from manifold_bench.attacks.losses import likeliest_wrong, margin, reject_excess
+from manifold_bench.attacks.losses import likeliest_wrong, margin
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, expand, flat_norm, project, random_in_ball
 from manifold_bench.attacks.view import View
@@ -203,26 +203,40 @@ class SelectivePGD(AimedAscent):
 class OrthogonalPGD(SelectivePGD):
     """Selective PGD whose steps leave the other side alone (Bryniarski et al. 2022, their eq. 6).
 
-    The margin's gradient goes without its component along the reject score's, the detectors' without that along the
+    The margin's gradient goes without its component along the detectors', the detectors' without that along the
     margin's: ∇f − (∇f·∇g / ∇g·∇g) ∇g, two passes for a step.
+
+    projected: whose gradients lose that component; the authors' code has the same switches. Where margin and detectors
+    look at one encoding, as in a GMVAE, their gradients lie along one line, and agree once the class is reached: there
+    the equation takes away what would be descended. With `classifier` the steps after the class is reached are whole.
     """
+
+    version: ClassVar[int] = 2
+
+    projected: Literal["both", "classifier", "detector"] = "both"
 
     def passes(self) -> tuple[int, int]:
         forwards, backwards = super().passes()
         return forwards + backwards, 2 * backwards
 
     def look(self, aim: Aim) -> Look:
-        classes = aim.view.num_classes
-
         def left_alone(rows: Tensor, x: Tensor, logits: Tensor, ratios: Tensor) -> Tensor:
             ahead = aim.margin(logits, rows)
-            return torch.where(ahead > 0, ahead, reject_excess(logits, classes))
+            return torch.where(ahead > 0, ahead, ratios.amax(1))
 
         own, other = super().look(aim), detecting(aim, left_alone)
 
         def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
             logits, values, gradient = own(point, rows, last)
-            return logits, values, gradient if last else without(gradient, other(point, rows, last)[2])
+            if last:
+                return logits, values, gradient
+            rest = without(gradient, other(point, rows, last)[2])
+            whole = {
+                "both": torch.zeros_like(rows, dtype=torch.bool),
+                "classifier": aim.margin(logits, rows) > 0,
+                "detector": aim.margin(logits, rows) <= 0,
+            }[self.projected]
+            return logits, values, torch.where(expand(whole, gradient), gradient, rest)
 
         return look
 

@@ -107,8 +107,10 @@ def test_an_orthogonal_step_leaves_the_detector_where_it_was():
     attack = OrthogonalPGD(norm="l2", steps=1, step_size=0.25, start="clean")
     out = attack.run(of(Lure(), 2), x, y, 0.3, 0)
     assert torch.allclose(out[:, 0, 0], torch.tensor([0.4, 0.65])) and Lure().verdict(out).wrong(y).all()
-    plain = replace(attack, steps=1, step_size=0.25)
-    assert not falls(SelectivePGD(**vars(plain)), Lure(), x, y, 0.3).any()
+    plain = SelectivePGD(norm="l2", steps=1, step_size=0.25, start="clean")
+    assert not falls(plain, Lure(), x, y, 0.3).any()
+    assert not falls(replace(attack, projected="detector"), Lure(), x, y, 0.3).any()
+    assert falls(replace(attack, projected="classifier"), Lure(), x, y, 0.3).all()
 
 
 vectors = arrays("float32", (3, 1, 2, 2), elements=st.floats(-1, 1, width=32))
