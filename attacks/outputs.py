@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import padded
 
-SUM = 5e-3
+SUM = 1e-2
 """By how much probabilities may miss a sum of 1: bfloat16 keeps eight bits of each."""
 
 
@@ -34,7 +34,7 @@ class Scored:
         try:
             self.precise = self.precise or deepcopy(self.function).double()
             outputs = padded(self.precise)(x.double())
-        except RuntimeError:  # it mixes its own numbers with the images'
+        except (RuntimeError, TypeError):  # it mixes its own numbers with the images', or cannot be copied
             return logits
         return torch.where(lost[:, None], logits_of(outputs, x, self.classes), logits)
 
@@ -57,7 +57,7 @@ def logits_of(outputs: Tensor, x: Tensor, classes: int) -> Tensor:
 
 def probabilities(outputs: Tensor, classes: int) -> Tensor:
     """Which rows are probabilities, [N]: none negative and of sum 1, with the reject score or without."""
-    values = outputs.detach()
+    values = outputs.detach().to(torch.promote_types(outputs.dtype, torch.float32))
     totals = torch.stack([values[:, :classes].sum(1), values.sum(1)])
     return (values[:, :classes] >= 0).all(1) & ((totals - 1).abs() <= SUM).any(0)
 

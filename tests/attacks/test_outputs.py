@@ -35,6 +35,7 @@ FORMS = {
     "probabilities that underflow": lambda z: (25 * z).softmax(1),
     "float64": lambda z: z.double(),
     "probabilities in float64": lambda z: z.double().softmax(1),
+    "probabilities in bfloat16": lambda z: (0.3 * z).softmax(1).bfloat16(),
     "a masked class": lambda z: torch.cat([z, torch.full_like(z[:, :1], -torch.inf)], dim=1),
     "many masked classes": lambda z: torch.cat([z, torch.full_like(z, -torch.inf)], dim=1),
 }
@@ -87,7 +88,9 @@ def cases(digits, digits_cnn) -> tuple[nn.Module, Tensor, Tensor, dict[str, int]
 def test_the_form_of_the_outputs_changes_no_robustness(cases, name, form):
     network, x, y, plain = cases
     assert plain[name] >= 3, "the case would show nothing"
-    assert abs(fallen(Formed(network, form), ATTACKS[name], x, y) - plain[name]) <= 1
+    # bfloat16 has eight bits: what it rounds away nobody can follow
+    slack = 3 if "bfloat16" in form else 1
+    assert abs(fallen(Formed(network, form), ATTACKS[name], x, y) - plain[name]) <= slack
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
