@@ -138,10 +138,10 @@ def test_one_attack_alone_has_nothing_to_be_compared_with():
 
 
 def test_an_attack_that_succeeds_within_its_largest_size_ranks_before_one_that_finds_small_distances_beyond():
-    """One beats 3 of 50 inputs within ε and nothing else; the other 1, and all the rest just beyond."""
+    """One beats 3 of 50 inputs within ε and nothing else; the other 1, and 48 more just beyond."""
     labels = [0] * 50
     within = cell("within", (0.1,), labels, adv=[1] * 3 + [0] * 47)
-    beyond = cell("beyond", (0.1,), labels, adv=[1] + [0] * 49, distance=[0.1] + [0.11] * 49)
+    beyond = cell("beyond", (0.1,), labels, adv=[1] + [0] * 49, distance=[0.1] + [0.11] * 48 + [INF])
     table = attack_figures(run(within, beyond)).set_index("attack")
     assert table.loc["beyond", "optimality"] > table.loc["within", "optimality"]
     assert table.loc[["within", "beyond"], "rank"].tolist() == [1, 2]
