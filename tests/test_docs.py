@@ -25,6 +25,20 @@ def test_examples_run_from_top_to_bottom(page):
         exec(compile(block, f"{page}, example {number}", "exec"), names)
 
 
+def test_the_example_of_the_readme_prints_what_it_shows(capsys):
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = re.search(r"^```python\n(.*?)^```\n\n```\n(.*?)^```", page, re.S | re.M)
+    assert example
+    exec(compile(example[1], "README.md", "exec"), {"__name__": "readme"})
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
+    shown = [line.split() for line in example[2].splitlines()]
+    assert printed[0] == shown[0]
+    robust = shown[0].index("robust")
+    for mine, theirs in zip(printed[1:], shown[1:], strict=True):
+        assert mine[:robust] == theirs[:robust]
+        assert abs(float(mine[robust]) - float(theirs[robust])) < 7  # two of 32 inputs, for other processors
+
+
 @pytest.mark.parametrize("page", ["gate.md"])
 def test_commands_run_from_top_to_bottom(page, tmp_path, monkeypatch, capfd):
     """Python and TOML blocks become the files they name, lines of sh blocks are run, blocks of no language are told."""
