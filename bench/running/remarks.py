@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.outputs import probabilities
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
 from manifold_bench.bench.records.schema import UNSTEADY
@@ -36,11 +37,8 @@ class OutputCheck:
         self._hook.remove()
 
     def _note(self, defense: nn.Module, arguments: tuple[Any, ...], outputs: Tensor) -> None:
-        rows = outputs.detach().float()
-        sums = (rows[:, : self.defense.num_classes].sum(1), rows.sum(1))  # with and without the reject score
-        to_one = torch.stack([(total - 1).abs() < 0.01 for total in sums]).any(0)
-        self._alike += int((to_one & (rows >= 0).all(1) & (rows <= 1).all(1)).sum())
-        self._rows += len(rows)
+        self._alike += int(probabilities(outputs, self.defense.num_classes).sum())
+        self._rows += len(outputs)
 
     @property
     def probabilities(self) -> bool:
@@ -55,7 +53,7 @@ def remarks(job: Job, x: Tensor, clean: Verdict, outputs: OutputCheck, uneven: b
     """
     defense = outputs.defense
     if outputs.probabilities:
-        yield "its outputs look like probabilities (each row sums to 1), where attacks expect logits"
+        yield "its outputs look like probabilities (each row sums to 1); attacks take their logarithms"
     if defense.rejects and clean.rejected.all():
         yield "it rejects every image"
     elif defense.rejects and not clean.rejected.any() and not scored_answers(defense, _noise(x))[:, 1].any():
