@@ -67,6 +67,7 @@ class ArtAttack(LibraryAttack):
     A step size `eps_step` that is not given is 2.5 ε / max_iter, and 2 ε for AutoPGD and AutoAttack (their paper's).
     """
 
+    version: ClassVar[int] = 2
     library = "art"
     single = (*DECISION, "ShadowAttack")
     distribution = "adversarial-robustness-toolbox"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import pad_to_block
 from manifold_bench.attacks.contract import Detecting, GradientMode, Optimising, Part, answered
-from manifold_bench.attacks.losses import reject_excess
+from manifold_bench.attacks.losses import reject_excess, typical_temperature
 from manifold_bench.attacks.outputs import Scored, logits_of
 
 if TYPE_CHECKING:
@@ -170,7 +170,8 @@ class CountedModule(nn.Module):
 
     Called with as many inputs as rows it takes them for those rows, in order; where there is one row every input
     belongs to it. Called otherwise it can't know which they are: the passes are spread evenly over the rows, and each
-    query counts as one about the nearest input.
+    query counts as one about the nearest input. Its logits are in units of twice their
+    `typical_temperature`.
     """
 
     def __init__(self, view: View, rows: Tensor) -> None:
@@ -194,4 +195,6 @@ class CountedModule(nn.Module):
                 x.register_hook(partial(target.queries.differentiated, about))
         if logits.requires_grad:
             logits.register_hook(lambda _: target.count(rows, 0, share))
-        return logits
+        # Cross-entropies of libraries underflow where logits are large; at this temperature 1 − p_y has digits left
+        temperature = 2 * typical_temperature(logits, self.num_classes)[:, None]
+        return logits / torch.where(temperature > 1e-20, temperature, 1.0)
