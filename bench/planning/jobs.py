@@ -21,6 +21,7 @@ from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, PROBE, PROBED, REVISION, Kind, protocol
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.identity import SCHEME, key_of, system
+from manifold_bench.defenses.weights import with_cards
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,9 @@ class Job(PlannedJob):
 
     @property
     def reads(self) -> tuple[Path, ...]:
-        """The files that it needs: its data's and the defenses'."""
+        """The files that it needs: its data's, and the defenses' weights with their cards."""
         source = self.source.files if self.source else ()
-        return (*self.dataset.load().files, *self.defense.files, *source)
+        return (*self.dataset.load().files, *with_cards((*self.defense.files, *source)))
 
     @property
     def passes(self) -> float:

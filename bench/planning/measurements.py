@@ -13,6 +13,7 @@ from manifold_bench.bench.planning.probes import inspections
 from manifold_bench.bench.planning.refs import DefenseRef, PlannedData, dataset_identity, defense_identity
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.defenses.identity import SCHEME, system
+from manifold_bench.defenses.weights import with_cards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,9 @@ class MeasurementJob(PlannedJob):
 
     @property
     def reads(self) -> tuple[Path, ...]:
-        """The files that it needs: its data's and the defenses'."""
-        return (*self.dataset.load().files, *(file for ref in (self.defense, *self.others) for file in ref.files))
+        """The files that it needs: its data's, and the defenses' weights with their cards."""
+        weights = with_cards(file for ref in (self.defense, *self.others) for file in ref.files)
+        return (*self.dataset.load().files, *weights)
 
 
 def measurements_on(data: PlannedData, matrix: Matrix, device: str) -> list[MeasurementJob]:
