@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
-
-import numpy as np
 
 NORM_NAMES = {"linf": "L∞", "l2": "L2", "l0": "L0"}
 
@@ -15,7 +14,7 @@ NOT_RUN = "–"
 
 def eps_text(eps: float) -> str:
     """0.1 → 0.1, inf → ∞."""
-    return "∞" if np.isinf(eps) else f"{eps:g}"
+    return "∞" if math.isinf(eps) else f"{eps:g}"
 
 
 def norm_text(norm: str) -> str:
@@ -25,12 +24,12 @@ def norm_text(norm: str) -> str:
 
 def percent(value: float) -> str:
     """0.8612 → 86.1; NaN → undefined."""
-    return "undefined" if np.isnan(value) else f"{100 * value:.1f}"
+    return "undefined" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def distance_text(value: float) -> str:
     """1.2345 → 1.234, inf → ∞ (fewer than half the inputs were beaten)."""
-    return "undefined" if np.isnan(value) else "∞" if np.isinf(value) else f"{value:.3f}"
+    return "undefined" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.3f}"
 
 
 def is_printable(text: str) -> bool:

@@ -6,18 +6,13 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
 from manifold_bench.bench.records.files import STRICT, Name, Number, Whole, read_json
-
-PACKAGES = (
-    "manifold-bench", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "mlxtend", "safetensors",
-    "adversarial-robustness-toolbox", "foolbox",
-)  # fmt: skip
+from manifold_bench.bench.records.packages import PACKAGES, package_version
 
 
 def code_revision() -> str:
@@ -35,13 +30,6 @@ def code_revision() -> str:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-
-def package_version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def provenance() -> dict[str, Any]:

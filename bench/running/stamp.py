@@ -19,7 +19,7 @@ from typing import Any
 from manifold_bench.bench.planning.folders import data_folder
 from manifold_bench.bench.planning.registry import SINGULAR
 from manifold_bench.bench.records.log import LOG
-from manifold_bench.bench.records.provenance import PACKAGES, package_version
+from manifold_bench.bench.records.packages import PACKAGES, package_version
 from manifold_bench.defenses.files import atomic_write
 from manifold_bench.defenses.identity import OWN, PROJECT, registered, source_files
 

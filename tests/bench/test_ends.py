@@ -43,12 +43,17 @@ def whole(tmp_path_factory):
     return folder / "out"
 
 
+def heed_interrupts() -> None:
+    """A shell has what it runs in the background ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(matrix: Path, out: Path, seconds: float = 1.0, **more) -> subprocess.Popen[str]:
     """A run that has stored something and is still at work."""
     running = subprocess.Popen(
         [sys.executable, "-m", "manifold_bench.bench", "run", "--matrix", matrix, "--out", out, "--workers", "2"],
         env=environment(out.parent / "cache", TINY_SECONDS=str(seconds)), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts, **more,
     )  # fmt: skip
     end = time.monotonic() + 120
     while not list((out / "records").glob("*.parquet")):
