@@ -11,7 +11,7 @@ import os
 import pytest
 import torch
 from commands import bench_run, records
-from handmade import cell
+from handmade import StoredJob, cell
 from tiny import RoundsBySize
 from torch import nn
 
@@ -20,8 +20,7 @@ from manifold_bench.bench.gate.gate import Gate
 from manifold_bench.bench.gate.promotion import promote
 from manifold_bench.bench.records.provenance import kernels_text, uneven_text
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import REVISION
-from manifold_bench.bench.records.store import Contents, Store
+from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.environment import SETTINGS, choose_kernels
 from manifold_bench.bench.running.kernels import LayerCheck, kernels
 
@@ -140,5 +139,5 @@ def test_a_gate_between_other_kernels_says_so_and_one_between_the_same_does_not(
 
 
 def test_cells_without_kernels_are_read_as_before(tmp_path):
-    Store(tmp_path).save("a--b.parquet", Contents(cell("a", (0.1,)), {"records": REVISION}, None))
+    Store(tmp_path).write(StoredJob({}), cell("a", (0.1,)))
     assert Results.load(tmp_path).distinct_kernels == []
