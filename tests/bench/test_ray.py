@@ -171,6 +171,7 @@ def test_what_a_cluster_cannot_take_is_one_line(arguments, hint, tmp_path, capsy
     assert told.startswith("error: ") and told.count("\n") == 1 and hint in told
 
 
+@pytest.mark.slow
 def test_a_machine_lost_in_the_middle_costs_nothing(place, cluster):
     (place / "log").unlink(missing_ok=True)
     (place / "hold").touch()  # the other machine stays in the middle of what it is doing until it is gone

@@ -402,6 +402,7 @@ def test_the_next_run_tries_failed_cells_again_and_a_hang_costs_its_cell(trouble
     assert changed and all("tiny_NearestMean--tiny_Raises" in name for name in changed)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_resumes_to_the_same_records(tmp_path):
     matrix, out = matrix_file(tmp_path, SLOW), tmp_path / "out"
     arguments = [
