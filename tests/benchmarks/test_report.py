@@ -30,7 +30,7 @@ def stored_run(folder: Path, defenses: int) -> Path:
     labels = [i % 10 for i in range(INPUTS)]
     jobs = []
     for attack in range(ATTACKS + 1):
-        answers = {eps: ((random.random(INPUTS) < 3 * eps) + np.array(labels)) % 10 for eps in LADDER}
+        answers = {eps: ((random.random(INPUTS) < 3 * eps) + np.array(labels)) % 10 for eps in (0.0, *LADDER)}
         name, norm = (f"attack{attack}", ("linf", "l2")[attack % 2]) if attack else (CLEAN, "none")
         jobs.append(cell(name, LADDER, labels, adv={eps: list(found) for eps, found in answers.items()}, norm=norm))
     each = [
