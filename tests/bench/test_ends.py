@@ -44,8 +44,9 @@ def whole(tmp_path_factory):
 
 
 def heed_interrupts() -> None:
-    """A shell has what it runs in the background ignore them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """What a shell runs in the background, or nohup, ignores some of them, and hands that down."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def started(matrix: Path, out: Path, seconds: float = 1.0, **more) -> subprocess.Popen[str]:
