@@ -75,6 +75,14 @@ def check(title: str, meaning: str) -> Callable[[Callable[[Evidence], Finding]],
     return add
 
 
+def beyond_chance(count: int, n: int, shares: tuple[float, float], told: str) -> Finding:
+    """fail, or else warn, where `count` of n is more than chance makes of that share of inputs; shares: of the two."""
+    failing, warning = shares
+    if binomial(count, n, failing) < ALPHA:
+        return Finding("fail", told)
+    return Finding("warn" if binomial(count, n, warning) < ALPHA_WARN else "pass", told)
+
+
 @check(
     "iterative attacks beat single-step ones",
     "Many small steps see all that one large step sees. Where one step does better the gradients lead nowhere: "
@@ -226,9 +234,7 @@ def more(e: Evidence) -> Finding:
     told = f"{norm_text(norm)} ε = {eps_text(eps)}: {share_text(gain, n)} fall to more steps and restarts alone"
     if share.high >= 0.01:
         told += f"; n = {n} can't show a gain below 1 pp, n ≥ 381 could"
-    if binomial(gain, n, 0.05) < ALPHA:
-        return Finding("fail", told)
-    return Finding("warn" if binomial(gain, n, 0.01) < ALPHA_WARN else "pass", told)
+    return beyond_chance(gain, n, (0.05, 0.01), told)
 
 
 @check(
@@ -241,9 +247,7 @@ def moving(e: Evidence) -> Finding:
     if not unbeaten:
         return Finding("pass", told)
     share = max(rising, flat)
-    if binomial(share, unbeaten, 0.5) < ALPHA:
-        return Finding("fail", told)
-    return Finding("warn" if binomial(share, unbeaten, 0.1) < ALPHA_WARN else "pass", told)
+    return beyond_chance(share, unbeaten, (0.5, 0.1), told)
 
 
 @check(
@@ -329,9 +333,7 @@ def accepts(e: Evidence) -> Finding:
     outcome = outcomes(clean)
     rejected, n = int((outcome == REJECTED).sum()), len(clean)
     told = f"clean inputs rejected: {share_text(rejected, n)}; accepted and right: {int((outcome == RIGHT).sum())}"
-    if binomial(rejected, n, 0.5) < ALPHA:
-        return Finding("fail", told)
-    return Finding("warn" if binomial(rejected, n, 0.1) < ALPHA_WARN else "pass", told)
+    return beyond_chance(rejected, n, (0.5, 0.1), told)
 
 
 @check(
@@ -365,9 +367,7 @@ def noise(e: Evidence) -> Finding:
     told = f"accepted when clean, rejected with noise of half a grey level: {share_text(rejected, n)}"
     if not n:
         raise NotRun("no clean input is accepted")
-    if binomial(rejected, n, 0.1) < ALPHA:
-        return Finding("fail", told)
-    return Finding("warn" if binomial(rejected, n, 0.02) < ALPHA_WARN else "pass", told)
+    return beyond_chance(rejected, n, (0.1, 0.02), told)
 
 
 @check(
@@ -378,9 +378,7 @@ def noise(e: Evidence) -> Finding:
 def grid(e: Evidence) -> Finding:
     n, rounded = e.inspection("progress", "n", "rounded")
     told = f"beaten only by the rounded end of an ascent: {share_text(rounded, n)}"
-    if binomial(rounded, n, 0.01) < ALPHA:
-        return Finding("fail", told)
-    return Finding("warn" if binomial(rounded, n, 0.01) < ALPHA_WARN else "pass", told)
+    return beyond_chance(rounded, n, (0.01, 0.01), told)
 
 
 def overall(results: Mapping[str, Result]) -> Result:
