@@ -22,6 +22,10 @@ TOLERANCE: dict[Norm, float] = {"linf": 1e-6, "l2": 1e-5, "l0": 0.0, "unrestrict
 """What a distance may exceed ε by, for rounding: this share of ε, and as much again absolutely."""
 
 
+GRIDS = (16, 255, 65535)
+"""Steps from black to white of the pixel values that data sets have: scikit-learn's digits, 8 and 16 bits."""
+
+
 def flat_norm(delta: Tensor, norm: Norm) -> Tensor:
     """Norm of each perturbation. delta: [N,...] → [N]; the unbounded ones in L2, `l0` counts changed pixels.
 
@@ -78,6 +82,22 @@ def within(distance: Tensor, norm: Norm, eps: float) -> Tensor:
     """Whether distances [N] in that norm count as no larger than ε, up to the `TOLERANCE` for rounding → [N] bool."""
     tolerance = TOLERANCE[norm]
     return distance <= eps * (1 + tolerance) + tolerance
+
+
+def grey_levels(x: Tensor) -> int | None:
+    """Number of steps from black to white on whose grid the pixels of x lie (255: 8-bit images); None for no grid."""
+    for levels in GRIDS:
+        scaled = x * levels
+        if (scaled - scaled.round()).abs().max() < 1e-3:
+            return levels
+    return None
+
+
+def on_the_grid(point: Tensor, x: Tensor, levels: int) -> Tensor:
+    """Points on the grid next to `point`, towards their origin x, so that they stay within its ball."""
+    scaled = (point * levels).double()
+    towards = torch.where(point >= x, (scaled + 1e-3).floor(), (scaled - 1e-3).ceil())
+    return (towards / levels).to(x.dtype).clamp(0, 1)
 
 
 def input_seeds(x: Tensor, seed: int) -> list[int]:

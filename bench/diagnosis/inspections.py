@@ -15,7 +15,16 @@ from manifold_bench.attacks.batching import blockwise, remaining
 from manifold_bench.attacks.gradient import steepest
 from manifold_bench.attacks.losses import LossName, accepted_and_wrong, named_loss
 from manifold_bench.attacks.target import Target
-from manifold_bench.attacks.threat import Norm, expand, flat_norm, inside, project, random_in_ball
+from manifold_bench.attacks.threat import (
+    Norm,
+    expand,
+    flat_norm,
+    grey_levels,
+    inside,
+    on_the_grid,
+    project,
+    random_in_ball,
+)
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning import probes
@@ -37,9 +46,6 @@ PILOT = 32
 
 HALF_A_LEVEL = 0.5 / 255
 """L∞ size of noise that no camera or screen would notice."""
-
-GRIDS = (16, 255, 65535)
-"""Steps from black to white of the pixel values that data sets have: scikit-learn's digits, 8 and 16 bits."""
 
 INNER_SHARE = 0.95
 """The planted test's inner points lie within that share of ε (Zimmermann et al.'s η)."""
@@ -151,22 +157,6 @@ class Progress(Inspection):
 def _step(point: Tensor, gradient: Tensor, x: Tensor, norm: Norm, eps: float, steps: int) -> Tensor:
     """The next point of a projected ascent around x in that many steps."""
     return project(point + 2.5 * eps / steps * steepest(gradient, norm), x, norm, eps)
-
-
-def grey_levels(x: Tensor) -> int | None:
-    """Number of steps from black to white on whose grid the pixels of x lie (255: 8-bit images); None for no grid."""
-    for levels in GRIDS:
-        scaled = x * levels
-        if (scaled - scaled.round()).abs().max() < 1e-3:
-            return levels
-    return None
-
-
-def on_the_grid(point: Tensor, x: Tensor, levels: int) -> Tensor:
-    """Points on the grid next to `point`, towards their origin x, so that they stay within its ball."""
-    scaled = (point * levels).double()
-    towards = torch.where(point >= x, (scaled + 1e-3).floor(), (scaled - 1e-3).ceil())
-    return (towards / levels).to(x.dtype).clamp(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ import pandas as pd
 
 from manifold_bench.bench.text import is_printable
 
-REVISION = 4
-"""Of the schema below; part of every job's identity, so that records of another one are never taken for these."""
+REVISION = 5
+"""Of the schema below and of how outputs are judged. It is part of every job's identity, so that records of another
+revision are never taken for these."""
 
 
 Kind = Literal["clean", "calibration", "attack", "probe"]
@@ -77,7 +78,8 @@ DTYPES: dict[str, str] = {
     "success": "bool",  # valid, accepted and wrong, whatever the aim; of noise: valid, accepted, and as the aim if any
     "forwards": "float64",  # passes this input cost in this cell
     "backwards": "float64",
-    "unreturned": "bool",  # what was judged is a point that the attack met on a query and did not return
+    "unreturned": "bool",  # what was judged is a point that the attack met on a query and did not return, or its output
+    # rounded to whole grey levels
     "blind": "float64",  # before its first success: share of its gradients that were exactly zero or not finite; NaN
     # where the attack asked for none
     "moved": "bool",  # some query, or the output, was another image than the input; true where it was not attacked

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from manifold_bench.attacks.threat import expand, within
+from manifold_bench.attacks.threat import expand, grey_levels, on_the_grid, within
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.running.attacking import AttackProcess, Found
 from manifold_bench.bench.running.judge import Inputs, Judge, Judgement, ScoredVerdict, unperturbed
@@ -37,9 +37,9 @@ class Effort:
     """What an attack did for each input, all [N]; of an input that was not attacked, that nothing is wrong.
 
     forwards, backwards: passes. unreturned: whether the judged image is one that the attack met on a query and did not
-    return. Of the time before the first success: blind, the share of the gradients that were exactly zero or not finite
-    (NaN: none was asked for); moved, whether any query or the output was another image than the input; improved,
-    whether any query came nearer to success than the first one.
+    return, or its output rounded to whole grey levels. Of the time before the first success: blind, the share of the
+    gradients that were exactly zero or not finite (NaN: none was asked for); moved, whether any query or the output was
+    another image than the input; improved, whether any query came nearer to success than the first one.
     """
 
     forwards: Tensor
@@ -127,7 +127,10 @@ class Attempt:
             yield Cell(eps, shown, state, distance, effort, seconds if number == 0 else 0.0)
 
     def _attack(self, rows: Tensor, eps: float) -> Attacked:
-        """Have those rows of the inputs attacked, and judge the outputs and the best points that were met."""
+        """Have those rows of the inputs attacked, and judge what may be a success.
+
+        These are the outputs, the best points that were met, and rejected outputs rounded to whole grey levels.
+        """
         effort = Effort.none(len(self.inputs))
         tried, before = self.inputs[rows], self.clean.of(rows)
         if not len(rows):  # all beaten at a smaller ε: networks need not take an empty batch
@@ -136,10 +139,16 @@ class Attempt:
         effort.store(rows, found)
         outputs, judgement = found.outputs, self.judge.judge(tried, before, found.outputs, eps)
         returned = judgement.distance(self.judge.norm).masked_fill(~judgement.success, torch.inf)
-        nearer = (found.met_distance < returned).nonzero()[:, 0]
-        if len(nearer):
-            again = self.judge.judge(tried[nearer], before.of(nearer), found.met[nearer], eps)
-            nearer, again = nearer[again.success], again.of(again.success)
-            outputs[nearer], judgement = found.met[nearer], judgement.replaced(nearer, again)
-            effort.unreturned[rows[nearer].cpu()] = True
+        others = [(found.met, found.met_distance < returned)]
+        if (levels := grey_levels(tried.x)) is not None:
+            # A detector may reject an image merely because its pixels are no whole grey levels
+            others.append((on_the_grid(outputs, tried.x, levels), judgement.valid & judgement.rejected))
+        for points, chosen in others:
+            again = chosen.nonzero()[:, 0]
+            if not len(again):
+                continue
+            answer = self.judge.judge(tried[again], before.of(again), points[again], eps)
+            better, answer = again[answer.success], answer.of(answer.success)
+            outputs[better], judgement = points[better], judgement.replaced(better, answer)
+            effort.unreturned[rows[better].cpu()] = True
         return Attacked(outputs, judgement, effort)

@@ -10,11 +10,10 @@ import pytest
 import torch
 from here import run_here
 
-from manifold_bench.attacks.threat import inside, random_in_ball
+from manifold_bench.attacks.threat import grey_levels, inside, on_the_grid, random_in_ball
 from manifold_bench.bench.diagnosis.checks import CHECKS, overall
 from manifold_bench.bench.diagnosis.diagnose import diagnose
 from manifold_bench.bench.diagnosis.evidence import ITERATIVE, SINGLE_STEP, TRANSFER, Evidence
-from manifold_bench.bench.diagnosis.inspections import grey_levels, on_the_grid
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.probes import strengths

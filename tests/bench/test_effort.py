@@ -194,3 +194,18 @@ def test_a_run_says_where_an_attack_stopped_trying(tmp_path):
         assert "‖" in text and "stopped trying on 100.0 %" in text
     again = bench_run(matrix, out)
     assert "1 where the attack stopped trying" in again.stdout.strip().splitlines()[-1], "a finished run says it again"
+
+
+def test_a_rejected_output_is_tried_once_more_in_whole_grey_levels(tmp_path):
+    """The detector rejects what is off the grid of its data; the attacks' steps end between the levels."""
+    matrix = {
+        "datasets": [{"name": "digits", "n": 16}],
+        "defenses": ["planted:OffGrid"],
+        "attacks": [{"name": "pgd", "loss": "margin", "eps": [0.3], "steps": 10}],
+    }
+    plan, store = make_plan(parse_matrix(matrix, "test.toml"), Options()), Store(tmp_path)
+    for job in plan.jobs:
+        run_here(job, tmp_path)
+    rows, _ = store.read(store.path(plan.jobs[-1]))
+    attacked = rows[rows["distance"] > 0]
+    assert len(attacked) >= 14 and attacked["success"].all() and attacked["unreturned"].all()
