@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from manifold_bench.bench.datasets.base import LabelledImages, PublishedSplit, WholeDataset, as_images
-from manifold_bench.bench.datasets.files import checked_bytes, data_folders, those_there
-
-FILES = {
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
-"""sha256 of the uncompressed files."""
-
-
-def read_idx(folders: Sequence[Path], name: str) -> np.ndarray:
-    """One of the four files as an array of uint8, from `name` or `name`.gz; checked against its sha256."""
-    raw = checked_bytes(folders, "mnist", name, f"sha256:{FILES[name]}")
-    dimensions = raw[3]
-    shape = np.frombuffer(raw, ">u4", count=dimensions, offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(tuple(int(s) for s in shape))
+from manifold_bench.bench.datasets.base import LabelledImages, WholeDataset, as_images
+from manifold_bench.bench.datasets.files import data_folders
+from manifold_bench.bench.datasets.idx import IdxFiles
 
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
@@ -39,29 +23,28 @@ def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Mnist(PublishedSplit):
+class Mnist(IdxFiles):
     """The official 10,000 test images; of the training images, the 55,000 that are not in `mnist5k`.
 
     Those 55,000 are split into 50,000 to train on and 5,000 (500 of each class) for validation and thresholds.
     """
 
     name = "mnist"
-    shape = (1, 28, 28)
-    num_classes = 10
     revision = "idx-70000/split-1"
     zoo = "mnist"
+    checksums: ClassVar = {
+        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    }
 
     @property
-    def _folders(self) -> list[Path]:
+    def folders(self) -> list[Path]:
         return data_folders(self.data, "mnist", "train-images-idx3-ubyte[.gz] and the three others", "mnist")
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return those_there(self._folders, *(f"{name}.gz" for name in FILES), *FILES)
-
     def published(self, part: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
-        prefix = "t10k" if part == "test" else "train"
-        pixels, labels = (read_idx(self._folders, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
+        pixels, labels = super().published(part)
         usable = slice(None) if part == "test" else ~first_of_each_class(labels, 500)  # those are `mnist5k`
         return pixels[usable], labels[usable]
 

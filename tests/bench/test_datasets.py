@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from manifold_bench.bench.datasets import mnist
+from manifold_bench.bench.datasets import fashion_mnist
 from manifold_bench.bench.datasets.base import Dataset, as_images, image_hashes, split_rows
-from manifold_bench.bench.datasets.mnist import FILES, Mnist, Mnist5k, first_of_each_class, read_idx
+from manifold_bench.bench.datasets.fashion_mnist import FashionMnist
+from manifold_bench.bench.datasets.mnist import Mnist, Mnist5k, first_of_each_class
 from manifold_bench.bench.errors import InputError
 from manifold_bench.defenses.weights import ZOO
 
@@ -126,7 +127,7 @@ def folder(tmp_path, monkeypatch, mnist5k) -> Path:
         "t10k-labels-idx1-ubyte": idx(np.arange(30) % 10),
     }
     for name, raw in contents.items():
-        monkeypatch.setitem(mnist.FILES, name, hashlib.sha256(raw).hexdigest())
+        monkeypatch.setitem(Mnist.checksums, name, hashlib.sha256(raw).hexdigest())
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(raw, 1))
     return tmp_path
 
@@ -151,6 +152,22 @@ def test_mnist_lies_in_the_folder_or_in_its_subfolder_mnist_and_plain_or_zipped(
     assert torch.equal(Mnist(folder).test.images, above)
 
 
+def test_fashion_mnist_lies_in_a_subfolder_or_where_debian_puts_it(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(FashionMnist, "checksums", Mnist.checksums)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", folder / "nowhere")
+    assert "dataset-fashion-mnist" in message(lambda: FashionMnist().test)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", folder)
+    assert len(FashionMnist().test) == 30
+    other = folder / "data" / "fashion-mnist"
+    other.mkdir(parents=True)
+    assert FashionMnist(other.parent).files[0].parent == folder, "where the named folder doesn't hold them"
+    for path in folder.glob("*.gz"):
+        (other / path.name).write_bytes(path.read_bytes())
+    data = FashionMnist(other.parent)
+    assert data.files[0].parent == other
+    assert len(data.validation) == 5000 and len(data.train) == 5200, "no image is left out"
+
+
 def message(action) -> str:
     with pytest.raises(InputError) as caught:
         action()
@@ -159,11 +176,11 @@ def message(action) -> str:
     return text
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", Mnist.checksums)
 def test_a_missing_file_is_named_with_what_to_put_where(folder, name):
     (folder / f"{name}.gz").unlink()
-    text = message(lambda: read_idx([folder], name))
-    assert name in text and str(folder) in text and FILES[name][:12] in text and "put" in text
+    text = message(lambda: Mnist(folder).read(name))
+    assert name in text and str(folder) in text and Mnist.checksums[name][:12] in text and "put" in text
 
 
 def flip(raw: bytes, place: int) -> bytes:
@@ -202,7 +219,7 @@ def test_a_plain_file_with_another_sum_is_named(folder, damage):
     archive.unlink()
     (folder / name).write_bytes(damage(raw + bytes(200)))
     text = message(lambda: Mnist(folder).test)
-    assert str(folder / name) in text and "sha256" in text and FILES[name][:12] in text
+    assert str(folder / name) in text and "sha256" in text and Mnist.checksums[name][:12] in text
 
 
 def test_mnist_says_how_to_name_its_folder(tmp_path):
@@ -232,3 +249,12 @@ def test_the_real_mnist_trains_on_nothing_of_mnist5k(mnist5k):
     assert (len(data.train), len(data.validation), len(data.test)) == (50_000, 5_000, 10_000)
     assert not (train | validation) & embedded and not train & validation
     assert not (train | validation | embedded) & test
+
+
+@pytest.mark.skipif(not DATA, reason="needs the IDX files of Fashion-MNIST: set MANIFOLD_BENCH_DATA")
+def test_the_real_fashion_mnist():
+    data = FashionMnist(Path(str(DATA)))
+    hashes = [set(image_hashes(split.images)) for split in (data.train, data.validation, data.test)]
+    assert (len(data.train), len(data.validation), len(data.test)) == (55_000, 5_000, 10_000)
+    assert not hashes[0] & hashes[1]
+    assert torch.bincount(data.test.labels).tolist() == [1000] * 10

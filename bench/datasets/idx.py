@@ -1,0 +1,47 @@
+"""Data sets that were published as four IDX files: images and labels, to train on and to test on."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from manifold_bench.bench.datasets.base import PublishedSplit
+from manifold_bench.bench.datasets.files import checked_bytes, those_there
+
+
+class IdxFiles(PublishedSplit):
+    """Grey images of 28×28 pixels and ten classes, 60,000 to train on and 10,000 to test on."""
+
+    shape = (1, 28, 28)
+    num_classes = 10
+    checksums: ClassVar[dict[str, str]]
+    """sha256 of each of the four files, uncompressed, by its name without `.gz`."""
+
+    @property
+    @abstractmethod
+    def folders(self) -> list[Path]:
+        """Where the files may lie, in the order in which they are looked for."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return those_there(self.folders, *(f"{name}.gz" for name in self.checksums), *self.checksums)
+
+    def published(self, part: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
+        prefix = "t10k" if part == "test" else "train"
+        images, labels = (f"{prefix}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
+        return self.read(images), self.read(labels)
+
+    def read(self, name: str) -> np.ndarray:
+        """One of the four files as an array of uint8, from `name` or `name`.gz; InputError where it is another one."""
+        return array_of(checked_bytes(self.folders, self.name, name, f"sha256:{self.checksums[name]}"))
+
+
+def array_of(raw: bytes) -> np.ndarray:
+    """The array of uint8 that an IDX file holds: two zero bytes, a type, the number of dimensions, their sizes."""
+    dimensions = raw[3]
+    shape: Sequence[int] = np.frombuffer(raw, ">u4", count=dimensions, offset=4).tolist()
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
