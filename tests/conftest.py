@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -72,3 +74,10 @@ def digits_cnn(digits: Digits) -> Undefended:
     defense = Undefended(spec)
     defense.fit(digits.train, digits.validation, budget=1.0, seed=0, progress=Progress())
     return defense.eval()
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, for what is trained or checked in it."""
+    monkeypatch.setenv("MANIFOLD_BENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

@@ -8,19 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 import torch
+from closed_form import distances
 from commands import bench_run, figures, records
 from handmade import cell, run
-from here import run_here
+from one_job import ran
 
 from manifold_bench.attacks.contract import answered
 from manifold_bench.attacks.queries import Queries
 from manifold_bench.bench.metrics.effort import EFFORT_COLUMNS, effort_note
 from manifold_bench.bench.metrics.robustness import summary
-from manifold_bench.bench.planning.plan import Options, make_plan
-from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.records.store import Store
 
 ITERATIVE = [
     {"name": "pgd", "eps": [0.1, 0.2], "steps": 5},
@@ -32,22 +29,11 @@ ITERATIVE = [
 ]
 
 
-def ran(folder: Path, attack: dict[str, object], defense: str) -> pd.DataFrame:
+def rows_of(folder: Path, attack: dict[str, object], defense: str) -> pd.DataFrame:
     """The stored rows of an attack on images whose distances are known, run as a job; by ε and sample."""
-    matrix = {"datasets": [{"name": "tiny:Grey", "n": 24}], "defenses": [defense], "attacks": [attack]}
-    jobs, store = make_plan(parse_matrix(matrix, "test.toml"), Options()).jobs, Store(folder)
-    for job in jobs:
-        run_here(job, folder)
-    rows, _ = store.read(store.path(jobs[-1]))
+    rows = ran(folder, attack, defense=defense)[-1]
     assert (rows["status"] == "ok").all(), rows["reason"].iloc[0]
-    return rows.sort_values(["eps", "sample"], ignore_index=True)
-
-
-def exact() -> np.ndarray:
-    """Distance of each image of `Grey` to the boundary of `Linear` in L2; 0 where the label is wrong to begin with."""
-    data = tiny.Grey().test
-    score = data.images.flatten(1) @ tiny.WEIGHTS + tiny.BIAS
-    return torch.where((score > 0).long() == data.labels, score.abs() / tiny.WEIGHTS.norm(), 0.0).numpy()
+    return rows
 
 
 def shares(cells: pd.DataFrame) -> dict[str, float]:
@@ -84,9 +70,9 @@ def test_one_in_a_hundred_is_no_mark():
 
 
 @pytest.mark.parametrize("attack", ITERATIVE, ids=lambda attack: attack["name"])
-@pytest.mark.parametrize("defense", ["tiny:Flat", "tiny:Overflowing"])
+@pytest.mark.parametrize("defense", ["closed_form:Flat", "closed_form:Overflowing"])
 def test_gradients_that_are_zero_or_not_finite_are_recorded(tmp_path, attack, defense):
-    rows = ran(tmp_path, attack, defense)
+    rows = rows_of(tmp_path, attack, defense)
     attacked = rows[rows["distance"] > 0]
     asked = attacked[attacked["blind"].notna()]
     assert len(asked) and (asked["blind"] == 1).all()
@@ -96,16 +82,16 @@ def test_gradients_that_are_zero_or_not_finite_are_recorded(tmp_path, attack, de
 
 @pytest.mark.parametrize("attack", ITERATIVE, ids=lambda attack: attack["name"])
 def test_an_honest_attack_has_no_mark(tmp_path, attack):
-    rows = ran(tmp_path, attack, "tiny:Linear")
+    rows = rows_of(tmp_path, attack, "closed_form:Linear")
     attacked = rows[(rows["distance"] > 0) & rows["blind"].notna()]
     assert len(attacked) and (attacked["blind"] == 0).all() and attacked["moved"].all() and attacked["improved"].all()
 
 
 def test_the_best_point_met_on_any_query_is_credited(tmp_path):
     """The way beyond the boundary was asked about at 1.05 of its distance, and nothing was returned."""
-    rows = ran(tmp_path, {"name": "tiny:Wanders", "norm": "l2", "eps": [0.05, 10.0]}, "tiny:Linear")
+    rows = rows_of(tmp_path, {"name": "closed_form:Wanders", "norm": "l2", "eps": [0.05, 10.0]}, "closed_form:Linear")
     last = rows[rows["eps"] == 10.0].sort_values("sample")
-    assert last["success"].all() and np.allclose(last["distance"], 1.05 * exact(), atol=1e-5)
+    assert last["success"].all() and np.allclose(last["distance"], 1.05 * distances("l2"), atol=1e-5)
     assert (last["unreturned"] == (last["distance"] > 0)).all()
     first = rows[rows["eps"] == 0.05].sort_values("sample")
     assert (first["success"] == (first["distance"] <= 0.05 * (1 + 1e-5) + 1e-5)).all()
@@ -121,9 +107,9 @@ def test_the_best_point_met_on_any_query_is_credited(tmp_path):
     ids=lambda attack: attack["name"],
 )
 def test_the_best_point_of_a_library_s_attack_is_no_farther_than_what_it_returned(tmp_path, attack):
-    rows = ran(tmp_path, attack, "tiny:Linear")
+    rows = rows_of(tmp_path, attack, "closed_form:Linear")
     attacked = rows[rows["distance"] > 0]
-    assert attacked["success"].all() and (attacked["distance"] >= 0.999 * exact()[attacked["sample"]]).all()
+    assert attacked["success"].all() and (attacked["distance"] >= 0.999 * distances("l2")[attacked["sample"]]).all()
     assert attacked["distance"].tolist() == pytest.approx(attacked["l2"].tolist())
 
 

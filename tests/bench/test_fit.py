@@ -23,10 +23,7 @@ from manifold_bench.defenses import weights
 from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress
 from manifold_bench.defenses.training import Training, accuracy, train_module
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MANIFOLD_BENCH_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def planned(monkeypatch: pytest.MonkeyPatch, it: type) -> DefenseRef:

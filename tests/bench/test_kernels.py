@@ -35,9 +35,8 @@ LAYERS = [
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MANIFOLD_BENCH_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "kernels"
+def cache(own_cache):
+    return own_cache / "kernels"
 
 
 def uneven(network):

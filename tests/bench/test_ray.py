@@ -33,7 +33,7 @@ eps = [0.1, 0.3]
 defenses = ["tiny:Trained", "gmvae"]
 resources = { cpus = 0.5 }
 [[attacks]]
-name = "tiny:Kills"
+name = "broken:Kills"
 defenses = ["tiny:NearestMean"]
 eps = [0.1]
 [[measurements]]
@@ -103,7 +103,7 @@ def test_two_machines_leave_the_records_that_one_leaves(place, cluster):
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     pd.testing.assert_frame_equal(records(place / "two" / "out"), records(place / "local" / "out"))
-    killed = figures(place / "two" / "out").loc[("tiny:NearestMean", "tiny:Kills", 0.1)]
+    killed = figures(place / "two" / "out").loc[("tiny:NearestMean", "broken:Kills", 0.1)]
     assert killed["status"] == "failed" and killed["reason"] == "its process died with exit code 9"
     assert {path.name for path in (place / "two" / "cache" / "weights").iterdir()} == {
         path.name for path in (place / "local" / "cache" / "weights").iterdir()

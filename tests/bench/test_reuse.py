@@ -24,12 +24,9 @@ from manifold_bench.defenses.identity import Kind, parameters, registered
 from manifold_bench.defenses.undefended import Undefended
 from manifold_bench.defenses.weights import from_zoo, weights_hash
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 PGD = {"name": "pgd", "eps": [0.1], "steps": 3}
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MANIFOLD_BENCH_CACHE", str(tmp_path / "cache"))
 
 
 def plan(defense: Any = "undefended", attack: Any = PGD, dataset: str = "digits", measurement: Any = "reconstruction"):

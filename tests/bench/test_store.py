@@ -30,7 +30,7 @@ defenses = ["tiny:NearestMean"]
 name = "tiny:Slow"
 eps = [0.1, 0.2]
 [[attacks]]
-name = "tiny:OutsideBox"
+name = "broken:OutsideBox"
 eps = [0.1]
 """
 

@@ -11,6 +11,27 @@ from typing import Any
 import pandas as pd
 
 HERE = Path(__file__).parent
+GOOD = """
+datasets = [{ name = "digits", n = 12 }]
+defenses = ["tiny:NearestMean", { name = "tiny:Coin", label = "coin" }]
+draws = 3
+
+[[attacks]]
+name = "noise"
+eps = [0.1, 0.3]
+draws = 2
+
+[[attacks]]
+name = "pgd"
+eps = [0.3, 0.1]
+steps = 10
+
+[[attacks]]
+label = "unsuited"
+name = "tiny:Unsuited"
+eps = [0.1]
+"""
+"""A matrix of two good defenses, with an attack that suits neither."""
 
 
 def environment(cache: Path, **more: str) -> dict[str, str]:
@@ -29,6 +50,13 @@ def command(
         [sys.executable, "-m", "manifold_bench.bench", module, *map(str, arguments)],
         env=environment(cache, **more), cwd=cwd, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
+
+
+def matrix_file(folder: Path, text: str) -> Path:
+    """The folder's matrix.toml with that text."""
+    path = folder / "matrix.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def bench_run(matrix: object, out: Path, *arguments: object, workers: int = 2, **more: Any):

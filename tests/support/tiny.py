@@ -1,11 +1,10 @@
-"""Systems small enough for a run of seconds, good and bad ones, named in matrix files as `tiny:Name`."""
+"""Systems small enough for a run of seconds, named in matrix files as `tiny:Name`."""
 
 from __future__ import annotations
 
 import os
 import time
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -14,47 +13,15 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.apgd import APGD
 from manifold_bench.attacks.autoattack import AutoAttack
-from manifold_bench.attacks.base import Attack, Knowledge, ViewAttack
+from manifold_bench.attacks.base import Attack, Knowledge
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.fab import FAB
 from manifold_bench.attacks.square import Square
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import NORMS, Norm
-from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score
 from manifold_bench.defenses.training import Training, accuracy, initialise, train_module
-
-WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 1.5])
-BIAS = -0.5
-
-
-@dataclass(frozen=True)
-class Grey(Dataset):
-    """Images of 2×2 pixels so far inside [0,1] that the closed forms hold; the labels are those of `Linear`.
-
-    Every sixth label is the wrong one, so that some inputs are beaten before any attack.
-    """
-
-    name = "grey"
-    shape = (1, 2, 2)
-    num_classes = 2
-    revision = "1"
-    zoo = "grey"
-
-    @cached_property
-    def test(self) -> LabelledImages:
-        images = 0.35 + 0.3 * torch.rand(24, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-        labels = (images.flatten(1) @ WEIGHTS + BIAS > 0).long()
-        return LabelledImages(images, torch.where(torch.arange(24) % 6 == 0, 1 - labels, labels))
-
-    @property
-    def train(self) -> LabelledImages:
-        return self.test
-
-    @property
-    def validation(self) -> LabelledImages:
-        return self.test
 
 
 @dataclass(frozen=True)
@@ -74,50 +41,6 @@ class OnDisk(Digits):
         note(f"read {self.files[0]}")
         assert self.files[0].read_text(encoding="utf-8") == "open sesame"
         return super().whole
-
-
-class Linear(Defense):
-    """Two classes, logits 0 and w·x + b: the distance to the boundary is |w·x + b| / ‖w‖ in the dual norm."""
-
-    def __init__(self, spec: DefenseSpec) -> None:
-        super().__init__(spec)
-        self.register_buffer("weights", WEIGHTS.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        score = (x.flatten(1) * self.weights).sum(1) + BIAS
-        return torch.stack([torch.zeros_like(score), score], dim=1)
-
-
-class Flat(Linear):
-    """The answers of `Linear`, from logits whose gradient is exactly zero."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).detach() + 0 * x.flatten(1).sum(1, keepdim=True)
-
-
-class Overflowing(Linear):
-    """As `Linear`, with a gradient that is not finite."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = super().forward(x)
-        return logits + ((x - x.detach()).abs().sqrt()).flatten(1).sum(1, keepdim=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanders(ViewAttack):
-    """Asks about points along the way beyond the boundary of `Linear`, and returns the input."""
-
-    minimal = True
-
-    def passes(self) -> tuple[int, int]:
-        return 20, 0
-
-    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        view, score = self.view(target), x.flatten(1) @ WEIGHTS + BIAS
-        direction = (-score / WEIGHTS.square().sum()).view(-1, 1, 1, 1) * WEIGHTS.view(1, 1, 2, 2)
-        for share in torch.linspace(1.55, 0.55, 11).tolist():
-            view.answer(x + share * direction, torch.arange(len(x)))
-        return x
 
 
 class NearestMean(Defense):
@@ -205,48 +128,6 @@ class Picky(NearestMean):
         super().__init__(spec)
 
 
-class NanLogits(NearestMean):
-    """No number for any input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * torch.nan
-
-
-class NanWhereAttacked(NearestMean):
-    """No number for what is not a digit of 17 grey levels: as good as an answer, to a careless judge."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        level = (x * 16 - (x * 16).round()).abs().flatten(1).amax(1) < 1e-4
-        return torch.where(level[:, None], super().forward(x), torch.nan)
-
-
-class TooManyOutputs(NearestMean):
-    """Two outputs more than classes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([super().forward(x), torch.full((len(x), 2), 1e3)], dim=1)
-
-
-class TooFewOutputs(NearestMean):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[:, :4]
-
-
-class Dies(NearestMean):
-    """Takes its process with it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        os._exit(3)
-
-
-class Hangs(NearestMean):
-    """Never answers."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        time.sleep(3600)
-        return super().forward(x)
-
-
 class Trained(Defense):
     """One layer, a few epochs of training; the environment can make it fail at once, or half way."""
 
@@ -320,49 +201,8 @@ class Tiny(Attack):
         return x
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step(Tiny):
-    """Moves every pixel by ε away from the label of `Linear`: exact in L∞."""
-
-    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        SEEN.append((eps, len(x)))
-        target.count(torch.arange(len(x)), 1, 1)
-        away = (1 - 2 * y).view(-1, 1, 1, 1)
-        return x + eps * away * WEIGHTS.sign().view(1, 1, 2, 2)
-
-
 SEEN: list[tuple[float, int]] = []
 """What `Step`, `Exact` and `Aimed` were asked in this process: ε and the number of inputs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backwards(Tiny):
-    """Finds every input at the smallest ε and none at a larger one."""
-
-    smallest: float
-
-    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        return Step(norm=self.norm).run(target, x, y, eps, seed) if eps == self.smallest else x
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exact(Tiny):
-    """The smallest perturbation of `Linear` in L2, a hair beyond the boundary; NaN where `fails` says so."""
-
-    fails: bool = False
-
-    @property
-    def minimal(self) -> bool:
-        return True
-
-    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        SEEN.append((eps, len(x)))
-        target.count(torch.arange(len(x)), 7, 3)
-        if self.fails:
-            return torch.full_like(x, torch.nan)
-        score = x.flatten(1) @ WEIGHTS + BIAS
-        step = -score * 1.0001 / WEIGHTS.square().sum()
-        return x + step.view(-1, 1, 1, 1) * WEIGHTS.view(1, 1, 2, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,77 +254,6 @@ def note(line: str) -> None:
     if path := os.environ.get("TINY_LOG"):
         with Path(path).open("a", encoding="utf-8") as log:
             log.write(f"{line}\n")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Raises(Tiny):
-    """Breaks, unless the environment says that it was mended."""
-
-    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        if "TINY_MENDED" not in os.environ:
-            raise ArithmeticError("out of luck\nand a second line")
-        return x
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutsideBall(Tiny):
-    """Another digit altogether, whatever ε."""
-
-    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        return x.flip(0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutsideBox(Tiny):
-    """Within ε, but no image."""
-
-    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        return x - eps
-
-
-@dataclass(frozen=True, kw_only=True)
-class NanPixels(Tiny):
-    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        return torch.full_like(x, torch.nan)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WrongShape(Tiny):
-    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        return x[:1]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoTensor(Tiny):
-    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        return None  # type: ignore[return-value]
-
-
-@dataclass(frozen=True, kw_only=True)
-class InPlace(Tiny):
-    """Makes its input and its labels its own: an ε of 1 that passes for 0 where originals are not kept safe."""
-
-    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        x.copy_(x.flip(0))
-        y.zero_()
-        return x
-
-
-@dataclass(frozen=True, kw_only=True)
-class Vandal(Tiny):
-    """Breaks the defense itself, so that the next one to load it would find it broken."""
-
-    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        target.defense.means.zero_()  # type: ignore[attr-defined]
-        return x
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kills(Tiny):
-    """Takes its process with it."""
-
-    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        os._exit(9)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,115 @@
+"""Published, measured and under the strongest attack: tables and plots of claims."""
+
+from __future__ import annotations
+
+import pytest
+from claimed import AT, CLEAN_CELL, LADDER, STRONG, WEAK, claim
+from handmade import REJECT, cell, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manifold_bench.bench.metrics.robustness import attacked_within, with_figures, worst_case
+from manifold_bench.bench.metrics.shares import MissingCells, wilson
+from manifold_bench.bench.planning.claims import Budget
+from manifold_bench.bench.report.claims import (
+    claims_plots,
+    claims_tables,
+    measured,
+    published_text,
+    under_strongest,
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"published": 0.9797}, "97.97"),
+        ({"published": 0.041, "recalled": True}, "4.10 (recalled)"),
+        ({"published": (110, 181), "figure": "recovered"}, "110 of 181"),
+        ({"published": (0, 9000), "figure": "pairs"}, "0 of 9,000"),
+        ({"published": True, "figure": "rejection_monotone"}, "yes"),
+        ({"published": 50.4, "figure": None, "measurement": "fid"}, "50.4"),
+        ({"published": None}, "–"),
+    ],
+)
+def test_published_numbers_stand_as_in_the_paper(values, text):
+    assert published_text(claim(**values)) == text
+
+
+def test_a_figure_of_the_named_cell():
+    assert measured(claim(), CLEAN_CELL).text == "50.00 [15.00, 85.00], n = 4"
+    assert measured(claim(published=(1, 4)), CLEAN_CELL).text == "2 of 4: 50.00 [15.00, 85.00]"
+    assert measured(claim(defense="other"), CLEAN_CELL) is None
+
+
+def test_a_cell_that_failed_has_a_reason_and_no_number():
+    failed = cell("weak", status="failed", reason="out of memory")
+    with pytest.raises(MissingCells, match="failed: out of memory"):
+        measured(claim(attack="weak"), failed)
+    unseen = Budget(norm="l2", eps=1)
+    (table,) = claims_tables(run(CLEAN_CELL, failed), [claim(attack="weak", strongest=(AT, unseen))])
+    assert table.rows[0][3] == "no figure (1)"
+    assert table.rows[0][4] == "L∞ ε = 0.1: accepted and right no figure (2); L2 ε = 1: accepted and right –"
+    assert table.notes[0] == "failed: out of memory"
+
+
+def test_the_strongest_attack_is_the_worst_case_per_input():
+    found = under_strongest(claim(figure="error"), AT, run(CLEAN_CELL, WEAK, STRONG))
+    assert found.share == wilson(3, 4)
+    assert "strongest single attack: strong, 75.00" in found.remark
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.lists(st.lists(st.sampled_from([REJECT, 0, 1]), min_size=5, max_size=5), min_size=1, max_size=3))
+def test_the_strongest_attack_agrees_with_the_tables_of_the_run(answers):
+    rows = run(*(cell(f"a{i}", labels=[0, 0, 0, 1, 1], adv=adv) for i, adv in enumerate(answers)))
+    table = with_figures([worst_case(rows, 0.1)]).iloc[0]
+    for figure in ("accuracy", "error", "robust_accuracy", "strict_robust_accuracy"):
+        share = under_strongest(claim(figure=figure), AT, rows).share
+        assert share is not None and share.value == table[figure]
+    assert attacked_within(rows, 0.1)[1] == "ok"
+
+
+def test_a_table_per_source_with_everything_beside_everything():
+    entries = [
+        claim(strongest=(AT,)),
+        claim(source="figure 3", figure="error", attack="weak", published=None, text="wrong"),
+        claim(text="elsewhere", dataset="mnist"),
+    ]
+    first, second = claims_tables(run(CLEAN_CELL, WEAK, STRONG), entries)
+    assert first.title.startswith("a paper, table 1") and second.title.startswith("figure 3")
+    assert first.rows[0] == [
+        "right", "digits, d", "90.00", "50.00 [15.00, 85.00], n = 4",
+        "L∞ ε = 0.1: accepted and right 25.00 [4.56, 69.94], n = 4 (1)",
+    ]  # fmt: skip
+    assert "strongest single attack: strong" in first.notes[0]
+    assert first.rows[1][3:] == ["–", "–"]
+    assert second.rows[0][1:4] == ["digits, d × weak, L∞ ε = 0.1", "–", "25.00 [4.56, 69.94], n = 4"]
+
+
+def test_a_measurement_stands_beside_its_publication():
+    result = {
+        "dataset": "digits", "defense": "d", "measurement": "fid", "status": "ok", "reason": "", "headline": "fid",
+        "values": {"fid": 51.23456, "other": 1.0},
+    }  # fmt: skip
+    asked = claim(figure=None, measurement="fid", published=50.4)
+    assert measured(asked, CLEAN_CELL, [result]).text == "51.23"
+    assert measured(asked, CLEAN_CELL, []) is None
+    with pytest.raises(MissingCells, match="skipped: no generator"):
+        measured(asked, CLEAN_CELL, [{**result, "status": "skipped", "reason": "no generator"}])
+
+
+def test_a_plot_for_every_ladder_that_a_claim_is_about():
+    asked = [
+        claim(figure="peak_error", attack="fgsm", eps=None, source="a paper, figure 3"),
+        claim(figure="rejection_monotone", attack="fgsm", eps=None, published=True),
+        claim(figure="peak_error", attack="fgsm", eps=None, defense="absent"),
+        claim(),
+    ]
+    ((parts, figure, _),) = claims_plots(run(CLEAN_CELL, LADDER), asked)
+    assert parts == ("digits", "d", "fgsm", "linf", "outcomes")
+    (axes,) = figure.axes
+    assert "a paper, figure 3" in axes.get_title(loc="left")
+    labels = [line.get_label() for line in axes.lines]
+    assert labels == ["accepted and right", "rejected", "accepted and wrong"]
+    assert [list(line.get_ydata()) for line in axes.lines] == [[75, 25, 0, 25], [0, 50, 50, 75], [25, 25, 50, 0]]

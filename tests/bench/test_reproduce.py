@@ -1,0 +1,74 @@
+"""The command of a cell plans that cell again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from typing import Any
+
+import pytest
+
+from manifold_bench.bench.planning.plan import Options, make_plan, matrix_json
+from manifold_bench.bench.planning.reading import read_matrix
+from manifold_bench.bench.records.schema import CLEAN
+from manifold_bench.bench.report.html.reproduce import command
+from manifold_bench.bench.run import matrices, parser
+
+MATRIX = """
+datasets = [{ name = "digits", n = 6 }]
+calibration = 5
+seed = 7
+defenses = ["undefended", { name = "undefended", label = "un (d, 'e')", width = 8 }, "pgd-training"]
+[[attacks]]
+name = "pgd"
+eps = [0.1, 0.2]
+[[attacks]]
+name = "pgd"
+label = "it's pgd (of $5, or so)"
+steps = 7
+eps = [0.1]
+defenses = ["undefended", "un (d, 'e')"]
+[[attacks]]
+name = "pgd"
+norm = "l2"
+eps = [0.5]
+[[attacks]]
+name = "noise"
+norm = "fooling"
+"""
+
+
+def planned(matrix: Any, n: int | None) -> dict[tuple[str, str, str, str], str]:
+    """(data set, defense, attack, norm) → key of every job but the calibration's."""
+    jobs = make_plan(matrix, Options(n=n)).jobs
+    return {
+        (job.dataset.name, job.defense.label, job.label, job.norm): job.key for job in jobs if job.split != "validation"
+    }
+
+
+def from_command(line: str) -> dict[tuple[str, str, str, str], str]:
+    """What the line, given to a shell, would plan."""
+    words = shlex.split(line)
+    assert words[:2] == ["manifold-bench", "run"]
+    given = parser().parse_args(words[2:])
+    return planned(matrices(given)[0], given.n)
+
+
+@pytest.mark.parametrize("n", [None, 4])
+def test_the_command_of_a_cell_plans_that_cell_and_no_other(tmp_path, n):
+    path = tmp_path / "my matrix.toml"
+    path.write_text(MATRIX)
+    matrix = dataclasses.replace(read_matrix(str(path)), seeds=(11,))
+    told = {"matrix": json.loads(json.dumps(matrix_json(matrix, Options(n=n)))), "seeds": [11], "device": "cpu"}
+    whole = planned(matrix, n)
+    assert len(whole) == 14
+    for key, identity in whole.items():
+        dataset, defense, attack, norm = key
+        line = command(told, dataset, defense, [attack], norm)
+        clean = (dataset, defense, CLEAN, "none")
+        assert from_command(line) == {clean: whole[clean], key: identity}, line
+    both = command(told, "digits", "undefended", ["pgd", "it's pgd (of $5, or so)"], "linf")
+    assert {key[2:] for key in from_command(both)} == {
+        (CLEAN, "none"), ("pgd", "linf"), ("it's pgd (of $5, or so)", "linf"),
+    }  # fmt: skip

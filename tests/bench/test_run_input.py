@@ -1,0 +1,95 @@
+"""What `manifold-bench run` refuses, in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import GOOD, bench_run, matrix_file, one_error_line
+
+from manifold_bench.bench.list import main as list_systems
+from manifold_bench.bench.run import main
+
+
+def test_list_names_everything(capsys):
+    assert list_systems([]) == 0
+    shown = capsys.readouterr().out
+    for name in (
+        "digits",
+        "mnist5k",
+        "undefended",
+        "gmvae",
+        "pgd",
+        "art:ClassName",
+        "foolbox:ClassName",
+        "smoke",
+        "quick",
+    ):
+        assert f"\n  {name}" in shown
+
+
+@pytest.mark.parametrize(
+    "option", [["--nonsense"], ["--n", "0"], ["--n", "many"], ["--workers", "-1"], ["--seed", "-1"]]
+)
+def test_an_option_that_cannot_be_is_refused(option, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--matrix", "smoke", *option])
+    assert caught.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ([], "--matrix"),
+        (["--matrix", "smok"], "did you mean 'smoke'"),
+        (["--matrix", "{tmp}/absent.toml"], "no such file"),
+        (["--matrix", "{tmp}"], "no such file"),
+        (["--matrix", "{broken}"], "not valid TOML"),
+        (["--defense", "undefnded"], "did you mean 'undefended'"),
+        (["--attack", "pdg"], "did you mean 'pgd'"),
+        (["--dataset", "digit"], "did you mean 'digits'"),
+        (["--defense", ""], "unknown defense ''"),
+        (["--attack", ""], "unknown attack ''"),
+        (["--dataset", ""], "unknown data set ''"),
+        (["--defense", "no.such:Thing"], "cannot import 'no.such'"),
+        (["--attack", "tiny:Nothing"], "has no 'Nothing'"),
+        (["--attack", "art"], "art:ClassName"),
+        (["--n", "100000"], "500 test images"),
+        (["--data", "{tmp}/absent"], "is not a folder"),
+        (["--data", "{broken}"], "is not a folder"),
+        (["--device", "nonsense"], "--device: 'nonsense'"),
+        (["--device", "cuda:99"], "--device: 'cuda:99'"),
+        (["--device", "meta"], "--device: 'meta'"),
+        (["--device", ""], "--device: ''"),
+        (["--out", "{broken}"], "--out"),
+        (["--out", "{broken}/below"], "--out"),
+        (["--matrix", "{unrestricted}", "--attack", "fgsm"], "fgsm"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, hint, tmp_path, capsys):
+    places = {
+        "tmp": str(tmp_path),
+        "broken": str(tmp_path / "broken.toml"),
+        "unrestricted": str(tmp_path / "free.toml"),
+    }
+    Path(places["broken"]).write_text("datasets = [", encoding="utf-8")
+    Path(places["unrestricted"]).write_text(
+        'datasets = ["digits"]\ndefenses = ["tiny:NearestMean"]\n[[attacks]]\nname = "noise"\nnorm = "unrestricted"\n',
+        encoding="utf-8",
+    )
+    given = [argument.format(**places) for argument in arguments]
+    if given and "--matrix" not in given:
+        given += ["--matrix", str(matrix_file(tmp_path, GOOD))]
+    if given and "--out" not in given:
+        given += ["--out", str(tmp_path / "out")]
+    assert main(given) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1 and hint in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_shows_no_traceback(tmp_path):
+    matrix = matrix_file(tmp_path, GOOD.replace("0.3", "-0.3"))
+    message = one_error_line(bench_run(matrix, tmp_path / "out"))
+    assert str(matrix) in message and "eps" in message and "-0.3" in message
