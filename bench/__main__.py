@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from manifold_bench.bench import COMMANDS
 
@@ -29,7 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(here)  # for systems of the user's own, named as module:Class
     module = "report.__main__" if name == "report" else name  # the one command that is a folder
     command = importlib.import_module(f"manifold_bench.bench.{module}")
-    return int(command.main(rest))
+    code = int(command.main(rest))
+    if arguments is None:
+        end_process(code)
+    return code
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process now: threads and exit handlers that a user's module left here may never end, or end it else."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # whoever reads it may be gone
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

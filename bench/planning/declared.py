@@ -9,6 +9,7 @@ from manifold_bench.attacks.base import Attack, Knowledge
 from manifold_bench.attacks.threat import NORMS
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.measurements.base import Measurement
+from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.checks import FLAG, REASON, TEXT, WHOLE, ContractError, Expected, checked, names, one_of
 
@@ -48,7 +49,9 @@ def solver_steps(attack: Attack, defense: Defense) -> int:
 
 
 def _asked(system: Attack | Measurement, method: str, expected: Expected, defense: Defense) -> Any:
-    try:
-        return checked(system, f"{method}()", expected, lambda: getattr(system, method)(defense))
-    except ContractError as error:
-        raise InputError(f"defense {type(defense).__name__}: {error}") from error
+    name = f"defense {type(defense).__name__}"
+    with contained(f"{name}: {type(system).__name__}.{method}() fails"):
+        try:
+            return checked(system, f"{method}()", expected, lambda: getattr(system, method)(defense))
+        except ContractError as error:
+            raise InputError(f"{name}: {error}") from error

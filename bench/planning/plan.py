@@ -96,14 +96,24 @@ class Plan:
     def with_trained(self, untrainable: Mapping[tuple[str, str], str]) -> Plan:
         """Return the plan after trainings: what had no weights is looked for again.
 
-        untrainable: (data set, label of the defense) → why its training failed. Raises InputError as `make_plan` does.
+        untrainable: (data set, label of the defense) → why its training failed. What has no weights now, or damaged
+        ones, is added: a training runs code of a user's, and may say that it went well.
         """
-        choices = _choices(self.matrix, self.whole)
+        choices, untrainable = _choices(self.matrix, self.whole), dict(untrainable)
+        running = {(dataset.name, ref.label) for dataset, ref in self.running}
 
         def located(data: PlannedData, ref: DefenseRef) -> DefenseRef:
-            if ref.trained or (data.dataset.name, ref.label) in untrainable:
+            pair = (data.dataset.name, ref.label)
+            if ref.trained or pair in untrainable:
                 return ref
-            return defense_ref(choices[ref.label], data.dataset.load())
+            try:
+                found = defense_ref(choices[ref.label], data.dataset.load())
+            except InputError as error:
+                untrainable[pair] = str(error)
+                return ref
+            if not found.trained and pair in running:
+                untrainable[pair] = "its training left no weights"
+            return found
 
         data = tuple(replace(one, defenses=tuple(located(one, ref) for ref in one.defenses)) for one in self.data)
         data = tuple(_with_undefended(one, self.matrix) for one in data)
@@ -146,14 +156,14 @@ def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options) -> PlannedDat
     with contained(f"data set {ref.name!r} cannot be loaded"):
         data = ref.load()
         check_dataset(data, "test", *(() if data.test_only else ("validation",)))
-    n, held_out = options.n or entry.n, matrix.calibration or 0
-    if n is not None and n > len(data.test):
-        raise InputError(f"n = {n}: data set {ref.name!r} has {len(data.test)} test images")
-    if held_out > len(data.validation):
-        raise InputError(
-            f"calibration = {held_out}: data set {ref.name!r} has {len(data.validation)} validation images"
-        )
-    return PlannedData(ref, tuple(map(int, data.chosen(n))), tuple(map(int, data.calibration(held_out))))
+        n, held_out = options.n or entry.n, matrix.calibration or 0
+        if n is not None and n > len(data.test):
+            raise InputError(f"n = {n}: data set {ref.name!r} has {len(data.test)} test images")
+        if held_out > len(data.validation):
+            raise InputError(
+                f"calibration = {held_out}: data set {ref.name!r} has {len(data.validation)} validation images"
+            )
+        return PlannedData(ref, tuple(map(int, data.chosen(n))), tuple(map(int, data.calibration(held_out))))
 
 
 def _with_undefended(data: PlannedData, matrix: Matrix) -> PlannedData:

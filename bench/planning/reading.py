@@ -31,11 +31,11 @@ from manifold_bench.bench.planning.matrix import (
     MeasurementChoice,
 )
 from manifold_bench.bench.planning.registry import find, nearest, one_of
+from manifold_bench.bench.planning.usercode import LEAST_SECONDS, SECONDS, contained, limit_time
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST_CASE
 from manifold_bench.bench.text import is_printable, printable
 from manifold_bench.defenses.base import DefenseSpec
 from manifold_bench.defenses.checks import check_spec_class
-from manifold_bench.defenses.errors import one_line
 
 V = TypeVar("V")
 
@@ -91,6 +91,7 @@ def parse_matrix(raw: dict[str, Any], source: str) -> Matrix:
     """Validates the content of a matrix file."""
     with at(source):
         file = validated(MatrixFile, raw, "", strict=None)
+    limit_time(max(file.timeout, LEAST_SECONDS) if "timeout" in file.model_fields_set else SECONDS)
     for index, dataset in enumerate(file.datasets):
         with at(f"{source}: datasets[{index}]"):
             find("datasets", dataset.name)
@@ -167,14 +168,13 @@ def at(place: str, cls: type[Any] = object) -> Iterator[None]:
 
     cls: the model or dataclass that is made of the value; it may be a user's code, and raise anything.
     """
-    try:
-        yield
-    except ValidationError as error:
-        raise InputError(explain(error, place, cls)) from error
-    except (InputError, ValueError) as error:
-        raise InputError(f"{place}: {error}") from error
-    except Exception as error:
-        raise InputError(f"{place}: {cls.__name__} raises {one_line(error)}") from error
+    with contained(f"{place}: {cls.__name__} fails"):
+        try:
+            yield
+        except ValidationError as error:
+            raise InputError(explain(error, place, cls)) from error
+        except (InputError, ValueError) as error:
+            raise InputError(f"{place}: {error}") from error
 
 
 def validated(cls: type[V], values: Mapping[str, Any], place: str, strict: bool | None = True) -> V:

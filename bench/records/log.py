@@ -41,7 +41,7 @@ class Log:
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps(_plain({"time": now, "event": event, **fields}), ensure_ascii=False, default=str) + "\n"
-        self.append(line.encode())
+        self.append(line.encode("utf-8", "replace"))
 
     def append(self, lines: bytes) -> None:
         """Appends whole lines, as `event` does its one."""

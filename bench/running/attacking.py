@@ -20,10 +20,11 @@ from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.target import Attacker, Target
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.records.log import LOG, Log
-from manifold_bench.bench.running.engines.channel import Channel
+from manifold_bench.bench.running.engines.channel import Channel, PartnerFailed
 from manifold_bench.bench.running.heartbeat import Heartbeat
 from manifold_bench.bench.running.judge import Inputs, load_defense
 from manifold_bench.defenses.base import Defense
+from manifold_bench.defenses.errors import shortened
 from manifold_bench.defenses.weights import weights_hash
 
 
@@ -46,21 +47,38 @@ class Found:
     improved: Tensor
 
 
+IMAGES = ("outputs", "met")
+
+FOUND = {
+    **dict.fromkeys(IMAGES, torch.float32),
+    **dict.fromkeys(("met_distance", "forwards", "backwards", "blind"), torch.float64),
+    **dict.fromkeys(("moved", "improved"), torch.bool),
+}
+"""The types of what is found."""
+
+
 class AttackProcess:
     """The judge's view of the process that attacks: `serve_attack` at the other end of the channel."""
 
     def __init__(self, channel: Channel, device: str) -> None:
         self._channel, self._device = channel, device
+        self._shape: tuple[int, ...] = ()
 
     def begin(self, inputs: Inputs) -> None:
         """Hand over the inputs, and wait until the attack is ready; raises PartnerFailed."""
+        self._shape = inputs.x.shape[1:]
         self._ask({}, vars(inputs))
 
     def attack(self, rows: Tensor, eps: float) -> Found:
         """Attack those rows [n] of the inputs within ε (∞ for a minimal attack); raises as `begin` does."""
         found = self._ask({"eps": eps}, {"rows": rows})
-        images = ("outputs", "met", "met_distance")
-        return Found(**{name: one.to(self._device) if name in images else one for name, one in found.items()})
+        types = {name: (one.dtype, list(one.shape)) for name, one in found.items()}
+        n = len(rows)
+        expected = {name: (dtype, [n, *(self._shape if name in IMAGES else ())]) for name, dtype in FOUND.items()}
+        if types != expected:
+            raise PartnerFailed(shortened(f"its attack answered with {types}; expected {expected}"))
+        moved = (*IMAGES, "met_distance")
+        return Found(**{name: one.to(self._device) if name in moved else one for name, one in found.items()})
 
     def end(self) -> None:
         """End the attack; raises PartnerFailed where it has changed the defense that it attacked."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -121,10 +123,13 @@ class Board:
 
     def learn(self, jobs: Iterable[Job]) -> None:
         """Learn from the log how long these jobs took when they ran before."""
-        past = {event["key"]: event for event in self._past if event["event"] == "job finished"}
+        past = {str(event.get("key")): event for event in self._past if event["event"] == "job finished"}
         for job in jobs:
-            if event := past.get(job.key):
-                self.estimator.observe(job, event["measured"], event["seconds"])
+            with suppress(KeyError, TypeError, ValueError, OverflowError):  # of another version, or damaged
+                event = past[job.key]
+                measured, seconds = float(event["measured"]), float(event["seconds"])
+                if 0 <= measured <= seconds < math.inf:
+                    self.estimator.observe(job, measured, seconds)
         self._costs = None
 
     def expect(self, work: Mapping[str, Work]) -> None:
@@ -204,16 +209,19 @@ class Board:
             running.memory = max(running.memory, sizes.get(running.pid, 0))
 
     def _take_in(self, event: dict[str, Any]) -> None:
-        """Take in what a process wrote to the log about its work."""
-        key = event.get("key")
+        """Take in what a process wrote to the log about its work; nothing where it is not what this project writes."""
+        with suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):  # a user's code writes there too
+            self._take_in_from(event, event["key"])
+
+    def _take_in_from(self, event: dict[str, Any], key: str) -> None:
         if key not in self.waiting:
             return
         match event["event"].partition(" ")[2]:
             case "started":
-                self.running[key] = Running(event["title"], event["pid"], seconds_of(event))
+                self.running[key] = Running(self.waiting[key].title, int(event["pid"]), seconds_of(event))
             case "running" if key in self.running:
                 running = self.running[key]
-                running.share = event["share"]
+                running.share = min(max(float(event["share"]), 0.0), 1.0)
                 running.note = f"ε = {event['eps']:g}" if event["eps"] is not None else ""
             case "epoch" if key in self.running:
                 self._epoch(key, self.running[key], event)

@@ -98,8 +98,9 @@ def run_jobs(plan: Plan, session: Session) -> None:
 
     for outcome in session.run(map(call, waiting.values()), urgency):
         job = waiting[outcome.id]
-        if outcome.failure:
-            store.write(job, empty_records(job, "failed", outcome.failure))
+        if outcome.failure or store.status(job) not in ("ok", "failed"):  # a user's code ran where it answers
+            reason = outcome.failure or "it left no records, or some that contradict themselves"
+            store.write(job, empty_records(job, "failed", reason))
         rows, _ = store.read(store.path(job))
         failed = rows["status"].iloc[0] == "failed"
         board.done(job.key, rows["reason"].iloc[0] if failed else None, rows, outcome.memory)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import traceback
 from pathlib import Path
+
+from manifold_bench.defenses.errors import traceback_text
 
 
 def write_traceback(folder: Path, name: str, text: str = "") -> Path:
     """Write a traceback, by default the current exception's, into `failures` below that folder; return its file."""
     path = folder / "failures" / f"{name}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text or traceback.format_exc(), encoding="utf-8")
+    path.write_text(text or traceback_text(), encoding="utf-8")
     return path

@@ -51,6 +51,8 @@ def run_job(job: Job, folder: Path, attacker: Channel | None = None) -> str:
                 rows, uneven = clean_records(job)
             else:
                 rows, uneven = attack_records(job, store, AttackProcess(attacker, job.device)), []
+    except KeyboardInterrupt:
+        raise  # in the command's own process the user wants it to end; elsewhere it is what the call raised
     except BaseException as error:  # it is a user's code: it may raise what ends a process
         reason, trace = (str(error), error.traceback) if isinstance(error, PartnerFailed) else (one_line(error), "")
         store.write(job, empty_records(job, "failed", reason))

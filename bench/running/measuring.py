@@ -40,8 +40,8 @@ def measure(plan: Plan, session: Session) -> int:
     ]  # fmt: skip
     for outcome in session.run(calls):
         job = waiting[outcome.id]
-        if outcome.failure:
-            store(job, folder, Outcome("failed", outcome.failure))
+        if outcome.failure or status(job, folder) not in ("ok", "failed"):  # a user's code ran where it answers
+            store(job, folder, Outcome("failed", outcome.failure or "it left no result, or a damaged one"))
         board.done(outcome.id, read(path_of(job, folder))["reason"], memory=outcome.memory)
     return sum(status(job, folder) not in ("ok", "skipped") for job in plan.measurements)
 
@@ -54,6 +54,8 @@ def run_measurement(job: MeasurementJob, folder: Path) -> None:
         defense, data = job.defense.load(job.device), job.dataset.load()
         values = check_figures(job.measurement, "measure", job.measurement.measure(defense, others, data, job.seed))
         pictures = job.measurement.pictures(defense, data, job.seed)
+    except KeyboardInterrupt:
+        raise  # in the command's own process the user wants it to end; elsewhere it is what the call raised
     except BaseException as error:  # it is a user's code: it may raise what ends a process
         store(job, folder, Outcome("failed", one_line(error)))
         write_traceback(folder / FOLDER, path_of(job, folder).stem)

@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 import shutil
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from manifold_bench.bench.planning.refs import TRAINING_SEED, DatasetRef, Defens
 from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.records.provenance import code_revision, provenance
 from manifold_bench.bench.running.board import Board, Work
-from manifold_bench.bench.running.engines.calls import Call
+from manifold_bench.bench.running.engines.calls import Call, Outcome
 from manifold_bench.bench.running.engines.local import LocalEngine
 from manifold_bench.bench.running.failures import write_traceback
 from manifold_bench.bench.running.locks import one_at_a_time, remove_drafts
@@ -33,7 +32,7 @@ from manifold_bench.bench.running.stamp import hash_of
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress
 from manifold_bench.defenses.checks import check_figures, check_readable, in_train_mode
-from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.errors import one_line, shortened, traceback_text
 from manifold_bench.defenses.identity import parameters
 
 
@@ -160,10 +159,10 @@ def train_with_parts(trainings: Sequence[Training], console: Console, quiet: boo
             board.expect(training.work)
         for training in trainings:
             (outcome,) = engine.run([_call(training, log)])
-            reason = outcome.failure
-            if crash := outcome.result:
-                reason = f"{crash.reason} (traceback: {log.path})"
-                log.event("training traceback", title=training.title, key=str(training.path), lines=crash.traceback)
+            reason, trace = _ended(outcome)
+            if trace:
+                reason = f"{reason} (traceback: {log.path})"
+                log.event("training traceback", title=training.title, key=str(training.path), lines=trace)
             board.done(str(training.path), reason, memory=outcome.memory)
             if failed := bool(reason):
                 break
@@ -194,10 +193,10 @@ def train_missing(plan: Plan, session: Session) -> Plan:
         resources = plan.matrix.resources_of(users[training.path][0][1].label)
         calls.append(_call(training, session.board.log, plan.matrix.needs(plan.options.device, *resources)))
     for outcome in session.run(calls):
-        reason = outcome.failure
-        if crash := outcome.result:
-            path = write_traceback(session.store.folder, f"training--{outcome.id.stem}", crash.traceback)
-            reason = f"{crash.reason} (traceback: {path.relative_to(session.folder)})"
+        reason, trace = _ended(outcome)
+        if trace:
+            path = write_traceback(session.store.folder, f"training--{outcome.id.stem}", trace)
+            reason = f"{reason} (traceback: {path.relative_to(session.folder)})"
         session.board.done(str(outcome.id), reason, memory=outcome.memory)
         if reason:
             for dataset, ref in users[outcome.id]:
@@ -221,18 +220,22 @@ def _call(training: Training, log: Log, needs: Needs = ONE_CPU) -> Call:
     )
 
 
-@dataclass(frozen=True)
-class Crash:
-    """What a training raised: on one line, and as a traceback."""
-
-    reason: str
-    traceback: str
-
-
-def fit_job(training: Training, log: Log) -> Crash | None:
-    """Run a training in a worker process; return what it raised, if it did."""
+def fit_job(training: Training, log: Log) -> list[str]:
+    """Run a training in a worker process; return what it raised, on one line and as a traceback, or nothing."""
     try:
         train(training, training.teller(log))
+    except KeyboardInterrupt:
+        raise  # as in `job.run_job`
     except BaseException as error:  # it is a user's code: it may raise what ends a process
-        return Crash(one_line(error), traceback.format_exc())
-    return None
+        return [one_line(error), traceback_text()]
+    return []
+
+
+def _ended(outcome: Outcome) -> tuple[str | None, str]:
+    """Why a training failed, None where it did not, and the traceback, where there is one."""
+    if outcome.failure:
+        return outcome.failure, ""
+    match outcome.result:
+        case [str(reason), str(trace)]:
+            return shortened(reason), trace
+    return None, ""

@@ -6,14 +6,15 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from traceback import format_exc
 from typing import Any
 
 import safetensors.torch
+from pydantic import JsonValue
 from torch import Tensor
 
+from manifold_bench.bench.records.files import parsed
 from manifold_bench.bench.running.engines.processes import Watched
-from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.errors import one_line, shortened, traceback_text
 
 Message = tuple[dict[str, Any], dict[str, Tensor]]
 """Words (JSON data) and tensors by name."""
@@ -33,10 +34,13 @@ class Channel:
 
     def receive(self) -> Message:
         """Wait for the next message; raises PartnerFailed, or EOFError where the other end is gone."""
-        words = json.loads(self.connection.recv_bytes())
-        tensors = safetensors.torch.load(self.connection.recv_bytes())
+        content = self.connection.recv_bytes(), self.connection.recv_bytes()
+        try:
+            words, tensors = parsed(content[0], dict[str, JsonValue]), safetensors.torch.load(content[1])
+        except (ValueError, safetensors.SafetensorError) as error:
+            raise PartnerFailed(shortened(f"a message of the other process cannot be read ({error})")) from error
         if "failed" in words:
-            raise PartnerFailed(words["failed"], words["traceback"])
+            raise PartnerFailed(shortened(str(words["failed"])), str(words.get("traceback", "")))
         return words, tensors
 
     def serve(self, function: Callable[[], Any]) -> None:
@@ -45,7 +49,7 @@ class Channel:
             function()
         except BaseException as error:  # it is a user's code: it may raise what ends a process
             with suppress(OSError):  # the other end may be gone
-                self.send({"failed": one_line(error), "traceback": format_exc()})
+                self.send({"failed": one_line(error), "traceback": traceback_text()})
 
 
 class PartnerFailed(Exception):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import pickle
 import socket
 import subprocess
 import sys
@@ -14,15 +13,21 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
+from manifold_bench.bench.running.engines.answers import Ending, ending
 from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome, PackedCall, Urgency, pack
 from manifold_bench.bench.running.environment import choose_kernels
 
 if TYPE_CHECKING:
     from manifold_bench.bench.running.engines.processes import Method
-    from manifold_bench.bench.running.engines.template import Ending
 
 TRIES = 3
 """Templates that a call may lose before it counts as failed: it may be what brings them down."""
+
+
+LOOK_SECONDS = 5.0
+"""How often is looked whether the template has been stopped by a call."""
 
 
 def usable_cpus() -> int:
@@ -82,9 +87,9 @@ class LocalEngine:
         lost: Counter[Any] = Counter()  # calls that were running when a template was lost, and have not ended since
         while waiting or running:
             self._start_ready(waiting, running, bool(lost))
-            ending = self._next_ending()
+            ended = self._next_ending()
             outcomes = []
-            if ending is None:
+            if ended is None:
                 for call in running.values():
                     lost[call.id] += 1
                     if lost[call.id] < TRIES:
@@ -92,8 +97,8 @@ class LocalEngine:
                     else:
                         outcomes.append(Outcome(call.id, failure=f"it took other processes with it, {TRIES} times"))
                 running.clear()
-            elif ending.number in running:  # and not of a run that was broken off
-                outcomes.append(_outcome(running.pop(ending.number).id, ending))
+            elif ended.number in running:  # and not of a run that was broken off
+                outcomes.append(_outcome(running.pop(ended.number).id, ended))
             for outcome in outcomes:
                 waiting.mark_finished(outcome.id)
                 del lost[outcome.id]
@@ -104,8 +109,8 @@ class LocalEngine:
         """Run a packed call and wait for it."""
         for _ in range(TRIES):
             self._start(packed)
-            if (ending := self._next_ending()) is not None:
-                return _outcome(0, ending)
+            if (ended := self._next_ending()) is not None:
+                return _outcome(0, ended)
         return Outcome(0, failure=f"it took other processes with it, {TRIES} times")
 
     def _start_ready(self, waiting: CallQueue, running: dict[int, Call], alone: bool) -> None:
@@ -123,16 +128,18 @@ class LocalEngine:
     def _next_ending(self) -> Ending | None:
         """Wait for the next ending; None where the template was lost, and with it all that ran."""
         try:
-            ending: Ending = self._template.recv()
-        except (EOFError, OSError):
+            while not self._template.poll(LOOK_SECONDS):
+                if psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED:  # nobody would go on
+                    self._process.kill()
+            ended = ending(self._template.recv_bytes())
+        except (EOFError, OSError, psutil.Error):
             self._open.clear()
             self._stop_template()
             self._start_template()
             return None
-        self._open.discard(ending.number)
-        return ending
+        self._open.discard(ended.number)
+        return ended
 
 
-def _outcome(id: Any, ending: Ending) -> Outcome:
-    result = None if ending.answer is None else pickle.loads(ending.answer)
-    return Outcome(id, result, ending.failure, ending.memory)
+def _outcome(id: Any, ended: Ending) -> Outcome:
+    return Outcome(id, ended.result, ended.failure, ended.memory)

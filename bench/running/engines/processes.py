@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import torch
 
+from manifold_bench.bench.planning.usercode import limit_time
+
 Method = Literal["fork", "spawn"]
 """How a process starts: as a copy of the one that starts it, or afresh."""
 
@@ -63,7 +65,11 @@ def start_process(method: Method, function: Callable[..., None], arguments: tupl
 
 
 def prepare_process() -> None:
-    """Set up a process that computes: one thread, and the orphans of its children become its children (on Linux)."""
+    """Set up a process that computes: one thread, and the orphans of its children become its children (on Linux).
+
+    Whoever starts it watches its time.
+    """
+    limit_time(0)
     torch.set_num_threads(1)
     keep_freed_memory()
     if sys.platform == "linux":

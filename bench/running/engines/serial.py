@@ -12,6 +12,10 @@ from manifold_bench.bench.running.engines.channel import Channel
 from manifold_bench.defenses.errors import one_line
 
 
+END_SECONDS = 10.0
+"""How long a partner is waited for once its call is over: where that was interrupted, it may still be at work."""
+
+
 class SerialEngine:
     """One call at a time, in this process. Nothing protects one call from another, and no timeout applies."""
 
@@ -37,10 +41,10 @@ def run_here(call: Call) -> Any:
     function, arguments = call.partner
     mine, theirs = Pipe()
     channel = Channel(theirs)
-    partner = Thread(target=channel.serve, args=(lambda: function(*arguments, channel),))
+    partner = Thread(target=channel.serve, args=(lambda: function(*arguments, channel),), daemon=True)
     partner.start()
     try:
         return call.function(*call.arguments, Channel(mine))
     finally:
         mine.close()
-        partner.join()
+        partner.join(END_SECONDS)

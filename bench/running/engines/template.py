@@ -9,17 +9,18 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import pickle
 import resource
 import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing import connection
+from multiprocessing.connection import Connection, wait
 
 import psutil
 
+from manifold_bench.bench.running.engines.answers import Ending, Pipe
 from manifold_bench.bench.running.engines.calls import PackedCall, run_packed
 from manifold_bench.bench.running.engines.channel import Channel, Partner
 from manifold_bench.bench.running.engines.processes import (
@@ -46,40 +47,32 @@ GRACE_SECONDS = 10.0
 """What a call may take to end once it has answered: libraries clear away what they have left in the system."""
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How a call ended. number: the engine's number of the call. answer: its pickled result.
-
-    memory: bytes that its process and its partner's had resident at the most.
-    """
-
-    number: int
-    answer: bytes | None = None
-    failure: str | None = None
-    memory: int = 0
-
-
 @dataclass
 class Running:
-    """A call that runs. results: what it answers through; None once it has answered or closed it."""
+    """A call that runs. answer: where its answer comes from; None once it has answered or closed it."""
 
     number: int
     timeout: float | None
     process: Watched
-    results: Connection | None
+    answer: Pipe | None
     deadline: float
     ending: Ending | None = None
 
     def read(self) -> None:
-        """Take in its answer."""
-        assert self.results is not None
-        try:
-            self.ending = pickle.loads(self.results.recv_bytes())
-            self.deadline = time.monotonic() + GRACE_SECONDS
-        except (EOFError, OSError):
-            pass  # how it ended is what its exit says
-        self.results.close()
-        self.results = None
+        """Take in what there is of its answer."""
+        while self.answer is not None and self.answer.connection.poll():
+            with suppress(EOFError):  # then how it ended is what its exit says
+                self.ending = self.answer.read()
+                if self.ending is None:
+                    continue
+                self.deadline = time.monotonic() + GRACE_SECONDS
+            self.close()
+
+    def close(self) -> None:
+        """Read no further."""
+        if self.answer is not None:
+            self.answer.connection.close()
+            self.answer = None
 
 
 def main(engine: str, method: Method) -> None:
@@ -109,15 +102,13 @@ class Template:
         while True:
             running = list(self._running.values())
             deadline = min((call.deadline for call in running), default=math.inf)
-            results = [call.results for call in running if call.results is not None]
             ready = wait(
-                [self._engine, *results, *(call.process.exit for call in running)],
+                [self._engine, *self._answers, *(call.process.exit for call in running)],
                 None if math.isinf(deadline) else max(0.0, deadline - time.monotonic()),
             )
             for call in running:
                 ended = call.process.exit in ready
-                if call.results is not None and (call.results in ready or (ended and call.results.poll())):
-                    call.read()
+                call.read()
                 if ended or time.monotonic() >= call.deadline:
                     self._end(call, ended)
             if self._engine in ready:
@@ -130,11 +121,16 @@ class Template:
     def _start(self, number: int, packed: PackedCall) -> None:
         self._prepare(packed)
         deadline = math.inf if packed.timeout is None else time.monotonic() + packed.timeout
-        results, theirs = Pipe(duplex=False)
-        arguments = (theirs, number, packed, os.getpid(), self._engine, self._method)
-        process = start_process(self._method, run_call, arguments)
+        mine, theirs = connection.Pipe(duplex=False)
+        inherited = (self._engine, mine, *self._answers) if self._method == "fork" else ()
+        process = start_process(self._method, run_call, (theirs, number, packed, os.getpid(), inherited, self._method))
         theirs.close()
-        self._running[number] = Running(number, packed.timeout, process, results, deadline)
+        self._running[number] = Running(number, packed.timeout, process, Pipe(mine, number), deadline)
+
+    @property
+    def _answers(self) -> list[Connection]:
+        """Where answers are still to come from."""
+        return [call.answer.connection for call in self._running.values() if call.answer is not None]
 
     def _prepare(self, packed: PackedCall) -> None:
         """Import and load for all children what this project's own code is going to need."""
@@ -152,10 +148,9 @@ class Template:
         call.process.kill()
         late = f"it took more than {call.timeout or GRACE_SECONDS:g} s and was stopped"
         failure = call.process.ending() if ended else late
-        if call.results is not None:
-            call.results.close()
+        call.close()
         self._kill_orphans()
-        self._engine.send(call.ending or Ending(call.number, failure=failure))
+        self._engine.send_bytes((call.ending or Ending(call.number, failure=failure)).line())
 
     def _kill_orphans(self) -> None:
         """Kill the children that are not calls: what a call started and left behind becomes a child of this process."""
@@ -182,46 +177,59 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
 
 
 def run_call(
-    results: Connection, number: int, packed: PackedCall, parent: int, engine: Connection, method: Method
+    answer: Connection,
+    number: int,
+    packed: PackedCall,
+    parent: int,
+    inherited: tuple[Connection, ...],
+    method: Method,
 ) -> None:
     """Run a call in this process, which has just been started, and its partner in another one.
 
-    parent: id of the template. engine: its connection, which is none of this process' business. method: as in `main`.
+    parent: id of the template. inherited: connections of the template, which are none of this process' business.
+    method: as in `main`.
     """
-    engine.close()
+    for one in inherited:
+        one.close()
     os.setsid()
     prepare_process()
     end_with_parent(parent)
     partners: list[Partner] = []
     try:
         if packed.partner is not None:
-            partners.append(_start_partner(packed.partner, packed, method))
-        answer: bytes | None = pickle.dumps(run_packed(packed.function, packed.moved, *partners))
-        failure = None
+            partners.append(_start_partner(packed.partner, packed, answer, method))
+        result, failure = run_packed(packed.function, packed.moved, *partners), None
     except BaseException as error:  # it is a user's code: it may raise what ends a process
-        answer, failure = None, one_line(error)
+        result, failure = None, one_line(error)
     for partner in partners:
         partner.connection.close()
         partner.process.process.join(GRACE_SECONDS)
     peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    results.send_bytes(pickle.dumps(Ending(number, answer, failure, sum(peaks) * RSS_UNIT)))
+    line = Ending(number, result, failure, sum(peaks) * RSS_UNIT).line()
+    while line:
+        line = line[os.write(answer.fileno(), line) :]
 
 
-def _start_partner(content: bytes, packed: PackedCall, method: Method) -> Partner:
+def _start_partner(content: bytes, packed: PackedCall, answer: Connection, method: Method) -> Partner:
     """Start the partner while this process is still clean: before it imports or loads anything for its call."""
-    mine, theirs = Pipe()
-    arguments = (theirs, mine, content, packed.moved, os.getpid())
-    process = start_process(method, run_partner, arguments)
+    mine, theirs = connection.Pipe()
+    inherited = (mine, answer) if method == "fork" else ()
+    process = start_process(method, run_partner, (theirs, inherited, content, packed.moved, os.getpid()))
     theirs.close()
     return Partner(mine, process)
 
 
 def run_partner(
-    connection: Connection, other: Connection, content: bytes, moved: tuple[tuple[str, str], ...], parent: int
+    own: Connection,
+    inherited: tuple[Connection, ...],
+    content: bytes,
+    moved: tuple[tuple[str, str], ...],
+    parent: int,
 ) -> None:
-    """Run the partner of a call in this process; other: the call's end of the connection, which is closed here."""
-    other.close()
+    """Run the partner of a call in this process; inherited: connections of the call, which are closed here."""
+    for one in inherited:
+        one.close()
     prepare_process()
     end_with_parent(parent)
-    channel = Channel(connection)
+    channel = Channel(own)
     channel.serve(lambda: run_packed(content, moved, channel))
