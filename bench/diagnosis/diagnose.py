@@ -10,7 +10,7 @@ import pandas as pd
 from manifold_bench.bench.diagnosis.checks import CHECKS, overall
 from manifold_bench.bench.diagnosis.evidence import ITERATIVE, NOISE, QUERY, SINGLE_STEP, TRANSFER, Evidence
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import PROBE
+from manifold_bench.bench.records.schema import IMAGE_COLUMNS, PROBE
 
 Diagnosis = dict[str, Any]
 """{"defenses": [{dataset, defense, result, checks: [{check, title, result, evidence, meaning}]}]}"""
@@ -22,7 +22,7 @@ def diagnose(results: Results) -> Diagnosis:
     roles = {key: _role(identity, results.index[key].knowledge) for key, identity in identities.items()}
     ladders = {key: bool(identity["ladder"]) for key, identity in identities.items()}
     records = pd.concat([results.records, results.probes]) if len(results.probes) else results.records
-    records = records.assign(role=records["key"].map(roles), ladder=records["key"].map(ladders))
+    records = records.drop(columns=list(IMAGE_COLUMNS), errors="ignore").assign(role=records["key"].map(roles), ladder=records["key"].map(ladders))
     inspections: dict[tuple[str, str], dict[str, Any]] = {}
     for one in results.inspections:
         name = one["measurement"].removeprefix(PROBE)

@@ -200,10 +200,11 @@ def _judged(one: Comparison, p: float) -> Comparison:
 
 
 def holm(p: list[float]) -> list[float]:
-    """p of several tests, adjusted for there being so many (Holm 1979)."""
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(value) for value in multipletests(p, method="holm")[1]] if p else []
+    """p of several tests, adjusted for there being so many (Holm 1979); in the order given."""
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1)) if p else []
+    return [float(value) for value in adjusted.clip(max=1)]
 
 
 def sign_of(lost: int, gained: int, p: float) -> str:

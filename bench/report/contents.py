@@ -10,9 +10,10 @@ import pandas as pd
 
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis, diagnose
 from manifold_bench.bench.metrics import effort, optimality, robustness, selective
+from manifold_bench.bench.metrics.ranking import against_others
 from manifold_bench.bench.planning.claims import Claim, claims_of
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import WORST_CASE
+from manifold_bench.bench.records.schema import IMAGE_COLUMNS, WORST_CASE
 from manifold_bench.bench.report import attacks, claims, measurements, ranking, tables
 from manifold_bench.bench.report.diagnosis import flags
 from manifold_bench.bench.report.table import Table, flagged
@@ -41,12 +42,14 @@ class Report:
     @classmethod
     def of(cls, results: Results) -> Report:
         """Computes everything that is shown of the results."""
-        records, run = results.records, results.run
+        run = results.run
+        records = results.records.drop(columns=list(IMAGE_COLUMNS), errors="ignore")  # heavy, and in no figure
         summary, worth, diagnosis = robustness.summary(records), optimality.attack_figures(records), diagnose(results)
         implausible, stated = tables.implausible_cells(summary), claims_of(run, results.folder)
-        named, rankings = ranking.named_in(run, "defenses"), ranking.named_lines(records, worth, run)
+        compared = {name: against_others(records, name) for name in ranking.named_in(run, "defenses")}
+        rankings = ranking.named_lines(compared, worth, run)
         mark = partial(flagged, flags=flags(diagnosis))
-        made = [table for name in named for table in ranking.ranking_tables(records, name)]
+        made = [table for name, found in compared.items() for table in ranking.ranking_tables(found, name)]
         made += tables.tables(summary, implausible) + attacks.attack_tables(worth)
         made += tables.selective_tables(selective.matched(records), implausible)
         conclusions = claims.conclusions(records, stated, results.measurements)

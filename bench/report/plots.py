@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -34,7 +35,7 @@ ROWS_PER_GRID = 14
 
 
 class Drawn(NamedTuple):
-    """A plot as files: its SVG (the PNG lies next to it), its title, and the section of report.html that shows it."""
+    """A plot as a file: its SVG, its title, and the section of report.html that shows it."""
 
     svg: Path
     title: str
@@ -42,15 +43,13 @@ class Drawn(NamedTuple):
 
 
 def write_plots(plots: Iterable[style.Plot], folder: Path) -> list[Drawn]:
-    """Writes plots as SVG and PNG into `folder`; a generator of them draws in the style that is set here."""
+    """Writes plots as SVG into `folder`; a generator of them draws in the style that is set here."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     with mpl.rc_context(style.STYLE):
         for parts, figure, section in plots:
             svg = folder / f"{file_name(*parts)}.svg"
-            figure.savefig(svg, metadata={"Date": None})
-            figure.set_layout_engine("none")  # as it has been laid out: once is enough
-            figure.savefig(svg.with_suffix(".png"), dpi=150)
+            FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})  # `savefig` would draw it twice
             drawn.append(Drawn(svg, figure.get_suptitle() or figure.axes[0].get_title("left"), section))
     return drawn
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics.optimality import mean_optimality
-from manifold_bench.bench.metrics.ranking import against_others, rank
+from manifold_bench.bench.metrics.ranking import rank
 from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.attacks import figure_texts
@@ -30,10 +30,12 @@ LEGEND = (
 )
 
 
-def ranking_lines(records: pd.DataFrame, defense: str) -> list[str]:
-    """How a defense compares with the others: a line for each data set and its clean inputs, norm and ε."""
+def ranking_lines(found: pd.DataFrame) -> list[str]:
+    """How a defense compares with the others: a line for each data set and its clean inputs, norm and ε.
+
+    found: ranking.against_others.
+    """
     lines = []
-    found = against_others(records, defense)
     found = found.assign(clean=found["norm"] == "none").sort_values(["dataset", "clean"], ascending=[True, False])
     for (dataset, clean, norm, eps), rows in found.groupby(["dataset", "clean", "norm", "eps"], sort=False):
         compared = rows[rows["sign"] != "x"]
@@ -54,10 +56,12 @@ def ranking_lines(records: pd.DataFrame, defense: str) -> list[str]:
     return lines
 
 
-def ranking_tables(records: pd.DataFrame, defense: str) -> list[Table]:
-    """A table per data set and norm: the defense, then every other one, best first, and which is better."""
+def ranking_tables(found: pd.DataFrame, defense: str) -> list[Table]:
+    """A table per data set and norm: the defense, then every other one, best first, and which is better.
+
+    found: ranking.against_others.
+    """
     made = []
-    found = against_others(records, defense)
     for dataset, there in found.groupby("dataset"):
         for norm, rows in there[there["norm"] != "none"].groupby("norm"):
             columns = [("none", 0.0), *((norm, eps) for eps in sorted(rows["eps"].unique()))]
@@ -137,12 +141,14 @@ def named_in(run: dict[str, Any], kind: Literal["defenses", "attacks"]) -> list[
     return list(run.get("named", {}).get(kind, []))
 
 
-def named_lines(records: pd.DataFrame, attacks: pd.DataFrame, run: dict[str, Any]) -> dict[str, list[str]]:
+def named_lines(
+    compared: dict[str, pd.DataFrame], attacks: pd.DataFrame, run: dict[str, Any]
+) -> dict[str, list[str]]:
     """For each defense and attack that the command line named, by label: how it compares.
 
-    attacks: optimality.attack_figures.
+    compared: for each named defense, ranking.against_others. attacks: optimality.attack_figures.
     """
-    lines = {name: ranking_lines(records, name) for name in named_in(run, "defenses")}
+    lines = {name: ranking_lines(found) for name, found in compared.items()}
     return lines | {name: attack_lines(attacks, name) for name in named_in(run, "attacks")}
 
 

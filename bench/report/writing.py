@@ -18,7 +18,7 @@ from manifold_bench.defenses.files import atomic_write
 
 
 def write_report(results: Results) -> Report:
-    """Writes summary.csv, diagnosis.json, tables/, plots/ (.svg and .png), report.md and report.html into the folder.
+    """Writes summary.csv, diagnosis.json, tables/, plots/, report.md and report.html into the folder.
 
     What an earlier report left in tables/ and plots/ is replaced. Raises InputError where run.json is damaged.
     """
@@ -52,4 +52,4 @@ def _page(report: Report, tables: list[Table], plots: list[Drawn]) -> str:
     """report.md: cells by status, how named systems compare, conclusions on central claims, every table and plot."""
     head = f"# Report\n\nCells (data set, defense, attack, norm, ε): {report.counts}. All figures: `summary.csv`.\n"
     parts = [head, *(f"{markdown_text(paragraph)}\n" for paragraph in report.paragraphs), *map(markdown, tables)]
-    return "\n".join([*parts, *(f"![{plot.svg.stem}](plots/{plot.svg.stem}.png)\n" for plot in plots)])
+    return "\n".join([*parts, *(f"![{plot.svg.stem}](plots/{plot.svg.name})\n" for plot in plots)])

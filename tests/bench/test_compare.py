@@ -298,10 +298,9 @@ def records_of_a_run(draw) -> pd.DataFrame:
     return run(*cells)
 
 
-@mock.patch("gc.collect")  # statsmodels collects at every correction, which takes longer than all the rest
 @settings(max_examples=8, deadline=None)
 @given(before=records_of_a_run(), after=records_of_a_run(), random=st.randoms(use_true_random=False))
-def test_what_holds_for_any_two_runs(_, before, after, random):
+def test_what_holds_for_any_two_runs(before, after, random):
     def shuffled(records: pd.DataFrame) -> Results:
         return a_run(records.sample(frac=1, random_state=random.randrange(1000)))
 

@@ -34,14 +34,13 @@ def texts(figure):
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_every_plot_is_written_as_svg_and_png_and_the_same_each_time(records, tmp_path):
+def test_every_plot_is_written_as_svg_and_the_same_each_time(records, tmp_path):
     for folder in (tmp_path / "once", tmp_path / "again"):
         drawn = plots.write_plots(plots.run_plots(a_run(records), summary(records)), folder)
     names = ["digits--linf--curves", "digits--linf--heatmap", "digits--images--1"]
     assert [plot.svg.stem for plot in drawn] == names
     for name in names:
         assert (tmp_path / "once" / f"{name}.svg").read_bytes() == (tmp_path / "again" / f"{name}.svg").read_bytes()
-        assert (tmp_path / "once" / f"{name}.png").stat().st_size > 1000
 
 
 def test_the_curve_starts_at_the_clean_accuracy_and_leaves_out_what_has_no_figure(drawn):

@@ -85,7 +85,7 @@ def test_what_has_no_figures_is_not_compared_and_what_is_partial_says_so():
     ]
     weak = row(against_others(run(RECORDS, *second), "mine"), "weak")
     assert (weak["sign"], weak["reason"]) == ("+", "weak: over a; failed: b (timed out)")
-    (shown,) = ranking_tables(run(RECORDS, failed, *second), "mine")
+    (shown,) = ranking_tables(against_others(run(RECORDS, failed, *second), "mine"), "mine")
     texts = {line[0]: line[-1] for line in shown.rows}
     assert texts["broken"] == "not compared (2)" and texts["weak"].endswith("‡ (1)")
     assert len(shown.notes) == 2
@@ -101,17 +101,17 @@ def test_only_shared_inputs_are_compared():
 
 
 def test_it_is_told_in_a_line_for_each_strength():
-    assert ranking_lines(RECORDS, "mine") == [
+    assert ranking_lines(against_others(RECORDS, "mine")) == [
         "digits, clean: 100.0 % accepted and right, rank 1 of 4; no different from alike, strong, weak",
         "digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak; "
         "not significantly different from alike, strong",
     ]
     alone = RECORDS[RECORDS["defense"] == "mine"]
-    assert ranking_lines(alone, "mine") == [] and against_others(alone, "mine").empty
+    assert ranking_lines(against_others(alone, "mine")) == []
 
 
 def test_the_table_begins_with_the_defense_and_goes_on_with_the_best():
-    (table,) = ranking_tables(RECORDS, "mine")
+    (table,) = ranking_tables(against_others(RECORDS, "mine"), "mine")
     assert table.name == ("digits", "linf", "ranking-mine")
     assert table.header == ["defense", "clean", "robust, ε = 0.1"]
     assert [line[0] for line in table.rows] == ["mine", "strong", "alike", "weak"]
@@ -135,7 +135,9 @@ def test_an_attack_is_told_beside_the_others():
 def test_what_was_named_and_what_was_reused_is_told():
     reused = [{"folder": "results/baselines/quick", "code": "abc", "started": "2026-01-01", "jobs": 7}]
     told = {"named": {"defenses": ["mine", "gone"], "attacks": ["a"]}, "reused": reused}
-    named = named_lines(RECORDS, attack_figures(RECORDS), told)
+    named = named_lines(
+        {name: against_others(RECORDS, name) for name in ("mine", "gone")}, attack_figures(RECORDS), told
+    )
     paragraphs = ranking_paragraphs(named, told)
     assert paragraphs[0].startswith("**mine** on digits, clean: 100.0 %")
     assert paragraphs[1].startswith("**mine** on digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak")

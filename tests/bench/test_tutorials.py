@@ -72,7 +72,7 @@ def test_the_tutorial_s_attack_stands_beside_the_others(folder):
     assert "How my_attack:RaySearch compares" in done.stdout and "**my_attack:RaySearch** on mnist5k" in page
     for text in (done.stdout, page):
         assert re.search(r"undefended: success .* % within ε = 0.3, \d+ \+ 1 passes, .*, rank 1 of 2", text)
-    assert "plots/mnist5k--linf--distances.png" in page
+    assert "plots/mnist5k--linf--distances.svg" in page
 
 
 def cells(page: str, title: str) -> list[list[str]]:
