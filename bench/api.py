@@ -24,7 +24,7 @@ from manifold_bench.bench.datasets.given import dataset_of, labelled_images
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.robustness import summary
 from manifold_bench.bench.planning.matrix import AttackEntry
-from manifold_bench.bench.planning.reading import attack_choice
+from manifold_bench.bench.planning.reading import attack_choice, validated
 from manifold_bench.bench.planning.registry import handing_in
 from manifold_bench.bench.records import results as records
 from manifold_bench.bench.records.schema import WORST_CASE
@@ -148,7 +148,7 @@ def evaluate(
     *,
     attacks: Sequence[str | Mapping[str, Any]] = ("pgd", "autoattack"),
     norm: Norm = "linf",
-    eps: float | Sequence[float],
+    eps: float | str | Sequence[float | str],
     **options: Any,
 ) -> Results:
     """Attack a model and return how robust it is.
@@ -156,8 +156,8 @@ def evaluate(
     model: whatever `as_defense` takes, or the name of a registered defense. data: the name of a registered data set, a
     pair (images [N,C,H,W] in [0,1], labels [N]) of tensors or arrays, or a folder that holds a folder of images for
     each class. attacks: names, or tables with a name and parameters ({"name": "pgd", "steps": 100}). norm, eps: the
-    threat model: the perturbation is at most ε in that norm. options: `normalize`, `rejects`, `randomized` and
-    `classes` (number of classes) of the model, and those of `run`.
+    threat model: the perturbation is at most ε in that norm; a number, or a fraction ("8/255"). options: `normalize`,
+    `rejects`, `randomized` and `classes` (number of classes) of the model, and those of `run`.
 
     Raises InputError for what cannot be evaluated.
     """
@@ -174,12 +174,13 @@ def evaluate(
             randomized = bool(usage.get("randomized"))
             stack.enter_context(handing_in("defenses", {MODEL: _class_of(MODEL, model, randomized)}))
             defense |= {key: usage[key] for key in ("normalize", "rejects") if usage.get(key)}
-        sizes = [eps] if isinstance(eps, (int, float)) else list(eps)
+        sizes = [eps] if isinstance(eps, (int, float, str)) else eps
+        strength = {"norm": norm, "eps": [size if isinstance(size, str) else float(size) for size in sizes]}
         entries = [{"name": one} if isinstance(one, str) else dict(one) for one in attacks]
         content = {
             "datasets": [{"name": name}],
             "defenses": [defense],
-            "attacks": [{"norm": norm, "eps": [float(size) for size in sizes]} | entry for entry in entries],
+            "attacks": [strength | entry for entry in entries],
         }
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="manifold-bench-"))
         matrix = Path(folder) / "evaluate.toml"
@@ -197,7 +198,7 @@ class Attacked:
 
 
 def attack(
-    name: str, model: Any, data: tuple[Any, Any], *, norm: Norm = "linf", eps: float, **parameters: Any
+    name: str, model: Any, data: tuple[Any, Any], *, norm: Norm = "linf", eps: float | str, **parameters: Any
 ) -> Attacked:
     """Attack images with one attack, and have its outputs judged.
 
@@ -205,8 +206,10 @@ def attack(
     InputError for an attack or a parameter that doesn't exist.
     """
     images = labelled_images(data)
-    entry = AttackEntry.model_validate({"name": name, "norm": norm, "eps": [eps], **parameters})
-    chosen = attack_choice(entry, f"attack {name!r}").attack
+    place = f"attack {name!r}"
+    entry = validated(AttackEntry, {"name": name, "norm": norm, "eps": [eps], **parameters}, place, strict=None)
+    choice = attack_choice(entry, place)
+    chosen, largest = choice.attack, choice.eps[0]
     shape = (images.images.shape[1], images.images.shape[2], images.images.shape[3])
     defense = as_defense(model, shape, _number_of_classes(model, images, False))
     if reason := chosen.unsuited(defense):
@@ -214,9 +217,9 @@ def attack(
     x, y = images.images, images.labels
     inputs = Inputs(x, y, torch.full_like(y, -1), torch.arange(len(y)))
     clean = verdict(defense, x, y, 1, 0)
-    size = float("inf") if chosen.minimal else eps
+    size = float("inf") if chosen.minimal else largest
     found = chosen.run(Target(defense, len(x)), x.clone(), y.clone(), size, 0)
-    judged = Judge(defense, norm, 1, 0).judge(inputs, clean, found, eps)
+    judged = Judge(defense, norm, 1, 0).judge(inputs, clean, found, largest)
     return Attacked(found, judged.success, judged.distance(norm))
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import unicodedata
+from fractions import Fraction
 
 NORM_NAMES = {"linf": "L∞", "l2": "L2", "l0": "L0"}
 
@@ -12,9 +15,36 @@ NOT_RUN = "–"
 """Stands where the run has no such cell: neither 0 nor robust."""
 
 
+LEVELS = 255
+"""Steps between black and white in an image file: papers write ε as a fraction of them."""
+
+
+def eps_of(text: str) -> float:
+    """Return a perturbation size from a number or a fraction: 0.03, 8/255, 0.5/255. The fraction is taken exactly.
+
+    Raises ValueError for anything else.
+    """
+    number = r"([0-9]{1,20}(?:\.[0-9]{1,20})?)"
+    if found := re.fullmatch(rf"\s*{number}\s*/\s*{number}\s*", text):
+        above, below = map(Fraction, found.groups())
+        if below:
+            return float(above / below)
+    elif found := re.fullmatch(rf"\s*{number}\s*", text):
+        return float(found[1])
+    raise ValueError(f'{json.dumps(text, ensure_ascii=False)} is not a perturbation size; give 0.03 or "8/255"')
+
+
 def eps_text(eps: float) -> str:
-    """0.1 → 0.1, inf → ∞."""
-    return "∞" if math.isinf(eps) else f"{eps:g}"
+    """0.1 → 0.1, 0.03137254901960784 → 8/255 (what is not short as a decimal number but is in levels), inf → ∞."""
+    if math.isinf(eps):
+        return "∞"
+    short, levels = f"{eps:g}", f"{eps * LEVELS:g}"
+    in_levels = not _is_close(float(short), eps) and _is_close(float(levels) / LEVELS, eps)
+    return f"{levels}/{LEVELS}" if in_levels else short
+
+
+def _is_close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-12)
 
 
 def norm_text(norm: str) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from manifold_bench.bench.metrics.effort import EFFORT_COLUMNS, effort
 from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, IMAGE_COLUMNS, WORST_CASE
+from manifold_bench.bench.text import eps_text
 
 RIGHT, REJECTED, WRONG = 0, 1, 2
 """What came of one answer, in the order in which it hurts: accepted and right, rejected, accepted and wrong."""
@@ -68,8 +69,8 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
     _is_fooling(records)
     not_ok = (records["status"] != "ok").to_numpy()
     if not_ok.any():
-        bad = records.loc[not_ok, [*CELL, "status"]].drop_duplicates()
-        named = ", ".join(f"{attack} {norm} ε = {eps:g}: {status}" for attack, norm, eps, status in bad.to_numpy())
+        bad = records.loc[not_ok, [*CELL, "status"]].drop_duplicates().to_numpy()
+        named = ", ".join(f"{attack} {norm} ε = {eps_text(eps)}: {status}" for attack, norm, eps, status in bad)
         raise MissingCells(f"no figure over cells that are not ok: {named}")
     return _per_input(records, np.zeros(len(records), dtype=int)).drop(columns="group").set_index("sample")
 
@@ -109,7 +110,7 @@ def _check_complete(records: pd.DataFrame, place: np.ndarray, cell: np.ndarray, 
         worst = int(lacking.argmax())
         attack, norm, eps, seed = records.loc[cell == its_cell[worst], [*CELL, "seed"]].iloc[0]
         several = len(records["seed"].unique()) > 1 and norm != FOOLING
-        named = f"{attack} {norm} ε = {eps:g}" + (f", seed {seed}" if several else "")
+        named = f"{attack} {norm} ε = {eps_text(eps)}" + (f", seed {seed}" if several else "")
         inputs = int((group == group[its_input[worst]]).sum())
         raise MissingCells(f"{lacking[worst]:g} of {inputs} inputs lack {named}")
 

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from manifold_bench.bench.metrics import robustness as figures
 from manifold_bench.bench.metrics.shares import MissingCells, wilson
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE
+from manifold_bench.bench.text import eps_text
 
 DEPLOYED = "deployed"
 """The operating point at a defense's own threshold."""
@@ -231,8 +232,8 @@ def _checked(cell: dict[str, Any], figure: str, radius: float, best: Known) -> d
     share = wilson(round(cell[figure] * cell["n"]), cell["n"])
     evidence = (
         f"{figure.replace('_', ' ')} {100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}] within "
-        f"ε = {cell['eps']:g} takes a classifier as robust within {radius:g}; the best known has "
-        f"{100 * best.robust_accuracy:.1f} % ({best.source}, ε = {best.eps:g})"
+        f"ε = {eps_text(cell['eps'])} takes a classifier as robust within {eps_text(radius)}; the best known has "
+        f"{100 * best.robust_accuracy:.1f} % ({best.source}, ε = {eps_text(best.eps)})"
     )
     flagged = share.low > best.robust_accuracy
     return {"value": share.value, "bound": best.robust_accuracy, "implausible": flagged, "evidence": evidence}

@@ -15,6 +15,7 @@ from manifold_bench.attacks.threat import Norm
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.claims import MEASUREMENT, RULES, Rule
 from manifold_bench.bench.planning.registry import one_of
+from manifold_bench.bench.planning.sizes import Fractional
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.text import eps_text, norm_text
 from manifold_bench.defenses.errors import one_line
@@ -34,7 +35,7 @@ class Budget(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     norm: Norm
-    eps: Annotated[float, Field(gt=0)] = math.inf
+    eps: Annotated[Fractional, Field(gt=0)] = math.inf
 
     def __str__(self) -> str:
         return where(self.norm, self.eps)
@@ -64,7 +65,7 @@ class Claim(BaseModel):
     defense: Text
     attack: Text = CLEAN
     norm: Literal[Norm, "none"] | None = None
-    eps: Annotated[float, Field(ge=0)] | None = None
+    eps: Annotated[Fractional, Field(ge=0)] | None = None
     rejected_by: Text | None = None
     strongest: tuple[Budget, ...] = ()
     central: bool = False
@@ -186,7 +187,7 @@ def _size(choice: AttackChoice, claim: Claim, place: str) -> float:
     if claim.eps is None and len(choice.eps) > 1:
         raise InputError(f"{place}.eps: missing; {claim.attack!r} is run with {known}")
     if claim.eps is not None and claim.eps not in choice.eps:
-        raise InputError(f"{place}.eps: {claim.attack!r} is not run with {claim.eps:g}; it is with {known}")
+        raise InputError(f"{place}.eps: {claim.attack!r} is not run with {eps_text(claim.eps)}; it is with {known}")
     return choice.eps[0] if claim.eps is None else claim.eps
 
 

@@ -12,6 +12,7 @@ from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.threat import Norm
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning.claims import Claim
+from manifold_bench.bench.planning.sizes import Sizes
 from manifold_bench.defenses.base import DefenseSpec
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -102,7 +103,7 @@ class AttackEntry(ConfinedEntry):
     norm: Norm = "linf"
     ladder: bool = True
     n: Count | None = None
-    eps: Annotated[tuple[Positive, ...], Field(min_length=1, strict=False)] | None = None
+    eps: Sizes | None = None
 
 
 class MatrixFile(Entry):

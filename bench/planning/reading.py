@@ -31,9 +31,10 @@ from manifold_bench.bench.planning.matrix import (
     MeasurementChoice,
 )
 from manifold_bench.bench.planning.registry import find, nearest, one_of
+from manifold_bench.bench.planning.sizes import PARAMETERS, in_numbers
 from manifold_bench.bench.planning.usercode import LEAST_SECONDS, SECONDS, contained, limit_time
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST_CASE
-from manifold_bench.bench.text import is_printable, printable
+from manifold_bench.bench.text import eps_text, is_printable, printable
 from manifold_bench.defenses.base import DefenseSpec
 from manifold_bench.defenses.checks import check_spec_class
 
@@ -213,7 +214,7 @@ def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, An
         cls = find("defenses", name)
         check_spec_class(cls)
     fields = {f.name for f in dataclasses.fields(cls.Spec)} - {f.name for f in dataclasses.fields(DefenseSpec)}
-    values = _known(dict(parameters), fields, place, name)
+    values = _known(_in_numbers(parameters, place), fields, place, name)
     choice = DefenseChoice(name, own_label or label(name, _unusual(cls.Spec, values)), cls, values)
     with at(place, cls.Spec):
         choice.spec((1, 32, 32), 10)  # any shape: the parameters are what is checked here
@@ -225,7 +226,7 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
     with at(place):
         cls: type[Attack] = find("attacks", entry.name)
     fields = {f.name for f in dataclasses.fields(cls)} - {"norm"}
-    values = entry.parameters
+    values = _in_numbers(entry.parameters, place)
     if cls.open_parameters:
         prefix, _, suffix = entry.name.partition(":")
         if not suffix:
@@ -277,12 +278,15 @@ def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:
             raise InputError(f"{place}.eps: norm {entry.norm!r} has no perturbation size; leave it out")
         return (math.inf,)
     if entry.eps is None:
-        raise InputError(f"{place}.eps: missing; give a list of numbers > 0, as in eps = [0.1, 0.2]")
+        raise InputError(f'{place}.eps: missing; give a list of numbers > 0, as in eps = [0.1, 0.2] or eps = ["8/255"]')
     for index, eps in enumerate(entry.eps):
         if entry.norm == "linf" and eps > 1:
-            raise InputError(f"{place}.eps[{index}]: {eps} is no L∞ size; images lie in [0,1], give numbers in (0, 1]")
+            shown = eps_text(eps)
+            raise InputError(
+                f"{place}.eps[{index}]: {shown} is no L∞ size; images lie in [0,1], give numbers in (0, 1]"
+            )
         if entry.norm == "l0" and eps != int(eps):
-            raise InputError(f"{place}.eps[{index}]: {eps} is no L0 size; give whole numbers of pixels ≥ 1")
+            raise InputError(f"{place}.eps[{index}]: {eps_text(eps)} is no L0 size; give whole numbers of pixels ≥ 1")
     if len(set(entry.eps)) != len(entry.eps):
         raise InputError(f"{place}.eps: a size is there twice")
     return tuple(sorted(entry.eps))
@@ -302,7 +306,20 @@ def _unusual(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> str:
+    """A parameter's value as labels show it: numbers as in a matrix file, 8/255 as that."""
+    if isinstance(value, float) and "/" in (fraction := eps_text(value)):
+        return fraction
     return value if isinstance(value, str) else json.dumps(value).replace('"', "")
+
+
+def _in_numbers(parameters: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The parameters of a system, its perturbation sizes in numbers where the file has them as fractions."""
+    found = dict(parameters)
+    for name in PARAMETERS:
+        if name in found:
+            with at(f"{place}.{name}"):
+                found[name] = in_numbers(found[name])
+    return found
 
 
 def _known(values: dict[str, Any], fields: Iterable[str], place: str, name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.records.measurements import status
 from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.text import eps_text
 
 
 def print_plan(plan: Plan, folder: Path, console: Console) -> None:
@@ -48,7 +49,7 @@ def print_plan(plan: Plan, folder: Path, console: Console) -> None:
 def _row(job: Job, store: Store, seeds: int) -> tuple[str, ...]:
     """The cells of a job; seeds: number of seeds in the matrix."""
     label = f"{job.label}, seed {job.seed}" if seeds > 1 else job.label
-    norm, eps = ("", "") if job.attack is None else (job.norm, " ".join(f"{value:g}" for value in job.eps))
+    norm, eps = ("", "") if job.attack is None else (job.norm, " ".join(map(eps_text, job.eps)))
     if job.skip:
         return job.defense.label, label, norm, eps, str(job.n), "", f"skipped: {job.skip}"
     state = {"ok": "finished", "missing": "to run", "failed": "failed before: to run again"}.get(

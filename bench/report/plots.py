@@ -101,6 +101,9 @@ def security_curves(panel: Panel) -> Figure:
     axes.set_xlim(0, worst["eps"].max())
     axes.locator_params(axis="x", nbins=8)
     axes.xaxis.set_major_formatter("{x:g}")
+    sizes = sorted(worst["eps"].unique())
+    if any("/" in eps_text(eps) for eps in sizes):
+        axes.set_xticks([0.0, *sizes], ["0", *map(eps_text, sizes)])
     axes.set_title(f"{dataset}: worst case over all {norm_text(norm)} attacks", loc="left")
     axes.grid(alpha=0.25)
     if len(worst):

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from manifold_bench.bench.records.log import Log, seconds_of
 from manifold_bench.bench.running.estimate import Estimator, left_of, time_left
+from manifold_bench.bench.text import eps_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,7 +223,7 @@ class Board:
             case "running" if key in self.running:
                 running = self.running[key]
                 running.share = min(max(float(event["share"]), 0.0), 1.0)
-                running.note = f"ε = {event['eps']:g}" if event["eps"] is not None else ""
+                running.note = f"ε = {eps_text(float(event['eps']))}" if event["eps"] is not None else ""
             case "epoch" if key in self.running:
                 self._epoch(key, self.running[key], event)
 
