@@ -22,12 +22,12 @@ from manifold_bench.attacks.threat import Norm
 from manifold_bench.bench import run as command
 from manifold_bench.bench.datasets.given import dataset_of, labelled_images
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.metrics.robustness import summary
+from manifold_bench.bench.metrics.robustness import strongest, summary
 from manifold_bench.bench.planning.matrix import AttackEntry
 from manifold_bench.bench.planning.reading import attack_choice, validated
 from manifold_bench.bench.planning.registry import handing_in
 from manifold_bench.bench.records import results as records
-from manifold_bench.bench.records.schema import WORST_CASE
+from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
 from manifold_bench.bench.report.writing import write_report
 from manifold_bench.bench.running.judge import Inputs, Judge, verdict
 from manifold_bench.defenses import models
@@ -72,32 +72,30 @@ class Results:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The worst case of each defense at each ε, in percent, with the attack that alone leaves the least.
+        """The worst case of each defense at each ε, in percent, with the attacks that alone leave the least.
 
         clean: accepted and right without an attack; rejected: of the clean inputs; robust: right when clean and never
         accepted and wrong under attack, with its 95 % interval; strict: never rejected under attack either.
         """
         rows = []
-        for (dataset, defense), cell in self.summary.groupby(["dataset", "defense"]):
-            clean = cell[cell["norm"] == "none"].iloc[0]
-            attacked = cell[cell["norm"] != "none"]
-            for (norm, eps), same in attacked.groupby(["norm", "eps"]):
-                worst = same[same["attack"] == WORST_CASE].iloc[0]
-                single = same[(same["attack"] != WORST_CASE) & (same["status"] == "ok")]
-                shares = {
-                    "clean": clean["accuracy"],
-                    "rejected": clean["rejection"],
-                    "robust": worst["robust_accuracy"],
-                    "low": worst["robust_low"],
-                    "high": worst["robust_high"],
-                    "strict": worst["strict_robust_accuracy"],
-                }
-                strongest = single.sort_values("robust_accuracy", kind="stable")["attack"]
-                rows.append(
-                    {"dataset": dataset, "defense": defense, "norm": norm, "eps": eps, "n": worst["n"]}
-                    | {name: round(100 * share, 1) for name, share in shares.items()}
-                    | {"strongest": next(iter(strongest), "")}
-                )
+        for (dataset, defense), of_defense in self.summary.groupby(["dataset", "defense"]):
+            clean = of_defense[of_defense["kind"] == CLEAN].iloc[0]
+            for norm, attacked in of_defense[of_defense["kind"] != CLEAN].groupby("norm"):
+                for _, worst in attacked[attacked["kind"] == WORST_CASE].iterrows():
+                    shares = {
+                        "clean": clean["accuracy"],
+                        "rejected": clean["rejection"],
+                        "robust": worst["robust_accuracy"],
+                        "low": worst["robust_low"],
+                        "high": worst["robust_high"],
+                        "strict": worst["strict_robust_accuracy"],
+                    }
+                    single = of_defense[of_defense["norm"].isin([norm, clean["norm"]])]
+                    rows.append(
+                        {"dataset": dataset, "defense": defense, "norm": norm, "eps": worst["eps"], "n": worst["n"]}
+                        | {name: round(100 * share, 1) for name, share in shares.items()}
+                        | {"strongest": strongest(single, worst["eps"]).names}
+                    )
         return pd.DataFrame(rows)
 
     def report(self, folder: str | Path | None = None) -> Path:

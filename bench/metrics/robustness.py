@@ -11,7 +11,7 @@ import pandas as pd
 from manifold_bench.bench.metrics.effort import EFFORT_COLUMNS, effort
 from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, IMAGE_COLUMNS, WORST_CASE
-from manifold_bench.bench.text import eps_text
+from manifold_bench.bench.text import NOT_RUN, eps_text
 
 RIGHT, REJECTED, WRONG = 0, 1, 2
 """What came of one answer, in the order in which it hurts: accepted and right, rejected, accepted and wrong."""
@@ -289,6 +289,40 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
     order = pd.DataFrame({"clean": table["kind"] != CLEAN, "last": table["kind"] == WORST_CASE})
     keys = ["dataset", "defense", "clean", "norm", "last", "attack", "eps"]
     return table.assign(**order).sort_values(keys, ignore_index=True)[list(SUMMARY_COLUMNS)]
+
+
+class Strongest(NamedTuple):
+    """The attacks that alone leave the least robust accuracy, in order of their names, and the share that they leave.
+
+    Without a name no attack was successful on an input that is right without one; the share is NaN where none ran.
+    """
+
+    attacks: tuple[str, ...]
+    share: float
+
+    @property
+    def names(self) -> str:
+        """At most two attacks by name and the number of the others, or that there is none."""
+        if np.isnan(self.share):
+            return NOT_RUN
+        others = f" and {len(self.attacks) - 2} more" if len(self.attacks) > 2 else ""
+        return ", ".join(self.attacks[:2]) + others or "no attack succeeded"
+
+
+def strongest(summary: pd.DataFrame, eps: float) -> Strongest:
+    """Return the strongest single attacks within ε.
+
+    summary: rows of `summary` of one data set, defense and norm, with or without its clean row and worst cases. An
+    attack counts at every ε' ≤ ε, because the smaller ball lies in the larger one.
+    """
+    ok = summary[(summary["kind"] == ATTACK) & (summary["status"] == "ok") & (summary["eps"] <= eps)]
+    alone = ok.groupby("attack")["robust_accuracy"].min().dropna()
+    if alone.empty:
+        return Strongest((), np.nan)
+    clean = summary.loc[summary["kind"] == CLEAN, "robust_accuracy"]
+    if (clean <= alone.min()).any():
+        return Strongest((), float(alone.min()))
+    return Strongest(tuple(alone.index[alone == alone.min()]), float(alone.min()))
 
 
 class Case(NamedTuple):

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.metrics.robustness import FOOLING
+from manifold_bench.bench.metrics.robustness import FOOLING, strongest
 from manifold_bench.bench.records.provenance import kernels_text
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.contents import Report
@@ -98,8 +98,8 @@ def leaderboard(report: Report) -> Leaderboard:
         ladder = sorted(attacked["eps"].unique())
         strengths.setdefault(norm, set()).update(ladder)
         unattacked = keyed(clean, "defense")
-        worst, single = keyed(panel.worst, "defense", "eps"), panel.single
-        alone = dict(iter(single.groupby("defense")))
+        worst = keyed(panel.worst, "defense", "eps")
+        of_defense = dict(iter(pd.concat([clean, attacked]).groupby("defense")))
         for defense in panel.defenses:
             before = unattacked.get(defense)
             for eps in ladder:
@@ -114,10 +114,11 @@ def leaderboard(report: Report) -> Leaderboard:
                 ]
                 if len(fooled):
                     figures.append(_shown(marks, accepting.get((dataset, defense)), "error"))
+                alone = strongest(of_defense[defense], eps)
                 entries.append(
                     Entry(
                         dataset, norm, families.get(defense, "other"), eps_text(eps), eps == ladder[-1],
-                        defense, figures, strongest(alone.get(defense, single[:0]), before, eps),
+                        defense, figures, alone.names + (f": {percent(alone.share)}" if alone.attacks else ""),
                         diagnosed.get((dataset, defense), "not run"),
                     )
                 )  # fmt: skip
@@ -135,18 +136,6 @@ def _median(row: Row | None) -> tuple[str, float | None]:
     if row is None or row["status"] in ("failed", "skipped"):
         return NOT_RUN, None
     return distance_text(row["median_distance"]), float(row["median_distance"])
-
-
-def strongest(attacked: pd.DataFrame, clean: Row | None, eps: float) -> str:
-    """The attacks that alone leave least within ε: `pgd: 47.5`. attacked: summary rows of single attacks, all ok."""
-    alone = attacked[attacked["eps"] <= eps].groupby("attack", sort=False)["robust_accuracy"].min().dropna()
-    if alone.empty:
-        return NOT_RUN
-    if clean is not None and alone.min() >= clean["robust_accuracy"]:
-        return "no attack succeeded"
-    names = list(alone.index[alone == alone.min()])
-    others = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return f"{', '.join(names[:2])}{others}: {percent(alone.min())}"
 
 
 def galleries(summary: pd.DataFrame, cells: Cells) -> list[tuple[str, list[Cell]]]:
