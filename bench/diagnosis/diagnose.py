@@ -22,7 +22,8 @@ def diagnose(results: Results) -> Diagnosis:
     roles = {key: _role(identity, results.index[key].knowledge) for key, identity in identities.items()}
     ladders = {key: bool(identity["ladder"]) for key, identity in identities.items()}
     records = pd.concat([results.records, results.probes]) if len(results.probes) else results.records
-    records = records.drop(columns=list(IMAGE_COLUMNS), errors="ignore").assign(role=records["key"].map(roles), ladder=records["key"].map(ladders))
+    records = records.drop(columns=list(IMAGE_COLUMNS), errors="ignore")
+    records = records.assign(role=records["key"].map(roles), ladder=records["key"].map(ladders))
     inspections: dict[tuple[str, str], dict[str, Any]] = {}
     for one in results.inspections:
         name = one["measurement"].removeprefix(PROBE)

@@ -141,9 +141,7 @@ def named_in(run: dict[str, Any], kind: Literal["defenses", "attacks"]) -> list[
     return list(run.get("named", {}).get(kind, []))
 
 
-def named_lines(
-    compared: dict[str, pd.DataFrame], attacks: pd.DataFrame, run: dict[str, Any]
-) -> dict[str, list[str]]:
+def named_lines(compared: dict[str, pd.DataFrame], attacks: pd.DataFrame, run: dict[str, Any]) -> dict[str, list[str]]:
     """For each defense and attack that the command line named, by label: how it compares.
 
     compared: for each named defense, ranking.against_others. attacks: optimality.attack_figures.

@@ -1,7 +1,6 @@
 """One run against another: every outcome, with what the command exits with."""
 
 import copy
-from unittest import mock
 
 import pandas as pd
 import pytest

@@ -184,14 +184,7 @@ def test_a_run_says_where_an_attack_stopped_trying(tmp_path):
 
 def test_a_rejected_output_is_tried_once_more_in_whole_grey_levels(tmp_path):
     """The detector rejects what is off the grid of its data; the attacks' steps end between the levels."""
-    matrix = {
-        "datasets": [{"name": "digits", "n": 16}],
-        "defenses": ["planted:OffGrid"],
-        "attacks": [{"name": "pgd", "loss": "margin", "eps": [0.3], "steps": 10}],
-    }
-    plan, store = make_plan(parse_matrix(matrix, "test.toml"), Options()), Store(tmp_path)
-    for job in plan.jobs:
-        run_here(job, tmp_path)
-    rows, _ = store.read(store.path(plan.jobs[-1]))
+    attack = {"name": "pgd", "loss": "margin", "eps": [0.3], "steps": 10}
+    rows = ran(tmp_path, attack, dataset="digits", defense="planted:OffGrid", n=16)[-1]
     attacked = rows[rows["distance"] > 0]
     assert len(attacked) >= 14 and attacked["success"].all() and attacked["unreturned"].all()
