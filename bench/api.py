@@ -21,6 +21,7 @@ from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm
 from manifold_bench.bench import run as command
 from manifold_bench.bench.datasets.given import dataset_of, labelled_images
+from manifold_bench.bench.diagnosis.diagnose import diagnose
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.robustness import strongest, summary
 from manifold_bench.bench.planning.matrix import AttackEntry
@@ -28,6 +29,8 @@ from manifold_bench.bench.planning.reading import attack_choice, validated
 from manifold_bench.bench.planning.registry import handing_in
 from manifold_bench.bench.records import results as records
 from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
+from manifold_bench.bench.report.tables import implausible_cells
+from manifold_bench.bench.report.verdict import verdicts
 from manifold_bench.bench.report.writing import write_report
 from manifold_bench.bench.running.judge import Inputs, Judge, verdict
 from manifold_bench.defenses import models
@@ -97,6 +100,13 @@ class Results:
                         | {"strongest": strongest(single, worst["eps"]).names}
                     )
         return pd.DataFrame(rows)
+
+    @cached_property
+    def verdict(self) -> str:
+        """What the attacks leave of the defense that the run is about, how sure that is, and what to run next."""
+        found = self.summary
+        made = verdicts(self.stored, found, diagnose(self.stored), implausible_cells(found))
+        return "\n\n".join(map(str, made)) or "The run names no defense: see the table."
 
     def report(self, folder: str | Path | None = None) -> Path:
         """Write tables, plots and pages into the run's folder, or into a copy of it; return the path of report.html."""

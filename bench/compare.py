@@ -44,12 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limits = [Limit.parse(text) for text in dict.fromkeys(given.fail_on)]
     with local_folder(given.baseline, "BASELINE") as (baseline, _), local_folder(given.new, "NEW") as (new, _):
         gate = Gate.of(Results.load(baseline), Results.load(new), limits)
-    from manifold_bench.bench.terminal import Terminal
+    from manifold_bench.bench.terminal import terminal
 
-    console = Terminal()
-    if not console.is_terminal:
-        console.width = 140  # a log has no edge to wrap at
-    print_gate(gate, console)
+    print_gate(gate, terminal())
     if given.markdown:
         write(given.markdown, "--markdown", markdown_gate(gate))
     if given.junit:

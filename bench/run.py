@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from manifold_bench.bench.planning.matrix import Matrix
     from manifold_bench.bench.records.results import Results
+    from manifold_bench.bench.report.contents import Report
     from manifold_bench.bench.running.engines.calls import Engine
 
 # `--help` and a finished run are answered in a fraction of a second: what loads torch, pandas or rich is imported late
@@ -86,11 +87,9 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
 
 def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) -> int:
     """Plan, run, report and stamp in a folder of this machine; upload: is called when something new is in it."""
-    from manifold_bench.bench.terminal import Terminal
+    from manifold_bench.bench.terminal import terminal
 
-    console = Terminal()
-    if not console.is_terminal:
-        console = Terminal(width=110)  # a log file has no width of its own
+    console = terminal()
     begun, request = time.time(), request_of(given)
     if not given.dry_run and (shown := finished(folder, request)):
         return show_finished(shown, folder, given, console)
@@ -121,14 +120,16 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
             held.enter_context(run_folder(folder))
             board = Board(console, engine.workers, Log(folder / LOG), given.quiet)
             ended = execute(plan, Session(folder, engine, board, upload))
-        screen, given_up = show_report(ended.results, console, given.quiet)
-        counts = f"{ended.counts}, {given_up}" if given_up else ended.counts
-        results = f"{clock(time.time() - begun)} min; results in {given.out}"
-        console.print(f"{counts}, {results}", highlight=False, soft_wrap=True)
+        with writing(console, given.quiet):
+            report = report_of(ended.results)
+        screen = shown_report(report, console, given.quiet)
+        counts = f"{ended.counts}, {report.given_up}" if report.given_up else ended.counts
         if ended.unmeasured:
             console.print(f"{ended.unmeasured} measurements failed", highlight=False)
         if uneven := uneven_text(ended.results.distinct_kernels):
             console.print(uneven, highlight=False, markup=False, soft_wrap=True)
+        ending = f"{counts}, {clock(time.time() - begun)} min; open {report_page(given)}"
+        console.print(ending, highlight=False, markup=False, soft_wrap=True)
         if ended.failed or ended.unmeasured:
             return 1
         if code is not None and not plan.is_cut:
@@ -167,20 +168,38 @@ def chosen_engine(given: argparse.Namespace) -> AbstractContextManager[Engine]:
     return RayEngine(given.address, given.workers)
 
 
-def show_report(results: Results, console: Console, quiet: bool) -> tuple[str, str]:
-    """Write the report of a run, and show its main tables.
+def writing(console: Console, quiet: bool) -> AbstractContextManager[object]:
+    """Say that the report is being written: on a terminal for as long as that takes, elsewhere in a line."""
+    text = "writing the report …"
+    if quiet:
+        return nullcontext()
+    if console.is_terminal:
+        return console.status(text)
+    console.print(text)
+    return nullcontext()
 
-    Returns what is shown, and in how many cells an attack gave up, empty where in none.
-    """
-    from manifold_bench.bench.report.screen import print_report
+
+def report_of(results: Results) -> Report:
+    """Write the report of a run into its folder."""
     from manifold_bench.bench.report.writing import write_report
 
-    report = write_report(results)
+    return write_report(results)
+
+
+def shown_report(report: Report, console: Console, quiet: bool) -> str:
+    """Show the main tables of a report, unless quiet, and return them as they are shown."""
+    from manifold_bench.bench.report.screen import print_report
+
     with console.capture() as screen:
         print_report(report, console)
     if not quiet:
         console.file.write(screen.get())
-    return screen.get(), report.given_up
+    return screen.get()
+
+
+def report_page(given: argparse.Namespace) -> str:
+    """Where the page of the report is."""
+    return f"{given.out.rstrip('/')}/report.html"
 
 
 def show_finished(shown: dict[str, str], folder: Path, given: argparse.Namespace, console: Console) -> int:
@@ -192,8 +211,8 @@ def show_finished(shown: dict[str, str], folder: Path, given: argparse.Namespace
     Log(folder / LOG).event("run found finished", command=sys.argv)
     if not given.quiet:
         console.print(Text.from_ansi(shown["screen"].rstrip()), soft_wrap=True)
-    ending = f"{shown['counts']}, finished before; results in {given.out}"
-    console.print(ending, highlight=False, soft_wrap=True)
+    ending = f"{shown['counts']}, finished before; open {report_page(given)}"
+    console.print(ending, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

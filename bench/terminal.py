@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from manifold_bench.bench.text import is_printable, printable
+
+LOG_WIDTH = 110
+"""Columns of an output that is no terminal and names no width of its own."""
+
+LABEL = 18
+"""Columns that a grid keeps for its labels, at the least."""
 
 
 class Terminal(Console):
@@ -21,3 +32,86 @@ class Terminal(Console):
             else:
                 lines = "\n".join(map(printable, text.split("\n")))
                 yield Segment(lines + segment.text[len(text) :], segment.style)
+
+
+def terminal() -> Terminal:
+    """The console of a command: as wide as the terminal or as COLUMNS says, else as a log."""
+    console = Terminal()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Terminal(width=LOG_WIDTH)
+
+
+class Line(NamedTuple):
+    """A line of a grid: a label, figures to its right, and what is to be said of them. An empty one parts groups."""
+
+    label: str = ""
+    figures: Sequence[str] = ()
+    note: str = ""
+    style: str = ""
+
+
+def print_grid(console: Console, title: str, header: Sequence[str], lines: Sequence[Line]) -> None:
+    """Print figures in columns within the width of the console, without breaking a word.
+
+    header: of the labels, then of each figure. A label that is too long has a line of its own above its figures, notes
+    stand below; columns for which there is no room follow in a further grid.
+    """
+    width = console.width
+    sizes = [
+        max(map(cell_len, (head, *(line.figures[i] for line in lines if line.figures))))
+        for i, head in enumerate(header[1:])
+    ]
+    wanted = max((cell_len(line.label) for line in lines if line.figures), default=0)
+    for columns in _blocks(sizes, width - min(LABEL, wanted)):
+        room = min(max(wanted, cell_len(header[0])), width - sum(sizes[i] + 2 for i in columns))
+        if title:
+            print_text(console, title)
+        heads = [_right(header[i + 1], sizes[i]) for i in columns]
+        print_text(console, "".join([_left(header[0], room), *heads]))
+        print_text(console, "─" * (room + sum(sizes[i] + 2 for i in columns)))
+        for line in lines:
+            figures = [_right(line.figures[i], sizes[i]) for i in columns] if line.figures else []
+            label = line.label
+            if figures and cell_len(label) > room:
+                print_text(console, label, line.style)
+                label = ""
+            print_text(console, "".join([_left(label, room), *figures]), line.style)
+            if line.note:
+                print_text(console, line.note, line.style, indent="    ")
+        console.print()
+
+
+def print_text(console: Console, text: str, style: str = "", indent: str = "") -> None:
+    """Print a text within the width of the console, broken between words alone; an indented one stays so."""
+    indent += " " * (len(text) - len(text.lstrip()))
+    for part in text.splitlines() or [""]:
+        for line in _wrapped(part.strip(), console.width, indent):
+            console.print(Text(line, style=style), soft_wrap=True)
+
+
+def _wrapped(text: str, width: int, indent: str) -> list[str]:
+    if cell_len(indent + text) <= width:
+        return [indent + text if text else ""]
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _blocks(sizes: Sequence[int], room: int) -> Iterator[list[int]]:
+    """The columns that fit next to each other, by their numbers; each block has one at least."""
+    block: list[int] = []
+    left = room
+    for number, size in enumerate(sizes):
+        if block and size + 2 > left:
+            yield block
+            block, left = [], room
+        block.append(number)
+        left -= size + 2
+    yield block
+
+
+def _left(text: str, width: int) -> str:
+    return text + " " * (width - cell_len(text))
+
+
+def _right(text: str, width: int) -> str:
+    return " " * (2 + width - cell_len(text)) + text

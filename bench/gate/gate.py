@@ -6,12 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from manifold_bench.bench.gate.limits import Check, Limit, check
 from manifold_bench.bench.metrics.paired import SIGNS, Comparison, Joint, compare, joint
@@ -19,6 +18,7 @@ from manifold_bench.bench.records.provenance import kernels_text
 from manifold_bench.bench.records.results import Cell, Results, cell_text
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.table import markdown_grid, markdown_text
+from manifold_bench.bench.terminal import Line, print_grid, print_text
 from manifold_bench.bench.text import eps_text, norm_text, percent, printable
 
 FAILING = ("-", "!", "?")
@@ -34,9 +34,6 @@ HEADER = ("", *CELL_HEADER, "n", "baseline", "new", "lost/gained", "p", "note")
 
 
 LIMIT_HEADER = ("broken limit", *CELL_HEADER, "baseline", "new", "note")
-
-
-RIGHT = {"ε", "n", "baseline", "new", "lost/gained", "p"}
 
 
 LEGEND = (
@@ -203,24 +200,31 @@ def _limit_row(one: Check) -> list[str]:
 
 def print_gate(gate: Gate, console: Console) -> None:
     """The table of cells, broken limits, the cells that only the new run has, warnings, and the closing line."""
-    for header, rows in (
-        (HEADER, [(_row(one), STYLES.get(one.sign, "")) for one in gate.found]),
-        (LIMIT_HEADER, [(_limit_row(one), STYLES["-"]) for one in gate.broken]),
-    ):
-        table = Table()
-        for column in header:
-            table.add_column(column, justify="right" if column in RIGHT else "left", overflow="fold")
-        for row, style in rows:
-            table.add_row(*map(Text, row), style=style)
-        if rows:
-            console.print(table)
+    cells: list[Line] = []
+    for pair, same in groupby(gate.found, key=lambda one: one.cell[:2]):
+        cells += [Line()] * bool(cells) + [Line(" / ".join(pair))]
+        for one in same:
+            figures, note = _row(one)[6:-1], one.note
+            cells.append(Line(f"{one.sign} {_strength(one.cell)}", figures, note, STYLES.get(one.sign, "")))
+    if cells:
+        print_grid(console, "", ["cell", *HEADER[6:-1]], cells)
+    broken = [
+        Line(f"{one.limit}: {cell_text(one.cell)}", one.texts, one.note, STYLES["-"]) for one in gate.broken
+    ]  # fmt: skip
+    if broken:
+        print_grid(console, "", ["broken limit", "baseline", "new"], broken)
     for cell in gate.added:
-        console.print(Text(f"new, not in the baseline: {cell_text(cell)}"))
+        print_text(console, f"new, not in the baseline: {cell_text(cell)}")
     for warning in gate.warnings:
-        console.print(Text(f"warning: {warning}", style=STYLES["x"]), soft_wrap=True)
+        print_text(console, f"warning: {warning}", STYLES["x"])
     if gate.together:
-        console.print(Text(gate.together, style=STYLES["-"] if gate.joint and gate.joint.worse else ""), soft_wrap=True)
-    console.print(Text(f"{gate.result}: {gate.closing}"), soft_wrap=True)
+        print_text(console, gate.together, STYLES["-"] if gate.joint and gate.joint.worse else "")
+    print_text(console, f"{gate.result}: {gate.closing}")
+
+
+def _strength(cell: Cell) -> str:
+    """`pgd L∞ ε = 0.1`, without the data set and the defense."""
+    return cell_text(cell).split(" / ", 2)[2]
 
 
 def markdown_gate(gate: Gate) -> str:
@@ -267,8 +271,7 @@ def junit_gate(gate: Gate) -> JUnitXml:
     """
 
     def case(cell: Cell, result: list[Any]) -> TestCase:
-        strength = cell_text(cell).split(" / ", 2)[2]
-        return _case(f"{cell[0]}.{cell[1]}", strength, result, gate.seconds.get(cell, 0.0))
+        return _case(f"{cell[0]}.{cell[1]}", _strength(cell), result, gate.seconds.get(cell, 0.0))
 
     cases = []
     limits: dict[Cell, list[str]] = {}

@@ -19,11 +19,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from manifold_bench.bench.report.screen import print_report
     from manifold_bench.bench.report.writing import write_report
     from manifold_bench.bench.running.url_folder import local_folder
-    from manifold_bench.bench.terminal import Terminal
+    from manifold_bench.bench.terminal import terminal
 
     with local_folder(given, "DIR") as (folder, _):
         report = write_report(Results.load(folder))
-    print_report(report, Terminal())
+    print_report(report, terminal())
     print(f"report.html, report.md, summary.csv, diagnosis.json, tables/ and plots/ are in {given}")
     return 0
 

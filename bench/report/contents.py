@@ -17,6 +17,7 @@ from manifold_bench.bench.records.schema import IMAGE_COLUMNS, WORST_CASE
 from manifold_bench.bench.report import attacks, claims, measurements, ranking, tables
 from manifold_bench.bench.report.diagnosis import flags
 from manifold_bench.bench.report.table import Table, flagged
+from manifold_bench.bench.report.verdict import Verdict, verdicts
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Report:
     """The contents of a report.
 
     summary: robustness.summary. implausible: evidence of what is too good to be true, by data set, defense, norm, ε and
-    figure. rankings: for each system that the command line named, lines on how it compares. paragraphs: Markdown, on
+    figure. verdicts: on the defenses that the run is about. rankings: for each system that the command line named, lines on how it compares. paragraphs: Markdown, on
     these and on central claims. claim_tables, measurement_tables, tables: marked where the diagnosis fails a defense.
     """
 
@@ -32,6 +33,7 @@ class Report:
     summary: pd.DataFrame
     implausible: dict[Any, str]
     diagnosis: Diagnosis
+    verdicts: list[Verdict]
     claims: tuple[Claim, ...]
     rankings: dict[str, list[str]]
     paragraphs: list[str]
@@ -58,6 +60,7 @@ class Report:
             summary=summary,
             implausible=implausible,
             diagnosis=diagnosis,
+            verdicts=verdicts(results, summary, diagnosis, implausible),
             claims=stated,
             rankings=rankings,
             paragraphs=ranking.ranking_paragraphs(rankings, run) + conclusions,

@@ -3,97 +3,89 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Column, Table
 from rich.text import Text
 
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.diagnosis import diagnosis_lines
 from manifold_bench.bench.report.tables import Marks, Panel, Row, attacks_table, fooling_table, keyed, panels
+from manifold_bench.bench.report.verdict import Verdict
+from manifold_bench.bench.terminal import Line, print_grid, print_text
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent
 
 SCREEN_LEGEND = (
     "clean, rej.: share of clean inputs accepted and right, and rejected; robust: right when clean and never accepted "
     "and wrong under attack; strict: never rejected under attack either; median: distance that beats half of them; "
-    "§ implausible; ‖ the attack stopped trying"
+    "a number in parentheses: skipped, for the reason of that note; § implausible; ‖ the attack stopped trying"
 )
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The tables, the diagnosis, and how the systems named on the command line compare."""
-    _print_tables(report, console)
-    for line in diagnosis_lines(report.diagnosis):
-        console.print(line, markup=False, highlight=False)
-    for name, lines in report.rankings.items():
-        console.print(f"How {name} compares:", markup=False, highlight=False)
-        for line in lines or ["there is nothing in this run to compare it with"]:
-            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-        console.print()
-
-
-def _print_tables(report: Report, console: Console) -> None:
-    """The tables per data set and norm, within 100 columns: worst cases, and every attack."""
+    """The tables, the diagnosis, how the systems named on the command line compare, and the verdicts."""
     for panel in panels(report.summary):
         flags = {name: why for (there, name), why in report.flags.items() if there == panel.dataset}
         marks = Marks(panel.attacked, report.implausible, flags)
-        make = _fooling_on_screen if panel.is_noise else _robustness_on_screen
-        for table in make(panel, marks):
-            console.print(table)
-            console.print()
+        (_print_fooling if panel.is_noise else _print_robustness)(panel, marks, console)
         for i, note in enumerate(marks.notes, 1):
-            short = textwrap.shorten(note, 300, placeholder=" …")
-            console.print(f"({i}) {short}", markup=False, highlight=False)
+            print_text(console, f"({i}) {textwrap.shorten(note, 300, placeholder=' …')}")
         console.print()
-    console.print(SCREEN_LEGEND)
+    print_text(console, SCREEN_LEGEND)
+    for line in diagnosis_lines(report.diagnosis):
+        print_text(console, line)
+    for name, lines in report.rankings.items():
+        print_text(console, f"How {name} compares:")
+        for line in lines or ["there is nothing in this run to compare it with"]:
+            print_text(console, line, indent="  ")
+        console.print()
+    for verdict in report.verdicts:
+        print_verdict(verdict, console)
 
 
-def _screen_table(title: str, columns: Iterable[Column], groups: Iterable[list[list[str]]]) -> Table:
-    """groups: rows that stand together."""
-    look: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
-    table = Table(*columns, title=title, title_justify="left", **look)
-    for rows in groups:
-        for row in rows:
-            table.add_row(*map(Text, row))
-        table.add_section()
-    return table
+def print_verdict(verdict: Verdict, console: Console) -> None:
+    """A verdict, each sentence within the width of the console; the command stays on one line, to be copied."""
+    print_text(console, verdict.title, style="bold")
+    for sentence in verdict.sentences:
+        print_text(console, sentence, indent="  ")
+    console.print(Text(f"  {verdict.command}"), soft_wrap=True)
+    console.print()
 
 
-def _fooling_on_screen(panel: Panel, marks: Marks) -> list[Table]:
+def _print_fooling(panel: Panel, marks: Marks, console: Console) -> None:
     """Which share of noise images fools each defense under each attack."""
     fooled = fooling_table(panel, marks)
-    columns = [Column(head, overflow="fold") for head in fooled.header]
-    return [_screen_table(f"{fooled.title}, %", columns, [fooled.rows])]
+    lines = [Line(f"{defense} × {attack}", figures) for defense, attack, *figures in fooled.rows]
+    print_grid(console, f"{fooled.title}, %", ["defense × attack", *fooled.header[2:]], lines)
 
 
-def _robustness_on_screen(panel: Panel, marks: Marks) -> list[Table]:
+def _print_robustness(panel: Panel, marks: Marks, console: Console) -> None:
     """Two tables: the worst case at each ε, and robust accuracy under each attack."""
-    of_attacks = attacks_table(panel, marks, _short)
-    rows = [[defense, attack, *cells] for defense, attack, _, *cells in of_attacks.rows if attack != WORST_CASE]
-    heads = ["clean", "rej.", *(f"ε={eps_text(eps)}" for eps in sorted(panel.attacked["eps"].unique()))]
-    columns = [Column(head, justify="right", overflow="fold") for head in heads]
-    columns = [Column("defense", no_wrap=True), Column("attack", overflow="fold"), *columns]
-    each = _screen_table(f"{of_attacks.title}, % of inputs", columns, _by_defense(rows))
     clean = keyed(panel.clean, "defense")
     worst = []
     for row in panel.worst.to_dict("records"):
         before = [marks.cell(clean.get(row["defense"]), figure, _short) for figure in ("accuracy", "rejection")]
         robust = [marks.cell(row, "robust_accuracy", _short), *_worst_figures(row)]
-        worst.append([marks.defense(row["defense"]), eps_text(row["eps"]), str(row["n"]), *before, *robust])
-    heads = ["ε", "n", "clean", "rej.", "robust", "95 %", "strict", "median"]
-    columns = [Column("defense", overflow="fold"), *(Column(head, justify="right", no_wrap=True) for head in heads)]
-    title = f"{panel.title}: worst case over attacks, % of inputs"
-    return [_screen_table(title, columns, _by_defense(worst)), each]
+        if worst and worst[-1].label.rpartition(" ")[0] != marks.defense(row["defense"]):
+            worst.append(Line())
+        label = f"{marks.defense(row['defense'])} ε={eps_text(row['eps'])}"
+        worst.append(Line(label, [str(row["n"]), *before, *robust]))
+    header = ["defense", "n", "clean", "rej.", "robust", "95 %", "strict", "median"]
+    print_grid(console, f"{panel.title}: worst case over attacks, % of inputs", header, worst)
+    of_attacks = attacks_table(panel, marks, _short)
+    each = []
+    for defense, rows in groupby(of_attacks.rows, key=itemgetter(0)):
+        each += [Line(), Line(defense)] if each else [Line(defense)]
+        each += [Line(f"  {attack}", list(map(_number_alone, cells))) for _, attack, _, _, _, *cells in rows if attack != WORST_CASE]
+    header = ["attack", *(f"ε={eps_text(eps)}" for eps in sorted(panel.attacked["eps"].unique()))]
+    print_grid(console, f"{of_attacks.title}, % of inputs", header, each)
 
 
-def _by_defense(rows: list[list[str]]) -> list[list[list[str]]]:
-    return [list(same) for _, same in groupby(rows, key=itemgetter(0))]
+def _number_alone(cell: str) -> str:
+    """The number of the note that says why a cell was skipped; any other text as it is."""
+    return cell.removeprefix("skipped ")
 
 
 def _short(share: float, n: int) -> str:

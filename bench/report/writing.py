@@ -14,6 +14,8 @@ from manifold_bench.bench.report.html.page import write_page
 from manifold_bench.bench.report.measurements import measurement_plots
 from manifold_bench.bench.report.plots import Drawn, run_plots, write_plots
 from manifold_bench.bench.report.table import Table, csv, latex, markdown, markdown_text
+from manifold_bench.bench.report.verdict import Verdict
+from manifold_bench.bench.text import printable
 from manifold_bench.defenses.files import atomic_write
 
 
@@ -48,8 +50,15 @@ def write_report(results: Results) -> Report:
     return report
 
 
+def _verdict(verdict: Verdict) -> str:
+    """A verdict as Markdown: a heading, a list of its sentences, and the command."""
+    sentences = "\n".join(f"- {markdown_text(sentence)}" for sentence in verdict.sentences)
+    return f"## {markdown_text(verdict.title)}\n\n{sentences}\n\n      {printable(verdict.command)}\n"
+
+
 def _page(report: Report, tables: list[Table], plots: list[Drawn]) -> str:
-    """report.md: cells by status, how named systems compare, conclusions on central claims, every table and plot."""
+    """report.md: cells by status, the verdicts, how named systems compare, conclusions on central claims, every table and plot."""
     head = f"# Report\n\nCells (data set, defense, attack, norm, ε): {report.counts}. All figures: `summary.csv`.\n"
-    parts = [head, *(f"{markdown_text(paragraph)}\n" for paragraph in report.paragraphs), *map(markdown, tables)]
+    verdicts = [_verdict(verdict) for verdict in report.verdicts]
+    parts = [head, *verdicts, *(f"{markdown_text(paragraph)}\n" for paragraph in report.paragraphs), *map(markdown, tables)]
     return "\n".join([*parts, *(f"![{plot.svg.stem}](plots/{plot.svg.name})\n" for plot in plots)])
