@@ -74,7 +74,7 @@ def _check_identity(stored: Contents, path: Path) -> None:
         size = math.prod(identity.shape)
         for column in stored.rows.columns.intersection(list(IMAGE_COLUMNS)):
             images = stored.rows[column].dropna()
-            if not all(isinstance(image, bytes) and len(image) == size for image in images):
+            if not all(isinstance(image, bytes) and len(image) in (size, 4 * size) for image in images):
                 raise ValueError(f"{column}: not images of shape {list(identity.shape)}")
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); delete it and run again") from error

@@ -99,8 +99,11 @@ A minimal-distance attack's row at an ε below the distance it found holds the c
 
 
 IMAGE_COLUMNS = ("image_original", "image_adversarial", "image_seen")
-"""uint8 pixels [C,H,W] as bytes for the first few samples of a cell, null elsewhere; the shape is in the file's
-metadata. `seen` is what the defense made of the adversarial image: its projection or reconstruction."""
+"""Images [C,H,W] as bytes for the first few samples of a cell, null elsewhere; the shape is in the file's metadata.
+
+`original` and `adversarial` are the float32 images themselves, pixels spanning 0 to 1, so that their difference is the
+perturbation. `seen` is what the defense made of the adversarial image, its projection or reconstruction, in uint8
+pixels. Older records hold uint8 pixels in all three; the number of bytes tells the two apart."""
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.records.schema import IMAGE_COLUMNS
-from manifold_bench.bench.report.pictures import answer_text, difference, pixels, shown_inputs, truth_text
+from manifold_bench.bench.report.pictures import (
+    answer_text,
+    difference,
+    levels,
+    pixels,
+    shown_inputs,
+    size_text,
+    truth_text,
+)
 from manifold_bench.bench.report.style import OKABE_ITO, folded, new_figure
 from manifold_bench.bench.text import eps_text, norm_text
 
@@ -29,7 +37,7 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dic
 
     rows: records of one cell at one ε each, inputs with images only. Above an image stands what it is or what the
     defense says of it, with a cross and in orange where that is a success; above a difference its largest size, which
-    is drawn black or white. A light grey field: the defense makes no image.
+    is drawn black or white, and how many times larger that is. A light grey field: the defense makes no image.
     """
     sizes = [identities[cell.iloc[0]["key"]]["shape"] for cell in rows]
     high, wide = max(size[1] for size in sizes), max(size[2] for size in sizes)
@@ -46,8 +54,9 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dic
             original, adversarial, seen = (pixels(record[column], shape) for column in IMAGE_COLUMNS)
             assert original is not None and adversarial is not None
             change, largest = difference(original, adversarial)
-            titles = (truth_text(record), answer_text(record), f"± {largest:.2g}", "sees")
-            for k, (title, image) in enumerate(zip(titles, (original, adversarial, change, seen), strict=True)):
+            images = (levels(original), levels(adversarial), change, None if seen is None else levels(seen))
+            titles = (truth_text(record), answer_text(record), size_text(largest).replace(", ", "\n"), "sees")
+            for k, (title, image) in enumerate(zip(titles, images, strict=True)):
                 left, top = group * j + (wide + gap) * k, row * i
                 colour = OKABE_ITO[1] if k == 1 and record["success"] else "black"
                 look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7, "color": colour}

@@ -1,7 +1,8 @@
-"""What was attacked, as pictures: stored pixels, what an attack changed of them, and what came of it in words."""
+"""What was attacked, as pictures: stored images, what an attack changed of them, and what came of it in words."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 
 from manifold_bench.bench.metrics.robustness import inputs_of
 from manifold_bench.bench.records.schema import ATTACK, IMAGE_COLUMNS
+from manifold_bench.bench.text import LEVELS
 
 
 def pictured(records: pd.DataFrame) -> pd.DataFrame:
@@ -28,21 +30,37 @@ def shown_inputs(cell: pd.DataFrame, limit: int) -> list[dict[Any, Any]]:
 
 
 def pixels(raw: object, shape: list[int]) -> np.ndarray | None:
-    """uint8 [H,W] or [H,W,3] of a stored image of that shape [C,H,W]; None where there is none."""
+    """A stored image of that shape [C,H,W] as float64 [H,W] or [H,W,3] in [0,1]; None where there is none."""
     if not isinstance(raw, bytes):
         return None
-    image = np.frombuffer(raw, dtype=np.uint8).reshape(shape).transpose(1, 2, 0)
+    in_levels = len(raw) == math.prod(shape)
+    image = np.frombuffer(raw, np.uint8) / LEVELS if in_levels else np.frombuffer(raw, np.float32).astype(float)
+    image = np.clip(np.nan_to_num(image), 0, 1).reshape(shape).transpose(1, 2, 0)
     return image if shape[0] == 3 else image[:, :, 0]
 
 
+def levels(image: np.ndarray) -> np.ndarray:
+    """An image from 0 to 1 as it is shown: uint8 in the same shape."""
+    return np.round(image * LEVELS).astype(np.uint8)
+
+
 def difference(original: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray, float]:
-    """What an attack added, uint8 in the images' shape, and its largest size, pixels spanning 0 to 1.
+    """What an attack added to an image, to be shown, and its largest size; pixels span 0 to 1.
 
     Middle grey is no change; the largest change is stretched to black or white.
     """
-    change = adversarial.astype(float) - original
+    change = adversarial - original
     largest = float(np.abs(change).max(initial=0))
-    return np.round(127.5 + 127.5 * change / (largest or 1)).astype(np.uint8), largest / 255
+    return levels(0.5 + 0.5 * change / (largest or 1)), largest
+
+
+def size_text(largest: float) -> str:
+    """The largest change of a pixel, and how many times larger it is shown: `± 8/255, × 16`, `± 0.2, × 2.5`."""
+    if not largest:
+        return "± 0"
+    size = f"{largest * LEVELS:.2g}/{LEVELS}" if largest < 0.0995 else f"{largest:.2g}"
+    times = 0.5 / largest
+    return f"± {size}, × {times:.0f}" if times >= 10 else f"± {size}, × {times:.1f}"
 
 
 def truth_text(record: dict[Any, Any]) -> str:

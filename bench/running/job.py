@@ -243,7 +243,7 @@ def empty_records(job: Job, status: str, reason: str) -> pd.DataFrame:
 
 
 def _pictures(job: Job, defense: Defense, x: Tensor, adversarial: Tensor) -> dict[str, Any]:
-    """The image columns: pixels of the first few inputs, none of the others.
+    """The image columns (`schema.IMAGE_COLUMNS`): those of the first few inputs, nothing for the others.
 
     Of an input that is to be taken for several classes one row is shown, of the next input that with the next class.
     """
@@ -254,10 +254,10 @@ def _pictures(job: Job, defense: Defense, x: Tensor, adversarial: Tensor) -> dic
     for name, few in images.items():
         column: list[bytes | None] = [None] * len(x)
         for row, image in zip(shown, few, strict=True):
-            column[row] = _pixels(image)
+            column[row] = _levels(image) if name == "image_seen" else image.cpu().numpy().tobytes()
         columns[name] = column
     return columns
 
 
-def _pixels(image: Tensor) -> bytes:
+def _levels(image: Tensor) -> bytes:
     return (image.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy().tobytes()

@@ -120,9 +120,9 @@ def test_without_run_json_the_page_says_so(tmp_path):
 
 
 def test_a_difference_by_hand():
-    original, adversarial = np.array([[10, 10, 10]], dtype=np.uint8), np.array([[61, 10, 0]], dtype=np.uint8)
+    original, adversarial = np.array([[10, 10, 10]]) / 255, np.array([[61, 10, 0]]) / 255
     image, largest = difference(original, adversarial)
-    assert largest == 51 / 255
+    assert largest == pytest.approx(51 / 255)
     assert image.tolist() == [[255, 128, 102]]
     assert difference(original, original)[1] == 0
 

@@ -145,7 +145,7 @@ def test_noise_is_shown_as_noise_and_has_neither_curve_nor_heat_map():
 
 def test_colour_images_keep_their_colours():
     pixels = np.arange(3 * 4 * 5, dtype=np.uint8)
-    shown = pictures.pixels(pixels.tobytes(), [3, 4, 5])
+    shown = pictures.levels(pictures.pixels(pixels.tobytes(), [3, 4, 5]))
     np.testing.assert_array_equal(shown.transpose(2, 0, 1).ravel(), pixels)
 
 

@@ -16,7 +16,16 @@ from manifold_bench.bench.records.schema import CLEAN, IMAGE_COLUMNS, WORST_CASE
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.html.images import Image, Images
 from manifold_bench.bench.report.html.reproduce import command
-from manifold_bench.bench.report.pictures import answer_text, difference, pictured, pixels, shown_inputs, truth_text
+from manifold_bench.bench.report.pictures import (
+    answer_text,
+    difference,
+    levels,
+    pictured,
+    pixels,
+    shown_inputs,
+    size_text,
+    truth_text,
+)
 from manifold_bench.bench.report.style import shade
 from manifold_bench.bench.report.tables import Marks, Panel, Row, keyed, matrix_columns
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent
@@ -144,12 +153,13 @@ class Cells:
         truth, answer = truth_text(record), answer_text(record)
         assert original is not None and adversarial is not None
         change, largest = difference(original, adversarial)
+        size = size_text(largest)
         about = f"input {record['sample']}, {truth}"
         images = [
-            (truth, self.images.add(original, f"original {about}")),
-            ("attacked", self.images.add(adversarial, f"attacked {about}: {answer}")),
-            (f"± {largest:.2g}", self.images.add(change, f"what the attack changed in {about}, at most {largest:.2g}")),
-            ("seen", None if seen is None else self.images.add(seen, f"what the defense sees in attacked {about}")),
+            (truth, self.images.add(levels(original), f"original {about}")),
+            ("attacked", self.images.add(levels(adversarial), f"attacked {about}: {answer}")),
+            (size, self.images.add(change, f"what the attack changed in {about}: {size}")),
+            ("seen", None if seen is None else self.images.add(levels(seen), f"what the defense sees of {about}")),
         ]
         return Input(images, answer, bool(record["success"]))
 
