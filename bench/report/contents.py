@@ -25,8 +25,9 @@ class Report:
     """The contents of a report.
 
     summary: robustness.summary. implausible: evidence of what is too good to be true, by data set, defense, norm, ε and
-    figure. verdicts: on the defenses that the run is about. rankings: for each system that the command line named, lines on how it compares. paragraphs: Markdown, on
-    these and on central claims. claim_tables, measurement_tables, tables: marked where the diagnosis fails a defense.
+    figure. verdicts: on the defenses that the run is about. rankings: for each system that the command line named,
+    lines on how it compares. paragraphs: Markdown, on these and on central claims. claim_tables, measurement_tables,
+    tables: marked where the diagnosis fails a defense.
     """
 
     results: Results

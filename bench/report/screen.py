@@ -64,7 +64,7 @@ def _print_fooling(panel: Panel, marks: Marks, console: Console) -> None:
 def _print_robustness(panel: Panel, marks: Marks, console: Console) -> None:
     """Two tables: the worst case at each ε, and robust accuracy under each attack."""
     clean = keyed(panel.clean, "defense")
-    worst = []
+    worst: list[Line] = []
     for row in panel.worst.to_dict("records"):
         before = [marks.cell(clean.get(row["defense"]), figure, _short) for figure in ("accuracy", "rejection")]
         robust = [marks.cell(row, "robust_accuracy", _short), *_worst_figures(row)]
@@ -75,10 +75,14 @@ def _print_robustness(panel: Panel, marks: Marks, console: Console) -> None:
     header = ["defense", "n", "clean", "rej.", "robust", "95 %", "strict", "median"]
     print_grid(console, f"{panel.title}: worst case over attacks, % of inputs", header, worst)
     of_attacks = attacks_table(panel, marks, _short)
-    each = []
+    each: list[Line] = []
     for defense, rows in groupby(of_attacks.rows, key=itemgetter(0)):
         each += [Line(), Line(defense)] if each else [Line(defense)]
-        each += [Line(f"  {attack}", list(map(_number_alone, cells))) for _, attack, _, _, _, *cells in rows if attack != WORST_CASE]
+        each += [
+            Line(f"  {attack}", list(map(_number_alone, cells)))
+            for _, attack, _, _, _, *cells in rows
+            if attack != WORST_CASE
+        ]
     header = ["attack", *(f"ε={eps_text(eps)}" for eps in sorted(panel.attacked["eps"].unique()))]
     print_grid(console, f"{of_attacks.title}, % of inputs", header, each)
 

@@ -11,9 +11,7 @@ import pandas as pd
 
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis
 from manifold_bench.bench.metrics.effort import effort_note
-from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.html.reproduce import matrix_name
 from manifold_bench.bench.report.ranking import named_in
 from manifold_bench.bench.report.tables import Panel, Row, keyed, panels

@@ -57,8 +57,13 @@ def _verdict(verdict: Verdict) -> str:
 
 
 def _page(report: Report, tables: list[Table], plots: list[Drawn]) -> str:
-    """report.md: cells by status, the verdicts, how named systems compare, conclusions on central claims, every table and plot."""
+    """report.md: cells by status, verdicts, how named systems compare, what central claims come to, tables, plots."""
     head = f"# Report\n\nCells (data set, defense, attack, norm, ε): {report.counts}. All figures: `summary.csv`.\n"
     verdicts = [_verdict(verdict) for verdict in report.verdicts]
-    parts = [head, *verdicts, *(f"{markdown_text(paragraph)}\n" for paragraph in report.paragraphs), *map(markdown, tables)]
+    parts = [
+        head,
+        *verdicts,
+        *(f"{markdown_text(paragraph)}\n" for paragraph in report.paragraphs),
+        *map(markdown, tables),
+    ]
     return "\n".join([*parts, *(f"![{plot.svg.stem}](plots/{plot.svg.name})\n" for plot in plots)])
