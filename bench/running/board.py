@@ -129,7 +129,7 @@ class Board:
             with suppress(KeyError, TypeError, ValueError, OverflowError):  # of another version, or damaged
                 event = past[job.key]
                 measured, seconds = float(event["measured"]), float(event["seconds"])
-                if 0 <= measured <= seconds < math.inf:
+                if min(measured, seconds) >= 0 and max(measured, seconds) < math.inf:
                     self.estimator.observe(job, measured, seconds)
         self._costs = None
 
