@@ -32,10 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(here)  # for systems of the user's own, named as module:Class
     module = "report.__main__" if name == "report" else name  # the one command that is a folder
     command = importlib.import_module(f"manifold_bench.bench.{module}")
-    code = int(command.main(rest))
-    if arguments is None:
-        end_process(code)
-    return code
+    if arguments is not None:
+        return int(command.main(rest))
+    try:
+        code = int(command.main(rest))
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    end_process(code)
 
 
 def end_process(code: int) -> NoReturn:

@@ -23,6 +23,7 @@ def check_attack(attack: Attack) -> None:
     checked(attack, "revision", TEXT)
     pair = Expected("two numbers ≥ 0: forward and backward passes for one input", _are_passes)
     checked(attack, "passes()", pair, attack.passes)
+    checked(attack, "__repr__()", TEXT, attack.__repr__)
 
 
 def _are_passes(value: Any) -> bool:
@@ -36,6 +37,7 @@ def check_measurement(measurement: Measurement) -> None:
     checked(measurement, "headline", TEXT)
     checked(measurement, "title", TEXT)
     checked(measurement, "others", names("labels of defenses"))
+    checked(measurement, "__repr__()", TEXT, measurement.__repr__)
 
 
 def unsuited(system: Attack | Measurement, defense: Defense) -> str | None:

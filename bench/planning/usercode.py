@@ -21,7 +21,7 @@ from manifold_bench.defenses.errors import one_line
 SECONDS = 300.0
 """What each piece of a user's code may take, such as an import or the loading of data, where nothing else is given."""
 
-LEAST_SECONDS = 10.0
+LEAST_SECONDS = 30.0
 """A limit that a matrix gives is no shorter here: its jobs find the libraries imported."""
 
 AGAIN_SECONDS = 1.0

@@ -34,10 +34,10 @@ class Payload:
 def connections() -> list[int]:
     """Pipes and sockets that this process has open, but the standard streams."""
     found = []
-    for name in os.listdir("/proc/self/fd"):
+    for path in Path("/proc/self/fd").iterdir():
         try:
-            if int(name) > 2 and os.readlink(f"/proc/self/fd/{name}").startswith(("pipe:", "socket:")):
-                found.append(int(name))
+            if int(path.name) > 2 and str(path.readlink()).startswith(("pipe:", "socket:")):
+                found.append(int(path.name))
         except OSError:
             continue
     return found
@@ -132,8 +132,6 @@ def misbehave(way: str) -> None:
 
         torch.save = json.dumps = builtins.open = Path.open = None  # type: ignore[assignment]
         sys.modules["pyarrow"] = None  # type: ignore[assignment]
-    if way == "negative":
-        pass
 
 
 STOPS = ("pickle", "json", "number", "nested", "huge", "loud", "no-name", "steering")
