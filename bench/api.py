@@ -33,6 +33,7 @@ from manifold_bench.bench.report.tables import implausible_cells
 from manifold_bench.bench.report.verdict import verdicts
 from manifold_bench.bench.report.writing import write_report
 from manifold_bench.bench.running.judge import Inputs, Judge, verdict
+from manifold_bench.bench.text import eps_text
 from manifold_bench.defenses import models
 from manifold_bench.defenses.base import Defense, LabelledImages
 from manifold_bench.defenses.errors import one_line
@@ -118,10 +119,10 @@ class Results:
         return stored.folder / "report.html"
 
     def __repr__(self) -> str:
-        return self.table.to_string(index=False)
+        return self.table.to_string(index=False, formatters={"eps": eps_text})
 
     def _repr_html_(self) -> str:
-        return self.table.to_html(index=False)
+        return self.table.to_html(index=False, formatters={"eps": eps_text})
 
 
 def load(folder: str | Path) -> Results:

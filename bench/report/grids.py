@@ -41,8 +41,8 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dic
     """
     sizes = [identities[cell.iloc[0]["key"]]["shape"] for cell in rows]
     high, wide = max(size[1] for size in sizes), max(size[2] for size in sizes)
-    gap, row, group = math.ceil(0.05 * wide), math.ceil(1.35 * high), math.ceil(4.4 * wide)  # pixels
-    figure, axes = new_figure(2 + 0.75 * 4.4 * SHOWN_INPUTS, 0.4 + 0.75 * 1.35 * len(rows))
+    gap, row, group = math.ceil(0.05 * wide), math.ceil(1.45 * high), math.ceil(4.4 * wide)  # pixels
+    figure, axes = new_figure(2 + 0.75 * 4.4 * SHOWN_INPUTS, 0.4 + 0.75 * 1.45 * len(rows))
     # One image for all: hundreds are slow to draw
     canvas = np.full((row * len(rows), group * SHOWN_INPUTS, 3), 255, dtype=np.uint8)
     for i, (cell, shape) in enumerate(zip(rows, sizes, strict=True)):
@@ -64,7 +64,7 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dic
                 shown = np.full(shape[1:], NO_IMAGE, dtype=np.uint8) if image is None else image
                 canvas[top : top + shape[1], left : left + shape[2]] = shown if shown.ndim == 3 else shown[:, :, None]
     axes.imshow(canvas, extent=(0, canvas.shape[1], canvas.shape[0], 0), interpolation="nearest")
-    axes.set(xlim=(0, canvas.shape[1]), ylim=(canvas.shape[0], -0.3 * high), aspect="equal")
+    axes.set(xlim=(0, canvas.shape[1]), ylim=(canvas.shape[0], -0.4 * high), aspect="equal")
     axes.set_axis_off()
     title = f"{dataset}: original, adversarial, difference, and what the defense saw"
     axes.set_title(title, loc="left", fontsize=9)

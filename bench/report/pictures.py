@@ -60,7 +60,7 @@ def size_text(largest: float) -> str:
         return "± 0"
     size = f"{largest * LEVELS:.2g}/{LEVELS}" if largest < 0.0995 else f"{largest:.2g}"
     times = 0.5 / largest
-    return f"± {size}, × {times:.0f}" if times >= 10 else f"± {size}, × {times:.1f}"
+    return f"± {size}, × {times:.0f}" if times >= 10 else f"± {size}, × {times:.2g}"
 
 
 def truth_text(record: dict[Any, Any]) -> str:
