@@ -28,12 +28,13 @@ from manifold_bench.bench.planning.matrix import AttackEntry
 from manifold_bench.bench.planning.reading import attack_choice, validated
 from manifold_bench.bench.planning.registry import handing_in
 from manifold_bench.bench.records import results as records
+from manifold_bench.bench.records.images import AdversarialImages, adversarial
 from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
 from manifold_bench.bench.report.tables import implausible_cells
 from manifold_bench.bench.report.verdict import verdicts
 from manifold_bench.bench.report.writing import write_report
 from manifold_bench.bench.running.judge import Inputs, Judge, verdict
-from manifold_bench.bench.text import eps_text
+from manifold_bench.bench.text import eps_of, eps_text
 from manifold_bench.defenses import models
 from manifold_bench.defenses.base import Defense, LabelledImages
 from manifold_bench.defenses.errors import one_line
@@ -109,6 +110,28 @@ class Results:
         made = verdicts(self.stored, found, diagnose(self.stored), implausible_cells(found))
         return "\n\n".join(map(str, made)) or "The run names no defense: see the table."
 
+    def adversarial(
+        self,
+        defense: str | None = None,
+        attack: str | None = None,
+        eps: float | str | None = None,
+        *,
+        dataset: str | None = None,
+        norm: str | None = None,
+        seed: int | None = None,
+    ) -> AdversarialImages:
+        """Return every image that was judged in one cell, with labels and indices; the run needs `export="folder"`.
+
+        What is left out must be the same in all attacked cells. Raises InputError where no cell, or more than one, is
+        meant, or its images were not kept.
+        """
+        try:
+            size = eps_of(eps) if isinstance(eps, str) else eps
+        except ValueError as error:
+            raise InputError(f"eps: {error}") from error
+        cell = {"dataset": dataset, "defense": defense, "attack": attack, "norm": norm, "eps": size, "seed": seed}
+        return adversarial(self.stored, {name: value for name, value in cell.items() if value is not None})
+
     def report(self, folder: str | Path | None = None) -> Path:
         """Write tables, plots and pages into the run's folder, or into a copy of it; return the path of report.html."""
         stored = self.stored
@@ -118,11 +141,16 @@ class Results:
         write_report(stored)
         return stored.folder / "report.html"
 
+    @property
+    def _shown(self) -> pd.DataFrame:
+        """The table with ε as text."""
+        return self.table.assign(eps=[eps_text(eps) for eps in self.table["eps"]])
+
     def __repr__(self) -> str:
-        return self.table.to_string(index=False, formatters={"eps": eps_text})
+        return self._shown.to_string(index=False)
 
     def _repr_html_(self) -> str:
-        return self.table.to_html(index=False, formatters={"eps": eps_text})
+        return self._shown.to_html(index=False)
 
 
 def load(folder: str | Path) -> Results:

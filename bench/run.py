@@ -63,6 +63,9 @@ def parser() -> Parser:
         "--diagnose", action=argparse.BooleanOptionalAction,
         help="run the probes of the masking diagnosis too (docs/diagnosis.md), whatever the matrix says",
     )  # fmt: skip
+    p.add_argument(
+        "--export", type=path, metavar="DIR", help="write every adversarial image to .npz files in this folder"
+    )
     p.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     return p
 
@@ -91,9 +94,10 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
 
     console = terminal()
     begun, request = time.time(), request_of(given)
-    if not given.dry_run and (shown := finished(folder, request)):
+    if not (given.dry_run or given.export) and (shown := finished(folder, request)):
         return show_finished(shown, folder, given, console)
     from manifold_bench.bench.planning.plan import Options, make_plan
+    from manifold_bench.bench.records.images import export
     from manifold_bench.bench.records.log import LOG, Log
     from manifold_bench.bench.records.provenance import uneven_text
     from manifold_bench.bench.report.plan import print_plan
@@ -105,7 +109,7 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
 
     matrix, whole = matrices(given)
     device = named_device(given.device) if given.engine == "ray" else checked_device(given.device)
-    options = Options(data_folder(given.data), given.n, device)
+    options = Options(data_folder(given.data), given.n, device, bool(given.export))
     named = {
         "defenses": [choice.label for choice in matrix.defenses] if given.defense else [],
         "attacks": [choice.label for choice in matrix.attacks] if given.attack else [],
@@ -124,6 +128,9 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
             report = report_of(ended.results)
         screen = shown_report(report, console, given.quiet)
         counts = f"{ended.counts}, {report.given_up}" if report.given_up else ended.counts
+        if given.export:
+            count = export(ended.results, (job.key[:16] for job in ended.plan.jobs), given.export)
+            console.print(f"{count} files of adversarial images in {given.export}", highlight=False, soft_wrap=True)
         if ended.unmeasured:
             console.print(f"{ended.unmeasured} measurements failed", highlight=False)
         if uneven := uneven_text(ended.results.distinct_kernels):

@@ -68,7 +68,7 @@ class Job(PlannedJob):
     beaten at one ε stays beaten at the larger ones. aims: classes that each input is to be taken for, one after the
     other; 1 where the attack chooses. forwards, backwards: estimated passes for one input and aim at one ε, at the
     most, before it is judged. inference_steps: of the defense. source: another defense whose classifier the attacker
-    owns, if any.
+    owns, if any. keeps_images: whether it stores every image that is judged, not only the first few.
     """
 
     split: str
@@ -84,6 +84,7 @@ class Job(PlannedJob):
     inference_steps: int
     clean_key: str = ""
     source: DefenseRef | None = None
+    keeps_images: bool = False
 
     @property
     def for_judge(self) -> Job:

@@ -16,15 +16,21 @@ from manifold_bench.bench.planning.measurements import MeasurementJob, measureme
 from manifold_bench.bench.planning.reading import defense_by_name
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, defense_ref
 from manifold_bench.bench.planning.usercode import contained
+from manifold_bench.bench.records.schema import ATTACK
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line adds to a matrix: data folder, images per data set (None: as in the matrix), device."""
+    """What the command line adds to a matrix.
+
+    data: folder of data files. n: images per data set; None: as in the matrix. keep_images: whether every attacked
+    image is stored.
+    """
 
     data: Path | None = None
     n: int | None = None
     device: str = "cpu"
+    keep_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class Plan:
     @cached_property
     def jobs(self) -> list[Job]:
         """The jobs that run, clean passes included."""
-        return [job for data in self.data for job in jobs_on(data, self.matrix, self.options.device)]
+        jobs = [job for data in self.data for job in jobs_on(data, self.matrix, self.options.device)]
+        return [replace(job, keeps_images=self.options.keep_images and job.kind == ATTACK) for job in jobs]
 
     @cached_property
     def other_jobs(self) -> list[Job]:

@@ -12,6 +12,7 @@ from manifold_bench.bench.planning.deciding import undecided
 from manifold_bench.bench.planning.folders import cache_folder
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan, matrix_json
+from manifold_bench.bench.records import images
 from manifold_bench.bench.records.provenance import provenance, stored_provenance
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.store import checksum_path
@@ -86,6 +87,8 @@ def run_jobs(plan: Plan, session: Session) -> None:
     stored = len(runnable) - len(waiting)
     if stored:
         board.line(f"{stored} of {len(runnable)} jobs are finished already and stay as they are")
+    if again := [job for job in waiting.values() if store.status(job) == "ok"]:
+        board.line(f"{len(again)} finished jobs run again, because their images were not kept")
     board.expect({job.key: Work("job", job.title, job) for job in waiting.values()})
     paths = {job.key: store.path(job) for job in plan.jobs}
 
@@ -110,7 +113,7 @@ def _is_missing(job: Job, plan: Plan, session: Session) -> bool:
     """Whether a job has to run; writes the records of one that cannot."""
     store, board = session.store, session.board
     state = store.status(job)
-    if state == "ok" or (state == "skipped" and job.skip):
+    if (state == "ok" and images.are_kept(job, session.folder)) or (state == "skipped" and job.skip):
         return False
     if state == "damaged":
         board.line(f"damaged records, computed again: {store.path(job)}")

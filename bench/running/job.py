@@ -17,6 +17,7 @@ from torch import Tensor
 from manifold_bench.bench.datasets.base import image_hashes
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import DatasetRef
+from manifold_bench.bench.records.images import AdversarialImages, path_of
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.records.schema import CALIBRATION, protocol
 from manifold_bench.bench.records.store import Store
@@ -154,6 +155,8 @@ def attack_records(job: Job, store: Store, attacker: AttackProcess) -> pd.DataFr
     for cell in attempt.cells():
         frame = _frame(job, rows, attempt.clean, cell)
         frames.append(frame.assign(**_pictures(job, defense, rows.x, cell.outputs)))
+        if job.keeps_images:
+            _keep_images(job, store.folder.parent, frame, rows, cell)
         distance = cell.distance
     attacker.end()
     smallest = distance.cpu().numpy()  # known at the last ε, and the same in the rows of every one
@@ -240,6 +243,26 @@ def empty_records(job: Job, status: str, reason: str) -> pd.DataFrame:
     }  # fmt: skip
     rows = inputs(job)
     return pd.concat([_skeleton(job, rows, eps).assign(**nothing) for eps in job.eps], ignore_index=True)
+
+
+def _keep_images(job: Job, folder: Path, frame: pd.DataFrame, rows: Inputs, cell: Cell) -> None:
+    """Store what was judged of each input at one ε; of an input with several aims, the first success or else the first.
+
+    frame: the cell's rows, in the order of `rows`.
+    """
+    order = frame.assign(number=rows.number.cpu().numpy()).sort_values("success", ascending=False, kind="stable")
+    chosen = order.drop_duplicates("number").sort_values("number").index.to_numpy()
+    kept, first = frame.loc[chosen], frame.iloc[0]
+    meta = {name: first[name] for name in ("dataset", "split", "defense", "attack", "norm")}
+    path = path_of(folder, job.identity, cell.eps)
+    path.parent.mkdir(exist_ok=True)
+    AdversarialImages(
+        images=cell.outputs.cpu().numpy()[chosen],
+        labels=kept["label"].to_numpy(),
+        indices=kept["sample"].to_numpy(),
+        inputs=kept["input_sha256"].to_numpy(dtype=str),
+        meta=meta | {"eps": cell.eps, "seed": job.seed},
+    ).save(path)
 
 
 def _pictures(job: Job, defense: Defense, x: Tensor, adversarial: Tensor) -> dict[str, Any]:

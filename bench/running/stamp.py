@@ -26,7 +26,7 @@ from manifold_bench.defenses.identity import OWN, PROJECT, registered, source_fi
 STAMP = "finished.json"
 
 
-NOT_OF_RESULTS = ("workers", "quiet", "out", "engine", "address")
+NOT_OF_RESULTS = ("workers", "quiet", "out", "engine", "address", "export")
 """Arguments that change nothing about results."""
 
 

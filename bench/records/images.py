@@ -1,0 +1,139 @@
+"""Adversarial images of whole cells, as files of their own that NumPy reads: `numpy.load(file)`.
+
+images/<data set>--<defense>--<attack>--<norm>--<ε>--<key>.npz   in the folder of a run with `--export`
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from zipfile import BadZipFile
+
+import numpy as np
+
+from manifold_bench.bench.errors import InputError, system_error
+from manifold_bench.bench.records.files import Name, parsed
+from manifold_bench.bench.records.results import CELL_COLUMNS, Results, cell_text
+from manifold_bench.bench.records.schema import ATTACK
+from manifold_bench.bench.records.store import file_name
+from manifold_bench.bench.text import eps_of, eps_text
+from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.files import atomic_write
+from manifold_bench.defenses.identity import key_of
+
+FOLDER = "images"
+
+
+@dataclass(frozen=True, eq=False)
+class AdversarialImages:
+    """Images with what they were made from, one for each attacked input of a cell.
+
+    images: float32 [N,C,H,W], as they were judged, pixels spanning 0 to 1. labels: int64 [N], the right ones, −1 for
+    noise. indices: int64 [N], of the unperturbed images in the data set's split. inputs: [N], sha256 of the float32
+    bytes of each unperturbed image. meta: data set, split, defense, attack, norm, eps and seed.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+    inputs: np.ndarray
+    meta: dict[str, Any]
+
+    def save(self, path: str | Path) -> None:
+        """Write the arrays into one .npz file; `meta` becomes an array that holds its JSON text."""
+        arrays = {name: getattr(self, name) for name in ("images", "labels", "indices", "inputs")}
+        file = io.BytesIO()
+        np.savez(file, **arrays, meta=np.array(json.dumps(self.meta)))
+        atomic_write(Path(path), file.getvalue())
+
+
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; raises InputError where it cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except OSError as error:
+        raise InputError(system_error(error)) from error
+    except (ValueError, BadZipFile, EOFError) as error:
+        raise InputError(f"{path}: not an .npz file of plain arrays ({one_line(error)})") from error
+
+
+def load(path: Path) -> AdversarialImages:
+    """Return what `AdversarialImages.save` wrote; raises InputError for another file."""
+    arrays = arrays_of(path)
+    try:
+        return AdversarialImages(meta=parsed(str(arrays.pop("meta")).encode(), dict[Name, Any]), **arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: no adversarial images of a run ({one_line(error)})") from error
+
+
+def path_of(folder: Path, identity: Mapping[str, Any], eps: float) -> Path:
+    """The file for the images of a job, given by its identity, at one ε. folder: the run's."""
+    short = eps_text(eps)
+    size = short if short != "∞" and eps_of(short) == eps else repr(eps)
+    names = [identity["dataset"]["name"], identity["defense"]["label"], identity["attack"]["label"], identity["norm"]]
+    return folder / FOLDER / f"{file_name(*names, size)}--{key_of(dict(identity))[:16]}.npz"
+
+
+class Attacking(Protocol):
+    """A planned job: what is needed of it here."""
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+    @property
+    def eps(self) -> tuple[float, ...]: ...
+    @property
+    def keeps_images(self) -> bool: ...
+
+
+def are_kept(job: Attacking, folder: Path) -> bool:
+    """Whether a run's folder holds all images that a job has to keep."""
+    return not job.keeps_images or all(path_of(folder, job.identity, eps).exists() for eps in job.eps)
+
+
+def adversarial(results: Results, wanted: Mapping[str, Any]) -> AdversarialImages:
+    """Return the images of the one attacked cell whose records have these values in these columns.
+
+    Raises InputError where there is none, or several, or where the run did not keep its images.
+    """
+    rows = results.records[results.records["kind"] == ATTACK]
+    for column, value in wanted.items():
+        found = rows[rows[column] == value]
+        if found.empty:
+            known = ", ".join(eps_text(one) if column == "eps" else str(one) for one in rows[column].unique())
+            shown = eps_text(value) if column == "eps" else repr(value)
+            raise InputError(f"{column}: {shown} is not in these results; there are: {known or 'no attacks'}")
+        rows = found
+    for column in (*CELL_COLUMNS, "seed"):
+        if len(values := rows[column].unique()) > 1:
+            known = ", ".join(eps_text(one) if column == "eps" else repr(one) for one in values.tolist())
+            raise InputError(f"{column}: there are several: {known}; name one")
+    first = rows.iloc[0]
+    path = path_of(results.folder, results.identities[first["key"]], first["eps"])
+    if not path.exists():
+        cell = cell_text(tuple(first[column] for column in CELL_COLUMNS))
+        raise InputError(f'{cell}: the images were not kept; run again with export="FOLDER" (--export FOLDER)')
+    return load(path)
+
+
+def export(results: Results, keys: Iterable[str], target: Path) -> int:
+    """Copy the kept images of those jobs, by their shortened keys, into a folder; return the number of files.
+
+    Raises InputError where the folder cannot be written to.
+    """
+    rows = results.records[(results.records["kind"] == ATTACK) & (results.records["status"] == "ok")]
+    rows = rows[rows["key"].isin(list(keys))]
+    cells = rows[["key", "eps"]].drop_duplicates().itertuples(index=False)
+    files = [path_of(results.folder, results.identities[key], eps) for key, eps in cells]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copyfile(file, target / file.name)
+    except OSError as error:
+        raise InputError(f"--export: {system_error(error)}") from error
+    return len(files)
