@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         sys.excepthook(*sys.exc_info())
         code = 1
-    end_process(code)
+    return end_process(code)
 
 
 def end_process(code: int) -> NoReturn:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tempfile
 import uuid
+import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
 import torch
+from markupsafe import escape
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from manifold_bench.attacks.target import Target
@@ -25,19 +30,21 @@ from manifold_bench.bench.diagnosis.diagnose import diagnose
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.robustness import strongest, summary
 from manifold_bench.bench.planning.matrix import AttackEntry
+from manifold_bench.bench.planning.named_models import with_weights
 from manifold_bench.bench.planning.reading import attack_choice, validated
-from manifold_bench.bench.planning.registry import handing_in
+from manifold_bench.bench.planning.registry import find, handing_in, nearest, needs_no_arguments
 from manifold_bench.bench.records import results as records
 from manifold_bench.bench.records.images import AdversarialImages, adversarial
 from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
-from manifold_bench.bench.report.tables import implausible_cells
+from manifold_bench.bench.report.plots import security_curves
+from manifold_bench.bench.report.style import STYLE
+from manifold_bench.bench.report.tables import implausible_cells, panels
 from manifold_bench.bench.report.verdict import verdicts
 from manifold_bench.bench.report.writing import write_report
 from manifold_bench.bench.running.judge import Inputs, Judge, verdict
 from manifold_bench.bench.text import eps_of, eps_text
 from manifold_bench.defenses import models
 from manifold_bench.defenses.base import Defense, LabelledImages
-from manifold_bench.defenses.errors import one_line
 
 USAGE = ("normalize", "rejects", "randomized", "classes")
 """Options of `evaluate` that say how the model is used."""
@@ -57,8 +64,6 @@ class Results:
     """
 
     stored: records.Results
-    temporary: tempfile.TemporaryDirectory[str] | None = None
-    """The folder, where the program named none: it goes with this object."""
 
     @property
     def folder(self) -> Path:
@@ -142,15 +147,38 @@ class Results:
         return stored.folder / "report.html"
 
     @property
+    def notes(self) -> list[str]:
+        """What the reader of the table has to know: what is odd about a model's answers, and which attacks failed."""
+        rows = self.summary
+        odd = rows[((rows["kind"] == CLEAN) & (rows["reason"] != "")) | (rows["status"] == "failed")]
+        odd = odd[odd["kind"] != WORST_CASE].drop_duplicates(["dataset", "defense", "attack", "reason"])
+        return [
+            f"{defense} on {dataset}, {attack}: {reason}"
+            for dataset, defense, attack, reason in odd[["dataset", "defense", "attack", "reason"]].to_numpy()
+        ]
+
+    def plot(self) -> Figure:
+        """Return a figure of the robust accuracy over ε, a line for each defense, a part for each data set and norm.
+
+        It shows itself in a notebook; `figure.savefig("file.png")` writes it.
+        """
+        shown = [panel for panel in panels(self.summary) if panel.has_curves]
+        if not shown:
+            raise InputError("plot: no attack of this run has perturbation sizes")
+        with mpl.rc_context(STYLE):
+            return security_curves(*shown)
+
+    @property
     def _shown(self) -> pd.DataFrame:
         """The table with ε as text."""
         return self.table.assign(eps=[eps_text(eps) for eps in self.table["eps"]])
 
     def __repr__(self) -> str:
-        return self._shown.to_string(index=False)
+        return "\n".join([self._shown.to_string(index=False), *(f"note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        return self._shown.to_html(index=False)
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        return self._shown.to_html(index=False) + notes
 
 
 def load(folder: str | Path) -> Results:
@@ -168,15 +196,19 @@ def run(matrix: str | Path, *, defenses: Mapping[str, Any] | None = None, **opti
 
     Raises InputError for what the command line would refuse.
     """
-    temporary = None if options.get("out") else tempfile.TemporaryDirectory(prefix="manifold-bench-")
-    options = {"quiet": True} | options | {"out": str(options.get("out") or temporary.name)}  # type: ignore[union-attr]
+    temporary = not options.get("out")
+    folder = tempfile.mkdtemp(prefix="manifold-bench-") if temporary else str(options["out"])
+    options = {"quiet": True} | options | {"out": folder}
     with ExitStack() as stack:
         if defenses:
             classes = {name: _class_of(name, model) for name, model in defenses.items()}
             stack.enter_context(handing_in("defenses", classes))
             options = {"workers": 0} | options | {"defense": [*classes, *options.get("defense", ())]}
         command.run_command(["--matrix", str(matrix), *_arguments(options)])
-    return Results(records.Results.load(Path(options["out"])), temporary)
+    result = Results(records.Results.load(Path(folder)))
+    if temporary:
+        weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
+    return result
 
 
 def evaluate(
@@ -190,15 +222,19 @@ def evaluate(
 ) -> Results:
     """Attack a model and return how robust it is.
 
-    model: whatever `as_defense` takes, or the name of a registered defense. data: the name of a registered data set, a
-    pair (images [N,C,H,W] in [0,1], labels [N]) of tensors or arrays, or a folder that holds a folder of images for
-    each class. attacks: names, or tables with a name and parameters ({"name": "pgd", "steps": 100}). norm, eps: the
-    threat model: the perturbation is at most ε in that norm; a number, or a fraction ("8/255"). options: `normalize`,
-    `rejects`, `randomized` and `classes` (number of classes) of the model, and those of `run`.
+    model: whatever `as_defense` takes, or a name as on the command line. data: the name of a registered data set; a
+    pair (images [N,C,H,W] in [0,1], labels [N]) of tensors, arrays or lists; a `torch.utils.data.Dataset` of such
+    pairs; or a folder that holds a folder of images for each class. attacks: names, or tables with a name and
+    parameters ({"name": "pgd", "steps": 100}). norm, eps: the threat model: the perturbation is at most ε in that norm,
+    a number or a fraction ("8/255"). options: `normalize`, `rejects`, `randomized` and `classes` (number of classes) of
+    the model, and those of `run`.
 
-    Raises InputError for what cannot be evaluated.
+    Raises InputError for what cannot be evaluated, in one line that says what is allowed.
     """
     usage = {name: options.pop(name) for name in USAGE if name in options}
+    model, randomized = _resolved(model), bool(usage.get("randomized"))
+    if isinstance(model, str) and randomized:
+        raise InputError(f"randomized: {model!r} has to say it itself, by an attribute `randomized = True`")
     with ExitStack() as stack:
         if isinstance(data, str) and not Path(data).is_dir():
             name = data
@@ -206,12 +242,12 @@ def evaluate(
             name, images = GIVEN, labelled_images(data)
             classes = usage.get("classes") or _number_of_classes(model, images, bool(usage.get("rejects")))
             stack.enter_context(handing_in("datasets", {name: dataset_of(name, images, classes)}))
-        defense: dict[str, Any] = {"name": model} if isinstance(model, str) else {"name": MODEL}
+        defense: dict[str, Any] = {"name": model if isinstance(model, str) else MODEL}
+        defense |= {key: usage[key] for key in ("normalize", "rejects") if usage.get(key)}
         if not isinstance(model, str):
-            randomized = bool(usage.get("randomized"))
             stack.enter_context(handing_in("defenses", {MODEL: _class_of(MODEL, model, randomized)}))
-            defense |= {key: usage[key] for key in ("normalize", "rejects") if usage.get(key)}
-        sizes = [eps] if isinstance(eps, (int, float, str)) else eps
+        attacks = [attacks] if isinstance(attacks, (str, Mapping)) else attacks
+        sizes = [eps] if isinstance(eps, (int, float, str)) else list(eps)
         strength = {"norm": norm, "eps": [size if isinstance(size, str) else float(size) for size in sizes]}
         entries = [{"name": one} if isinstance(one, str) else dict(one) for one in attacks]
         content = {
@@ -222,7 +258,10 @@ def evaluate(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="manifold-bench-"))
         matrix = Path(folder) / "evaluate.toml"
         matrix.write_text(toml(content), encoding="utf-8")
-        return run(matrix, **{"workers": 0} | options)
+        try:
+            return run(matrix, **{"workers": 0} | options)
+        except InputError as error:
+            raise InputError(str(error).removeprefix(f"{matrix}: ")) from error.__cause__  # nobody knows that file
 
 
 @dataclass(frozen=True)
@@ -248,6 +287,7 @@ def attack(
     choice = attack_choice(entry, place)
     chosen, largest = choice.attack, choice.eps[0]
     shape = (images.images.shape[1], images.images.shape[2], images.images.shape[3])
+    model = _object(model)
     defense = as_defense(model, shape, _number_of_classes(model, images, False))
     if reason := chosen.unsuited(defense):
         raise InputError(f"attack {name!r}: {reason}")
@@ -275,13 +315,42 @@ def as_defense(
     each a number or one for each channel, with which the model's inputs have to be normalized; otherwise it gets images
     in [0,1]. rejects: whether it has K+1 outputs, of which the last one is the reject score. randomized: whether its
     answers differ from call to call.
+
+    Raises InputError for what is no model of such images.
     """
     spec = models.ModelSpec(shape=shape, num_classes=classes, normalize=normalize, rejects=rejects)
-    return models.as_defense(model, spec, randomized)
+    try:
+        return models.as_defense(_object(model), spec, randomized)
+    except (TypeError, ValueError) as error:
+        raise InputError(str(error)) from error
+
+
+def _resolved(model: Any) -> Any:
+    """A model as it is; a pair (model, file of weights) as the model with these weights, or as the name of both."""
+    if not (isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], (str, Path))):
+        return model
+    network, file = model
+    if isinstance(network, str):
+        return f"{network}@{file}"
+    return with_weights(network() if needs_no_arguments(network) else network, Path(file))
+
+
+def _object(model: Any) -> Any:
+    """A model as an object, also where a name stands for it; raises InputError for a defense that has to be built."""
+    model = _resolved(model)
+    if not isinstance(model, str):
+        return model
+    cls = find("defenses", model)
+    if not isinstance(cls, models.Handed):
+        raise InputError(f"{model!r} is built for a data set; use evaluate, or give an instance")
+    return cls.given
 
 
 def _class_of(label: str, model: Any, randomized: bool = False) -> type[Defense]:
-    """A class for the planner; no stored result is ever used again for it, because nothing tells its code."""
+    """A class for the planner; no stored result is ever used again for an object, because nothing tells its code."""
+    model = _resolved(model)
+    if isinstance(model, str):
+        return find("defenses", model)
     try:
         cls = models.class_of(model, label, models.__name__, randomized)
     except TypeError as error:
@@ -291,36 +360,48 @@ def _class_of(label: str, model: Any, randomized: bool = False) -> type[Defense]
 
 
 def _number_of_classes(model: Any, images: LabelledImages, rejects: bool) -> int:
-    """The number of classes that a model tells apart; that of the labels, for a registered defense."""
+    """The number of classes that a model tells apart; that of the labels for a defense that has yet to be built."""
     if isinstance(model, str):
-        return int(images.labels.max()) + 1
+        cls = find("defenses", model)
+        if not isinstance(cls, models.Handed):
+            return int(images.labels.max()) + 1
+        model = cls.given
     if isinstance(model, Defense):
         return model.num_classes
     try:
-        with torch.no_grad():
-            return int(models.module_of(model)(images.images[:2]).shape[1]) - int(rejects)
-    except Exception as error:  # it is a user's code: anything may happen
-        name, shape = models.name_of(model), tuple(images.images[:2].shape)
-        raise InputError(f"{name} fails on images of shape {shape}: {one_line(error)}") from error
+        return models.outputs_of(model, images.images[[0, -1]]) - int(rejects)
+    except (TypeError, ValueError) as error:
+        raise InputError(str(error)) from error
 
 
 def _arguments(options: Mapping[str, Any]) -> list[str]:
-    """Options as the words of a command line."""
+    """Options as the words of a command line; raises InputError for those that the command doesn't have."""
+    known = sorted(vars(command.parser().parse_args([])))
     words = []
     for name, value in options.items():
+        if name not in known:
+            raise InputError(f"{name}: no such option{nearest(name, known)}; there are {', '.join([*USAGE, *known])}")
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             words += [flag] if value else []
         else:
             several = [value] if isinstance(value, (str, int, float, Path)) else list(value)
             words += [word for one in several for word in (flag, str(one))]
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            command.parser().parse_args(words)
+    except SystemExit as error:
+        raise InputError(said.getvalue().strip().rpartition("error: ")[2]) from error
     return words
 
 
 def toml(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Tables of arrays as TOML: their values are written as JSON, which is TOML for numbers, texts, truth and lists."""
-    lines = []
+    lines: list[str] = []
     for key, tables in content.items():
+        if not tables:
+            lines.insert(0, f"{key} = []")
         for table in tables:
             lines += [f"[[{key}]]", *(f"{name} = {json.dumps(value)}" for name, value in table.items()), ""]
     return "\n".join(lines)

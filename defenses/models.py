@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from manifold_bench.defenses.answers import answers
 from manifold_bench.defenses.base import Defense, DefenseSpec, Trainable
-from manifold_bench.defenses.bpda import BackwardBy
-from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.checks import in_train_mode
+from manifold_bench.defenses.from_art import art_module
 
 Values = float | tuple[float, ...]
 """One number, or one for each channel."""
@@ -43,15 +43,37 @@ class Model(Defense):
         super().__init__(spec)
         self.model = module_of(model)
         self.normalize = None if spec.normalize is None else Normalize(*spec.normalize, channels=spec.shape[0])
-        self.eval()
-        _check_outputs(self, name_of(model))
+        self.name = name_of(model)
+        self._check_outputs()
 
     @property
     def rejects(self) -> bool:
         return self.spec.rejects
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x if self.normalize is None else self.normalize(x))
+        outputs = self.model(x if self.normalize is None else self.normalize(x))
+        if x.requires_grad and torch.is_grad_enabled() and isinstance(outputs, Tensor) and not outputs.requires_grad:
+            raise NotImplementedError(
+                f"{self.name} has no gradient (torch.no_grad, detach, NumPy?): remove that, or give the step a "
+                "gradient with bpda; or attack it by queries alone (square, evolutionary, art:HopSkipJump)"
+            )
+        return outputs
+
+    def _check_outputs(self) -> None:
+        """Raises ValueError for a model that doesn't answer images as it should."""
+        expected = self.num_classes + int(self.rejects)
+        images = torch.rand((2, *self.spec.shape), generator=torch.Generator().manual_seed(0))
+        if self.normalize is not None:
+            images = self.normalize(images)
+        found = answers(self.model, images, self.name).shape[1]
+        if found == expected + 1 and not self.rejects:
+            raise ValueError(
+                f"{self.name} returns {found} outputs for {expected} classes; if the last one means that the input is "
+                "rejected, say rejects=True"
+            )
+        if found != expected:
+            score = " and a reject score" if self.rejects else ""
+            raise ValueError(f"{self.name} returns {found} outputs for {self.num_classes} classes{score}")
 
 
 class RandomizedModel(Model):
@@ -70,22 +92,33 @@ def as_defense(model: Any, spec: ModelSpec, randomized: bool = False) -> Defense
     Raises TypeError for what is no model, and ValueError for a model that fails on images of that shape or returns
     anything but [N,K] (or [N,K+1]) numbers.
     """
-    if not isinstance(model, Defense):
-        return (RandomizedModel if randomized else Model)(spec, model)
-    if spec.normalize is not None or spec.rejects or randomized:
-        raise TypeError("normalize, rejects and randomized are for plain models; a Defense says these itself")
-    if (model.spec.shape, model.num_classes) != (spec.shape, spec.num_classes):
-        raise ValueError(
-            f"{name_of(model)} is made for {model.num_classes} classes and images of shape {model.spec.shape}; "
-            f"the data have {spec.num_classes} classes and shape {spec.shape}"
+    if isinstance(model, Defense):
+        if spec.normalize is not None or spec.rejects or randomized:
+            raise TypeError("normalize, rejects and randomized are for plain models; a Defense says these itself")
+        if (model.spec.shape, model.num_classes) != (spec.shape, spec.num_classes):
+            raise ValueError(
+                f"{name_of(model)} is made for {model.num_classes} classes and images of shape {model.spec.shape}; "
+                f"the data have {spec.num_classes} classes and shape {spec.shape}"
+            )
+        return model
+    made = (RandomizedModel if randomized else Model)(spec, model)
+    if layers := in_train_mode(made):
+        warnings.warn(
+            f"{made.name} is in training mode; it is evaluated in evaluation mode, which changes {', '.join(layers)}. "
+            "A model that is meant to be random has to draw in its forward; say randomized=True then",
+            stacklevel=3,
         )
-    return model
+    return made.eval()
 
 
 class Handed(type):
-    """The metaclass of what `class_of` returns: such a class lies in no module, and is found by its reference."""
+    """The metaclass of what `class_of` returns: such a class lies in no module, and is found by its reference.
+
+    given: the object that it was made of.
+    """
 
     reference: str
+    given: Any
 
 
 def class_of(model: Any, reference: str, module: str, randomized: bool = False) -> type[Defense]:
@@ -95,14 +128,16 @@ def class_of(model: Any, reference: str, module: str, randomized: bool = False) 
     comes from, whose source counts for its identity.
     """
     library_of(model)
-    base = type(model) if isinstance(model, Defense) else RandomizedModel if randomized else Model
+    plain = RandomizedModel if randomized else Model
+    base = type(model) if isinstance(model, Defense) else plain
 
     def start(self: Defense, spec: Any) -> None:
         nn.Module.__init__(self)
-        made = copy.deepcopy(model) if isinstance(model, Defense) else as_defense(model, spec, randomized)
+        made = copy.deepcopy(model) if isinstance(model, Defense) else plain(spec, model)
         self.__dict__.update(made.__dict__)
 
     content = {"__init__": start, "__module__": module, "fit": Trainable.fit, "parts": (), "reference": reference}
+    content["given"] = model
     if isinstance(model, Defense):
         content["Spec"] = DefenseSpec
     made: type[Any] = Handed(name_of(model), (base,), content)
@@ -111,14 +146,28 @@ def class_of(model: Any, reference: str, module: str, randomized: bool = False) 
 
 def name_of(model: Any) -> str:
     """Name a model in messages: its class, or a function's own name."""
+    model = unwrapped(model)
     return getattr(model, "__qualname__", None) or type(model).__qualname__
+
+
+def unwrapped(model: Any) -> Any:
+    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`; anything else as it is."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrapped(model.module)
+    # by name: the class of compiled modules lies in a part of torch that takes a second to import
+    return unwrapped(model._orig_mod) if isinstance(model, nn.Module) and hasattr(model, "_orig_mod") else model
+
+
+def outputs_of(model: Any, images: Tensor) -> int:
+    """Number of outputs of a model for each image; raises TypeError and ValueError as `as_defense` does."""
+    return answers(module_of(model), images, name_of(model)).shape[1]
 
 
 def module_of(model: Any) -> nn.Module:
     """Return the model as a module from images in the range that it takes to logits; see `as_defense`."""
     library = library_of(model)
     if library == "torch":
-        return _in_eval_mode(_copied(model))
+        return _copied(unwrapped(model))
     if library == "art":
         return art_module(model)
     if library == "foolbox":
@@ -153,20 +202,6 @@ def _copied(module: nn.Module) -> nn.Module:
     return torch.jit.load(file)
 
 
-def _in_eval_mode(module: nn.Module) -> nn.Module:
-    if any(isinstance(part, _CHANGED_BY_EVAL) and part.training for part in module.modules()):
-        warnings.warn(
-            "the model is in training mode; it is evaluated in evaluation mode, without dropout and with the stored "
-            "statistics of batch normalization. A model that is meant to be random has to draw in its forward; "
-            "say randomized=True then",
-            stacklevel=4,
-        )
-    return module.eval()
-
-
-_CHANGED_BY_EVAL = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
-
-
 class Function(nn.Module):
     """A function of tensors as a module."""
 
@@ -196,106 +231,3 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.deviation
-
-
-def art_module(classifier: Any) -> nn.Module:
-    """An ART classifier as a module of images in [0,1] → its outputs [N,K], preprocessing included.
-
-    A `PyTorchClassifier` is differentiated by torch: through its own module and the preprocessors in torch, and with
-    `estimate_gradient` through the others, as ART does it. Other classifiers are differentiated by `class_gradient`,
-    at the price of K backward passes; those without it raise NotImplementedError when a gradient is needed.
-    """
-    from art.estimators.classification import PyTorchClassifier  # late: importing ART takes seconds
-
-    if not hasattr(classifier, "nb_classes"):
-        raise TypeError(f"{type(classifier).__qualname__} of ART is no classifier")
-    return ArtTorch(classifier) if isinstance(classifier, PyTorchClassifier) else ArtClassifier(classifier)
-
-
-class _Art(nn.Module):
-    """What both have in common: images come in [0,1] and are scaled to the values that the classifier clips to."""
-
-    def __init__(self, classifier: Any) -> None:
-        super().__init__()
-        self.classifier = classifier
-        low, high = (0.0, 1.0) if classifier.clip_values is None else classifier.clip_values
-        self.low, self.high = np.asarray(low, np.float32), np.asarray(high, np.float32)
-
-    def scaled(self, x: Tensor) -> Tensor:
-        low, high = (torch.as_tensor(value, device=x.device) for value in (self.low, self.high))
-        return low + (high - low) * x
-
-
-class ArtTorch(_Art):
-    """A `PyTorchClassifier` of ART; see `art_module`."""
-
-    def __init__(self, classifier: Any) -> None:
-        super().__init__(classifier)
-        self.module = _in_eval_mode(copy.deepcopy(classifier.model))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.scaled(x)
-        for step in self.classifier.preprocessing_operations:
-            if step.apply_predict:
-                x = _preprocessed(step, x)
-        outputs = self.module(x)
-        return outputs[-1] if isinstance(outputs, (list, tuple)) else outputs
-
-
-def _preprocessed(step: Any, x: Tensor) -> Tensor:
-    """The output of one preprocessor of ART, differentiable in x."""
-    from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
-
-    if isinstance(step, PreprocessorPyTorch):
-        return step.forward(x)[0]
-    given = x.detach().cpu().numpy()
-    value = _tensor(step(given.copy())[0], x)
-
-    def product(gradient: Tensor) -> Tensor:
-        return _tensor(step.estimate_gradient(given.copy(), gradient.cpu().numpy()), x)
-
-    return BackwardBy.apply(x, value, product)
-
-
-class ArtClassifier(_Art):
-    """A classifier of ART that isn't torch's; see `art_module`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.scaled(x)
-        given = x.detach().cpu().numpy()
-
-        def product(gradient: Tensor) -> Tensor:
-            if not hasattr(self.classifier, "class_gradient"):
-                raise NotImplementedError(
-                    f"{type(self.classifier).__qualname__} of ART has no gradients; attack it by queries alone "
-                    "(square, evolutionary, art:HopSkipJump)"
-                )
-            jacobian = _tensor(self.classifier.class_gradient(given.copy()), x)
-            return torch.einsum("nk,nk...->n...", gradient, jacobian)
-
-        return BackwardBy.apply(x, _tensor(self.classifier.predict(given.copy()), x), product)
-
-
-def _tensor(values: Any, like: Tensor) -> Tensor:
-    return torch.tensor(np.asarray(values), dtype=like.dtype, device=like.device)
-
-
-def _check_outputs(defense: Model, name: str) -> None:
-    """Raises ValueError for a model that doesn't answer two images as it should."""
-    outputs = defense.num_classes + int(defense.rejects)
-    shape = defense.spec.shape
-    device = next((part.device for part in defense.parameters()), torch.device("cpu"))
-    try:
-        with torch.no_grad():
-            found = defense(torch.zeros(2, *shape, device=device))
-    except Exception as error:  # it is a user's code: anything may happen
-        raise ValueError(f"{name} fails on images of shape {(2, *shape)}: {one_line(error)}") from error
-    if not isinstance(found, Tensor):
-        raise ValueError(f"{name} returns {type(found).__name__}, not a tensor of logits [N,{outputs}]")
-    if tuple(found.shape) == (2, outputs + 1) and not defense.rejects:
-        raise ValueError(
-            f"{name} returns {outputs + 1} outputs for {outputs} classes; if the last one means that the input is "
-            "rejected, say rejects=True"
-        )
-    if tuple(found.shape) != (2, outputs):
-        raise ValueError(f"{name} returns shape {tuple(found.shape)} for 2 images, not {(2, outputs)}")

@@ -1,18 +1,23 @@
-"""Data that a program hands over: tensors or arrays, or a folder of images by class."""
+"""Data that a program hands over: tensors or arrays, a data set of torch, or a folder of images by class."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.errors import InputError
 from manifold_bench.defenses.base import LabelledImages
+from manifold_bench.defenses.errors import one_line
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 """Endings of the files that a folder of images is read from."""
@@ -51,31 +56,123 @@ def dataset_of(name: str, images: LabelledImages, num_classes: int) -> type[Give
     return type("Given", (Given,), fields)
 
 
-def labelled_images(data: Any) -> LabelledImages:
-    """Return images with their labels from a pair of tensors or arrays, or from a folder (`read_folder`).
+USAGE = (
+    "data: give the name of a data set, a folder of images, a torch Dataset, or a pair (images [N,C,H,W] in [0,1], "
+    "labels [N])"
+)
 
-    Images: [N,C,H,W], real numbers in [0,1]; labels: [N], integers ≥ 0. Raises InputError.
+
+def labelled_images(data: Any) -> LabelledImages:
+    """Return images with their labels from whatever a program has them in.
+
+    data: a pair of tensors, arrays or lists, images [N,C,H,W] in [0,1] and labels [N]; a `torch.utils.data.Dataset` of
+    such pairs, or of pairs with a picture of PIL, or a `DataLoader` of one, read in the order of the data set; or a
+    folder (`read_folder`). Raises InputError, in one line that says what to write.
     """
     if isinstance(data, (str, Path)):
         return read_folder(Path(data))[0]
+    if isinstance(data, LabelledImages):
+        data = (data.images, data.labels)
+    if isinstance(data, DataLoader):
+        data = data.dataset
+    if isinstance(data, TorchDataset):
+        data = _collected(data)
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise InputError(USAGE)
+    images, labels = _as_tensor("images", data[0]), _as_tensor("labels", data[1])
+    if fault := _fault_of_images(images) or _fault_of_labels(labels, len(images)):
+        raise InputError(f"data: {fault}")
+    return LabelledImages(images.float().contiguous(), labels.long())
+
+
+def _collected(data: TorchDataset[Any]) -> tuple[Tensor, list[Any]]:
+    """The items of a data set of torch in its order, pictures as floats [C,H,W]; raises InputError."""
     try:
-        images, labels = data
-        images, labels = torch.as_tensor(images), torch.as_tensor(labels)
-    except (TypeError, ValueError) as error:
+        size = len(data)  # type: ignore[arg-type]
+        items = [data[number] for number in range(size)]
+        images, labels = [_picture(item[0]) for item in items], [item[1] for item in items]
+    except (TypeError, IndexError, KeyError, NotImplementedError) as error:
         raise InputError(
-            "data: give the name of a data set, a folder of images, or a pair (images [N,C,H,W] in [0,1], labels [N])"
+            "data: the torch Dataset has to have a length and items (image, label); else collect its images and labels "
+            f"in tensors ({one_line(error)})"
         ) from error
-    if images.ndim != 4 or not len(images) or not images.dtype.is_floating_point:
-        raise InputError(f"data: images of shape {tuple(images.shape)} and type {images.dtype}; give floats [N,C,H,W]")
-    if not bool(images.isfinite().all()) or images.min() < 0 or images.max() > 1:
-        raise InputError(
-            f"data: images from {images.min():g} to {images.max():g}; they have to lie in [0,1]. Give normalize=(mean, "
-            "std) where the model takes normalized images"
+    if not items:
+        raise InputError("data: the torch Dataset is empty")
+    return _as_tensor("images", images), labels
+
+
+def _picture(image: Any) -> Tensor:
+    """An image of a data set of torch: tensors as they are, pictures of PIL and their arrays as floats [C,H,W]."""
+    if isinstance(image, Tensor):
+        return image
+    pixels = np.array(image)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / (255 if pixels.dtype == np.uint8 else 1))
+
+
+def _as_tensor(what: str, value: Any) -> Tensor:
+    """A tensor on the CPU with the values of a tensor, an array, a column of pandas or a list; raises InputError."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    try:
+        if isinstance(value, (list, tuple)) and any(isinstance(one, Tensor) for one in value):
+            return torch.stack([torch.as_tensor(one).detach().cpu() for one in value])
+        array = np.array(value)  # a copy: torch cannot share what is read-only
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"data: {what} of different shapes; give all the same shape ({one_line(error)})") from error
+    if array.dtype.kind not in "buif":
+        advice = "; numpy.unique(labels, return_inverse=True)[1] are numbers" if what == "labels" else ""
+        raise InputError(f"data: {what} of type {array.dtype}; give numbers{advice}")
+    return torch.from_numpy(array)
+
+
+def _fault_of_images(images: Tensor) -> str | None:
+    """What is wrong with images, and what to write; None where they are floats [N,C,H,W] in [0,1]."""
+    shape = tuple(images.shape)
+    found = f"images of shape {shape}"
+    if not images.numel():
+        return f"{found}; give at least one image"
+    if images.ndim == 3:
+        return f"{found} have no channels; give images[:, None], of shape [N,1,H,W]"
+    if images.ndim == 2:
+        channels = next((c for c in (1, 3) if shape[1] % c == 0 and isqrt(shape[1] // c) ** 2 == shape[1] // c), None)
+        side = isqrt(shape[1] // channels) if channels else 0
+        sizes = f"{channels}, {side}, {side}" if channels else "C, H, W"
+        return f"{found} are flat; give images.reshape(-1, {sizes})"
+    if images.ndim != 4:
+        return f"{found}; give [N,C,H,W]"
+    if shape[1] not in (1, 3) and shape[3] in (1, 3, 4):
+        permuted = "images.permute(0, 3, 1, 2) of a tensor, images.transpose(0, 3, 1, 2) of an array"
+        return f"{found} look like [N,H,W,C]; give [N,C,H,W]: {permuted}"
+    if not images.dtype.is_floating_point:
+        return f"images of type {images.dtype}; give floats in [0,1], as in images / 255"
+    if not bool(images.isfinite().all()):
+        return "images with NaN or infinite values; give finite ones in [0,1]"
+    low, high = (float(value) for value in images.aminmax())
+    if low < 0:
+        return (
+            f"images from {low:g} to {high:g}, not in [0,1]; give them as they were before they were normalized, and "
+            "normalize=(mean, std) for the model"
         )
-    whole = not labels.dtype.is_floating_point and labels.dtype != torch.bool
-    if labels.shape != images.shape[:1] or not whole or labels.min() < 0:
-        raise InputError(f"data: labels of shape {tuple(labels.shape)} and type {labels.dtype}; give integers ≥ 0 [N]")
-    return LabelledImages(images.detach().cpu().float().contiguous(), labels.detach().cpu().long())
+    if high > 1:
+        return f"images from {low:g} to {high:g}, not in [0,1]; give images / 255 where 255 is white"
+    return None
+
+
+def _fault_of_labels(labels: Tensor, n: int) -> str | None:
+    """What is wrong with the labels of n images, and what to write; None where they are integers ≥ 0 [N]."""
+    shape = tuple(labels.shape)
+    if shape == (n, 1):
+        return f"labels of shape {shape}; give labels[:, 0]"
+    if labels.ndim == 2 and shape[0] == n:
+        return f"labels of shape {shape} look like one-hot vectors; give labels.argmax(1)"
+    if shape != (n,):
+        return f"labels of shape {shape} for {n} images; give one for each image, shape [{n}]"
+    if labels.dtype.is_floating_point or labels.dtype == torch.bool:
+        return f"labels of type {labels.dtype}; give integers, as in labels.long() of a tensor, labels.astype(int) else"
+    if int(labels.min()) < 0:
+        return f"labels from {int(labels.min())} on; give integers from 0 on"
+    return None
 
 
 def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:

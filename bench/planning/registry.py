@@ -64,16 +64,24 @@ def find(kind: Kind, name: str) -> type[Any]:
 
     `library:Class` is an attack adapter's name (art:DeepFool) where `library` is registered, else a module's. The name
     of a defense may also be that of a model: `package.module:net` or `file.py:net` for a module, a function of tensors
-    or a function without arguments that returns one of these, and `file.pt` for a TorchScript module.
+    or a function without arguments that returns one of these; each of them followed by `@weights.safetensors` or
+    `@weights.pt`, for a module with these weights; `timm:name` and `robustbench:dataset/threat model/name`; and
+    `file.pt` for a TorchScript module.
     """
     if (kind, name) in _handed_in:
         return _handed_in[kind, name]
-    if kind == "defenses" and Path(name).suffix in (".pt", ".pth", ".ts"):
-        return _torchscript(name)
     points = registered(kind)
     prefix, colon, attribute = name.partition(":")
+    if kind == "defenses":
+        network, _, weights = name.rpartition("@")
+        if ":" in network:
+            return _defense_of(name, _object(kind, network), Path(weights))
+        if Path(name).suffix in (".pt", ".pth", ".ts"):
+            return _torchscript(name)
+        if prefix in ("timm", "robustbench") and attribute:
+            return _of_library(name, prefix, attribute)
     if prefix.endswith(".py") and colon:
-        return _checked(kind, name, _attribute(kind, name, _import_file(kind, name, Path(prefix)), attribute))
+        return _checked(kind, name, _object(kind, name))
     if name in points:
         return _load(kind, points[name])
     if kind == "attacks" and colon and prefix in points:
@@ -87,9 +95,17 @@ def find(kind: Kind, name: str) -> type[Any]:
             f"unknown {SINGULAR[kind]} {name!r}{nearest(name, known)}; "
             f"`manifold-bench list` names all {len(known)}; package.module:Name is allowed too"
         )
+    return _checked(kind, name, _object(kind, name))
+
+
+def _object(kind: Kind, name: str) -> Any:
+    """What `package.module:name` or `file.py:name` names; raises InputError."""
+    prefix, _, attribute = name.partition(":")
+    if prefix.endswith(".py"):
+        return _attribute(kind, name, _import_file(kind, name, Path(prefix)), attribute)
     if not all(part.isidentifier() for part in [*prefix.split("."), *attribute.split(".")]):
         raise InputError(f"unknown {SINGULAR[kind]} {name!r}; give a registered name or package.module:Name")
-    return _checked(kind, name, _attribute(kind, name, prefix, attribute))
+    return _attribute(kind, name, prefix, attribute)
 
 
 def _import_file(kind: Kind, name: str, path: Path) -> str:
@@ -142,23 +158,38 @@ def _torchscript(name: str) -> type[Any]:
     return cls
 
 
-def _defense_of(name: str, found: Any) -> type[Any]:
-    """The defense class of a model that a user's module holds under that name; raises InputError."""
+def _of_library(name: str, library: str, model: str) -> type[Any]:
+    """The defense that a pretrained model of a library is; raises InputError."""
+    from manifold_bench.bench.planning.named_models import robustbench_model, timm_model
+    from manifold_bench.defenses.models import class_of
+
+    made = timm_model(model) if library == "timm" else robustbench_model(model)
+    return _by_reference(class_of(made, name, library))
+
+
+def _defense_of(name: str, found: Any, weights: Path | None = None) -> type[Any]:
+    """The defense class of a model that a user's module holds under that name; raises InputError.
+
+    weights: file of weights that it gets.
+    """
     import torch
 
+    from manifold_bench.bench.planning.named_models import with_weights
     from manifold_bench.defenses.models import class_of, name_of
 
     prefix = name.partition(":")[0]
     module = Path(prefix).stem if prefix.endswith(".py") else prefix
     with contained(f"defense {name!r}: {name_of(found)} is no model"):
         torch.manual_seed(0)  # weights that are drawn have to be the same in every process
-        made = found() if _needs_no_arguments(found) else found
+        made = found() if needs_no_arguments(found) else found
         if isinstance(made, type):
             raise TypeError(f"{made.__qualname__} takes arguments; name an instance, or a function that returns one")
+        if weights is not None:
+            made = with_weights(made, weights)
         return _by_reference(class_of(made, name, module, bool(getattr(made, "randomized", False))))
 
 
-def _needs_no_arguments(found: Any) -> bool:
+def needs_no_arguments(found: Any) -> bool:
     """Whether it is a class or a function that can be called with nothing: a factory."""
     if not (inspect.isclass(found) or inspect.isroutine(found)):
         return False

@@ -62,7 +62,7 @@ def run_plots(results: Results, summary: pd.DataFrame) -> Iterator[style.Plot]:
         if panel.is_noise:
             continue  # its table says it all
         records, name = of_dataset[panel.dataset], (panel.dataset, panel.norm)
-        if np.isfinite(panel.attacked["eps"]).all():
+        if panel.has_curves:
             yield style.Plot((*name, "curves"), security_curves(panel), "curves")
         searched = _searched(records[records["norm"] == panel.norm], minimal)
         if len(searched):
@@ -77,15 +77,21 @@ def run_plots(results: Results, summary: pd.DataFrame) -> Iterator[style.Plot]:
             yield style.Plot((dataset, "images", str(page)), grid)
 
 
-def security_curves(panel: Panel) -> Figure:
+def security_curves(*panels: Panel) -> Figure:
     """Worst-case robust accuracy over ε with its 95 % Wilson band, a line per defense, clean accuracy at ε = 0.
 
-    A hollow marker is a partial worst case: an attack failed, or the attacks
-    share only some inputs. A failed or skipped worst case leaves a gap.
+    A hollow marker is a partial worst case: an attack failed, or the attacks share only some inputs. A failed or
+    skipped worst case leaves a gap. Several panels lie one below the other.
     """
+    figure = style.blank_figure(6.4, sum(max(4.0, 0.6 + 0.2 * len(panel.defenses)) for panel in panels))
+    for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        _draw_security_curves(axes, panel)
+    return figure
+
+
+def _draw_security_curves(axes: Axes, panel: Panel) -> None:
     dataset, norm, clean, _ = panel
     worst = panel.worst
-    figure, axes = style.new_figure(6.4, max(4.0, 0.6 + 0.2 * worst["defense"].nunique()))
     bold = style.weights(worst["defense"].nunique())
     for i, (defense, rows) in enumerate(worst.groupby("defense")):
         points = pd.concat([clean[clean["defense"] == defense], rows]).sort_values("eps")
@@ -109,7 +115,6 @@ def security_curves(panel: Panel) -> Figure:
     if len(worst):
         title = "defense" + ("\n(hollow: partial)" if (worst["status"] == "partial").any() else "")
         style.legend_beside(axes, title)
-    return figure
 
 
 def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Collection[str]) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,6 +85,15 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def blank_figure(width: float, height: float) -> Figure:
     """A figure of that size in inches, outside pyplot's registry: nothing has to be closed, no display is asked for."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Drawing(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+class Drawing(Figure):
+    """A figure that shows itself in a notebook, where pyplot shows only its own."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=100)
+        return file.getvalue()

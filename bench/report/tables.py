@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics.effort import effort_note
@@ -139,6 +140,11 @@ class Panel(NamedTuple):
     def is_noise(self) -> bool:
         """Whether its inputs are noise, which has no right answers."""
         return self.norm == FOOLING
+
+    @property
+    def has_curves(self) -> bool:
+        """Whether its attacks have perturbation sizes that a curve can be drawn over."""
+        return not self.is_noise and bool(np.isfinite(self.attacked["eps"]).all())
 
     @property
     def title(self) -> str:

@@ -139,7 +139,7 @@ def clean_records(job: Job) -> tuple[pd.DataFrame, list[str]]:
     uneven = layers.uneven()
     if job.kind == CALIBRATION:
         return frame, uneven
-    note = "; ".join(remarks(job, rows.x, answer, outputs, bool(uneven)))
+    note = "; ".join(remarks(job, rows, answer, outputs, bool(uneven)))
     return frame.assign(reason=note, **_pictures(job, defense, rows.x, rows.x)), uneven
 
 

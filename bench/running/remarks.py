@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict
@@ -13,9 +14,11 @@ from manifold_bench.attacks.outputs import probabilities
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
 from manifold_bench.bench.records.schema import UNSTEADY
-from manifold_bench.bench.running.judge import scored_answers
+from manifold_bench.bench.running.judge import Inputs, scored_answers
+from manifold_bench.bench.text import percent
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.checks import in_train_mode
+from manifold_bench.defenses.models import Model
 from manifold_bench.defenses.weights import read_card
 
 FEW = 8
@@ -46,12 +49,13 @@ class OutputCheck:
         return 0 < self._rows == self._alike
 
 
-def remarks(job: Job, x: Tensor, clean: Verdict, outputs: OutputCheck, uneven: bool) -> Iterator[str]:
-    """What is odd about a defense that answered `clean` to a clean pass' images x [N,C,H,W]: a sentence for each.
+def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, uneven: bool) -> Iterator[str]:
+    """What is odd about a defense that answered `clean` to the inputs of a clean pass: a sentence for each.
 
     outputs: what was noted of its outputs meanwhile. uneven: whether its layers round by the size of the batch.
     """
-    defense = outputs.defense
+    defense, x = outputs.defense, inputs.x
+    yield from _guesses(defense, clean, inputs.y)
     if outputs.probabilities:
         yield "its outputs look like probabilities (each row sums to 1); attacks take their logarithms"
     if defense.rejects and clean.rejected.all():
@@ -64,6 +68,16 @@ def remarks(job: Job, x: Tensor, clean: Verdict, outputs: OutputCheck, uneven: b
     if any(layer.training for layer in defense.modules()):
         yield "its forward puts layers into train mode"
     yield from _left_in_train_mode(job.defense)
+
+
+def _guesses(defense: Defense, clean: Verdict, labels: Tensor) -> Iterator[str]:
+    """Whether the classes of clean images are no more often right than guesses would be, at a level of 5 %."""
+    right, n = int((clean.labels == labels).sum()), len(labels)
+    if binomtest(right, n, 1 / defense.num_classes, alternative="greater").pvalue > 0.05:
+        advice = ""
+        if isinstance(defense, Model) and defense.spec.normalize is None:
+            advice = "; if it was trained on normalized images, say normalize = [mean, standard deviation]"
+        yield f"it is right on {percent(right / n)} % of {n} clean images, as guesses are{advice}"
 
 
 def _noise(like: Tensor) -> Tensor:
@@ -94,7 +108,8 @@ def _left_in_train_mode(ref: TrainedRef) -> Iterator[str]:
     A constructor whose weights come from a training has nothing to evaluate yet.
     """
     if ref.weights is None:
-        who, layers = "constructor", in_train_mode(ref.build())
+        built = ref.build()
+        who, layers = "owner" if isinstance(built, Model) else "constructor", in_train_mode(built)
     else:
         who, layers = "fit", read_card(ref.weights).notes.get("in train mode", [])
     if layers:

@@ -73,10 +73,15 @@ def write_stamp(folder: Path, request: dict[str, Any], read: Mapping[str, str], 
 def code_of_users(systems: Iterable[tuple[str, type[Any]]]) -> dict[str, str] | None:
     """Return the hash of every file of users' code that systems run, each given by its name in the matrix and class.
 
-    None where a class lies neither in this project nor in a user's file: no hash covers it.
+    None where a class lies neither in this project nor in a user's file, because no hash covers it, and for a defense
+    that isn't trained by a run, because it may read its weights from anywhere.
     """
+    from manifold_bench.defenses.base import Defense, Trainable  # late: a finished run waits for no torch
+
     found: dict[str, str] = {}
     for name, cls in systems:
+        if issubclass(cls, Defense) and cls.fit is Trainable.fit:
+            return None
         if cls.__module__.startswith("manifold_bench."):
             continue
         named = [name.partition(":")[0]] if ":" in name else []

@@ -1,8 +1,9 @@
-"""What a process that ran a user's code answers is data: nothing in it runs, and what is no answer costs its own cells."""
+"""What a process that ran user code answers is data: nothing in it runs, and a forged one costs its own cells."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
 import signal
@@ -49,9 +50,7 @@ def test_a_failure_is_one_line_however_it_was_written():
 
 
 def test_an_answer_is_read_as_it_comes_and_never_waited_for():
-    from multiprocessing.connection import Pipe as pipe_of
-
-    mine, theirs = pipe_of(duplex=False)
+    mine, theirs = multiprocessing.Pipe(duplex=False)
     pipe, line = Pipe(mine, 7), Ending(7, {"a": [1.5, None, "é"]}, memory=5).line()
     assert pipe.read() is None
     os.write(theirs.fileno(), line[:10])
@@ -61,9 +60,7 @@ def test_an_answer_is_read_as_it_comes_and_never_waited_for():
 
 
 def test_the_end_of_a_pipe_is_no_answer():
-    from multiprocessing.connection import Pipe as pipe_of
-
-    mine, theirs = pipe_of(duplex=False)
+    mine, theirs = multiprocessing.Pipe(duplex=False)
     theirs.close()
     with pytest.raises(EOFError):
         Pipe(mine, 7).read()

@@ -1,0 +1,107 @@
+"""Models that a name stands for: files of weights for a network, and the models of timm and RobustBench."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.folders import cache_folder
+from manifold_bench.bench.planning.registry import nearest
+from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.models import Normalize
+
+WRAPPED = ("state_dict", "model_state_dict", "model")
+"""Keys under which checkpoints keep the weights next to other things."""
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""What `DataParallel` and `torch.compile` write before each name."""
+
+
+def with_weights(model: object, path: Path) -> nn.Module:
+    """Fill a module with the weights of a file and return it.
+
+    path: a file of safetensors, or of a state dict that torch saved, alone or in a checkpoint. Nothing is unpickled
+    but tensors. Raises InputError.
+    """
+    place = f"weights {str(path)!r}"
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{place}: {type(model).__name__} is no torch.nn.Module that weights could be loaded into")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{place}: no such file") from error
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(
+            f"{place}: holds no weights alone (whole models are not unpickled, because that would run their code); "
+            "save them with torch.save(model.state_dict(), file) or safetensors.torch.save_file"
+        ) from error
+    state = next((state[key] for key in WRAPPED if isinstance(state, dict) and isinstance(state.get(key), dict)), state)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{place}: holds no state dict; save model.state_dict()")
+    for wrapper in WRAPPERS:
+        state = {name.removeprefix(wrapper): value for name, value in state.items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{place}: does not fit {type(model).__name__} ({one_line(error)})") from error
+    return model
+
+
+@cache
+def timm_model(name: str) -> nn.Module:
+    """A pretrained model of timm with its own normalization in front: images in [0,1] → logits. Raises InputError."""
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(f"defense 'timm:{name}': timm is not installed; run `pip install timm`") from error
+    if not timm.is_model(name):
+        raise InputError(f"defense 'timm:{name}': timm has no such model{nearest(name, timm.list_models())}")
+    model = _downloaded(f"timm:{name}", lambda: timm.create_model(name, pretrained=True))
+    made_for = model.pretrained_cfg
+    return nn.Sequential(Normalize(made_for["mean"], made_for["std"], made_for["input_size"][0]), model).eval()
+
+
+@cache
+def robustbench_model(name: str) -> nn.Module:
+    """A model of RobustBench's zoo by `dataset/threat model/name`: images in [0,1] → logits. Raises InputError."""
+    place = f"defense 'robustbench:{name}'"
+    try:
+        from robustbench.model_zoo import model_dicts
+        from robustbench.utils import load_model
+    except ImportError as error:
+        raise InputError(f"{place}: robustbench is not installed; run `pip install robustbench`") from error
+    known = {
+        f"{dataset.value}/{threat.value}/{model}"
+        for dataset, threats in model_dicts.items()
+        for threat, models in threats.items()
+        for model in models
+    }
+    if name not in known:
+        example = nearest(name, sorted(known)) or "; name one as in robustbench:cifar10/Linf/Carmon2019Unlabeled"
+        raise InputError(f"{place}: RobustBench has no such model{example}")
+    dataset, threat, model = name.split("/")
+    folder = cache_folder("robustbench")
+    return _downloaded(
+        f"robustbench:{name}",
+        lambda: load_model(model_name=model, dataset=dataset, threat_model=threat, model_dir=folder),
+    )
+
+
+def _downloaded(name: str, load: Callable[[], Any]) -> Any:
+    """What `load` returns; whatever it raises becomes an InputError that speaks of the network."""
+    try:
+        return load()
+    except Exception as error:  # of any library that downloads
+        raise InputError(
+            f"defense {name!r}: cannot be loaded ({one_line(error)}); its weights are downloaded once, "
+            "which needs the network"
+        ) from error

@@ -1,0 +1,102 @@
+"""What a model answers, tried on a few images: what is no logits is refused with a line that says what to write."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from manifold_bench.defenses.errors import one_line
+
+SIZES = (4, 8, 10, 16, 32, 50, 64, 100, 128)
+"""Batches that are tried for models that take one size alone."""
+
+ADVICE: tuple[tuple[str, Callable[[Tensor], object]], ...] = (
+    ("it computes in float64; give model.float()", Tensor.double),
+    ("it computes in float16; give model.float()", Tensor.half),
+    ("it computes in bfloat16; give model.float()", Tensor.bfloat16),
+    ("it takes flat images; give nn.Sequential(nn.Flatten(), model)", lambda x: x.flatten(1)),
+    ("it takes images [N,H,W,C]; give lambda x: model(x.permute(0, 2, 3, 1))", lambda x: x.permute(0, 2, 3, 1)),
+    ("it takes images [N,H,W]; give lambda x: model(x[:, 0])", lambda x: x[:, 0]),
+    ("it takes one image alone; give lambda x: torch.cat([model(image[None]) for image in x])", lambda x: x[:1]),
+    ("it takes one image [C,H,W]; give lambda x: torch.stack([model(image) for image in x])", lambda x: x[0]),
+    ("it takes arrays; give lambda x: torch.as_tensor(model(x.cpu().numpy()))", Tensor.numpy),
+    *(
+        (
+            f"it takes {size} images alone; it has to take any number",
+            lambda x, n=size: x[:1].repeat(n, 1, 1, 1),
+        )
+        for size in SIZES
+    ),
+)
+"""What a model may expect in place of images [N,C,H,W], and what to write in that case."""
+
+
+def answers(model: nn.Module, images: Tensor, name: str) -> Tensor:
+    """Return the logits of images [N,C,H,W] in evaluation mode: a float tensor [N,M]; the model is left as it was.
+
+    name: of the model in messages. Raises ValueError, in one line, for a model that fails or returns anything else.
+    """
+    placed = next(iter([*model.parameters(), *model.buffers()]), images).device
+    if placed.type == "meta":
+        raise ValueError(f"{name} has its weights on the device 'meta', which holds no numbers; load them first")
+    images = images.to(placed)
+    with evaluating(model), torch.no_grad():
+        try:
+            found = model(images.clone())
+        except Exception as error:  # it is a user's code: anything may happen
+            advice = next((f"; {words}" for words, changed in ADVICE if _takes(model, changed(images.clone()))), "")
+            shape = tuple(images.shape)
+            raise ValueError(f"{name} fails on images of shape {shape}: {one_line(error)}{advice}") from error
+    if fault := _fault(found, len(images)):
+        raise ValueError(f"{name} returns {fault}")
+    return found
+
+
+def _takes(model: nn.Module, given: object) -> bool:
+    """Whether a model answers this in place of images."""
+    try:
+        model(given)
+    except Exception:  # it is a user's code: anything may happen
+        return False
+    return True
+
+
+def _fault(found: object, n: int) -> str | None:
+    """What a model returned for n images in place of logits, and what to write; None where nothing is wrong."""
+    if isinstance(found, dict):
+        key = next((key for key in found if "logit" in str(key)), next(iter(found), "logits"))
+        return f"a dict of {', '.join(map(str, found))}; give lambda x: model(x)[{key!r}]"
+    if isinstance(found, (tuple, list)):
+        place = next((i for i, part in enumerate(found) if not _fault(part, n)), 0)
+        return f"a {type(found).__name__} of {len(found)}; give lambda x: model(x)[{place}]"
+    if not isinstance(found, Tensor):
+        return f"{type(found).__name__}, not a tensor of logits [N,K]; compute in torch, so that there are gradients"
+    shape = tuple(found.shape)
+    if shape in ((n,), (n, 1)) and found.is_floating_point():
+        return (
+            f"shape {shape} for {n} images, not one output for each class; "
+            "give lambda x: torch.stack([-model(x).flatten(), model(x).flatten()], 1) for two classes"
+        )
+    if not found.is_floating_point():
+        return f"{found.dtype} of shape {shape} for {n} images, not logits; return the outputs, not the classes"
+    if len(shape) > 2 and shape[0] == n and math.prod(shape[1:]) == shape[1]:
+        return f"shape {shape} for {n} images; give lambda x: model(x).flatten(1)"
+    if len(shape) != 2 or shape[0] != n:
+        return f"shape {shape} for {n} images, not ({n}, number of classes)"
+    return None
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and each of its parts back into its own mode at the end."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

@@ -1,0 +1,94 @@
+"""Classifiers of ART as modules, with their preprocessing and their gradients."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from manifold_bench.defenses.bpda import BackwardBy
+
+
+def art_module(classifier: Any) -> nn.Module:
+    """An ART classifier as a module of images in [0,1] → its outputs [N,K], preprocessing included.
+
+    A `PyTorchClassifier` is differentiated by torch: through its own module and the preprocessors in torch, and with
+    `estimate_gradient` through the others, as ART does it. Other classifiers are differentiated by `class_gradient`,
+    at the price of K backward passes; those without it raise NotImplementedError when a gradient is needed.
+    """
+    from art.estimators.classification import PyTorchClassifier  # late: importing ART takes seconds
+
+    if not hasattr(classifier, "nb_classes"):
+        raise TypeError(f"{type(classifier).__qualname__} of ART is no classifier")
+    return ArtTorch(classifier) if isinstance(classifier, PyTorchClassifier) else ArtClassifier(classifier)
+
+
+class _Art(nn.Module):
+    """What both have in common: images come in [0,1] and are scaled to the values that the classifier clips to."""
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__()
+        self.classifier = classifier
+        low, high = (0.0, 1.0) if classifier.clip_values is None else classifier.clip_values
+        self.low, self.high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        low, high = (torch.as_tensor(value, device=x.device) for value in (self.low, self.high))
+        return low + (high - low) * x
+
+
+class ArtTorch(_Art):
+    """A `PyTorchClassifier` of ART; see `art_module`."""
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__(classifier)
+        self.module = copy.deepcopy(classifier.model).eval()  # as its `predict` does
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.scaled(x)
+        for step in self.classifier.preprocessing_operations:
+            if step.apply_predict:
+                x = _preprocessed(step, x)
+        outputs = self.module(x)
+        return outputs[-1] if isinstance(outputs, (list, tuple)) else outputs
+
+
+def _preprocessed(step: Any, x: Tensor) -> Tensor:
+    """The output of one preprocessor of ART, differentiable in x."""
+    from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+
+    if isinstance(step, PreprocessorPyTorch):
+        return step.forward(x)[0]
+    given = x.detach().cpu().numpy()
+    value = _tensor(step(given.copy())[0], x)
+
+    def product(gradient: Tensor) -> Tensor:
+        return _tensor(step.estimate_gradient(given.copy(), gradient.cpu().numpy()), x)
+
+    return BackwardBy.apply(x, value, product)
+
+
+class ArtClassifier(_Art):
+    """A classifier of ART that isn't torch's; see `art_module`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.scaled(x)
+        given = x.detach().cpu().numpy()
+
+        def product(gradient: Tensor) -> Tensor:
+            if not hasattr(self.classifier, "class_gradient"):
+                raise NotImplementedError(
+                    f"{type(self.classifier).__qualname__} of ART has no gradients; attack it by queries alone "
+                    "(square, evolutionary, art:HopSkipJump)"
+                )
+            jacobian = _tensor(self.classifier.class_gradient(given.copy()), x)
+            return torch.einsum("nk,nk...->n...", gradient, jacobian)
+
+        return BackwardBy.apply(x, _tensor(self.classifier.predict(given.copy()), x), product)
+
+
+def _tensor(values: Any, like: Tensor) -> Tensor:
+    return torch.tensor(np.asarray(values), dtype=like.dtype, device=like.device)
