@@ -1,0 +1,76 @@
+"""The training on perturbed images that several defenses share: a growing radius, one loop, figures of both kinds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from manifold_bench.defenses.base import LabelledImages, Progress
+from manifold_bench.defenses.training import Training, accuracy, device_of, epochs_for, initialise, train_module
+from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialTrainingSpec(UndefendedSpec):
+    """norm, eps: the threat model that is trained for.
+
+    warm_up: share of the training over which the radius grows from 0 to eps (without it the network collapses to a
+    constant at L∞ 0.3). mixed_precision: see `Training`. Other fields as for `undefended`.
+    """
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: Annotated[float, Gt(0)] = 0.3
+    warm_up: Annotated[float, Ge(0), Le(1)] = 0.3
+    epochs: Annotated[int, Ge(1)] = 14
+    rate: Annotated[float, Gt(0)] = 1e-3
+    mixed_precision: bool = False
+
+
+class AdversarialTraining(Undefended):
+    """The undefended classifier's network, trained on images that are perturbed within a growing radius."""
+
+    Spec: ClassVar = AdversarialTrainingSpec
+    family: ClassVar[str] = "adversarial training"
+    stage: ClassVar[str]
+    """Name of the training, for progress and checkpoints; its random numbers depend on it."""
+    spec: AdversarialTrainingSpec
+
+    def perturbed(self, images: Tensor, labels: Tensor, ramp: float) -> Tensor:
+        """Return the training's own adversarial images [N,C,H,W] within `ramp` · ε, ramp in [0, 1]."""
+        raise NotImplementedError
+
+    def loss(self, images: Tensor, labels: Tensor, ramp: float) -> Tensor:
+        """Return what the network's weights descend for a batch [N,C,H,W] at `ramp` · ε."""
+        raise NotImplementedError
+
+    def fit(
+        self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
+    ) -> dict[str, float]:
+        spec = self.spec
+        initialise(self.network, seed)
+
+        def step(images: Tensor, labels: Tensor, done: float) -> Tensor:
+            return self.loss(images, labels, min(1.0, done / spec.warm_up) if spec.warm_up else 1.0)
+
+        epochs = epochs_for(budget, spec.epochs, len(train))
+        mixed = spec.mixed_precision
+        training = Training(self.stage, seed, epochs, spec.batch_size, spec.rate, mixed_precision=mixed)
+        train_module(self.network, step, train, training, progress, lambda: self.figures(validation))
+        self.eval()
+        return self.figures(validation)
+
+    def figures(self, validation: LabelledImages) -> dict[str, float]:
+        """Accuracy on the validation images, clean and under the training's own attack (its first 1,000)."""
+        device = device_of(self)
+        images, labels = validation.images[:1000].to(device), validation.labels[:1000]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            attacked = LabelledImages(self.perturbed(images, labels.to(device), 1.0), labels)
+        return {
+            "validation_accuracy": accuracy(self.network, validation),
+            "validation_accuracy_under_training_attack": accuracy(self.network, attacked),
+        }

@@ -1,0 +1,79 @@
+"""Defensive distillation: Papernot et al. 2016, "Distillation as a Defense to Adversarial Perturbations against Deep
+Neural Networks" (https://arxiv.org/abs/1511.04508)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Gt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from manifold_bench.defenses.augmentation import shifted
+from manifold_bench.defenses.base import LabelledImages, Progress
+from manifold_bench.defenses.training import Step, Training, accuracy, epochs_for, initialise, train_module
+from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationSpec(UndefendedSpec):
+    """temperature: T of both trainings (paper: 100 on MNIST). epochs: of each of the two.
+
+    mixed_precision: see `Training`. Other fields as for `undefended`.
+    """
+
+    temperature: Annotated[float, Gt(0)] = 100.0
+    mixed_precision: bool = False
+
+
+class Distillation(Undefended):
+    """The undefended classifier's network z, taught by another one of the same shape, both at temperature T.
+
+    Teacher: min E CE(softmax(z(x) / T), y). Student: min E CE(softmax(z(x) / T), softmax(z_teacher(x) / T)). Deployed
+    at T = 1: the student's logits are about T times as large as usual, so that its softmax is 0 and 1 in float32 and
+    the gradient of a cross-entropy on it vanishes. That is all that it defends by: losses on logits (any margin)
+    and losses at the temperature of the training see what they see of the undefended classifier (Carlini and Wagner
+    2016, https://arxiv.org/abs/1607.04311).
+    """
+
+    Spec: ClassVar = DistillationSpec
+    family: ClassVar[str] = "gradient masking"
+    spec: DistillationSpec
+
+    def fit(
+        self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
+    ) -> dict[str, float]:
+        spec = self.spec
+        assert spec.epochs and spec.rate
+        teacher = copy.deepcopy(self.network)
+        initialise(teacher, seed + 1)
+        initialise(self.network, seed)
+        most = train.images.shape[-1] // 16
+        epochs = epochs_for(budget, spec.epochs, len(train))
+
+        def softened(network: nn.Module, images: Tensor) -> Tensor:
+            return network(images).float() / spec.temperature
+
+        def taught_by_labels(images: Tensor, labels: Tensor, done: float) -> Tensor:
+            return F.cross_entropy(softened(teacher, shifted(images, most)), labels)
+
+        def taught_by_teacher(images: Tensor, labels: Tensor, done: float) -> Tensor:
+            images = shifted(images, most)
+            with torch.no_grad():
+                target = softened(teacher, images).softmax(1)
+            return F.cross_entropy(softened(self.network, images), target)
+
+        def learn(stage: str, network: nn.Module, step: Step) -> float:
+            training = Training(stage, seed, epochs, spec.batch_size, spec.rate, mixed_precision=spec.mixed_precision)
+            train_module(
+                network, step, train, training, progress, lambda: {"validation_accuracy": accuracy(network, validation)}
+            )
+            return accuracy(network, validation)
+
+        figures = {"validation_accuracy_of_teacher": learn("teacher", teacher, taught_by_labels)}
+        figures["validation_accuracy"] = learn("student", self.network, taught_by_teacher)
+        self.eval()
+        return figures

@@ -1,0 +1,49 @@
+"""Adversarial training by the fast gradient sign method: Goodfellow, Shlens and Szegedy 2015, "Explaining and
+Harnessing Adversarial Examples" (https://arxiv.org/abs/1412.6572)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor
+from torch.nn import functional as F
+
+from manifold_bench.attacks.gradient import steepest
+from manifold_bench.attacks.threat import project
+from manifold_bench.defenses.adversarial_training import AdversarialTraining, AdversarialTrainingSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGSMTrainingSpec(AdversarialTrainingSpec):
+    """clean_share: weight α of the loss on unperturbed images (paper: 0.5). Other fields as for its base."""
+
+    clean_share: Annotated[float, Ge(0), Le(1)] = 0.5
+
+
+class FGSMTraining(AdversarialTraining):
+    """min E [α CE(f(x), y) + (1 − α) CE(f(x + ε sign ∇ₓ CE(f(x), y)), y)] (their section 6).
+
+    Networks learn to make that one step harmless instead of the whole ball ("catastrophic overfitting", Wong et al.
+    2020; "label leaking", Kurakin et al. 2017). Nothing here prevents it: what comes out is a control for the masking
+    diagnosis, on which iterative attacks must beat the single step by far.
+    """
+
+    Spec: ClassVar = FGSMTrainingSpec
+    stage: ClassVar[str] = "fgsm-training"
+    spec: FGSMTrainingSpec
+
+    def loss(self, images: Tensor, labels: Tensor, ramp: float) -> Tensor:
+        share = self.spec.clean_share
+        adversarial = F.cross_entropy(self.network(self.perturbed(images, labels, ramp)), labels)
+        return share * F.cross_entropy(self.network(images), labels) + (1 - share) * adversarial
+
+    def perturbed(self, images: Tensor, labels: Tensor, ramp: float) -> Tensor:
+        """One step of length `ramp` · ε along the loss' gradient."""
+        norm, eps = self.spec.norm, ramp * self.spec.eps
+        x = images.clone().requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(F.cross_entropy(self.network(x), labels, reduction="sum"), x)
+        return project(images + eps * steepest(gradient, norm), images, norm, eps)

@@ -1,0 +1,48 @@
+"""TRADES: Zhang et al. 2019, "Theoretically Principled Trade-off between Robustness and Accuracy"
+(https://arxiv.org/abs/1901.08573)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+from torch.nn import functional as F
+
+from manifold_bench.defenses.pgd_training import PGDTraining, PGDTrainingSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRADESSpec(PGDTrainingSpec):
+    """beta: weight of the divergence (their code's 1 on MNIST, where their tables write 1/λ). Others as for PGD."""
+
+    beta: Annotated[float, Ge(0)] = 1.0
+
+
+class TRADES(PGDTraining):
+    """min E [CE(f(x), y) + β max KL(p(x) ‖ p(x′))] over weights, with ‖x′ − x‖ ≤ ε and p the softmax of f.
+
+    The inner ascent starts from a random point of the ball as in `pgd-training`. Theirs starts from noise of standard
+    deviation 0.001, where the divergence and its gradient nearly vanish: too little for an ascent in bfloat16.
+    """
+
+    Spec: ClassVar = TRADESSpec
+    stage: ClassVar[str] = "trades"
+    spec: TRADESSpec
+
+    def loss(self, images: Tensor, labels: Tensor, ramp: float) -> Tensor:
+        adversarial = self.perturbed(images, labels, ramp)
+        clean = self.network(images).float().log_softmax(1)
+        attacked = self.network(adversarial).float().log_softmax(1)
+        # the gradient passes through both arguments of the divergence, as in their code
+        divergence = F.kl_div(attacked, clean, reduction="batchmean", log_target=True)
+        return F.nll_loss(clean, labels) + self.spec.beta * divergence
+
+    def objective(self, images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+        """KL(p(x) ‖ p(x′)) as a function of the logits of x′; labels play no part."""
+        with torch.no_grad():
+            clean = self.network(images).float().log_softmax(1)
+        return lambda logits: F.kl_div(logits.float().log_softmax(1), clean, reduction="sum", log_target=True)
