@@ -44,7 +44,7 @@ RESTARTS = ("nb_random_init", "nb_restarts", "num_random_init", "num_rotations",
 class LibraryAttack(ViewAttack):
     """An attack class of another library by its name, with its own parameters.
 
-    attack: the class. parameters: of its constructor, as the library names them; defaults are the library's.
+    attack: name of the class. parameters: arguments of its constructor, as the library names them, with its defaults.
 
     Inputs that are accepted and wrong as they are come back unchanged; so do those for which a minimal attack found
     nothing (some libraries return an empty image there). Raises ValueError where the class doesn't exist or can't

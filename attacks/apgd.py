@@ -27,17 +27,22 @@ RISES = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(ViewAttack):
-    """Auto-PGD (Croce & Hein 2020): momentum, and a step from 2 ε on that halves at checkpoints without progress.
+    """Auto-PGD: gradient ascent with momentum, whose step size halves where progress stops.
 
-    loss: `cross-entropy`, or the difference of logits ratio. On a defense that rejects it is climbed until the answer
-    is wrong, from there minus the reject excess (`attacks.losses.wrong_first`): a best point that is wrong is never
-    left for one that isn't.
-    targets: how many wrong classes of the clean input are aimed at in turn, the likeliest first (None: away from the
-    label), with `dlr`. steps: of each ascent; restarts: ascents towards each class.
-    eot: draws of a randomized defense that every loss and gradient is the mean of.
-    An input leaves the batch as soon as it is beaten.
+    The first step is 2 ε long; progress is checked at the paper's checkpoints.
+
+    On a defense that rejects, the loss is climbed until the answer is wrong, from there minus the reject excess
+    (`attacks.losses.wrong_first`): a best point that is wrong is never left for one that isn't. An input leaves the
+    batch as soon as it is beaten.
+
+    loss: cross-entropy, or the difference of logits ratio (DLR).
+    targets: number of wrong classes that are aimed at in turn, those likeliest for the clean input first; None: away
+    from the label. Only with `dlr`.
+    steps: number of steps of each ascent. restarts: number of ascents towards each class.
+    eot: number of answers of a randomized defense over which every loss and gradient is averaged (EOT).
     """
 
+    paper = "croce2020apgd"
     version: ClassVar[int] = 2
     adapted_to = ("adversarial training",)
 

@@ -18,15 +18,20 @@ from manifold_bench.attacks.target import Target
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(ViewAttack):
-    """AutoAttack with the budgets of the reference implementation.
+    """AutoAttack: APGD, FAB and Square in a row, with fixed budgets and nothing to tune.
 
-    variant (the reference's `version`): `standard`: APGD on the cross-entropy, APGD on the DLR loss and FAB towards 9
-    classes each, all with 100 steps, and Square with 5,000 queries; `rand`, for randomized defenses: APGD on the
-    cross-entropy and on the DLR loss, untargeted, each gradient the mean of 20 draws.
+    Budgets are those of the reference implementation.
+
+    variant: the reference's `version`. `standard` is APGD on the cross-entropy, APGD on the DLR loss and FAB towards 9
+    classes each, all with 100 steps, and Square with 5,000 queries. `rand`, for randomized defenses, is APGD on the
+    cross-entropy and on the DLR loss, untargeted, each gradient the mean of 20 answers.
+
     Which inputs the next attack gets is decided by the defense's verdict. On a defense that rejects each attack has
-    the form that knows it. What FAB searched to the end at one ε it isn't asked at the next: it would find the same.
+    the form that knows it. What FAB searched to the end at one ε it is not given again at the next, where it would find
+    the same.
     """
 
+    paper = "croce2020apgd"
     version: ClassVar[int] = 3
     adapted_to = ("adversarial training",)
 

@@ -24,18 +24,23 @@ class Attack(ABC):
     Its dataclass fields are what a matrix file may set, checked against their types; together with `version` they
     are the attack's identity. Raise `version` whenever the same parameters would give other results, or a field gets
     another default.
+
+    norm: norm in which the perturbation is bounded, one of `norms`.
+    max_forwards: largest number of forward passes that an input may cost; the attack fails when it asks for more. None:
+    no limit.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
     """The norms it can be asked for."""
     version: ClassVar[int] = 1
+    paper: ClassVar[str] = ""
+    """The key of its paper in `bench/references.bib`, or a citation as text."""
     open_parameters: ClassVar[bool] = False
     """For adapters, named `library:Class`: the part after the colon becomes the field `attack`, and keys of the matrix
     file that are not fields become the field `parameters`."""
 
     norm: Norm = "linf"
     max_forwards: Annotated[int, Ge(1)] | None = None
-    """Forward passes an input may cost at most; the attack fails when it asks for more."""
 
     @property
     @abstractmethod

@@ -26,21 +26,26 @@ PROGRESS = 0.9999
 
 @dataclass(frozen=True, kw_only=True)
 class CarliniWagner(ViewAttack):
-    """min ‖δ‖² + c · max(z_y − max_{j≠y} z_j, −κ) over δ by Adam, each step clipped to the box; c by binary search.
+    """Carlini and Wagner's L2 attack: the smallest perturbation with a large enough margin, by Adam.
+
+    min ‖δ‖² + c · max(z_y − max_{j≠y} z_j, −κ) over δ, each step clipped to the box; c by binary search.
 
     Clipping is one of the three ways that their section 5 tries. Their final one, x + δ = (tanh w + 1)/2, stands still
     at pixels that are 0 or 1 exactly, where tanh is saturated. The logits are measured in the `typical_temperature` of
     the clean input's, so that c means the same for logits of any scale.
     On a defense that rejects the margin is followed by the reject excess as soon as the answer is wrong
     (`attacks.losses.selective`).
-    searches: values of c, from `c` on: ten times the last until one succeeds, then halving the interval; rate, steps:
-    Adam's for each. confidence: κ. Defaults are CleverHans' of the paper; Defense-GAN's are searches = 1, steps = 100,
-    rate = 10, c = 100.
-    early: an input leaves a descent once a tenth of its steps lowered neither the least loss nor the smallest distance
-    of a success (their code asks the whole batch, and of the loss as it stands). What is wrong and rejected stays: past
+
+    searches: number of values of c that are tried: from `c` on ten times the last until one succeeds, then bisection.
+    c: the first value. rate, steps: Adam's learning rate and number of steps for each value of c.
+    confidence: the margin κ that is demanded. Defaults are CleverHans' of the paper; Defense-GAN's are searches = 1,
+    steps = 100, rate = 10, c = 100.
+    early: whether an input leaves a descent once a tenth of its steps lowered neither the least loss nor the smallest
+    distance of a success (their code stops whole batches, and only by the loss). What is wrong and rejected stays: past
     a wall the reject excess may well be more than the margin that was overcome.
     """
 
+    paper = "carlini2017"
     version: ClassVar[int] = 2
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
     minimal = True

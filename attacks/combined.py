@@ -17,7 +17,9 @@ from manifold_bench.attacks.latent import Look, RangeAttack, Scene
 
 @dataclass(frozen=True, kw_only=True)
 class Combined(RangeAttack):
-    """min over (δ, z) of c·margin(C(G z)) + λ‖G z − (x + δ)‖, with x + δ in the ball, by one Adam on both.
+    """Optimises the image and its latent together, against defenses that project.
+
+    min over (δ, z) of c·margin(C(G z)) + λ‖G z − (x + δ)‖, with x + δ in the ball, by one Adam on both.
 
     Within a ball there is no ‖δ‖² to pay for, and c/λ follows from a multiplier. Its excess is by how much G z is
     farther from the image than rivals are, since the defense takes the nearest: G z*(x), what it found for images that
@@ -25,7 +27,7 @@ class Combined(RangeAttack):
     that the image flees from what the defense is about to find. Where the full-strength defense denies a success, r
     goes on from what that one found.
 
-    image_rate: Adam's for δ, as a share of ε (in L2: of ε for all pixels together).
+    image_rate: Adam's learning rate for δ, as a share of ε (in L2: of ε for all pixels together).
     """
 
     adapted_to = ("projection",)

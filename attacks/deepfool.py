@@ -23,14 +23,18 @@ SHORTEST = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class DeepFool(ViewAttack):
-    """DeepFool in L2 (algorithm 2) and L∞: a small perturbation, rarely the smallest.
+    """DeepFool: steps to the nearest linearised class boundary until one is crossed.
 
-    steps: at the most; overshoot: how much further than the linearised boundary each goes, as a share of the step, so
-    that it is crossed. candidates: how many wrong classes, the likeliest at the point, are looked at.
+    In L2 (algorithm 2) and L∞. It finds a small perturbation, rarely the smallest.
+
+    steps: largest number of steps. overshoot: how much further than the linearised boundary each step goes, as a share
+    of the step, so that it is crossed. candidates: number of wrong classes, the likeliest at the point, that count.
+
     The point stays in the box, so that a step is never spent on what clipping takes back. On a defense that rejects the
     boundary is that of acceptance as soon as the answer is wrong. An input leaves when it is beaten.
     """
 
+    paper = "moosavi2016"
     version: ClassVar[int] = 2
     minimal = True
 

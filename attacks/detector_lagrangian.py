@@ -28,7 +28,10 @@ CONFIRM_EVERY = 20
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorLagrangian(ViewAttack):
-    """min over x′ in the ball, max over λ ≥ 0 of max(confidence − margin, 0) + Σᵢ λᵢ (rᵢ − 1), by Adam, class by class.
+    """Climbs the margin of a wrong class, with a Lagrange multiplier for each detector.
+
+    min over x′ in the ball, max over λ ≥ 0 of max(confidence − margin, 0) + Σᵢ λᵢ (rᵢ − 1), by Adam, class by
+    class.
 
     The margin is that of the class aimed at, rᵢ the score of detector i over its threshold if the answer were that
     class. A multiplier grows while its detector rejects and falls while it doesn't: no weights have to be chosen.

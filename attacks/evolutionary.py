@@ -21,16 +21,21 @@ from manifold_bench.attacks.view import View
 
 @dataclass(frozen=True, kw_only=True)
 class Evolutionary(Attack):
-    """Mutation and selection on the score of the class aimed at, pixels encoded directly (Nguyen et al. 2015).
+    """Evolves noise into an image that is accepted as a chosen class, from scores alone.
+
+    Mutation and selection on the score of that class, pixels encoded directly.
 
     Each input and class has a population of its own: the input and fresh uniform noise. In every generation each
     member has one child and the fittest of both stay; with population = 1 that is the one champion per class of
     the paper, whose classes however also inherit from each other. An input leaves once its fittest image is accepted.
 
-    rate: share of pixels that a mutation changes; it halves every `halving` generations (paper: 0.1, 1000).
-    strength: of the polynomial mutation that changes them (Deb and Agrawal 1999), larger is gentler (paper: 15).
+    population: number of members. generations: largest number of generations.
+    rate, halving: a mutation changes this share of the pixels; it halves every `halving` generations (paper: 0.1,
+    1000).
+    strength: index of the polynomial mutation that changes them (Deb and Agrawal 1999); larger is gentler (paper: 15).
     """
 
+    paper = "nguyen2015"
     norms: ClassVar[tuple[Norm, ...]] = ("fooling",)
     knowledge = "score"
     aims = "every"

@@ -30,15 +30,20 @@ BACKWARD = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class FAB(ViewAttack):
-    """FAB, targeted: towards the likeliest wrong classes in turn, the smallest perturbation found counts.
+    """Fast adaptive boundary attack: small perturbations by projections on linearised boundaries.
+
+    It aims at the likeliest wrong classes in turn, and the smallest perturbation found counts.
 
     Each step projects the point, and the original image, on the linearised boundary z_aim = z_y within the box, and
     goes to a mean of both. On a defense that rejects the boundary is that of acceptance as soon as the answer is wrong.
-    targets: how many classes; steps: towards each.
+
+    targets: number of classes that are aimed at. steps: number of steps towards each.
+
     Within a finite ε (as a part of AutoAttack) an input leaves as soon as its perturbation is no larger; else it looks
     for the smallest to the end.
     """
 
+    paper = "croce2020fab"
     minimal = True
 
     targets: Annotated[int, Ge(1)] = 9

@@ -23,7 +23,7 @@ from manifold_bench.attacks.view import View
 
 @dataclass(frozen=True, kw_only=True)
 class Fooling(ViewAttack):
-    """Descends from noise to an image that is accepted as the class aimed at (Ghosh et al. 2019, eq. 11).
+    """Turns noise into an image that is accepted as a chosen class, by gradients (eq. 11).
 
     Minimises (SSE/τ_dec)^a + (d_t/τ_enc)^b, d_t the Mahalanobis distance² of the encoding to the mean of that class:
     in general the sum over the detectors of score over threshold if the answer were that class, to the power b for the
@@ -31,15 +31,18 @@ class Fooling(ViewAttack):
     defense doesn't tell its detectors apart, its reject score is minded only once the class is reached: before that it
     speaks of another class. Without rejection the class's margin is all there is.
 
-    a, b: unpublished. With a = b the encoder is led astray first, by a pattern that no decoder makes, and many descents
-    end in a local minimum there; with a > b the image is made one the decoder knows, and then that class.
-    steps, restarts: the first descent starts from the input, the others from fresh uniform noise: a descent gets there
-    within some twenty steps or not at all. An image that is accepted as its aim leaves the batch.
-    step_size: of the first step of a descent, as a share of the range a pixel has; it falls to 0 along a half cosine.
-    The paper names no optimiser; ours is Adam on the gradient's direction, since the powers make its length vary by
-    orders of magnitude.
+    a, b: the exponents of the detectors' terms, unpublished. With a = b the encoder is led astray first, by a pattern
+    that no decoder makes, and many descents end in a local minimum there; with a > b the image is made one the decoder
+    knows, and then that class.
+    steps, restarts: number of steps of a descent and number of descents. The first starts from the input, the others
+    from fresh uniform noise: a descent gets there within some twenty steps or not at all. An image that is accepted as
+    its aim leaves the batch.
+    step_size: length of the first step of a descent, as a share of the range a pixel has; it falls to 0 along a half
+    cosine. The paper names no optimiser; ours is Adam on the gradient's direction, since the powers make its length
+    vary by orders of magnitude.
     """
 
+    paper = "ghosh2019"
     norms: ClassVar[tuple[Norm, ...]] = ("fooling",)
     aims = "every"
 

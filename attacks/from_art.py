@@ -61,12 +61,15 @@ BATCH = 128
 
 @dataclass(frozen=True, kw_only=True)
 class ArtAttack(LibraryAttack):
-    """An attack class of `art.attacks.evasion`, untargeted.
+    """Runs an evasion attack of the Adversarial Robustness Toolbox, named as art:ClassName.
+
+    The classes of `art.attacks.evasion`, untargeted.
 
     Where the class takes ε and a norm it gets the harness'; a class without ε looks for the smallest perturbation.
     A step size `eps_step` that is not given is 2.5 ε / max_iter, and 2 ε for AutoPGD and AutoAttack (their paper's).
     """
 
+    paper = "nicolae2018"
     version: ClassVar[int] = 2
     library = "art"
     single = (*DECISION, "ShadowAttack")

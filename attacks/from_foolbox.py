@@ -44,7 +44,9 @@ NOISE_DRAWS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class FoolboxAttack(LibraryAttack):
-    """An attack class of `foolbox.attacks`, untargeted.
+    """Runs an attack of Foolbox, named as foolbox:ClassName.
+
+    The classes of `foolbox.attacks`, untargeted.
 
     Classes with a distance of their own work in that norm only (L1 minimisers are judged in L2; Foolbox' L0 counts
     numbers, not pixels); those that can minimise any get `norm`. An `abs_stepsize` that is not given is
@@ -52,6 +54,7 @@ class FoolboxAttack(LibraryAttack):
     boundary start from the nearest image, of the batch or of noise, that is accepted as another class.
     """
 
+    paper = "rauber2020"
     version: ClassVar[int] = 2
     library = "foolbox"
     distribution = "foolbox"

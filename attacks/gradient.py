@@ -69,12 +69,16 @@ def confirming(step: int) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class FGSM(ViewAttack):
-    """Fast gradient method: one step of size ε (Goodfellow et al. 2015); in L2 along the normalised gradient.
+    """Fast gradient sign method: one step of length ε along the sign of the gradient.
 
-    loss: what is climbed, see `attacks.losses.named_loss`. random: length of a random step before it, in the attack's
-    norm; the other one is that much shorter (RAND+FGSM, Tramèr et al. 2018, where it is .05 in L∞).
+    x + ε sign ∇L; in L2 the step goes along the normalised gradient.
+
+    loss: name of the loss that is climbed, see `attacks.losses.named_loss`.
+    random: length of a random step before it, in the attack's norm, by which the other one is shorter (RAND+FGSM,
+    Tramèr et al. 2018, where it is 0.05 in L∞).
     """
 
+    paper = "goodfellow2015"
     version: ClassVar[int] = 2
     loss: LossName = "auto"
     random: Annotated[float, Ge(0), Lt(math.inf)] = 0.0
@@ -178,8 +182,10 @@ class Climb:
 class ProjectedAscent(ViewAttack):
     """Steepest ascent, projected on the ball after every step, from several starts.
 
-    steps: of each ascent; restarts: ascents from a start of their own; step_size: None means 2.5 ε / steps.
     An input leaves the batch as soon as it is beaten.
+
+    steps: number of steps of each ascent. restarts: number of ascents, each from a start of its own.
+    step_size: length of a step; None means 2.5 ε / steps.
     """
 
     steps: Annotated[int, Ge(1)] = 40
@@ -212,16 +218,21 @@ class ProjectedAscent(ViewAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(ProjectedAscent):
-    """Projected gradient descent from random starts (Madry et al. 2018), keeping the best point of all.
+    """Projected gradient descent: climbs the loss from random starts and keeps the best point.
 
-    loss: what is climbed, see `attacks.losses.named_loss`. Without random_start and with one restart it is BIM
-    (Kurakin et al. 2017).
-    targeted: instead of away from the label, towards every wrong class in turn, with all restarts for each; not for
-    cross-entropy.
-    eot: draws of a randomized defense that every loss and gradient is the mean of; where it optimises inside, each has
-    an optimisation of its own that goes on from step to step.
+    x ← Π(x + α sign ∇L), Π the projection on the ball; in L2 along the normalised gradient.
+
+    Without random_start and with one restart it is BIM (Kurakin et al. 2017).
+
+    loss: name of the loss that is climbed, see `attacks.losses.named_loss`.
+    random_start: whether ascents begin at random points of the ball; without it, all begin at the input.
+    targeted: whether it aims at every wrong class in turn, with all restarts for each, instead of away from the label;
+    not for cross-entropy.
+    eot: number of answers of a randomized defense over which every loss and gradient is averaged (EOT). Where the
+    defense optimises, each has an optimisation of its own that goes on from step to step.
     """
 
+    paper = "madry2018"
     version: ClassVar[int] = 2
     loss: LossName = "auto"
     random_start: bool = True
@@ -263,11 +274,14 @@ class PGD(ProjectedAscent):
 
 @dataclass(frozen=True, kw_only=True)
 class MIM(PGD):
-    """Momentum iterative method (Dong et al. 2018, algorithm 1): g ← μ g + ∇/‖∇‖₁, x ← x + α sign(g), α = ε / steps.
+    """Momentum iterative method: PGD along a running sum of the normalised gradients.
 
-    In L2: x ← x + α g/‖g‖₂ (their eq. 9). decay: μ.
+    g ← μ g + ∇/‖∇‖₁, x ← x + α sign(g), α = ε / steps (their algorithm 1).
+
+    In L2: x ← x + α g/‖g‖₂ (their eq. 9). decay: the factor μ of the running sum.
     """
 
+    paper = "dong2018"
     steps: Annotated[int, Ge(1)] = 10
     random_start: bool = False
     decay: Annotated[float, Ge(0), Lt(math.inf)] = 1.0

@@ -152,9 +152,10 @@ class Scene:
 class RangeAttack(Attack):
     """What searches the latents of a defense that projects.
 
-    steps: of each descent, by Adam at `rate` on z. starts: descents, each from a start of its own (`Scene.starts`).
-    confidence: margin of the wrong class up to which is climbed, in units of `Scene.unit`; ascent: of the multiplier
-    (`descend`).
+    steps, rate: number of steps and learning rate of each descent, by Adam on z.
+    starts: number of descents, each from a start of its own (`Scene.starts`).
+    confidence: margin of the wrong class up to which is climbed, in units of `Scene.unit`.
+    ascent: share of its excess by which the multiplier grows in a step.
     """
 
     knowledge = "white-box"
@@ -259,12 +260,16 @@ class RangeAttack(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Latent(RangeAttack):
-    """Reparametrization (Athalye et al. 2018): z is attacked in C(G z), with the distance to x as Lagrangian.
+    """Searches the latents of a generator for a wrongly classified image near the input.
+
+    Reparametrization: z is attacked in C(G z), with the distance to x as Lagrangian.
 
     From the inversion of x, min over z, max over λ ≥ 0 of the margin of the label + λ · excess, the L2 distance of G z
     from the ball. The answer is the image of the ball nearest to G z. In L2 that is G z itself as soon as the ball
     reaches the range, and the defense finds z again; the range hardly meets a ball in L∞: `combined` is stronger there.
     """
+
+    paper = "athalye2018"
 
     def passes(self) -> tuple[int, int]:
         return self.cost(1)

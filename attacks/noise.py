@@ -17,11 +17,14 @@ from manifold_bench.attacks.threat import NORMS, UNBOUNDED, Norm, draw_per_input
 
 @dataclass(frozen=True, kw_only=True)
 class RandomNoise(Attack):
-    """Random points of the ε-ball, `draws` of them for each input; the first that is accepted and wrong counts.
+    """Tries random points of the ε-ball: a control, which every real attack has to beat.
 
-    The last draw comes back unasked: what it is worth is the judge's to say.
+    Each input gets `draws` points; the first that is accepted and wrong counts.
 
-    distribution: of the points; `gaussian` pixels are N(½, ¼²) clipped to [0,1], where any image is allowed.
+    The last draw is returned without a query, since the judge answers it anyway.
+
+    draws: number of points for each input.
+    distribution: how the points are drawn; `gaussian` pixels are N(½, ¼²) clipped to [0,1], where any image is allowed.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = NORMS

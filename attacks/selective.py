@@ -67,11 +67,12 @@ class Aim:
 class AimedAscent(ProjectedAscent):
     """Ascents towards the wrong classes in turn, the likeliest of the clean input first, until one is accepted.
 
-    steps: of each ascent; restarts: ascents towards each class. targets: how many wrong classes are tried (None: all).
-    step_size: the first step's (None: ε); the steps shorten geometrically to FALL of it. start: of the first ascent
-    towards a class: `random` in the ball, the `clean` input, or `interpolation`: the class' nearest held-out image,
-    projected on the ball; further ascents start at random.
-    step_norm: whose steepest ascent the steps follow, the attack's own where None. Within an L∞ ball steps in L2 keep
+    steps: number of steps of each ascent. restarts: number of ascents towards each class.
+    targets: number of wrong classes that are tried; None: all.
+    step_size: length of the first step; None: ε. The steps shorten geometrically to a five-hundredth of it.
+    start: where the first ascent towards a class starts: at a `random` point of the ball, at the `clean` input, or by
+    `interpolation` at the class' nearest held-out image, projected on the ball. Further ascents start at random.
+    step_norm: norm in which the steps are steepest; None: the attack's own. Within an L∞ ball steps in L2 keep
     the gradient's proportions; sign steps change every pixel equally and trip detectors that watch a few pixels.
     """
 
@@ -177,13 +178,16 @@ def detecting(aim: Aim, objective: Objective) -> Look:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectivePGD(AimedAscent):
-    """First wrong, then accepted (Bryniarski et al. 2022, their eq. 5), towards every wrong class.
+    """PGD past detectors: first towards a wrong class, then below the detectors' thresholds.
+
+    Their eq. 5, towards every wrong class.
 
     Climbs the margin of the class aimed at until it is the answer, from there −Σᵢ max(rᵢ − 1, 0) with a little slack,
     rᵢ the detectors' scores over their thresholds if the answer were that class. A detector that is tight around each
     class is a wall between them: what minds it on arrival alone gets across.
     """
 
+    paper = "bryniarski2022"
     adapted_to = ("detection", "generative rejection")
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
@@ -201,17 +205,20 @@ class SelectivePGD(AimedAscent):
 
 @dataclass(frozen=True, kw_only=True)
 class OrthogonalPGD(SelectivePGD):
-    """Selective PGD whose steps leave the other side alone (Bryniarski et al. 2022, their eq. 6).
+    """Selective PGD whose steps for the class leave the detectors alone, and the reverse.
+
+    Their eq. 6.
 
     The margin's gradient goes without its component along the detectors', the detectors' without that along the
     margin's: ∇f − (∇f·∇g / ∇g·∇g) ∇g, two passes for a step.
 
-    projected: whose gradients lose that component; the authors' code has the same switches. Where margin and detectors
+    projected: which gradients lose that component; the authors' code has the same switches. Where margin and detectors
     look at one encoding, as in a GMVAE, their gradients lie along one line, and agree once the class is reached: there
     the equation takes away what would be descended: 25 steps leave 15 of 16 images of the GMVAE at L∞ 0.2, and 9 with
     `classifier`, where the steps after the class is reached are whole.
     """
 
+    paper = "bryniarski2022"
     version: ClassVar[int] = 2
 
     projected: Literal["both", "classifier", "detector"] = "both"
@@ -283,7 +290,10 @@ class Matching(AimedAscent):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentMatching(Matching):
-    """The encoding: min ‖f(x′) − f(x_t)‖², then clean to every detector that looks at the encoding alone."""
+    """Moves the encoding of an input onto that of a clean image of another class.
+
+    min ‖f(x′) − f(x_t)‖², then clean to every detector that looks at the encoding alone.
+    """
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
         return super().unsuited(defense) or (None if encodes(defense) else "the defense has no encoder")
@@ -301,7 +311,9 @@ class LatentMatching(Matching):
 
 @dataclass(frozen=True, kw_only=True)
 class LogitMatching(Matching):
-    """Every output, the reject score and the detectors' ratios included, as the clean image has them.
+    """Moves all outputs, reject score included, onto those of a clean image of another class.
+
+    The detectors' ratios are among the outputs.
 
     So were the closest relatives of the generative classifiers here broken (Deep Bayes: 99.7 % success, 0.4 %
     detected).
@@ -317,15 +329,21 @@ class LogitMatching(Matching):
 
 @dataclass(frozen=True, kw_only=True)
 class GMVAEWhiteBox(Attack):
-    """The white-box attack of Ghosh et al. 2019, eq. 10, as written: min_η Σᵢ rᵢ^power + weight · ‖η‖₂² from η = 0.
+    """The white-box attack with which the GMVAE paper attacked its own defense (eq. 10).
+
+    As written: min_η Σᵢ rᵢ^power + weight · ‖η‖₂² from η = 0.
 
     r: SSE(x+η, g(f(x+η)))/τ_dec and d_t/τ_enc, d_t the Mahalanobis distance² to the mean of the class aimed at (by the
     inverse covariance: their formula shows Σ, which would make no sense); every wrong class is an aim of its own.
-    power: their a and b, unpublished, 2 is ours; so are Adam, its rate and steps. x+η is clipped to [0,1] after every
+    power: their exponents a and b, unpublished: 2 is this project's choice. rate, steps: learning rate and number of
+    steps of Adam, also this project's choice. weight: weight of the size of η.
+
+    x+η is clipped to [0,1] after every
     step.
     Nothing bounds η: what comes back is the smallest perturbation met that was accepted as that class, else the last.
     """
 
+    paper = "ghosh2019"
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
     knowledge = "white-box"
     aims = "wrong"

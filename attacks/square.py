@@ -27,16 +27,20 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @dataclass(frozen=True, kw_only=True)
 class Square(Attack):
-    """Square Attack: puts a random square on the image and keeps it where the margin shrinks.
+    """Square Attack: random search that changes one square at a time, from scores alone.
 
-    queries: forward passes for each input at the most. share: of the pixels that the first squares cover (their p); it
-    halves along the paper's schedule for 10,000 queries. horizon: how many queries that schedule is stretched over,
-    `queries` where None.
+    A change stays where it shrinks the margin.
+
+    queries: largest number of forward passes for each input.
+    share: share of the pixels that the first squares cover (their p); it halves along the paper's schedule.
+    horizon: number of queries over which that schedule, written for 10,000, is stretched; None: `queries`.
+
     On a defense that rejects, whatever is wrong beats whatever isn't, and is then improved until it is accepted
     (`attacks.losses.wrong_first` of the margin): scores, the reject score among them, are all that is asked for.
     Each input has random numbers of its own, and squares of its own.
     """
 
+    paper = "andriushchenko2020"
     knowledge = "score"
 
     queries: Annotated[int, Ge(1)] = 5000

@@ -48,18 +48,24 @@ class SubstituteCNN(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Substitute(Attack):
-    """FGSM or PGD on a substitute that is trained on labels the defended system gives, shown to that system.
+    """Trains a model on the defense's decisions, attacks that model, and transfers the result.
+
+    FGSM or PGD on the substitute, shown to the defended system.
 
     Transferred into INC it is also the first of the combined attacks on that defense. The attacker begins with `images`
     held-out images and asks for their labels. In each of `rounds` the substitute is trained from the beginning for
     `epochs`, and (but after the last) the set is doubled: every image gets a neighbour at x + `reach` · sign of the
-    gradient of the substitute's output for its label (Jacobian augmentation, their λ = .1), labelled by the system
+    gradient of the substitute's output for its label (Jacobian augmentation, their λ = 0.1), labelled by the system
     again. What the system rejects has no label and stays out. Its logits and gradients are never seen.
 
-    method, steps, restarts: of the attack on the substitute; it is climbed to its end, since what fools the substitute
-    needn't fool the system. width: of the substitute, `SubstituteCNN`; rate: of its training by Adam.
+    images: number of held-out images to begin with. rounds: number of trainings. epochs: epochs of each.
+    reach: length of the step to a neighbour in L∞.
+    method, steps, restarts: the attack on the substitute, its steps and starts; it runs to its end, since what fools
+    the substitute need not fool the system.
+    width: channels of the substitute's first layer (`SubstituteCNN`). rate: learning rate of its training by Adam.
     """
 
+    paper = "papernot2017"
     knowledge = "decision"
     version: ClassVar[int] = 2
 

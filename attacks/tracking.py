@@ -157,7 +157,9 @@ class Followed:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking(Attack):
-    """Targeted ascents on C(G(z*(x))), with z*(x) kept at the optimum by one Newton step after each step of x.
+    """Climbs through a projection, whose optimum it follows by Newton steps.
+
+    Targeted ascents on C(G(z*(x))), with z*(x) kept at the optimum by one Newton step after each step of x.
 
     The Jacobian J of the generator and the Hessian A of the search are explicit, and J A⁻¹ Jᵀ serves the search and the
     gradient at x alike. So a step costs a few passes instead of the deployed search. Where the distance to G(z*) comes

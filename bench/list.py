@@ -1,29 +1,120 @@
-"""List every known data set, defense, attack, measurement and matrix."""
+"""List every known data set, defense, attack, measurement and matrix, or explain one of them."""
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from manifold_bench.bench.arguments import Parser
-from manifold_bench.bench.errors import report_errors
-from manifold_bench.defenses.identity import registered
+from manifold_bench.bench.errors import InputError, report_errors
+from manifold_bench.bench.planning.catalogue import Description, descriptions, papers
+from manifold_bench.bench.text import norm_text, printable
+from manifold_bench.defenses.identity import Kind
+
+KINDS: tuple[Kind, ...] = ("datasets", "defenses", "attacks", "measurements")
+MATRICES = Path(__file__).parent / "matrices"
+WIDTH = 80
 
 
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print every name, without importing what it stands for."""
-    Parser(prog="manifold-bench list", description=__doc__).parse_args(arguments)
-    for kind in ("datasets", "defenses", "attacks", "measurements"):
-        print(f"{kind}:")
-        for name, point in registered(kind).items():
-            adapter = kind == "attacks" and name in ("art", "foolbox")
-            print(f"  {name + ':ClassName' if adapter else name:<20} {point.value}")
-    print("matrices:")
-    for path in sorted((Path(__file__).parent / "matrices").glob("*.toml")):
-        print(f"  {path.stem}")
+    """Print every name with what it is, or all that is known of one name."""
+    parser = Parser(prog="manifold-bench list", description=__doc__)
+    parser.add_argument("name", metavar="NAME", nargs="?", help="explain this one, with its parameters and defaults")
+    name = parser.parse_args(arguments).name
+    print("\n".join(everything() if name is None else explained(name)))
     return 0
+
+
+def everything() -> Iterator[str]:
+    """The lines of the whole list."""
+    for kind in KINDS:
+        yield f"{kind}:"
+        for one in descriptions(kind):
+            yield from _entry(named(kind, one), facts(kind, one), one.summary)
+    yield "matrices:"
+    for path in sorted(MATRICES.glob("*.toml")):
+        yield from _entry(path.stem, [], purpose(path))
+
+
+def named(kind: Kind, one: Description) -> str:
+    """How a matrix file names it."""
+    adapter = kind == "attacks" and one.values.get("open_parameters") is True
+    return f"{one.name}:ClassName" if adapter else one.name
+
+
+def facts(kind: Kind, one: Description) -> list[str]:
+    """What the list says of a system in a few words, its paper last."""
+    values = one.values
+    given: list[Any] = []
+    if kind == "datasets":
+        given += ["×".join(map(str, values.get("shape") or ())), f"{values.get('num_classes', '?')} classes"]
+    elif kind == "defenses":
+        rejects = values.get("rejects")
+        given += [values.get("family"), "may reject" if rejects is ... else "rejects" if rejects else ""]
+        given += ["randomized"] if values.get("randomized") is True else []
+    elif kind == "attacks":
+        norms = values.get("norms", ...)
+        given += [knowledge(one), "any norm" if norms is ... else " ".join(map(norm_text, norms))]
+    return [str(one) for one in (*given, one.cited) if one]
+
+
+def knowledge(one: Description) -> str:
+    """What an attacker needs to know of the defense; adapters leave it to the class that they run."""
+    if one.values.get("open_parameters") is True:
+        return "as the class needs"
+    return str(one.values.get("knowledge", "unknown"))
+
+
+def purpose(matrix: Path) -> str:
+    """The first sentence of the comment that a matrix file begins with."""
+    lines = re.match(r"(#.*\n)*", matrix.read_text(encoding="utf-8"))
+    text = " ".join(line.strip("# ") for line in lines[0].splitlines()) if lines else ""
+    return re.split(r"(?<=\.) (?=[A-Z`])", text)[0]
+
+
+def explained(name: str) -> Iterator[str]:
+    """All that is known of one name; raises InputError where there is none."""
+    # late: they import the classes, and torch with them
+    from manifold_bench.bench.planning.details import explanation, parameters
+    from manifold_bench.bench.planning.registry import find
+
+    found = [(kind, one) for kind in KINDS for one in descriptions(kind) if name in (one.name, named(kind, one))]
+    matrix = MATRICES / f"{name}.toml"
+    if not found and matrix not in MATRICES.glob("*.toml"):
+        raise InputError(f"unknown name {name!r}; `manifold-bench list` shows all names")
+    for kind, one in found:
+        yield from _entry(named(kind, one), [kind.removesuffix("s"), *facts(kind, one)], one.summary, indent="")
+        cls = find(kind, one.name)
+        for paragraph in explanation(kind, cls):
+            yield from ["", *_wrapped(paragraph, "")]
+        for number, each in enumerate(parameters(kind, cls)):
+            yield from ["", "parameters:"] if number == 0 else []
+            default = f"default {each.default}" if each.default else "must be given"
+            yield from _wrapped(f"{each.name}: {each.allowed}; {default}", "  ", "    ")
+            yield from _wrapped(each.meaning, " " * 6)
+        yield from ["", f"implementation: {one.package}, {cls.__module__}.{cls.__qualname__}"]
+        if paper := papers().get(one.paper):
+            yield from _wrapped(f"paper: {paper}, {paper.title}. {paper.url}", "")
+    if not found:
+        yield from _entry(name, ["matrix", str(matrix)], purpose(matrix), indent="")
+
+
+def _entry(name: str, about: list[str], summary: str, indent: str = "  ") -> Iterator[str]:
+    """A name with its facts, and below it what it is."""
+    yield from _wrapped(f"{name:<20} {'; '.join(about)}", indent, " " * 21)
+    yield from _wrapped(summary, indent + "  ")
+
+
+def _wrapped(text: str, indent: str, further: str = "") -> list[str]:
+    """The text on lines of at most 80 columns; further: what all but the first are indented by, too."""
+    return textwrap.wrap(
+        printable(text), WIDTH, initial_indent=indent, subsequent_indent=indent + further, break_on_hyphens=False
+    )
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from manifold_bench.defenses.training import Training, epochs_for, in_batches, i
 class AuxiliaryDetectorSpec(ClassifierSpec):
     """eps, steps: L∞ sizes and PGD steps of the adversarial images that the detector learns from.
 
-    rejection_rate: share of clean validation images that it may reject. detector_epochs: its training. width, hidden,
-    batch_size, rate: of both networks; epochs: of the classifier.
+    rejection_rate: share of clean validation images that it may reject. detector_epochs: epochs of the detector's
+    training. width, hidden, batch_size, rate: size and training of both networks. epochs: epochs of the classifier's.
     """
 
     eps: Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], MinLen(1)] = (0.05, 0.1, 0.2, 0.3)
@@ -42,7 +42,7 @@ class AuxiliaryDetectorSpec(ClassifierSpec):
 
 
 class AuxiliaryDetector(Defense):
-    """The undefended classifier; rejects where a second network takes the image for an adversarial one.
+    """A plain classifier, with a second network that rejects what looks adversarial to it.
 
     forward: images [N,C,H,W] in [0,1] → logits [N,K+1], rejection as an extra class (Carlini and Wagner 2017, section
     3.1); the reject score exceeds the largest logit by score/τ − 1. The score is the detector's logit less its median
@@ -53,6 +53,7 @@ class AuxiliaryDetector(Defense):
     (an attacker who doesn't know of the detector), each batch at one of the sizes `eps`.
     """
 
+    paper = "gong2017"
     Spec: ClassVar = AuxiliaryDetectorSpec
     family: ClassVar[str] = "detection"
     rejects: ClassVar[bool] = True

@@ -65,6 +65,8 @@ class Trainable(nn.Module):
 
     Spec: ClassVar[type[TrainableSpec]] = TrainableSpec
     version: ClassVar[int] = 1
+    paper: ClassVar[str] = ""
+    """The key of its paper in `bench/references.bib`, or a citation as text."""
     parts: ClassVar[tuple[str, ...]] = ()
     """Attributes that are `Trainable`s with weights files of their own, trained before this; it doesn't change them."""
 

@@ -16,7 +16,7 @@ from manifold_bench.defenses.training import Training, accuracy, initialise, tra
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSpec(DefenseSpec):
-    """width, hidden: size of a `StridedCNN`. batch_size: of its training."""
+    """width, hidden: size of a `StridedCNN`. batch_size: images in a batch of its training."""
 
     width: Annotated[int, Ge(1)] = 32
     hidden: Annotated[int, Ge(1)] = 256

@@ -25,10 +25,12 @@ AT_ONCE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class DeepImagePriorSpec(DefenseSpec):
-    """scales, channels, skip, noise: of the networks, see `SkipNetworks`; Ulyanov et al. have 5, 128, 4 and 32.
+    """scales, channels, skip, noise: size of the networks, see `SkipNetworks`; Ulyanov et al. have 5, 128, 4 and 32.
 
-    steps, rate: of the fit by Adam, which stops early. jitter: standard deviation of what is added to the noise input,
-    anew in every step. averaging: decay of the outputs' running mean, which is what is classified. seed: of all this.
+    steps, rate: number of steps and learning rate of the fit by Adam, which stops early.
+    jitter: standard deviation of what is added to the noise input, anew in every step.
+    averaging: decay of the outputs' running mean, which is what is classified.
+    seed: seed of the weights, the noise input and the jitter.
 
     When to stop was chosen on 48 validation images of MNIST: after 25, 50, 100, 200 and 400 steps 90, 100, 100, 100
     and 100 % of the clean ones are right; of FGSM's on the classifier at L∞ .2 71, 79, 67, 46 and 33 % (21 % without
@@ -53,7 +55,9 @@ class DeepImagePriorSpec(DefenseSpec):
 
 
 class DeepImagePrior(Defense):
-    """C(f_θ*(z₀)): θ* fits an untrained network to x from random θ, argmin_θ ‖f_θ(z₀) − x‖², stopped early.
+    """Classifies what an untrained network makes of the input when its fit is stopped early.
+
+    C(f_θ*(z₀)): θ* fits the network to x from random θ, argmin_θ ‖f_θ(z₀) − x‖².
 
     What such a network learns first is what natural images are like (Ulyanov et al. 2018); the classifier is
     `undefended`. θ, z₀ and the jitter of an input come from its pixels and the spec's seed, so that its answer depends
@@ -62,6 +66,7 @@ class DeepImagePrior(Defense):
     on from fit to fit they would come closer to the attacker's image than the deployed fit, which stops early.
     """
 
+    paper = "ilyas2017"
     Spec: ClassVar = DeepImagePriorSpec
     family: ClassVar[str] = "projection"
     parts: ClassVar[tuple[str, ...]] = ("classifier",)

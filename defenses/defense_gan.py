@@ -28,8 +28,8 @@ PAPER = MomentumSolver(steps=200, rate=10.0, momentum=0.7, drop=0.8, starts=10, 
 
 @dataclass(frozen=True, kw_only=True)
 class DefenseGANSpec(ProjectAndClassifySpec):
-    """generator: the paper's WGAN-GP. solver: the paper's, R starts of L steps. network: of the classifier; the paper's
-    have letters."""
+    """generator: the paper's WGAN-GP. solver: the paper's search, R starts of L steps. network: the classifier, of
+    which the paper's have letters."""
 
     generator: Annotated[AnyGenerator, usually(model="wgan-gp")] = field(default_factory=WassersteinGANSettings)
     solver: AnySolver = PAPER
@@ -37,11 +37,14 @@ class DefenseGANSpec(ProjectAndClassifySpec):
 
 
 class DefenseGAN(ProjectAndClassify):
-    """C(G(z*)), z* the best of R descents from random starts; the starts are drawn anew for every answer.
+    """Classifies the best of several projections on a GAN's range, from random starts.
+
+    C(G(z*)), z* the best of R descents; the starts are drawn anew for every answer.
 
     Each input's come from a generator seeded by that draw and its own pixels: they don't depend on its batch.
     """
 
+    paper = "samangouei2018"
     Spec: ClassVar = DefenseGANSpec
     spec: DefenseGANSpec
     version: ClassVar[int] = 4

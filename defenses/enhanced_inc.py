@@ -151,8 +151,10 @@ def l2_trained(spec: DefenseSpec, settings: RobustManifoldSettings) -> PGDTraini
 
 @dataclass(frozen=True, kw_only=True)
 class EnhancedInvertAndClassifySpec(InvertAndClassifySpec):
-    """training: of the classifier. retrained: whether it had the robust manifold training, or only what that begins
-    with. project: whether inputs are projected; without it the classifier answers alone, and nothing is rejected."""
+    """training: the classifier's training. retrained: whether it had the robust manifold training, or only the L2 PGD
+    training that this begins with.
+
+    project: whether inputs are projected; without it the classifier answers alone, and nothing is rejected."""
 
     generator: GeneratorSettings = field(default=VariationalAutoencoderSettings(decoder="dense", latent=20))
     training: RobustManifoldSettings = field(default_factory=RobustManifoldSettings)
@@ -161,9 +163,12 @@ class EnhancedInvertAndClassifySpec(InvertAndClassifySpec):
 
 
 class EnhancedInvertAndClassify(InvertAndClassify):
-    """INC whose classifier is robust on the generator's range: what is classified differently within η there is what
-    is left to attack INC with."""
+    """INC with a classifier that was trained to be robust on the generator's range.
 
+    Images of the range within η of each other that are classified differently are what is left to attack INC with.
+    """
+
+    paper = "ilyas2017"
     Spec: ClassVar = EnhancedInvertAndClassifySpec
     spec: EnhancedInvertAndClassifySpec
 

@@ -29,21 +29,28 @@ def deployment(default: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianMixtureVAESpec(DefenseSpec):
-    """Training. latent: k, at least the number of classes (None: that many). noise_variance: Σ = noise_variance · I
-    (None: 1/3000 · 10/k; the paper says 1/3000 for MNIST, smaller for larger k). alpha: weight of ‖f(x) − μ_y‖²
-    (unpublished; chosen on validation data). labelled_per_class: so many training images keep their label, the
-    others train without (their semi-supervised form; None: all do). posterior: `constant` entropy, or `variable`: the
-    encoder gives variances too, the usual VAE (their ablation).
+    """The parameters of the training, and those of the deployment from `covariance` on.
 
-    Deployment. covariance: of the encodings in the Mahalanobis distance: the training encodings' own per class, or
-    the prior's Σ. confidence: of both thresholds on training statistics; the paper's 99.73 % is three standard
-    deviations. rejection_rate: instead, both thresholds are scaled by one factor so that this share of clean held-out
-    images is rejected. reclassify: what is rejected is projected on the decoder's range and classified there, by
-    `descent` from every class mean; reject_after: and is rejected still where that is beyond a threshold too. pull:
-    the descents mind the training's own pull to their mean, α ‖z − μ_c‖², beside the error. Without it, as the paper
-    writes, z* leaves what the decoder was trained on: on rejected validation images of MNIST after FGSM at ε .06, .12,
-    .30 the label is right for 79, 75, 58 % (24 images each; z* is within τ_enc for 17, 29, 33 %), and with it for 97,
-    100, 90 % (40 each; all within).
+    latent: dimension k of the encoding, at least the number of classes; None: that many.
+    noise_variance: the prior's Σ is this times I; None: 1/3000 · 10/k (the paper has 1/3000 for MNIST, and less for a
+    larger k).
+    alpha: weight of ‖f(x) − μ_y‖², unpublished; chosen on validation data.
+    labelled_per_class: number of training images of each class that keep their label, while the others train without
+    (their semi-supervised form); None: all.
+    posterior: whether its entropy is `constant`, or `variable`, where the encoder gives variances too as in the usual
+    VAE (their ablation).
+    width, hidden, epochs, batch_size, rate: size and training of the networks.
+    covariance: covariance in the Mahalanobis distance: the training encodings' own per class, or the prior's Σ.
+    confidence: confidence of both thresholds on training statistics; the paper's 99.73 % is three standard deviations.
+    rejection_rate: share of clean held-out images that is rejected, for which both thresholds are scaled by one factor;
+    None: they stay at `confidence`.
+    reclassify: whether what is rejected is projected on the decoder's range and classified there.
+    descent: the search for that projection, from every class mean.
+    reject_after: whether it is still rejected where the projection, too, is beyond a threshold.
+    pull: whether the descents mind the training's own pull to their mean, α ‖z − μ_c‖², besides the error. Without it,
+    as the paper writes, z* leaves what the decoder was trained on: on rejected validation images of MNIST after FGSM
+    at ε 0.06, 0.12, 0.30 the label is right for 79, 75, 58 % (24 images each; z* is within τ_enc for 17, 29, 33 %),
+    and with it for 97, 100, 90 % (40 each; all within).
     """
 
     latent: Annotated[int, Ge(2)] | None = None
@@ -111,8 +118,10 @@ class NearestMean(nn.Module):
 
 
 class GaussianMixtureVAE(Defense):
-    """Nearest class mean of the encoding; rejects where the encoding is too far from that mean or the input too far
-    from its reconstruction (their section 3.4).
+    """Classifies by the nearest class mean of a Gaussian-mixture VAE, and rejects outliers.
+
+    It rejects where the encoding is too far from that mean or the input too far from its reconstruction (their
+    section 3.4).
 
     forward: images [N,C,H,W] in [0,1] → logits [N,K+1]. The reject score exceeds the largest logit by
     max(d²/τ_enc, SSE/τ_dec) − 1, d² the Mahalanobis distance² of the encoding to its mean and SSE the reconstruction
@@ -122,6 +131,7 @@ class GaussianMixtureVAE(Defense):
     descent (`unrolled`).
     """
 
+    paper = "ghosh2019"
     Spec: ClassVar = GaussianMixtureVAESpec
     family: ClassVar[str] = "generative rejection"
     version: ClassVar[int] = 3

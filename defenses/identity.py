@@ -133,7 +133,7 @@ def source_sha256(cls: type[Any], named: str = "") -> str | None:
     modules = [*([named] if named else []), *(base.__module__ for base in cls.__mro__)]
     lines = source_lines(modules)
     lines += [cls.__qualname__] if lines else []  # a module may hold several
-    home = _locate(cls.__module__)[0]
+    home = locate(cls.__module__)[0]
     if home is None or (_installed(home) and not _own(home)):
         lines.append(_release(cls.__module__, home))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
@@ -188,7 +188,7 @@ class _Sources:
 
     def _add(self, module: str) -> int | None:
         if module not in self.numbers:
-            file = _locate(module)[0]
+            file = locate(module)[0]
             counts = file is not None and not (_own(file) or _installed(file) or _standard(file) or _idle(file))
             self.numbers[module] = len(self.files) if counts else None
             if counts and file is not None:
@@ -231,7 +231,7 @@ def _parsed(content: bytes) -> ast.Module | None:
         return None
 
 
-def _locate(module: str) -> tuple[Path | None, Sequence[str] | None]:
+def locate(module: str) -> tuple[Path | None, Sequence[str] | None]:
     """A module's file, and where its submodules lie if it is a package; nothing new is imported for it."""
     if not module:
         return None, None
@@ -240,7 +240,7 @@ def _locate(module: str) -> tuple[Path | None, Sequence[str] | None]:
         file = getattr(loaded, "__file__", None)
         return Path(file).resolve() if file else None, getattr(loaded, "__path__", None)
     package = module.rpartition(".")[0]
-    path = _locate(package)[1] if package else None
+    path = locate(package)[1] if package else None
     if package and path is None:
         return None, None
     for finder in sys.meta_path:
@@ -254,14 +254,14 @@ def _locate(module: str) -> tuple[Path | None, Sequence[str] | None]:
 def _imports(module: str, content: bytes) -> Iterator[str]:
     """Names of all modules that a module may import, in the order of its syntax tree."""
     tree = _parsed(content)
-    package = module if _locate(module)[1] is not None else module.rpartition(".")[0]
+    package = module if locate(module)[1] is not None else module.rpartition(".")[0]
     for node in ast.walk(tree) if tree else ():
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = _absolute("." * node.level + (node.module or ""), package)
             yield base
-            path = _locate(base)[1]
+            path = locate(base)[1]
             if path is not None:  # what is imported from a package may be modules
                 names = [alias.name for alias in node.names]
                 names = [found.name for found in pkgutil.iter_modules(path)] if names == ["*"] else names

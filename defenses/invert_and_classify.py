@@ -16,8 +16,10 @@ from manifold_bench.defenses.training import accuracy, device_of, in_batches
 
 @dataclass(frozen=True, kw_only=True)
 class InvertAndClassifySpec(ProjectAndClassifySpec):
-    """rejection_rate: η is such that this share of clean validation images lies further from their projections. reject:
-    false makes η infinite. calibration_images: how many validation images are projected for it."""
+    """rejection_rate: share of clean validation images that lie further than η from their projections.
+
+    reject: whether it rejects at all; false makes η infinite.
+    calibration_images: number of validation images that are projected to set η."""
 
     rejection_rate: Annotated[float, Gt(0), Lt(1)] = field(default=0.01, metadata={"deployment": True})
     reject: bool = field(default=True, metadata={"deployment": True})
@@ -25,13 +27,16 @@ class InvertAndClassifySpec(ProjectAndClassifySpec):
 
 
 class InvertAndClassify(ProjectAndClassify):
-    """z*(x) = argmin_z ‖G(z) − x‖²; rejects where ‖G(z*) − x‖₂ > η, else answers C(G(z*)) (their algorithm 1).
+    """Invert and classify (INC): classifies the generator's nearest image, rejects what is far from it.
+
+    z*(x) = argmin_z ‖G(z) − x‖²; rejects where ‖G(z*) − x‖₂ > η, else answers C(G(z*)) (their algorithm 1).
 
     The classifier is `undefended`, trained on natural images. The distance has its exact gradient in every backward
     mode: at the optimum the derivative of min_z ‖G(z) − x‖ is (x − G(z*)) / ‖x − G(z*)‖, z* held fixed (envelope
     theorem).
     """
 
+    paper = "ilyas2017"
     Spec: ClassVar = InvertAndClassifySpec
     spec: InvertAndClassifySpec
     version: ClassVar[int] = 4

@@ -29,11 +29,12 @@ class PGDTrainingSpec(AdversarialTrainingSpec):
 
 
 class PGDTraining(AdversarialTraining):
-    """The undefended classifier's network, trained on the worst inputs that PGD finds in the ε-balls around images.
+    """Adversarial training: the classifier learns from the worst inputs that PGD finds.
 
-    min E max CE(f(x′), y) over weights, with ‖x′ − x‖ ≤ ε.
+    min_θ E max_{‖δ‖ ≤ ε} CE(C_θ(x + δ), y), with the network of `undefended`.
     """
 
+    paper = "madry2018"
     Spec: ClassVar = PGDTrainingSpec
     stage: ClassVar[str] = "pgd-training"
     spec: PGDTrainingSpec

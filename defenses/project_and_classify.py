@@ -44,10 +44,10 @@ def generative_model(spec: DefenseSpec, settings: GeneratorSettings) -> Generati
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectAndClassifySpec(DefenseSpec):
-    """generator: what is projected on (`model = "vae"` or "wgan-gp", and its settings).
+    """generator: the model on whose range is projected (`model = "vae"` or "wgan-gp", and its settings).
 
-    solver: how it is inverted (`method = "momentum"`, "adam" or "l-bfgs", and its settings; momentum where none is
-    named). seed: of starts that are the same for every input.
+    solver: the search for the latent (`method = "momentum"`, "adam" or "l-bfgs", and its settings; momentum where none
+    is named). seed: seed of starts that are the same for every input.
     """
 
     generator: GeneratorSettings = field(default_factory=VariationalAutoencoderSettings)

@@ -19,9 +19,10 @@ from manifold_bench.defenses.training import Training, accuracy, epochs_for
 class UndefendedSpec(ClassifierSpec):
     """network: `strided` (`StridedCNN`), or a classifier of Defense-GAN by its letter, see `networks`.
 
-    Those have a size of their own: width and hidden are for `strided`. epochs, rate: of the training (Adam, one cycle);
-    None: 12 and 2e-3 for `strided`, the paper's 10 and 1e-3 for the others, which train in mixed precision and end with
-    weights of eight bits (float8): they are large, and as often right.
+    Those have a size of their own: width and hidden are for `strided`.
+    epochs, rate: epochs and learning rate of the training (Adam, one cycle); None: 12 and 2e-3 for `strided`, the
+    paper's 10 and 1e-3 for the others, which train in mixed precision and end with weights of eight bits (float8): they
+    are large, and as often right.
     """
 
     network: Literal["strided"] | Letter = "strided"
@@ -39,7 +40,10 @@ class UndefendedSpec(ClassifierSpec):
 
 
 class Undefended(Defense):
-    """The classifier alone. Trained on images shifted by up to one pixel in sixteen."""
+    """A plainly trained classifier, which every defense is compared with.
+
+    It is trained on images shifted by up to one pixel in sixteen.
+    """
 
     Spec: ClassVar[type[UndefendedSpec]] = UndefendedSpec
     family: ClassVar[str] = "none"

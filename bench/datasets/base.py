@@ -34,6 +34,9 @@ class Dataset(ABC):
     zoo: ClassVar[str]
     """The name under which the zoo keeps weights for this data: data sets of the same kind of image share them."""
 
+    paper: ClassVar[str] = ""
+    """The key of its paper in `bench/references.bib`, or a citation as text."""
+
     data: Path | None = None
 
     @property

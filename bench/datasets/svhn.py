@@ -21,11 +21,14 @@ FILES = {
 
 @dataclass(frozen=True)
 class Svhn(PublishedSplit):
-    """The official 26,032 test images; of the 73,257 training images, 5,000 (500 of each class) for validation.
+    """House numbers in photographs, cropped to one digit each.
+
+    The official 26,032 test images; of the 73,257 training images, 5,000 (500 of each class) are for validation.
 
     The 531,131 easier images of extra_32x32.mat are not used. The training images take 0.9 GB.
     """
 
+    paper = "netzer2011"
     name = "svhn"
     shape = (3, 32, 32)
     num_classes = 10

@@ -22,6 +22,8 @@ class Measurement(ABC):
     """
 
     version: ClassVar[int] = 1
+    paper: ClassVar[str] = ""
+    """The key of its paper in `bench/references.bib`, or a citation as text."""
     headline: ClassVar[str]
     """The one of its values that a published number is compared with."""
 

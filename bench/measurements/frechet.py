@@ -28,13 +28,17 @@ class Sampling(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FrechetDistance(Measurement):
-    """Fréchet distance between Gaussians fitted to features of `samples` generated images and of the test images.
+    """Fréchet distance between features of generated images and of the test images.
 
+    Gaussians are fitted to the features of `samples` generated images and of all test images.
+
+    samples: number of generated images.
     features: label of the defense whose classifier makes the features, its last layer's inputs. Heusel et al. use an
     Inception network trained on ImageNet, whose distances are on another scale: with other features numbers compare
     only with each other. As a scale of its own the same distance is given for the validation images, which are real.
     """
 
+    paper = "heusel2017"
     headline: ClassVar[str] = "fid"
     samples: Annotated[int, Ge(2)] = 10_000
     features: str = "undefended"

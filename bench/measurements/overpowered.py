@@ -24,16 +24,22 @@ SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True)
 class OverpoweredPairs(Measurement):
-    """Of `pairs` pairs z, z′ ~ N(0, I), how many a descent brings within each η of `eta` (L2), classified differently.
+    """Searches the generator's range for near pairs of images with different answers.
+
+    Of `pairs` pairs z, z′ ~ N(0, I), how many a descent brings within each η of `eta` (L2), classified differently.
 
     A pair counts where the full defense says so: it accepts both images and gives them different answers, and their
     distance is within η. The range is connected: a classifier that isn't constant on it has such pairs at every η > 0,
-    on both sides of its boundary. So it is told as well how many are found whose classes both have a probability of
-    `confidence` by the classifier. steps, rate: of the descent (`attacks.lagrangian.overpowered_pairs`).
+    on both sides of its boundary. So pairs whose classes both have a probability of `confidence` are counted too.
+
+    eta: distances in L2 within which pairs count. pairs: number of pairs.
+    steps, rate: number of steps and learning rate of the descent (`attacks.lagrangian.overpowered_pairs`).
+    confidence: the classifier's probability from which on an answer is confident.
 
     z′ is drawn by itself: of pairs that begin near each other most are of one class, and far fewer are found.
     """
 
+    paper = "ilyas2017"
     headline: ClassVar[str] = "found"
     eta: Annotated[tuple[Annotated[float, Gt(0), Lt(math.inf)], ...], MinLen(1)] = (0.5, 1.0, 1.5, 2.0, 4.0)
     pairs: Annotated[int, Ge(1)] = 200

@@ -21,10 +21,13 @@ from manifold_bench.defenses.training import device_of
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction(Measurement):
-    """What a defense sees in place of the first n test images, and of the same with Gaussian noise.
+    """Measures how near the defense's projections come to clean and to noisy test images.
 
-    noise: its standard deviation. shown: images in the picture: drawn from the generator where there is one, then
-    originals over what is seen of them, then noisy ones over what is seen of those.
+    What a defense sees in place of the first n test images, and of the same with Gaussian noise.
+
+    n: number of test images. noise: standard deviation of the noise. shown: number of images in the picture: drawn from
+    the generator where there is one, then originals over what is seen of them, then noisy ones over what is seen of
+    those.
     """
 
     headline: ClassVar[str] = "mean squared error"

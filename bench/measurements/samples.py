@@ -20,9 +20,9 @@ BATCH = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Samples(Measurement):
-    """Images drawn from every class of the generator in turn: what the deployed defense takes them for.
+    """Draws images from every class of the generator and asks the defense what they are.
 
-    n: images it is asked about. shown: images per class in the picture.
+    n: number of images that the defense answers. shown: number of images of each class in the picture.
     """
 
     headline: ClassVar[str] = "accepted as their class"

@@ -1,0 +1,94 @@
+"""What the class of a registered system says: its docstring, and its parameters with their defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import re
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from manifold_bench.defenses.identity import Kind
+
+SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+
+
+class Parameter(NamedTuple):
+    """A key that a matrix file may set.
+
+    allowed: its type and range. default: as TOML would have it; empty where a value must be given. meaning: what the
+    docstring of the class or of a base says of it; may be empty.
+    """
+
+    name: str
+    allowed: str
+    default: str
+    meaning: str
+
+
+def parameters(kind: Kind, cls: type[Any]) -> list[Parameter]:
+    """The parameters of a system of that kind, those of its base classes first; data sets have none."""
+    owner = getattr(cls, "Spec", cls)  # defenses keep theirs in a class of its own
+    if kind == "datasets" or not dataclasses.is_dataclass(owner):
+        return []
+    hints = get_type_hints(owner, include_extras=True)
+    given = ("shape", "num_classes") if kind == "defenses" else ()  # these follow from the data
+    fields = [one for one in dataclasses.fields(owner) if one.name not in given]
+    said = _meanings(owner, [one.name for one in fields])
+    return [Parameter(one.name, allowed(hints[one.name]), _default(one), said.get(one.name, "")) for one in fields]
+
+
+def explanation(kind: Kind, cls: type[Any]) -> list[str]:
+    """The paragraphs of a class' docstring behind its first one, without what they say of parameters."""
+    names = [one.name for one in parameters(kind, cls)]
+    paragraphs = (inspect.getdoc(cls) or "").split("\n\n")[1:]
+    return [prose for one in paragraphs if (prose := _about(one, names)[0].strip())]
+
+
+def _meanings(owner: type[Any], names: list[str]) -> dict[str, str]:
+    """What docstrings say of the parameters with these names, a class' own before those of its bases."""
+    found: dict[str, str] = {}
+    for cls in owner.__mro__[:-1]:
+        for paragraph in (cls.__doc__ or "").split("\n\n"):
+            _, *parts = _about(paragraph, names)
+            for keys, text in zip(parts[::2], parts[1::2], strict=True):
+                found = {key: text.strip(" ;") for key in keys.split(", ")} | found
+    return found
+
+
+def _about(paragraph: str, names: list[str]) -> list[str]:
+    """Prose, then keys and text in turn: `Climbs. steps, starts: how many.` → Climbs. | steps, starts | how many."""
+    name = "|".join(map(re.escape, names)) or "(?!)"
+    return re.split(rf"(?:^|(?<=[.;)] ))((?:(?:{name}), )*(?:{name})): ", " ".join(paragraph.split()))
+
+
+def allowed(hint: Any) -> str:
+    """A type hint in words: `Annotated[int, Ge(1)] | None` → int ≥ 1, or none."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is type(None):
+        return "none"
+    if origin is Annotated:
+        limits = ((sign, getattr(one, name, None)) for one in arguments[1:] for name, sign in SIGNS.items())
+        range_ = ", ".join(f"{sign} {limit}" for sign, limit in limits if limit not in (None, math.inf))
+        return f"{allowed(arguments[0])} {range_}".rstrip()
+    if origin is Literal:
+        return " | ".join(f'"{one}"' for one in arguments)
+    if origin is tuple:
+        return f"array of {allowed(arguments[0])}"
+    if origin in (Union, UnionType):
+        return ", or ".join(map(allowed, arguments))
+    if origin is not None or dataclasses.is_dataclass(hint):
+        return "table"
+    return str(getattr(hint, "__name__", hint))
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if value is dataclasses.MISSING:
+        return ""
+    if value is None:
+        return "none"
+    if dataclasses.is_dataclass(value):
+        return "its own defaults"
+    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)

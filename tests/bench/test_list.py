@@ -1,0 +1,107 @@
+"""`manifold-bench list` says what each registered system is, from the source of truth in its class."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from manifold_bench.bench.list import KINDS, everything, explained, facts, main, named, purpose
+from manifold_bench.bench.planning.catalogue import describe, descriptions, papers
+from manifold_bench.bench.planning.details import parameters
+from manifold_bench.bench.planning.registry import find
+from manifold_bench.defenses.identity import registered
+
+SYSTEMS = [(kind, name) for kind in KINDS for name in registered(kind)]
+
+
+@pytest.mark.parametrize(("kind", "name"), SYSTEMS)
+def test_a_system_says_in_one_sentence_what_it_is(kind, name):
+    one = describe(registered(kind)[name])
+    assert one.summary.endswith(".") and 20 < len(one.summary) < 110
+    assert not re.search(r"\. [A-Z]", one.summary)
+    assert one.paper in ("", *papers()), "an unknown key"
+
+
+@pytest.mark.parametrize(("kind", "name"), SYSTEMS)
+def test_what_is_read_from_source_is_what_the_class_declares(kind, name):
+    one, cls = describe(registered(kind)[name]), find(kind, name)
+    assert one.paper == vars(cls).get("paper", "")
+    for attribute in ("norms", "family", "randomized", "shape", "num_classes", "version", "library"):
+        read = one.values.get(attribute, ...)
+        assert read is ... or read == getattr(cls, attribute)
+    if kind == "attacks" and not cls.open_parameters:
+        assert one.values["knowledge"] == cls().knowledge
+        assert one.values.get("norms") in (cls.norms, ...)
+
+
+def test_the_list_fits_80_columns_and_names_every_system():
+    lines = list(everything())
+    assert max(map(len, lines)) <= 80
+    heads = {line.split()[0] for line in lines if line.startswith("  ") and not line.startswith("    ")}
+    assert heads >= {named(kind, one) for kind in KINDS for one in descriptions(kind)}
+
+
+@pytest.mark.parametrize(("kind", "name"), SYSTEMS)
+def test_one_name_is_explained_with_every_parameter(kind, name):
+    shown = list(explained(name))
+    for one in parameters(kind, find(kind, name)):
+        assert any(line.startswith(f"  {one.name}: ") for line in shown)
+
+
+@pytest.mark.parametrize("kind", ["defenses", "attacks", "measurements"])
+def test_docstrings_explain_the_parameters(kind):
+    silent = [
+        (name, one.name) for name in registered(kind) for one in parameters(kind, find(kind, name)) if not one.meaning
+    ]
+    assert not silent
+
+
+def test_parameters_are_those_that_a_matrix_file_may_set():
+    assert {one.name for one in parameters("attacks", find("attacks", "pgd"))} == {
+        field.name for field in dataclasses.fields(find("attacks", "pgd"))
+    }
+    steps = {one.name: one for one in parameters("attacks", find("attacks", "pgd"))}["steps"]
+    assert (steps.allowed, steps.default) == ("int ≥ 1", "40")
+
+
+def test_an_unknown_name_is_refused(capsys):
+    assert main(["pgdd"]) == 2
+    assert "pgdd" in capsys.readouterr().err
+
+
+def test_papers_are_cited_as_in_a_text():
+    assert str(papers()["croce2020apgd"]) == "Croce & Hein 2020"
+    assert str(papers()["madry2018"]) == "Madry et al. 2018"
+    assert all(one.url.startswith("http") and one.title and len(one.year) == 4 for one in papers().values())
+
+
+SOURCES = {
+    "bare": "class Bare:\n    pass\n",
+    "broken": "class Broken(\n",
+    "heir": "from theirs_bare import Bare as B\nclass Heir(B):\n    '''One sentence.'''\n    paper = 'Doe 2030'\n",
+    "itself": "class Itself(Itself):\n    rejects = True\n",
+    "missing": None,
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_plugins_that_say_little_are_listed(name, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for module, source in SOURCES.items():
+        if source is not None:
+            (tmp_path / f"theirs_{module}.py").write_text(source, encoding="utf-8")
+    one = describe(EntryPoint(name, f"theirs_{name}:{name.capitalize()}", "manifold_bench.defenses"))
+    shown = " ".join(facts("defenses", one))
+    assert ("Doe 2030" in shown) == (name == "heir") and ("rejects" in shown) == (name == "itself")
+    assert one.summary == ("One sentence." if name == "heir" else "")
+
+
+def test_a_matrix_is_listed_with_the_first_sentence_of_its_comment(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("# What Doe et al. 2030 claim, and\n# more. Needs data.\nseed = 1\n# Else. No.\n", encoding="utf-8")
+    assert purpose(file) == "What Doe et al. 2030 claim, and more."
+    file.write_text("seed = 1\n", encoding="utf-8")
+    assert purpose(file) == ""
