@@ -15,8 +15,12 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 @dataclass(frozen=True)
 class FashionMnist(IdxFiles):
-    """The official 10,000 test images; of the others 5,000, 500 of each class, are for validation."""
+    """Photographs of clothes in the format of MNIST, in place of its digits.
 
+    The official 10,000 test images; of the others 5,000, 500 of each class, are for validation.
+    """
+
+    paper = "xiao2017"
     name = "fashion-mnist"
     revision = "idx-70000/split-1"
     zoo = "fashion-mnist"
