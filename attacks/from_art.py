@@ -1,7 +1,4 @@
-"""Attacks of the Adversarial Robustness Toolbox (ART), and a module as an ART classifier.
-
-ART is imported when the first of these is made: that takes seconds.
-"""
+"""Attacks of the Adversarial Robustness Toolbox (ART), and a module as an ART classifier."""
 
 from __future__ import annotations
 
@@ -9,10 +6,12 @@ import importlib.util
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar  # ART is imported late
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from art.attacks import evasion
+from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -165,25 +164,24 @@ class ArtAttack(LibraryAttack):
         return ours | dict(self.parameters)
 
 
+class ModuleClassifier(PyTorchClassifier):  # type: ignore[misc]
+    """With float32 inputs: under NumPy 2 HopSkipJump and Boundary hand in float64, which a module refuses."""
+
+    def predict(self, x: np.ndarray, *more: object, **named: object) -> np.ndarray:
+        return super().predict(np.asarray(x, np.float32), *more, **named)
+
+
 def module_classifier(
     module: nn.Module,
     shape: Sequence[int],
     outputs: int,
     device: torch.device | str = "cpu",
-) -> Any:
+) -> PyTorchClassifier:
     """An ART `PyTorchClassifier` over a module of images [N,*shape] in [0,1] → logits [N,outputs].
 
     outputs: K, or K+1 for a module that rejects. All that a defense does has to be inside the module: AutoPGD and
     AutoAttack rebuild the classifier from it.
     """
-    from art.estimators.classification import PyTorchClassifier
-
-    class ModuleClassifier(PyTorchClassifier):
-        """With float32 inputs: under NumPy 2 HopSkipJump and Boundary hand in float64, which a module refuses."""
-
-        def predict(self, x: Any, batch_size: int = BATCH, training_mode: bool = False, **kwargs: Any) -> Any:
-            return super().predict(np.asarray(x, np.float32), batch_size, training_mode, **kwargs)
-
     return ModuleClassifier(
         model=module,
         loss=nn.CrossEntropyLoss(),
@@ -198,9 +196,6 @@ def module_classifier(
 @cache
 def art_attacks() -> Mapping[str, Any]:
     """The usable classes of `art.attacks.evasion` by name: those for images with labels, in a norm we know."""
-    import art.attacks.evasion as evasion
-    from art.estimators.classification import PyTorchClassifier
-
     usable = {}
     for name, cls in vars(evasion).items():
         if isinstance(cls, type) and name not in ArtAttack.refused and _norms(name, constructor_defaults(cls)):

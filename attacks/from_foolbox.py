@@ -1,7 +1,4 @@
-"""Attacks of Foolbox, a module as a Foolbox model, and the criterion that knows rejection.
-
-Foolbox is imported when the first of these is made.
-"""
+"""Attacks of Foolbox, a module as a Foolbox model, and the criterion that knows rejection."""
 
 from __future__ import annotations
 
@@ -10,9 +7,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar  # Foolbox is imported late
+from typing import Any, ClassVar
 
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # without a `git` program importing Foolbox fails otherwise
+
+import eagerpy as ep
+import foolbox
 import torch
+from foolbox import attacks
+from foolbox.attacks import base
+from foolbox.criteria import Misclassification
+from foolbox.distances import LpDistance
+from foolbox.models import PyTorchModel
 from torch import Tensor, nn
 
 from manifold_bench.attacks.adapter import LibraryAttack
@@ -88,10 +94,9 @@ class FoolboxAttack(LibraryAttack):
 
     @property
     def minimal(self) -> bool:
-        return issubclass(self.implementation, _library().attacks.base.MinimizationAttack)
+        return issubclass(self.implementation, base.MinimizationAttack)
 
     def search(self, module: nn.Module, x: Tensor, y: Tensor, eps: float, others: Tensor) -> Tensor:
-        library = _library()
         attack = self._attack(eps)
         model = foolbox_model(module, x.device)
         options: dict[str, Any] = {}
@@ -102,9 +107,9 @@ class FoolboxAttack(LibraryAttack):
             options["starting_points"] = starts[rows]
         found = x.clone()
         if len(rows):
-            criterion = library.criteria.Misclassification(y[rows])
+            criterion = Misclassification(y[rows])
             epsilons = None if self.minimal else eps
-            if isinstance(attack, library.attacks.base.AttackWithDistance):
+            if isinstance(attack, base.AttackWithDistance):
                 options["epsilons"] = epsilons
             found[rows] = attack(model, x[rows], criterion, **options)[1]
         if self.attack in BLACK_WHERE_FAILED:
@@ -117,7 +122,7 @@ class FoolboxAttack(LibraryAttack):
         values = self.values
         ours: dict[str, Any] = {}
         if "distance" in values and self.norm != "unrestricted":
-            ours["distance"] = getattr(_library().distances, self.norm)
+            ours["distance"] = getattr(foolbox.distances, self.norm)
         if "constraint" in values:
             ours["constraint"] = self.norm
         if "abs_stepsize" in values and not {"abs_stepsize", "rel_stepsize"} & set(self.parameters):
@@ -127,26 +132,24 @@ class FoolboxAttack(LibraryAttack):
 
 def foolbox_model(module: nn.Module, device: torch.device | str = "cpu") -> Any:
     """A Foolbox model over a module of images [N,C,H,W] in [0,1] → logits, on that device."""
-    return _library().models.PyTorchModel(module.eval(), bounds=(0, 1), device=torch.device(device))
+    return PyTorchModel(module.eval(), bounds=(0, 1), device=torch.device(device))
 
 
-def accepted_and_wrong(labels: Tensor, num_classes: int) -> Any:
-    """A Foolbox criterion for outputs [N,K+1]: the answer is a class (not rejection), and not `labels` [N].
+class AcceptedAndWrong(Misclassification):
+    """For outputs [N,K+1]: the answer is one of the K classes (not rejection), and not `labels` [N].
 
     It tells Foolbox what success is; the losses inside its attacks still don't know rejection. `RejectFolded`
-    changes both, for inputs of one class.
+    changes both, for inputs of one class. Several attacks read `labels`, so it is a `Misclassification`.
     """
-    import eagerpy as ep
 
-    class AcceptedAndWrong(_library().criteria.Misclassification):  # type: ignore[misc]
-        """Several attacks read `labels`, so it is a `Misclassification`."""
+    def __init__(self, labels: Tensor, num_classes: int) -> None:
+        super().__init__(labels)
+        self.num_classes = num_classes
 
-        def __call__(self, perturbed: Any, outputs: Any) -> Any:
-            logits, restore = ep.astensor_(outputs)
-            answer = logits.argmax(axis=-1)
-            return restore(ep.logical_and(answer != self.labels, answer < num_classes))
-
-    return AcceptedAndWrong(labels)
+    def __call__(self, perturbed: Any, outputs: Any) -> Any:
+        logits, restore = ep.astensor_(outputs)
+        answer = logits.argmax(axis=-1)
+        return restore(ep.logical_and(answer != self.labels, answer < self.num_classes))
 
 
 def starting_points(module: nn.Module, x: Tensor, y: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,30 +165,20 @@ def starting_points(module: nn.Module, x: Tensor, y: Tensor, others: Tensor) -> 
 
 
 @cache
-def _library() -> Any:
-    """Foolbox, imported. Without a `git` program its import would fail if GitPython were not told to be quiet."""
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    import foolbox
-
-    return foolbox
-
-
-@cache
 def foolbox_attacks() -> Mapping[str, Any]:
     """The usable attack classes of `foolbox.attacks` by name."""
-    attacks = _library().attacks
     classes = {n: c for n, c in vars(attacks).items() if isinstance(c, type) and issubclass(c, attacks.Attack)}
     return {name: cls for name, cls in sorted(classes.items()) if name not in FoolboxAttack.refused}
 
 
 def _norms(attack: Any) -> tuple[Norm, ...]:
     """The norms a Foolbox attack can be asked for; none for an ε-ball in L1."""
-    base = _library().attacks.base
     if not isinstance(attack, base.AttackWithDistance):
         return ("unrestricted",)
     by_power: dict[float, tuple[Norm, ...]] = {0: ("l0",), 2: ("l2",), float("inf"): ("linf",)}
     if isinstance(attack, base.FlexibleDistanceMinimizationAttack) and getattr(attack, "_distance", None) is None:
         return ("linf", "l2", "l0")
+    assert isinstance(attack.distance, LpDistance)
     if attack.distance.p == 1:
         return ("l2",) if isinstance(attack, base.MinimizationAttack) else ()
     return by_power[attack.distance.p]

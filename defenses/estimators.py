@@ -8,13 +8,13 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from torch import Tensor
 
 from manifold_bench.attacks.from_art import module_classifier
-from manifold_bench.attacks.from_foolbox import accepted_and_wrong, foolbox_model
+from manifold_bench.attacks.from_foolbox import AcceptedAndWrong, foolbox_model
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.project_and_classify import ProjectAndClassify
 from manifold_bench.defenses.projection_gradients import straight_through
 from manifold_bench.defenses.training import device_of
 
-__all__ = ["accepted_and_wrong", "projection_preprocessor", "to_art", "to_foolbox"]
+__all__ = ["AcceptedAndWrong", "projection_preprocessor", "to_art", "to_foolbox"]
 
 
 def to_art(defense: Defense) -> Any:
@@ -29,7 +29,7 @@ def to_art(defense: Defense) -> Any:
 def to_foolbox(defense: Defense) -> Any:
     """The defense as a Foolbox model of [N,C,H,W] in [0,1] → [N,K], or [N,K+1] where it rejects.
 
-    With K+1 outputs give attacks `accepted_and_wrong(labels, K)` as the criterion instead of the labels.
+    With K+1 outputs give attacks `AcceptedAndWrong(labels, K)` as the criterion instead of the labels.
     """
     return foolbox_model(defense, device_of(defense))
 

@@ -8,7 +8,7 @@ from toys import Parity
 
 from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.target import Target
-from manifold_bench.defenses.estimators import accepted_and_wrong, projection_preprocessor, to_art, to_foolbox
+from manifold_bench.defenses.estimators import AcceptedAndWrong, projection_preprocessor, to_art, to_foolbox
 from manifold_bench.defenses.invert_and_classify import InvertAndClassify
 from manifold_bench.defenses.models import ModelSpec, as_defense
 from manifold_bench.defenses.solvers import MomentumSolver
@@ -61,12 +61,12 @@ def test_foolbox_model_and_criterion(digits, inc):
         assert torch.allclose(to_foolbox(inc)(x), logits, atol=1e-5)
     y = digits.test.labels[:16]
     verdict = inc.verdict(x)
-    assert torch.equal(accepted_and_wrong(y, 10)(x, logits), verdict.wrong(y))
+    assert torch.equal(AcceptedAndWrong(y, 10)(x, logits), verdict.wrong(y))
 
 
 def test_the_criterion_excludes_rejection():
     outputs = torch.tensor([[3.0, 1, 2], [1, 3, 2], [1, 2, 3]])
-    assert accepted_and_wrong(torch.tensor([0, 0, 0]), 2)(outputs, outputs).tolist() == [False, True, False]
+    assert AcceptedAndWrong(torch.tensor([0, 0, 0]), 2)(outputs, outputs).tolist() == [False, True, False]
 
 
 def test_preprocessor_gradient_is_the_classifiers_at_the_projection(digits, inc):
