@@ -8,7 +8,7 @@ from pathlib import Path
 
 from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.errors import InputError, report_errors
-from manifold_bench.bench.running.reuse import BASELINES
+from manifold_bench.bench.planning.folders import BASELINES
 
 
 @report_errors
@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = given.name or given.run.resolve().name
     if name != Path(name).name or name.startswith("."):
         raise InputError(f"--name: {name!r} is no name of a folder in {BASELINES}")
+    # late: --help waits for none of it
     from manifold_bench.bench.gate.promotion import promote
     from manifold_bench.bench.records.results import Results
 

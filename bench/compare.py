@@ -8,11 +8,10 @@ from pathlib import Path
 
 from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.errors import InputError, report_errors
+from manifold_bench.bench.metrics.signs import SIGNS
 
 
 def parser() -> Parser:
-    from manifold_bench.bench.metrics.paired import SIGNS
-
     p = Parser(
         prog="manifold-bench compare",
         description=__doc__,
@@ -36,16 +35,16 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0 where the gate passes, 1 or 3 where it fails (`Gate.exit_code`), 2 for bad input."""
     given = parser().parse_args(arguments)
+    # late: --help waits for none of it
     from manifold_bench.bench.gate.gate import Gate, junit_gate, markdown_gate, print_gate
     from manifold_bench.bench.gate.limits import Limit
     from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.running.url_folder import local_folder
+    from manifold_bench.bench.terminal import terminal
 
     limits = [Limit.parse(text) for text in dict.fromkeys(given.fail_on)]
     with local_folder(given.baseline, "BASELINE") as (baseline, _), local_folder(given.new, "NEW") as (new, _):
         gate = Gate.of(Results.load(baseline), Results.load(new), limits)
-    from manifold_bench.bench.terminal import terminal
-
     print_gate(gate, terminal())
     if given.markdown:
         write(given.markdown, "--markdown", markdown_gate(gate))

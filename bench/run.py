@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from manifold_bench.bench.arguments import Parser, checked_device, named_device, natural, path, path_text, positive
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.folders import DATA_VARIABLE, data_folder
+from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.running.environment import ensure_home
+from manifold_bench.bench.running.locks import run_folder
 from manifold_bench.bench.running.stamp import code_of_users, finished, hash_of, request_of, write_stamp
 from manifold_bench.bench.running.url_folder import local_folder
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from manifold_bench.bench.report.contents import Report
     from manifold_bench.bench.running.engines.calls import Engine
 
-# `--help` and a finished run are answered in a fraction of a second: what loads torch, pandas or rich is imported late
+# Imports inside functions: `--help` and a finished run wait for neither torch nor pandas nor rich
 
 
 def parser() -> Parser:
@@ -98,12 +100,10 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
         return show_finished(shown, folder, given, console)
     from manifold_bench.bench.planning.plan import Options, make_plan
     from manifold_bench.bench.records.images import export
-    from manifold_bench.bench.records.log import LOG, Log
     from manifold_bench.bench.records.provenance import uneven_text
     from manifold_bench.bench.report.plan import print_plan
     from manifold_bench.bench.running.board import Board, clock
     from manifold_bench.bench.running.execution import execute
-    from manifold_bench.bench.running.locks import run_folder
     from manifold_bench.bench.running.session import Session
     from manifold_bench.defenses.weights import with_cards
 
@@ -212,8 +212,6 @@ def report_page(given: argparse.Namespace) -> str:
 def show_finished(shown: dict[str, str], folder: Path, given: argparse.Namespace, console: Console) -> int:
     """Show once more what a finished run showed at its end."""
     from rich.text import Text
-
-    from manifold_bench.bench.records.log import LOG, Log
 
     Log(folder / LOG).event("run found finished", command=sys.argv)
     if not given.quiet:

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     ensure_home()
     choose_kernels()
-    # late: --help must not wait for torch, and the kernels are chosen before torch computes
+    # late: --help waits for no torch, and the kernels are chosen before torch computes
     from manifold_bench.bench.planning.reading import defense_by_name
     from manifold_bench.bench.planning.refs import DatasetRef, cache_file, defense_ref
     from manifold_bench.bench.running.training import train_with_parts, training_of

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sklearn.datasets import load_digits
+
 from manifold_bench.bench.datasets.base import LabelledImages, WholeDataset, as_images
 
 
@@ -25,7 +27,5 @@ class Digits(WholeDataset):
 
     @property
     def whole(self) -> LabelledImages:
-        from sklearn.datasets import load_digits  # here, since it takes a second and only this data set needs it
-
         raw = load_digits()
         return as_images(raw.images, raw.target, 16.0)

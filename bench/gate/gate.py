@@ -13,7 +13,8 @@ from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 from rich.console import Console
 
 from manifold_bench.bench.gate.limits import Check, Limit, check
-from manifold_bench.bench.metrics.paired import SIGNS, Comparison, Joint, compare, joint
+from manifold_bench.bench.metrics.paired import Comparison, Joint, compare, joint
+from manifold_bench.bench.metrics.signs import SIGNS
 from manifold_bench.bench.records.provenance import kernels_text
 from manifold_bench.bench.records.results import Cell, Results, cell_text
 from manifold_bench.bench.records.schema import WORST_CASE

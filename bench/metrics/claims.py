@@ -139,7 +139,7 @@ def detection_auc(records: pd.DataFrame) -> tuple[float, float, float]:
     interval of the percentile bootstrap over inputs, which keeps an input's two scores together. Raises MissingCells
     where a row is not ok or a defense gives no scores.
     """
-    from scipy.stats import bootstrap, mannwhitneyu
+    from scipy.stats import bootstrap, mannwhitneyu  # late: takes a second, which no process of a job needs
 
     require_ok(records)
     if records[["clean_score", "adv_score"]].isna().any(axis=None):

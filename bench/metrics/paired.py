@@ -10,21 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import permutation_test
+from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 
 from manifold_bench.bench.metrics.robustness import robust
+from manifold_bench.bench.metrics.signs import SIGNS
 from manifold_bench.bench.records.results import Cell, Results
-
-SIGNS = {
-    "=": "no difference",
-    "+": "better",
-    "~": "difference not significant",
-    "x": "not comparable",
-    "-": "worse",
-    "!": "failed in the new run",
-    "?": "vanished from the new run",
-}
-"""In the order of the table on the screen: what fails the gate comes last, next to the closing line."""
-
 
 SIGNIFICANCE = 0.05
 """Chance, over all cells together, of calling any of them different where none is (Holm)."""
@@ -162,8 +153,6 @@ def sign_flip(sums: np.ndarray) -> float:
 
     Exact for up to 12 inputs, of 9,999 draws beyond (Fisher 1935; Phipson and Smyth 2010).
     """
-    from scipy.stats import permutation_test  # late: scipy.stats takes a second to load
-
     if not len(sums):
         return 1.0
     drawn = permutation_test(
@@ -218,9 +207,7 @@ def sign_of(lost: int, gained: int, p: float) -> str:
 
 def mcnemar(lost: int, gained: int) -> float:
     """Two-sided p of the exact McNemar test: are lost and gained halves of their sum, up to chance (McNemar 1947)?"""
-    from statsmodels.stats.contingency_tables import mcnemar as test
-
-    return float(test([[0, lost], [gained, 0]], exact=True).pvalue)
+    return float(exact_mcnemar([[0, lost], [gained, 0]], exact=True).pvalue)
 
 
 def changed(before: dict[str, Any], after: dict[str, Any], eps: float) -> Iterator[str]:

@@ -26,7 +26,7 @@ def wilson(count: int, n: int) -> Estimate:
     """count of n inputs → their share with its 95 % Wilson score interval (Wilson 1927)."""
     if n == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
-    from statsmodels.stats.proportion import proportion_confint
+    from statsmodels.stats.proportion import proportion_confint  # late: takes a second, which no job's process needs
 
     low, high = proportion_confint(count, n, alpha=0.05, method="wilson")
     return Estimate(count / n, float(low), float(high), n)

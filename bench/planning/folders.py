@@ -1,4 +1,4 @@
-"""Folders that environment variables name: of the data files, and of what is computed once and kept for later runs."""
+"""Folders of data files, of what is computed once and kept for later runs, and of baselines."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from manifold_bench.bench.errors import InputError
 
 CACHE_VARIABLE = "MANIFOLD_BENCH_CACHE"
 DATA_VARIABLE = "MANIFOLD_BENCH_DATA"
+BASELINES = Path("results") / "baselines"
 
 
 def cache_folder(kind: str) -> Path:

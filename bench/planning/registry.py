@@ -19,6 +19,8 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.defenses.identity import Kind, registered
 
+# Imports inside functions: what only needs the names below waits for no torch
+
 SINGULAR: dict[Kind, str] = {
     "datasets": "data set",
     "defenses": "defense",

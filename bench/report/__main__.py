@@ -15,6 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="manifold-bench report", description=__doc__)
     parser.add_argument("folder", metavar="DIR|URL", help="a run's output folder, which holds records/")
     given = parser.parse_args(arguments).folder
+    # late: --help waits for none of it
     from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.report.screen import print_report
     from manifold_bench.bench.report.writing import write_report

@@ -13,14 +13,13 @@ from typing import Any
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.paired import flat, value_text
+from manifold_bench.bench.planning.folders import BASELINES
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.records.provenance import stored_provenance
 from manifold_bench.bench.records.store import Store, checksum_path, file_name
 from manifold_bench.bench.running.session import Session
 from manifold_bench.defenses.files import atomic_write
-
-BASELINES = Path("results") / "baselines"
 
 
 @dataclass(frozen=True)

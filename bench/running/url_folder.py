@@ -37,7 +37,7 @@ class Mirror:
     """A folder here and its original at a URL. Only this process writes there."""
 
     def __init__(self, url: str, folder: Path, place: str) -> None:
-        from fsspec.core import url_to_fs
+        from fsspec.core import url_to_fs  # late: a run in a folder of this machine needs none of it
 
         self.url, self.folder, self.place = url, folder, place
         self._known: dict[str, tuple[int, int]] = {}  # what is the same at both places, as it is here

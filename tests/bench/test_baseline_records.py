@@ -7,11 +7,12 @@ import json
 import pytest
 from handmade import RUN
 
+from manifold_bench.bench.planning.folders import BASELINES
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix, read_matrix
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.job import empty_records
-from manifold_bench.bench.running.reuse import BASELINES, Reused, baseline_folders, lacking, reuse
+from manifold_bench.bench.running.reuse import Reused, baseline_folders, lacking, reuse
 
 MATRIX = {
     "datasets": [{"name": "digits", "n": 10}],

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 
 import psutil
 
+from manifold_bench.bench.running import job, measuring, training  # noqa: F401 - imported here once for all children
 from manifold_bench.bench.running.engines.answers import Ending, Pipe
 from manifold_bench.bench.running.engines.calls import PackedCall, run_packed
 from manifold_bench.bench.running.engines.channel import Channel, Partner
@@ -31,13 +32,6 @@ from manifold_bench.bench.running.engines.processes import (
     start_process,
 )
 from manifold_bench.defenses.errors import one_line
-
-LIBRARIES = {
-    "manifold_bench.attacks.from_art": ("art.attacks.evasion", "art.estimators.classification"),
-    "manifold_bench.attacks.from_foolbox": ("foolbox",),
-}
-"""Libraries that a module of this project imports late and that take long to import."""
-
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes of what the system counts memory in."""
@@ -77,10 +71,6 @@ class Running:
 
 def main(engine: str, method: Method) -> None:
     """Serve the engine at the other end of that socket until it is gone. method: how processes are started."""
-    import manifold_bench.bench.running.job
-    import manifold_bench.bench.running.measuring
-    import manifold_bench.bench.running.training  # noqa: F401 - for the children
-
     prepare_process()
     template = Template(Connection(int(engine)), method)
     try:
@@ -134,8 +124,7 @@ class Template:
 
     def _prepare(self, packed: PackedCall) -> None:
         """Import and load for all children what this project's own code is going to need."""
-        libraries = [library for name in packed.modules for library in LIBRARIES.get(name, ())]
-        for name in (*packed.modules, *libraries):
+        for name in packed.modules:
             importlib.import_module(name)
         if packed.prepare is not None and packed.prepare not in self._prepared:
             self._prepared.add(packed.prepare)
