@@ -17,9 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="manifold-bench baseline", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's output folder")
     parser.add_argument("--name", help=f"name of the baseline in {BASELINES} (default: that of the run's folder)")
-    parser.add_argument(
-        "--force", action="store_true", help="also a run that is unfinished or has failed cells"
-    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="also a run that is unfinished or has failed cells")
     given = parser.parse_args(arguments)
     name = given.name or given.run.resolve().name
     if name != Path(name).name or name.startswith("."):

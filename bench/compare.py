@@ -21,11 +21,9 @@ def parser() -> Parser:
     )
     p.add_argument("baseline", metavar="BASELINE", help="folder or URL of the run to compare with")
     p.add_argument("new", metavar="NEW", help="folder or URL of the run to judge")
-    p.add_argument(
-        "--fail-on", action="append", default=[], metavar="FIGURE:LIMIT",
-        help="also fail where a figure of a cell or worst case is worse by more, as robust_accuracy:2pp, error:5%%, "
-        "passes:1.5x (repeatable)",
-    )  # fmt: skip
+    limit = "also fail where a figure of a cell or worst case is worse by more, as robust_accuracy:2pp, error:5%%, "
+    limit += "passes:1.5x (repeatable)"
+    p.add_argument("--fail-on", action="append", default=[], metavar="FIGURE:LIMIT", help=limit)
     p.add_argument("--markdown", type=Path, metavar="FILE", help="write a page for a pull request")
     p.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML: a test case for each cell")
     return p

@@ -53,18 +53,14 @@ def parser() -> Parser:
     p.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster (default: the one on this machine)")
     p.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
     for kind, title in (("defense", "defense"), ("attack", "attack"), ("dataset", "data set")):
-        p.add_argument(
-            f"--{kind}", action="append", default=[], metavar="NAME",
-            help=f"run only this {title} (repeatable); may be outside the matrix: a name, or package.module:Class",
-        )  # fmt: skip
+        only = f"run only this {title} (repeatable); may be outside the matrix: a name, or package.module:Class"
+        p.add_argument(f"--{kind}", action="append", default=[], metavar="NAME", help=only)
     p.add_argument(
         "--norm", action="append", default=[], metavar="NORM", help="run only attacks in this norm (repeatable)"
     )
     p.add_argument("--quiet", action="store_true", help="show only failures and the last line; log.jsonl has the rest")
-    p.add_argument(
-        "--diagnose", action=argparse.BooleanOptionalAction,
-        help="run the probes of the masking diagnosis too (docs/diagnosis.md), whatever the matrix says",
-    )  # fmt: skip
+    probes = "run the probes of the masking diagnosis too (docs/diagnosis.md), whatever the matrix says"
+    p.add_argument("--diagnose", action=argparse.BooleanOptionalAction, help=probes)
     p.add_argument(
         "--export", type=path, metavar="DIR", help="write every adversarial image to .npz files in this folder"
     )

@@ -23,14 +23,10 @@ def parser() -> Parser:
     p = Parser(prog="manifold-bench train", description="Train a defense from scratch.")
     p.add_argument("--dataset", required=True, metavar="NAME", help="data set to train on")
     p.add_argument("--defense", required=True, metavar="NAME", help="defense, or package.module:Name")
-    p.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="parameters",
-        help="a parameter of the defense, as in a matrix file (repeatable)",
-    )  # fmt: skip
-    p.add_argument(
-        "--part", default="", metavar="NAME",
-        help="train only that part of the defense, which others may share: generator, classifier, …",
-    )  # fmt: skip
+    parameter = "a parameter of the defense, as in a matrix file (repeatable)"
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="parameters", help=parameter)
+    part = "train only that part of the defense, which others may share: generator, classifier, …"
+    p.add_argument("--part", default="", metavar="NAME", help=part)
     p.add_argument("--data", type=path, metavar="DIR", help="folder of the data files (default: MANIFOLD_BENCH_DATA)")
     p.add_argument("--seed", type=natural, default=0, metavar="N")
     p.add_argument("--budget", type=float, default=1.0, help="share of the full training, in (0, 1] (default 1)")

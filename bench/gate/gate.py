@@ -209,9 +209,8 @@ def print_gate(gate: Gate, console: Console) -> None:
             cells.append(Line(f"{one.sign} {_strength(one.cell)}", figures, note, STYLES.get(one.sign, "")))
     if cells:
         print_grid(console, "", ["cell", *HEADER[6:-1]], cells)
-    broken = [
-        Line(f"{one.limit}: {cell_text(one.cell)}", one.texts, one.note, STYLES["-"]) for one in gate.broken
-    ]  # fmt: skip
+    style = STYLES["-"]
+    broken = [Line(f"{one.limit}: {cell_text(one.cell)}", one.texts, one.note, style) for one in gate.broken]
     if broken:
         print_grid(console, "", ["broken limit", "baseline", "new"], broken)
     for cell in gate.added:

@@ -234,12 +234,25 @@ class _Defended:
         }
         resources = [*matrix.resources_of(self.ref.label), *([choice.resources] if choice else [])]
         return Job(
-            dataset=self.data.dataset, defense=self.ref, label=label, seed=seed, device=self.device, identity=identity,
-            split=split, indices=indices, attack=attack, norm=norm, eps=eps, draws=draws, ladder=ladder,
+            dataset=self.data.dataset,
+            defense=self.ref,
+            label=label,
+            seed=seed,
+            device=self.device,
+            identity=identity,
+            split=split,
+            indices=indices,
+            attack=attack,
+            norm=norm,
+            eps=eps,
+            draws=draws,
+            ladder=ladder,
             aims=_aims(attack, dataset.num_classes),
-            forwards=forwards, backwards=backwards, inference_steps=self.module.inference_steps,
+            forwards=forwards,
+            backwards=backwards,
+            inference_steps=self.module.inference_steps,
             needs=matrix.needs(self.device, *resources),
-        )  # fmt: skip
+        )
 
 
 def _aims(attack: Attack | None, num_classes: int) -> int:

@@ -68,8 +68,14 @@ def _job(choice: MeasurementChoice, data: PlannedData, ref: DefenseRef, matrix: 
         "device": device,
     }
     return MeasurementJob(
-        dataset=data.dataset, defense=ref, label=choice.label, seed=matrix.seed, device=device, identity=identity,
-        measurement=measurement, others=others,
+        dataset=data.dataset,
+        defense=ref,
+        label=choice.label,
+        seed=matrix.seed,
+        device=device,
+        identity=identity,
+        measurement=measurement,
+        others=others,
         skip=f"{absent[0]!r} is not of this data set" if absent else unsuited(measurement, ref.build()),
         needs=matrix.needs(device, *matrix.resources_of(ref.label), choice.resources),
-    )  # fmt: skip
+    )

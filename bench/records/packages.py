@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = (
-    "manifold-bench", "torch", "numpy", "pandas", "pyarrow", "scikit-learn", "mlxtend", "safetensors",
-    "adversarial-robustness-toolbox", "foolbox",
-)  # fmt: skip
+OF_DATA = ("scikit-learn", "mlxtend")
+OF_ATTACKS = ("adversarial-robustness-toolbox", "foolbox")
+PACKAGES = ("manifold-bench", "torch", "numpy", "pandas", "pyarrow", *OF_DATA, "safetensors", *OF_ATTACKS)
 
 
 def package_version(name: str) -> str:

@@ -32,9 +32,8 @@ def write_report(results: Results) -> Report:
         for old in folder.glob(pattern):
             old.unlink()
     (folder / "tables").mkdir(exist_ok=True)
-    tables = [
-        *report.claim_tables, *report.measurement_tables, *report.tables, *diagnosis_tables(report.diagnosis)
-    ]  # fmt: skip
+    tables = [*report.claim_tables, *report.measurement_tables, *report.tables]
+    tables += diagnosis_tables(report.diagnosis)
     for table in tables:
         name = file_name(*table.name)
         (folder / "tables" / f"{name}.md").write_text(markdown(table), encoding="utf-8")

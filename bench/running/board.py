@@ -252,10 +252,8 @@ class Board:
         if not self._expected() or not self.estimator.knows_anything:
             return None
         expected = {key: self.estimator.wall(cost) for key, cost in self._expected().items()}
-        running = [
-            left_of(expected.pop(key), time.time() - now.begun, now.share)
-            for key, now in self.running.items() if key in expected
-        ]  # fmt: skip
+        begun = [(expected.pop(key), job) for key, job in self.running.items() if key in expected]
+        running = [left_of(seconds, time.time() - job.begun, job.share) for seconds, job in begun]
         return time_left(running, expected.values(), self.workers)
 
     def _count(self) -> str:

@@ -51,10 +51,8 @@ class Heartbeat:
             return
         self.last = time.monotonic()
         done, share = self.progress(target.forwards + target.backwards)
-        self.log.event(
-            "job running", title=self.job.title, key=self.job.key, pid=os.getpid(),
-            eps=self.eps, passes=round(done), share=round(share, 4),
-        )  # fmt: skip
+        job = {"title": self.job.title, "key": self.job.key, "pid": os.getpid()}
+        self.log.event("job running", **job, eps=self.eps, passes=round(done), share=round(share, 4))
 
     def progress(self, passes: Tensor) -> tuple[float, float]:
         """Return passes done, and the share of the attack that this is; passes: [n] of the batch under attack."""

@@ -235,12 +235,16 @@ def _hashes(dataset: DatasetRef, split: str, indices: tuple[int, ...], seed: int
 
 def empty_records(job: Job, status: str, reason: str) -> pd.DataFrame:
     """The rows of a cell that did not run, or not to its end: they say so, and hold no figure."""
-    nothing: dict[str, Any] = {
-        "clean_label": 0, "clean_rejected": False, "clean_score": np.nan, "adv_label": 0, "adv_rejected": False,
-        "adv_score": np.nan, "linf": 0.0, "l2": 0.0, "l0": 0.0, "distance": np.inf, "valid": False, "success": False,
-        "forwards": 0.0, "backwards": 0.0, "unreturned": False, "blind": np.nan, "moved": True, "improved": True,
-        "seconds": 0.0, "status": status, "reason": reason,
-    }  # fmt: skip
+    nothing: dict[str, float | str] = {
+        **dict.fromkeys(("clean_label", "adv_label"), 0),
+        **dict.fromkeys(("linf", "l2", "l0", "forwards", "backwards", "seconds"), 0.0),
+        **dict.fromkeys(("clean_score", "adv_score", "blind"), np.nan),
+        **dict.fromkeys(("clean_rejected", "adv_rejected", "valid", "success", "unreturned"), False),
+        **dict.fromkeys(("moved", "improved"), True),
+        "distance": np.inf,
+        "status": status,
+        "reason": reason,
+    }
     rows = inputs(job)
     return pd.concat([_skeleton(job, rows, eps).assign(**nothing) for eps in job.eps], ignore_index=True)
 

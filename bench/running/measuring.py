@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from manifold_bench.bench.planning.measurements import MeasurementJob
@@ -31,13 +32,8 @@ def measure(plan: Plan, session: Session) -> int:
         elif status(job, folder) != "ok":
             waiting[job.key] = job
     board.expect({key: Work("measurement", job.title) for key, job in waiting.items()})
-    calls = [
-        Call(
-            key, run_measurement, (job, folder), plan.matrix.timeout, reads=job.reads, writes=folder,
-            log=folder / LOG, needs=job.needs,
-        )
-        for key, job in waiting.items()
-    ]  # fmt: skip
+    call = partial(Call, function=run_measurement, timeout=plan.matrix.timeout, writes=folder, log=folder / LOG)
+    calls = [call(key, arguments=(job, folder), reads=job.reads, needs=job.needs) for key, job in waiting.items()]
     for outcome in session.run(calls):
         job = waiting[outcome.id]
         if outcome.failure or status(job, folder) not in ("ok", "failed"):  # a user's code ran where it answers

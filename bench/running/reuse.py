@@ -59,11 +59,8 @@ def reuse_records(plan: Plan, session: Session) -> tuple[list[Job], list[Reused]
     keys = {job.key for job in stored}
     defenses = {choice.label for choice in plan.whole.defenses}
     attacks = {choice.label for choice in plan.whole.attacks}
-    missing = [
-        job for job in others
-        if job.key not in keys and not job.skip
-        and job.defense.label in defenses and (job.attack is None or job.label in attacks)
-    ]  # fmt: skip
+    of_matrix = [job for job in others if job.defense.label in defenses and (not job.attack or job.label in attacks)]
+    missing = [job for job in of_matrix if job.key not in keys and not job.skip]
     for line in (*reused, *lacking(missing, folders)):
         session.board.line(str(line))
     return stored, reused

@@ -123,14 +123,15 @@ class Cells:
                 strength = "" if key not in pictures or norm == FOOLING else eps_text(pictures[key]["eps"].iloc[0])
                 marks = Marks(rows, report.implausible)
                 self.all[key] = Cell(
-                    f"c{len(self.all) + 1}", *key,
+                    f"c{len(self.all) + 1}",
+                    *key,
                     strengths=[_strength(row, marks) for row in rows.to_dict("records")],
                     notes=marks.notes,
                     command=command(results.run, *key[:2], attacks if attack == WORST_CASE else [key[2]], key[3]),
                     facts=self._facts(key),
                     inputs=inputs.get(key, []),
                     pictured_at=strength,
-                )  # fmt: skip
+                )
 
     def find(self, dataset: str, defense: str, attack: str, norm: str) -> Cell | None:
         return self.all.get((dataset, defense, attack, "none" if attack == CLEAN else norm))

@@ -115,13 +115,10 @@ def leaderboard(report: Report) -> Leaderboard:
                 if len(fooled):
                     figures.append(_shown(marks, accepting.get((dataset, defense)), "error"))
                 alone = strongest(of_defense[defense], eps)
-                entries.append(
-                    Entry(
-                        dataset, norm, families.get(defense, "other"), eps_text(eps), eps == ladder[-1],
-                        defense, figures, alone.names + (f": {percent(alone.share)}" if alone.attacks else ""),
-                        diagnosed.get((dataset, defense), "not run"),
-                    )
-                )  # fmt: skip
+                attack = alone.names + (f": {percent(alone.share)}" if alone.attacks else "")
+                family, diagnosis = families.get(defense, "other"), diagnosed.get((dataset, defense), "not run")
+                where = (dataset, norm, family, eps_text(eps), eps == ladder[-1])
+                entries.append(Entry(*where, defense, figures, attack, diagnosis))
     ladders = {norm: list(dict.fromkeys(map(eps_text, sorted(known)))) for norm, known in strengths.items()}
     header = ["robust", "strict", "clean accuracy", "clean rejection", "median distance", "n attacked"]
     return Leaderboard(header + ["noise accepted"] * bool(len(fooled)), entries, ladders, marks.notes)
