@@ -86,7 +86,7 @@ class LibraryAttack(ViewAttack):
         return f"{self.library}:{self.attack}"
 
     @abstractmethod
-    def classes(self) -> Mapping[str, Any]:
+    def classes(self) -> Mapping[str, type]:
         """The library's usable classes by name."""
 
     @property

@@ -114,7 +114,7 @@ class ArtAttack(LibraryAttack):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.name}: {error}") from error
 
-    def classes(self) -> Mapping[str, Any]:
+    def classes(self) -> Mapping[str, type]:
         return art_attacks()
 
     @property
@@ -176,7 +176,7 @@ def module_classifier(
     shape: Sequence[int],
     outputs: int,
     device: torch.device | str = "cpu",
-) -> PyTorchClassifier:
+) -> ModuleClassifier:
     """An ART `PyTorchClassifier` over a module of images [N,*shape] in [0,1] → logits [N,outputs].
 
     outputs: K, or K+1 for a module that rejects. All that a defense does has to be inside the module: AutoPGD and
@@ -194,7 +194,7 @@ def module_classifier(
 
 
 @cache
-def art_attacks() -> Mapping[str, Any]:
+def art_attacks() -> Mapping[str, type]:
     """The usable classes of `art.attacks.evasion` by name: those for images with labels, in a norm we know."""
     usable = {}
     for name, cls in vars(evasion).items():

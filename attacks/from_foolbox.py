@@ -83,7 +83,7 @@ class FoolboxAttack(LibraryAttack):
         if self.norm not in norms:
             raise ValueError(f"{self.name} perturbs in {' or '.join(norms) or 'L1'}, not {self.norm!r}")
 
-    def classes(self) -> Mapping[str, Any]:
+    def classes(self) -> Mapping[str, type]:
         return foolbox_attacks()
 
     @property
@@ -117,7 +117,7 @@ class FoolboxAttack(LibraryAttack):
             found[black] = x[black]
         return found
 
-    def _attack(self, eps: float) -> Any:
+    def _attack(self, eps: float) -> attacks.Attack:
         """The library's attack at that ε."""
         values = self.values
         ours: dict[str, Any] = {}
@@ -130,7 +130,7 @@ class FoolboxAttack(LibraryAttack):
         return self.implementation(**ours, **self.parameters)
 
 
-def foolbox_model(module: nn.Module, device: torch.device | str = "cpu") -> Any:
+def foolbox_model(module: nn.Module, device: torch.device | str = "cpu") -> PyTorchModel:
     """A Foolbox model over a module of images [N,C,H,W] in [0,1] → logits, on that device."""
     return PyTorchModel(module.eval(), bounds=(0, 1), device=torch.device(device))
 
@@ -165,13 +165,13 @@ def starting_points(module: nn.Module, x: Tensor, y: Tensor, others: Tensor) -> 
 
 
 @cache
-def foolbox_attacks() -> Mapping[str, Any]:
+def foolbox_attacks() -> Mapping[str, type]:
     """The usable attack classes of `foolbox.attacks` by name."""
     classes = {n: c for n, c in vars(attacks).items() if isinstance(c, type) and issubclass(c, attacks.Attack)}
     return {name: cls for name, cls in sorted(classes.items()) if name not in FoolboxAttack.refused}
 
 
-def _norms(attack: Any) -> tuple[Norm, ...]:
+def _norms(attack: attacks.Attack) -> tuple[Norm, ...]:
     """The norms a Foolbox attack can be asked for; none for an ε-ball in L1."""
     if not isinstance(attack, base.AttackWithDistance):
         return ("unrestricted",)
@@ -184,7 +184,7 @@ def _norms(attack: Any) -> tuple[Norm, ...]:
     return by_power[attack.distance.p]
 
 
-def _needs_start(attack: Any) -> bool:
+def _needs_start(attack: attacks.Attack) -> bool:
     """Whether it walks from an adversarial starting point; the fast minimum-norm attacks merely can."""
     takes = "starting_points" in inspect.signature(attack.run).parameters if hasattr(attack, "run") else False
     return takes and not type(attack).__name__.endswith("FMNAttack")

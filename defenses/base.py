@@ -109,7 +109,7 @@ class Defense(Trainable):
         self.classifier: nn.Module | None = None
         """The part that maps images to logits [N,K] without the defense around it, where there is one."""
 
-    def __call__(self, x: Tensor, *others: Any, **named: Any) -> Any:
+    def __call__(self, x: Tensor, *others: object, **named: object) -> Any:
         """`forward` on a copy of the images, which it may change in place; floats come back in the images' type."""
         outputs = super().__call__(x.clone(), *others, **named)
         return outputs.to(x.dtype) if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs

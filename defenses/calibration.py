@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +37,7 @@ class HeldOutScores(nn.Module):
         above = [math.floor(rate * images + 1e-9) for rate in rates]  # 0.29 · 100 is 28.999…
         return torch.stack([own[images - 1 - n] for own, n in zip(self.ordered, above, strict=True)])
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
         """As every module's, but takes over however many scores there are."""
         found = state_dict.get(f"{prefix}ordered")
         if isinstance(found, Tensor) and found.dim() == 2:

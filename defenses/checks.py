@@ -32,7 +32,7 @@ class Expected:
     """What a part has to be: in words, and as a test of a value."""
 
     words: str
-    fits: Callable[[Any], bool]
+    fits: Callable[[object], bool]
 
 
 def one_of(*values: str) -> Expected:
@@ -59,7 +59,7 @@ TEXT = Expected("a text", lambda value: isinstance(value, str) and bool(value))
 REASON = Expected("a text that says why, or None", lambda value: value is None or TEXT.fits(value))
 
 
-def checked(owner: object, part: str, expected: Expected, compute: Callable[[], Any] | None = None) -> Any:
+def checked(owner: object, part: str, expected: Expected, compute: Callable[[], object] | None = None) -> Any:
     """The value of an attribute of that name, or of `compute`; raises ContractError where it is not as expected."""
     name = (owner if isinstance(owner, type) else type(owner)).__name__
     try:
@@ -79,7 +79,7 @@ def shown(value: object) -> str:
 def check_spec_class(cls: type[Defense]) -> None:
     """Check the class of a defense's parameters; raises ContractError."""
 
-    def is_spec(spec: Any) -> bool:
+    def is_spec(spec: object) -> bool:
         if not (isinstance(spec, type) and issubclass(spec, DefenseSpec)):
             return False
         return "__dataclass_fields__" in vars(spec) or not inspect.get_annotations(spec)
@@ -122,7 +122,7 @@ def check_trainable(module: Trainable) -> None:
         check_trainable(getattr(module, name))
 
 
-def check_outputs(defense: Defense, x: Tensor, outputs: Any) -> None:
+def check_outputs(defense: Defense, x: Tensor, outputs: object) -> None:
     """Check what the forward of a defense returned for images [N,C,H,W]; raises ContractError.
 
     NaN has an argmax too, and would pass for an answer.
@@ -143,7 +143,7 @@ def check_outputs(defense: Defense, x: Tensor, outputs: Any) -> None:
         raise ContractError(f"{name} returned NaN for an image; expected numbers")
 
 
-def check_verdict(defense: Defense, answer: Any, n: int) -> None:
+def check_verdict(defense: Defense, answer: object, n: int) -> None:
     """Check what the verdict of a defense returned for n images; raises ContractError."""
     name = f"{type(defense).__name__}.verdict"
     if not isinstance(answer, Verdict):
@@ -171,7 +171,7 @@ def check_verdict(defense: Defense, answer: Any, n: int) -> None:
 def perceived(defense: Defense, x: Tensor) -> Tensor:
     """What a defense sees in place of images [N,C,H,W], same shape; raises ContractError where that is no image."""
 
-    def is_image(value: Any) -> bool:
+    def is_image(value: object) -> bool:
         return (
             isinstance(value, Tensor)
             and value.shape == x.shape
@@ -187,7 +187,7 @@ def perceived(defense: Defense, x: Tensor) -> Tensor:
     return seen.detach().float()
 
 
-def check_figures(owner: object, part: str, returned: Any) -> dict[str, float]:
+def check_figures(owner: object, part: str, returned: object) -> dict[str, float]:
     """Numbers by name that a method returned, such as the figures of a fit; raises ContractError for anything else."""
     try:
         if isinstance(returned, dict) and all(isinstance(name, str) for name in returned):

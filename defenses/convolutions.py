@@ -39,11 +39,11 @@ class DenseOnMaps(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).flatten(1)
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}weight"] = destination[f"{prefix}weight"].flatten(1)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
         found = state_dict.get(f"{prefix}weight")
         if found is not None and found.shape == (len(self.weight), self.weight[0].numel()):
             state_dict[f"{prefix}weight"] = found.clone().view_as(self.weight)  # it may be this layer's own

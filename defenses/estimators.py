@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from foolbox.models import PyTorchModel
 from torch import Tensor
 
-from manifold_bench.attacks.from_art import module_classifier
+from manifold_bench.attacks.from_art import ModuleClassifier, module_classifier
 from manifold_bench.attacks.from_foolbox import AcceptedAndWrong, foolbox_model
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.project_and_classify import ProjectAndClassify
@@ -17,7 +16,7 @@ from manifold_bench.defenses.training import device_of
 __all__ = ["AcceptedAndWrong", "projection_preprocessor", "to_art", "to_foolbox"]
 
 
-def to_art(defense: Defense) -> Any:
+def to_art(defense: Defense) -> ModuleClassifier:
     """The defense as an ART `PyTorchClassifier` with K classes, or K+1 where it rejects (the last means rejected).
 
     Losses and gradients go through the defense as it declares them (`gradient_modes[0]`).
@@ -26,7 +25,7 @@ def to_art(defense: Defense) -> Any:
     return module_classifier(defense.eval(), defense.spec.shape, outputs, device_of(defense))
 
 
-def to_foolbox(defense: Defense) -> Any:
+def to_foolbox(defense: Defense) -> PyTorchModel:
     """The defense as a Foolbox model of [N,C,H,W] in [0,1] → [N,K], or [N,K+1] where it rejects.
 
     With K+1 outputs give attacks `AcceptedAndWrong(labels, K)` as the criterion instead of the labels.
@@ -34,7 +33,7 @@ def to_foolbox(defense: Defense) -> Any:
     return foolbox_model(defense, device_of(defense))
 
 
-def projection_preprocessor(defense: ProjectAndClassify) -> Any:
+def projection_preprocessor(defense: ProjectAndClassify) -> PreprocessorPyTorch:
     """G(z*(x)) of that defense as an ART `PreprocessorPyTorch`, to go before any classifier's own module.
 
     Its gradient is the identity (BPDA), inside `forward`: ART asks for no `estimate_forward` when it differentiates
@@ -51,6 +50,6 @@ class _ProjectionPreprocessor(PreprocessorPyTorch):
         super().__init__(device_type=device, is_fitted=True, apply_fit=False, apply_predict=True)
         self.defense = defense.eval()
 
-    def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, y: object = None) -> tuple[Tensor, object]:
         """x: [N,C,H,W] → G(z*(x)), same shape; y unchanged."""
         return straight_through(x, self.defense.perceived(x)), y

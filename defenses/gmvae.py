@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -19,10 +19,12 @@ from manifold_bench.defenses.calibration import HeldOutScores, selective_figures
 from manifold_bench.defenses.decoders import PoolingEncoder, UpsamplingDecoder
 from manifold_bench.defenses.projection_gradients import straight_through
 from manifold_bench.defenses.solvers import AdamSolver, Penalty, best_start
-from manifold_bench.defenses.training import Training, in_batches, initialise, train_module
+from manifold_bench.defenses.training import Step, Training, in_batches, initialise, train_module
+
+T = TypeVar("T")
 
 
-def deployment(default: Any) -> Any:
+def deployment(default: T) -> T:
     """A field that changes how the trained defense answers, not its training."""
     return field(default=default, metadata={"deployment": True})
 
@@ -294,7 +296,7 @@ class GaussianMixtureVAE(Defense):
         pull = (mean - self.classifier.means[labels]).square().sum(1) + divergence
         return (self.error(images, z) + self.spec.alpha * pull).mean()
 
-    def _semi_supervised(self, known: LabelledImages) -> Any:
+    def _semi_supervised(self, known: LabelledImages) -> Step:
         """The step for images without labels (theirs are ignored), with as many labelled ones drawn beside them.
 
         SSE(x, g(z)) − α · 2σ² log Σ_c N(z; μ_c, Σ)/K: the factor makes the pull to the only near mean α ‖z − μ_c‖², as

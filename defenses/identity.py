@@ -20,10 +20,13 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from importlib.util import resolve_name
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 SCHEME = 2
 """Version of the rules by which identities are made; part of every key. Scheme 1 hashed the paths of classes."""
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Kind = Literal["datasets", "defenses", "parts", "attacks", "measurements", "inspections"]
 TRAINABLE: tuple[Kind, ...] = ("defenses", "parts")
@@ -31,6 +34,9 @@ TRAINABLE: tuple[Kind, ...] = ("defenses", "parts")
 PROJECT = Path(__file__).resolve().parent.parent
 OWN = ("attacks", "defenses", "bench")
 """Packages of this project, which lie in the folder `PROJECT`."""
+
+JsonObject = dict[str, Any]
+"""An object of JSON: an identity, a card, run.json."""
 
 IMPORTERS = ("import_module", "__import__")
 """Functions that import the module that their first argument names."""
@@ -51,13 +57,13 @@ class System:
     name: str
     source_sha256: str | None
 
-    def identity(self, version: int | str, values: Any) -> dict[str, Any]:
+    def identity(self, version: int | str, values: DataclassInstance) -> JsonObject:
         """Its part of a job's identity; values: the dataclass that holds its parameters."""
         own = {"name": self.name, "source_sha256": self.source_sha256}
         return own | {"version": version, "parameters": parameters(values)}
 
 
-def system(cls: type[Any], *kinds: Kind, written: str = "") -> System:
+def system(cls: type, *kinds: Kind, written: str = "") -> System:
     """The identity of a class of one of these kinds; written: how a matrix file names it, if one does.
 
     Its name is the registered one, however it is written; a class that isn't registered has its own.
@@ -72,20 +78,20 @@ def system(cls: type[Any], *kinds: Kind, written: str = "") -> System:
     return System(cls, name, source_sha256(cls, module))  # type: ignore[arg-type]  # mypy asks for __hash__ of cls()
 
 
-def _stands_for(point: EntryPoint, cls: type[Any]) -> bool:
+def _stands_for(point: EntryPoint, cls: type) -> bool:
     try:
         return point.load() is cls
     except Exception:  # it may be code of others: anything may happen
         return False
 
 
-def key_of(identity: dict[str, Any]) -> str:
+def key_of(identity: JsonObject) -> str:
     """The key of a result: a hash of everything it depends on, the same for the plan and for the stored record."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def parameters(values: Any) -> dict[str, Any]:
+def parameters(values: DataclassInstance) -> JsonObject:
     """The fields of a dataclass that differ from their defaults, as plain JSON data; a field without one is in always.
 
     So an option with a default can be added, and what was computed before it keeps its key. Another default for an old
@@ -103,7 +109,7 @@ def parameters(values: Any) -> dict[str, Any]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A parameter's value as plain JSON data."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = get_type_hints(type(value))
@@ -115,13 +121,13 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """A text that differs wherever values do, 1 from 1.0 and from true as well."""
     return json.dumps(_plain(value), sort_keys=True)
 
 
 @cache
-def source_sha256(cls: type[Any], named: str = "") -> str | None:
+def source_sha256(cls: type, named: str = "") -> str | None:
     """A hash of the code of others that a class runs; None for a class that runs none but this project's.
 
     It covers the module that was named to find the class, those of the class and of all its bases, and every module

@@ -28,7 +28,7 @@ class BackwardImplicit(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, _, ctx.generator, z, ctx.solve = inputs
         ctx.save_for_backward(x, z)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from manifold_bench.defenses.base import Trainable, TrainableSpec
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import atomic_write
-from manifold_bench.defenses.identity import TRAINABLE, System, parameters, registered, system
+from manifold_bench.defenses.identity import TRAINABLE, JsonObject, System, parameters, registered, system
 from manifold_bench.defenses.training import atomic_save
 
 ZOO = Path(__file__).parent / "zoo"
@@ -47,7 +47,7 @@ class Card:
 
     name: str
     version: int
-    spec: dict[str, Any]
+    spec: JsonObject
     data: str
     revision: str
     seed: int
@@ -58,16 +58,16 @@ class Card:
     figures: dict[str, float]
     weights_sha256: str
     source_sha256: str | None = None
-    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: JsonObject = dataclasses.field(default_factory=dict)
     parts: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def spec_json(spec: Any) -> dict[str, Any]:
+def spec_json(spec: TrainableSpec) -> JsonObject:
     """A spec as plain JSON data: tuples become lists, so that it equals what a card holds."""
     return json.loads(json.dumps(dataclasses.asdict(spec)))
 
 
-def training_part(spec: TrainableSpec) -> dict[str, Any]:
+def training_part(spec: TrainableSpec) -> JsonObject:
     """The parameters that a training depends on: all but the fields of the deployment."""
     return {name: value for name, value in parameters(spec).items() if name not in deployment_fields(type(spec))}
 
@@ -93,7 +93,7 @@ def trained_as(card: Card, own: System, spec: TrainableSpec, data: str, parts: M
     return training_part(trained) == training_part(spec)
 
 
-def _spec(cls: type[Trainable], values: dict[str, Any]) -> TrainableSpec:
+def _spec(cls: type[Trainable], values: JsonObject) -> TrainableSpec:
     return TypeAdapter(cls.Spec).validate_json(json.dumps(values), strict=True)
 
 
@@ -194,7 +194,7 @@ def zoo_files(data: str, name: str) -> list[Path]:
     return sorted((card.with_suffix(".safetensors") for card in cards), key=lambda path: path != zoo_file(data, name))
 
 
-def from_zoo(name: str, data: str, **deployment: Any) -> Any:
+def from_zoo(name: str, data: str, **deployment: object) -> Any:
     """A trained defense, or a part of some, out of the zoo: from_zoo("undefended", "mnist"), as the file is named.
 
     deployment: fields of its spec that change how it answers and not what it has learnt, in place of the card's.
