@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
+
+from manifold_bench.bench.records.schema import Row
 
 EFFORT_COLUMNS = ("given_up", "blind", "unmoved", "stalled")
 
@@ -38,7 +37,7 @@ def effort(records: pd.DataFrame, group: np.ndarray, inputs: pd.Series) -> pd.Da
     return shares[list(EFFORT_COLUMNS)].astype("float64")
 
 
-def effort_note(row: Mapping[Any, Any]) -> str:
+def effort_note(row: Row) -> str:
     """What is to be said of a summary row whose attack gave up on more than LIMIT of the inputs; else empty."""
     if not row.get("given_up", 0.0) > LIMIT:  # NaN is none
         return ""

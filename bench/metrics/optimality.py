@@ -8,14 +8,14 @@ nothing, is what the attack lacks.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Hashable
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
 from manifold_bench.bench.metrics.robustness import FOOLING, clean_right, inputs_of, median_distance
-from manifold_bench.bench.records.schema import ATTACK, WORST_CASE
+from manifold_bench.bench.records.schema import ATTACK, WORST_CASE, Row
 
 ATTACK_COLUMNS = (
     *("dataset", "norm", "defense", "attack", "n", "status", "eps"),  # which attack, and what of it there is
@@ -72,7 +72,7 @@ def attack_figures(records: pd.DataFrame) -> pd.DataFrame:
     failed or was skipped has its reason and NaN. Noise (norm "fooling") is left out: it has no distance.
     """
     attacked = records[(records["kind"] == ATTACK) & (records["norm"] != FOOLING)]
-    rows: list[dict[Any, Any]] = []
+    rows: list[Row] = []
     for (dataset, norm, defense), there in attacked.groupby(["dataset", "norm", "defense"]):
         where = {"dataset": dataset, "norm": norm, "defense": defense}
         bad = there[there["status"] != "ok"].drop_duplicates("attack")
@@ -99,7 +99,7 @@ def ranks(table: pd.DataFrame, within: list[str]) -> pd.Series:
     first. NaN for the ensemble, and where either is undefined. Attacks that are equal share a place.
     """
     known = table[table["attack"] != WORST_CASE].dropna(subset=["success", "optimality"])
-    places: dict[Any, int] = {}
+    places: dict[Hashable, int] = {}
     for _, rows in known.groupby(within):
         pairs = list(zip(rows["success"].round(9), rows["optimality"].round(9), strict=True))
         places |= {row: 1 + sum(other > own for other in pairs) for row, own in zip(rows.index, pairs, strict=True)}

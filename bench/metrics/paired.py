@@ -6,7 +6,6 @@ import json
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 from manifold_bench.bench.metrics.robustness import robust
 from manifold_bench.bench.metrics.signs import SIGNS
 from manifold_bench.bench.records.results import Cell, Results
+from manifold_bench.defenses.identity import JsonObject
 
 SIGNIFICANCE = 0.05
 """Chance, over all cells together, of calling any of them different where none is (Holm)."""
@@ -210,7 +210,7 @@ def mcnemar(lost: int, gained: int) -> float:
     return float(exact_mcnemar([[0, lost], [gained, 0]], exact=True).pvalue)
 
 
-def changed(before: dict[str, Any], after: dict[str, Any], eps: float) -> Iterator[str]:
+def changed(before: JsonObject, after: JsonObject, eps: float) -> Iterator[str]:
     """`attack.parameters.steps 40 → 100` for whatever makes two results at this ε incomparable."""
     old, new = ({**dict(flat(identity)), "eps up to this": _steps(identity, eps)} for identity in (before, after))
     paths = sorted({*old, *new})
@@ -221,19 +221,19 @@ def changed(before: dict[str, Any], after: dict[str, Any], eps: float) -> Iterat
             yield f"{path} {' → '.join(textwrap.shorten(value_text(side, path), 40) for side in (old, new))}"
 
 
-def value_text(identity: dict[str, Any], path: str) -> str:
+def value_text(identity: JsonObject, path: str) -> str:
     """What a flat identity holds at a path; parameters that it lacks have their default."""
     if path not in identity and ".parameters." in path:
         return "default"
     return json.dumps(identity.get(path), ensure_ascii=False)
 
 
-def _steps(identity: dict[str, Any], eps: float) -> list[float]:
+def _steps(identity: JsonObject, eps: float) -> list[float]:
     """What decided the result at this ε: on a ladder, an input beaten at a smaller one counts as beaten at this one."""
     return [value for value in map(float, identity["eps"]) if value <= eps] if identity["ladder"] else [eps]
 
 
-def flat(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: JsonObject, above: str = "") -> Iterator[tuple[str, object]]:
     """Leaves of nested dicts with their dotted paths."""
     for name, value in tree.items():
         if isinstance(value, dict):

@@ -16,6 +16,9 @@ PAIRED_COLUMNS = (
     *("own_share", "other_share", "gained", "lost", "p", "sign", "reason"),
 )
 
+Columns = dict[str, Any]
+"""Values of columns of PAIRED_COLUMNS."""
+
 
 def against_others(records: pd.DataFrame, defense: str) -> pd.DataFrame:
     """A defense against each other one, paired by input: the columns PAIRED_COLUMNS.
@@ -26,7 +29,7 @@ def against_others(records: pd.DataFrame, defense: str) -> pd.DataFrame:
     all rows of the data set; `sign`: + better, - worse, ~ not significant, = no difference, x where one has no
     figures, for that `reason`. A worst case that is partial on either side has its reason too. Noise is left out.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[Columns] = []
     tested = records[(records["kind"] != CALIBRATION) & (records["norm"] != FOOLING)]
     for dataset, there in tested.groupby("dataset"):
         mine = there[there["defense"] == defense]
@@ -40,7 +43,7 @@ def against_others(records: pd.DataFrame, defense: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(PAIRED_COLUMNS))
 
 
-def _against(mine: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[str, float, dict[str, Any]]]:
+def _against(mine: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[str, float, Columns]]:
     """Norm, ε and paired result, for clean inputs and for every strength that both met."""
     for norm, own in mine.groupby("norm"):
         other = theirs[theirs["norm"] == norm]
@@ -50,7 +53,7 @@ def _against(mine: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[str, fl
             yield str(norm), float(eps), _paired(own, other, float(eps))
 
 
-def _paired(own: pd.DataFrame, other: pd.DataFrame, eps: float) -> dict[str, Any]:
+def _paired(own: pd.DataFrame, other: pd.DataFrame, eps: float) -> Columns:
     sides, reasons = [], []
     for rows in (own, other):
         name = rows["defense"].iloc[0]
@@ -68,7 +71,7 @@ def _paired(own: pd.DataFrame, other: pd.DataFrame, eps: float) -> dict[str, Any
     return {"n": len(both), **shares, **tested}
 
 
-def _judged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _judged(rows: list[Columns]) -> list[Columns]:
     """The rows with Holm-adjusted p and their signs."""
     tested = [row for row in rows if "p" in row]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):

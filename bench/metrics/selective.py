@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from manifold_bench.bench.metrics import robustness as figures
 from manifold_bench.bench.metrics.shares import MissingCells, wilson
-from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE, Row
 from manifold_bench.bench.text import eps_text
 
 DEPLOYED = "deployed"
@@ -227,7 +227,7 @@ def _known_at(eps: float, name: str, curve: pd.DataFrame) -> Known:
     return Known(eps, share, f"{name} in this run{'' if np.isclose(curve['eps'], eps).any() else ', interpolated'}")
 
 
-def _checked(cell: dict[str, Any], figure: str, radius: float, best: Known) -> dict[str, object]:
+def _checked(cell: Row, figure: str, radius: float, best: Known) -> dict[str, object]:
     """The columns from `value` on: a worst case's figure against the best classifier known at that radius."""
     share = wilson(round(cell[figure] * cell["n"]), cell["n"])
     evidence = (

@@ -22,7 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+from manifold_bench.defenses.identity import JsonObject
 
 LOG = "log.jsonl"
 
@@ -33,7 +34,7 @@ class Log:
 
     path: Path
 
-    def event(self, event: str, **fields: Any) -> None:
+    def event(self, event: str, **fields: object) -> None:
         """Appends a line, whole or not at all, whoever else writes or is killed.
 
         It is a single write; only a kill in its middle or a full disk leaves a part, which the next one cuts off. The
@@ -53,7 +54,7 @@ class Log:
                 file.truncate(os.pread(file.fileno(), end, 0).rfind(b"\n") + 1)
             file.write(lines)
 
-    def read(self, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+    def read(self, start: int = 0) -> tuple[list[JsonObject], int]:
         """The events from that byte on, and the byte behind the last whole line; what is no event is left out."""
         try:
             with self.path.open("rb") as file:
@@ -73,12 +74,12 @@ class Log:
         return events, start + len(whole)
 
 
-def seconds_of(event: Mapping[str, Any]) -> float:
+def seconds_of(event: JsonObject) -> float:
     """When it happened, on the clock of time.time()."""
     return datetime.fromisoformat(event["time"]).timestamp()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """JSON has no NaN and no infinity: null stands for both."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None

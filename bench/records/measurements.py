@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel
 
@@ -16,7 +16,7 @@ from manifold_bench.bench.records.files import STRICT, FileName, Name, Positive,
 from manifold_bench.bench.records.store import INDEX, Planned, file_name
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import atomic_write
-from manifold_bench.defenses.identity import key_of
+from manifold_bench.defenses.identity import JsonObject, key_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,12 +79,12 @@ class Stored(BaseModel):
     status: Literal["ok", "failed", "skipped"]
     reason: str
     values: dict[Name, float]
-    identity: dict[str, Any]
+    identity: JsonObject
     pictures: Pictures | None = None
     sha256: str
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> JsonObject:
     """A stored result; raises InputError where the file cannot be what was written."""
     remedy = "delete it and run again"
     try:
@@ -138,7 +138,7 @@ def write_index(jobs: Iterable[Planned], folder: Path) -> None:
         atomic_write(folder / FOLDER / INDEX, json.dumps({"measurements": names}, indent=1) + "\n")
 
 
-def load(folder: Path) -> list[dict[str, Any]]:
+def load(folder: Path) -> list[JsonObject]:
     """The stored results of the last run in that folder, in its order; raises InputError where one is damaged."""
     index = folder / FOLDER / INDEX
     if not index.exists():

@@ -7,12 +7,13 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, Field
 
 from manifold_bench.bench.records.files import STRICT, Name, Number, Whole, read_json
 from manifold_bench.bench.records.packages import PACKAGES, package_version
+from manifold_bench.defenses.identity import JsonObject
 
 
 def code_revision() -> str:
@@ -32,7 +33,7 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
 
 
-def provenance() -> dict[str, Any]:
+def provenance() -> JsonObject:
     """Code, versions and machine, as plain data."""
     return {
         "code": code_revision(),
@@ -47,14 +48,14 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def kernels_text(described: dict[str, Any]) -> str:
+def kernels_text(described: JsonObject) -> str:
     """One line on what `kernels.kernels` describes: `AMD EPYC, AVX512, torch 2.13.0, MKL_CBWR=AUTO,STRICT`."""
     settings = (f"{name}={value}" for name, value in described["environment"].items())
     chip = described.get("gpu") or f"{described['processor']}, {described['instructions']}"
     return ", ".join([chip, f"torch {described['torch']}", *settings])
 
 
-def uneven_text(described: list[dict[str, Any]]) -> str | None:
+def uneven_text(described: list[JsonObject]) -> str | None:
     """One line on the uneven layers in descriptions of a run's kernels; None where there are none."""
     uneven = sorted({layer for one in described for layer in one.get("uneven", ())})
     if not uneven:
@@ -86,7 +87,7 @@ class DatasetPart(_Part):
 class MatrixPart(_Part):
     source: str
     datasets: list[DatasetPart]
-    claims: list[dict[str, Any]] = []
+    claims: list[JsonObject] = []
 
 
 class NamedPart(_Part):
@@ -131,7 +132,7 @@ class RunFile(_Part):
     kernels: list[KernelsPart] = []
 
 
-def stored_provenance(folder: Path) -> dict[str, Any]:
+def stored_provenance(folder: Path) -> JsonObject:
     """run.json of the run in that folder, {} where there is none; raises InputError that names the key at fault."""
     path = folder / "run.json"
     if not path.exists():

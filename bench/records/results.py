@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import pandas as pd
 from pydantic import BaseModel, Field
@@ -19,6 +19,7 @@ from manifold_bench.bench.records.provenance import KernelsPart, stored_provenan
 from manifold_bench.bench.records.schema import IMAGE_COLUMNS, PROBE, PROBED, contradiction
 from manifold_bench.bench.records.store import Contents, DamagedRecords, Entry, Store, distinct_kernels, key_in
 from manifold_bench.bench.text import eps_text, norm_text
+from manifold_bench.defenses.identity import JsonObject
 
 Cell = tuple[str, str, str, str, float]
 """Data set, defense, attack, norm, ε."""
@@ -41,7 +42,7 @@ class _System(BaseModel):
     label: Name
     name: Name
     version: Whole | str
-    parameters: dict[str, Any]
+    parameters: JsonObject
     weights_sha256: str | None = None
 
 
@@ -94,12 +95,12 @@ class Results:
     folder: Path
     records: pd.DataFrame
     probes: pd.DataFrame
-    identities: dict[str, dict[str, Any]]
+    identities: dict[str, JsonObject]
     index: dict[str, Entry] = field(default_factory=dict)
-    kernels: dict[str, dict[str, Any]] = field(default_factory=dict)
-    measurements: list[dict[str, Any]] = field(default_factory=list)
-    inspections: list[dict[str, Any]] = field(default_factory=list)
-    run: dict[str, Any] = field(default_factory=dict)
+    kernels: dict[str, JsonObject] = field(default_factory=dict)
+    measurements: list[JsonObject] = field(default_factory=list)
+    inspections: list[JsonObject] = field(default_factory=list)
+    run: JsonObject = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
     @classmethod
@@ -148,7 +149,7 @@ class Results:
                     )
         return cells
 
-    def identity(self, cell: Cell) -> dict[str, Any]:
+    def identity(self, cell: Cell) -> JsonObject:
         """The identity of the job that a cell came from."""
         return self.identities[self.cells[cell]["key"].iloc[0]]
 
@@ -164,6 +165,6 @@ class Results:
         return dict(rows.drop_duplicates("key").itertuples(index=False))
 
     @property
-    def distinct_kernels(self) -> list[dict[str, Any]]:
+    def distinct_kernels(self) -> list[JsonObject]:
         """Each description of kernels in the records, once: see `store.distinct_kernels`."""
         return distinct_kernels(self.kernels.values())

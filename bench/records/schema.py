@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -17,6 +17,10 @@ revision are never taken for these."""
 Kind = Literal["clean", "calibration", "attack", "probe"]
 """What a row is about: a test input as it is, a held-out input as it is, an attacked input, or one that the diagnosis'
 own attacks attacked."""
+
+
+Row = Mapping[Any, Any]
+"""A row of records, or of a table that follows from them, as pandas hands it out: values by column."""
 
 
 CLEAN: Literal["clean"] = "clean"

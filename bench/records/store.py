@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import pandas as pd
 import pyarrow as pa
@@ -27,6 +27,7 @@ from manifold_bench.bench.records.files import FileName, Name, parsed, read_json
 from manifold_bench.bench.records.schema import REVISION, as_stored, contradiction, typed
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import atomic_write
+from manifold_bench.defenses.identity import JsonObject
 
 INDEX = "index.json"
 
@@ -51,13 +52,13 @@ class Planned(Protocol):
     @property
     def key(self) -> str: ...
     @property
-    def identity(self) -> dict[str, Any]: ...
+    def identity(self) -> JsonObject: ...
     @property
     def names(self) -> tuple[str, ...]: ...
     @property
     def title(self) -> str: ...
     @property
-    def facts(self) -> dict[str, Any]: ...
+    def facts(self) -> JsonObject: ...
 
 
 class Entry(NamedTuple):
@@ -84,8 +85,8 @@ class Contents(NamedTuple):
     """What a record file holds. kernels: what computed the rows; None where it doesn't say."""
 
     rows: pd.DataFrame
-    identity: dict[str, Any]
-    kernels: dict[str, Any] | None
+    identity: JsonObject
+    kernels: JsonObject | None
 
 
 class Store:
@@ -98,7 +99,7 @@ class Store:
         """The file of a job: readable, and unique by its key."""
         return self.folder / f"{file_name(*job.names)}--{job.key[:16]}.parquet"
 
-    def write(self, job: Planned, rows: pd.DataFrame, kernels: dict[str, Any] | None = None) -> None:
+    def write(self, job: Planned, rows: pd.DataFrame, kernels: JsonObject | None = None) -> None:
         """Stores a job's rows. kernels: what computed them (`kernels.kernels`); None where nothing was computed."""
         self.save(self.path(job).name, Contents(rows, job.identity, kernels))
 
@@ -115,7 +116,7 @@ class Store:
         atomic_write(checksum_path(path), hashlib.sha256(raw).hexdigest() + "\n")
         atomic_write(path, raw)
 
-    def read(self, path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    def read(self, path: Path) -> tuple[pd.DataFrame, JsonObject]:
         """A job's rows and its identity; raises as `contents` does."""
         return self.contents(path)[:2]
 
@@ -128,19 +129,19 @@ class Store:
             file, identity, kernels = self._opened(path)
             return Contents(as_stored(file.read(use_threads=False).to_pandas()), identity, kernels)
 
-    def _opened(self, path: Path) -> tuple[pq.ParquetFile, dict[str, Any], dict[str, Any] | None]:
+    def _opened(self, path: Path) -> tuple[pq.ParquetFile, JsonObject, JsonObject | None]:
         """A record file whose content is as it was written, its identity and kernels."""
         raw = path.read_bytes()
         if hashlib.sha256(raw).hexdigest() != checksum_path(path).read_text(encoding="utf-8").strip():
             raise ValueError("its content doesn't match its checksum")
         file = pq.ParquetFile(pa.BufferReader(raw))
         metadata = file.schema_arrow.metadata
-        identity = parsed(metadata[IDENTITY], dict[str, Any])
+        identity = parsed(metadata[IDENTITY], JsonObject)
         if (found := identity.get("records", 1)) != REVISION:
             raise InputError(
                 f"{path}: records of revision {found}, this version reads revision {REVISION}; run its matrix again"
             )
-        return file, identity, parsed(metadata[KERNELS], dict[str, Any]) if KERNELS in metadata else None
+        return file, identity, parsed(metadata[KERNELS], JsonObject) if KERNELS in metadata else None
 
     def status(self, job: Planned) -> str:
         """ok, failed or skipped as stored; missing; or damaged, where rows contradict themselves too."""
@@ -185,12 +186,12 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def distinct_kernels(described: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def distinct_kernels(described: Iterable[JsonObject]) -> list[JsonObject]:
     """Each description of kernels once: a run may continue on another machine.
 
     `uneven` lists the layers that any of its defenses found uneven.
     """
-    merged: dict[str, dict[str, Any]] = {}
+    merged: dict[str, JsonObject] = {}
     for one in described:
         machine = {name: value for name, value in one.items() if name != "uneven"}
         known = merged.setdefault(json.dumps(machine, sort_keys=True), machine | {"uneven": []})
