@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from manifold_bench.bench.planning.sizes import Fractional
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.text import eps_text, norm_text
 from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.identity import JsonObject
 
 if TYPE_CHECKING:
     from manifold_bench.bench.planning.matrix import AttackChoice, Matrix
@@ -84,7 +85,7 @@ class Claim(BaseModel):
 
     @field_validator("published")
     @classmethod
-    def _number_count_or_trend(cls, value: Any) -> Any:
+    def _number_count_or_trend(cls, value: object) -> object:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, int | float) and np.isfinite(value) and value >= 0:
@@ -97,7 +98,7 @@ class Claim(BaseModel):
 
     @field_validator("strongest", mode="before")
     @classmethod
-    def _one_budget_or_several(cls, value: Any) -> Any:
+    def _one_budget_or_several(cls, value: object) -> object:
         return (value,) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
 
 
@@ -198,7 +199,7 @@ def _check_applies(place: str, key: str, name: str, applies: bool, claim: Claim)
         )
 
 
-PUBLISHED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+PUBLISHED: dict[str, tuple[str, Callable[[object], bool]]] = {
     "share": ("a share in [0, 1] or [count, of]", lambda v: isinstance(v, tuple) or (isinstance(v, float) and v <= 1)),
     "trend": ("true or false", lambda v: isinstance(v, bool)),
     "number": ("a number ≥ 0", lambda v: isinstance(v, float)),
@@ -206,7 +207,7 @@ PUBLISHED: dict[str, tuple[str, Callable[[Any], bool]]] = {
 """By the kind of a figure's rule: what may be published of it."""
 
 
-def claims_of(run: Mapping[str, Any], folder: Path) -> tuple[Claim, ...]:
+def claims_of(run: JsonObject, folder: Path) -> tuple[Claim, ...]:
     """The claims of a run from its run.json; none where it is {}. folder: the run's, for errors."""
     try:
         stored = run.get("matrix", {}).get("claims", [])

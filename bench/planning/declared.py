@@ -26,9 +26,10 @@ def check_attack(attack: Attack) -> None:
     checked(attack, "__repr__()", TEXT, attack.__repr__)
 
 
-def _are_passes(value: Any) -> bool:
-    pair = isinstance(value, tuple | list) and len(value) == 2
-    return pair and all(isinstance(n, int | float) and 0 <= n < math.inf for n in value)
+def _are_passes(value: object) -> bool:
+    if not isinstance(value, tuple | list):
+        return False
+    return len(value) == 2 and all(isinstance(n, int | float) and 0 <= n < math.inf for n in value)
 
 
 def check_measurement(measurement: Measurement) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
 from manifold_bench.bench.planning.registry import nearest
+from manifold_bench.defenses.identity import JsonObject
 
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
-def explain(error: ValidationError, place: str, owner: type[Any]) -> str:
+def explain(error: ValidationError, place: str, owner: type) -> str:
     """The first fault of a validation as `place.key[2]: value is not …; what is allowed`.
 
     owner: the model or dataclass whose values these are, for what is allowed in place of a misspelt key.
@@ -22,7 +23,7 @@ def explain(error: ValidationError, place: str, owner: type[Any]) -> str:
     path, known = keys_at(owner, fault["loc"][:-1] if fault["type"] in UNKNOWN_KEY else fault["loc"])
     for part in [*path, *fault["loc"][-1:]] if fault["type"] in UNKNOWN_KEY else path:
         place += f"[{part}]" if isinstance(part, int) else f".{unwrapped(part)}" if place else unwrapped(part)
-    context: dict[str, Any] = fault.get("ctx", {})
+    context: JsonObject = fault.get("ctx", {})
     kind, value = fault["type"], fault["input"]
     if kind in UNKNOWN_KEY:
         return f"{place}: unknown key{nearest(str(fault['loc'][-1]), known)}; allowed: {', '.join(known)}"
@@ -59,12 +60,12 @@ def explain(error: ValidationError, place: str, owner: type[Any]) -> str:
     return f"{place}: {shown} {hint.format(**context) if hint else 'is not allowed: ' + unwrapped(fault['msg'])}"
 
 
-def keys_at(owner: type[Any], path: Iterable[str | int]) -> tuple[list[str | int], list[str]]:
+def keys_at(owner: type, path: Iterable[str | int]) -> tuple[list[str | int], list[str]]:
     """The path as the file has it, and the names of the fields of what lies there in a model or dataclass.
 
     In a validation's path a value of several possible classes is followed by the tag of the one that was taken.
     """
-    known: dict[str, type[Any]] = {}
+    known: dict[str, type] = {}
     there: list[str | int] = []
     for name in path:
         if isinstance(name, str) and name in known:
@@ -79,7 +80,7 @@ def keys_at(owner: type[Any], path: Iterable[str | int]) -> tuple[list[str | int
     return there, sorted(name for name in get_type_hints(owner) if not name.startswith("_"))
 
 
-def _classes(hint: Any) -> Iterator[type[Any]]:
+def _classes(hint: object) -> Iterator[type]:
     """Every class in a type hint; first the classes of the hint's arguments."""
     for part in get_args(hint):
         yield from _classes(part)
@@ -87,13 +88,13 @@ def _classes(hint: Any) -> Iterator[type[Any]]:
         yield hint
 
 
-def _tags(cls: type[Any]) -> Iterator[str]:
+def _tags(cls: type) -> Iterator[str]:
     """What tells a class from others that may stand in its place: fields with one possible value, `Literal["adam"]`."""
     for hint in get_type_hints(cls).values():
         if get_origin(hint) is Literal and len(get_args(hint)) == 1:
             yield get_args(hint)[0]
 
 
-def unwrapped(text: Any) -> str:
+def unwrapped(text: object) -> str:
     """A text without its line breaks."""
     return " ".join(str(text).split())

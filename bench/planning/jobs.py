@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from manifold_bench.attacks.base import Attack, Knowledge
 from manifold_bench.attacks.threat import Norm
@@ -20,7 +20,7 @@ from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedDa
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, PROBE, PROBED, REVISION, Kind, protocol
 from manifold_bench.defenses.base import Defense
-from manifold_bench.defenses.identity import SCHEME, key_of, system
+from manifold_bench.defenses.identity import SCHEME, JsonObject, key_of, system
 from manifold_bench.defenses.weights import with_cards
 
 
@@ -47,7 +47,7 @@ class PlannedJob:
     label: str
     seed: int
     device: str
-    identity: dict[str, Any] = field(repr=False)
+    identity: JsonObject = field(repr=False)
     skip: str | None = None
     needs: Needs = ONE_CPU
 
@@ -110,7 +110,7 @@ class Job(PlannedJob):
         return self.dataset.name, self.defense.label, self.label, self.norm
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> JsonObject:
         """What the records' index says of it (`records.store.Entry`)."""
         attack = self.attack
         known = {"knowledge": attack.knowledge, "minimal": attack.minimal} if attack else {}
@@ -262,7 +262,7 @@ def _aims(attack: Attack | None, num_classes: int) -> int:
     return num_classes - int(attack.aims == "wrong" and attack.norm != "fooling")
 
 
-def _attack_identity(choice: AttackChoice | None, label: str) -> dict[str, Any]:
+def _attack_identity(choice: AttackChoice | None, label: str) -> JsonObject:
     if choice is None:
         return {"label": label, "name": label, "version": "1", "parameters": {}, "source_sha256": None}
     own = system(type(choice.attack), "attacks", written=choice.name)

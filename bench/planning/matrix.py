@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
@@ -13,7 +13,8 @@ from manifold_bench.attacks.threat import Norm
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning.claims import Claim
 from manifold_bench.bench.planning.sizes import Sizes
-from manifold_bench.defenses.base import DefenseSpec
+from manifold_bench.defenses.base import Defense, DefenseSpec
+from manifold_bench.defenses.identity import JsonObject
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -39,7 +40,7 @@ class NamedEntry(Entry):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_name(cls, value: Any) -> Any:
+    def _from_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
 
 
@@ -76,7 +77,7 @@ class SystemEntry(NamedEntry):
     resources: Resources = NO_RESOURCES_GIVEN
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> JsonObject:
         return dict(self.model_extra or {})
 
 
@@ -133,8 +134,8 @@ class DefenseChoice:
 
     name: str
     label: str
-    cls: type[Any]
-    parameters: dict[str, Any]
+    cls: type[Defense]
+    parameters: JsonObject
     datasets: tuple[str, ...] | None = None
     draws: int | None = None
     resources: Resources = NO_RESOURCES_GIVEN

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from manifold_bench.bench.datasets.checks import check_dataset
 from manifold_bench.bench.errors import InputError
@@ -17,6 +16,7 @@ from manifold_bench.bench.planning.reading import defense_by_name
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, defense_ref
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.records.schema import ATTACK
+from manifold_bench.defenses.identity import JsonObject
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Plan:
         return [(data.dataset, ref) for data in self.data for ref in data.defenses_of(self.matrix)]
 
     @property
-    def systems(self) -> list[tuple[str, type[Any]]]:
+    def systems(self) -> list[tuple[str, type]]:
         """Every system that runs: its name in the matrix, and its class."""
         matrix = self.matrix
         return [
@@ -186,13 +186,13 @@ def _with_undefended(data: PlannedData, matrix: Matrix) -> PlannedData:
     return replace(data, undefended=ref if ref.trained else None, no_undefended=reason)
 
 
-def matrix_json(matrix: Matrix, options: Options) -> dict[str, Any]:
+def matrix_json(matrix: Matrix, options: Options) -> JsonObject:
     """Return the matrix as it was run as plain data, for run.json."""
 
-    def entry(choice: DefenseChoice | AttackChoice | MeasurementChoice, **more: Any) -> dict[str, Any]:
+    def entry(choice: DefenseChoice | AttackChoice | MeasurementChoice, **more: object) -> JsonObject:
         return {"name": choice.name, "label": choice.label, "datasets": choice.datasets, **more}
 
-    def attack(one: AttackChoice) -> dict[str, Any]:
+    def attack(one: AttackChoice) -> JsonObject:
         own = {"norm": one.attack.norm, "eps": list(one.eps), "ladder": one.ladder, "n": one.n}
         return entry(one, attack=repr(one.attack), defenses=one.defenses, **own)
 

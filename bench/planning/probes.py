@@ -7,7 +7,6 @@ They are ordinary jobs with ordinary records, but no figure of the run is taken 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.gradient import FGSM, PGD
@@ -19,6 +18,7 @@ from manifold_bench.bench.planning.reading import attack_choice
 from manifold_bench.bench.planning.registry import find
 from manifold_bench.bench.records.schema import PROBE
 from manifold_bench.defenses.base import Defense
+from manifold_bench.defenses.identity import JsonObject
 
 N = 50
 """Inputs of a probe: the first ones of the clean pass."""
@@ -115,7 +115,7 @@ def inspections(matrix: Matrix, dataset: str, n: int) -> list[MeasurementChoice]
     """Return the measurements that the diagnosis adds on a data set; n: number of images of its clean pass."""
     norm, ladder = strengths(matrix, dataset)
     common = {"n": min(n, N), "norm": norm, "eps": middle(ladder)}
-    parameters: dict[str, dict[str, Any]] = {
+    parameters: dict[str, JsonObject] = {
         "gradients": common,
         "progress": common | {"steps": STEPS},
         "repeats": common,

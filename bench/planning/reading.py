@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -37,6 +37,7 @@ from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST
 from manifold_bench.bench.text import eps_text, is_printable, printable
 from manifold_bench.defenses.base import DefenseSpec
 from manifold_bench.defenses.checks import check_spec_class
+from manifold_bench.defenses.identity import JsonObject
 
 V = TypeVar("V")
 
@@ -76,7 +77,7 @@ def read_matrix(name: str) -> Matrix:
     return parse_matrix(raw, shown)
 
 
-def _check_numbers(value: Any, place: str) -> None:
+def _check_numbers(value: object, place: str) -> None:
     """Whether the whole numbers in a file's content have 64 bits, as TOML has them; raises InputError."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InputError(f"{place}: {str(value)[:20]}… is not allowed; give a whole number < 2^63")
@@ -88,7 +89,7 @@ def _check_numbers(value: Any, place: str) -> None:
             _check_numbers(inner, f"{place}[{index}]")
 
 
-def parse_matrix(raw: dict[str, Any], source: str) -> Matrix:
+def parse_matrix(raw: JsonObject, source: str) -> Matrix:
     """Validates the content of a matrix file."""
     with at(source):
         file = validated(MatrixFile, raw, "", strict=None)
@@ -164,7 +165,7 @@ def _check_names(matrix: Matrix) -> None:
 
 
 @contextmanager
-def at(place: str, cls: type[Any] = object) -> Iterator[None]:
+def at(place: str, cls: type = object) -> Iterator[None]:
     """Turns what is wrong with a value into an InputError that names the place in the file.
 
     cls: the model or dataclass that is made of the value; it may be a user's code, and raise anything.
@@ -178,7 +179,7 @@ def at(place: str, cls: type[Any] = object) -> Iterator[None]:
             raise InputError(f"{place}: {error}") from error
 
 
-def validated(cls: type[V], values: Mapping[str, Any], place: str, strict: bool | None = True) -> V:
+def validated(cls: type[V], values: JsonObject, place: str, strict: bool | None = True) -> V:
     """An instance of a model or dataclass from values of a file; raises InputError.
 
     strict: whether texts never stand for numbers and the like; None: as the model says.
@@ -188,7 +189,7 @@ def validated(cls: type[V], values: Mapping[str, Any], place: str, strict: bool 
         return TypeAdapter(cls).validate_json(json.dumps(values, default=str), strict=strict)
 
 
-def defense_by_name(name: str, parameters: Mapping[str, Any] = {}, place: str = "--defense") -> DefenseChoice:
+def defense_by_name(name: str, parameters: Mapping[str, object] = {}, place: str = "--defense") -> DefenseChoice:
     """A defense by name, as on the command line; place: where a fault of the parameters lies."""
     find("defenses", name)
     return defense_choice(name, None, parameters, place)
@@ -208,7 +209,7 @@ def attack_by_name(name: str, others: tuple[AttackChoice, ...]) -> AttackChoice:
     raise refusals[0]
 
 
-def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, Any], place: str) -> DefenseChoice:
+def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, object], place: str) -> DefenseChoice:
     """The defense of an entry, its parameters checked against the fields of its spec; raises InputError."""
     with at(place):
         cls = find("defenses", name)
@@ -292,27 +293,27 @@ def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:
     return tuple(sorted(entry.eps))
 
 
-def label(name: str, parameters: dict[str, Any]) -> str:
+def label(name: str, parameters: JsonObject) -> str:
     """`name`, or `name(key=value, …)` where parameters are set."""
     if not parameters:
         return name
     return f"{name}({', '.join(f'{key}={plain(value)}' for key, value in sorted(parameters.items()))})"
 
 
-def _unusual(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+def _unusual(cls: type, values: JsonObject) -> JsonObject:
     """The values that differ from the defaults of a dataclass' fields."""
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     return {key: value for key, value in values.items() if value != defaults.get(key, dataclasses.MISSING)}
 
 
-def plain(value: Any) -> str:
+def plain(value: object) -> str:
     """A parameter's value as labels show it: numbers as in a matrix file, 8/255 as that."""
     if isinstance(value, float) and "/" in (fraction := eps_text(value)):
         return fraction
     return value if isinstance(value, str) else json.dumps(value).replace('"', "")
 
 
-def _in_numbers(parameters: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _in_numbers(parameters: Mapping[str, object], place: str) -> JsonObject:
     """The parameters of a system, its perturbation sizes in numbers where the file has them as fractions."""
     found = dict(parameters)
     for name in PARAMETERS:
@@ -322,7 +323,7 @@ def _in_numbers(parameters: Mapping[str, Any], place: str) -> dict[str, Any]:
     return found
 
 
-def _known(values: dict[str, Any], fields: Iterable[str], place: str, name: str) -> dict[str, Any]:
+def _known(values: JsonObject, fields: Iterable[str], place: str, name: str) -> JsonObject:
     allowed = sorted(fields)
     for key in values:
         if key not in allowed:

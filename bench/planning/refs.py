@@ -21,7 +21,7 @@ from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.base import Trainable, TrainableSpec
 from manifold_bench.defenses.checks import check_defense
-from manifold_bench.defenses.identity import SCHEME, TRAINABLE, System, key_of, source_sha256, system
+from manifold_bench.defenses.identity import SCHEME, TRAINABLE, JsonObject, System, key_of, source_sha256, system
 
 TRAINING_SEED = 0
 """Seed of trainings that a run starts by itself; `manifold-bench train --seed` makes others."""
@@ -212,12 +212,12 @@ def cache_file(ref: TrainedRef, dataset: Dataset, seed: int = TRAINING_SEED, bud
     return cache_folder("weights") / f"{dataset.name}--{name}--{key_of(identity)[:16]}.safetensors"
 
 
-def defense_identity(ref: DefenseRef) -> dict[str, Any]:
+def defense_identity(ref: DefenseRef) -> JsonObject:
     """All of a defense that a result depends on."""
     own = ref.system.identity(ref.cls.version, ref.spec)
     return {"label": ref.label, **own, "weights_sha256": ref.weights_sha256}
 
 
-def dataset_identity(data: Dataset) -> dict[str, Any]:
+def dataset_identity(data: Dataset) -> JsonObject:
     """All of a data set that a result depends on, but which images are taken."""
     return {"name": data.name, "revision": data.revision, "source_sha256": source_sha256(type(data))}

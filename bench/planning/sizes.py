@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
@@ -12,18 +12,18 @@ PARAMETERS = ("eps", "eps_step", "start_eps", "step_size")
 """Parameters of attacks and defenses that are perturbation sizes, ART's `eps_step` among them."""
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     return eps_of(value) if isinstance(value, str) else value
 
 
-def in_numbers(value: Any) -> Any:
+def in_numbers(value: object) -> object:
     """Return a parameter, or a list of them, with numbers in place of fractions; raises ValueError as `eps_of` does."""
     if isinstance(value, list):
         return [*map(in_numbers, value)]
     return eps_of(value) if isinstance(value, str) and "/" in value else value
 
 
-def _list(value: Any) -> Any:
+def _list(value: object) -> object:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 

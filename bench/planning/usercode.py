@@ -93,7 +93,7 @@ def _in_time() -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
 
 
-def _interrupt(number: int, frame: Any) -> None:
+def _interrupt(number: int, frame: object) -> None:
     raise TooSlow(f"it took more than {_state['limit']:g} s; a matrix allows more by its `timeout`")
 
 

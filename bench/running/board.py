@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 from rich.console import Console, Group, RenderableType
@@ -20,6 +20,7 @@ from rich.text import Text
 from manifold_bench.bench.records.log import Log, seconds_of
 from manifold_bench.bench.running.estimate import Estimator, left_of, time_left
 from manifold_bench.bench.text import eps_text
+from manifold_bench.defenses.identity import JsonObject
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,7 +165,7 @@ class Board:
             seconds = 0.0 if running is None else time.time() - running.begun
             memory = max(memory, running.memory if running else 0)
             self.peak_process = max(self.peak_process, memory)
-            fields: dict[str, Any] = {"seconds": round(seconds, 3), "memory": memory}
+            fields: JsonObject = {"seconds": round(seconds, 3), "memory": memory}
             if failure:
                 self.log.event(f"{work.kind} failed", title=work.title, key=key, **fields, reason=failure)
                 self._print(f"{self._count()} FAILED {work.title}: {failure}")
@@ -209,12 +210,12 @@ class Board:
         for running in self.running.values():
             running.memory = max(running.memory, sizes.get(running.pid, 0))
 
-    def _take_in(self, event: dict[str, Any]) -> None:
+    def _take_in(self, event: JsonObject) -> None:
         """Take in what a process wrote to the log about its work; nothing where it is not what this project writes."""
         with suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):  # a user's code writes there too
             self._take_in_from(event, event["key"])
 
-    def _take_in_from(self, event: dict[str, Any], key: str) -> None:
+    def _take_in_from(self, event: JsonObject, key: str) -> None:
         if key not in self.waiting:
             return
         match event["event"].partition(" ")[2]:
@@ -227,7 +228,7 @@ class Board:
             case "epoch" if key in self.running:
                 self._epoch(key, self.running[key], event)
 
-    def _epoch(self, key: str, running: Running, event: dict[str, Any]) -> None:
+    def _epoch(self, key: str, running: Running, event: JsonObject) -> None:
         """An epoch of a training: the time left is that of its stage, which is all that is known."""
         stage, done, epochs, now = event["stage"], event["epoch"], event["epochs"], seconds_of(event)
         first = self._stage.get(key, ("",))[0] != stage

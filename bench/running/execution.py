@@ -6,7 +6,6 @@ import dataclasses
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from manifold_bench.bench.planning.deciding import undecided
 from manifold_bench.bench.planning.folders import cache_folder
@@ -26,6 +25,7 @@ from manifold_bench.bench.running.session import Session
 from manifold_bench.bench.running.stamp import STAMP
 from manifold_bench.bench.running.training import train_missing
 from manifold_bench.defenses.files import atomic_write
+from manifold_bench.defenses.identity import JsonObject
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _write_run_json(
     session: Session,
     begun: float,
     reused: list[Reused],
-    kernels: list[dict[str, Any]] | None = None,
+    kernels: list[JsonObject] | None = None,
 ) -> None:
     """Write run.json: what ran, where, from which code, how long. kernels: None while the run is not finished."""
     content = {

@@ -16,7 +16,7 @@ import platform
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,13 @@ from manifold_bench.attacks.batching import BLOCK, batch_rows
 from manifold_bench.bench.planning.folders import cache_folder
 from manifold_bench.bench.running.environment import VARIABLES
 from manifold_bench.defenses.files import atomic_write
+from manifold_bench.defenses.identity import JsonObject
 
 CHECKED = (nn.Linear, nn.modules.conv._ConvNd)
 """Layers that multiply matrices; all others compute each value by itself or within one input."""
 
 
-def kernels(device: str = "cpu") -> dict[str, Any]:
+def kernels(device: str = "cpu") -> JsonObject:
     """Describe what decides how results are rounded: processor, instruction set, libraries, and their settings."""
     libraries = torch.__config__.show()
     found = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Self
 
 import torch
 from scipy.stats import binomtest
@@ -39,7 +39,7 @@ class OutputCheck:
     def __exit__(self, *exception: object) -> None:
         self._hook.remove()
 
-    def _note(self, defense: nn.Module, arguments: tuple[Any, ...], outputs: Tensor) -> None:
+    def _note(self, defense: nn.Module, arguments: tuple[object, ...], outputs: Tensor) -> None:
         self._alike += int(probabilities(outputs, self.defense.num_classes).sum())
         self._rows += len(outputs)
 

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.paired import flat, value_text
@@ -20,6 +19,7 @@ from manifold_bench.bench.records.provenance import stored_provenance
 from manifold_bench.bench.records.store import Store, checksum_path, file_name
 from manifold_bench.bench.running.session import Session
 from manifold_bench.defenses.files import atomic_write
+from manifold_bench.defenses.identity import JsonObject
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def lacking(jobs: Iterable[Job], folders: Iterable[Path]) -> list[str]:
     ]
 
 
-def _namesakes(job: Job, baseline: Store) -> Iterator[dict[str, Any]]:
+def _namesakes(job: Job, baseline: Store) -> Iterator[JsonObject]:
     """The identities of a baseline's records with the same names as a job's, whatever their keys."""
     name = file_name(job.dataset.name, job.defense.label, job.label, job.norm)
     for path in sorted(baseline.folder.glob(f"{name}--*.parquet")):
@@ -127,7 +127,7 @@ def _namesakes(job: Job, baseline: Store) -> Iterator[dict[str, Any]]:
             continue
 
 
-def _difference(stored: dict[str, Any], job: Job) -> str:
+def _difference(stored: JsonObject, job: Job) -> str:
     """Say what makes the keys differ, hashes last: `stored with dataset.n 64, not 16`."""
     old, new = dict(flat(stored)), dict(flat(json.loads(json.dumps(job.identity))))
     paths = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]

@@ -14,14 +14,13 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from manifold_bench.bench.planning.folders import data_folder
 from manifold_bench.bench.planning.registry import SINGULAR
 from manifold_bench.bench.records.log import LOG
 from manifold_bench.bench.records.packages import PACKAGES, package_version
 from manifold_bench.defenses.files import atomic_write
-from manifold_bench.defenses.identity import OWN, PROJECT, registered, source_files
+from manifold_bench.defenses.identity import OWN, PROJECT, JsonObject, registered, source_files
 
 STAMP = "finished.json"
 
@@ -30,7 +29,7 @@ NOT_OF_RESULTS = ("workers", "quiet", "out", "engine", "address", "export")
 """Arguments that change nothing about results."""
 
 
-def request_of(given: argparse.Namespace) -> dict[str, Any]:
+def request_of(given: argparse.Namespace) -> JsonObject:
     """Return everything that results depend on and that can be known without loading it, before a run begins."""
     data = data_folder(given.data)
     values = {name: value for name, value in vars(given).items() if name not in NOT_OF_RESULTS}
@@ -46,7 +45,7 @@ def request_of(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def finished(folder: Path, request: dict[str, Any]) -> dict[str, str] | None:
+def finished(folder: Path, request: JsonObject) -> dict[str, str] | None:
     """Return what the run in that folder showed at its end (see `write_stamp`), if it is still what is requested."""
     try:
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
@@ -60,7 +59,7 @@ def finished(folder: Path, request: dict[str, Any]) -> dict[str, str] | None:
         return None
 
 
-def write_stamp(folder: Path, request: dict[str, Any], read: Mapping[str, str], shown: dict[str, str]) -> None:
+def write_stamp(folder: Path, request: JsonObject, read: Mapping[str, str], shown: dict[str, str]) -> None:
     """Note that the run in that folder is finished.
 
     request: made before it began. read: hashes of the files outside the folder that it read, besides those that the
@@ -70,7 +69,7 @@ def write_stamp(folder: Path, request: dict[str, Any], read: Mapping[str, str], 
     atomic_write(folder / STAMP, json.dumps(stamp, indent=1) + "\n")
 
 
-def code_of_users(systems: Iterable[tuple[str, type[Any]]]) -> dict[str, str] | None:
+def code_of_users(systems: Iterable[tuple[str, type]]) -> dict[str, str] | None:
     """Return the hash of every file of users' code that systems run, each given by its name in the matrix and class.
 
     None where a class lies neither in this project nor in a user's file, because no hash covers it, and for a defense
