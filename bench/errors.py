@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec
+from typing import ParamSpec
 
 from manifold_bench.bench.text import printable
 
@@ -55,7 +55,7 @@ def system_error(error: OSError | MemoryError) -> str:
 def signals_interrupt() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread, except where the user has them ignored."""
 
-    def interrupt(number: int, frame: Any) -> None:
+    def interrupt(number: int, frame: object) -> None:
         raise Interrupted
 
     if threading.current_thread() is not threading.main_thread():

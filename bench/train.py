@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from manifold_bench.bench.arguments import Parser, checked_device, natural, path
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.folders import data_folder
 from manifold_bench.bench.running.environment import choose_kernels, ensure_home
+from manifold_bench.defenses.identity import JsonObject
 
 if TYPE_CHECKING:
     from manifold_bench.bench.planning.refs import DefenseRef, TrainedRef
@@ -67,9 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parameters(given: Sequence[str]) -> dict[str, Any]:
+def parameters(given: Sequence[str]) -> JsonObject:
     """Parse `--set key=value` as parameters of the spec: values are JSON, and texts where they aren't."""
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for item in given:
         key, equals, text = item.partition("=")
         if not (key and equals):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,13 +36,14 @@ def check_dataset(data: Dataset, *splits: Split) -> None:
         raise InputError(f"data set {getattr(data, 'name', type(data).__name__)!r}: {error}") from error
 
 
-def _are_paths(value: Any) -> bool:
+def _are_paths(value: object) -> bool:
     return isinstance(value, tuple | list) and all(isinstance(path, Path) for path in value)
 
 
-def _are_sizes(value: Any, count: int) -> bool:
-    whole = isinstance(value, tuple) and all(isinstance(n, int) and not isinstance(n, bool) for n in value)
-    return whole and len(value) == count and min(value) >= 1
+def _are_sizes(value: object, count: int) -> bool:
+    if not (isinstance(value, tuple) and len(value) == count):
+        return False
+    return all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in value)
 
 
 def fault_of(split: LabelledImages, shape: tuple[int, int, int], classes: int) -> str | None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import pandas as pd
 
 from manifold_bench.bench.diagnosis.checks import CHECKS, overall
 from manifold_bench.bench.diagnosis.evidence import ITERATIVE, NOISE, QUERY, SINGLE_STEP, TRANSFER, Evidence
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import IMAGE_COLUMNS, PROBE
+from manifold_bench.defenses.identity import JsonObject
 
-Diagnosis = dict[str, Any]
+Diagnosis = JsonObject
 """{"defenses": [{dataset, defense, result, checks: [{check, title, result, evidence, meaning}]}]}"""
 
 
@@ -24,7 +22,7 @@ def diagnose(results: Results) -> Diagnosis:
     records = pd.concat([results.records, results.probes]) if len(results.probes) else results.records
     records = records.drop(columns=list(IMAGE_COLUMNS), errors="ignore")
     records = records.assign(role=records["key"].map(roles), ladder=records["key"].map(ladders))
-    inspections: dict[tuple[str, str], dict[str, Any]] = {}
+    inspections: dict[tuple[str, str], JsonObject] = {}
     for one in results.inspections:
         name = one["measurement"].removeprefix(PROBE)
         inspections.setdefault((one["dataset"], one["defense"]), {})[name] = one
@@ -45,7 +43,7 @@ def diagnose(results: Results) -> Diagnosis:
     return {"defenses": defenses}
 
 
-def _role(identity: Mapping[str, Any], knowledge: str | None) -> str:
+def _role(identity: JsonObject, knowledge: str | None) -> str:
     """What an attack is to the checks: see `diagnosis.evidence`."""
     name = identity["attack"]["name"]
     if name == "noise":

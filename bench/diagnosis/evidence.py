@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 from manifold_bench.bench.metrics.shares import wilson
 from manifold_bench.bench.records.schema import PROBE
 from manifold_bench.bench.text import eps_text, norm_text
+from manifold_bench.defenses.identity import JsonObject
 
 Result = Literal["pass", "warn", "fail", "not run"]
 
@@ -61,7 +62,7 @@ class Evidence:
 
     records: pd.DataFrame
     undefended: pd.DataFrame | None
-    inspections: Mapping[str, Mapping[str, Any]]
+    inspections: Mapping[str, JsonObject]
     num_classes: int
 
     @property

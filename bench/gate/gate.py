@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
 
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
+from junitparser.junitparser import FinalResult
 from rich.console import Console
 
 from manifold_bench.bench.gate.limits import Check, Limit, check
@@ -21,6 +21,7 @@ from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.table import markdown_grid, markdown_text
 from manifold_bench.bench.terminal import Line, print_grid, print_text
 from manifold_bench.bench.text import eps_text, norm_text, percent, printable
+from manifold_bench.defenses.identity import JsonObject
 
 FAILING = ("-", "!", "?")
 
@@ -56,8 +57,8 @@ class Gate:
     limits: list[Limit] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     added: list[Cell] = field(default_factory=list)
-    baseline: dict[str, Any] = field(default_factory=dict)
-    new: dict[str, Any] = field(default_factory=dict)
+    baseline: JsonObject = field(default_factory=dict)
+    new: JsonObject = field(default_factory=dict)
     seconds: dict[Cell, float] = field(default_factory=dict)
 
     @classmethod
@@ -167,14 +168,14 @@ class Gate:
         return told
 
 
-def _machine(told: dict[str, Any]) -> str:
+def _machine(told: JsonObject) -> str:
     """`x86_64, 4 cores, 2 workers, cpu` of a run.json."""
     machine = told.get("machine", {})
     processor, cores = machine.get("processor", "unknown machine"), machine.get("cores", "?")
     return f"{processor}, {cores} cores, {told.get('workers', '?')} workers, {told.get('device', '?')}"
 
 
-def origin(told: dict[str, Any]) -> str:
+def origin(told: JsonObject) -> str:
     """`code a73c12558e, 2026-11-20` of a run.json; nothing where there is none."""
     code, dirty, _ = str(told.get("code", "")).partition("+dirty")
     code = code[:10] if re.fullmatch(r"[0-9a-f]{40}", code) else code
@@ -270,7 +271,7 @@ def junit_gate(gate: Gate) -> JUnitXml:
     either run, not in the baseline.
     """
 
-    def case(cell: Cell, result: list[Any]) -> TestCase:
+    def case(cell: Cell, result: Sequence[FinalResult]) -> TestCase:
         return _case(f"{cell[0]}.{cell[1]}", _strength(cell), result, gate.seconds.get(cell, 0.0))
 
     cases = []
@@ -280,7 +281,7 @@ def junit_gate(gate: Gate) -> JUnitXml:
     for found in gate.found:
         told = [_told(found)] if found.sign in FAILING else []
         told += limits.get(found.cell, [])
-        result: list[Any] = [Failure(_xml("; ".join(told)), SIGNS[found.sign])] if told else []
+        result: Sequence[FinalResult] = [Failure(_xml("; ".join(told)), SIGNS[found.sign])] if told else []
         if found.sign == "x" or (found.sign == "=" and found.n is None):
             result = [Skipped(_xml(_told(found)))]
         cases.append(case(found.cell, result))
@@ -312,9 +313,9 @@ def _told(one: Comparison) -> str:
     return f"{SIGNS[one.sign]}: {shares}, n = {one.n}, lost/gained {one.lost}/{one.gained}, p = {one.p:.2g}"
 
 
-def _case(classname: str, name: str, result: list[Any], seconds: float = 0.0) -> TestCase:
+def _case(classname: str, name: str, result: Sequence[FinalResult], seconds: float = 0.0) -> TestCase:
     case = TestCase(_xml(name), _xml(classname), round(seconds, 3))
-    case.result = result
+    case.result = list(result)
     return case
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import pandas as pd
 
 from manifold_bench.bench.metrics.optimality import mean_optimality
 from manifold_bench.bench.metrics.shares import percent_interval
-from manifold_bench.bench.records.schema import WORST_CASE
+from manifold_bench.bench.records.schema import WORST_CASE, Row
 from manifold_bench.bench.report.table import Notes, Table
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
 
@@ -45,14 +42,14 @@ def attack_tables(attacks: pd.DataFrame) -> list[Table]:
     return made
 
 
-def _row(one: Mapping[Any, Any], notes: Notes) -> list[str]:
+def _row(one: Row, notes: Notes) -> list[str]:
     if one["status"] != "ok":
         number = notes.number(f"{one['status']}: {one['reason']}")
         return [str(one["defense"]), str(one["attack"]), f"{one['status']} {number}", *[NOT_RUN] * 4]
     return [str(one["defense"]), str(one["attack"]), *figure_texts(one)]
 
 
-def figure_texts(one: Mapping[Any, Any]) -> list[str]:
+def figure_texts(one: Row) -> list[str]:
     """Success, largest ε, passes, median distance and optimality of a row of attack_figures, as text."""
     return [
         percent_interval(one["success"], int(one["right"])),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from manifold_bench.bench.records.schema import ATTACK, CLEAN
 from manifold_bench.bench.report.style import MARKERS, OKABE_ITO, Plot, legend_beside, new_figure
 from manifold_bench.bench.report.table import Notes, Table
 from manifold_bench.bench.text import NOT_RUN, distance_text, norm_text
+from manifold_bench.defenses.identity import JsonObject
 
 RULE = (
     "A claim falls where the 95 % interval of the measured share lies wholly on the wrong side of the published number "
@@ -54,7 +54,7 @@ def published_text(claim: Claim) -> str:
     return f"{text} (recalled)" if claim.recalled else text
 
 
-def measured(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any]] = ()) -> Measured | None:
+def measured(claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject] = ()) -> Measured | None:
     """The claim's figure, computed as the paper did it; None where this run has no such cell.
 
     results: stored measurements. Raises MissingCells with the reason where the cell failed, was skipped, or
@@ -118,7 +118,7 @@ def _within(claim: Claim, budget: Budget, records: pd.DataFrame) -> pd.DataFrame
 
 
 def _evidence(
-    claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any]]
+    claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject]
 ) -> dict[str, Measured | MissingCells | None]:
     """By place what was measured there, as the paper did it and within each budget: see `measured`, `under_strongest`.
 
@@ -135,9 +135,7 @@ def _evidence(
     return found
 
 
-def claims_tables(
-    records: pd.DataFrame, claims: Sequence[Claim], results: Sequence[Mapping[str, Any]] = ()
-) -> list[Table]:
+def claims_tables(records: pd.DataFrame, claims: Sequence[Claim], results: Sequence[JsonObject] = ()) -> list[Table]:
     """A table for each source: claim, published, measured as the paper did it, and under the strongest attack.
 
     records, results: of the run; see `measured`.
@@ -152,7 +150,7 @@ def claims_tables(
     return made
 
 
-def _row(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any]], notes: Notes) -> list[str]:
+def _row(claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject], notes: Notes) -> list[str]:
     def shown(found: Measured | MissingCells | None) -> str:
         if found is None:
             return NOT_RUN
@@ -174,13 +172,13 @@ def _row(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any
     ]
 
 
-def conclusions(records: pd.DataFrame, claims: Sequence[Claim], results: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+def conclusions(records: pd.DataFrame, claims: Sequence[Claim], results: Sequence[JsonObject] = ()) -> list[str]:
     """Markdown: for every central claim whether it stands, and the evidence for that; then the rule it is judged by."""
     found = [_paragraph(claim, records, results) for claim in claims if claim.central]
     return [*found, RULE] if found else []
 
 
-def _paragraph(claim: Claim, records: pd.DataFrame, results: Sequence[Mapping[str, Any]]) -> str:
+def _paragraph(claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject]) -> str:
     found = _evidence(claim, records, results)
     shares = {place: one.share for place, one in found.items() if isinstance(one, Measured) and one.share is not None}
     falls = [place for place, share in shares.items() if contradicted(claim, share)]
@@ -267,7 +265,7 @@ def outcomes_plot(curve: pd.DataFrame, title: str, norm: str) -> Figure:
     for i, (name, colour) in enumerate(zip(figures.OUTCOMES, (OKABE_ITO[0], OKABE_ITO[4], OKABE_ITO[1]), strict=True)):
         shares = [wilson(round(share * n), int(n)) for share, n in zip(curve[name], curve["n"], strict=True)]
         label = {"accuracy": "accepted and right", "rejection": "rejected", "error": "accepted and wrong"}[name]
-        line: dict[str, Any] = {"color": colour, "marker": MARKERS[i], "ms": 4, "lw": 1.6, "clip_on": False}
+        line: JsonObject = {"color": colour, "marker": MARKERS[i], "ms": 4, "lw": 1.6, "clip_on": False}
         value, low, high = 100 * np.array([share[:3] for share in shares]).T
         axes.plot(curve["eps"], value, label=label, zorder=3, **line)
         axes.fill_between(curve["eps"], low, high, color=colour, alpha=0.15, lw=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
@@ -17,6 +16,7 @@ from manifold_bench.bench.records.schema import IMAGE_COLUMNS, WORST_CASE
 from manifold_bench.bench.report import attacks, claims, measurements, ranking, tables
 from manifold_bench.bench.report.diagnosis import flags
 from manifold_bench.bench.report.table import Table, flagged
+from manifold_bench.bench.report.tables import Implausible
 from manifold_bench.bench.report.verdict import Verdict, verdicts
 
 
@@ -32,7 +32,7 @@ class Report:
 
     results: Results
     summary: pd.DataFrame
-    implausible: dict[Any, str]
+    implausible: Implausible
     diagnosis: Diagnosis
     verdicts: list[Verdict]
     claims: tuple[Claim, ...]

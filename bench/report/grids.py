@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ from manifold_bench.bench.report.pictures import (
 )
 from manifold_bench.bench.report.style import OKABE_ITO, folded, new_figure
 from manifold_bench.bench.text import eps_text, norm_text
+from manifold_bench.defenses.identity import JsonObject
 
 NO_IMAGE = 230
 """The grey that stands where the defense makes no image."""
@@ -31,7 +31,7 @@ SHOWN_INPUTS = 3
 """Inputs per row of an image grid."""
 
 
-def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dict[str, Any]]) -> Figure:
+def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, JsonObject]) -> Figure:
     """What was attacked: per row a defense and an attack, per input the original, the adversarial, their difference and
     the seen image.
 
@@ -59,7 +59,7 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, dic
             for k, (title, image) in enumerate(zip(titles, images, strict=True)):
                 left, top = group * j + (wide + gap) * k, row * i
                 colour = OKABE_ITO[1] if k == 1 and record["success"] else "black"
-                look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7, "color": colour}
+                look: JsonObject = {"ha": "center", "va": "bottom", "fontsize": 7, "color": colour}
                 axes.text(left + 0.5 * wide, top - 0.04 * high, title, **look)
                 shown = np.full(shape[1:], NO_IMAGE, dtype=np.uint8) if image is None else image
                 canvas[top : top + shape[1], left : left + shape[2]] = shown if shown.ndim == 3 else shown[:, :, None]

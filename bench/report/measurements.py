@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -17,11 +16,12 @@ from manifold_bench.bench.report.grids import picture_grid
 from manifold_bench.bench.report.plots import measured_curves
 from manifold_bench.bench.report.style import Plot
 from manifold_bench.bench.report.table import Notes, Table
+from manifold_bench.defenses.identity import JsonObject
 
 LEGEND = "One value for each defense; no attack takes part in it."
 
 
-def measurement_tables(results: list[dict[str, Any]]) -> list[Table]:
+def measurement_tables(results: list[JsonObject]) -> list[Table]:
     """A table for each data set and measurement: its values, a row for each defense."""
     made = []
     for (dataset, label), rows in _by_measurement(results).items():
@@ -40,9 +40,9 @@ def measurement_tables(results: list[dict[str, Any]]) -> list[Table]:
     return made
 
 
-def _by_measurement(results: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def _by_measurement(results: list[JsonObject]) -> dict[tuple[str, str], list[JsonObject]]:
     """By data set and label."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    found: dict[tuple[str, str], list[JsonObject]] = {}
     for result in results:
         found.setdefault((result["dataset"], result["measurement"]), []).append(result)
     return found
@@ -60,7 +60,7 @@ def curves(values: Mapping[str, float]) -> dict[str, list[tuple[float, float]]]:
     return {name: sorted(points) for name, points in found.items() if len(points) > 1}
 
 
-def measurement_plots(results: list[dict[str, Any]]) -> Iterator[Plot]:
+def measurement_plots(results: list[JsonObject]) -> Iterator[Plot]:
     """Curves of each measurement that has any, and a grid of images for each result that has pictures."""
     for (dataset, label), rows in _by_measurement(results).items():
         drawn = {row["defense"]: curves(row["values"]) for row in rows if row["status"] == "ok"}

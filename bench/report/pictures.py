@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics.robustness import inputs_of
-from manifold_bench.bench.records.schema import ATTACK, IMAGE_COLUMNS
+from manifold_bench.bench.records.schema import ATTACK, IMAGE_COLUMNS, Row
 from manifold_bench.bench.text import LEVELS
 
 
@@ -23,7 +23,7 @@ def pictured(records: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["eps"] == largest]
 
 
-def shown_inputs(cell: pd.DataFrame, limit: int) -> list[dict[Any, Any]]:
+def shown_inputs(cell: pd.DataFrame, limit: int) -> Sequence[Row]:
     """The first inputs of a cell at one ε as plain rows; of its rows, by aim and seed, a success shows most."""
     best = cell.assign(input=inputs_of(cell)).sort_values("success", ascending=False, kind="stable")
     return best.drop_duplicates("input").sort_index().head(limit).to_dict("records")
@@ -63,11 +63,11 @@ def size_text(largest: float) -> str:
     return f"± {size}, × {times:.0f}" if times >= 10 else f"± {size}, × {times:.2g}"
 
 
-def truth_text(record: dict[Any, Any]) -> str:
+def truth_text(record: Row) -> str:
     """What an input is: `is 4`, or noise."""
     return "noise" if record["label"] < 0 else f"is {record['label']}"
 
 
-def answer_text(record: dict[Any, Any]) -> str:
+def answer_text(record: Row) -> str:
     """What the defense says of the attacked input, with a cross where that is a success of the attack."""
     return "rejected" if record["adv_rejected"] else f"says {record['adv_label']}{' ✗' if record['success'] else ''}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -10,12 +10,13 @@ import pandas as pd
 from manifold_bench.bench.metrics.optimality import mean_optimality
 from manifold_bench.bench.metrics.ranking import rank
 from manifold_bench.bench.metrics.shares import percent_interval
-from manifold_bench.bench.records.schema import WORST_CASE
+from manifold_bench.bench.records.schema import WORST_CASE, Row
 from manifold_bench.bench.report.attacks import figure_texts
 from manifold_bench.bench.report.table import Notes, Table
-from manifold_bench.bench.report.tables import Row, keyed
+from manifold_bench.bench.report.tables import keyed
 from manifold_bench.bench.running.reuse import Reused
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent
+from manifold_bench.defenses.identity import JsonObject
 
 SIGNS = {"+": "better than", "-": "worse than", "~": "not significantly different from", "=": "no different from"}
 
@@ -136,12 +137,12 @@ def _place(ranks: pd.Series, own: float) -> str:
     return "" if np.isnan(own) or among < 2 else f", rank {own:.0f} of {among} by success, then by distance"
 
 
-def named_in(run: dict[str, Any], kind: Literal["defenses", "attacks"]) -> list[str]:
+def named_in(run: JsonObject, kind: Literal["defenses", "attacks"]) -> list[str]:
     """The labels that the command line named. run: run.json."""
     return list(run.get("named", {}).get(kind, []))
 
 
-def named_lines(compared: dict[str, pd.DataFrame], attacks: pd.DataFrame, run: dict[str, Any]) -> dict[str, list[str]]:
+def named_lines(compared: dict[str, pd.DataFrame], attacks: pd.DataFrame, run: JsonObject) -> dict[str, list[str]]:
     """For each defense and attack that the command line named, by label: how it compares.
 
     compared: for each named defense, ranking.against_others. attacks: optimality.attack_figures.
@@ -150,7 +151,7 @@ def named_lines(compared: dict[str, pd.DataFrame], attacks: pd.DataFrame, run: d
     return lines | {name: attack_lines(attacks, name) for name in named_in(run, "attacks")}
 
 
-def ranking_paragraphs(named: dict[str, list[str]], run: dict[str, Any]) -> list[str]:
+def ranking_paragraphs(named: dict[str, list[str]], run: JsonObject) -> list[str]:
     """Markdown: how each system named on the command line compares, and what was taken from baselines."""
     told = [f"**{name}** on {line}." for name, lines in named.items() for line in lines]
     return told + [f"{Reused(**one)}." for one in run.get("reused", [])]

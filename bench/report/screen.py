@@ -9,10 +9,10 @@ from operator import itemgetter
 from rich.console import Console
 from rich.text import Text
 
-from manifold_bench.bench.records.schema import WORST_CASE
+from manifold_bench.bench.records.schema import WORST_CASE, Row
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.diagnosis import diagnosis_lines
-from manifold_bench.bench.report.tables import Marks, Panel, Row, attacks_table, fooling_table, keyed, panels
+from manifold_bench.bench.report.tables import Marks, Panel, attacks_table, fooling_table, keyed, panels
 from manifold_bench.bench.report.verdict import Verdict
 from manifold_bench.bench.terminal import Line, print_grid, print_text
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent

@@ -12,7 +12,7 @@ from manifold_bench.bench.metrics.effort import effort_note
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.selective import DEPLOYED, implausible
 from manifold_bench.bench.metrics.shares import percent_interval
-from manifold_bench.bench.records.schema import ATTACK, CLEAN, WORST_CASE
+from manifold_bench.bench.records.schema import ATTACK, CLEAN, WORST_CASE, Row
 from manifold_bench.bench.report.table import LEGEND, Notes, Table, flag_note
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent
 
@@ -39,10 +39,6 @@ FOOLING_LEGEND = (
 )
 
 
-Row = Mapping[Any, Any]
-"""A row of a summary: values by column."""
-
-
 def keyed(rows: pd.DataFrame, *columns: str) -> dict[Any, Row]:
     """Rows by the values of these columns (a tuple, or for one column its value); of several the first."""
     values = rows[list(columns)].itertuples(index=False, name=None)
@@ -62,7 +58,7 @@ class Marks:
     """
 
     def __init__(
-        self, attacked: pd.DataFrame, implausible: Mapping[Any, str], flags: Mapping[str, str] | None = None
+        self, attacked: pd.DataFrame, implausible: Implausible, flags: Mapping[str, str] | None = None
     ) -> None:
         self.implausible, self.flags = implausible, flags or {}
         self._valid = attacked.groupby(["defense", "attack"])["valid"].min().to_dict()
@@ -107,7 +103,11 @@ class Marks:
         return shown
 
 
-def implausible_cells(summary: pd.DataFrame) -> dict[Any, str]:
+Implausible = Mapping[Any, str]
+"""Evidence of what is implausible, by data set, defense, norm, ε and figure."""
+
+
+def implausible_cells(summary: pd.DataFrame) -> Implausible:
     """Evidence of what is implausible (`selective.implausible`), by data set, defense, norm, ε and figure."""
     checks = implausible(summary)
     found = checks[checks["implausible"].astype(bool)].set_index(["dataset", "defense", "norm", "eps", "figure"])
@@ -171,7 +171,7 @@ def matrix_columns(panel: Panel) -> list[tuple[str, float]]:
     return [(CLEAN, 0.0)] * (not panel.is_noise) + [(attack, float(largest[attack])) for attack in attacks]
 
 
-def tables(summary: pd.DataFrame, implausible: Mapping[Any, str]) -> list[Table]:
+def tables(summary: pd.DataFrame, implausible: Implausible) -> list[Table]:
     """Two tables per data set and norm: what the defenses are worth, and what each attack does to each.
 
     In norm "fooling" one: how much noise each defense accepts. implausible: as Marks takes it.
@@ -235,7 +235,7 @@ def fooling_table(panel: Panel, marks: Marks) -> Table:
     return Table((panel.dataset, panel.norm, "accepted"), title, header, rows, marks.notes, FOOLING_LEGEND)
 
 
-def selective_tables(matched: pd.DataFrame, implausible: Mapping[Any, str]) -> list[Table]:
+def selective_tables(matched: pd.DataFrame, implausible: Implausible) -> list[Table]:
     """A table per data set and norm: every defense at its own threshold and at the same false-rejection rates.
 
     matched: selective.matched; implausible: as Marks takes it. A data set in which nothing is rejected and nothing is

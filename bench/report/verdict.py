@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis
 from manifold_bench.bench.metrics.effort import effort_note
 from manifold_bench.bench.records.results import Results
+from manifold_bench.bench.records.schema import Row
 from manifold_bench.bench.report.html.reproduce import matrix_name
 from manifold_bench.bench.report.ranking import named_in
-from manifold_bench.bench.report.tables import Panel, Row, keyed, panels
+from manifold_bench.bench.report.tables import Implausible, Panel, keyed, panels
 from manifold_bench.bench.text import eps_text, norm_text, percent
-from manifold_bench.defenses.identity import registered
+from manifold_bench.defenses.identity import JsonObject, Kind, registered
 
 FIRST_LOOKS = {
     "smoke": "`smoke` tests the harness and says nothing of a defense.",
@@ -57,9 +57,7 @@ class Verdict:
         return "\n".join([self.title, *(f"  {line}" for line in [*self.sentences, self.command])])
 
 
-def verdicts(
-    results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, implausible: Mapping[Any, str]
-) -> list[Verdict]:
+def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, implausible: Implausible) -> list[Verdict]:
     """The verdict on each defense that the command line names; of a run with one defense alone, on that one.
 
     summary: robustness.summary of the results. implausible: tables.implausible_cells of that.
@@ -124,7 +122,7 @@ def _strongest(panel: Panel, worst: Row) -> str:
     return f"strongest attack: {name}" + (f", which alone leaves {percent(share)} %" if together else "")
 
 
-def _diagnosed(finding: Mapping[str, Any]) -> str:
+def _diagnosed(finding: JsonObject) -> str:
     result = finding["result"]
     titles = [check["title"] for check in finding["checks"] if check["result"] == result]
     if result == "fail":
@@ -136,7 +134,7 @@ def _diagnosed(finding: Mapping[str, Any]) -> str:
     return "No diagnosis was run, so nothing has checked whether the attacks worked as they should (--diagnose)."
 
 
-def _marks(worst: list[dict[Any, Any]], implausible: Mapping[Any, str]) -> list[str]:
+def _marks(worst: Sequence[Row], implausible: Implausible) -> list[str]:
     """A sentence for each mark that the worst cases have in tables."""
     said: dict[str, None] = {}
     for row in worst:
@@ -172,12 +170,12 @@ def _next(results: Results, dataset: str, defense: str, diagnosed: str) -> tuple
     return advice, 'mb.evaluate(model, data, …, attacks=["my_attack.py:MyAttack"])'
 
 
-def _is_named_in_shells(kind: Any, name: str) -> bool:
+def _is_named_in_shells(kind: Kind, name: str) -> bool:
     """Whether a name means something on the command line: not that of an object that a program handed over."""
     return name in registered(kind) or ":" in name or name.endswith((".pt", ".pth", ".ts"))
 
 
-def _command(run: Mapping[str, Any], dataset: str, defense: str) -> str:
+def _command(run: JsonObject, dataset: str, defense: str) -> str:
     """The command that runs the matrix `strong` on one defense."""
     parts = ["manifold-bench", "run", "--matrix", STRONG, "--defense", defense]
     parts += [] if dataset == "mnist5k" else ["--dataset", dataset]

@@ -12,7 +12,7 @@ import pandas as pd
 
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.shares import percent_interval
-from manifold_bench.bench.records.schema import CLEAN, IMAGE_COLUMNS, WORST_CASE
+from manifold_bench.bench.records.schema import CLEAN, IMAGE_COLUMNS, WORST_CASE, Row
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.html.images import Image, Images
 from manifold_bench.bench.report.html.reproduce import command
@@ -27,8 +27,9 @@ from manifold_bench.bench.report.pictures import (
     truth_text,
 )
 from manifold_bench.bench.report.style import shade
-from manifold_bench.bench.report.tables import Marks, Panel, Row, keyed, matrix_columns
+from manifold_bench.bench.report.tables import Marks, Panel, keyed, matrix_columns
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent
+from manifold_bench.defenses.identity import JsonObject
 
 IMAGE_BUDGET = 2_000_000
 
@@ -148,7 +149,7 @@ class Cells:
         facts += [("protocol", str(identity["protocol"])), ("seed", ", ".join(seeds))]
         return [*facts, ("key", ", ".join(self.keys[key]))]
 
-    def _input(self, record: dict[Any, Any]) -> Input:
+    def _input(self, record: Row) -> Input:
         shape = self.identities[record["key"]]["shape"]
         original, adversarial, seen = (pixels(record[column], shape) for column in IMAGE_COLUMNS)
         truth, answer = truth_text(record), answer_text(record)
@@ -165,7 +166,7 @@ class Cells:
         return Input(images, answer, bool(record["success"]))
 
 
-def _system(identity: Mapping[str, Any]) -> str:
+def _system(identity: JsonObject) -> str:
     """A defense or an attack by its name, its parameters that differ from their defaults, and its version."""
     parameters = json.dumps(identity["parameters"], ensure_ascii=False).replace('"', "")[1:-1] or "default parameters"
     return f"{identity['name']}: {parameters}; version {identity['version']}"

@@ -15,12 +15,12 @@ from markupsafe import Markup, escape
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.robustness import FOOLING, strongest
 from manifold_bench.bench.records.provenance import kernels_text
-from manifold_bench.bench.records.schema import WORST_CASE
+from manifold_bench.bench.records.schema import WORST_CASE, Row
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.html.cells import Cell, Cells, heat_map
 from manifold_bench.bench.report.plots import Drawn
 from manifold_bench.bench.report.style import shade
-from manifold_bench.bench.report.tables import Marks, Row, keyed, panels, robust_legend
+from manifold_bench.bench.report.tables import Marks, keyed, panels, robust_legend
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from manifold_bench.bench.planning.reading import FOLDER
 from manifold_bench.bench.records.schema import CLEAN
+from manifold_bench.defenses.identity import JsonObject
 
 OUT = "results/again"
 """Not the run's own folder: what is finished there would not be run again."""
 
 
-def command(run: Mapping[str, Any], dataset: str, defense: str, attacks: Iterable[str], norm: str) -> str | None:
+def command(run: JsonObject, dataset: str, defense: str, attacks: Iterable[str], norm: str) -> str | None:
     """A line for a POSIX shell that plans the cells of these attacks, by their labels, and nothing else of the matrix.
 
     run: run.json; None where it says nothing of its matrix. For the clean pass the attack is "clean".
