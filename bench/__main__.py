@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -32,18 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(here)  # for systems of the user's own, named as module:Class
     module = "report.__main__" if name == "report" else name  # the one command that is a folder
     command = importlib.import_module(f"manifold_bench.bench.{module}")
-    if arguments is not None:
-        return int(command.main(rest))
+    if arguments is None:
+        end_with(lambda: command.main(rest))
+    return int(command.main(rest))
+
+
+def end_with(command: Callable[[], int]) -> NoReturn:
+    """Run a command, and end this process with its exit code.
+
+    At once: threads and exit handlers that a user's module left here may never end, or change the code.
+    """
     try:
-        code = int(command.main(rest))
+        code = command()
     except Exception:
         sys.excepthook(*sys.exc_info())
         code = 1
-    return end_process(code)
-
-
-def end_process(code: int) -> NoReturn:
-    """End this process now: threads and exit handlers that a user's module left here may never end, or end it else."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # whoever reads it may be gone
             stream.flush()

@@ -55,8 +55,12 @@ WHOLE = Expected(
     "a whole number ≥ 0", lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0
 )
 FLAG = Expected("True or False", lambda value: isinstance(value, bool))
-TEXT = Expected("a text", lambda value: isinstance(value, str) and bool(value))
-REASON = Expected("a text that says why, or None", lambda value: value is None or TEXT.fits(value))
+TEXT = Expected(
+    "a text of printable characters", lambda value: isinstance(value, str) and bool(value) and value.isprintable()
+)
+REASON = Expected(
+    "a text that says why, or None", lambda value: value is None or (isinstance(value, str) and bool(value))
+)
 
 
 def checked(owner: object, part: str, expected: Expected, compute: Callable[[], object] | None = None) -> Any:

@@ -47,7 +47,7 @@ def ending(line: bytes, number: int | None = None) -> Ending:
     return found if found.failure is None else dataclasses.replace(found, failure=shortened(found.failure))
 
 
-class Pipe:
+class AnswerPipe:
     """The end of a pipe that a call's answer comes from. It is read as far as it is there, and never waited for.
 
     So a call that stops in the middle of its answer, or never ends it, holds up nobody.

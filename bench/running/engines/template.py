@@ -15,13 +15,12 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import connection
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 
 import psutil
 
 from manifold_bench.bench.running import job, measuring, training  # noqa: F401 - imported here once for all children
-from manifold_bench.bench.running.engines.answers import Ending, Pipe
+from manifold_bench.bench.running.engines.answers import AnswerPipe, Ending
 from manifold_bench.bench.running.engines.calls import PackedCall, run_packed
 from manifold_bench.bench.running.engines.channel import Channel, Partner
 from manifold_bench.bench.running.engines.processes import (
@@ -48,7 +47,7 @@ class Running:
     number: int
     timeout: float | None
     process: Watched
-    answer: Pipe | None
+    answer: AnswerPipe | None
     deadline: float
     ending: Ending | None = None
 
@@ -111,11 +110,11 @@ class Template:
     def _start(self, number: int, packed: PackedCall) -> None:
         self._prepare(packed)
         deadline = math.inf if packed.timeout is None else time.monotonic() + packed.timeout
-        mine, theirs = connection.Pipe(duplex=False)
+        mine, theirs = Pipe(duplex=False)
         inherited = (self._engine, mine, *self._answers) if self._method == "fork" else ()
         process = start_process(self._method, run_call, (theirs, number, packed, os.getpid(), inherited, self._method))
         theirs.close()
-        self._running[number] = Running(number, packed.timeout, process, Pipe(mine, number), deadline)
+        self._running[number] = Running(number, packed.timeout, process, AnswerPipe(mine, number), deadline)
 
     @property
     def _answers(self) -> list[Connection]:
@@ -195,13 +194,14 @@ def run_call(
         partner.process.process.join(GRACE_SECONDS)
     peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     line = Ending(number, result, failure, sum(peaks) * RSS_UNIT).line()
-    while line:
-        line = line[os.write(answer.fileno(), line) :]
+    with suppress(OSError):  # something that is no answer was written before, and nobody reads on
+        while line:
+            line = line[os.write(answer.fileno(), line) :]
 
 
 def _start_partner(content: bytes, packed: PackedCall, answer: Connection, method: Method) -> Partner:
     """Start the partner while this process is still clean: before it imports or loads anything for its call."""
-    mine, theirs = connection.Pipe()
+    mine, theirs = Pipe()
     inherited = (mine, answer) if method == "fork" else ()
     process = start_process(method, run_partner, (theirs, inherited, content, packed.moved, os.getpid()))
     theirs.close()
