@@ -64,6 +64,7 @@ class Combined(RangeAttack):
         made = scene.generator(torch.cat([z, r]))
         own, rival = made.chunk(2)
         logits, rival_logits = scene.classifier(made).chunk(2)
+        scene.target.scored(image, rows, logits)
         far = apart(image, rival.detach())
         fooled = scene.wrong(rival_logits, rows) & (far <= scene.eta)
         excess = apart(image, own) - torch.minimum(scene.room(image, rows), far)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -15,8 +15,8 @@ from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows
 from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.gradient import Best
-from manifold_bench.attacks.lagrangian import Descent, Look, descend
-from manifold_bench.attacks.losses import accepted_and_wrong, likeliest_wrong, margin
+from manifold_bench.attacks.lagrangian import Descent, Look, Seen, descend
+from manifold_bench.attacks.losses import accepted_and_wrong, likeliest_wrong, margin, typical_temperature
 from manifold_bench.attacks.selective import SLACK
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import project
@@ -35,12 +35,15 @@ class DetectorLagrangian(ViewAttack):
 
     The margin is that of the class aimed at, rᵢ the score of detector i over its threshold if the answer were that
     class. A multiplier grows while its detector rejects and falls while it doesn't: no weights have to be chosen.
+    Margins, and a reject score that stands for detectors without a name, are measured in the `typical_temperature` of
+    the clean input's logits.
 
     steps: number of steps towards each class. targets: number of wrong classes tried, the likeliest of the clean input
     first (None: all). rate: of Adam, as a share of ε (in L2: of ε for all pixels together). ascent: by how much of its
     excess a multiplier grows in a step. confidence: margin up to which is climbed.
     """
 
+    version: ClassVar[int] = 2
     adapted_to = ("detection", "generative rejection")
 
     steps: Annotated[int, Ge(1)] = 200
@@ -64,21 +67,22 @@ class DetectorLagrangian(ViewAttack):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         best, rows = Best(x.clone(), x.new_full((len(x),), -torch.inf)), all_rows(x)
-        likely = likeliest_wrong(self.view(target).answer(x, rows), y, target.num_classes)
+        clean = self.view(target).answer(x, rows)
+        likely, unit = likeliest_wrong(clean, y, target.num_classes), typical_temperature(clean, target.num_classes)
         for place in range(min(self.targets or target.num_classes, target.num_classes - 1)):
-            rows = self.descend(self.view(target), (x, y, likely[:, place]), rows, eps, best)
+            rows = self.descend(self.view(target), (x, y, likely[:, place], unit), rows, eps, best)
             if not len(rows):
                 break
         return best.point
 
     def descend(
-        self, view: View, inputs: tuple[Tensor, Tensor, Tensor], rows: Tensor, eps: float, best: Best
+        self, view: View, inputs: tuple[Tensor, Tensor, Tensor, Tensor], rows: Tensor, eps: float, best: Best
     ) -> Tensor:
-        """One descent from images x, labels y and classes aimed at (`inputs`, all [N,…]), for those rows [n].
+        """One descent of rows [n] from images x, labels y, classes aimed at and units of logits (`inputs`, all [N,…]).
 
         Updates `best`, returns the rows that are not beaten.
         """
-        (x, y, aims), classes = inputs, view.num_classes
+        (x, y, aims, unit), classes = inputs, view.num_classes
         left = torch.ones_like(rows, dtype=torch.bool)
 
         def problem(point: Tensor, at: Tensor) -> Look:
@@ -86,11 +90,14 @@ class DetectorLagrangian(ViewAttack):
             view.target.count(own, 1, 1)
             logits, ratios = view.detection(images, aims[own], own)
             view.show(images.detach(), own, logits.detach())
-            ahead, reached = margin(logits, aims[own], classes, aims[own]), accepted_and_wrong(logits, y[own], classes)
-            return Look(F.relu(self.confidence - ahead), ratios - 1 + SLACK, reached)
+            excess = ratios - 1 if view.target.defense.detectors else (ratios - 1) / unit[own, None]
+            ahead = margin(logits, aims[own], classes, aims[own]) / unit[own]
+            reached = accepted_and_wrong(logits, y[own], classes)
+            return Look(F.relu(self.confidence - ahead), excess + SLACK, reached)
 
-        def visit(point: Tensor, at: Tensor, seen: Look, step: int) -> Tensor:
+        def visit(point: Tensor, at: Tensor, seen: Seen, step: int) -> Tensor:
             own, images = rows[at], point.view(-1, *x.shape[1:])
+            seen.differentiated(view.target, own)
             due = step % CONFIRM_EVERY == 0 or step == self.steps
             beaten = view.confirmed(images, y[own], own, seen.reached, due)
             best.update(own, images, -(seen.lacking + seen.excess.clamp_min(0).sum(1)), beaten)

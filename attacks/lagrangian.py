@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.batching import blockwise, pad_to_block, remaining
 from manifold_bench.attacks.losses import margin
+from manifold_bench.attacks.target import Target
 
 SAMPLES = 1000
 """Latents drawn from N(0, I) among which an attack looks for images of other classes."""
@@ -30,11 +31,25 @@ class Look(NamedTuple):
     reached: Tensor
 
 
+class Seen(NamedTuple):
+    """A `Look`, no longer differentiable, and the gradient [n,k] that the descent follows from its n points."""
+
+    lacking: Tensor
+    excess: Tensor
+    reached: Tensor
+    gradient: Tensor
+
+    def differentiated(self, target: Target, rows: Tensor) -> None:
+        """Show the harness the gradients of those of the inputs `rows` [n] whose answers lack something."""
+        trying = self.lacking > 0
+        target.differentiated(rows[trying], self.gradient[trying])
+
+
 Problem = Callable[[Tensor, Tensor], Look]
 """Points [n,k] of certain rows [n] of the batch → what is seen there."""
 
 
-Visit = Callable[[Tensor, Tensor, Look, int], Tensor]
+Visit = Callable[[Tensor, Tensor, Seen, int], Tensor]
 """Points [n,k], their rows [n], what is seen there and the step's number → which of them are done, [n] bool."""
 
 
@@ -70,14 +85,13 @@ def descend(
             seen = problem(variable, rows)
             multiplier = multiplier.expand_as(seen.excess)
             (gradient,) = torch.autograd.grad(seen.lacking.sum() + (multiplier * seen.excess).sum(), variable)
-        seen = Look(seen.lacking.detach(), seen.excess.detach(), seen.reached)
-        going = ~visit(point, rows, seen, step)
+        going = ~visit(point, rows, Seen(seen.lacking.detach(), seen.excess.detach(), seen.reached, gradient), step)
         rows, point, multiplier, gradient = remaining(going, rows, point, multiplier, gradient)
         if step == descent.steps or not len(rows):
             return
         memory = memory.only(going).after(gradient.nan_to_num(0.0, 0.0, 0.0))
         point = settle(point - memory.step(descent.rate, step + 1, epsilon=1e-12), rows)
-        multiplier = (multiplier + descent.ascent * seen.excess[going]).clamp_min(0)
+        multiplier = (multiplier + descent.ascent * seen.excess.detach()[going]).clamp_min(0)
 
 
 class Pairs(NamedTuple):
@@ -129,7 +143,7 @@ def overpowered_pairs(
     ended = torch.cat([z, other], dim=1).detach().clone()
     least = z.new_full((len(z),), torch.inf)
 
-    def visit(both: Tensor, rows: Tensor, seen: Look, step: int) -> Tensor:
+    def visit(both: Tensor, rows: Tensor, seen: Seen, step: int) -> Tensor:
         valid = seen.reached & (seen.excess <= 0)
         lacking = torch.where(valid, seen.lacking, torch.inf)
         better = (lacking < least[rows]) | least[rows].isinf()  # what is no pair gives way to anything

@@ -22,7 +22,7 @@ from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import all_rows, blockwise, padded
 from manifold_bench.attacks.contract import AttackableDefense, projects
 from manifold_bench.attacks.gradient import Best
-from manifold_bench.attacks.lagrangian import SAMPLES, Descent, Look, apart, descend
+from manifold_bench.attacks.lagrangian import SAMPLES, Descent, Look, Seen, apart, descend
 from manifold_bench.attacks.losses import likeliest_wrong, margin, typical_temperature
 from manifold_bench.attacks.outputs import Scored
 from manifold_bench.attacks.target import Target
@@ -159,7 +159,7 @@ class RangeAttack(Attack):
     """
 
     knowledge = "white-box"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     steps: Annotated[int, Ge(1)] = 200
     starts: Annotated[int, Ge(1)] = 1
@@ -196,8 +196,9 @@ class RangeAttack(Attack):
         left = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         every = max(1, self.steps // CONFIRMATIONS)
 
-        def visit(point: Tensor, at: Tensor, seen: Look, step: int) -> Tensor:
+        def visit(point: Tensor, at: Tensor, seen: Seen, step: int) -> Tensor:
             last, own = step == self.steps, rows[at]
+            seen.differentiated(scene.target, own)
             beaten = torch.zeros_like(seen.reached)
             if not last and step % every:
                 return beaten
@@ -278,7 +279,9 @@ class Latent(RangeAttack):
         scene.target.count(rows, 1, 1)
         images = scene.generator(point)
         logits = scene.classifier(images)
-        excess = apart(images, scene.projected(images, rows))
+        nearest = scene.projected(images, rows)
+        scene.target.scored(nearest, rows, logits)
+        excess = apart(images, nearest)
         return Look(scene.lacking(logits / scene.unit[rows], rows, self.confidence), excess, scene.wrong(logits, rows))
 
     def answer(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:

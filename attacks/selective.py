@@ -171,6 +171,7 @@ def detecting(aim: Aim, objective: Objective) -> Look:
         aim.target.count(rows, 1, 0)
         with torch.no_grad():
             logits, ratios = aim.view.detection(point, labels, rows)
+            aim.view.show(point, rows, logits)
             return logits, objective(rows, point, logits, ratios), torch.zeros_like(point)
 
     return look
@@ -324,7 +325,7 @@ class LogitMatching(Matching):
         return forwards + backwards // self.steps, backwards
 
     def signature(self, target: Target, x: Tensor, logits: Tensor, ratios: Tensor, rows: Tensor) -> Tensor:
-        return torch.cat([logits, ratios], dim=1)
+        return torch.cat([logits.masked_fill(logits.isinf(), 0.0), ratios], dim=1)  # what is masked by −∞ matches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,16 @@ class Target:
             self.queries.answered(x, rows, answer)
         return answer
 
+    def scored(self, x: Tensor, rows: Tensor, logits: Tensor) -> None:
+        """Show the harness logits [n,K] or [n,K+1], of the defense or a part, for images x [n,C,H,W] of those rows."""
+        if self.queries is not None:
+            self.queries.scored(x.detach(), rows, logits.detach(), self.num_classes)
+
+    def differentiated(self, rows: Tensor, gradient: Tensor) -> None:
+        """Show the harness gradients [n,...] that the attack follows from points of those rows."""
+        if self.queries is not None:
+            self.queries.differentiated(rows, gradient)
+
     def only(self, rows: Tensor) -> Target:
         """Return a target of the inputs at those rows alone; passes counted there are counted here too."""
         return Rows(self, rows)

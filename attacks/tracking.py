@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import blockwise, pad_to_block, remaining
 from manifold_bench.attacks.contract import AttackableDefense, projects
-from manifold_bench.attacks.gradient import Best, steepest
+from manifold_bench.attacks.gradient import Best, or_random, steepest
 from manifold_bench.attacks.latent import CONFIRMATIONS, Scene
 from manifold_bench.attacks.losses import likeliest_wrong, margin
 from manifold_bench.attacks.target import Target
@@ -174,6 +174,7 @@ class Tracking(Attack):
     """
 
     knowledge = "white-box"
+    version: ClassVar[int] = 2
     adapted_to = ("projection",)
 
     steps: Annotated[int, Ge(1)] = 100
@@ -214,7 +215,7 @@ class Tracking(Attack):
         """One ascent towards the classes `aims` [N]; updates `best`, returns the rows that are not beaten."""
         every = max(1, self.steps // CONFIRMATIONS)
         for step in range(self.steps + 1):
-            logits, gradient = self.look(scene, here, aims)
+            logits, gradient = self.look(scene, here, aims, step)
             denied = torch.zeros_like(here.rows, dtype=torch.bool)
             if step == self.steps or step % every == 0:
                 beaten, denied = self.ask(scene, here, logits, best)
@@ -230,7 +231,7 @@ class Tracking(Attack):
             here.follow(scene)
         return here.rows
 
-    def look(self, scene: Scene, here: Followed, aims: Tensor) -> tuple[Tensor, Tensor]:
+    def look(self, scene: Scene, here: Followed, aims: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Logits at G(z), [n·S,K], and the gradient there of the margin of the class aimed at, [n·S,D]."""
         scene.target.count(here.rows, 2 * here.optima, here.optima)  # the generator's next pass, in `follow`, included
         towards, classes = here.of_each(aims[here.rows]), scene.target.num_classes
@@ -238,7 +239,11 @@ class Tracking(Attack):
             images = here.images.detach().requires_grad_(True)
             logits = scene.classifier(images)
             (gradient,) = torch.autograd.grad(margin(logits, towards, classes, towards).sum(), images)
-        return logits.detach(), gradient.flatten(1).nan_to_num(0.0, 0.0, 0.0)
+        rows = here.of_each(here.rows)
+        scene.target.scored(here.of_each(here.point), rows, logits)
+        scene.target.differentiated(rows, gradient)
+        gradient = or_random(gradient.nan_to_num(0.0, 0.0, 0.0), here.images, step)
+        return logits.detach(), gradient.flatten(1)
 
     def ask(self, scene: Scene, here: Followed, logits: Tensor, best: Best) -> tuple[Tensor, Tensor]:
         """Which images fool the full-strength defense, and which are to be searched for anew; updates `best`.

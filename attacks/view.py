@@ -86,11 +86,9 @@ class View:
 
     def show(self, x: Tensor, rows: Tensor, logits: Tensor) -> None:
         """Show the harness what was answered to images x [n,C,H,W] of those rows."""
-        queries = self.target.queries
-        if queries is not None:
-            queries.scored(x, rows, logits, self.num_classes)
-            if self.part == "defense" and not self.iterative:
-                queries.answered(x, rows, answered(logits, self.num_classes))
+        self.target.scored(x, rows, logits)
+        if self.target.queries is not None and self.part == "defense" and not self.iterative:
+            self.target.queries.answered(x, rows, answered(logits, self.num_classes))
 
     def ascent(self, x: Tensor, loss: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, loss and its gradient [N,C,H,W] at x; counted as one forward and one backward pass.
@@ -120,8 +118,7 @@ class View:
         self.target.count(rows, 1, len(losses))
         gradient = gradients[0] if values[-1].dim() == 1 else torch.stack(gradients, dim=1)
         self.show(x.detach(), rows, values[0].detach())
-        if self.target.queries is not None:
-            self.target.queries.differentiated(rows, gradient)
+        self.target.differentiated(rows, gradient)
         return tuple(value.detach() for value in values), gradient.nan_to_num(0.0, 0.0, 0.0)
 
     def confirmed(self, x: Tensor, y: Tensor, rows: Tensor, claimed: Tensor, due: bool = True) -> Tensor:

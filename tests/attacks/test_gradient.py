@@ -206,21 +206,23 @@ def test_pairings_that_make_no_sense_are_named():
 
 
 class Tripwire(Toy):
-    """Class 1 where the second pixel exceeds .6; rejects where the first one exceeds .5, and its score invites that."""
+    """Class 1 where the second pixel exceeds .6; rejects where the first one exceeds .5, which is nearer."""
 
     rejects = True
 
     def answer(self, x: Tensor) -> Tensor:
         a, b = x[:, 0, 0, 0], x[:, 0, 0, 1]
-        return append_reject_score(torch.stack([torch.zeros_like(b), b - 0.6], dim=1), 10 * (a - 0.5))
+        return append_reject_score(torch.stack([torch.zeros_like(b), b - 0.6], dim=1), a - 0.5)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_a_loss_that_knows_of_rejection_gets_past_it(norm):
+def test_a_loss_that_knows_of_rejection_gets_past_it_and_one_that_takes_it_for_a_class_does_not(norm):
     x, y = torch.full((3, 1, 2, 2), 0.4), torch.zeros(3, dtype=torch.long)
     eps = 0.3 if norm == "linf" else 0.4
-    aware = PGD(norm=norm, random_start=False)
+    aware, unaware = (PGD(norm=norm, loss=loss, random_start=False) for loss in ("auto", "cross-entropy"))
     assert beaten(Tripwire(), aware.run(Target(Tripwire(), 3), x, y, eps, 0), y) == [True] * 3
+    out = unaware.run(Target(Tripwire(), 3), x, y, eps, 0)
+    assert beaten(Tripwire(), out, y) == [False] * 3 and Tripwire().verdict(out).rejected.all()
 
 
 class Walled(Toy):
