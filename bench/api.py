@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
 import torch
-from markupsafe import escape
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -39,7 +39,7 @@ from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
 from manifold_bench.bench.report.plots import security_curves
 from manifold_bench.bench.report.style import STYLE
 from manifold_bench.bench.report.tables import implausible_cells, panels
-from manifold_bench.bench.report.verdict import verdicts
+from manifold_bench.bench.report.verdict import budget_of, verdicts
 from manifold_bench.bench.report.writing import write_report
 from manifold_bench.bench.running.judge import Inputs, Judge, verdict
 from manifold_bench.bench.text import eps_of, eps_text
@@ -148,14 +148,15 @@ class Results:
 
     @property
     def notes(self) -> list[str]:
-        """What the reader of the table has to know: what is odd about a model's answers, and which attacks failed."""
+        """What the reader of the table has to know: what is odd, what failed, what a budget cut."""
         rows = self.summary
         odd = rows[((rows["kind"] == CLEAN) & (rows["reason"] != "")) | (rows["status"] == "failed")]
         odd = odd[odd["kind"] != WORST_CASE].drop_duplicates(["dataset", "defense", "attack", "reason"])
-        return [
+        reasons = [
             f"{defense} on {dataset}, {attack}: {reason}"
             for dataset, defense, attack, reason in odd[["dataset", "defense", "attack", "reason"]].to_numpy()
         ]
+        return list(filter(None, [*reasons, budget_of(self.stored.run)]))
 
     def plot(self) -> Figure:
         """Return a figure of the robust accuracy over ε, a line for each defense, a part for each data set and norm.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -10,6 +11,9 @@ from typing import NoReturn
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.text import printable
 from manifold_bench.defenses.errors import one_line
+
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h)")
+"""A number and its unit."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,6 +49,24 @@ def _whole(text: str, least: int) -> int:
     if not least <= value < 2**63:
         raise argparse.ArgumentTypeError(f"{shown!r} is not allowed; give a whole number from {least} to 2^63 − 1")
     return value
+
+
+UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+"""Seconds of each unit of a duration."""
+
+
+def duration(text: str) -> str:
+    """A duration such as 90s, 30min or 2h, as it is; raises ArgumentTypeError for what is none."""
+    if not (found := DURATION.fullmatch(text.strip())) or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed; give a time > 0 as 90s, 30min or 2h")
+    return text.strip()
+
+
+def seconds_of(text: str) -> float:
+    """The seconds of a `duration`."""
+    found = DURATION.fullmatch(text)
+    assert found is not None
+    return float(found[1]) * UNITS[found[2]]
 
 
 def path_text(text: str) -> str:

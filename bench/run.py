@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,17 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manifold_bench.bench.arguments import Parser, checked_device, named_device, natural, path, path_text, positive
+from manifold_bench.bench.arguments import (
+    Parser,
+    checked_device,
+    duration,
+    named_device,
+    natural,
+    path,
+    path_text,
+    positive,
+    seconds_of,
+)
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.folders import DATA_VARIABLE, data_folder
 from manifold_bench.bench.records.log import LOG, Log
@@ -19,14 +30,20 @@ from manifold_bench.bench.running.environment import ensure_home
 from manifold_bench.bench.running.locks import run_folder
 from manifold_bench.bench.running.stamp import code_of_users, finished, hash_of, request_of, write_stamp
 from manifold_bench.bench.running.url_folder import local_folder
+from manifold_bench.defenses.files import atomic_write
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from manifold_bench.bench.planning.matrix import Matrix
+    from manifold_bench.bench.planning.plan import Plan
     from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.report.contents import Report
     from manifold_bench.bench.running.engines.calls import Engine
+    from manifold_bench.bench.running.forecast import Forecaster
+
+BUDGETS = "budget.json"
+"""The file of a run's folder that holds what was chosen for each budget."""
 
 # Imports inside functions: `--help` and a finished run wait for neither torch nor pandas nor rich
 
@@ -64,7 +81,9 @@ def parser() -> Parser:
     p.add_argument(
         "--export", type=path, metavar="DIR", help="write every adversarial image to .npz files in this folder"
     )
-    p.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    p.add_argument("--dry-run", action="store_true", help="show the plan and how long it will take, and stop")
+    fitting = "90s, 30min, 2h: as many images, then as many iterations of attacks, as fit into that time"
+    p.add_argument("--budget", type=duration, metavar="TIME", help=fitting)
     return p
 
 
@@ -97,9 +116,12 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
     from manifold_bench.bench.planning.plan import Options, make_plan
     from manifold_bench.bench.records.images import export
     from manifold_bench.bench.records.provenance import uneven_text
+    from manifold_bench.bench.records.store import Store
     from manifold_bench.bench.report.plan import print_plan
     from manifold_bench.bench.running.board import Board, clock
+    from manifold_bench.bench.running.engines.local import usable_cpus
     from manifold_bench.bench.running.execution import execute
+    from manifold_bench.bench.running.forecast import Forecaster
     from manifold_bench.bench.running.session import Session
     from manifold_bench.defenses.weights import with_cards
 
@@ -110,14 +132,17 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
         "defenses": [choice.label for choice in matrix.defenses] if given.defense else [],
         "attacks": [choice.label for choice in matrix.attacks] if given.attack else [],
     }
+    forecaster = Forecaster(device, given.workers or usable_cpus())
     if given.dry_run:
-        print_plan(make_plan(matrix, options, whole, named), folder, console)
+        plan = planned_within(make_plan(matrix, options, whole, named), folder, given, forecaster)
+        print_plan(plan, folder, console, forecaster.forecast(plan, Store(folder)))
         return 0
     with ExitStack() as held:  # nobody else writes to the folder before the report is there
         with chosen_engine(given) as engine:  # its processes start while the data are read here
             plan = make_plan(matrix, options, whole, named)
             code = code_of_users(plan.systems)
             held.enter_context(run_folder(folder))
+            plan = planned_within(plan, folder, given, forecaster)
             board = Board(console, engine.workers, Log(folder / LOG), given.quiet)
             ended = execute(plan, Session(folder, engine, board, upload))
         with writing(console, given.quiet):
@@ -152,6 +177,36 @@ def matrices(given: argparse.Namespace) -> tuple[Matrix, Matrix]:
     if given.diagnose is not None:
         matrix = dataclasses.replace(matrix, diagnose=given.diagnose)
     return narrowed(matrix, given.dataset, given.defense, given.attack, given.norm), matrix
+
+
+def planned_within(plan: Plan, folder: Path, given: argparse.Namespace, forecaster: Forecaster) -> Plan:
+    """The plan cut down to --budget; the plan itself without one.
+
+    What was chosen is kept in the run's folder: the same command later goes on with it, however fast the machine is.
+    """
+    if given.budget is None:
+        return plan
+    from manifold_bench.bench.planning.budget import Cut, plan_within
+    from manifold_bench.bench.planning.plan import matrix_json
+    from manifold_bench.bench.records.store import Store
+    from manifold_bench.defenses.identity import key_of
+
+    path = folder / BUDGETS
+    request = {"budget": given.budget, "matrix": matrix_json(plan.matrix, plan.options), "device": given.device}
+    key = key_of(json.loads(json.dumps(request, default=str)))
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        stored = Cut(int(known[key]["n"]), float(known[key]["share"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        known, stored = {}, None
+
+    def needed(one: Plan) -> float:
+        return forecaster.forecast(one, Store(folder)).total
+
+    cut_plan, cut = plan_within(plan, given.budget, seconds_of(given.budget), stored, needed)
+    if stored is None and not given.dry_run:
+        atomic_write(path, json.dumps(known | {key: dataclasses.asdict(cut)}, indent=1) + "\n")
+    return cut_plan
 
 
 def chosen_engine(given: argparse.Namespace) -> AbstractContextManager[Engine]:

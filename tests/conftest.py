@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.bench.running import timings
 from manifold_bench.bench.running.environment import choose_kernels
 from manifold_bench.defenses.base import Progress
 from manifold_bench.defenses.undefended import Undefended
@@ -22,6 +25,14 @@ settings.load_profile("untimed")
 # Tests that compare bits assert them for the settings that commands compute with
 choose_kernels()
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def timings_of_tests(tmp_path_factory) -> Iterator[None]:
+    """What tests run teaches this machine nothing."""
+    path = tmp_path_factory.mktemp("timings") / "timings.jsonl"
+    with mock.patch.object(timings, "timings_file", lambda device: path):
+        yield
 
 
 class LinearModel(nn.Module):

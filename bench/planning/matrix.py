@@ -199,7 +199,7 @@ class Matrix:
     that a job may take before it counts as failed. calibration: number of validation images that each defense answers
     unperturbed, for figures that need thresholds; None: none. claims: published numbers, and what of this matrix they
     are compared with.
-    diagnose: whether the probes of the masking diagnosis run too.
+    diagnose: whether the probes of the masking diagnosis run too. budget: what a budget of time has cut, in a sentence.
     """
 
     source: str
@@ -214,6 +214,7 @@ class Matrix:
     claims: tuple[Claim, ...] = ()
     diagnose: bool = False
     resources: Resources = NO_RESOURCES_GIVEN
+    budget: str = ""
 
     def resources_of(self, defense: str) -> list[Resources]:
         """The resources of jobs of the defense with that label; empty where it is not in the matrix."""

@@ -207,5 +207,6 @@ def matrix_json(matrix: Matrix, options: Options) -> JsonObject:
         "claims": [claim.model_dump() for claim in matrix.claims],
         "calibration": matrix.calibration,
         "diagnose": matrix.diagnose,
+        "budget": matrix.budget,
         "timeout": matrix.timeout,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
@@ -17,7 +17,12 @@ from manifold_bench.bench.report import attacks, claims, measurements, ranking, 
 from manifold_bench.bench.report.diagnosis import flags
 from manifold_bench.bench.report.table import Table, flagged
 from manifold_bench.bench.report.tables import Implausible
-from manifold_bench.bench.report.verdict import Verdict, verdicts
+from manifold_bench.bench.report.verdict import Verdict, budget_of, verdicts
+
+
+def _shown(table: Table, flags: dict[tuple[str, str], str], budget: str) -> Table:
+    """The table with the marks of the diagnosis, and what a budget has cut in its legend."""
+    return replace(flagged(table, flags), legend=f"{table.legend} {budget}".rstrip())
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Report:
         implausible, stated = tables.implausible_cells(summary), claims_of(run, results.folder)
         compared = {name: against_others(records, name) for name in ranking.named_in(run, "defenses")}
         rankings = ranking.named_lines(compared, worth, run)
-        mark = partial(flagged, flags=flags(diagnosis))
+        mark = partial(_shown, flags=flags(diagnosis), budget=budget_of(run))
         made = [table for name, found in compared.items() for table in ranking.ranking_tables(found, name)]
         made += tables.tables(summary, implausible) + attacks.attack_tables(worth)
         made += tables.selective_tables(selective.matched(records), implausible)
@@ -69,6 +74,11 @@ class Report:
             measurement_tables=list(map(mark, measurements.measurement_tables(results.measurements))),
             tables=list(map(mark, made)),
         )
+
+    @property
+    def budget(self) -> str:
+        """What a budget of time has cut, in a sentence; empty where nothing was."""
+        return budget_of(self.results.run)
 
     @property
     def counts(self) -> str:

@@ -1,59 +1,77 @@
-"""What a command would run, on the screen: the table of a dry run."""
+"""What a command would run, and how long it will take, on the screen: the table of a dry run."""
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from manifold_bench.bench.planning.deciding import undecided
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.records.measurements import status
 from manifold_bench.bench.records.store import Store
-from manifold_bench.bench.text import eps_text
+from manifold_bench.bench.running.forecast import Forecast, duration
+from manifold_bench.bench.terminal import Line, print_grid, print_text
+from manifold_bench.bench.text import eps_text, norm_text
+
+HEADER = ("job", "n", "passes", "time")
 
 
-def print_plan(plan: Plan, folder: Path, console: Console) -> None:
-    """Show jobs, skipped pairs with reasons, estimated passes, measurements, and families without an adapted attack.
+def print_plan(plan: Plan, folder: Path, console: Console, forecast: Forecast) -> None:
+    """Show jobs, skipped pairs with reasons, passes and time, measurements, and families without an adapted attack.
 
     folder: where results are stored.
     """
     store = Store(folder)
     for data in plan.data:
-        table = Table(title=data.dataset.name, box=box.SIMPLE, title_justify="left")
-        for column in ("defense", "attack", "norm", "ε"):
-            table.add_column(column, overflow="fold")
-        table.add_column("n", justify="right")
-        table.add_column("passes", justify="right")
-        table.add_column("state", overflow="fold")
-        for job in plan.jobs:
-            if job.dataset == data.dataset:
-                table.add_row(*_row(job, store, seeds=len(plan.matrix.seeds)))
-        console.print(table)
+        lines: list[Line] = []
+        jobs = [job for job in plan.jobs if job.dataset == data.dataset]
+        for defense, same in groupby(jobs, key=lambda job: job.defense.label):
+            lines += [Line()] * bool(lines) + [Line(defense)]
+            lines += [_line(job, store, forecast, seeds=len(plan.matrix.seeds)) for job in same]
+        print_grid(console, data.dataset.name, HEADER, lines)
     runnable = [job for job in plan.jobs if not job.skip]
     skipped, passes = len(plan.jobs) - len(runnable), sum(job.passes for job in runnable)
-    console.print(
-        f"{len(runnable)} jobs, {skipped} skipped, at most {passes:,.0f} passes through a defense", highlight=False
-    )
+    print_text(console, f"{len(runnable)} jobs, {skipped} skipped, at most {passes:,.0f} passes through a defense")
+    print_text(console, time_line(plan, forecast))
+    if plan.matrix.budget:
+        print_text(console, plan.matrix.budget)
     for family in undecided(plan):
-        console.print(str(family), highlight=False, markup=False, soft_wrap=True)
+        print_text(console, str(family))
     for measurement in plan.measurements:
         stored = "finished" if status(measurement, folder) == "ok" else "to run"
         state = f"skipped: {measurement.skip}" if measurement.skip else stored
-        console.print(f"measurement {measurement.title}: {state}", highlight=False, markup=False)
+        print_text(console, f"measurement {measurement.title}: {state}")
 
 
-def _row(job: Job, store: Store, seeds: int) -> tuple[str, ...]:
-    """The cells of a job; seeds: number of seeds in the matrix."""
+def time_line(plan: Plan, forecast: Forecast) -> str:
+    """How long the plan will take, and where that is known from."""
+    source = "as earlier runs on this machine have measured"
+    if forecast.calibrated:
+        source = f"at most, by a few passes through {', '.join(forecast.calibrated)} just now"
+    left_out = ["trainings"] if any(not ref.trained for _, ref in plan.running) else []
+    left_out += ["measurements"] if plan.measurements else []
+    without = f", not counting {' and '.join(left_out)}" if left_out else ""
+    if not forecast.jobs:
+        return "nothing is left to run"
+    return f"about {duration(forecast.total)} on this machine ({source}){without}"
+
+
+def _line(job: Job, store: Store, forecast: Forecast, seeds: int) -> Line:
+    """The line of a job; seeds: number of seeds in the matrix."""
     label = f"{job.label}, seed {job.seed}" if seeds > 1 else job.label
-    norm, eps = ("", "") if job.attack is None else (job.norm, " ".join(map(eps_text, job.eps)))
+    if job.attack is not None:
+        label += f", {norm_text(job.norm)} ε = {' '.join(map(eps_text, job.eps))}"
     if job.skip:
-        return job.defense.label, label, norm, eps, str(job.n), "", f"skipped: {job.skip}"
-    state = {"ok": "finished", "missing": "to run", "failed": "failed before: to run again"}.get(
-        store.status(job), "to run again"
+        return Line(f"  {label}", [str(job.n), "", ""], f"skipped: {job.skip}")
+    seconds = forecast.jobs.get(job.key)
+    time = "" if seconds is None else duration(seconds)
+    state = {"ok": "finished", "missing": "", "failed": "failed before: runs again"}.get(
+        store.status(job), "runs again"
     )
-    state = state if job.defense.trained else "to run, after training its defense"
-    return job.defense.label, label, norm, eps, str(job.n), f"{job.passes:,.0f}", state
+    if state == "finished":
+        return Line(f"  {label}", [str(job.n), f"{job.passes:,.0f}", state])
+    state = state if job.defense.trained else "runs after training its defense"
+    return Line(f"  {label}", [str(job.n), f"{job.passes:,.0f}", time], state)

@@ -32,8 +32,8 @@ STRONG = "strong"
 class Verdict:
     """What a run found of one defense on one data set, as sentences.
 
-    clean: what it does without an attack. left: for each norm and ε, what the attacks leave. trust: what the diagnosis
-    and the marks of tables say of these figures. advice: what would tell more, and the command for it.
+    clean: what it does without an attack. left: for each norm and ε, what the attacks leave. trust: what the diagnosis,
+    the marks of tables and a budget of time say of these figures. advice: what would tell more, and the command for it.
     """
 
     dataset: str
@@ -81,12 +81,17 @@ def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, impl
                 defense=label,
                 clean=_clean(rows),
                 left=[line for panel in attacked for line in _left(panel)] or ["No attack ran."],
-                trust=[_diagnosed(finding), *marks],
+                trust=[_diagnosed(finding), *marks, *filter(None, [budget_of(results.run)])],
                 advice=advice,
                 command=command,
             )
         )
     return made
+
+
+def budget_of(run: JsonObject) -> str:
+    """What a budget of time has cut of a run, in a sentence; empty where nothing was. run: run.json."""
+    return str(run.get("matrix", {}).get("budget", ""))
 
 
 def _clean(rows: pd.DataFrame) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import chain
 
 from manifold_bench.bench.records.results import Results
@@ -32,8 +33,9 @@ def write_report(results: Results) -> Report:
         for old in folder.glob(pattern):
             old.unlink()
     (folder / "tables").mkdir(exist_ok=True)
+    of_diagnosis = diagnosis_tables(report.diagnosis)
     tables = [*report.claim_tables, *report.measurement_tables, *report.tables]
-    tables += diagnosis_tables(report.diagnosis)
+    tables += [replace(one, legend=f"{one.legend} {report.budget}".rstrip()) for one in of_diagnosis]
     for table in tables:
         name = file_name(*table.name)
         (folder / "tables" / f"{name}.md").write_text(markdown(table), encoding="utf-8")
@@ -58,6 +60,7 @@ def _verdict(verdict: Verdict) -> str:
 def _page(report: Report, tables: list[Table], plots: list[Drawn]) -> str:
     """report.md: cells by status, verdicts, how named systems compare, what central claims come to, tables, plots."""
     head = f"# Report\n\nCells (data set, defense, attack, norm, ε): {report.counts}. All figures: `summary.csv`.\n"
+    head += f"\n{markdown_text(report.budget)}\n" if report.budget else ""
     verdicts = [_verdict(verdict) for verdict in report.verdicts]
     parts = [
         head,

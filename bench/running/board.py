@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from manifold_bench.bench.records.log import Log, seconds_of
-from manifold_bench.bench.running.estimate import Estimator, left_of, time_left
+from manifold_bench.bench.running.estimate import Estimator, Kind, left_of, time_left
+from manifold_bench.bench.running.timings import remember
 from manifold_bench.bench.text import eps_text
 from manifold_bench.defenses.identity import JsonObject
 
@@ -175,6 +176,7 @@ class Board:
                 fields |= {"measured": round(measured, 6), "forwards": rows["forwards"].sum()}
                 fields |= {"backwards": rows["backwards"].sum()}
                 self.estimator.observe(work.job, measured, max(seconds, measured))
+                remember(work.job.device, Kind.of(work.job), measured, max(seconds, measured))
             self.log.event(f"{work.kind} finished", title=work.title, key=key, **fields)
             if not self._terminal:
                 verb = {"training": "trained ", "measurement": "measured "}.get(work.kind, "")

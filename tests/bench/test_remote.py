@@ -50,7 +50,7 @@ def test_a_run_at_a_url_is_the_run_of_a_folder(url, tmp_path, monkeypatch, capsy
 
     capsys.readouterr()
     assert run.main([*arguments, url]) == 0
-    assert f"finished before; results in {url}" in capsys.readouterr().out
+    assert f"finished before; open {url}/report.html" in capsys.readouterr().out
     assert compare.main([url, "here"]) == 0
     assert report.main([url]) == 0 and report.main(["memory://bucket/runs/other"]) == 2
 

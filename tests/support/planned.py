@@ -11,5 +11,5 @@ def job(defense, attack=None, label="clean", n=1000, passes=None, steps=0, syste
     return SimpleNamespace(
         dataset=SimpleNamespace(name=data), defense=SimpleNamespace(name=system or defense, label=defense),
         attack=attack, label=label, norm="linf", passes=float(each * n), forwards=each / 2, backwards=each / 2,
-        inference_steps=steps,
+        inference_steps=steps, device="cpu",
     )  # fmt: skip

@@ -1,0 +1,147 @@
+"""Make a matrix smaller so that it fits a budget of time: fewer images first, fewer iterations of attacks second.
+
+No system is ever left out. An attack with fewer iterations is another attack: its label says so, and so does its
+identity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from manifold_bench.attacks.base import Attack
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.matrix import AttackChoice, Matrix
+from manifold_bench.bench.planning.plan import Options, Plan, make_plan
+
+ITERATIONS = ("steps", "queries", "searches", "generations", "max_iter")
+"""Parameters of attacks that are numbers of iterations, those of ART's and Foolbox' attacks among them."""
+
+SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
+"""Shares of the attacks' iterations that are tried, in this order."""
+
+ENOUGH = 20
+"""Number of images below which iterations are cut first."""
+
+LEAST = 5
+"""Number of images below which nothing is cut any more."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What of a matrix runs within a budget. n: images of each data set, at the most; share: of the iterations."""
+
+    n: int
+    share: float
+
+
+def cut_matrix(matrix: Matrix, cut: Cut, sizes: dict[str, int], budget: str) -> Matrix:
+    """Return the matrix with fewer images and iterations, and a sentence that says so.
+
+    sizes: number of images of each data set before. budget: as the user gave it.
+    """
+    datasets = tuple(
+        entry.model_copy(update={"n": min(sizes.get(entry.name, cut.n), cut.n)}) for entry in matrix.datasets
+    )
+    attacks = tuple(_shortened(choice, cut) for choice in matrix.attacks)
+    images = [f"n = {entry.n} of {sizes[entry.name]} ({entry.name})" for entry in datasets if entry.name in sizes]
+    shorter = [new.label for old, new in zip(matrix.attacks, attacks, strict=True) if new.label != old.label]
+    said = f"Within a budget of {budget}: {', '.join(images)}; "
+    said += f"fewer iterations: {', '.join(dict.fromkeys(shorter))}." if shorter else "all iterations."
+    return dataclasses.replace(matrix, datasets=datasets, attacks=attacks, budget=said)
+
+
+def _shortened(choice: AttackChoice, cut: Cut) -> AttackChoice:
+    """The attack on no more images than there are, with a share of its iterations and a label that says which."""
+    n = None if choice.n is None else min(choice.n, cut.n)
+    if cut.share == 1:
+        return dataclasses.replace(choice, n=n)
+    attack, changes = shortened(choice.attack, cut.share)
+    said = ", ".join(f"{new} of {old} {name}" for name, (old, new) in changes.items())
+    return dataclasses.replace(choice, n=n, attack=attack, label=f"{choice.label} [{said}]" if said else choice.label)
+
+
+def shortened(attack: Attack, share: float) -> tuple[Attack, dict[str, tuple[int, int]]]:
+    """Return an attack with that share of its iterations, and what has changed: parameter → its value before and now.
+
+    An attack that counts no iterations, such as FGSM or AutoAttack, stays as it is.
+    """
+    changes: dict[str, tuple[int, int]] = {}
+    own = {field.name: vars(attack)[field.name] for field in dataclasses.fields(attack)}
+    inner: dict[str, Any] = own.get("parameters") or {}  # of adapters
+    updates: dict[str, Any] = {}
+    for name in ITERATIONS:
+        old = own.get(name, inner.get(name))
+        if isinstance(old, int) and not isinstance(old, bool) and (new := max(1, math.ceil(old * share))) < old:
+            if name in own:
+                updates[name] = new
+            else:
+                updates["parameters"] = {**updates.get("parameters", inner), name: new}
+            changes[name] = (old, new)
+    try:
+        return (dataclasses.replace(attack, **updates), changes) if changes else (attack, {})
+    except ValueError:  # an attack may need more iterations than that
+        return attack, {}
+
+
+def choose(most: int, seconds: float, cost: Callable[[Cut], float]) -> tuple[Cut, float]:
+    """Return the largest cut that takes no more than `seconds`, and what it takes.
+
+    most: number of images without a budget. cost: seconds of a cut. n goes down to `ENOUGH` before the iterations are
+    cut, and then to `LEAST` with the fewest of them. Where even that is too much, the least is returned.
+    """
+    for share in SHARES:
+        least = min(most, ENOUGH if share != SHARES[-1] else LEAST)
+        smallest = cost(Cut(least, share))
+        if smallest <= seconds or share == SHARES[-1]:
+            return _largest(most, least, share, seconds, cost)
+    raise AssertionError("the last share always returns")
+
+
+def _largest(most: int, least: int, share: float, seconds: float, cost: Callable[[Cut], float]) -> tuple[Cut, float]:
+    """The most images that fit, by bisection; the least where none do."""
+    fits, beyond = least, most + 1
+    found = cost(Cut(least, share))
+    trial = most
+    while fits < trial < beyond:
+        taken = cost(Cut(trial, share))
+        if taken <= seconds:
+            fits, found = trial, taken
+        else:
+            beyond = trial
+        trial = (fits + beyond) // 2
+        if beyond - fits <= max(1, fits // 20):  # within 5 %
+            break
+    return Cut(fits, share), found
+
+
+def sizes_of(plan: Plan) -> dict[str, int]:
+    """Number of test images of each data set in a plan."""
+    return {data.dataset.name: len(data.indices) for data in plan.data}
+
+
+def plan_within(
+    plan: Plan, budget: str, seconds: float, cut: Cut | None, cost: Callable[[Plan], float]
+) -> tuple[Plan, Cut]:
+    """Return the plan that fits into a budget, and how it was cut.
+
+    budget: as the user gave it; seconds: the same as a number. cut: an earlier choice to keep; None: choose one. cost:
+    seconds that a plan takes. Raises InputError where not even the least fits.
+    """
+    sizes = sizes_of(plan)
+
+    def planned(cut: Cut) -> Plan:
+        matrix, whole = (cut_matrix(one, cut, sizes, budget) for one in (plan.matrix, plan.whole))
+        return make_plan(matrix, Options(plan.options.data, None, plan.options.device), whole, plan.named)
+
+    if cut is None:
+        cut, taken = choose(max(sizes.values()), seconds, lambda one: cost(planned(one)))
+        if taken > seconds:
+            raise InputError(
+                f"--budget: {budget} is too short; the least that this matrix takes is about {math.ceil(taken)} s "
+                f"(n = {cut.n}, a {round(1 / cut.share)}th of the iterations); give that, or name fewer systems"
+            )
+    return planned(cut), cut

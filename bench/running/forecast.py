@@ -1,0 +1,133 @@
+"""How long a plan will take on this machine: from what earlier runs measured, else from a few passes made for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import Target
+from manifold_bench.bench.planning.declared import solver_steps
+from manifold_bench.bench.planning.plan import Plan
+from manifold_bench.bench.records.store import Store
+from manifold_bench.bench.running.estimate import ANSWER, OVERHEAD, Estimator, Kind, time_left
+from manifold_bench.bench.running.job import inputs
+from manifold_bench.bench.running.judge import load_defense, verdict
+from manifold_bench.bench.running.reuse import baseline_folders
+from manifold_bench.bench.running.timings import experienced
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from manifold_bench.bench.planning.jobs import Job
+
+IMAGES, IMAGES_OPTIMISING = 64, 32
+"""Images of a calibration; fewer where each answer is an optimisation of its own."""
+
+STEPS = 2
+"""Steps of the ascent of a calibration."""
+
+UNBEATABLE = 1e-4
+"""L∞ size of a calibration's perturbations: no image leaves the ascent early."""
+
+AROUND = 8.0
+"""Seconds that a run takes besides its jobs: until the first one starts, and for the report."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of a run. jobs: wall seconds of each job that has to run, by its key. total: with so many workers.
+
+    calibrated: labels of the defenses whose speed was measured for this forecast, for want of earlier runs.
+    """
+
+    jobs: Mapping[str, float]
+    total: float
+    calibrated: tuple[str, ...]
+
+
+class Forecaster:
+    """Forecasts plans for this machine; what it has measured of a defense serves all of them."""
+
+    def __init__(self, device: str, workers: int) -> None:
+        self.workers = max(1, workers)
+        self._estimator = experienced(device)
+        self._calibrated: dict[str, None] = {}
+
+    def forecast(self, plan: Plan, store: Store) -> Forecast:
+        """Forecast the jobs of a plan that have no records in the store.
+
+        Trainings and measurements are not counted.
+        """
+        waiting = [job for job in plan.jobs if not job.skip and store.status(job) != "ok"]
+        for job in {(job.dataset, job.defense.label): job for job in reversed(waiting)}.values():
+            if job.defense.trained and not self._estimator.knows(Kind.of(job)):
+                self._calibrated[job.defense.label] = None
+                with suppress(Exception):  # a user's code: what fails here fails in the run, with its reason
+                    calibrate(job, self._estimator)
+        if self._calibrated:
+            self._estimator.compare_with(_baseline(plan))
+        seconds = map(self._estimator.wall, self._estimator.seconds(waiting))
+        jobs = {job.key: one for job, one in zip(waiting, seconds, strict=True)}
+        total = time_left([], jobs.values(), self.workers) + AROUND if jobs else AROUND
+        return Forecast(jobs, total, tuple(self._calibrated))
+
+
+def _baseline(plan: Plan) -> Estimator:
+    """What the baseline of the plan's matrix, computed on some machine, says of how early its attacks stop."""
+    estimator = Estimator()
+    stores = [Store(folder) for folder in baseline_folders(Path(plan.matrix.source).stem)]
+    jobs = sorted((*plan.jobs, *plan.other_jobs), key=lambda job: job.attack is not None)
+    for job in jobs:
+        for store in stores:
+            if not job.skip and store.status(job) == "ok":
+                seconds = float(store.read(store.path(job))[0]["seconds"].sum())
+                estimator.observe(job, seconds, seconds)
+                break
+    return estimator
+
+
+def calibrate(job: Job, estimator: Estimator) -> None:
+    """Have the job's defense answer a few of its images and a short ascent be made on them; teach the estimator."""
+    few = job.indices[: IMAGES_OPTIMISING if job.inference_steps else IMAGES]
+    small = replace(job, indices=few, split="test", attack=None)
+    attack = PGD(norm="linf", steps=STEPS)
+    with one_thread(), torch.random.fork_rng():
+        rows, defense = inputs(small).to(job.device), load_defense(small)
+        if not job.inference_steps:
+            verdict(defense, rows.x, rows.y, 1, 0)  # the first passes of a process are slower
+        begun = time.perf_counter()
+        verdict(defense, rows.x, rows.y, 1, 0)
+        attack.run(Target(defense, len(rows)), rows.x, rows.y, UNBEATABLE, 0)
+        seconds = time.perf_counter() - begun
+    forwards, backwards = map(float, attack.passes())
+    if job.inference_steps:  # in the units of `planning.jobs.Job`
+        forwards *= max(1, solver_steps(attack, defense)) / job.inference_steps
+        backwards /= job.inference_steps
+    guess = ANSWER * max(1, job.inference_steps) * len(few) * (1 + forwards + backwards)
+    kind = Kind(job.dataset.name, job.defense.name, job.defense.label, None, "none", guess)
+    estimator.learn(kind, seconds, seconds + OVERHEAD)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch, as workers have it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 40 s, 12 min, 1.5 h."""
+    if seconds < 90:
+        return f"{round(seconds)} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

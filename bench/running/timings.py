@@ -1,0 +1,49 @@
+"""How long jobs took on this machine, kept in the user's cache, so that later runs can be forecast."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from manifold_bench.bench.planning.folders import cache_folder
+from manifold_bench.bench.running.estimate import Estimator, Kind
+
+KEPT = 4000
+"""Number of finished jobs that are read, the last ones."""
+
+
+def timings_file(device: str) -> Path:
+    """The file of this machine and kind of device."""
+    return cache_folder("timings") / f"{platform.node() or 'machine'}-{device.partition(':')[0]}.jsonl"
+
+
+def remember(device: str, kind: Kind, seconds: float, wall: float) -> None:
+    """Append a finished job, by one write; a cache that cannot be written to costs nothing but the forecast."""
+    path = timings_file(device)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([*kind, round(seconds, 6), round(wall, 3)]) + "\n")
+
+
+def experienced(device: str) -> Estimator:
+    """An estimator that has learnt from the jobs that ran on this machine and kind of device."""
+    estimator = Estimator()
+    for kind, seconds, wall in _remembered(timings_file(device)):
+        estimator.learn(kind, seconds, wall)
+    return estimator
+
+
+def _remembered(path: Path) -> Iterator[tuple[Kind, float, float]]:
+    """Kind, seconds and wall seconds of jobs; a line that another version or a full disk has left is passed over."""
+    lines: deque[str] = deque(maxlen=KEPT)
+    with suppress(OSError, UnicodeDecodeError), path.open(encoding="utf-8") as file:
+        lines.extend(file)
+    for line in lines:
+        with suppress(ValueError, TypeError):
+            *kind, seconds, wall = json.loads(line)
+            yield Kind(*kind), float(seconds), float(wall)
