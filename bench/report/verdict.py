@@ -112,9 +112,9 @@ def _left(panel: Panel) -> list[str]:
             continue
         interval = f"95 % interval {percent(row['robust_low'])} to {percent(row['robust_high'])} %, n = {row['n']}"
         strict = row["strict_robust_accuracy"]
-        rejecting = f", {percent(strict)} % without rejecting any" if strict < row["robust_accuracy"] else ""
+        rejecting = f", {percent(strict)} % without a rejection" if strict < row["robust_accuracy"] else ""
         share = percent(row["robust_accuracy"])
-        lines.append(f"{where}: {share} % are left ({interval}){rejecting}; {_strongest(panel, row)}.")
+        lines.append(f"{where}: {share} % stay right ({interval}){rejecting}; {_strongest(panel, row)}.")
     return lines
 
 
