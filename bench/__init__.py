@@ -9,6 +9,7 @@ from types import ModuleType
 
 COMMANDS = {
     "run": "run a matrix of data sets, defenses and attacks, and write a report",
+    "judge": "judge adversarial images that were made elsewhere",
     "report": "rebuild a run's report from its records",
     "compare": "compare a run with a baseline; the exit code says whether robustness fell",
     "baseline": "promote a run to a baseline",

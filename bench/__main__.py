@@ -1,4 +1,4 @@
-"""The console script: `manifold-bench run | report | compare | baseline | train | list`."""
+"""The console script: `manifold-bench run | judge | report | compare | baseline | train | list`."""
 
 from __future__ import annotations
 

@@ -38,6 +38,9 @@ OWN = ("attacks", "defenses", "bench")
 JsonObject = dict[str, Any]
 """An object of JSON: an identity, a card, run.json."""
 
+LOCATION = {"location": True}
+"""Metadata of a field that says where a file lies whose content is in another field: no part of an identity."""
+
 IMPORTERS = ("import_module", "__import__")
 """Functions that import the module that their first argument names."""
 
@@ -101,6 +104,8 @@ def parameters(values: DataclassInstance) -> JsonObject:
     """
     found = {}
     for field in dataclasses.fields(values):
+        if LOCATION.items() <= field.metadata.items():
+            continue
         value, default = getattr(values, field.name), field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()

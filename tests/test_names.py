@@ -22,7 +22,7 @@ def test_another_import_name_is_refused_in_one_line(name):
     assert done.stderr.splitlines()[-1].startswith("ImportError: import manifold_bench.")
 
 
-@pytest.mark.parametrize("command", ["run", "report", "compare", "baseline", "train", "list"])
+@pytest.mark.parametrize("command", ["run", "judge", "report", "compare", "baseline", "train", "list"])
 def test_commands_start_as_modules_of_a_checkout_too(command):
     done = python("-m", f"bench.{command}", "--help")
     assert done.returncode == 0 and done.stdout.startswith(f"usage: manifold-bench {command}")

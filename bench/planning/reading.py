@@ -113,10 +113,10 @@ def parse_matrix(raw: JsonObject, source: str) -> Matrix:
     measurements = tuple(
         _measurement(entry, f"{source}: measurements[{i}]") for i, entry in enumerate(file.measurements)
     )
-    _check_labels(f"{source}: datasets", [entry.name for entry in file.datasets])
-    _check_labels(f"{source}: defenses", [choice.label for choice in defenses])
-    _check_labels(f"{source}: attacks", [choice.label for choice in attacks], [one.attack.norm for one in attacks])
-    _check_labels(f"{source}: measurements", [choice.label for choice in measurements])
+    check_labels(f"{source}: datasets", [entry.name for entry in file.datasets])
+    check_labels(f"{source}: defenses", [choice.label for choice in defenses])
+    check_labels(f"{source}: attacks", [choice.label for choice in attacks], [one.attack.norm for one in attacks])
+    check_labels(f"{source}: measurements", [choice.label for choice in measurements])
     matrix = Matrix(
         source=source,
         datasets=file.datasets,
@@ -281,16 +281,18 @@ def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:
     if entry.eps is None:
         raise InputError(f'{place}.eps: missing; give a list of numbers > 0, as in eps = [0.1, 0.2] or eps = ["8/255"]')
     for index, eps in enumerate(entry.eps):
-        if entry.norm == "linf" and eps > 1:
-            shown = eps_text(eps)
-            raise InputError(
-                f"{place}.eps[{index}]: {shown} is no L∞ size; images lie in [0,1], give numbers in (0, 1]"
-            )
-        if entry.norm == "l0" and eps != int(eps):
-            raise InputError(f"{place}.eps[{index}]: {eps_text(eps)} is no L0 size; give whole numbers of pixels ≥ 1")
+        check_size(f"{place}.eps[{index}]", entry.norm, eps)
     if len(set(entry.eps)) != len(entry.eps):
         raise InputError(f"{place}.eps: a size is there twice")
     return tuple(sorted(entry.eps))
+
+
+def check_size(place: str, norm: str, eps: float) -> None:
+    """Whether ε is a size in that norm; raises InputError."""
+    if norm == "linf" and eps > 1:
+        raise InputError(f"{place}: {eps_text(eps)} is no L∞ size; images lie in [0,1], give numbers in (0, 1]")
+    if norm == "l0" and eps != int(eps):
+        raise InputError(f"{place}: {eps_text(eps)} is no L0 size; give whole numbers of pixels ≥ 1")
 
 
 def label(name: str, parameters: JsonObject) -> str:
@@ -332,7 +334,7 @@ def _known(values: JsonObject, fields: Iterable[str], place: str, name: str) -> 
     return values
 
 
-def _check_labels(place: str, labels: Sequence[str], norms: Sequence[str] | None = None) -> None:
+def check_labels(place: str, labels: Sequence[str], norms: Sequence[str] | None = None) -> None:
     """Whether labels (of attacks: in one norm) differ, and none is a name that records use for something else."""
     known = list(zip(labels, norms or [""] * len(labels), strict=True))
     for index, (name, norm) in enumerate(known):

@@ -67,9 +67,18 @@ def load(path: Path) -> AdversarialImages:
     """Return what `AdversarialImages.save` wrote; raises InputError for another file."""
     arrays = arrays_of(path)
     try:
-        return AdversarialImages(meta=parsed(str(arrays.pop("meta")).encode(), dict[Name, Any]), **arrays)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: no adversarial images of a run ({one_line(error)})") from error
+        parts = {name: arrays[name] for name in ("images", "labels", "indices", "inputs")}
+        return AdversarialImages(meta=meta_of(arrays, path), **parts)
+    except KeyError as error:
+        raise InputError(f"{path}: no adversarial images of a run: it lacks the array {error}") from error
+
+
+def meta_of(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
+    """What the arrays of a file say that they hold, {} where they don't; raises InputError."""
+    try:
+        return parsed(str(arrays.get("meta", "{}")).encode(), dict[Name, Any])
+    except ValueError as error:
+        raise InputError(f"{path}: meta: not a table in JSON ({one_line(error)})") from error
 
 
 def path_of(folder: Path, identity: Mapping[str, Any], eps: float) -> Path:

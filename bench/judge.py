@@ -1,0 +1,179 @@
+"""Judges adversarial images that were made elsewhere: `manifold-bench judge IMAGES --defense NAME`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manifold_bench.bench.arguments import Parser, checked_device, natural, path, path_text, positive
+from manifold_bench.bench.errors import InputError, report_errors
+from manifold_bench.bench.planning.folders import data_folder
+from manifold_bench.bench.running.environment import ensure_home
+from manifold_bench.bench.text import eps_of
+
+if TYPE_CHECKING:
+    from manifold_bench.bench.datasets.adversarial import Found
+    from manifold_bench.bench.datasets.base import Dataset
+    from manifold_bench.bench.planning.matrix import AttackChoice
+    from manifold_bench.bench.planning.plan import Plan
+    from manifold_bench.bench.records.results import Results
+
+
+def size(text: str) -> float:
+    """A perturbation size as a number or a fraction."""
+    try:
+        return eps_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def parser() -> Parser:
+    p = Parser(
+        prog="manifold-bench judge",
+        description="Judge adversarial images that were made elsewhere, as the outputs of an attack are judged. What "
+        "an .npz file of `run --export` says of data set, norm and ε need not be given again.",
+        epilog="Exit codes: 0 done, 1 a defense failed, 2 bad input.",
+    )
+    p.add_argument(
+        "images", type=path, metavar="IMAGES",
+        help=".npz of `run --export`; .pt or .pth with tensors (RobustBench, AutoAttack); a folder of pictures that "
+        "are named by their index in the test images (AutoAdvExBench: 0000.png)",
+    )  # fmt: skip
+    p.add_argument(
+        "--defense", action="append", required=True, metavar="NAME", help="defense to judge them on (repeatable)"
+    )
+    p.add_argument("--dataset", metavar="NAME", help="data set whose test images they were made from")
+    p.add_argument("--norm", choices=("linf", "l2", "l0", "unrestricted"), help="norm of the perturbation")
+    p.add_argument("--eps", type=size, metavar="SIZE", help="its largest size: 0.3 or 8/255")
+    p.add_argument("--label", metavar="TEXT", help="name of the images in tables (default: what is known of them)")
+    p.add_argument("--n", type=positive, metavar="N", help="judge the first N images of the file alone")
+    p.add_argument("--out", type=path_text, metavar="DIR", help="output folder (default: results/judged-IMAGES)")
+    p.add_argument("--data", type=path, metavar="DIR", help="folder of data files (default: MANIFOLD_BENCH_DATA)")
+    p.add_argument(
+        "--workers", type=natural, metavar="N", help="parallel jobs (default: the number of cores; 0: in this process)"
+    )
+    p.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
+    p.add_argument("--quiet", action="store_true", help="show only failures and the last lines")
+    p.set_defaults(engine="local")
+    return p
+
+
+@report_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, or 1 where a defense could not judge."""
+    given = parser().parse_args(arguments)
+    ensure_home()
+    given.out = given.out or str(Path("results") / f"judged-{given.images.stem}")
+    # late: --help must not wait for torch
+    from manifold_bench.bench.records.log import LOG, Log
+    from manifold_bench.bench.run import chosen_engine, report_of, report_page, shown_report, writing
+    from manifold_bench.bench.running.board import Board, clock
+    from manifold_bench.bench.running.execution import execute
+    from manifold_bench.bench.running.locks import run_folder
+    from manifold_bench.bench.running.session import Session
+    from manifold_bench.bench.terminal import terminal
+
+    folder, console, begun = Path(given.out), terminal(), time.time()
+    with run_folder(folder):
+        plan = planned(given, folder)
+        with chosen_engine(given) as engine:
+            board = Board(console, engine.workers, Log(folder / LOG), given.quiet)
+            ended = execute(plan, Session(folder, engine, board))
+        with writing(console, given.quiet):
+            report = report_of(ended.results)
+        shown_report(report, console, given.quiet)
+        for line in validity(ended.results):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        ending = f"{ended.counts}, {clock(time.time() - begun)} min; open {report_page(given)}"
+        console.print(ending, highlight=False, markup=False, soft_wrap=True)
+    return 1 if ended.failed else 0
+
+
+def planned(given: argparse.Namespace, folder: Path) -> Plan:
+    """Plan the judging of the images, which are stored in the run's folder; raises InputError."""
+    from manifold_bench.bench.datasets.adversarial import read
+    from manifold_bench.bench.planning.matrix import DatasetEntry, Matrix
+    from manifold_bench.bench.planning.plan import Options, make_plan
+    from manifold_bench.bench.planning.reading import check_labels, defense_by_name
+    from manifold_bench.bench.planning.refs import DatasetRef
+
+    sets = read(given.images)
+    meta = {} if len(sets) > 1 else dict(next(iter(sets.values())).meta or {})
+    name, device = _known(given, meta, "dataset"), checked_device(given.device)
+    dataset = DatasetRef(name, data_folder(given.data)).load()
+    made = [_choice(one, label, dataset, given, folder) for label, one in sets.items()]
+    if len({indices for _, indices in made}) > 1:
+        raise InputError(f"{given.images}: its sets of images belong to different inputs; give one file for each")
+    check_labels("--label", [choice.label for choice, _ in made])
+    matrix = Matrix(
+        source=str(given.images),
+        datasets=(DatasetEntry(name=name, n=1),),
+        defenses=tuple(defense_by_name(one) for one in dict.fromkeys(given.defense)),
+        attacks=tuple(choice for choice, _ in made),
+        seeds=(0,),
+        draws=1,
+        timeout=4 * 3600.0,
+    )
+    plan = make_plan(matrix, Options(data_folder(given.data), None, device), named={"defenses": list(given.defense)})
+    return replace(plan, data=tuple(replace(one, indices=made[0][1]) for one in plan.data))
+
+
+def _choice(
+    found: Found, name: str, dataset: Dataset, given: argparse.Namespace, folder: Path
+) -> tuple[AttackChoice, tuple[int, ...]]:
+    """A set of images in the place of an attack, and the indices of the inputs that they belong to.
+
+    name: of the set in its file, empty for the only one.
+    """
+    from manifold_bench.bench.datasets.adversarial import first, matched
+    from manifold_bench.bench.planning.matrix import AttackChoice
+    from manifold_bench.bench.planning.reading import check_size
+    from manifold_bench.bench.records.images import FOLDER
+    from manifold_bench.bench.records.store import file_name
+    from manifold_bench.bench.running.stored_images import StoredImages
+
+    images = matched(first(found, given.n), dataset, given.images)
+    made_on = [images.meta[key] for key in ("attack", "defense") if key in images.meta]
+    label = given.label or (" on ".join(made_on) if made_on else given.images.stem)
+    label = f"{label}: {name}" if name else label
+    norm = _known(given, images.meta, "norm")
+    eps = math.inf if norm == "unrestricted" else float(_known(given, images.meta, "eps"))
+    if norm != "unrestricted":
+        check_size("--eps", norm, eps)
+    content = hashlib.sha256(images.images.tobytes() + images.inputs.tobytes()).hexdigest()
+    file = (folder / FOLDER / f"{file_name(label)}--{content[:16]}.npz").resolve()
+    file.parent.mkdir(exist_ok=True)
+    images.save(file)
+    attack = StoredImages(norm=norm, sha256=content, file=file)
+    return AttackChoice("stored-images", label, attack, (eps,)), tuple(map(int, images.indices))
+
+
+def _known(given: argparse.Namespace, meta: Mapping[str, Any], key: str) -> Any:
+    """An argument of the command line, or else what the file of images says; raises InputError where neither does."""
+    value = getattr(given, key)  # keys are named as the arguments are
+    if value is None and key not in meta:
+        raise InputError(f"--{key}: missing; {given.images} doesn't say it")
+    return meta[key] if value is None else value
+
+
+def validity(results: Results) -> list[str]:
+    """A line for each set of images of which some are not finite, not in [0,1] or not within ε."""
+    lines = []
+    for label, rows in results.records[results.records["kind"] == "attack"].groupby("attack", sort=False):
+        rows = rows.drop_duplicates("sample")
+        if not rows["valid"].all() and (rows["status"] == "ok").all():
+            count = f"{int((~rows['valid']).sum())} of {len(rows)}"
+            fault = "are not finite, not in [0,1], or farther than ε from the test image, and count as no success"
+            lines.append(f"{label}: {count} images {fault}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())
