@@ -1,33 +1,79 @@
-"""The examples in the documentation run as they stand."""
+"""Every example in README.md and docs/ runs as it is: Python and shell scripts are run, other commands planned."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
+import tomllib
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 import pytest
 
+from manifold_bench.bench import COMMANDS, __main__
+from manifold_bench.bench.arguments import Parser
+from manifold_bench.bench.planning import matrix
+from manifold_bench.bench.planning.reading import parse_matrix
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+PAGES = {path.name: path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md"))}
+MATRICES = {"full", "quick", "smoke"}
+"""Matrices that can be planned without files of the user's."""
+
+OTHERS = ("apt", "cd", "git", "mkdocs", "mv", "pip", "pytest", "python", "ray", "rm", "ruff", "tox")
+"""Programs of others, which stand in examples and are not run."""
+
+ELSEWHERE = re.compile(r"DIR|HEAD|s3://|--engine|cuda")
+"""In commands that need what is not here: data, machines, a GPU."""
 
 
-@pytest.mark.parametrize("page", ["estimators.md", "python.md"])
-def test_examples_run_from_top_to_bottom(page):
-    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.S | re.M)
-    assert blocks
+class Block(NamedTuple):
+    page: str
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        """The file that the block is, where its first line names one."""
+        named = re.match(r"# (\S+\.(?:py|toml))\n", self.text)
+        return named[1] if named else None
+
+
+def blocks(page: str) -> list[Block]:
+    text = PAGES[page].read_text(encoding="utf-8")
+    found = re.findall(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", text, re.S | re.M)
+    return [Block(page, language, textwrap.dedent(inner)) for _, language, inner in found]
+
+
+ALL = [block for page in PAGES for block in blocks(page)]
+
+
+def pages_with(language: str) -> list[str]:
+    return sorted({block.page for block in ALL if block.language == language and not block.file})
+
+
+def test_every_block_is_of_a_kind_that_is_tested():
+    assert {block.language for block in ALL} <= {"", "python", "toml", "sh", "text"}
+
+
+@pytest.mark.parametrize("page", [name for name in pages_with("python") if name != "README.md"])
+def test_python_runs_from_top_to_bottom(page):
     names: dict[str, object] = {"__name__": page}
-    for number, block in enumerate(blocks, 1):
-        exec(compile(block, f"{page}, example {number}", "exec"), names)
+    for number, block in enumerate(blocks(page), 1):
+        if block.language == "python" and not block.file:
+            exec(compile(block.text, f"{page}, example {number}", "exec"), names)
 
 
 def test_the_example_of_the_readme_prints_what_it_shows(capsys):
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    example = re.search(r"^```python\n(.*?)^```\n\n```\n(.*?)^```", page, re.S | re.M)
+    example = re.search(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```", page, re.S | re.M)
     assert example
     exec(compile(example[1], "README.md", "exec"), {"__name__": "readme"})
     printed = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
@@ -39,32 +85,119 @@ def test_the_example_of_the_readme_prints_what_it_shows(capsys):
         assert abs(float(mine[robust]) - float(theirs[robust])) < 7  # two of 32 inputs, for other processors
 
 
-@pytest.mark.parametrize("page", ["gate.md"])
-def test_commands_run_from_top_to_bottom(page, tmp_path, monkeypatch, capfd):
-    """Python and TOML blocks become the files they name, lines of sh blocks are run, blocks of no language are told."""
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where a user works, with every file that an example names."""
+    for block in ALL:
+        if block.file:
+            (tmp_path / block.file).write_text(block.text, encoding="utf-8")
+    (tmp_path / "my_file.py").write_text("net = lambda images: images.flatten(1)[:, :10]\n", encoding="utf-8")
+    (tmp_path / "my_module.py").write_text("from my_attack import RaySearch as MyAttack\n", encoding="utf-8")
+    (tmp_path / "mine.toml").write_text((tmp_path / "gate.toml").read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     monkeypatch.setenv("MANIFOLD_BENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", pages_with("sh"))
+def test_shell_scripts_run_from_top_to_bottom(page, folder, capfd):
+    """A line may say its exit code; text blocks hold lines that were printed before."""
     output = ""
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.S | re.M):
-        if language in ("python", "toml"):
-            name = re.match(r"# (\S+)\n", block)
-            assert name
-            Path(name[1]).write_text(block, encoding="utf-8")
-        elif language == "sh":
-            for line in block.splitlines():
+    for block in blocks(page):
+        if block.language == "sh":
+            for line in block.text.splitlines():
                 command, _, code = line.partition("  # exit code ")
-                got, told = result(command), capfd.readouterr()
-                assert got == int(code or 0), f"{line}\n{told.out}\n{told.err}"
-                output += told.out
-        else:
-            assert block in output
-    assert "PASS: 3 = (no difference)" in output
+                got, printed = result(command), capfd.readouterr()
+                assert got == int(code or 0), f"{line}\n{printed.out}\n{printed.err}"
+                output += printed.out
+        elif block.language == "text":
+            assert block.text in output
 
 
 def result(command: str) -> int:
     """The exit code; what only reads records runs in this process, since most of its time goes into imports."""
-    if reader := re.fullmatch(r"python -m (bench\.(?:baseline|compare)) (.*)", command):
-        return int(import_module(reader[1]).main(shlex.split(reader[2])))
+    if reader := re.fullmatch(r"manifold-bench (baseline|compare) (.*)", command):
+        return int(import_module(f"manifold_bench.bench.{reader[1]}").main(shlex.split(reader[2])))
     return subprocess.run(command, shell=True, check=False).returncode
+
+
+def commands() -> list[str]:
+    """Every command of the blocks without a language, and of the text of the pages."""
+    shown = (line for block in ALL if not block.language for line in block.text.splitlines())
+    lines = [part for line in shown for part in line.partition("  #")[0].split(" && ")]
+    for path in PAGES.values():
+        lines += re.findall(r"`(manifold-bench \w[^`]*)`", path.read_text(encoding="utf-8"))
+    return sorted({line.strip() for line in lines if re.match(r"\w+( |$)|manifold-bench", line.strip())})
+
+
+def test_commands_are_known():
+    """Blocks without a language hold commands."""
+    assert not [line for line in commands() if line.split()[0] not in (*OTHERS, "manifold-bench")]
+
+
+OWN = [line for line in commands() if line.startswith("manifold-bench ")]
+
+
+class Parsed(BaseException):
+    """The arguments were accepted."""
+
+
+@pytest.mark.parametrize("command", OWN)
+def test_arguments_of_commands_are_accepted(command, monkeypatch):
+    def parse(self: Parser, arguments: list[str] | None = None) -> NoReturn:
+        argparse.ArgumentParser.parse_args(self, arguments)
+        raise Parsed
+
+    monkeypatch.setattr(Parser, "parse_args", parse)
+    name, *arguments = shlex.split(re.sub(r" …|[\[\]]", "", command))[1:]
+    if name in COMMANDS and not arguments and name != "list":
+        return  # the text speaks of the command as such
+    with pytest.raises(Parsed):
+        __main__.main([name, *arguments])
+
+
+def planned() -> list[str]:
+    runs = [line for line in OWN if line.startswith("manifold-bench run --matrix") and not ELSEWHERE.search(line)]
+    return [line for line in runs if shlex.split(line)[3] in {*MATRICES, "mine.toml"} - {"full"}]
+
+
+@pytest.mark.parametrize("command", planned())
+def test_runs_are_planned(command, folder, capsys):
+    arguments = shlex.split(command)[1:]
+    assert __main__.main([*arguments, *([] if "--dry-run" in arguments else ["--dry-run"])]) == 0
+    assert "to run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("block", [one for one in ALL if one.language == "toml"], ids=lambda one: one.page)
+def test_toml_is_a_matrix_or_an_entry_point(block, folder):
+    content = tomllib.loads(block.text)
+    if "project" in content:
+        assert all(":" in name for group in content["project"]["entry-points"].values() for name in group.values())
+    else:
+        whole = {"datasets": ["digits"], "defenses": ["undefended"]} | content
+        assert parse_matrix(whole, block.page).attacks
+
+
+def test_the_page_on_matrix_files_names_every_key():
+    page = (DOCS / "matrix.md").read_text(encoding="utf-8")
+    entries = (matrix.MatrixFile, matrix.DatasetEntry, matrix.DefenseEntry, matrix.AttackEntry, matrix.Claim)
+    keys = {key for entry in entries for key in entry.model_fields}
+    assert not [key for key in keys if f"`{key}`" not in page]
+
+
+def test_the_lists_of_the_readme_are_those_of_the_registry(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert import_module("readme").updated(page) == page, "run `python docs/readme.py`"
+    assert len(page.splitlines()) <= 110
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```|`[^`]*`", "", PAGES[page].read_text(encoding="utf-8"), flags=re.S)
+    made = {"attacks.md", "defenses.md", "commands.md", "records.md", "papers.md", "architecture.md"}
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        assert target.startswith("http") or (PAGES[page].parent / target).exists() or target in made, target

@@ -62,8 +62,8 @@ class Coil100(WholeDataset):
     18 test views of each object, 6 for validation, 48 to train on; the label is the object's number less one.
 
     Reads `coil100_32.npz` or, where there is none, the folder of published PNG files. The paper's split is unpublished;
-    ours stands in docs/data.md. Views are numbered as in the file, or by angle; neighbours are 5 degrees apart, so a
-    test view has views much like it in the training set.
+    ours is in docs/coil100_split.txt. Views are numbered as in the file, or by angle; neighbours are 5 degrees apart,
+    so a test view has views much like it in the training set.
     """
 
     paper = "nene1996"

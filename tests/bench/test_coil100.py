@@ -18,7 +18,7 @@ from manifold_bench.bench.datasets.base import image_hashes
 from manifold_bench.bench.datasets.coil100 import REDUCED, Coil100
 
 DATA = os.environ.get("MANIFOLD_BENCH_DATA")
-PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+SPLIT = Path(__file__).parents[2] / "docs" / "coil100_split.txt"
 
 OBJECTS, VIEWS = 3, 72
 """Of the tests' own small version."""
@@ -75,9 +75,8 @@ def views(small, tmp_path, written) -> Path:
 
 def published_split() -> dict[int, tuple[list[int], list[int]]]:
     """From the documentation: object → its test views and its validation views."""
-    block = re.search(r"^```text\n(object: .*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
-    assert block
-    rows = [re.split("[:|]", line) for line in block[1].splitlines()[1:]]
+    lines = SPLIT.read_text(encoding="utf-8").splitlines()
+    rows = [re.split("[:|]", line) for line in lines if line[0].isdigit()]
     return {int(number): ([*map(int, test.split())], [*map(int, held.split())]) for number, test, held in rows}
 
 
