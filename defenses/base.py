@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,14 @@ class TrainableSpec(Settings):
 @dataclass(frozen=True, kw_only=True)
 class DefenseSpec(TrainableSpec):
     """What a defense is built from. Subclasses add their parameters; a matrix file may set those."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What a defense can certify. norm: of the perturbations. alpha: probability that it is wrong; 0 for a proof."""
+
+    norm: Literal["linf", "l2"]
+    alpha: float = 0.0
 
 
 class Progress:
@@ -154,6 +162,18 @@ class Defense(Trainable):
         to be handed in as `start` [N,...] next time (None: the full optimisation; else `inner_steps` of it).
         """
         raise NotImplementedError(f"{type(self).__name__} declares gradient modes but no attack_forward")
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What `certified` gives, or None where it isn't offered."""
+        return None
+
+    def certified(self, x: Tensor, labels: Tensor, eps: Tensor) -> Tensor:
+        """Whether it is certain that every image within eps [N,E] of x [N,C,H,W] is answered with `labels` [N] → [N,E].
+
+        False says nothing. Only for defenses with a `certificate`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares a certificate but no certified")
 
     def perceived(self, x: Tensor) -> Tensor:
         """What the defense sees in place of x [N,C,H,W]: a projection or reconstruction; x where there is none."""

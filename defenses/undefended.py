@@ -9,8 +9,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from manifold_bench.defenses.base import Defense, LabelledImages, Progress
+from manifold_bench.defenses.base import Certificate, Defense, LabelledImages, Progress
 from manifold_bench.defenses.classifier import ClassifierSpec, fit_classifier
+from manifold_bench.defenses.interval_bounds import proven
 from manifold_bench.defenses.networks import Letter, StridedCNN, samangouei_classifier
 from manifold_bench.defenses.training import Training, accuracy, epochs_for
 
@@ -58,6 +59,16 @@ class Undefended(Defense):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """Interval bounds, for a network `strided` that answers by itself."""
+        alone = type(self).forward is Undefended.forward
+        return Certificate("linf") if alone and isinstance(self.network, StridedCNN) else None
+
+    def certified(self, x: Tensor, labels: Tensor, eps: Tensor) -> Tensor:
+        assert isinstance(self.network, StridedCNN)
+        return proven(self.network, x, labels, eps)
 
     def fit(
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
