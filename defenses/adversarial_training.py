@@ -33,7 +33,7 @@ class AdversarialTrainingSpec(UndefendedSpec):
 class AdversarialTraining(Undefended):
     """The undefended classifier's network, trained on images that are perturbed within a growing radius."""
 
-    Spec: ClassVar = AdversarialTrainingSpec
+    Spec: ClassVar[type[AdversarialTrainingSpec]] = AdversarialTrainingSpec
     family: ClassVar[str] = "adversarial training"
     stage: ClassVar[str]
     """Name of the training, for progress and checkpoints; its random numbers depend on it."""

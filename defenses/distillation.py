@@ -48,11 +48,11 @@ class Distillation(Undefended):
     ) -> dict[str, float]:
         spec = self.spec
         assert spec.epochs and spec.rate
+        epochs, rate = epochs_for(budget, spec.epochs, len(train)), spec.rate
         teacher = copy.deepcopy(self.network)
         initialise(teacher, seed + 1)
         initialise(self.network, seed)
         most = train.images.shape[-1] // 16
-        epochs = epochs_for(budget, spec.epochs, len(train))
 
         def softened(network: nn.Module, images: Tensor) -> Tensor:
             return network(images).float() / spec.temperature
@@ -67,7 +67,7 @@ class Distillation(Undefended):
             return F.cross_entropy(softened(self.network, images), target)
 
         def learn(stage: str, network: nn.Module, step: Step) -> float:
-            training = Training(stage, seed, epochs, spec.batch_size, spec.rate, mixed_precision=spec.mixed_precision)
+            training = Training(stage, seed, epochs, spec.batch_size, rate, mixed_precision=spec.mixed_precision)
             train_module(
                 network, step, train, training, progress, lambda: {"validation_accuracy": accuracy(network, validation)}
             )

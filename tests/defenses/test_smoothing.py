@@ -1,4 +1,4 @@
-"""Randomized smoothing: votes, a gradient through the mean of softmaxes, and radii that are right where one knows them."""
+"""Randomized smoothing: votes, a gradient through the mean of softmaxes, and radii that are right where known."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_majority_of_the_copies_answers(trained, digits):
     verdict = trained.verdict(x)
     assert torch.equal(verdict.labels[clear], votes.argmax(1)[clear]) and not verdict.rejected.any()
     assert (verdict.labels == y).float().mean() > 0.8
-    assert ((-1 <= verdict.scores) & (verdict.scores <= -0.1)).all()
+    assert ((verdict.scores >= -1) & (verdict.scores <= -0.1)).all()
 
 
 def test_what_an_attacker_differentiates_is_the_logarithm_of_a_mean_softmax(digits):
