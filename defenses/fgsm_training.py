@@ -24,13 +24,16 @@ class FGSMTrainingSpec(AdversarialTrainingSpec):
 
 
 class FGSMTraining(AdversarialTraining):
-    """min E [α CE(f(x), y) + (1 − α) CE(f(x + ε sign ∇ₓ CE(f(x), y)), y)] (their section 6).
+    """Adversarial training with a single step: the classifier learns from clean inputs and from FGSM's.
+
+    min_θ E [α CE(C_θ(x), y) + (1 − α) CE(C_θ(x + ε sign ∇ₓ CE(C_θ(x), y)), y)] (their section 6).
 
     Networks learn to make that one step harmless instead of the whole ball ("catastrophic overfitting", Wong et al.
     2020; "label leaking", Kurakin et al. 2017). Nothing here prevents it: what comes out is a control for the masking
     diagnosis, on which iterative attacks must beat the single step by far.
     """
 
+    paper = "goodfellow2015"
     Spec: ClassVar = FGSMTrainingSpec
     stage: ClassVar[str] = "fgsm-training"
     spec: FGSMTrainingSpec

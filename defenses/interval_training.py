@@ -35,11 +35,14 @@ class IntervalTrainingSpec(AdversarialTrainingSpec):
 
 
 class IntervalTraining(AdversarialTraining):
-    """min E [κ CE(z(x), y) + (1 − κ) CE(ẑ(x), y)] with ẑ_j ≥ z_j(x′) − z_y(x′) for every x′ with ‖x′ − x‖∞ ≤ ε.
+    """Training by interval bounds: the classifier learns from bounds on its answers within the ball.
+
+    min_θ E [κ CE(z(x), y) + (1 − κ) CE(ẑ(x), y)] with ẑ_j ≥ z_j(x′) − z_y(x′) for every x′ with ‖x′ − x‖∞ ≤ ε.
 
     ẑ are bounds, so that what they certify holds against every attack (`certified`); what they don't may hold too.
     """
 
+    paper = "gowal2018"
     Spec: ClassVar = IntervalTrainingSpec
     family: ClassVar[str] = "certified"
     stage: ClassVar[str] = "interval-training"

@@ -46,7 +46,9 @@ class SmoothingSpec(UndefendedSpec):
 
 
 class RandomizedSmoothing(Undefended):
-    """g(x) = argmax_c P(f(x + δ) = c), δ ~ N(0, σ² I), f the undefended classifier's network trained on such noise.
+    """Randomized smoothing: the classifier's majority vote over noisy copies of the input.
+
+    g(x) = argmax_c P(f(x + δ) = c), δ ~ N(0, σ² I), with the network f of `undefended` trained on such noise.
 
     The answer is the class that most of n noisy copies are taken for. Theirs abstains where the vote is close; this one
     never does, so that no attack is repelled by a close vote alone. Certificates do abstain: `certified`.
@@ -55,6 +57,7 @@ class RandomizedSmoothing(Undefended):
     https://arxiv.org/abs/1906.04584); an attack's `eot` takes the mean over more of them.
     """
 
+    paper = "cohen2019"
     Spec: ClassVar = SmoothingSpec
     family: ClassVar[str] = "certified"
     randomized: ClassVar[bool] = True

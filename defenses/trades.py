@@ -23,12 +23,15 @@ class TRADESSpec(PGDTrainingSpec):
 
 
 class TRADES(PGDTraining):
-    """min E [CE(f(x), y) + β max KL(p(x) ‖ p(x′))] over weights, with ‖x′ − x‖ ≤ ε and p the softmax of f.
+    """TRADES: the classifier learns to be right, and to answer alike within the ball.
+
+    min_θ E [CE(C_θ(x), y) + β max_{‖δ‖ ≤ ε} KL(p_θ(x) ‖ p_θ(x + δ))], with p_θ the softmax of C_θ.
 
     The inner ascent starts from a random point of the ball as in `pgd-training`. Theirs starts from noise of standard
     deviation 0.001, where the divergence and its gradient nearly vanish: too little for an ascent in bfloat16.
     """
 
+    paper = "zhang2019"
     Spec: ClassVar = TRADESSpec
     stage: ClassVar[str] = "trades"
     spec: TRADESSpec
