@@ -33,10 +33,10 @@ class Distillation(Undefended):
     """Defensive distillation: a classifier is taught by another one, both at a high temperature.
 
     Teacher: min E CE(softmax(z(x) / T), y). Student: min E CE(softmax(z(x) / T), softmax(z_teacher(x) / T)), with the
-    network of `undefended`. Deployed at T = 1: the student's logits are about T times as large as usual, so that its softmax is 0 and 1 in float32 and
-    the gradient of a cross-entropy on it vanishes. That is all that it defends by: losses on logits (any margin)
-    and losses at the temperature of the training see what they see of the undefended classifier (Carlini and Wagner
-    2016, https://arxiv.org/abs/1607.04311).
+    network of `undefended`. Deployed at T = 1: the student's logits are about T times as large as usual, so that its
+    softmax is 0 and 1 in float32 and the gradient of a cross-entropy on it vanishes. That is all that it defends by:
+    losses on logits (any margin) and losses at the temperature of the training see what they see of the undefended
+    classifier (Carlini and Wagner 2016, https://arxiv.org/abs/1607.04311).
     """
 
     paper = "papernot2016"
