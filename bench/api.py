@@ -28,7 +28,7 @@ from manifold_bench.bench import run as command
 from manifold_bench.bench.datasets.given import dataset_of, labelled_images
 from manifold_bench.bench.diagnosis.diagnose import diagnose
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.metrics.robustness import strongest, summary
+from manifold_bench.bench.metrics.summary import strongest, summary
 from manifold_bench.bench.planning.matrix import AttackEntry
 from manifold_bench.bench.planning.named_models import with_weights
 from manifold_bench.bench.planning.reading import attack_choice, validated

@@ -14,6 +14,7 @@ import pandas as pd
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics import robustness as figures
 from manifold_bench.bench.metrics.paired import Comparison, shared_rows
+from manifold_bench.bench.metrics.summary import attacked_within
 from manifold_bench.bench.planning.registry import nearest
 from manifold_bench.bench.records.results import Cell, Results
 from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, WORST_CASE
@@ -173,6 +174,6 @@ def _pairs(
     for (dataset, defense, norm), pairs in attacked.items():
         before, after = pd.concat([was for was, _ in pairs]), pd.concat([now for _, now in pairs])
         for eps in sorted(before["eps"].unique()):
-            was, _, over = figures.attacked_within(before, eps)
-            now, _, _ = figures.attacked_within(after, eps)
+            was, _, over = attacked_within(before, eps)
+            now, _, _ = attacked_within(after, eps)
             yield (dataset, defense, WORST_CASE, norm, eps), was, now, over

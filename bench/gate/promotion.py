@@ -9,7 +9,7 @@ from pathlib import Path
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.gate.gate import Gate, origin
-from manifold_bench.bench.metrics.robustness import summary
+from manifold_bench.bench.metrics.summary import summary
 from manifold_bench.bench.records.results import Results, cell_text
 from manifold_bench.bench.records.schema import IMAGE_COLUMNS
 from manifold_bench.bench.records.store import INDEX, Contents, Store

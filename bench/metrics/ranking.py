@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from manifold_bench.bench.metrics.paired import holm, mcnemar, sign_of
-from manifold_bench.bench.metrics.robustness import FOOLING, attacked_within, per_input
+from manifold_bench.bench.metrics.robustness import FOOLING, per_input
+from manifold_bench.bench.metrics.summary import attacked_within
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 
 PAIRED_COLUMNS = (

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from manifold_bench.bench.metrics.effort import EFFORT_COLUMNS, effort
 from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
-from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, IMAGE_COLUMNS, WORST_CASE
-from manifold_bench.bench.text import NOT_RUN, eps_text
+from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN
+from manifold_bench.bench.text import eps_text
 
 RIGHT, REJECTED, WRONG = 0, 1, 2
 """What came of one answer, in the order in which it hurts: accepted and right, rejected, accepted and wrong."""
@@ -27,15 +25,6 @@ FOOLING = "fooling"
 
 CELL = ("attack", "norm", "eps")
 """What tells the cells of a defense on a data set apart."""
-
-
-SUMMARY_COLUMNS = (
-    *("dataset", "defense", "attack", "kind", "norm", "eps"),  # which cell
-    *("n", "seeds", "status"),  # what of it there is
-    *("accuracy", "error", "rejection"),  # shares of outcomes
-    *("robust_accuracy", "robust_low", "robust_high", "robust_mean", "robust_sd", "strict_robust_accuracy"),
-    *("median_distance", "valid", "forwards", "backwards", "seconds", *EFFORT_COLUMNS, "reason"),
-)
 
 
 def outcomes(records: pd.DataFrame) -> np.ndarray:
@@ -65,17 +54,17 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
     Raises MissingCells where a row's status is not ok or an input lacks one of the cells, with one of its seeds, or
     rows of it: a figure over what is left would pass for a figure over all of it.
     """
-    records = _without_calibration(records)
-    _is_fooling(records)
+    records = without_calibration(records)
+    is_fooling(records)
     not_ok = (records["status"] != "ok").to_numpy()
     if not_ok.any():
         bad = records.loc[not_ok, [*CELL, "status"]].drop_duplicates().to_numpy()
         named = ", ".join(f"{attack} {norm} ε = {eps_text(eps)}: {status}" for attack, norm, eps, status in bad)
         raise MissingCells(f"no figure over cells that are not ok: {named}")
-    return _per_input(records, np.zeros(len(records), dtype=int)).drop(columns="group").set_index("sample")
+    return per_inputs(records, np.zeros(len(records), dtype=int)).drop(columns="group").set_index("sample")
 
 
-def _per_input(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
+def per_inputs(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
     """`per_input` for several groups of rows at once: group [N], its number for each row, is a further column."""
     sample = inputs_of(records).to_numpy()
     place = _numbered(group, sample)
@@ -135,13 +124,13 @@ def _numbered(*columns: pd.Series | np.ndarray) -> np.ndarray:
     return np.unique(codes, return_inverse=True)[1]
 
 
-def _without_calibration(records: pd.DataFrame) -> pd.DataFrame:
+def without_calibration(records: pd.DataFrame) -> pd.DataFrame:
     """The rows on test inputs: thresholds are all that the calibration's are for."""
     test = (records["kind"] != CALIBRATION).to_numpy()
     return records if test.all() else records[test]
 
 
-def _is_fooling(records: pd.DataFrame) -> bool:
+def is_fooling(records: pd.DataFrame) -> bool:
     """Whether the rows are of norm "fooling"; raises ValueError where only some are."""
     fooling = records["norm"] == FOOLING
     if fooling.any() and not fooling.all():
@@ -234,10 +223,10 @@ def median_distance(records: pd.DataFrame) -> float:
     0 for an input that is wrong without an attack, ∞ for one that was never beaten, so the median is ∞ where fewer
     than half were. NaN for a clean cell, for no rows, and in norm "fooling".
     """
-    return float(_median_distances(records, np.zeros(len(records), dtype=int)).get(0, np.nan))
+    return float(median_distances(records, np.zeros(len(records), dtype=int)).get(0, np.nan))
 
 
-def _median_distances(records: pd.DataFrame, group: np.ndarray) -> pd.Series:
+def median_distances(records: pd.DataFrame, group: np.ndarray) -> pd.Series:
     """`median_distance` of several groups of rows at once, by the group's number; group: [N], of each row."""
     attacked = ((records["kind"] == ATTACK) & (records["norm"] != FOOLING)).to_numpy()
     rows = pd.DataFrame({"group": group, "sample": records["sample"], "distance": records["distance"]})[attacked]
@@ -252,184 +241,10 @@ def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
     when clean and no attack beat it at a distance ≤ ε (already wrong = 0, not found = ∞). Norm "fooling" has no curve
     (ValueError).
     """
-    records = _without_calibration(records)
-    if _is_fooling(records):
+    records = without_calibration(records)
+    if is_fooling(records):
         raise ValueError('norm "fooling" has no curve: noise has no right answer and no distance')
     right = clean_right(records).groupby(records["sample"]).min()
     distance = records.groupby("sample")["distance"].min()
     points = [(value, *wilson(int((right & (distance > value)).sum()), len(right))) for value in eps]
     return pd.DataFrame(points, columns=["eps", *Estimate._fields])
-
-
-def summary(records: pd.DataFrame) -> pd.DataFrame:
-    """The columns SUMMARY_COLUMNS, one row per cell and ε, clean cells and worst cases included.
-
-    - `kind` is clean, attack, or worst-case.
-    - A clean cell has norm "none" and ε 0; its robust accuracy is the share accepted and right.
-    - A cell that failed or was skipped has n = its number of inputs, its reason, and NaN for every figure. The reason
-      of a cell that is ok is what its records remark on it, mostly nothing.
-    - A worst case has one row per data set, defense, norm and ε: see worst_case.
-    - `n` counts inputs, also where an attack has several rows for each.
-    - `seeds` counts seeds; with several, figures are those of the worst over seeds on each input, passes and seconds
-      those of all of them together; `robust_mean` and `robust_sd` are over the seeds: see over_seeds.
-    - `valid` is the share of valid outputs; `forwards` and `backwards` are means per input of the passes at this ε;
-      `seconds` is the sum. A figure that is undefined is NaN, never 0.
-    - `given_up` is the share of attacked inputs on which the attack stopped trying; `blind`, `unmoved` and `stalled`
-      say how; of a worst case every attack by gradients: see effort.effort.
-    - In norm "fooling" `error` is the share of noise images with which an attack succeeded and `rejection` the rest.
-    - The calibration has no rows.
-    """
-    records = _without_calibration(records.drop(columns=list(IMAGE_COLUMNS), errors="ignore"))
-    made = []
-    for (dataset, defense), of_defense in records.groupby(["dataset", "defense"]):
-        cases = [cell_case(cell) for _, cell in of_defense.groupby(["norm", "attack", "eps"])]
-        made.append(with_figures(cases + worst_cases(of_defense)).assign(dataset=str(dataset), defense=str(defense)))
-    table = pd.concat(made, ignore_index=True) if made else with_figures([])
-    # the clean cell leads its defense, the worst case closes its norm
-    order = pd.DataFrame({"clean": table["kind"] != CLEAN, "last": table["kind"] == WORST_CASE})
-    keys = ["dataset", "defense", "clean", "norm", "last", "attack", "eps"]
-    return table.assign(**order).sort_values(keys, ignore_index=True)[list(SUMMARY_COLUMNS)]
-
-
-class Strongest(NamedTuple):
-    """The attacks that alone leave the least robust accuracy, in order of their names, and the share that they leave.
-
-    Without a name no attack was successful on an input that is right without one; the share is NaN where none ran.
-    """
-
-    attacks: tuple[str, ...]
-    share: float
-
-    @property
-    def names(self) -> str:
-        """At most two attacks by name and the number of the others, or that there is none."""
-        if np.isnan(self.share):
-            return NOT_RUN
-        others = f" and {len(self.attacks) - 2} more" if len(self.attacks) > 2 else ""
-        return ", ".join(self.attacks[:2]) + others or "no attack succeeded"
-
-
-def strongest(summary: pd.DataFrame, eps: float) -> Strongest:
-    """Return the strongest single attacks within ε.
-
-    summary: rows of `summary` of one data set, defense and norm, with or without its clean row and worst cases. An
-    attack counts at every ε' ≤ ε, because the smaller ball lies in the larger one.
-    """
-    ok = summary[(summary["kind"] == ATTACK) & (summary["status"] == "ok") & (summary["eps"] <= eps)]
-    alone = ok.groupby("attack")["robust_accuracy"].min().dropna()
-    if alone.empty:
-        return Strongest((), np.nan)
-    clean = summary.loc[summary["kind"] == CLEAN, "robust_accuracy"]
-    if (clean <= alone.min()).any():
-        return Strongest((), float(alone.min()))
-    return Strongest(tuple(alone.index[alone == alone.min()]), float(alone.min()))
-
-
-class Case(NamedTuple):
-    """What a row of a summary is about: its texts, counts of a row without figures, and the rows that figures are over.
-
-    There are no rows where the status is failed or skipped.
-    """
-
-    about: dict[str, object]
-    rows: pd.DataFrame
-
-
-def cell_case(cell: pd.DataFrame) -> Case:
-    """The rows of one cell at one ε."""
-    statuses = cell["status"].to_numpy(dtype=object)
-    first = int(statuses.argmin())  # failed before ok: a cell is ok where all of it is
-    status = str(statuses[first])
-    about = {name: cell[name].iloc[0] for name in (*CELL, "kind")} | {"reason": str(cell["reason"].iloc[first])}
-    return _case(about, status, cell[:0] if status != "ok" else cell, cell)
-
-
-def worst_case(records: pd.DataFrame, eps: float) -> Case:
-    """The worst case over all attacks of one norm at one ε.
-
-    records: all rows of one data set, defense and norm, of whatever status. Taken over every ok row at ε' ≤ ε, because
-    an input beaten in a smaller ball is beaten in the larger one; `reason` names the attacks. Accuracy, error and
-    rejection are those of each input's worst outcome; passes and seconds are those of all the attacks together.
-
-    Status is `partial` where an attack failed at some ε' ≤ ε, or where the attacks do not share all inputs and the
-    figures are over the common ones; the reason says which. Skipped attacks make no sense for this defense and take
-    nothing away. Where no attack is ok at ε itself, status is `failed` (or `skipped` if all were) and figures are NaN.
-    """
-    rows, status, reason = attacked_within(records, eps)
-    about = {"attack": WORST_CASE, "kind": WORST_CASE, "norm": records["norm"].iloc[0], "eps": eps, "reason": reason}
-    return _case(about, status, rows, records[records["eps"] == eps])
-
-
-def worst_cases(records: pd.DataFrame) -> list[Case]:
-    """Every worst case of one data set and defense: for each norm, at each ε that an attack has."""
-    attacked = records[records["kind"] != CLEAN]
-    return [worst_case(rows, eps) for _, rows in attacked.groupby("norm") for eps in sorted(rows["eps"].unique())]
-
-
-def _case(about: dict[str, object], status: str, rows: pd.DataFrame, tried: pd.DataFrame) -> Case:
-    """tried: the rows whose inputs and seeds are counted where there are no figures."""
-    counts = {} if len(rows) else {"n": inputs_of(tried).nunique(), "seeds": tried["seed"].nunique()}
-    return Case(about | counts | {"status": status}, rows)
-
-
-def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, str, str]:
-    """What a worst case is taken over: its rows, its status and its reason, arguments and meaning as in worst_case.
-
-    There are no rows where the status is failed or skipped.
-    """
-    within = records[records["eps"] <= eps]
-    here = within[within["eps"] == eps]
-    failed = within[within["status"] == "failed"]
-    if not (here["status"] == "ok").any():
-        status = "failed" if (here["status"] == "failed").any() else "skipped"
-        return within[:0], status, _named_reasons(here[here["status"] == status])
-    ok = within[within["status"] == "ok"]
-    reason = f"over {', '.join(sorted(ok['attack'].unique()))}"
-    if len(failed):
-        reason += f"; failed: {_named_reasons(failed)}"
-    parts = ["attack", "eps"] if _is_fooling(ok) else ["attack", "eps", "seed"]
-    inputs = inputs_of(ok)
-    pairs = ok[parts].assign(input=inputs).drop_duplicates()
-    cells = pairs.groupby("input").size()
-    common = cells.index[cells == len(pairs[parts].drop_duplicates())]
-    if len(common) < len(cells):
-        reason += f"; over the {len(common)} inputs of {len(cells)} that all of them attacked"
-    whole = len(failed) == 0 and len(common) == len(cells)
-    return ok[inputs.isin(common)], "ok" if whole else "partial", reason
-
-
-def with_figures(cases: Sequence[Case]) -> pd.DataFrame:
-    """The columns SUMMARY_COLUMNS, a row for each case; figures are NaN for a case without rows."""
-    table = pd.DataFrame([case.about for case in cases], columns=list(SUMMARY_COLUMNS))
-    sizes = [len(case.rows) for case in cases]
-    if sum(sizes):
-        found = _figures(pd.concat([case.rows for case in cases]), np.repeat(np.arange(len(cases)), sizes))
-        table.loc[found.index, list(found)] = found
-    return table.astype({"n": int, "seeds": int})
-
-
-def _figures(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
-    """The figures of several groups of rows at once, indexed by the group's number; group: [N], of each row."""
-    inputs = _per_input(records, group)
-    found = pd.DataFrame({"n": inputs.groupby("group").size(), "seeds": records["seed"].groupby(group).nunique()})
-    of_right = ["accuracy", "robust_accuracy", "strict_robust_accuracy"]
-    hits = inputs.groupby("group")[["error", "rejection", *of_right]].sum()
-    found = found.join(hits.div(found["n"], axis=0))
-    intervals = [wilson(int(count), int(n)) for count, n in zip(hits["robust_accuracy"], found["n"], strict=True)]
-    found["robust_low"], found["robust_high"] = ([one[end] for one in intervals] for end in (1, 2))
-    # nothing is right in norm "fooling"
-    noise = pd.Series(records["norm"].to_numpy() == FOOLING).groupby(group).any()
-    found.loc[noise, [*of_right, "robust_low", "robust_high"]] = np.nan
-    found["robust_mean"], found["robust_sd"] = found["robust_accuracy"], np.nan
-    for number in found.index[found["seeds"] > 1]:
-        found.loc[number, ["robust_mean", "robust_sd"]] = over_seeds(records[group == number])[1:]
-    found["median_distance"] = _median_distances(records, group)
-    found["valid"] = records["valid"].groupby(group).mean()
-    passes = records[["forwards", "backwards"]].groupby(group).sum().div(found["n"], axis=0)
-    return found.join([passes, records["seconds"].groupby(group).sum(), effort(records, group, inputs_of(records))])
-
-
-def _named_reasons(records: pd.DataFrame) -> str:
-    """`pgd (out of memory), cw (timed out)` for the attacks in the rows."""
-    pairs = records[["attack", "reason"]].drop_duplicates().sort_values(["attack", "reason"])
-    return ", ".join(f"{attack} ({reason})" for attack, reason in pairs.itertuples(index=False))

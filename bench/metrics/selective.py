@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from manifold_bench.bench.metrics import robustness as figures
 from manifold_bench.bench.metrics.shares import MissingCells, wilson
+from manifold_bench.bench.metrics.summary import SUMMARY_COLUMNS, Case, cell_case, with_figures, worst_cases
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE, Row
 from manifold_bench.bench.text import eps_text
 
@@ -31,7 +32,7 @@ RATES = (0.01, 0.05)
 """Shares of clean inputs that a defense may reject, where defenses are compared at the same one."""
 
 
-MATCHED_COLUMNS = ("rate", "threshold", "coverage", *figures.SUMMARY_COLUMNS)
+MATCHED_COLUMNS = ("rate", "threshold", "coverage", *SUMMARY_COLUMNS)
 
 
 IMPLAUSIBLE_COLUMNS = ("dataset", "defense", "norm", "eps", "figure", "value", "bound", "implausible", "evidence")
@@ -155,7 +156,7 @@ def matched(records: pd.DataFrame, rates: Sequence[float] = RATES) -> pd.DataFra
 
     For each data set and defense an operating point `rate`: "deployed", and each of `rates` as text, its `threshold`
     set on the calibration's records alone. At each, the clean row and the worst case of each norm and ε that
-    robustness.summary would have: `coverage` is 1 − rejection, and on clean inputs 1 − coverage is the false
+    summary.summary would have: `coverage` is 1 − rejection, and on clean inputs 1 − coverage is the false
     rejection as it turns out on test inputs; the other columns are summary's.
 
     A defense that rejects nothing has its scores thresholded like any other's. A rate for which there is no threshold
@@ -172,12 +173,12 @@ def matched(records: pd.DataFrame, rates: Sequence[float] = RATES) -> pd.DataFra
                 threshold = 0.0 if rate is None else threshold_at(scores, rate)
                 judged = test if rate is None else at_threshold(test, threshold)
                 clean = judged[judged["kind"] == CLEAN]
-                cases = ([figures.cell_case(clean)] if len(clean) else []) + figures.worst_cases(judged)
+                cases = ([cell_case(clean)] if len(clean) else []) + worst_cases(judged)
             except MissingCells as missing:
                 about = {"attack": CLEAN, "kind": CLEAN, "norm": "none", "eps": 0.0, "n": 0, "seeds": 0}
                 threshold = np.nan
-                cases = [figures.Case(about | {"status": "skipped", "reason": str(missing)}, test[:0])]
-            made.append(figures.with_figures(cases).assign(**key, threshold=threshold))
+                cases = [Case(about | {"status": "skipped", "reason": str(missing)}, test[:0])]
+            made.append(with_figures(cases).assign(**key, threshold=threshold))
     table = pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=list(MATCHED_COLUMNS))
     return table.assign(coverage=1 - table["rejection"])[list(MATCHED_COLUMNS)]
 
@@ -185,7 +186,7 @@ def matched(records: pd.DataFrame, rates: Sequence[float] = RATES) -> pd.DataFra
 def implausible(summary: pd.DataFrame) -> pd.DataFrame:
     """Checks for results that would be records among robust classifiers: the columns IMPLAUSIBLE_COLUMNS.
 
-    summary: robustness.summary. Each worst case at a finite ε is checked in two ways, by `figure`:
+    summary: summary.summary. Each worst case at a finite ε is checked in two ways, by `figure`:
 
     - "robust_accuracy" of a defense that rejects. If it is right on a share of inputs when clean and never accepted and
       wrong within ε, then a classifier without rejection exists, slow as it may be, that is right on that share

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from manifold_bench.bench.metrics import robustness as figures
 from manifold_bench.bench.metrics.claims import Measured, over_ladder, require_ok, share_text
 from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
+from manifold_bench.bench.metrics.summary import attacked_within
 from manifold_bench.bench.planning.claims import Budget, Claim, where
 from manifold_bench.bench.records.schema import ATTACK, CLEAN
 from manifold_bench.bench.report.style import MARKERS, OKABE_ITO, Plot, legend_beside, new_figure
@@ -100,7 +101,7 @@ def under_strongest(claim: Claim, budget: Budget, records: pd.DataFrame) -> Meas
     there = _within(claim, budget, records)
     if not (there["eps"] == budget.eps).any():
         return None
-    rows, status, reason = figures.attacked_within(there, budget.eps)
+    rows, status, reason = attacked_within(there, budget.eps)
     if rows.empty:
         raise MissingCells(f"{status}: {reason}")
     wrong = rows.assign(wrong=figures.outcomes(rows) == figures.WRONG)
@@ -217,7 +218,7 @@ def _distances(claim: Claim, records: pd.DataFrame) -> Iterator[str]:
     """
     for norm in dict.fromkeys(budget.norm for budget in claim.strongest):
         rows = _within(claim, Budget(norm=norm), records)
-        common, _, _ = figures.attacked_within(rows, rows["eps"].max())
+        common, _, _ = attacked_within(rows, rows["eps"].max())
         middle = figures.median_distance(common)
         if not np.isnan(middle):
             n = common["sample"].nunique()

@@ -8,7 +8,7 @@ from functools import partial
 import pandas as pd
 
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis, diagnose
-from manifold_bench.bench.metrics import effort, optimality, robustness, selective
+from manifold_bench.bench.metrics import effort, optimality, selective
 from manifold_bench.bench.metrics.ranking import against_others
 from manifold_bench.bench.planning.claims import Claim, claims_of
 from manifold_bench.bench.records.results import Results
@@ -29,7 +29,7 @@ def _shown(table: Table, flags: dict[tuple[str, str], str], budget: str) -> Tabl
 class Report:
     """The contents of a report.
 
-    summary: robustness.summary. implausible: evidence of what is too good to be true, by data set, defense, norm, ε and
+    summary: summary.summary. implausible: evidence of what is too good to be true, by data set, defense, norm, ε and
     figure. verdicts: on the defenses that the run is about. rankings: for each system that the command line named,
     lines on how it compares. paragraphs: Markdown, on these and on central claims. claim_tables, measurement_tables,
     tables: marked where the diagnosis fails a defense.
@@ -52,7 +52,7 @@ class Report:
         """Computes everything that is shown of the results."""
         run = results.run
         records = results.records.drop(columns=list(IMAGE_COLUMNS), errors="ignore")  # heavy, and in no figure
-        summary, worth, diagnosis = robustness.summary(records), optimality.attack_figures(records), diagnose(results)
+        summary, worth, diagnosis = summary_of(records), optimality.attack_figures(records), diagnose(results)
         implausible, stated = tables.implausible_cells(summary), claims_of(run, results.folder)
         compared = {name: against_others(records, name) for name in ranking.named_in(run, "defenses")}
         rankings = ranking.named_lines(compared, worth, run)

@@ -15,8 +15,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from manifold_bench.bench.metrics.robustness import attacked_within, distance_curve, median_distance
+from manifold_bench.bench.metrics.robustness import distance_curve, median_distance
 from manifold_bench.bench.metrics.selective import area, attacked_answers, clean_answers, operating_point, risk_coverage
+from manifold_bench.bench.metrics.summary import attacked_within
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import ATTACK, CLEAN
 from manifold_bench.bench.records.store import file_name
@@ -55,7 +56,7 @@ def write_plots(plots: Iterable[style.Plot], folder: Path) -> list[Drawn]:
 
 
 def run_plots(results: Results, summary: pd.DataFrame) -> Iterator[style.Plot]:
-    """The plots of a run's records. summary: robustness.summary of the results."""
+    """The plots of a run's records. summary: summary.summary of the results."""
     minimal = {key for key, entry in results.index.items() if entry.minimal}
     of_dataset = {str(dataset): rows for dataset, rows in results.records.groupby("dataset")}
     for panel in panels(summary):

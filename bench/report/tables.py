@@ -1,4 +1,4 @@
-"""The tables of a report, made from the summary of a run's records (`robustness.summary`)."""
+"""The tables of a report, made from the summary of a run's records (`summary.summary`)."""
 
 from __future__ import annotations
 

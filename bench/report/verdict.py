@@ -60,7 +60,7 @@ class Verdict:
 def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, implausible: Implausible) -> list[Verdict]:
     """The verdict on each defense that the command line names; of a run with one defense alone, on that one.
 
-    summary: robustness.summary of the results. implausible: tables.implausible_cells of that.
+    summary: summary.summary of the results. implausible: tables.implausible_cells of that.
     """
     known = list(results.records["defense"].unique())
     named = named_in(results.run, "defenses") or (known if len(known) == 1 else [])

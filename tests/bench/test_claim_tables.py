@@ -8,8 +8,8 @@ from handmade import REJECT, cell, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifold_bench.bench.metrics.robustness import attacked_within, with_figures, worst_case
 from manifold_bench.bench.metrics.shares import MissingCells, wilson
+from manifold_bench.bench.metrics.summary import attacked_within, with_figures, worst_case
 from manifold_bench.bench.planning.claims import Budget
 from manifold_bench.bench.report.claims import (
     claims_plots,

@@ -17,7 +17,7 @@ from one_job import ran
 from manifold_bench.attacks.contract import answered
 from manifold_bench.attacks.queries import Queries
 from manifold_bench.bench.metrics.effort import EFFORT_COLUMNS, effort_note
-from manifold_bench.bench.metrics.robustness import summary
+from manifold_bench.bench.metrics.summary import summary
 
 ITERATIVE = [
     {"name": "pgd", "eps": [0.1, 0.2], "steps": 5},

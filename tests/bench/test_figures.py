@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifold_bench.bench.metrics import robustness as figures
-from manifold_bench.bench.metrics.robustness import SUMMARY_COLUMNS
 from manifold_bench.bench.metrics.shares import MissingCells, wilson
+from manifold_bench.bench.metrics.summary import SUMMARY_COLUMNS
 from manifold_bench.bench.records.schema import CALIBRATION, WORST_CASE
 
 # ten inputs of class 0; the defense is wrong on the first and rejects the second when clean

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from handmade import REJECT, a_run, cell, run
 
-from manifold_bench.bench.metrics.robustness import summary
+from manifold_bench.bench.metrics.summary import summary
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 from manifold_bench.bench.report import grids, pictures, plots
 

@@ -9,7 +9,7 @@ import pytest
 from handmade import REJECT, cell, run, write_run
 
 from manifold_bench.bench import compare
-from manifold_bench.bench.metrics.robustness import SUMMARY_COLUMNS
+from manifold_bench.bench.metrics.summary import SUMMARY_COLUMNS
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 from manifold_bench.bench.report import writing

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from commands import GOOD, bench_run, figures, matrix_file, record_files, records
 
-from manifold_bench.bench.metrics.robustness import SUMMARY_COLUMNS
+from manifold_bench.bench.metrics.summary import SUMMARY_COLUMNS
 from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.run import main
 from manifold_bench.bench.running.stamp import STAMP

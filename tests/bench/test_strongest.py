@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from manifold_bench.bench.metrics.robustness import strongest
+from manifold_bench.bench.metrics.summary import strongest
 
 
 def rows(clean: float | None, **attacks: dict[float, float]) -> pd.DataFrame:

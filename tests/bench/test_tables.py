@@ -7,8 +7,8 @@ import pytest
 from handmade import REJECT, a_run, cell, run
 from rich.console import Console
 
-from manifold_bench.bench.metrics.robustness import summary
 from manifold_bench.bench.metrics.selective import matched
+from manifold_bench.bench.metrics.summary import summary
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.screen import print_report

@@ -8,7 +8,7 @@ import pytest
 from handmade import RUN, a_run, cell, run
 
 from manifold_bench.bench.diagnosis.diagnose import diagnose
-from manifold_bench.bench.metrics.robustness import summary
+from manifold_bench.bench.metrics.summary import summary
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.report.tables import implausible_cells
 from manifold_bench.bench.report.verdict import Verdict, verdicts

@@ -13,7 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.metrics.robustness import FOOLING, strongest
+from manifold_bench.bench.metrics.robustness import FOOLING
+from manifold_bench.bench.metrics.summary import strongest
 from manifold_bench.bench.records.provenance import kernels_text
 from manifold_bench.bench.records.schema import WORST_CASE, Row
 from manifold_bench.bench.report.contents import Report
