@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from manifold_bench.defenses.bpda import BackwardBy
@@ -19,8 +21,6 @@ def art_module(classifier: Any) -> nn.Module:
     `estimate_gradient` through the others, as ART does it. Other classifiers are differentiated by `class_gradient`,
     at the price of K backward passes; those without it raise NotImplementedError when a gradient is needed.
     """
-    from art.estimators.classification import PyTorchClassifier  # late: importing ART takes seconds
-
     if not hasattr(classifier, "nb_classes"):
         raise TypeError(f"{type(classifier).__qualname__} of ART is no classifier")
     return ArtTorch(classifier) if isinstance(classifier, PyTorchClassifier) else ArtClassifier(classifier)
@@ -58,8 +58,6 @@ class ArtTorch(_Art):
 
 def _preprocessed(step: Any, x: Tensor) -> Tensor:
     """The output of one preprocessor of ART, differentiable in x."""
-    from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
-
     if isinstance(step, PreprocessorPyTorch):
         return step.forward(x)[0]
     given = x.detach().cpu().numpy()

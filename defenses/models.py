@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from manifold_bench.defenses.answers import answers
 from manifold_bench.defenses.base import Defense, DefenseSpec, Trainable
 from manifold_bench.defenses.checks import in_train_mode
-from manifold_bench.defenses.from_art import art_module
 
 Values = float | tuple[float, ...]
 """One number, or one for each channel."""
@@ -169,6 +168,8 @@ def module_of(model: Any) -> nn.Module:
     if library == "torch":
         return _copied(unwrapped(model))
     if library == "art":
+        from manifold_bench.defenses.from_art import art_module  # late: importing ART takes seconds
+
         return art_module(model)
     if library == "foolbox":
         low, high = model.bounds

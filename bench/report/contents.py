@@ -10,6 +10,7 @@ import pandas as pd
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis, diagnose
 from manifold_bench.bench.metrics import effort, optimality, selective
 from manifold_bench.bench.metrics.ranking import against_others
+from manifold_bench.bench.metrics.summary import summary as summary_of
 from manifold_bench.bench.planning.claims import Claim, claims_of
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import IMAGE_COLUMNS, WORST_CASE
