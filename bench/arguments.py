@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from manifold_bench.bench.errors import InputError
@@ -67,17 +66,6 @@ def seconds_of(text: str) -> float:
     found = DURATION.fullmatch(text)
     assert found is not None
     return float(found[1]) * UNITS[found[2]]
-
-
-def path_text(text: str) -> str:
-    """A path or URL as it is; raises ArgumentTypeError for what no file system takes."""
-    if "\0" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; a path holds no NUL character")
-    return text
-
-
-def path(text: str) -> Path:
-    return Path(path_text(text))
 
 
 def named_device(name: str) -> str:

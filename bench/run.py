@@ -18,8 +18,6 @@ from manifold_bench.bench.arguments import (
     duration,
     named_device,
     natural,
-    path,
-    path_text,
     positive,
     seconds_of,
 )
@@ -54,13 +52,9 @@ def parser() -> Parser:
         description="Attack defenses and measure how robust they are. The same command again runs what is missing.",
         epilog="Exit codes: 0 done, 1 finished with failed jobs, 2 bad input.",
     )
-    p.add_argument(
-        "--matrix", type=path_text, metavar="NAME|FILE", help="what is crossed: smoke, quick, full, or a TOML file"
-    )
-    p.add_argument(
-        "--out", type=path_text, metavar="DIR|URL", help="output folder, or s3://… (default: results/<matrix>)"
-    )
-    p.add_argument("--data", type=path, metavar="DIR", help=f"folder of data files (default: {DATA_VARIABLE})")
+    p.add_argument("--matrix", metavar="NAME|FILE", help="what is crossed: smoke, quick, full, or a TOML file")
+    p.add_argument("--out", metavar="DIR|URL", help="output folder, or s3://… (default: results/<matrix>)")
+    p.add_argument("--data", type=Path, metavar="DIR", help=f"folder of data files (default: {DATA_VARIABLE})")
     p.add_argument("--n", type=positive, metavar="N", help="test images per data set, instead of the matrix' numbers")
     p.add_argument("--seed", type=natural, metavar="N", help="seed of the attacks, instead of the matrix' seeds")
     p.add_argument(
@@ -79,7 +73,7 @@ def parser() -> Parser:
     probes = "run the probes of the masking diagnosis too (docs/diagnosis.md), whatever the matrix says"
     p.add_argument("--diagnose", action=argparse.BooleanOptionalAction, help=probes)
     p.add_argument(
-        "--export", type=path, metavar="DIR", help="write every adversarial image to .npz files in this folder"
+        "--export", type=Path, metavar="DIR", help="write every adversarial image to .npz files in this folder"
     )
     p.add_argument("--dry-run", action="store_true", help="show the plan and how long it will take, and stop")
     fitting = "90s, 30min, 2h: as many images, then as many iterations of attacks, as fit into that time"

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manifold_bench.bench.arguments import Parser, checked_device, natural, path
+from manifold_bench.bench.arguments import Parser, checked_device, natural
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.folders import data_folder
 from manifold_bench.bench.running.environment import choose_kernels, ensure_home
@@ -28,11 +29,11 @@ def parser() -> Parser:
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="parameters", help=parameter)
     part = "train only that part of the defense, which others may share: generator, classifier, …"
     p.add_argument("--part", default="", metavar="NAME", help=part)
-    p.add_argument("--data", type=path, metavar="DIR", help="folder of the data files (default: MANIFOLD_BENCH_DATA)")
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder of the data files (default: MANIFOLD_BENCH_DATA)")
     p.add_argument("--seed", type=natural, default=0, metavar="N")
     p.add_argument("--budget", type=float, default=1.0, help="share of the full training, in (0, 1] (default 1)")
     p.add_argument("--device", default="cpu")
-    p.add_argument("--out", type=path, metavar="FILE", help="where to write the .safetensors (default: the cache)")
+    p.add_argument("--out", type=Path, metavar="FILE", help="where to write the .safetensors (default: the cache)")
     p.add_argument("--quiet", action="store_true", help="show nothing but where the weights are")
     return p
 

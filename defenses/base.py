@@ -82,6 +82,11 @@ class Trainable(nn.Module):
         super().__init__()
         self.spec = spec
 
+    @property
+    def named_parts(self) -> dict[str, Trainable]:
+        """Its `parts` by the names of their attributes."""
+        return {name: getattr(self, name) for name in self.parts}
+
     def fit(
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:

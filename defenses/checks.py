@@ -122,8 +122,9 @@ def check_trainable(module: Trainable) -> None:
         return parts.fits(value) and all(isinstance(getattr(module, name, None), Trainable) for name in value)
 
     parts = names("names of attributes that are Trainables")
-    for name in checked(module, "parts", dataclasses.replace(parts, fits=are_parts)):
-        check_trainable(getattr(module, name))
+    checked(module, "parts", dataclasses.replace(parts, fits=are_parts))
+    for part in module.named_parts.values():
+        check_trainable(part)
 
 
 def check_outputs(defense: Defense, x: Tensor, outputs: object) -> None:
@@ -231,6 +232,6 @@ BY_MODE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 
 def in_train_mode(module: Trainable) -> list[str]:
     """Kinds of layers of a module, but not of its parts, that are in train mode and compute something else there."""
-    of_parts = {layer for name in module.parts for layer in getattr(module, name).modules()}
+    of_parts = {layer for part in module.named_parts.values() for layer in part.modules()}
     own = (layer for layer in module.modules() if layer not in of_parts)
     return sorted({type(layer).__name__ for layer in own if isinstance(layer, BY_MODE) and layer.training})

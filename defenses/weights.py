@@ -174,7 +174,7 @@ def find_weights(module: Trainable, own: System, data: str, cached: Path | None 
     Its parts are filled already. own: the module's class in identities. data: name of the data in the zoo. Raises
     WeightsError for a damaged card.
     """
-    parts = {part: weights_hash(getattr(module, part)) for part in module.parts}
+    parts = {name: weights_hash(part) for name, part in module.named_parts.items()}
     for path in (*zoo_files(data, own.name), *([cached] if cached else [])):
         if card_path(path).exists():
             card = read_card(path)
@@ -219,16 +219,16 @@ def from_zoo(name: str, data: str, **deployment: object) -> Any:
     if foreign := sorted(deployment.keys() - set(allowed)):
         raise ValueError(f"{name!r} has no deployment field {foreign[0]!r}; it has {', '.join(allowed) or 'none'}")
     found = cls(_spec(cls, {**card.spec, **deployment}))
-    for part in found.parts:
-        fill_from_zoo(getattr(found, part), data)
+    for part in found.named_parts.values():
+        fill_from_zoo(part, data)
     load_into(found, path, card.weights_sha256)
     return found
 
 
 def fill_from_zoo(module: Trainable, data: str) -> None:
     """Loads the zoo's weights of a part, and of its own parts; raises WeightsError where it has none."""
-    for part in module.parts:
-        fill_from_zoo(getattr(module, part), data)
+    for part in module.named_parts.values():
+        fill_from_zoo(part, data)
     found = find_weights(module, system(type(module), *TRAINABLE), data)
     if found is None:
         raise WeightsError(f"the zoo has no {type(module).__name__} of that spec for {data!r}")

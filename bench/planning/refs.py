@@ -71,7 +71,7 @@ class TrainedRef:
     def fill(self, module: Trainable) -> None:
         """Loads what is trained into a module that was built: the parts, then its own; raises WeightsError."""
         for name, part in self.parts.items():
-            part.fill(getattr(module, name))
+            part.fill(module.named_parts[name])
         if self.weights is not None and self.weights_sha256 is not None:
             weights.load_into(module, self.weights, self.weights_sha256)
 
@@ -179,8 +179,7 @@ Ref = TypeVar("Ref", bound=TrainedRef)
 def located(ref: Ref, module: Trainable, dataset: Dataset) -> Ref:
     """The same with its weights and those of its parts, which are loaded into the module; raises WeightsError."""
     parts: dict[str, TrainedRef] = {}
-    for name in module.parts:
-        part = getattr(module, name)
+    for name, part in module.named_parts.items():
         parts[name] = located(TrainedRef(system=system(type(part), *TRAINABLE), spec=part.spec), part, dataset)
     ref = dataclasses.replace(ref, parts=parts)
     ready = all(part.trained for part in parts.values())

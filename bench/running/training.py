@@ -91,7 +91,7 @@ def _train(training: Training, tell: Callable[..., None]) -> None:
     ref = training.ref.with_trained_parts()
     module = ref.build()
     for name, part in ref.parts.items():
-        part.fill(getattr(module, name))
+        part.fill(module.named_parts[name])
     module.to(training.device)
     check_dataset(data, "train", "validation")
     train, validation = (LabelledImages(s.images.clone(), s.labels.clone()) for s in (data.train, data.validation))
@@ -115,7 +115,7 @@ def _train(training: Training, tell: Callable[..., None]) -> None:
         figures={name: round(value, 6) for name, value in figures.items()},
         notes=notes,
         weights_sha256=weights.weights_hash(module),
-        parts={name: weights.weights_hash(getattr(module, name)) for name in ref.parts},
+        parts={name: weights.weights_hash(part) for name, part in module.named_parts.items()},
     )
     weights.save(module, card, training.path)
     shutil.rmtree(Reporting.checkpoints)
