@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manifold_bench.bench.arguments import Parser, checked_device, natural, path, path_text, positive
+from manifold_bench.bench.arguments import Parser, checked_device, natural, positive
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.folders import data_folder
 from manifold_bench.bench.running.environment import ensure_home
@@ -41,11 +41,9 @@ def parser() -> Parser:
         "an .npz file of `run --export` says of data set, norm and ε need not be given again.",
         epilog="Exit codes: 0 done, 1 a defense failed, 2 bad input.",
     )
-    p.add_argument(
-        "images", type=path, metavar="IMAGES",
-        help=".npz of `run --export`; .pt or .pth with tensors (RobustBench, AutoAttack); a folder of pictures that "
-        "are named by their index in the test images (AutoAdvExBench: 0000.png)",
-    )  # fmt: skip
+    files = ".npz of `run --export`; .pt or .pth with tensors (RobustBench, AutoAttack); a folder of pictures that are "
+    files += "named by their index in the test images (AutoAdvExBench: 0000.png)"
+    p.add_argument("images", type=Path, metavar="IMAGES", help=files)
     p.add_argument(
         "--defense", action="append", required=True, metavar="NAME", help="defense to judge them on (repeatable)"
     )
@@ -54,8 +52,8 @@ def parser() -> Parser:
     p.add_argument("--eps", type=size, metavar="SIZE", help="its largest size: 0.3 or 8/255")
     p.add_argument("--label", metavar="TEXT", help="name of the images in tables (default: what is known of them)")
     p.add_argument("--n", type=positive, metavar="N", help="judge the first N images of the file alone")
-    p.add_argument("--out", type=path_text, metavar="DIR", help="output folder (default: results/judged-IMAGES)")
-    p.add_argument("--data", type=path, metavar="DIR", help="folder of data files (default: MANIFOLD_BENCH_DATA)")
+    p.add_argument("--out", metavar="DIR", help="output folder (default: results/judged-IMAGES)")
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder of data files (default: MANIFOLD_BENCH_DATA)")
     p.add_argument(
         "--workers", type=natural, metavar="N", help="parallel jobs (default: the number of cores; 0: in this process)"
     )
