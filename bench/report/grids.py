@@ -41,7 +41,8 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, Jso
     """
     sizes = [identities[cell.iloc[0]["key"]]["shape"] for cell in rows]
     high, wide = max(size[1] for size in sizes), max(size[2] for size in sizes)
-    gap, row, group = math.ceil(0.05 * wide), math.ceil(1.45 * high), math.ceil(4.4 * wide)  # pixels
+    gap, row = math.ceil(0.05 * wide), math.ceil(1.45 * high)  # pixels
+    group = max(math.ceil(4.4 * wide), 4 * (wide + gap))
     figure, axes = new_figure(2 + 0.75 * 4.4 * SHOWN_INPUTS, 0.4 + 0.75 * 1.45 * len(rows))
     # One image for all: hundreds are slow to draw
     canvas = np.full((row * len(rows), group * SHOWN_INPUTS, 3), 255, dtype=np.uint8)
