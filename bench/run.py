@@ -58,7 +58,10 @@ def parser() -> Parser:
     p.add_argument("--n", type=positive, metavar="N", help="test images per data set, instead of the matrix' numbers")
     p.add_argument("--seed", type=natural, metavar="N", help="seed of the attacks, instead of the matrix' seeds")
     p.add_argument(
-        "--workers", type=natural, metavar="N", help="parallel jobs (default: the number of cores; 0: in this process)"
+        "--workers",
+        type=natural,
+        metavar="N",
+        help="parallel jobs (default: the number of cores; 0: all in this process, not isolated)",
     )
     p.add_argument("--engine", choices=("local", "ray"), default="local", help="this machine (default), or a cluster")
     p.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster (default: the one on this machine)")
