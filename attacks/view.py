@@ -114,6 +114,8 @@ class View:
             x = x.detach().requires_grad_(True)
             values = seen(x)
             losses = values[-1].sum(0, keepdim=values[-1].dim() == 1)
+            if not losses.requires_grad:
+                raise ValueError("the defense's outputs have no gradient: use attacks without gradients, as square is")
             gradients = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses]
         self.target.count(rows, 1, len(losses))
         gradient = gradients[0] if values[-1].dim() == 1 else torch.stack(gradients, dim=1)

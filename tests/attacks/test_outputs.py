@@ -231,3 +231,15 @@ def test_a_start_without_any_gradient_is_left(attack):
     y = model.verdict(x).labels
     out = attack.run(Target(model, 6), x, y, 0.4, 0)
     assert model.verdict(out).wrong(y).all()
+
+
+def test_outputs_without_a_gradient_fail_by_name():
+    class Hard(Linear):
+        def answer(self, x: Tensor) -> Tensor:
+            return nn.functional.one_hot(super().answer(x).argmax(1), 4).float()
+
+    x = near_the_middle(8)
+    y = Hard(4).verdict(x).labels
+    with pytest.raises(ValueError, match="no gradient"):
+        PGD().run(Target(Hard(4), 8), x, y, 0.1, 0)
+    assert Hard(4).verdict(Square(queries=50).run(Target(Hard(4), 8), x, y, 0.9, 0)).wrong(y).any()
