@@ -17,11 +17,14 @@ OUT = "results/again"
 def command(run: JsonObject, dataset: str, defense: str, attacks: Iterable[str], norm: str) -> str | None:
     """A line for a POSIX shell that plans the cells of these attacks, by their labels, and nothing else of the matrix.
 
-    run: run.json; None where it says nothing of its matrix. For the clean pass the attack is "clean".
+    run: run.json; None where it says nothing of its matrix. For the clean pass the attack is "clean". Images that were
+    made elsewhere are judged again by the command that judged them.
     """
     matrix = run.get("matrix", {})
     if "source" not in matrix:
         return None
+    if run.get("command", [])[1:2] == ["judge"]:
+        return shlex.join(["manifold-bench", *run["command"][1:]])
     parts = ["manifold-bench", "run", "--matrix", matrix_name(matrix["source"])]
     parts += ["--dataset", dataset, "--defense", defense]
     for attack in attacks:
