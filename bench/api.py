@@ -46,7 +46,7 @@ from manifold_bench.bench.text import eps_of, eps_text
 from manifold_bench.defenses import models
 from manifold_bench.defenses.base import Defense, LabelledImages
 
-USAGE = ("normalize", "rejects", "randomized", "classes")
+USAGE = ("normalize", "rejects", "randomized", "draws", "classes")
 """Options of `evaluate` that say how the model is used."""
 
 GIVEN = "data"
@@ -227,8 +227,8 @@ def evaluate(
     pair (images [N,C,H,W] in [0,1], labels [N]) of tensors, arrays or lists; a `torch.utils.data.Dataset` of such
     pairs; or a folder that holds a folder of images for each class. attacks: names, or tables with a name and
     parameters ({"name": "pgd", "steps": 100}). norm, eps: the threat model: the perturbation is at most ε in that norm,
-    a number or a fraction ("8/255"). options: `normalize`, `rejects`, `randomized` and `classes` (number of classes) of
-    the model, and those of `run`.
+    a number or a fraction ("8/255"). options: `normalize`, `rejects`, `randomized` with `draws` (number of answers to
+    each input that are judged) and `classes` (number of classes) of the model, and those of `run`.
 
     Raises InputError for what cannot be evaluated, in one line that says what is allowed.
     """
@@ -243,8 +243,8 @@ def evaluate(
             name, images = GIVEN, labelled_images(data)
             classes = usage.get("classes") or _number_of_classes(model, images, bool(usage.get("rejects")))
             stack.enter_context(handing_in("datasets", {name: dataset_of(name, images, classes)}))
-        defense: dict[str, Any] = {"name": model if isinstance(model, str) else MODEL}
-        defense |= {key: usage[key] for key in ("normalize", "rejects") if usage.get(key)}
+        defense: dict[str, Any] = {"name": model} if isinstance(model, str) else {"name": MODEL, "label": MODEL}
+        defense |= {key: usage[key] for key in ("normalize", "rejects", "draws") if usage.get(key)}
         if not isinstance(model, str):
             stack.enter_context(handing_in("defenses", {MODEL: _class_of(MODEL, model, randomized)}))
         attacks = [attacks] if isinstance(attacks, (str, Mapping)) else attacks

@@ -249,7 +249,8 @@ def locate(module: str) -> tuple[Path | None, Sequence[str] | None]:
     loaded = sys.modules.get(module)
     if loaded is not None:
         file = getattr(loaded, "__file__", None)
-        return Path(file).resolve() if file else None, getattr(loaded, "__path__", None)
+        there = file is not None and Path(file).is_file()  # a program on standard input is called <stdin>
+        return Path(file).resolve() if there else None, getattr(loaded, "__path__", None)
     package = module.rpartition(".")[0]
     path = locate(package)[1] if package else None
     if package and path is None:

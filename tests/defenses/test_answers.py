@@ -1,0 +1,122 @@
+"""Models that don't answer as they should: the line says what to write, and what it says works."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from manifold_bench.defenses.models import ModelSpec, as_defense, class_of, outputs_of
+from manifold_bench.defenses.weights import freeze
+
+SPEC = ModelSpec(shape=(3, 4, 4), num_classes=5)
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).eval()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+class Changed(nn.Module):
+    """A model with other inputs, or other outputs."""
+
+    def __init__(self, net: nn.Module, before=lambda x: x, after=lambda x: x) -> None:
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, x: Tensor):
+        return self.after(self.net(self.before(x)))
+
+
+def only(size: int):
+    def before(x: Tensor) -> Tensor:
+        return x.reshape(size, 3, 4, 4)
+
+    return before
+
+
+ANSWERS = {
+    "tuple": (lambda o: (o, o), "model(x)[0]"),
+    "list with the logits last": (lambda o: [o.sum(), o], "model(x)[1]"),
+    "dict": (lambda o: {"features": o, "logits": o}, "model(x)['logits']"),
+    "labels": (lambda o: o.argmax(1), "not the classes"),
+    "one number": (lambda o: o[:, 0], "torch.stack([-model(x).flatten(), model(x).flatten()], 1)"),
+    "one column": (lambda o: o[:, :1], "torch.stack([-model(x).flatten(), model(x).flatten()], 1)"),
+    "array": (lambda o: o.detach().numpy(), "in torch"),
+    "pixels": (lambda o: o[:, :, None, None], "model(x).flatten(1)"),
+    "nothing": (lambda o: None, "NoneType"),
+    "one image": (lambda o: o[:1], "number of classes"),
+    "other classes": (lambda o: o[:, :4], "4 outputs for 5 classes"),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_outputs_that_are_no_logits(net, case):
+    after, advice = ANSWERS[case]
+    with pytest.raises(ValueError) as caught:
+        as_defense(Changed(net, after=after), SPEC)
+    assert advice in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "advice"),
+    [
+        (lambda x: x.reshape(len(x), 48) if x.ndim == 2 else x[..., 99], "nn.Flatten()"),
+        (lambda x: x if x.shape[3] == 3 else x[..., 99], "x.permute(0, 2, 3, 1)"),
+        (lambda x: x if len(x) == 1 else x[99], "image[None]"),
+        (lambda x: x[None] if x.ndim == 3 else x[99], "model(image)"),
+        (only(16), "16 images alone"),
+    ],
+)
+def test_inputs_that_a_model_does_not_take(net, before, advice):
+    with pytest.raises(ValueError) as caught:
+        as_defense(Changed(net, before=before), SPEC)
+    assert advice in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_precisions(net, dtype):
+    with pytest.raises(ValueError, match=r"model\.float\(\)"):
+        as_defense(net.to(dtype), SPEC)
+    as_defense(net.float(), SPEC)
+
+
+def test_weights_that_are_not_there(net):
+    with pytest.raises(ValueError, match="meta"):
+        as_defense(net.to("meta"), SPEC)
+
+
+def test_wrappers_of_modules_are_taken_off(net, x):
+    for model in (nn.DataParallel(net), torch.compile(net), torch.compile(nn.DataParallel(net))):
+        assert torch.equal(as_defense(model, SPEC)(x), net(x))
+
+
+def test_a_frozen_model_has_gradients_in_its_images(net, x):
+    defense = as_defense(net.requires_grad_(False), SPEC)
+    images = x.clone().requires_grad_()
+    assert torch.autograd.grad(defense(images).sum(), images)[0].any()
+
+
+@pytest.mark.parametrize("without", [torch.no_grad(), torch.inference_mode()])
+def test_a_model_without_a_gradient_answers_and_says_so_where_one_is_needed(net, x, without):
+    defense = as_defense(without(net.forward), SPEC)
+    assert torch.equal(defense(x), net(x))
+    with pytest.raises(NotImplementedError, match="no gradient"):
+        defense(x.clone().requires_grad_())
+
+
+def test_trying_a_model_leaves_it_as_it_is():
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 5)).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert outputs_of(net, torch.rand(4, 3, 4, 4)) == 5
+    planned = class_of(net, "net", __name__)(SPEC)
+    for module in (net, planned.model):
+        assert all(part.training for part in module.modules())
+        assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert not any(part.training for part in freeze(planned).modules())
