@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,7 +26,9 @@ class DistillationSpec(UndefendedSpec):
     """
 
     temperature: Annotated[float, Gt(0)] = 100.0
-    mixed_precision: bool = False
+    epochs: Annotated[int, Ge(1)] = 3
+    rate: Annotated[float, Gt(0)] = 3e-3
+    mixed_precision: bool = True
 
 
 class Distillation(Undefended):
@@ -48,8 +50,7 @@ class Distillation(Undefended):
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:
         spec = self.spec
-        assert spec.epochs and spec.rate
-        epochs, rate = epochs_for(budget, spec.epochs, len(train)), spec.rate
+        epochs = epochs_for(budget, spec.epochs, len(train))
         teacher = copy.deepcopy(self.network)
         initialise(teacher, seed + 1)
         initialise(self.network, seed)
@@ -68,7 +69,7 @@ class Distillation(Undefended):
             return F.cross_entropy(softened(self.network, images), target)
 
         def learn(stage: str, network: nn.Module, step: Step) -> float:
-            training = Training(stage, seed, epochs, spec.batch_size, rate, mixed_precision=spec.mixed_precision)
+            training = Training(stage, seed, epochs, spec.batch_size, spec.rate, mixed_precision=spec.mixed_precision)
             train_module(
                 network, step, train, training, progress, lambda: {"validation_accuracy": accuracy(network, validation)}
             )

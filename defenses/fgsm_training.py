@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +21,9 @@ class FGSMTrainingSpec(AdversarialTrainingSpec):
     """clean_share: weight α of the loss on unperturbed images (paper: 0.5). Other fields as for its base."""
 
     clean_share: Annotated[float, Ge(0), Le(1)] = 0.5
+    epochs: Annotated[int, Ge(1)] = 3
+    rate: Annotated[float, Gt(0)] = 2e-3
+    mixed_precision: bool = True
 
 
 class FGSMTraining(AdversarialTraining):

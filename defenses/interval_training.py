@@ -31,7 +31,11 @@ class IntervalTrainingSpec(AdversarialTrainingSpec):
     clean_share: Annotated[float, Ge(0), Le(1)] = 0.5
     reach: Annotated[float, Gt(0)] = 1.0
     warm_up: Annotated[float, Ge(0), Le(1)] = 0.6
-    epochs: Annotated[int, Ge(1)] = 20
+    width: Annotated[int, Ge(1)] = 16
+    hidden: Annotated[int, Ge(1)] = 128
+    epochs: Annotated[int, Ge(1)] = 12
+    rate: Annotated[float, Gt(0)] = 3e-3
+    mixed_precision: bool = True
 
 
 class IntervalTraining(AdversarialTraining):

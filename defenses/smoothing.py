@@ -38,7 +38,9 @@ class SmoothingSpec(UndefendedSpec):
     """
 
     sigma: Annotated[float, Gt(0)] = 0.25
-    mixed_precision: bool = False
+    epochs: Annotated[int, Ge(1)] = 3
+    rate: Annotated[float, Gt(0)] = 2e-3
+    mixed_precision: bool = True
     copies: Annotated[int, Ge(1)] = deployment(100)
     attacked_copies: Annotated[int, Ge(1)] = deployment(8)
     certificate_copies: Annotated[int, Ge(1)] = deployment(10_000)
@@ -108,7 +110,6 @@ class RandomizedSmoothing(Undefended):
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:
         spec = self.spec
-        assert spec.epochs and spec.rate
         initialise(self.network, seed)
         most = train.images.shape[-1] // 16
 

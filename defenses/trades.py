@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,9 +17,17 @@ from manifold_bench.defenses.pgd_training import PGDTraining, PGDTrainingSpec
 
 @dataclass(frozen=True, kw_only=True)
 class TRADESSpec(PGDTrainingSpec):
-    """beta: weight of the divergence (their code's 1 on MNIST, where their tables write 1/λ). Others as for PGD."""
+    """beta: weight of the divergence (their code's 1 on MNIST, where their tables write 1/λ).
+
+    steps, step_size: number and length of the inner steps (paper, MNIST: 40 of 0.01). Other fields as for its base.
+    """
 
     beta: Annotated[float, Ge(0)] = 1.0
+    steps: Annotated[int, Ge(1)] = 6
+    step_size: Annotated[float, Gt(0)] = 0.08
+    epochs: Annotated[int, Ge(1)] = 4
+    rate: Annotated[float, Gt(0)] = 2e-3
+    mixed_precision: bool = True
 
 
 class TRADES(PGDTraining):

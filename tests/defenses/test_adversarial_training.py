@@ -18,7 +18,15 @@ from manifold_bench.defenses.trades import TRADES
 from manifold_bench.defenses.training import initialise
 from manifold_bench.defenses.weights import weights_hash
 
-TINY: dict[str, Any] = {"shape": (1, 8, 8), "num_classes": 10, "width": 8, "hidden": 32, "eps": 0.1}
+TINY: dict[str, Any] = {
+    "shape": (1, 8, 8),
+    "num_classes": 10,
+    "width": 8,
+    "hidden": 32,
+    "eps": 0.1,
+    "epochs": 14,
+    "rate": 1e-3,
+}
 MADE = {
     "fgsm": lambda **changes: FGSMTraining(FGSMTraining.Spec(**TINY | changes)),
     "trades": lambda **changes: TRADES(TRADES.Spec(**TINY | {"steps": 3, "step_size": 0.05} | changes)),

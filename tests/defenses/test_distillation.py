@@ -15,7 +15,9 @@ from manifold_bench.defenses.weights import weights_hash
 
 
 def fitted(digits, budget: float, temperature: float = 100.0) -> tuple[Distillation, dict[str, float]]:
-    spec = Distillation.Spec(shape=(1, 8, 8), num_classes=10, width=8, hidden=32, temperature=temperature, rate=0.01)
+    spec = Distillation.Spec(
+        shape=(1, 8, 8), num_classes=10, width=8, hidden=32, temperature=temperature, epochs=12, rate=0.01
+    )
     defense = Distillation(spec)
     return defense, defense.fit(digits.train, digits.validation, budget, 0, Progress())
 

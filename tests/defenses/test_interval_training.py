@@ -20,7 +20,7 @@ from manifold_bench.defenses.training import initialise
 from manifold_bench.defenses.undefended import Undefended
 from manifold_bench.defenses.weights import weights_hash
 
-SIZE = {"num_classes": 10, "width": 8, "hidden": 32}
+SIZE = {"num_classes": 10, "width": 8, "hidden": 32, "epochs": 20, "rate": 1e-3}
 
 
 def fitted(digits, budget: float, **changes) -> tuple[IntervalTraining, dict[str, float]]:
@@ -85,7 +85,7 @@ def test_what_is_certified_withstands_every_attack_and_what_is_beaten_is_not_cer
 
 def test_training_by_bounds_certifies_more_than_plain_training(trained, digits):
     defense, figures = trained
-    plain = Undefended(Undefended.Spec(shape=(1, 8, 8), **SIZE))
+    plain = Undefended(Undefended.Spec(shape=(1, 8, 8), num_classes=10, width=8, hidden=32))
     plain.fit(digits.train, digits.validation, 0.1, 0, Progress())
     x, y = digits.validation.images, digits.validation.labels
     eps = torch.full((len(x), 1), 0.05)

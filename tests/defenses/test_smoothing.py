@@ -15,7 +15,7 @@ from manifold_bench.defenses.weights import training_part, weights_hash
 
 def made(shape=(1, 8, 8), classes=10, **changes) -> RandomizedSmoothing:
     return RandomizedSmoothing(
-        RandomizedSmoothing.Spec(shape=shape, num_classes=classes, width=8, hidden=32, **changes)
+        RandomizedSmoothing.Spec(shape=shape, num_classes=classes, width=8, hidden=32, epochs=12, **changes)
     )
 
 
