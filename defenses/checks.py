@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import GradientMode, Verdict
-from manifold_bench.defenses.base import Defense, DefenseSpec, Trainable
+from manifold_bench.defenses.base import Certificate, Defense, DefenseSpec, Trainable
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import parameters
 from manifold_bench.defenses.weights import freeze
@@ -109,6 +109,13 @@ def check_defense(defense: Defense) -> None:
     if set(modes) != {"default"} and type(defense).attack_forward is Defense.attack_forward:
         found = f"gradient modes {', '.join(modes) or 'of no name'}"
         raise ContractError(f"{type(defense).__name__} has {found}; expected a method attack_forward too")
+    certificate = checked(
+        defense,
+        "certificate",
+        Expected("a Certificate or None", lambda value: value is None or isinstance(value, Certificate)),
+    )
+    if certificate and type(defense).certified is Defense.certified:
+        raise ContractError(f"{type(defense).__name__} has a certificate; expected a method certified too")
     check_trainable(defense)
 
 

@@ -11,6 +11,7 @@ from manifold_bench.attacks.batching import blockwise
 from manifold_bench.attacks.contract import Verdict, succeeded
 from manifold_bench.attacks.threat import Norm, flat_norm, inside
 from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.text import norm_text
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.checks import check_outputs, check_verdict
 
@@ -139,6 +140,31 @@ def unperturbed(inputs: Inputs, clean: ScoredVerdict) -> Judgement:
     return Judgement(clean.labels, clean.rejected, clean.scores, zeros, zeros, zeros, every, success)
 
 
+class CertificateContradictedError(RuntimeError):
+    """An attack succeeded where the defense had proved that none can: the proof or the judge is wrong."""
+
+
+def check_certificate(defense: Defense, inputs: Inputs, judged: Judgement) -> None:
+    """Raise CertificateContradictedError where an attack succeeded within a radius that the defense proves to be safe.
+
+    Statistical certificates are not checked: they may be wrong, and a defense that draws its answers may give a wrong
+    one by chance.
+    """
+    certificate = defense.certificate
+    rows = (judged.success & (inputs.y >= 0)).nonzero()[:, 0]
+    if certificate is None or certificate.alpha or not len(rows):
+        return
+    size = judged.distance(certificate.norm)[rows]
+    proven = defense.certified(inputs.x[rows], inputs.y[rows], size[:, None])[:, 0]
+    if proven.any():
+        first = int(proven.nonzero()[0, 0])
+        raise CertificateContradictedError(
+            f"{type(defense).__name__} proves the answers to {int(proven.sum())} of the inputs safe that this attack "
+            f"beat, such as input {int(inputs.number[rows[first]])} at a {norm_text(certificate.norm)} distance of "
+            f"{float(size[first]):.6g}: its certificate or the judge is wrong"
+        )
+
+
 @dataclass(frozen=True)
 class Judge:
     """Judges the outputs of attacks in one norm on a defense; draws, seed: see `verdict`."""
@@ -153,7 +179,7 @@ class Judge:
 
         What is not finite, outside [0,1] or outside the ε-ball is not valid: the clean answer stands in its place, and
         it is no success. It stands, too, where a deterministic defense gets its input unchanged. Raises ValueError
-        where the attack returned another shape.
+        where the attack returned another shape, CertificateContradictedError where an attack refutes a proof.
         """
         x, y, aims = inputs.x, inputs.y, inputs.aims
         if adversarial.shape != x.shape:
@@ -169,7 +195,7 @@ class Judge:
             torch.where(counts, answer.rejected, clean.rejected),
             torch.where(counts, answer.scores, clean.scores),
         )
-        return Judgement(
+        judged = Judgement(
             labels=answer.labels,
             rejected=answer.rejected,
             scores=answer.scores,
@@ -179,3 +205,5 @@ class Judge:
             valid=valid,
             success=valid & succeeded(answer, y, aims),
         )
+        check_certificate(self.defense, inputs, judged)
+        return judged
