@@ -15,6 +15,7 @@ from manifold_bench.bench.planning.claims import Claim, claims_of
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import IMAGE_COLUMNS, WORST_CASE
 from manifold_bench.bench.report import attacks, claims, measurements, ranking, tables
+from manifold_bench.bench.report.certified import certified_tables
 from manifold_bench.bench.report.diagnosis import flags
 from manifold_bench.bench.report.table import Table, flagged
 from manifold_bench.bench.report.tables import Implausible
@@ -59,7 +60,8 @@ class Report:
         rankings = ranking.named_lines(compared, worth, run)
         mark = partial(_shown, flags=flags(diagnosis), budget=budget_of(run))
         made = [table for name, found in compared.items() for table in ranking.ranking_tables(found, name)]
-        made += tables.tables(summary, implausible) + attacks.attack_tables(worth)
+        made += tables.tables(summary, implausible) + certified_tables(summary, results.measurements)
+        made += attacks.attack_tables(worth)
         made += tables.selective_tables(selective.matched(records), implausible)
         conclusions = claims.conclusions(records, stated, results.measurements)
         return cls(

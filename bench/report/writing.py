@@ -8,6 +8,7 @@ from itertools import chain
 
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.store import file_name
+from manifold_bench.bench.report.certified import certified_plots
 from manifold_bench.bench.report.claims import claims_plots
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.diagnosis import diagnosis_tables
@@ -42,6 +43,7 @@ def write_report(results: Results) -> Report:
         (folder / "tables" / f"{name}.tex").write_text(latex(table), encoding="utf-8")
     plots = chain(
         run_plots(results, report.summary),
+        certified_plots(report.summary, results.measurements),
         claims_plots(results.records, report.claims),
         measurement_plots(results.measurements),
     )

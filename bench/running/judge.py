@@ -195,7 +195,7 @@ class Judge:
             torch.where(counts, answer.rejected, clean.rejected),
             torch.where(counts, answer.scores, clean.scores),
         )
-        judged = Judgement(
+        judgement = Judgement(
             labels=answer.labels,
             rejected=answer.rejected,
             scores=answer.scores,
@@ -205,5 +205,5 @@ class Judge:
             valid=valid,
             success=valid & succeeded(answer, y, aims),
         )
-        check_certificate(self.defense, inputs, judged)
-        return judged
+        check_certificate(self.defense, inputs, judgement)
+        return judgement

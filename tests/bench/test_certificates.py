@@ -5,12 +5,16 @@ from __future__ import annotations
 import certifying
 import pytest
 import torch
+from handmade import cell, run
 from one_job import ran
 
 from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.target import Target
 from manifold_bench.bench.datasets.digits import Digits
-from manifold_bench.bench.measurements.certified import Certified
+from manifold_bench.bench.measurements.certified import Certified, certified_name
+from manifold_bench.bench.metrics.robustness import summary
+from manifold_bench.bench.records.schema import CLEAN
+from manifold_bench.bench.report.certified import certified_plots, certified_tables
 from manifold_bench.bench.running.judge import CertificateContradictedError, Inputs, Judge, Judgement, verdict
 from manifold_bench.defenses.base import DefenseSpec
 from manifold_bench.defenses.checks import ContractError, check_defense
@@ -106,3 +110,49 @@ def test_what_attacks_leave_is_never_less_than_what_is_certified(digits):
         sure = defense.certified(x, y, torch.full((len(x), 1), eps))[:, 0]
         found = PGD(steps=20, loss="margin").run(Target(defense, len(x)), x, y, eps, seed=0)
         assert (defense(found).argmax(1)[sure] == y[sure]).all()
+
+
+def measured(defense: str, norm: str, shares: dict[float, float], status: str = "ok") -> dict:
+    values = {certified_name(norm, eps): share for eps, share in shares.items()} | {"images": 20.0}
+    return {"dataset": "digits", "defense": defense, "measurement": f"certified-{norm}", "title": "T", "status": status,
+            "headline": "certified accuracy", "reason": "", "values": values if status == "ok" else {}}  # fmt: skip
+
+
+BEATEN = [0] * 6 + [1] * 4
+FIGURES = summary(
+    run(
+        cell(CLEAN, labels=[0] * 10, defense="a"),
+        cell("pgd", (0.1, 0.2), [0] * 10, adv=BEATEN, defense="a"),
+        cell("pgd", (0.5,), [0] * 10, adv=BEATEN, defense="a", norm="l2"),
+    )
+)
+STORED = [
+    measured("a", "linf", {0.05: 0.5, 0.1: 0.25}),
+    measured("b", "linf", {0.1: 0.75}),
+    measured("c", "linf", {}, status="failed"),
+]
+
+
+def test_a_table_has_certified_and_robust_accuracy_next_to_each_other():
+    (table,) = certified_tables(FIGURES, STORED)
+    assert table.name == ("digits", "linf", "certified")
+    assert table.header[1:] == ["certified, ε = 0.05", "robust, ε = 0.05", "certified, ε = 0.1", "robust, ε = 0.1"]
+    cells = {row[0]: row[1:] for row in table.rows}
+    assert set(cells) == {"a", "b"}
+    assert [cell.split()[0] for cell in cells["a"]] == ["50.0", "–", "25.0", "60.0"]
+    assert [cell.split()[0] for cell in cells["b"]] == ["–", "–", "75.0", "–"]
+
+
+def test_a_plot_has_a_curve_of_each_figure():
+    (plot,) = certified_plots(FIGURES, STORED)
+    (axes,) = plot.figure.axes
+    curves = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert curves == {
+        "a, certified": [[0.05, 50], [0.1, 25]],
+        "a, under attack": [[0, 100], [0.1, 60], [0.2, 60]],
+        "b, certified": [[0.1, 75]],
+    }
+
+
+def test_without_certificates_there_is_nothing_to_show():
+    assert certified_tables(FIGURES, []) == [] == list(certified_plots(FIGURES, STORED[2:]))

@@ -1,0 +1,85 @@
+"""Certified accuracy next to what attacks leave: together they bracket how robust a defense is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from manifold_bench.bench.measurements.certified import Certified
+from manifold_bench.bench.metrics.shares import percent_interval
+from manifold_bench.bench.report import style
+from manifold_bench.bench.report.table import Table
+from manifold_bench.bench.report.tables import Marks, Panel, keyed, panels
+from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text
+
+LEGEND = (
+    "Percent of inputs, with 95 % Wilson intervals. Certified: answered rightly, and a proof or a statistical "
+    "certificate says that no perturbation within ε changes the answer; robust: right, and no attack of this run beats "
+    "it, as in the table of robust accuracy. The truth lies between the two, except for chance where they are about "
+    f"different images. {NOT_RUN} not in this run."
+)
+
+Shares = dict[tuple[str, float], tuple[float, int]]
+"""Defense and ε → certified accuracy and its number of images."""
+
+
+def certified_shares(measured: list[dict[str, Any]], dataset: str, norm: str) -> Shares:
+    """What the stored measurements say of a data set and norm."""
+    found: Shares = {}
+    for result in measured:
+        if result["dataset"] != dataset or result["headline"] != Certified.headline:
+            continue
+        for name, value in result["values"].items():
+            if match := re.fullmatch(rf"certified (\S+), {re.escape(norm_text(norm))}", name):
+                found[result["defense"], float(match[1])] = value, int(result["values"]["images"])
+    return found
+
+
+def certified_tables(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> list[Table]:
+    """A table for each data set and norm that has certificates: rows are defenses, with both figures at each ε."""
+    made = []
+    for panel, shares in _with_certificates(summary, measured):
+        ladder, marks = sorted({eps for _, eps in shares}), Marks(panel.attacked, {})
+        worst, rows = keyed(panel.worst, "defense", "eps"), []
+        for defense in sorted({defense for defense, _ in shares}):
+            cells = []
+            for eps in ladder:
+                share = shares.get((defense, eps))
+                cells.append(percent_interval(*share) if share else NOT_RUN)
+                cells.append(marks.cell(worst.get((defense, eps)), "robust_accuracy"))
+            rows.append([defense, *cells])
+        header = ["defense", *(f"{kind}, ε = {eps_text(eps)}" for eps in ladder for kind in ("certified", "robust"))]
+        title = f"{panel.title}: certified accuracy, and robust accuracy under the worst case over attacks"
+        made.append(Table((panel.dataset, panel.norm, "certified"), title, header, rows, marks.notes, LEGEND))
+    return made
+
+
+def certified_plots(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> Iterator[style.Plot]:
+    """For each data set and norm that has certificates both figures over ε, a colour per defense."""
+    for panel, shares in _with_certificates(summary, measured):
+        figure, axes = style.new_figure(6.4, 4.0)
+        clean = keyed(panel.clean, "defense")
+        for i, defense in enumerate(sorted({defense for defense, _ in shares})):
+            line = style.line_style(i) | {"clip_on": False}
+            certified = sorted((eps, 100 * share) for (one, eps), (share, _) in shares.items() if one == defense)
+            axes.plot(*zip(*certified, strict=True), label=f"{defense}, certified", **line | {"ls": "--"})
+            worst = panel.worst[panel.worst["defense"] == defense]
+            left = sorted(zip(worst["eps"], 100 * worst["robust_accuracy"], strict=True))
+            start = [(0.0, 100 * clean[defense]["robust_accuracy"])] if defense in clean else []
+            if left:
+                axes.plot(*zip(*start, *left, strict=True), label=f"{defense}, under attack", **line | {"ls": "-"})
+        axes.set(xlabel=f"ε ({norm_text(panel.norm)}; pixels span 0 to 1)", ylabel="% of inputs", ylim=(0, 100))
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.25)
+        axes.set_title(f"{panel.title}: certified, and left by all attacks", loc="left")
+        style.legend_beside(axes)
+        yield style.Plot((panel.dataset, panel.norm, "certified"), figure, "curves")
+
+
+def _with_certificates(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> Iterator[tuple[Panel, Shares]]:
+    for panel in panels(summary):
+        if shares := certified_shares(measured, panel.dataset, panel.norm):
+            yield panel, shares
