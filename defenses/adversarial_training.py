@@ -18,8 +18,9 @@ from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 class AdversarialTrainingSpec(UndefendedSpec):
     """norm, eps: the threat model that is trained for.
 
-    warm_up: share of the training over which the radius grows from 0 to eps (without it the network collapses to a
-    constant at L∞ 0.3). mixed_precision: see `Training`. Other fields as for `undefended`.
+    warm_up: share of the training over which the radius grows from 0 to eps; without it the network collapses to a
+    constant at L∞ 0.3. mixed_precision: whether the training computes in 16 bits where that is safe, see `Training`.
+    Other fields as for `undefended`.
     """
 
     norm: Literal["linf", "l2"] = "linf"

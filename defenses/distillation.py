@@ -20,9 +20,10 @@ from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationSpec(UndefendedSpec):
-    """temperature: T of both trainings (paper: 100 on MNIST). epochs: of each of the two.
+    """temperature: temperature T of both trainings (paper: 100 on MNIST). epochs: number of epochs of each of the two.
 
-    mixed_precision: see `Training`. Other fields as for `undefended`.
+    mixed_precision: whether trainings compute in 16 bits where that is safe, see `Training`. Other fields as for
+    `undefended`.
     """
 
     temperature: Annotated[float, Gt(0)] = 100.0

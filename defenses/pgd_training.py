@@ -19,7 +19,8 @@ from manifold_bench.defenses.adversarial_training import AdversarialTraining, Ad
 
 @dataclass(frozen=True, kw_only=True)
 class PGDTrainingSpec(AdversarialTrainingSpec):
-    """steps, step_size: the inner PGD from a random start (paper: 40 of .01). Other fields as for its base.
+    """steps, step_size: number and length of the inner PGD's steps, from a random start (paper: 40 of 0.01). Other
+    fields as for its base.
 
     In L2 it starts with noise a tenth of the radius long (Ilyas et al. 2017: ε 1.5 and 40 steps of ε / 20).
     """

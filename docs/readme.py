@@ -11,29 +11,26 @@ from manifold_bench.bench.text import norm_text
 from manifold_bench.defenses.identity import Kind
 
 README = Path(__file__).parent.parent / "README.md"
-GROUPS: dict[Kind, str] = {"attacks": "knowledge", "defenses": "kind"}
+KINDS: tuple[Kind, ...] = ("attacks", "defenses")
 
 
 def updated(page: str) -> str:
     """The page with the lists as the registry has them now."""
-    for kind in GROUPS:
-        inner = f"<!-- {kind}: made by docs/readme.py -->\n{listed(kind)}<!-- end of {kind} -->"
-        page = re.sub(rf"<!-- {kind}: .*?<!-- end of {kind} -->", lambda _: inner, page, flags=re.S)  # noqa: B023
-    return page
+    rows = [f"| {group} | {', '.join(names)} |" for kind in KINDS for group, names in sorted(groups(kind).items())]
+    table = "\n".join(["| | names |", "|---|---|", *rows])
+    return re.sub(r"(<!-- systems: .*? -->\n).*?(?=\n<!-- end)", lambda found: found[1] + table, page, flags=re.S)
 
 
-def listed(kind: Kind) -> str:
-    """A table with a row for each kind of knowledge or of defense, and the names of all that are of it."""
-    groups: dict[str, list[str]] = {}
+def groups(kind: Kind) -> dict[str, list[str]]:
+    """The names of all systems by what they have to know or what they do, with norms that are unusual and papers."""
+    found: dict[str, list[str]] = {}
     for one in descriptions(kind):
         group = knowledge(one) if kind == "attacks" else str(one.values.get("family", "other"))
         norms = one.values.get("norms", ())
-        other = [] if kind != "attacks" or norms in (..., ("linf", "l2")) else map(norm_text, norms)
-        about = ", ".join(filter(None, [*other, one.cited]))
-        cited = f" ({about})" if about else ""
-        groups.setdefault(group, []).append(f"`{named(kind, one)}`{cited}")
-    rows = [f"| {group} | {', '.join(names)} |" for group, names in sorted(groups.items())]
-    return "\n".join([f"| {GROUPS[kind]} | {kind} |", "|---|---|", *rows, ""])
+        unusual = [] if kind != "attacks" or norms in (..., ("linf", "l2")) else map(norm_text, norms)
+        about = ", ".join(filter(None, [*unusual, one.cited]))
+        found.setdefault(f"{kind}: {group}", []).append(f"`{named(kind, one)}`" + (f" ({about})" if about else ""))
+    return found
 
 
 if __name__ == "__main__":
