@@ -121,7 +121,7 @@ def looking(view: View, climbed: Loss, y: Tensor, aims: Tensor | None) -> Look:
 
 
 def averaged(looks: Sequence[Look]) -> Look:
-    """The mean of several looks: expectation over a defense's own randomness (Athalye et al. 2018)."""
+    """Return a look that averages several: expectation over the defense's randomness (EOT, Athalye et al. 2018)."""
 
     def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
         seen = [one(point, rows, last) for one in looks]

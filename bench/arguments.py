@@ -55,7 +55,7 @@ UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 def duration(text: str) -> str:
-    """A duration such as 90s, 30min or 2h, as it is; raises ArgumentTypeError for what is none."""
+    """Return a duration such as 90s, 30min or 2h unchanged; raises ArgumentTypeError for any other text."""
     if not (found := DURATION.fullmatch(text.strip())) or not float(found[1]):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed; give a time > 0 as 90s, 30min or 2h")
     return text.strip()

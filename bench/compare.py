@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(path: Path, option: str, text: str) -> None:
-    """Writes a file that was asked for, its folder too; raises InputError where that can't be."""
+    """Write a text to a file, and make its folder where there is none; raises InputError where that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -71,7 +71,7 @@ def knowledge(one: Description) -> str:
 
 
 def purpose(matrix: Path) -> str:
-    """The first sentence of the comment that a matrix file begins with."""
+    """Return what a matrix file is for: the first sentence of the comment that it begins with."""
     lines = re.match(r"(#.*\n)*", matrix.read_text(encoding="utf-8"))
     text = " ".join(line.strip("# ") for line in lines[0].splitlines()) if lines else ""
     return re.split(r"(?<=\.) (?=[A-Z`])", text)[0]

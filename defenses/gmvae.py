@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def deployment(default: T) -> T:
-    """A field that changes how the trained defense answers, not its training."""
+    """Return a dataclass field for a parameter that changes how the trained defense answers, but not its training."""
     return field(default=default, metadata={"deployment": True})
 
 
@@ -267,7 +267,7 @@ class GaussianMixtureVAE(Defense):
             return self.decoder(z)
 
     def sample(self, n: int, seed: int) -> Tensor:
-        """n images [n,C,H,W] of z ~ Σ_c N(μ_c, Σ)/K, the classes in turn."""
+        """Return n generated images [n,C,H,W], decoded from z ~ N(μ_c, Σ) of the classes c in turn."""
         means = self.classifier.means.cpu()[torch.arange(n) % self.num_classes]
         noise = torch.randn(means.shape, generator=torch.Generator().manual_seed(seed))
         z = (means + noise * self.spec.sigma2**0.5).to(self.tau_enc.device)

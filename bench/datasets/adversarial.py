@@ -109,10 +109,10 @@ def _checked(path: Path, images: np.ndarray) -> np.ndarray:
     if images.dtype == np.uint8:
         return (images / np.float32(LEVELS)).astype(np.float32)
     if not np.issubdtype(images.dtype, np.floating):
-        raise InputError(f"{path}: images of type {images.dtype}; expected floats from 0 to 1, or uint8")
+        raise InputError(f"{path}: images of type {images.dtype}; give floats from 0 to 1, or uint8")
     largest = float(np.abs(images[np.isfinite(images)]).max(initial=0))
     if largest > 2:
-        raise InputError(f"{path}: pixels reach {largest:g}; expected 0 to 1")
+        raise InputError(f"{path}: pixels reach {largest:g}; give floats from 0 to 1, or uint8")
     return images.astype(np.float32)
 
 

@@ -36,7 +36,10 @@ class IdxFiles(PublishedSplit):
         return self.read(images), self.read(labels)
 
     def read(self, name: str) -> np.ndarray:
-        """One of the four files as an array of uint8, from `name` or `name`.gz; InputError where it is another one."""
+        """Return the content of an IDX file as an array of uint8, from `name` or `name`.gz.
+
+        Raises InputError where its checksum is not that of the published file.
+        """
         return array_of(checked_bytes(self.folders, self.name, name, f"sha256:{self.checksums[name]}"))
 
 

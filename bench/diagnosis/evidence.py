@@ -48,16 +48,18 @@ class NotRun(Exception):
     """A check could not run, for the reason that is the message."""
 
 
-NOT_PROBED = "no probes in this run (--diagnose)"
+NOT_PROBED = "this run has no probes; run it again with --diagnose"
 
 
 @dataclass(frozen=True)
 class Evidence:
     """All that is known of one defense on one data set.
 
-    records: its rows, probes included, each with its cell's `role` (one of the above, or "") and `ladder`.
-    undefended: rows of the transfer probe on the model that it was made on, None where that is not in the run or is
-    this defense. inspections: stored results by name. num_classes: of the data set.
+    records: the rows of the defense, those of probes included. Two columns are added: `role`, what the attack is to the
+    checks (ITERATIVE, SINGLE_STEP, …, or ""), and `ladder`, whether it attacked only what smaller ε left.
+    undefended: what the attacks of the transfer probe did to the model on which they were made; None where that is not
+    in the run, or is this defense.
+    inspections: stored results of inspections by name. num_classes: number of classes of the data set.
     """
 
     records: pd.DataFrame

@@ -43,7 +43,10 @@ class Measurement(ABC):
 
     @abstractmethod
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
-        """Values by name, the headline's among them; others: by label. All modules are frozen and in eval mode."""
+        """Return the measured values by name, the headline's among them.
+
+        others: the further defenses by label. All modules are frozen and in eval mode.
+        """
 
     def pictures(self, defense: Defense, data: Dataset, seed: int) -> Tensor | None:
         """What there is to look at: images [rows, columns, C, H, W] in [0,1] with C = 1 or 3, or None."""

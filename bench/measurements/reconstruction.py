@@ -76,7 +76,10 @@ class Reconstruction(Measurement):
 
 
 def seen_by(defense: Defense, images: Tensor, seed: int) -> Tensor:
-    """What it sees in place of images [N,C,H,W], on the CPU; a randomized one draws from that seed."""
+    """Return what the defense sees in place of images (`Defense.perceived`), [N,C,H,W] on the CPU.
+
+    seed: seed of the draws of a randomized defense.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return blockwise(lambda x: perceived(defense, x), images.to(device_of(defense))).cpu()

@@ -111,7 +111,7 @@ class Job(PlannedJob):
 
     @property
     def facts(self) -> JsonObject:
-        """What the records' index says of it (`records.store.Entry`)."""
+        """Return what the index of the records stores of this job (`records.store.Entry`)."""
         attack = self.attack
         known = {"knowledge": attack.knowledge, "minimal": attack.minimal} if attack else {}
         return {"family": self.defense.cls.family, **known}

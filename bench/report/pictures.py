@@ -45,9 +45,10 @@ def levels(image: np.ndarray) -> np.ndarray:
 
 
 def difference(original: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray, float]:
-    """What an attack added to an image, to be shown, and its largest size; pixels span 0 to 1.
+    """Return a picture of what an attack changed in an image (uint8), and the largest change of a pixel.
 
-    Middle grey is no change; the largest change is stretched to black or white.
+    Pixels of both images span 0 to 1. In the picture middle grey is no change, and the largest change is black or
+    white.
     """
     change = adversarial - original
     largest = float(np.abs(change).max(initial=0))

@@ -130,7 +130,8 @@ class Attacking:
             if not isinstance(found, Tensor):
                 raise TypeError(f"the attack returned {type(found).__name__}, not a tensor of images")
             if found.shape != batch.x.shape:
-                raise ValueError(f"the attack returned shape {tuple(found.shape)} for inputs {tuple(batch.x.shape)}")
+                expected = tuple(batch.x.shape)
+                raise ValueError(f"the attack returned shape {tuple(found.shape)}; expected {expected}, as its inputs")
             outputs = found.detach().to(batch.x)
             parts.append(
                 Found(

@@ -118,7 +118,7 @@ class Judgement:
         return {"linf": self.linf, "l0": self.l0}.get(norm, self.l2)
 
     def of(self, rows: Tensor) -> Judgement:
-        """The judgement of those inputs alone."""
+        """Return the part of this judgement that is about the inputs in these rows."""
         return Judgement(*(values[rows] for values in vars(self).values()))
 
     def replaced(self, rows: Tensor, new: Judgement) -> Judgement:

@@ -15,10 +15,10 @@ OUT = "results/again"
 
 
 def command(run: JsonObject, dataset: str, defense: str, attacks: Iterable[str], norm: str) -> str | None:
-    """A line for a POSIX shell that plans the cells of these attacks, by their labels, and nothing else of the matrix.
+    """Return the shell command that runs the cells of these attacks again, and nothing else of the matrix.
 
-    run: run.json; None where it says nothing of its matrix. For the clean pass the attack is "clean". Images that were
-    made elsewhere are judged again by the command that judged them.
+    run: content of run.json. attacks: labels of attacks; "clean" is the clean pass. Images that were made elsewhere are
+    judged again by the command that judged them. Returns None where run.json does not say which matrix was run.
     """
     matrix = run.get("matrix", {})
     if "source" not in matrix:
