@@ -188,6 +188,11 @@ def test_the_page_on_matrix_files_names_every_key():
     assert not [key for key in keys if f"`{key}`" not in page]
 
 
+def test_every_page_is_in_the_navigation_of_the_site():
+    listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    assert {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} <= set(listed)
+
+
 def test_the_lists_of_the_readme_are_those_of_the_registry(monkeypatch):
     monkeypatch.syspath_prepend(DOCS)
     page = (ROOT / "README.md").read_text(encoding="utf-8")
