@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 from typing import NoReturn
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.text import printable
+from manifold_bench.bench.text import eps_of, printable
 from manifold_bench.defenses.errors import one_line
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h)")
@@ -66,6 +67,17 @@ def seconds_of(text: str) -> float:
     found = DURATION.fullmatch(text)
     assert found is not None
     return float(found[1]) * UNITS[found[2]]
+
+
+def size(text: str) -> float:
+    """A perturbation size > 0, as a number or a fraction."""
+    try:
+        value = eps_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed; give a size > 0 as 0.1 or 8/255") from error
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed; give a size > 0 as 0.1 or 8/255")
+    return value
 
 
 def named_device(name: str) -> str:

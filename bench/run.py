@@ -20,6 +20,7 @@ from manifold_bench.bench.arguments import (
     natural,
     positive,
     seconds_of,
+    size,
 )
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.folders import DATA_VARIABLE, data_folder
@@ -72,6 +73,10 @@ def parser() -> Parser:
     p.add_argument(
         "--norm", action="append", default=[], metavar="NORM", help="run only attacks in this norm (repeatable)"
     )
+    p.add_argument(
+        "--eps", action="append", type=size, default=[], metavar="SIZE",
+        help="perturbation size, as 0.1 or 8/255, in place of the matrix' sizes of one norm (repeatable)",
+    )  # fmt: skip
     p.add_argument("--quiet", action="store_true", help="show only failures and the last line; log.jsonl has the rest")
     probes = "run the probes of the masking diagnosis too (docs/diagnosis.md), whatever the matrix says"
     p.add_argument("--diagnose", action=argparse.BooleanOptionalAction, help=probes)
@@ -173,7 +178,7 @@ def matrices(given: argparse.Namespace) -> tuple[Matrix, Matrix]:
         matrix = dataclasses.replace(matrix, seeds=(given.seed,))
     if given.diagnose is not None:
         matrix = dataclasses.replace(matrix, diagnose=given.diagnose)
-    return narrowed(matrix, given.dataset, given.defense, given.attack, given.norm), matrix
+    return narrowed(matrix, given.dataset, given.defense, given.attack, given.norm, given.eps), matrix
 
 
 def planned_within(plan: Plan, folder: Path, given: argparse.Namespace, forecaster: Forecaster) -> Plan:

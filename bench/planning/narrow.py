@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from manifold_bench.attacks.threat import UNBOUNDED
+from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix
-from manifold_bench.bench.planning.reading import attack_by_name, defense_by_name
+from manifold_bench.bench.planning.reading import attack_by_name, check_size, defense_by_name
 from manifold_bench.bench.planning.registry import find, one_of
 from manifold_bench.bench.records.schema import CLEAN
 
@@ -20,14 +22,15 @@ def narrowed(
     defenses: Sequence[str] = (),
     attacks: Sequence[str] = (),
     norms: Sequence[str] = (),
+    eps: Sequence[float] = (),
 ) -> Matrix:
     """Return the matrix with the named systems alone; where none of a kind are named, all of that kind stay.
 
     A name matches all entries with that name unless it is a label, which matches its own entry. What is not in the
     matrix is added from the registry: a data set with as many images as the first one, an attack in the first norm of
     the matrix that it works in, with the ε there. A defense that is added meets the attacks that are confined to some
-    of the matrix' defenses too. "clean" as the only attack means the clean passes alone. Raises InputError for what is
-    not known.
+    of the matrix' defenses too. "clean" as the only attack means the clean passes alone. eps: sizes of perturbations, in
+    place of the matrix'. Raises InputError for what is not known, and for sizes of attacks in several norms.
     """
     for name in datasets:
         find("datasets", name)
@@ -44,7 +47,20 @@ def narrowed(
         one_of("--norm", norm, present)
     if norms:
         attacking = tuple(choice for choice in attacking if choice.attack.norm in norms)
+    if eps:
+        attacking = _with_sizes(tuple(sorted(set(eps))), attacking)
     return dataclasses.replace(matrix, datasets=tuple(entries) or matrix.datasets, defenses=defended, attacks=attacking)
+
+
+def _with_sizes(eps: tuple[float, ...], attacks: tuple[AttackChoice, ...]) -> tuple[AttackChoice, ...]:
+    """The attacks at these sizes; those of norms without a size stay as they are. Raises InputError."""
+    norms = list(dict.fromkeys(str(one.attack.norm) for one in attacks if one.attack.norm not in UNBOUNDED))
+    if len(norms) > 1:
+        raise InputError(f"--eps: the attacks have several norms ({', '.join(norms)}); choose one of them with --norm")
+    for norm in norms:
+        for size in eps:
+            check_size("--eps", norm, size)
+    return tuple(one if one.attack.norm in UNBOUNDED else dataclasses.replace(one, eps=eps) for one in attacks)
 
 
 def _also_against(labels: tuple[str, ...], choice: AttackChoice) -> AttackChoice:

@@ -165,7 +165,8 @@ def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options) -> PlannedDat
         check_dataset(data, "test", *(() if data.test_only else ("validation",)))
         n, held_out = options.n or entry.n, matrix.calibration or 0
         if n is not None and n > len(data.test):
-            raise InputError(f"n = {n}: data set {ref.name!r} has {len(data.test)} test images")
+            there = len(data.test)
+            raise InputError(f"n = {n}: data set {ref.name!r} has {there} test images; give --n {there} or less")
         if held_out > len(data.validation):
             raise InputError(
                 f"calibration = {held_out}: data set {ref.name!r} has {len(data.validation)} validation images"

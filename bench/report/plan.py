@@ -34,7 +34,10 @@ def print_plan(plan: Plan, folder: Path, console: Console, forecast: Forecast) -
         print_grid(console, data.dataset.name, HEADER, lines)
     runnable = [job for job in plan.jobs if not job.skip]
     skipped, passes = len(plan.jobs) - len(runnable), sum(job.passes for job in runnable)
-    print_text(console, f"{len(runnable)} jobs, {skipped} skipped, at most {passes:,.0f} passes through a defense")
+    left = f", {len(forecast.jobs)} to run" if forecast.jobs else ""
+    print_text(
+        console, f"{len(runnable)} jobs, {skipped} skipped{left}, at most {passes:,.0f} passes through a defense"
+    )
     print_text(console, time_line(plan, forecast))
     if plan.matrix.budget:
         print_text(console, plan.matrix.budget)
@@ -55,7 +58,7 @@ def time_line(plan: Plan, forecast: Forecast) -> str:
     left_out += ["measurements"] if plan.measurements else []
     without = f", not counting {' and '.join(left_out)}" if left_out else ""
     if not forecast.jobs:
-        return "nothing is left to run"
+        return "nothing is left"
     return f"about {duration(forecast.total)} on this machine ({source}){without}"
 
 

@@ -74,7 +74,9 @@ def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, impl
         worst = [row for panel in attacked for row in panel.worst.to_dict("records")]
         finding = checked.get((name, label), {"result": "not run", "checks": []})
         marks = _marks(worst, implausible)
-        advice, command = _next(results, name, label, finding["result"])
+        sizes = next(((panel.norm, sorted(panel.worst["eps"].unique())) for panel in attacked), None)
+        again = _command(results.run, name, label, sizes)
+        advice, command = _next(results, name, label, finding["result"], again)
         made.append(
             Verdict(
                 dataset=name,
@@ -155,23 +157,23 @@ def _marks(worst: Sequence[Row], implausible: Implausible) -> list[str]:
     return list(said)
 
 
-def _next(results: Results, dataset: str, defense: str, diagnosed: str) -> tuple[str, str]:
-    """What would tell more than this run did, and the command for it."""
-    run, matrix = results.run, matrix_name(str(results.run.get("matrix", {}).get("source", "")))
+def _next(results: Results, dataset: str, defense: str, diagnosed: str, strong: str) -> tuple[str, str]:
+    """What would tell more than this run did, and the command for it. strong: that of the matrix `strong`."""
+    matrix = matrix_name(str(results.run.get("matrix", {}).get("source", "")))
     shell = _is_named_in_shells("defenses", defense) and _is_named_in_shells("datasets", dataset)
     if matrix != STRONG:
         advice = f"{FIRST_LOOKS.get(matrix, '')} The matrix `{STRONG}` attacks harder and diagnoses itself:".strip()
         if shell:
-            return advice, _command(run, dataset, defense)
+            return advice, strong
         if _is_named_in_shells("datasets", dataset):
             return advice, f'mb.run("{STRONG}", defenses={{"{defense}": model}}, dataset=["{dataset}"])'
         if diagnosed == "not run":
             return "A diagnosis would say whether the attacks worked:", "mb.evaluate(model, data, …, diagnose=True)"
     elif diagnosed == "not run":
-        return "A diagnosis would say whether the attacks worked:", _command(run, dataset, defense) + " --diagnose"
+        return "A diagnosis would say whether the attacks worked:", f"{strong} --diagnose"
     advice = "Only an attack made for this defense would tell more (docs/new_attack.md):"
     if shell:
-        return advice, _command(run, dataset, defense) + " --attack my_attack.py:MyAttack"
+        return advice, f"{strong} --attack my_attack.py:MyAttack"
     return advice, 'mb.evaluate(model, data, …, attacks=["my_attack.py:MyAttack"])'
 
 
@@ -180,10 +182,16 @@ def _is_named_in_shells(kind: Kind, name: str) -> bool:
     return name in registered(kind) or ":" in name or name.endswith((".pt", ".pth", ".ts"))
 
 
-def _command(run: JsonObject, dataset: str, defense: str) -> str:
-    """The command that runs the matrix `strong` on one defense."""
+def _command(run: JsonObject, dataset: str, defense: str, sizes: tuple[str, list[float]] | None) -> str:
+    """The command that runs the matrix `strong` on one defense.
+
+    sizes: a norm of the run and its ε, which are named where the images are not those that the matrix is made for.
+    """
     parts = ["manifold-bench", "run", "--matrix", STRONG, "--defense", defense]
     parts += [] if dataset == "mnist5k" else ["--dataset", dataset]
+    if sizes and not dataset.startswith("mnist"):
+        norm, ladder = sizes
+        parts += ["--norm", norm, *(word for eps in ladder for word in ("--eps", eps_text(eps)))]
     parts += ["--device", run["device"]] if run.get("device", "cpu") != "cpu" else []
     words = list(run.get("command", []))
     parts += ["--data", words[words.index("--data") + 1]] if "--data" in words[:-1] else []

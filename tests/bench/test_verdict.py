@@ -61,6 +61,7 @@ def test_the_command_that_tells_more_can_be_run_and_attacks_the_same_defense(mat
     words = shlex.split(verdict.command)
     assert words[:2] == ["manifold-bench", "run"]
     given = parser().parse_args(words[2:])
+    assert given.norm == ["l2"] and given.eps == [0.5]
     assert given.matrix == "strong" and given.defense == ["pgd-training"] and given.dataset == ["digits"]
     assert (given.diagnose is True) == (matrix == "strong")  # without a diagnosis, that comes next
 
