@@ -61,7 +61,7 @@ def test_all_of_it_is_written(folder):
         "tables/digits--fooling--accepted.md",
         "tables/digits--fooling--accepted.tex",
         *(
-            f"plots/digits--{name}.{ending}"
+            f"plots/digits--{name}.svg"
             for name in (
                 *(f"{norm}--{kind}" for norm in ("linf", "l2") for kind in ("curves", "heatmap", "risk-coverage")),
                 "images--1",
