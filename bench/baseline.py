@@ -25,9 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # late: --help waits for none of it
     from manifold_bench.bench.gate.promotion import promote
     from manifold_bench.bench.records.results import Results
+    from manifold_bench.bench.terminal import print_text, terminal
 
+    console = terminal()
     for line in promote(Results.load(given.run), BASELINES / name, given.force):
-        print(line)
+        print_text(console, line)
     return 0
 
 

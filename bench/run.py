@@ -159,7 +159,7 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
         if uneven := uneven_text(ended.results.distinct_kernels):
             console.print(uneven, highlight=False, markup=False, soft_wrap=True)
         ending = f"{counts}, {clock(time.time() - begun)} min; open {report_page(given)}"
-        console.print(ending, highlight=False, markup=False, soft_wrap=True)
+        print_ending(ending, console)
         if ended.failed or ended.unmeasured:
             return 1
         if code is not None and not plan.is_cut:
@@ -257,6 +257,16 @@ def shown_report(report: Report, console: Console, quiet: bool) -> str:
     return screen.get()
 
 
+def print_ending(text: str, console: Console) -> None:
+    """The last line of a run: within the width of a terminal, and one line of a log."""
+    from manifold_bench.bench.terminal import print_text
+
+    if console.is_terminal:
+        print_text(console, text)
+    else:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def report_page(given: argparse.Namespace) -> str:
     """Where the page of the report is."""
     return f"{given.out.rstrip('/')}/report.html"
@@ -270,7 +280,7 @@ def show_finished(shown: dict[str, str], folder: Path, given: argparse.Namespace
     if not given.quiet:
         console.print(Text.from_ansi(shown["screen"].rstrip()), soft_wrap=True)
     ending = f"{shown['counts']}, finished before; open {report_page(given)}"
-    console.print(ending, highlight=False, markup=False, soft_wrap=True)
+    print_ending(ending, console)
     return 0
 
 

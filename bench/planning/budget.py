@@ -49,6 +49,8 @@ def cut_matrix(matrix: Matrix, cut: Cut, sizes: dict[str, int], budget: str) -> 
     attacks = tuple(_shortened(choice, cut) for choice in matrix.attacks)
     images = [f"n = {entry.n} of {sizes[entry.name]} ({entry.name})" for entry in datasets if entry.name in sizes]
     shorter = [new.label for old, new in zip(matrix.attacks, attacks, strict=True) if new.label != old.label]
+    if cut.share == 1 and all(sizes.get(entry.name, 0) == entry.n for entry in datasets):
+        return dataclasses.replace(matrix, budget=f"Nothing had to be cut for a budget of {budget}.")
     said = f"Within a budget of {budget}: {', '.join(images)}; "
     said += f"fewer iterations: {', '.join(dict.fromkeys(shorter))}." if shorter else "all iterations."
     return dataclasses.replace(matrix, datasets=datasets, attacks=attacks, budget=said)

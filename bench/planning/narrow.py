@@ -29,8 +29,8 @@ def narrowed(
     A name matches all entries with that name unless it is a label, which matches its own entry. What is not in the
     matrix is added from the registry: a data set with as many images as the first one, an attack in the first norm of
     the matrix that it works in, with the ε there. A defense that is added meets the attacks that are confined to some
-    of the matrix' defenses too. "clean" as the only attack means the clean passes alone. eps: sizes of perturbations, in
-    place of the matrix'. Raises InputError for what is not known, and for sizes of attacks in several norms.
+    of the matrix' defenses too. "clean" as the only attack means the clean passes alone. eps: sizes of perturbations,
+    in place of the matrix'. Raises InputError for what is not known, and for sizes of attacks in several norms.
     """
     for name in datasets:
         find("datasets", name)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis
 from manifold_bench.bench.metrics.effort import effort_note
+from manifold_bench.bench.metrics.robustness import strongest
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import Row
 from manifold_bench.bench.report.html.reproduce import matrix_name
@@ -121,12 +122,13 @@ def _left(panel: Panel) -> list[str]:
 
 
 def _strongest(panel: Panel, worst: Row) -> str:
-    """Which attack alone leaves the least within the ε of a worst case."""
-    single = panel.single
-    within = single[single["eps"] <= worst["eps"]].sort_values("robust_accuracy", kind="stable")
-    name, share = within[["attack", "robust_accuracy"]].iloc[0]
-    together = share > worst["robust_accuracy"]
-    return f"strongest attack: {name}" + (f", which alone leaves {percent(share)} %" if together else "")
+    """Which attacks alone leave the least within the ε of a worst case."""
+    found = strongest(pd.concat([panel.clean, panel.attacked]), worst["eps"])
+    if not found.attacks:
+        return "no attack succeeded"
+    together = found.share > worst["robust_accuracy"]
+    names = "strongest attack" + "s" * (len(found.attacks) > 1) + f": {found.names}"
+    return names + (f", which alone leaves {percent(found.share)} %" if together else "")
 
 
 def _diagnosed(finding: JsonObject) -> str:
