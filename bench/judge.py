@@ -12,11 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manifold_bench.bench.arguments import Parser, checked_device, natural, positive
+from manifold_bench.bench.arguments import Parser, checked_device, natural, positive, size
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.folders import data_folder
 from manifold_bench.bench.running.environment import ensure_home
-from manifold_bench.bench.text import eps_of
 
 if TYPE_CHECKING:
     from manifold_bench.bench.datasets.adversarial import Found
@@ -24,14 +23,6 @@ if TYPE_CHECKING:
     from manifold_bench.bench.planning.matrix import AttackChoice
     from manifold_bench.bench.planning.plan import Plan
     from manifold_bench.bench.records.results import Results
-
-
-def size(text: str) -> float:
-    """A perturbation size as a number or a fraction."""
-    try:
-        return eps_of(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def parser() -> Parser:

@@ -249,14 +249,14 @@ def locate(module: str) -> tuple[Path | None, Sequence[str] | None]:
     loaded = sys.modules.get(module)
     if loaded is not None:
         file = getattr(loaded, "__file__", None)
-        there = file is not None and Path(file).is_file()  # a program on standard input is called <stdin>
-        return Path(file).resolve() if there else None, getattr(loaded, "__path__", None)
+        path = Path(file).resolve() if file and Path(file).is_file() else None  # a program on standard input is <stdin>
+        return path, getattr(loaded, "__path__", None)
     package = module.rpartition(".")[0]
-    path = locate(package)[1] if package else None
-    if package and path is None:
+    places = locate(package)[1] if package else None
+    if package and places is None:
         return None, None
     for finder in sys.meta_path:
-        spec = finder.find_spec(module, path)
+        spec = finder.find_spec(module, places)
         if spec is not None:
             file = spec.origin if spec.has_location else None
             return Path(file).resolve() if file else None, spec.submodule_search_locations

@@ -10,7 +10,7 @@ import pandas as pd
 
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis
 from manifold_bench.bench.metrics.effort import effort_note
-from manifold_bench.bench.metrics.robustness import strongest
+from manifold_bench.bench.metrics.summary import strongest
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import Row
 from manifold_bench.bench.report.html.reproduce import matrix_name
