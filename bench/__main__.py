@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -40,16 +41,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def end_with(command: Callable[[], int]) -> NoReturn:
     """Run a command, and end this process with its exit code.
 
-    At once: threads and exit handlers that a user's module left here may never end, or change the code.
+    At once: threads and exit handlers that a user's module left here may never end, or change the code. Characters that
+    a terminal or file cannot take are written as escapes.
     """
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper)]  # None if closed
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
     try:
         code = command()
     except Exception:
         sys.excepthook(*sys.exc_info())
         code = 1
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # whoever reads it may be gone
+    for stream in streams:
+        try:
             stream.flush()
+        except OSError as error:  # a full disk, or a reader that is gone
+            code = code or 1
+            with suppress(OSError):
+                print(f"error: {stream.name}: {error.strerror}", file=sys.stderr, flush=True)
     os._exit(code)
 
 

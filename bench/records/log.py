@@ -67,7 +67,7 @@ class Log:
         for line in whole.splitlines():
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(event, dict) and "time" in event and "event" in event:
                 events.append(event)

@@ -11,7 +11,7 @@ from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome,
 from manifold_bench.bench.running.engines.channel import Channel
 from manifold_bench.defenses.errors import one_line
 
-END_SECONDS = 10.0
+END_SECONDS = 2.0
 """How long a partner is waited for once its call is over: where that was interrupted, it may still be at work."""
 
 
