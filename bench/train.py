@@ -80,7 +80,7 @@ def parameters(given: Sequence[str]) -> JsonObject:
             raise InputError(f"--set: {key!r} is set twice")
         try:
             found[key] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             found[key] = text
     return found
 

@@ -143,5 +143,5 @@ def _known(path: Path) -> dict[str, list[int]]:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): [int(size) for size in sizes] for name, sizes in known.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError, OverflowError):
         return {}

@@ -54,8 +54,9 @@ def finished(folder: Path, request: JsonObject) -> dict[str, str] | None:
             and stamp["read"] == {path: hash_of(Path(path)) for path in stamp["read"]}
             and stamp["left"] == _left(folder)
         )
-        return stamp["shown"] if unchanged else None
-    except (OSError, ValueError, KeyError, TypeError):
+        shown = {name: stamp["shown"][name] for name in ("screen", "counts")}
+        return shown if unchanged and all(isinstance(text, str) for text in shown.values()) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
