@@ -53,7 +53,7 @@ def parser() -> Parser:
         description="Attack defenses and measure how robust they are. The same command again runs what is missing.",
         epilog="Exit codes: 0 done, 1 finished with failed jobs, 2 bad input.",
     )
-    p.add_argument("--matrix", metavar="NAME|FILE", help="what is crossed: smoke, quick, full, or a TOML file")
+    p.add_argument("--matrix", metavar="NAME|FILE", help="what is crossed: smoke, quick, strong, full, or a TOML file")
     p.add_argument("--out", metavar="DIR|URL", help="output folder, or s3://… (default: results/<matrix>)")
     p.add_argument("--data", type=Path, metavar="DIR", help=f"folder of data files (default: {DATA_VARIABLE})")
     p.add_argument("--n", type=positive, metavar="N", help="test images per data set, instead of the matrix' numbers")
@@ -98,7 +98,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     ensure_home()
     if not given.matrix:
         raise InputError(
-            "--matrix: missing; name a matrix (smoke, quick, full) or a TOML file; `manifold-bench list` names all"
+            "--matrix: missing; name a matrix (quick, strong, full) or a TOML file; `manifold-bench list` names all"
         )
     if given.address and given.engine != "ray":
         raise InputError("--address: only with --engine ray")
