@@ -33,8 +33,12 @@ from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.checks import perceived
 from manifold_bench.defenses.errors import one_line
 
-SHOWN = 8
-"""Inputs of each cell whose images are kept, for the image grid."""
+SHOWN = (3, 8)
+"""Number of inputs of each cell whose images are kept, for large and for small images (`SHOWN_BYTES`)."""
+
+
+SHOWN_BYTES = 2**20
+"""What the kept images of a cell may take, above the smaller number of them: 8 of 64×64 pixels, 3 of 224×224."""
 
 
 def run_job(job: Job, folder: Path, attacker: Channel | None = None) -> str:
@@ -274,7 +278,9 @@ def _pictures(job: Job, defense: Defense, x: Tensor, adversarial: Tensor) -> dic
 
     Of an input that is to be taken for several classes one row is shown, of the next input that with the next class.
     """
-    shown = [job.aims * number + number % job.aims for number in range(min(SHOWN, job.n))]
+    least, most = SHOWN
+    count = min(job.n, max(least, min(most, SHOWN_BYTES // x[0].nbytes)))
+    shown = [job.aims * number + number % job.aims for number in range(count)]
     attacked = adversarial[shown].nan_to_num(0.0).clamp(0, 1)
     images = {"image_original": x[shown], "image_adversarial": attacked, "image_seen": perceived(defense, attacked)}
     columns = {}

@@ -45,6 +45,13 @@ def test_a_difference_of_half_a_grey_level_is_shown_with_its_size(beaten):
     assert shown.min() == 0 and pictures.size_text(largest) == "± 0.5/255, × 255"
 
 
+def test_fewer_large_images_are_kept_than_small_ones():
+    images = torch.full((9, 3, 224, 224), 0.5)
+    result = mb.evaluate(Steep(), (images, torch.ones(9, dtype=torch.long)), attacks=["noise"], eps="1/255")
+    for _, rows in result.records.groupby("attack"):
+        assert rows["image_adversarial"].notna().tolist() == [True] * 3 + [False] * 6
+
+
 @pytest.mark.parametrize(
     ("largest", "text"),
     [
