@@ -133,7 +133,9 @@ def _choice(
     label = given.label or (" on ".join(made_on) if made_on else given.images.stem)
     label = f"{label}: {name}" if name else label
     norm = _known(given, images.meta, "norm")
-    eps = math.inf if norm == "unrestricted" else float(_known(given, images.meta, "eps"))
+    if norm not in StoredImages.norms:
+        raise InputError(f"--norm: {norm!r} is not allowed; give {', '.join(StoredImages.norms)}")
+    eps = math.inf if norm == "unrestricted" else _known(given, images.meta, "eps")
     if norm != "unrestricted":
         check_size("--eps", norm, eps)
     content = hashlib.sha256(images.images.tobytes() + images.inputs.tobytes()).hexdigest()
@@ -149,7 +151,10 @@ def _known(given: argparse.Namespace, meta: Mapping[str, Any], key: str) -> Any:
     value = getattr(given, key)  # keys are named as the arguments are
     if value is None and key not in meta:
         raise InputError(f"--{key}: missing; {given.images} doesn't say it")
-    return meta[key] if value is None else value
+    value = meta[key] if value is None else value
+    if key != "eps" and not isinstance(value, str):
+        raise InputError(f"--{key}: {value!r} in {given.images} is no name")
+    return value
 
 
 def validity(results: Results) -> list[str]:

@@ -29,8 +29,8 @@ def eps_of(text: str) -> float:
         above, below = map(Fraction, found.groups())
         if below:
             return float(above / below)
-    elif found := re.fullmatch(rf"\s*{number}\s*", text):
-        return float(found[1])
+    elif re.fullmatch(rf"\s*{number}(?:e[-+]?[0-9]{{1,3}})?\s*", text) and math.isfinite(float(text)):
+        return float(text)
     raise ValueError(f'{json.dumps(text, ensure_ascii=False)} is not a perturbation size; give 0.03 or "8/255"')
 
 

@@ -289,6 +289,8 @@ def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:
 
 def check_size(place: str, norm: str, eps: float) -> None:
     """Whether ε is a size in that norm; raises InputError."""
+    if not (isinstance(eps, int | float) and 0 < eps < math.inf):
+        raise InputError(f'{place}: {eps!r} is not a perturbation size; give a number > 0, as 0.03 or "8/255"')
     if norm == "linf" and eps > 1:
         raise InputError(f"{place}: {eps_text(eps)} is no L∞ size; images lie in [0,1], give numbers in (0, 1]")
     if norm == "l0" and eps != int(eps):

@@ -84,7 +84,7 @@ def meta_of(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
 def path_of(folder: Path, identity: Mapping[str, Any], eps: float) -> Path:
     """The file for the images of a job, given by its identity, at one ε. folder: the run's."""
     short = eps_text(eps)
-    size = short if short != "∞" and eps_of(short) == eps else repr(eps)
+    size = short if short != "∞" and eps_of(short) == eps else repr(float(eps))
     names = [identity["dataset"]["name"], identity["defense"]["label"], identity["attack"]["label"], identity["norm"]]
     return folder / FOLDER / f"{file_name(*names, size)}--{key_of(dict(identity))[:16]}.npz"
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 import manifold_bench as mb
 from manifold_bench.bench import judge
+from manifold_bench.bench.api import toml
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.bench.errors import InputError
 
@@ -92,6 +93,26 @@ def test_a_finished_job_runs_again_where_its_images_were_not_kept(tmp_path):
     second = run(export=tmp_path / "exported")
     assert len(second.adversarial().images) == 4 and len(list((tmp_path / "exported").iterdir())) == 1
     assert first.records.drop(columns="seconds").equals(second.records.drop(columns="seconds"))
+
+
+def test_noise_images_and_sizes_of_many_digits_are_kept_too(tmp_path):
+    matrix = {
+        "datasets": [{"name": "digits", "n": 3}],
+        "defenses": [{"name": "gmvae"}],
+        "attacks": [
+            {"name": "noise", "norm": "fooling"},
+            {"name": "evolutionary", "norm": "fooling"},
+            {"name": "fgsm", "eps": [1e-5, 0.1234567891]},
+        ],
+    }
+    (tmp_path / "matrix.toml").write_text(toml(matrix))
+    result = mb.run(tmp_path / "matrix.toml", export=tmp_path / "exported", workers=0)
+    assert len(list((tmp_path / "exported").iterdir())) == 4
+    for attack in ("noise", "evolutionary"):  # which aims at every class: one image for each input is kept
+        found = result.adversarial(attack=attack)
+        assert found.images.shape == (3, 1, 8, 8) and found.labels.tolist() == [-1] * 3
+        assert found.indices.tolist() == [0, 1, 2] and found.meta["split"] == "noise"
+    assert len(result.adversarial(attack="fgsm", eps=0.1234567891).images) == 3
 
 
 def test_exported_images_are_judged_as_they_were(made, folder, tmp_path):
@@ -189,6 +210,14 @@ BAD = {
     "no norm": (lambda at: npz(at / "a.npz", images=X), (*STATED[:2], "--eps", "0.1"), ["--norm"]),
     "no eps": (lambda at: npz(at / "a.npz", images=X), STATED[:4], ["--eps"]),
     "large eps": (lambda at: npz(at / "a.npz", images=X), (*STATED[:5], "8"), ["--eps", "(0, 1]"]),
+    "no size": (lambda at: npz(at / "a.npz", images=X), (*STATED[:5], "0"), ["--eps", "0.0"]),
+    "size a text": (lambda at: npz(at / "a.npz", images=X, meta='{"eps": "much"}'), STATED[:4], ["--eps", "'much'"]),
+    "norm of noise": (
+        lambda at: npz(at / "a.npz", images=X, meta='{"norm": "fooling"}'),
+        STATED[:2],
+        ["--norm", "linf"],
+    ),
+    "data set a number": (lambda at: npz(at / "a.npz", images=X, meta='{"dataset": 3}'), STATED[2:], ["--dataset"]),
     "unknown data set": (lambda at: npz(at / "a.npz", images=X), ("--dataset", "digit", *STATED[2:]), ["'digits'"]),
     "reserved label": (lambda at: npz(at / "a.npz", images=X), (*STATED, "--label", "clean"), ["--label", "'clean'"]),
 }

@@ -24,6 +24,7 @@ def planned(eps, norm="linf", defense="undefended", **parameters):
         (["8/255", "0.5/255", 0.1], (0.5 / 255, 8 / 255, 0.1)),
         (" 1 / 16 ", (0.0625,)),
         ("0.03", (0.03,)),
+        ("1e-05", (1e-5,)),
         (0.03, (0.03,)),
     ],
 )
@@ -39,7 +40,8 @@ def test_the_same_size_is_the_same_attack_however_it_is_written():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "/", "8/", "/255", "8/255/2", "-8/255", "8/0", "8/0.0", "inf", "nan", "1e3", "٨/255"]
+    "text",
+    ["", "/", "8/", "/255", "8/255/2", "-8/255", "8/0", "8/0.0", "inf", "nan", "1e", "e3", "1e999", "1e2/255", "٨/255"],
 )
 def test_what_is_no_fraction_is_refused(text):
     with pytest.raises(ValueError, match="not a perturbation size"):
@@ -52,6 +54,11 @@ def test_what_is_no_fraction_is_refused(text):
 def test_levels_are_shown_so_that_they_are_read_as_the_same_number(levels):
     size = levels / 255
     assert eps_of(eps_text(size)) == pytest.approx(size, rel=1e-15)
+
+
+@given(st.floats(min_value=0, exclude_min=True, allow_infinity=False))
+def test_what_is_shown_can_be_read_again(size):
+    assert eps_of(eps_text(size)) == pytest.approx(size, rel=1e-5)
 
 
 def test_short_decimal_numbers_stay_as_they_are():
