@@ -36,7 +36,10 @@ def parameters(kind: Kind, cls: type[Any]) -> list[Parameter]:
     given = ("shape", "num_classes") if kind == "defenses" else ()  # these follow from the data
     fields = [one for one in dataclasses.fields(owner) if one.name not in given]
     said = _meanings(owner, [one.name for one in fields])
-    return [Parameter(one.name, allowed(hints[one.name]), _default(one), said.get(one.name, "")) for one in fields]
+    ranges = {one.name: allowed(hints[one.name]) for one in fields}
+    if kind == "attacks":
+        ranges["norm"] = allowed(Literal[cls.norms])  # of all norms those that the attack works in
+    return [Parameter(one.name, ranges[one.name], _default(one), said.get(one.name, "")) for one in fields]
 
 
 def explanation(kind: Kind, cls: type[Any]) -> list[str]:

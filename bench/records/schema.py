@@ -53,35 +53,35 @@ WORST_CASE = "worst-case"
 
 
 DTYPES: dict[str, str] = {
-    "dataset": "string",
+    "dataset": "string",  # name of the data set
     "split": "string",  # test; validation where kind is "calibration"; noise where norm is "fooling"
     "sample": "int64",  # index in the data set's split; the number of the noise image
-    "input_sha256": "string",
-    "label": "int64",  # −1 for noise, which has none
+    "input_sha256": "string",  # hash of the clean image as float32, so that two runs can be matched by input
+    "label": "int64",  # true class; −1 for noise, which has none
     "kind": "string",  # clean, calibration, attack, probe
     "aim": "int64",  # class that the attack was to make of it, −1 where it was free to choose
-    "defense": "string",
+    "defense": "string",  # label of the defense with its parameters, unique in a run
     "attack": "string",  # label of the attack with its parameters, unique in a run together with the norm
     "norm": "string",  # linf, l2, l0, unrestricted, fooling; "none" where kind is "clean" or "calibration"
-    "eps": "float64",
-    "seed": "int64",
+    "eps": "float64",  # perturbation size that was allowed; 0 for clean answers, inf where there is none
+    "seed": "int64",  # seed of the attack
     "protocol": "string",  # deterministic, or how a randomized defense was judged: single-shot, worst-of-5
-    "clean_label": "int64",
-    "clean_rejected": "bool",
+    "clean_label": "int64",  # class that the defense named for the clean input, also where it rejected it
+    "clean_rejected": "bool",  # whether it rejected the clean input
     "clean_score": "float64",  # how suspicious it looked, larger is more so; > 0 exactly where a rejecting defense
     # rejects (up to rounding); NaN where the defense doesn't say
-    "adv_label": "int64",
-    "adv_rejected": "bool",
+    "adv_label": "int64",  # as clean_label, of what was judged
+    "adv_rejected": "bool",  # as clean_rejected, of what was judged
     "adv_score": "float64",  # as clean_score, of what was judged
-    "linf": "float64",  # distances of what was judged at this ε, measured by the harness
-    "l2": "float64",
-    "l0": "float64",
+    "linf": "float64",  # distance in L∞ of what was judged at this ε, measured by the harness
+    "l2": "float64",  # the same in L2
+    "l0": "float64",  # the same in L0: number of changed pixels
     "distance": "float64",  # smallest distance, in the cell's norm, at which the attack beat this input in its whole
     # ε ladder: 0 where the clean answer is a success already, inf where there was none
     "valid": "bool",  # the attack's output was finite, in the box and within ε
     "success": "bool",  # valid, accepted and wrong, whatever the aim; of noise: valid, accepted, and as the aim if any
-    "forwards": "float64",  # passes this input cost in this cell
-    "backwards": "float64",
+    "forwards": "float64",  # forward passes that this input cost in this cell
+    "backwards": "float64",  # backward passes that it cost
     "unreturned": "bool",  # what was judged is a point that the attack met on a query and did not return, or its output
     # rounded to whole grey levels
     "blind": "float64",  # before its first success: share of its gradients that were exactly zero or not finite; NaN
