@@ -18,8 +18,8 @@ from manifold_bench.bench.planning.folders import data_folder
 from manifold_bench.bench.running.environment import ensure_home
 
 if TYPE_CHECKING:
-    from manifold_bench.bench.datasets.adversarial import Found
     from manifold_bench.bench.datasets.base import Dataset
+    from manifold_bench.bench.planning.made_elsewhere import Found
     from manifold_bench.bench.planning.matrix import AttackChoice
     from manifold_bench.bench.planning.plan import Plan
     from manifold_bench.bench.records.results import Results
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def planned(given: argparse.Namespace, folder: Path) -> Plan:
     """Plan the judging of the images, which are stored in the run's folder; raises InputError."""
-    from manifold_bench.bench.datasets.adversarial import read
+    from manifold_bench.bench.planning.made_elsewhere import read
     from manifold_bench.bench.planning.matrix import DatasetEntry, Matrix
     from manifold_bench.bench.planning.plan import Options, make_plan
     from manifold_bench.bench.planning.reading import check_labels, defense_by_name
@@ -121,7 +121,7 @@ def _choice(
 
     name: of the set in its file, empty for the only one.
     """
-    from manifold_bench.bench.datasets.adversarial import first, matched
+    from manifold_bench.bench.planning.made_elsewhere import first, matched
     from manifold_bench.bench.planning.matrix import AttackChoice
     from manifold_bench.bench.planning.reading import check_size
     from manifold_bench.bench.records.images import FOLDER
