@@ -11,11 +11,11 @@ from manifold_bench.bench.errors import report_errors
 
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns 0, or 2 for bad input."""
+    """Run the command with these arguments (default: sys.argv); return 0, or 2 for bad input."""
     parser = Parser(prog="manifold-bench report", description=__doc__)
     parser.add_argument("folder", metavar="DIR|URL", help="a run's output folder, which holds records/")
     given = parser.parse_args(arguments).folder
-    # late: --help waits for none of it
+    # late, so that --help is fast
     from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.report.screen import print_report
     from manifold_bench.bench.report.writing import write_report
