@@ -1,4 +1,4 @@
-"""Tables that compare attacks."""
+"""Tables that compare the attacks of a run with each other."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from manifold_bench.bench.report.table import Notes, Table
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
 
 LEGEND = (
-    "Success: share of the inputs accepted and right when clean that were made accepted and wrong within the attack's "
-    "largest ε, in percent with 95 % Wilson intervals. Passes: forward + backward through the defense for one input, "
-    "over all ε and seeds. Median distance: 0 for an input that is wrong without an attack, ∞ for one that was never "
-    "beaten. Optimality, in percent: 100 for an attack that finds, for every input, the smallest distance that any "
-    "attack of this table found on that defense, 0 for one that finds nothing (Cinà et al. 2025); an attack within "
-    "given ε has the distance it came to at the smallest ε at which the input fell. Worst-case: all of them together. "
-    "Mean: over the defenses on which it is defined. Attacks are in the order of their success, then of optimality."
+    "Success: of the inputs that are accepted and right when clean, the share that the attack made accepted and wrong "
+    "within its largest ε, in percent with 95 % Wilson intervals. Passes: forward + backward passes through the "
+    "defense for one input, over all ε and seeds. Median distance: an input that is wrong without an attack counts as "
+    "0, one that was never beaten as ∞. Optimality, in percent: 100 if the attack finds for every input the smallest "
+    "distance that any attack of this table found on that defense, 0 if it finds no adversarial example (Cinà et al. "
+    "2025). An attack with given ε counts with the distance it reached at the smallest ε at which it beat the input. "
+    "Worst-case: all attacks together. Mean: over the defenses on which optimality is defined. Attacks are sorted by "
+    "success, then by optimality."
 )
 
 
 def attack_tables(attacks: pd.DataFrame) -> list[Table]:
-    """A table per data set and norm in which several attacks ran on a defense. attacks: of attack_figures."""
+    """Return a table for each data set and norm in which at least two attacks ran on the same defense.
+
+    attacks: the rows of optimality.attack_figures.
+    """
     made = []
     means = mean_optimality(attacks)
     for (dataset, norm), there in attacks.groupby(["dataset", "norm"]):
@@ -37,7 +41,7 @@ def attack_tables(attacks: pd.DataFrame) -> list[Table]:
             mean = f"mean over {one['defenses']} defenses"
             rows.append([mean, one["attack"], *[NOT_RUN] * 4, percent(one["optimality"])])
         header = ["defense", "attack", "success", "within ε", "passes per input", "median distance", "optimality"]
-        title = f"{dataset}, {norm_text(str(norm))}: what attacks are worth"
+        title = f"{dataset}, {norm_text(str(norm))}: comparison of attacks"
         made.append(Table((str(dataset), str(norm), "optimality"), title, header, rows, notes, LEGEND))
     return made
 
@@ -50,7 +54,7 @@ def _row(one: Row, notes: Notes) -> list[str]:
 
 
 def figure_texts(one: Row) -> list[str]:
-    """Success, largest ε, passes, median distance and optimality of a row of attack_figures, as text."""
+    """Return success, largest ε, passes, median distance and optimality of a row of attack_figures as texts."""
     return [
         percent_interval(one["success"], int(one["right"])),
         eps_text(one["eps"]),
