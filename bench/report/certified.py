@@ -1,4 +1,4 @@
-"""Certified accuracy next to what attacks leave: together they bracket how robust a defense is."""
+"""Certified accuracy next to robust accuracy under attack: the true robustness lies between the two."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from manifold_bench.bench.report.tables import Marks, Panel, keyed, panels
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text
 
 LEGEND = (
-    "Percent of inputs, with 95 % Wilson intervals. Certified: answered rightly, and a proof or a statistical "
-    "certificate says that no perturbation within ε changes the answer; robust: right, and no attack of this run beats "
-    "it, as in the table of robust accuracy. The truth lies between the two, except for chance where they are about "
-    f"different images. {NOT_RUN} not in this run."
+    "Percent of inputs, with 95 % Wilson intervals. Certified: the answer is right, and a proof or a statistical "
+    "certificate says that no perturbation within ε changes it. Robust: the answer is right, and no attack of this run "
+    "changes it, as in the table of robust accuracy. The true robustness lies between the two, up to chance where they "
+    f"were measured on different images. {NOT_RUN} not in this run."
 )
 
 Shares = dict[tuple[str, float], tuple[float, int]]
-"""Defense and ε → certified accuracy and its number of images."""
+"""(defense, ε) → certified accuracy in [0, 1] and its number of images."""
 
 
 def certified_shares(measured: list[dict[str, Any]], dataset: str, norm: str) -> Shares:
-    """What the stored measurements say of a data set and norm."""
+    """Return the certified accuracies that the stored measurements hold for a data set and norm."""
     found: Shares = {}
     for result in measured:
         if result["dataset"] != dataset or result["headline"] != Certified.headline:
@@ -39,7 +39,7 @@ def certified_shares(measured: list[dict[str, Any]], dataset: str, norm: str) ->
 
 
 def certified_tables(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> list[Table]:
-    """A table for each data set and norm that has certificates: rows are defenses, with both figures at each ε."""
+    """Return a table for each data set and norm that has certificates: one row per defense, both figures at each ε."""
     made = []
     for panel, shares in _with_certificates(summary, measured):
         ladder, marks = sorted({eps for _, eps in shares}), Marks(panel.attacked, {})
@@ -58,7 +58,7 @@ def certified_tables(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> l
 
 
 def certified_plots(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> Iterator[style.Plot]:
-    """For each data set and norm that has certificates both figures over ε, a colour per defense."""
+    """Yield a plot for each data set and norm that has certificates: both figures over ε, a colour for each defense."""
     for panel, shares in _with_certificates(summary, measured):
         figure, axes = style.new_figure(6.4, 4.0)
         clean = keyed(panel.clean, "defense")
@@ -74,7 +74,7 @@ def certified_plots(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> It
         axes.set(xlabel=f"ε ({norm_text(panel.norm)}; pixels span 0 to 1)", ylabel="% of inputs", ylim=(0, 100))
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
-        axes.set_title(f"{panel.title}: certified, and left by all attacks", loc="left")
+        axes.set_title(f"{panel.title}: certified accuracy, and robust accuracy under all attacks", loc="left")
         style.legend_beside(axes)
         yield style.Plot((panel.dataset, panel.norm, "certified"), figure, "curves")
 
