@@ -1,4 +1,4 @@
-"""Claims beside what was measured: tables, a conclusion on each central one, and plots as the papers have them."""
+"""Claims of papers compared with measurements: tables, a conclusion on each central claim, and plots as in papers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from manifold_bench.bench.text import NOT_RUN, distance_text, norm_text
 from manifold_bench.defenses.identity import JsonObject
 
 RULE = (
-    "A claim falls where the 95 % interval of the measured share lies wholly on the wrong side of the published number "
-    "(of its own 95 % interval, where it was published as a count): measured as the paper did it, or within one of the "
-    "stated budgets under the worst of all valid attacks on each input. It stands only if nothing of that failed or is "
-    "missing; else it is open."
+    "A claim is contradicted if the 95 % interval of a measured share lies wholly on the wrong side of the published "
+    "number, or of its 95 % interval where the paper gives a count. Shares are measured as the paper did it and, "
+    "within each of the stated perturbation budgets, under the worst of all attacks on each input. A claim counts as "
+    "not contradicted if all of these were measured and none contradicts it. Where one failed or is missing, the claim "
+    "is open."
 )
 
 
@@ -33,14 +34,14 @@ AS_PUBLISHED = "as the paper did it"
 
 
 LEGEND = (
-    "Percent of inputs with 95 % Wilson intervals, unless a unit is given. Under the strongest attack: the worst of "
-    "all attacks of this run on each input, in that norm, at any ε up to that one. (recalled): the published number is "
-    f"from memory, treat it as approximate. {NOT_RUN} nothing published, or not in this run."
+    "Percent of inputs with 95 % Wilson intervals, unless a unit is given. Under the strongest attack: the worst "
+    "outcome of each input over all attacks of this run in that norm, at every ε up to the given one. (recalled): the "
+    f"published number is quoted from memory and approximate. {NOT_RUN} nothing published, or not in this run."
 )
 
 
 def published_text(claim: Claim) -> str:
-    """The published value as it stands in a table."""
+    """Return the published value of a claim as the text that tables show."""
     value = claim.published
     if value is None:
         return "–"
@@ -56,10 +57,10 @@ def published_text(claim: Claim) -> str:
 
 
 def measured(claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject] = ()) -> Measured | None:
-    """The claim's figure, computed as the paper did it; None where this run has no such cell.
+    """Return the claim's figure, computed as the paper did it; None where this run has no such cell.
 
-    results: stored measurements. Raises MissingCells with the reason where the cell failed, was skipped, or
-    admits no such figure.
+    results: stored measurements. Raises MissingCells with the reason where the cell failed or was skipped, or where
+    the figure is not defined for it.
     """
     if claim.measurement is not None:
         keys = {"dataset": claim.dataset, "defense": claim.defense, "measurement": claim.measurement}
@@ -81,22 +82,22 @@ def measured(claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject] 
 
 
 def _cell(claim: Claim, records: pd.DataFrame, defense: str) -> pd.DataFrame:
-    """The rows the claim names: of one ε, or of all."""
+    """Return the rows that the claim is about: those of its ε, or of every ε where it names none."""
     named = {"dataset": claim.dataset, "defense": defense, "attack": claim.attack, "norm": claim.norm}
     return _rows(records, **named, **({} if claim.eps is None else {"eps": claim.eps}))
 
 
 def _rows(records: pd.DataFrame, **values: str | float | None) -> pd.DataFrame:
-    """The rows with these values."""
+    """Return the rows that have these values in these columns."""
     for column, value in values.items():
         records = records[records[column] == value]
     return records
 
 
 def under_strongest(claim: Claim, budget: Budget, records: pd.DataFrame) -> Measured | None:
-    """The worst case over all attacks of the run within a budget; remark: which attack did most.
+    """Return the worst case over all attacks of the run within a budget; its remark names the strongest attack.
 
-    None where the run has no attack there; raises MissingCells where none has records that are ok.
+    Returns None where no attack of the run has this norm and ε; raises MissingCells where none of them is ok.
     """
     there = _within(claim, budget, records)
     if not (there["eps"] == budget.eps).any():
@@ -113,7 +114,7 @@ def under_strongest(claim: Claim, budget: Budget, records: pd.DataFrame) -> Meas
 
 
 def _within(claim: Claim, budget: Budget, records: pd.DataFrame) -> pd.DataFrame:
-    """Every row of the claim's defense within the budget."""
+    """Return every attacked row of the claim's defense within the budget."""
     rows = _rows(records, dataset=claim.dataset, defense=claim.defense, norm=budget.norm, kind=ATTACK)
     return rows[rows["eps"] <= budget.eps]
 
@@ -121,9 +122,9 @@ def _within(claim: Claim, budget: Budget, records: pd.DataFrame) -> pd.DataFrame
 def _evidence(
     claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject]
 ) -> dict[str, Measured | MissingCells | None]:
-    """By place what was measured there, as the paper did it and within each budget: see `measured`, `under_strongest`.
+    """Return what was measured as the paper did it (key AS_PUBLISHED) and within each budget (key: its text).
 
-    Where there is no figure, the reason.
+    See `measured` and `under_strongest`; where these raise MissingCells, the exception is the value.
     """
     ways: dict[str, Callable[[], Measured | None]] = {AS_PUBLISHED: partial(measured, claim, records, results)}
     ways |= {str(budget): partial(under_strongest, claim, budget, records) for budget in claim.strongest}
@@ -137,9 +138,10 @@ def _evidence(
 
 
 def claims_tables(records: pd.DataFrame, claims: Sequence[Claim], results: Sequence[JsonObject] = ()) -> list[Table]:
-    """A table for each source: claim, published, measured as the paper did it, and under the strongest attack.
+    """Return a table for each paper: its claims, each with the published value, the value measured as the paper did it,
+    and the value under the strongest attack.
 
-    records, results: of the run; see `measured`.
+    records: per-input records of the run; results: its stored measurements.
     """
     made = []
     for source in dict.fromkeys(claim.source for claim in claims):
@@ -174,7 +176,7 @@ def _row(claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject], not
 
 
 def conclusions(records: pd.DataFrame, claims: Sequence[Claim], results: Sequence[JsonObject] = ()) -> list[str]:
-    """Markdown: for every central claim whether it stands, and the evidence for that; then the rule it is judged by."""
+    """Return Markdown paragraphs: evidence and conclusion for each central claim, then the rule that decides."""
     found = [_paragraph(claim, records, results) for claim in claims if claim.central]
     return [*found, RULE] if found else []
 
@@ -203,18 +205,19 @@ def _paragraph(claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject
         _price(claim, records),
     ]
     if falls:
-        conclusion = f"the claim falls: {', '.join(falls)}"
+        conclusion = f"the claim is contradicted: {', '.join(falls)}"
     elif missing:
-        conclusion = f"the claim is open, attacks failed or are missing: {', '.join(missing)}"
+        conclusion = f"the claim is open, because attacks failed or are missing: {', '.join(missing)}"
     else:
-        conclusion = "the claim stands against the attacks of this run"
+        conclusion = "the claim is not contradicted by the attacks of this run"
     return " ".join([*parts, f"By the rule below, **{conclusion}**."])
 
 
 def _distances(claim: Claim, records: pd.DataFrame) -> Iterator[str]:
-    """A sentence for each norm of the budgets: the median distance at which an input falls; none for noise.
+    """Yield a sentence for each norm of the budgets: the median distance at which an input is beaten; none for noise.
 
-    Over the inputs that all attacks of the norm attacked: one that few tried would pass for one that holds.
+    It counts only inputs that every attack of the norm attacked, because an input that few attacks tried would seem
+    more robust than it is.
     """
     for norm in dict.fromkeys(budget.norm for budget in claim.strongest):
         rows = _within(claim, Budget(norm=norm), records)
@@ -222,21 +225,21 @@ def _distances(claim: Claim, records: pd.DataFrame) -> Iterator[str]:
         middle = figures.median_distance(common)
         if not np.isnan(middle):
             n = common["sample"].nunique()
-            yield f"Median {norm_text(norm)} distance at which an input falls: {distance_text(middle)}, n = {n:,}."
+            yield f"Median {norm_text(norm)} distance at which an input is beaten: {distance_text(middle)}, n = {n:,}."
 
 
 def contradicted(claim: Claim, share: Estimate) -> bool:
-    """Whether the measured share's interval lies wholly on the wrong side of what was published; see RULE."""
+    """Return whether the interval of the measured share lies wholly on the wrong side of the published value (RULE)."""
     value = claim.published
     published = wilson(*value) if isinstance(value, tuple) else Estimate(value, value, value, 0)
-    # an interval includes its own share: at 0 and 1 rounding may leave it outside
+    # rounding may put a share of 0 or 1 just outside its own interval
     if claim.rule.better == "high":
         return max(share.high, share.value) < published.low
     return min(share.low, share.value) > published.high
 
 
 def _price(claim: Claim, records: pd.DataFrame) -> str:
-    """The clean rejection rate, in a sentence."""
+    """Return a sentence with the clean rejection rate."""
     clean = _rows(records, dataset=claim.dataset, defense=claim.defense, kind=CLEAN)
     if clean.empty or (clean["status"] != "ok").any():
         return "The clean rejection rate is not in this run."
@@ -244,9 +247,9 @@ def _price(claim: Claim, records: pd.DataFrame) -> str:
 
 
 def claims_plots(records: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[Plot]:
-    """Outcomes over ε for every cell that a claim takes over its whole ladder, as the papers plot them.
+    """Yield a plot of the outcomes over ε for every cell of which a claim uses all ε, as the papers show them.
 
-    Cells that are not in the run, or not ok, have none.
+    Cells that are not in the run, failed or were skipped have no plot.
     """
     drawn = set()
     for claim in claims:
@@ -261,7 +264,10 @@ def claims_plots(records: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[Plo
 
 
 def outcomes_plot(curve: pd.DataFrame, title: str, norm: str) -> Figure:
-    """Accuracy, rejection and error over ε (columns as of over_ladder) with their 95 % Wilson bands."""
+    """Return a plot of accuracy, rejection and error over ε with their 95 % Wilson bands.
+
+    curve: the columns of metrics.claims.over_ladder.
+    """
     figure, axes = new_figure(6.4, 4.0)
     for i, (name, colour) in enumerate(zip(figures.OUTCOMES, (OKABE_ITO[0], OKABE_ITO[4], OKABE_ITO[1]), strict=True)):
         shares = [wilson(round(share * n), int(n)) for share, n in zip(curve[name], curve["n"], strict=True)]
