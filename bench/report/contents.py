@@ -1,4 +1,4 @@
-"""What a report says of a run: figures, tables and sentences, computed once from its results."""
+"""The contents of a report: figures, tables and sentences, computed once from the results of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from manifold_bench.bench.report.verdict import Verdict, budget_of, verdicts
 
 
 def _shown(table: Table, flags: dict[tuple[str, str], str], budget: str) -> Table:
-    """The table with the marks of the diagnosis, and what a budget has cut in its legend."""
+    """Return the table with the diagnosis' marks on defenses and, in its legend, the cuts made for a time budget."""
     return replace(flagged(table, flags), legend=f"{table.legend} {budget}".rstrip())
 
 
@@ -31,10 +31,11 @@ def _shown(table: Table, flags: dict[tuple[str, str], str], budget: str) -> Tabl
 class Report:
     """The contents of a report.
 
-    summary: summary.summary. implausible: evidence of what is too good to be true, by data set, defense, norm, ε and
-    figure. verdicts: on the defenses that the run is about. rankings: for each system that the command line named,
-    lines on how it compares. paragraphs: Markdown, on these and on central claims. claim_tables, measurement_tables,
-    tables: marked where the diagnosis fails a defense.
+    summary: result of metrics.summary.summary. implausible: (data set, defense, norm, ε, figure) → evidence that the
+    figure is too good to be true. verdicts: verdicts on the defenses that the run is about. rankings: label of each
+    system that the command line named → sentences that compare it with the others. paragraphs: Markdown text on these
+    comparisons and on central claims. claim_tables, measurement_tables, tables: all tables; defenses that fail the
+    diagnosis are marked in them.
     """
 
     results: Results
@@ -51,9 +52,9 @@ class Report:
 
     @classmethod
     def of(cls, results: Results) -> Report:
-        """Computes everything that is shown of the results."""
+        """Compute the report of a run's results."""
         run = results.run
-        records = results.records.drop(columns=list(IMAGE_COLUMNS), errors="ignore")  # heavy, and in no figure
+        records = results.records.drop(columns=list(IMAGE_COLUMNS), errors="ignore")  # large, and no figure needs them
         summary, worth, diagnosis = summary_of(records), optimality.attack_figures(records), diagnose(results)
         implausible, stated = tables.implausible_cells(summary), claims_of(run, results.folder)
         compared = {name: against_others(records, name) for name in ranking.named_in(run, "defenses")}
@@ -80,18 +81,18 @@ class Report:
 
     @property
     def budget(self) -> str:
-        """What a budget of time has cut, in a sentence; empty where nothing was."""
+        """A sentence on what was cut so that the run fits its time budget; empty where nothing was cut."""
         return budget_of(self.results.run)
 
     @property
     def counts(self) -> str:
-        """`46 ok, 0 failed, 4 skipped`: number of cells at each ε by status, worst cases not counted."""
+        """Numbers of cells by status, each ε counted, worst cases not: `46 ok, 0 failed, 4 skipped`."""
         cells = self.summary.loc[self.summary["attack"] != WORST_CASE, "status"].value_counts()
         return ", ".join(f"{cells.get(status, 0)} {status}" for status in ("ok", "failed", "skipped"))
 
     @property
     def given_up(self) -> str:
-        """In how many cells an attack stopped trying on too many inputs, in words; empty where in none."""
+        """A phrase on how many cells have an attack that stopped trying on too many inputs; empty for none."""
         cells = self.summary[self.summary["attack"] != WORST_CASE].to_dict("records")
         marked = sum(bool(effort.effort_note(cell)) for cell in cells)
         limit = f"{effort.LIMIT:.0%}"
@@ -99,5 +100,5 @@ class Report:
 
     @property
     def flags(self) -> dict[tuple[str, str], str]:
-        """(data set, defense) → the checks of the diagnosis that it fails."""
+        """(data set, defense) → titles of the checks of the diagnosis that it fails."""
         return flags(self.diagnosis)
