@@ -1,4 +1,4 @@
-"""The masking diagnosis as tables, as lines on the screen, and as marks on defenses."""
+"""Shows the gradient-masking diagnosis: as tables, as lines on the screen, and as marks on defenses."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from manifold_bench.bench.report.table import Table
 from manifold_bench.bench.text import NOT_RUN
 
 LEGEND = (
-    f"pass, warn, FAIL, or {NOT_RUN} where a check could not run. A check fails where the evidence is significant "
-    "(p < 0.01), so that a fail is no chance. Meaning of each: docs/diagnosis.md."
+    f"Each check gives pass, warn or FAIL, or {NOT_RUN} where it could not run. A check fails only on significant "
+    "evidence (p < 0.01). docs/diagnosis.md explains each check."
 )
 
 
@@ -18,7 +18,7 @@ EVIDENCE_LEGEND = "Numbers of inputs, with 95 % Wilson intervals in percent; p: 
 
 
 def flags(diagnosis: Diagnosis) -> dict[tuple[str, str], str]:
-    """(data set, defense) → the checks that it fails, of those that fail any."""
+    """Return (data set, defense) → titles of the checks it fails, joined by semicolons; others are left out."""
     return {
         (entry["dataset"], entry["defense"]): "; ".join(c["title"] for c in failed)
         for entry in diagnosis["defenses"]
@@ -27,15 +27,15 @@ def flags(diagnosis: Diagnosis) -> dict[tuple[str, str], str]:
 
 
 def diagnosis_tables(diagnosis: Diagnosis) -> list[Table]:
-    """Two tables for each data set: the result of every check on every defense, and the evidence."""
+    """Return two tables for each data set: the result of every check on every defense, and the evidence."""
     made = []
     for dataset in dict.fromkeys(entry["dataset"] for entry in diagnosis["defenses"]):
         entries = [entry for entry in diagnosis["defenses"] if entry["dataset"] == dataset]
         header = ["check", *(entry["defense"] for entry in entries)]
         rows = [["overall", *(_shown(entry["result"]) for entry in entries)]]
         results = [{check["title"]: check["result"] for check in entry["checks"]} for entry in entries]
-        for title in dict.fromkeys(title for told in results for title in told):
-            rows.append([title, *(_shown(told.get(title, "not run")) for told in results)])
+        for title in dict.fromkeys(title for of_defense in results for title in of_defense):
+            rows.append([title, *(_shown(of_defense.get(title, "not run")) for of_defense in results)])
         made.append(Table((dataset, "diagnosis", "results"), f"{dataset}: diagnosis", header, rows, [], LEGEND))
         rows = [
             [entry["defense"], check["title"], _shown(check["result"]), check["evidence"]]
@@ -52,7 +52,7 @@ def _shown(result: str) -> str:
 
 
 def diagnosis_lines(diagnosis: Diagnosis) -> Iterator[str]:
-    """A line for each defense, and one for each of its checks that fails or warns."""
+    """Yield a line for each defense, and one for each of its checks that fails or warns."""
     for entry in diagnosis["defenses"]:
         results = [check["result"] for check in entry["checks"]]
         counts = ", ".join(f"{results.count(v)} {v}" for v in ("pass", "warn", "fail", "not run"))
