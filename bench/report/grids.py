@@ -1,4 +1,4 @@
-"""Grids of images: what was attacked and seen, and what a measurement shows."""
+"""Draws grids of images: attacked inputs with what the defense saw, and the pictures of a measurement."""
 
 from __future__ import annotations
 
@@ -24,27 +24,28 @@ from manifold_bench.bench.text import eps_text, norm_text
 from manifold_bench.defenses.identity import JsonObject
 
 NO_IMAGE = 230
-"""The grey that stands where the defense makes no image."""
+"""Grey level of the square drawn where the defense makes no image, 0 to 255."""
 
 
 SHOWN_INPUTS = 3
-"""Inputs per row of an image grid."""
+"""Number of inputs in a row of an image grid."""
 
 
 def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, JsonObject]) -> Figure:
-    """What was attacked: per row a defense and an attack, per input the original, the adversarial, their difference and
-    the seen image.
+    """Return a plot of attacked inputs: in each row one defense under one attack, and of each input four images.
 
-    rows: records of one cell at one ε each, inputs with images only. Above an image stands what it is or what the
-    defense says of it, with a cross and in orange where that is a success; above a difference its largest size, which
-    is drawn black or white, and how many times larger that is. A light grey field: the defense makes no image.
+    These are the original image, the adversarial image, their difference, and what the defense sees. rows: records of
+    one cell at one ε each, only inputs with images. identities: job's key → identity, for the images' shapes. The
+    captions give the true label, the defense's answer (with a cross and in orange where the attack succeeded), and the
+    largest difference of a pixel, which is drawn black or white, with the factor by which it is magnified. A light grey
+    square means that the defense makes no image.
     """
     sizes = [identities[cell.iloc[0]["key"]]["shape"] for cell in rows]
     high, wide = max(size[1] for size in sizes), max(size[2] for size in sizes)
     gap, row = math.ceil(0.05 * wide), math.ceil(1.45 * high)  # pixels
     group = max(math.ceil(4.4 * wide), 4 * (wide + gap))
     figure, axes = new_figure(2 + 0.75 * 4.4 * SHOWN_INPUTS, 0.4 + 0.75 * 1.45 * len(rows))
-    # One image for all: hundreds are slow to draw
+    # one large image, because hundreds of small ones are slow to draw
     canvas = np.full((row * len(rows), group * SHOWN_INPUTS, 3), 255, dtype=np.uint8)
     for i, (cell, shape) in enumerate(zip(rows, sizes, strict=True)):
         first = cell.iloc[0]
@@ -73,7 +74,7 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, Jso
 
 
 def picture_grid(title: str, pixels: np.ndarray) -> Figure:
-    """Images uint8 [rows, columns, C, H, W] side by side, a pixel's gap between them."""
+    """Return a plot of images, uint8 [rows, columns, C, H, W], side by side with a gap of one pixel."""
     rows, columns, channels, height, width = pixels.shape
     tiled = np.full((rows * (height + 1), columns * (width + 1), channels), 255, dtype=np.uint8)
     for i, j in np.ndindex(rows, columns):
