@@ -1,4 +1,4 @@
-"""Cells of the matrix as a page shows them: heat maps, and what lies behind each of their fields."""
+"""Cells of the matrix as report.html shows them: heat maps, and the details of every cell."""
 
 from __future__ import annotations
 
@@ -32,20 +32,22 @@ from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent
 from manifold_bench.defenses.identity import JsonObject
 
 IMAGE_BUDGET = 2_000_000
+"""Number of characters that the images of a page may take."""
 
 
 CELL = ["dataset", "defense", "attack", "norm"]
 
 
 SHOWN_INPUTS = (4, 2, 1)
-"""Inputs of a cell: as many as the budget allows."""
+"""Numbers of inputs that are shown of each cell: the first of these numbers that keeps the page within its budget."""
 
 
 @dataclass(frozen=True)
 class Strength:
-    """One ε of a cell. shares: of inputs accepted and right, rejected, accepted and wrong, for a bar; None: no figure.
+    """One ε of a cell.
 
-    figures: texts by the heads of their columns.
+    shares: shares of inputs that are accepted and right, rejected, and accepted and wrong, in [0, 1]; None where the
+    cell has no figures. figures: head of a column → its text.
     """
 
     eps: str
@@ -55,7 +57,7 @@ class Strength:
 
 @dataclass(frozen=True)
 class Input:
-    """One attacked input: its images with their captions, and what came of it."""
+    """One attacked input: its images with their captions, the defense's answer, and whether the attack succeeded."""
 
     images: list[tuple[str, Image | None]]
     answer: str
@@ -64,7 +66,10 @@ class Input:
 
 @dataclass(frozen=True)
 class Cell:
-    """All there is to say of a defense under an attack (or none, or the worst of all) in one norm."""
+    """The details of one defense under one attack in one norm; the attack may also be "clean" or "worst-case".
+
+    command: shell command that computes the cell again; None where it is not known.
+    """
 
     id: str
     dataset: str
@@ -75,15 +80,18 @@ class Cell:
     notes: list[str]
     command: str | None
     facts: list[tuple[str, str]]
-    """What identifies it: the attack's parameters, the weights, the job's key."""
+    """Names and values of what identifies the cell: parameters of the attack, weights, protocol, seed, key."""
     inputs: list[Input] = field(default_factory=list)
     pictured_at: str = ""
-    """The ε of the inputs."""
+    """The ε at which the inputs are shown, as text."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a heat map. cell: the id of what it opens; background, ink: colours, None where there is no figure."""
+    """A field of a heat map.
+
+    cell: id of the cell whose details it opens. background, ink: colours as #rrggbb; None where there is no figure.
+    """
 
     text: str
     cell: str | None
@@ -93,7 +101,11 @@ class Field:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """rows: defense → its fields, one for each of the columns."""
+    """A heat map of one data set and norm.
+
+    figure: name of what is shown. columns: name of each attack and its ε, as text. rows: name of each defense and its
+    fields, one for each column. notes: reasons of the numbered marks.
+    """
 
     title: str
     figure: str
@@ -103,10 +115,10 @@ class HeatMap:
 
 
 class Cells:
-    """Every cell of a run by (data set, defense, attack, norm), the clean ones once for each data set and defense."""
+    """Every cell of a run by (data set, defense, attack, norm); a clean cell has norm "none"."""
 
     def __init__(self, report: Report, budget: int = IMAGE_BUDGET) -> None:
-        """budget: characters that images may take; beyond, fewer inputs of each cell are shown."""
+        """budget: number of characters that all images may take; where they take more, fewer inputs are shown."""
         results, summary = report.results, report.summary
         self.identities, self.implausible = results.identities, report.implausible
         self.keys = {key: list(rows["key"].unique()) for key, rows in results.records.groupby(CELL, sort=False)}
@@ -135,11 +147,12 @@ class Cells:
                 )
 
     def find(self, dataset: str, defense: str, attack: str, norm: str) -> Cell | None:
+        """Return a cell, None where the run has no such cell; the clean cell is found under any norm."""
         return self.all.get((dataset, defense, attack, "none" if attack == CLEAN else norm))
 
     def _facts(self, key: tuple[str, str, str, str]) -> list[tuple[str, str]]:
         if key not in self.keys:
-            return []  # a worst case is computed, not run
+            return []  # a worst case is computed from several jobs, so it has no key of its own
         identity = self.identities[self.keys[key][0]]
         attack, defense = identity["attack"], identity["defense"]
         facts = [] if key[2] == CLEAN else [("attack", _system(attack))]
@@ -167,20 +180,20 @@ class Cells:
 
 
 def _system(identity: JsonObject) -> str:
-    """A defense or an attack by its name, its parameters that differ from their defaults, and its version."""
+    """Return a system's name, the parameters that differ from their defaults, and its version."""
     parameters = json.dumps(identity["parameters"], ensure_ascii=False).replace('"', "")[1:-1] or "default parameters"
     return f"{identity['name']}: {parameters}; version {identity['version']}"
 
 
 def _strength(row: Row, marks: Marks) -> Strength:
-    """What is shown of a summary row."""
+    """Return the figures of one summary row as texts."""
     is_noise, attacked = row["norm"] == FOOLING, row["attack"] != CLEAN
     figures = {"n": f"{row['n']:,}"}
     if is_noise:
         figures |= {"rejected": percent_interval(row["rejection"], row["n"]), "accepted": marks.cell(row, "error")}
     else:
         names = {"accepted and right": "accuracy", "rejected": "rejection", "accepted and wrong": "error"}
-        # with an interval where it is the cell's own figure
+        # of attacked cells the figure with an interval is robust accuracy
         figures |= {head: percent(row[name]) if attacked else marks.cell(row, name) for head, name in names.items()}
     if attacked and not is_noise:
         figures |= {"robust": marks.cell(row, "robust_accuracy")}
@@ -200,9 +213,9 @@ def _strength(row: Row, marks: Marks) -> Strength:
 
 
 def heat_map(panel: Panel, cells: Cells, flags: Mapping[tuple[str, str], str] = {}) -> HeatMap:
-    """Robust accuracy, or for noise images the share that is accepted.
+    """Return the heat map of a panel: robust accuracy, or for noise images the share that is accepted.
 
-    flags: (data set, defense) → the checks of the diagnosis that it fails.
+    flags: (data set, defense) → titles of the checks of the diagnosis that it fails.
     """
     own = {defense: reason for (there, defense), reason in flags.items() if there == panel.dataset}
     marks = Marks(panel.attacked, cells.implausible, own)
@@ -225,6 +238,6 @@ def _field(row: Row | None, panel: Panel, marks: Marks, cell: Cell | None) -> Fi
     text = marks.cell(row, figure, lambda share, _: percent(share))
     if row is None or cell is None or np.isnan(row[figure]):
         return Field(text, cell.id if cell else None)
-    # of noise, what is not accepted is as good as robust
+    # noise that is rejected gets the colour of robust inputs
     background, ink = shade(1 - row[figure] if panel.is_noise else row[figure])
     return Field(text, cell.id, background, ink)
