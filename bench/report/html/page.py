@@ -1,4 +1,4 @@
-"""report.html: everything a run shows, in one file that asks no network and computes no figure."""
+"""Writes report.html: one file with every result of a run, which needs no network and computes no figure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_tex
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the leaderboard at one ε. figures: text and value to sort by, None where there is none."""
+    """A row of the leaderboard: one defense at one ε.
+
+    largest: whether ε is the norm's largest. figures: text of each figure, and the number by which its column is sorted
+    (None where there is no figure). strongest: names of the strongest attacks, and what they leave. diagnosis: result.
+    """
 
     dataset: str
     norm: str
@@ -42,7 +46,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """header: of the figures. strengths: every ε of every norm."""
+    """The leaderboard of report.html.
+
+    header: heads of the columns of figures. strengths: norm → its ε, ascending. notes: reasons of the numbered marks.
+    """
 
     header: list[str]
     entries: list[Entry]
@@ -51,7 +58,7 @@ class Leaderboard:
 
 
 def write_page(report: Report, plots: Sequence[Drawn]) -> Path:
-    """Writes report.html into a run's folder; returns its path."""
+    """Write report.html into the run's folder, with the plots inside it, and return its path."""
     environment = Environment(
         loader=PackageLoader("manifold_bench.bench.report.html", ""),
         autoescape=True,
@@ -80,9 +87,10 @@ def write_page(report: Report, plots: Sequence[Drawn]) -> Path:
 
 
 def leaderboard(report: Report) -> Leaderboard:
-    """A row for each data set, defense, norm and ε: the clean figures beside the worst case over attacks.
+    """Return the leaderboard: a row for each data set, defense, norm and ε.
 
-    Noise images have no robust accuracy; how many of them are accepted stands beside, where the run tried.
+    A row holds the figures of the worst case over attacks, those on clean images and, where the run attacked noise
+    images, the share of these that the defense accepts.
     """
     summary, results = report.summary, report.results
     fooled = summary[(summary["norm"] == FOOLING) & (summary["kind"] == WORST_CASE)]
@@ -137,12 +145,15 @@ def _median(row: Row | None) -> tuple[str, float | None]:
 
 
 def galleries(summary: pd.DataFrame, cells: Cells) -> list[tuple[str, list[Cell]]]:
-    """Per data set and norm, for each defense the pictured cell of the attack that leaves least at its largest ε."""
+    """Return for each data set and norm its title and the cells whose images are shown, one for each defense.
+
+    That cell is the one of the attack that leaves the lowest robust accuracy (of noise: that gets most accepted).
+    """
     made = []
     for panel in panels(summary):
         shown = []
         for defense, rows in panel.single.groupby("defense"):
-            # of noise, which has no right answers, what is accepted counts
+            # noise has no right answers, so its attacks are ordered by what is accepted
             order = rows.sort_values("rejection" if panel.is_noise else "robust_accuracy", kind="stable")
             found = [cells.find(panel.dataset, str(defense), attack, panel.norm) for attack in order["attack"].unique()]
             shown += [cell for cell in found if cell and cell.inputs][:1]
@@ -152,8 +163,10 @@ def galleries(summary: pd.DataFrame, cells: Cells) -> list[tuple[str, list[Cell]
 
 
 def _inlined(plot: Drawn) -> Markup:
-    """An SVG file of Matplotlib as an element of a page: ids of its own, a name for screen readers, and black and white
-    as the page's ink and paper, so that it follows a dark page.
+    """Return an SVG file of Matplotlib as an HTML element.
+
+    Its ids get a prefix, so that plots on one page do not clash; screen readers find its title; black and white become
+    the page's own colours, so that it also reads on a dark page. Raises InputError for an SVG file of another form.
     """
     svg, prefix = plot.svg.read_text(encoding="utf-8"), plot.svg.stem
     body = svg[svg.index("<svg") :]
@@ -174,10 +187,10 @@ def _inlined(plot: Drawn) -> Markup:
 
 
 def _unbroken(text: str) -> Markup:
-    """A table's text in which no interval is broken between lines."""
+    """Return a table's text as HTML that keeps each interval in brackets on one line."""
     return Markup(re.sub(r"\[[^][]*\]", r'<span class="interval">\g<0></span>', str(escape(text))))
 
 
 def _bold(paragraph: str) -> Markup:
-    """Text in which **…** is strong, as Markdown has it, and nothing else means anything."""
+    """Return a text as HTML in which **…** is strong; all other Markdown and HTML is shown as it is written."""
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(paragraph))))
