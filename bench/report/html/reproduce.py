@@ -1,4 +1,4 @@
-"""The command that computes one cell again."""
+"""The shell command that computes one cell of a report again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.defenses.identity import JsonObject
 
 OUT = "results/again"
-"""Not the run's own folder: what is finished there would not be run again."""
+"""Output folder of such a command. In the run's own folder finished cells would not be computed again."""
 
 
 def command(run: JsonObject, dataset: str, defense: str, attacks: Iterable[str], norm: str) -> str | None:
@@ -33,13 +33,13 @@ def command(run: JsonObject, dataset: str, defense: str, attacks: Iterable[str],
             parts += ["--norm", norm]
     n = {entry["name"]: entry["n"] for entry in matrix["datasets"]}.get(dataset)
     parts += ["--n", str(n)] if n else []
-    parts += ["--seed", str(run["seeds"][0])] if len(run["seeds"]) == 1 else []  # several stand in the matrix
+    parts += ["--seed", str(run["seeds"][0])] if len(run["seeds"]) == 1 else []  # the matrix names several itself
     parts += ["--device", run["device"]] if run["device"] != "cpu" else []
     return shlex.join([*parts, "--out", OUT])
 
 
 def matrix_name(source: str) -> str:
-    """What --matrix is to be given for a matrix read from `source`: the name of one of ours, or the file."""
+    """Return the argument of --matrix for a matrix file: its name if it is one of this package's, else its path."""
     path = Path(source)
     ours = path.parts[-3:-1] == FOLDER.parts[-2:] and (FOLDER / path.name).exists()
     return path.stem if ours else source
