@@ -1,4 +1,4 @@
-// Shows, sorts and hides what is there; computes nothing.
+// Sorts and filters the leaderboard, and opens the details of cells. It computes no figure.
 "use strict";
 document.documentElement.classList.add("script");
 
@@ -22,7 +22,7 @@ function filter() {
 
 filters.addEventListener("change", ({ target }) => {
   const { norm, strength } = filters.elements;
-  // a strength is one of a norm: the two must not contradict each other
+  // each strength belongs to one norm, so the two filters must agree
   if (target === strength && strength.value) norm.value = strength.value.split(" ")[0];
   if (target === norm && strength.value.split(" ")[0] !== norm.value) strength.value = "";
   filter();
@@ -36,7 +36,7 @@ const heads = [...document.querySelectorAll("#board thead th")];
 function sort(column) {
   const head = heads[column];
   const numeric = "numeric" in head.dataset;
-  // figures: the largest first, then the other way round; names: by the alphabet first
+  // the first click sorts figures in descending order and names in ascending order
   const first = numeric ? "descending" : "ascending";
   const other = numeric ? "ascending" : "descending";
   const order = head.getAttribute("aria-sort") === first ? other : first;
@@ -47,7 +47,7 @@ function sort(column) {
   rows.sort((a, b) => {
     const [x, y] = [key(a), key(b)];
     if (!numeric) return sign * x.localeCompare(y, "en", { numeric: true });
-    if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // what has no figure comes last
+    if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // rows without a figure come last
     return x === y ? 0 : sign * (x < y ? -1 : 1);
   });
   document.querySelector("#board tbody").append(...rows);
@@ -60,9 +60,9 @@ heads.forEach((head, column) => {
   head.append(button);
 });
 
-// --- cells: a link to one opens it over the page ---------------------------------------------------------------------
+// --- cells: a link to a cell opens its details in a dialog -----------------------------------------------------------
 const dialog = document.querySelector("dialog");
-let place = null; // where the shown article belongs
+let place = null; // marks where the shown article goes back to
 
 function show() {
   const article = document.getElementById(location.hash.slice(1));
@@ -81,7 +81,7 @@ dialog.addEventListener("close", () => {
   if (location.hash === link) history.replaceState(null, "", location.pathname + location.search);
   document.querySelector(`.heat a[href="${link}"]`)?.focus();
 });
-dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // beside it
+dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // a click on the backdrop
 addEventListener("hashchange", show);
 addEventListener("beforeprint", () => dialog.open && dialog.close());
 show();
