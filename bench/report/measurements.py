@@ -1,8 +1,4 @@
-"""A measurement as a job, and the file of its result.
-
-measurements/<data set>--<defense>--<measurement>--<key>.json   values, identity and status, checked by a hash
-measurements/index.json                                          the measurements of the last run, in the plan's order
-"""
+"""Tables and plots of measurements, which are values of a defense that no attack takes part in."""
 
 from __future__ import annotations
 
@@ -18,11 +14,14 @@ from manifold_bench.bench.report.style import Plot
 from manifold_bench.bench.report.table import Notes, Table
 from manifold_bench.defenses.identity import JsonObject
 
-LEGEND = "One value for each defense; no attack takes part in it."
+LEGEND = "Values of each defense, measured without an attack."
 
 
 def measurement_tables(results: list[JsonObject]) -> list[Table]:
-    """A table for each data set and measurement: its values, a row for each defense."""
+    """Return a table for each data set and measurement: its values, one row for each defense.
+
+    results: contents of the files of measurements.
+    """
     made = []
     for (dataset, label), rows in _by_measurement(results).items():
         names = list(dict.fromkeys(name for row in rows for name in row["values"])) or [rows[0]["headline"]]
@@ -41,7 +40,7 @@ def measurement_tables(results: list[JsonObject]) -> list[Table]:
 
 
 def _by_measurement(results: list[JsonObject]) -> dict[tuple[str, str], list[JsonObject]]:
-    """By data set and label."""
+    """Return (data set, label of the measurement) → its results."""
     found: dict[tuple[str, str], list[JsonObject]] = {}
     for result in results:
         found.setdefault((result["dataset"], result["measurement"]), []).append(result)
@@ -49,9 +48,10 @@ def _by_measurement(results: list[JsonObject]) -> dict[tuple[str, str], list[Jso
 
 
 def curves(values: Mapping[str, float]) -> dict[str, list[tuple[float, float]]]:
-    """Values whose names are a word, a number and maybe more (`within 0.5`, `within 0.5, confidently`), as curves.
+    """Return the values whose names hold a number (`within 0.5`, `within 0.5, confidently`) as points of curves.
 
-    By name without the number; points in the order of the numbers. What stands alone is no curve.
+    The result maps a name without its number (`within, confidently`) to its points (number, value), in ascending order.
+    A name with a single point is left out.
     """
     found: dict[str, list[tuple[float, float]]] = {}
     for name, value in values.items():
@@ -61,7 +61,7 @@ def curves(values: Mapping[str, float]) -> dict[str, list[tuple[float, float]]]:
 
 
 def measurement_plots(results: list[JsonObject]) -> Iterator[Plot]:
-    """Curves of each measurement that has any, and a grid of images for each result that has pictures."""
+    """Yield the curves of each measurement that has any, and a grid of images for each result with pictures."""
     for (dataset, label), rows in _by_measurement(results).items():
         drawn = {row["defense"]: curves(row["values"]) for row in rows if row["status"] == "ok"}
         for name in dict.fromkeys(name for own in drawn.values() for name in own):
