@@ -1,4 +1,4 @@
-"""What was attacked, as pictures: stored images, what an attack changed of them, and what came of it in words."""
+"""Stored images of attacked inputs, prepared for reports: as pixels, as differences, and with captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from manifold_bench.bench.text import LEVELS
 
 
 def pictured(records: pd.DataFrame) -> pd.DataFrame:
-    """The rows of attacked cells that have images, each cell (data set, defense, norm, attack) at its largest ε."""
+    """Return the rows with images of attacked cells, each cell (data set, defense, norm, attack) at its largest ε."""
     if IMAGE_COLUMNS[0] not in records:
         return records[:0]
     attacked = (records["kind"] == ATTACK) & (records["status"] == "ok")
@@ -24,13 +24,19 @@ def pictured(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown_inputs(cell: pd.DataFrame, limit: int) -> Sequence[Row]:
-    """The first inputs of a cell at one ε as plain rows; of its rows, by aim and seed, a success shows most."""
+    """Return the first `limit` inputs of a cell at one ε, a row of records for each.
+
+    Where an input has several rows (by target class or seed), a successful one is taken, if there is any.
+    """
     best = cell.assign(input=inputs_of(cell)).sort_values("success", ascending=False, kind="stable")
     return best.drop_duplicates("input").sort_index().head(limit).to_dict("records")
 
 
 def pixels(raw: object, shape: list[int]) -> np.ndarray | None:
-    """A stored image of that shape [C,H,W] as float64 [H,W] or [H,W,3] in [0,1]; None where there is none."""
+    """Return a stored image as float64 [H,W] or [H,W,3], values in [0, 1]; None where none was stored.
+
+    raw: its bytes, as uint8 or float32 pixels (schema.IMAGE_COLUMNS). shape: [C,H,W].
+    """
     if not isinstance(raw, bytes):
         return None
     in_levels = len(raw) == math.prod(shape)
@@ -40,15 +46,15 @@ def pixels(raw: object, shape: list[int]) -> np.ndarray | None:
 
 
 def levels(image: np.ndarray) -> np.ndarray:
-    """An image from 0 to 1 as it is shown: uint8 in the same shape."""
+    """Return an image with values in [0, 1] as uint8 of the same shape."""
     return np.round(image * LEVELS).astype(np.uint8)
 
 
 def difference(original: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray, float]:
     """Return a picture of what an attack changed in an image (uint8), and the largest change of a pixel.
 
-    Pixels of both images span 0 to 1. In the picture middle grey is no change, and the largest change is black or
-    white.
+    original, adversarial: [H,W] or [H,W,3], values in [0, 1]. In the picture middle grey means no change, and the
+    largest change is black or white.
     """
     change = adversarial - original
     largest = float(np.abs(change).max(initial=0))
@@ -56,7 +62,7 @@ def difference(original: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarra
 
 
 def size_text(largest: float) -> str:
-    """The largest change of a pixel, and how many times larger it is shown: `± 8/255, × 16`, `± 0.2, × 2.5`."""
+    """Return the largest change of a pixel and its magnification as text: `± 8/255, × 16`, `± 0.2, × 2.5`."""
     if not largest:
         return "± 0"
     size = f"{largest * LEVELS:.2g}/{LEVELS}" if largest < 0.0995 else f"{largest:.2g}"
@@ -65,10 +71,10 @@ def size_text(largest: float) -> str:
 
 
 def truth_text(record: Row) -> str:
-    """What an input is: `is 4`, or noise."""
+    """Return the true label of an input as text: `is 4`, or `noise`."""
     return "noise" if record["label"] < 0 else f"is {record['label']}"
 
 
 def answer_text(record: Row) -> str:
-    """What the defense says of the attacked input, with a cross where that is a success of the attack."""
+    """Return the defense's answer to the attacked input as text, with a cross where the attack succeeded."""
     return "rejected" if record["adv_rejected"] else f"says {record['adv_label']}{' ✗' if record['success'] else ''}"
