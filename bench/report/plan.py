@@ -1,4 +1,4 @@
-"""What a command would run, and how long it will take, on the screen: the table of a dry run."""
+"""Shows what a command would run and how long that will take: the screen of `--dry-run`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ HEADER = ("job", "n", "passes", "time")
 
 
 def print_plan(plan: Plan, folder: Path, console: Console, forecast: Forecast) -> None:
-    """Show jobs, skipped pairs with reasons, passes and time, measurements, and families without an adapted attack.
+    """Print the jobs of a plan, skipped ones with their reasons, and the passes and time that the others need.
 
-    folder: where results are stored.
+    Then follow the measurements, and the defenses for which the plan has no attack that is adapted to them. folder: the
+    output folder, whose finished jobs need no time.
     """
     store = Store(folder)
     for data in plan.data:
@@ -50,20 +51,20 @@ def print_plan(plan: Plan, folder: Path, console: Console, forecast: Forecast) -
 
 
 def time_line(plan: Plan, forecast: Forecast) -> str:
-    """How long the plan will take, and where that is known from."""
-    source = "as earlier runs on this machine have measured"
+    """Return a sentence on how long the plan will take, and on what that estimate is based."""
+    source = "estimated from earlier runs on this machine"
     if forecast.calibrated:
-        source = f"at most, by a few passes through {', '.join(forecast.calibrated)} just now"
+        source = f"an upper bound, estimated from a few passes through {', '.join(forecast.calibrated)}"
     left_out = ["trainings"] if any(not ref.trained for _, ref in plan.running) else []
     left_out += ["measurements"] if plan.measurements else []
     without = f", not counting {' and '.join(left_out)}" if left_out else ""
     if not forecast.jobs:
-        return "nothing is left"
+        return "every job is finished"
     return f"about {duration(forecast.total)} on this machine ({source}){without}"
 
 
 def _line(job: Job, store: Store, forecast: Forecast, seeds: int) -> Line:
-    """The line of a job; seeds: number of seeds in the matrix."""
+    """Return the line of a job. seeds: number of seeds in the matrix."""
     label = f"{job.label}, seed {job.seed}" if seeds > 1 else job.label
     if job.attack is not None:
         label += f", {norm_text(job.norm)} ε = {' '.join(map(eps_text, job.eps))}"
