@@ -1,4 +1,4 @@
-"""When a claim falls, and what the conclusion says."""
+"""When a claim counts as contradicted, and what the conclusion says."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def test_the_conclusion_tells_the_numbers_it_rests_on():
     assert "no attack gets through" in text and "\n" not in text
     assert "Published: 0.00." in text
     assert "accepted and wrong 75.00 [30.06, 95.44], n = 4 (strongest single attack: strong, 75.00" in text
-    assert "Median L∞ distance at which an input falls: 0.100, n = 4." in text
+    assert "Median L∞ distance at which an input is beaten: 0.100, n = 4." in text
     assert "Clean rejection rate: 25.00" in text
-    assert "**the claim falls: as the paper did it, L∞ ε = 0.1**" in text
+    assert "**the claim is contradicted: as the paper did it, L∞ ε = 0.1**" in text
 
 
 def test_the_distance_told_is_that_of_inputs_which_every_attack_tried():
     few = cell("few", labels=[0, 1], adv=[1, 0], distance=[0.05, 0.05], samples=[0, 1])
     text = conclusions(run(CLEAN_CELL, WEAK, few), [CENTRAL])[0]
-    assert "Median L∞ distance at which an input falls: 0.050, n = 2." in text
+    assert "Median L∞ distance at which an input is beaten: 0.050, n = 2." in text
 
 
 def conclusion(*cells: object) -> str:
@@ -72,20 +72,20 @@ def conclusion(*cells: object) -> str:
 def test_a_claim_stands_only_where_nothing_is_missing():
     right = cell(CLEAN)
     holds = cell("weak", adv=[REJECT, 1, 2, 3])
-    assert "the claim stands against the attacks of this run" in conclusion(right, holds)
+    assert "the claim is not contradicted by the attacks of this run" in conclusion(right, holds)
     assert "the claim is open" in conclusion(right, holds, cell("strong", status="failed", reason="died"))
     assert "the claim is open" in conclusion(right, cell("strong", status="failed", reason="died"))
     assert "the claim is open" in conclusion(right)
-    assert "the claim stands" in conclusion(right, holds, cell("other", status="skipped", reason="no use"))
+    assert "the claim is not contradicted" in conclusion(right, holds, cell("other", status="skipped", reason="no use"))
     died = cell("strong", status="failed", reason="died")
-    assert "the claim falls" in conclusion(cell("weak", adv=[1, 1, 2, 3]), died)
+    assert "the claim is contradicted" in conclusion(cell("weak", adv=[1, 1, 2, 3]), died)
 
 
 def test_a_claim_falls_by_the_papers_own_attack():
     rows = cell("weak", adv=[1, 1, 2, 3])
     asked = claim(published=(0, 9000), figure="fooled", attack="weak", strongest=(AT,), central=True)
     (text, _) = conclusions(run(CLEAN_CELL, rows), [asked])
-    assert "1 of 4: 25.00" in text and "**the claim falls: as the paper did it, L∞ ε = 0.1**" in text
+    assert "1 of 4: 25.00" in text and "**the claim is contradicted: as the paper did it, L∞ ε = 0.1**" in text
 
 
 def test_fooling_has_a_conclusion_too():
@@ -95,5 +95,5 @@ def test_fooling_has_a_conclusion_too():
                   central=True)  # fmt: skip
     rows = run(cell(CLEAN), cell("a", **noise), cell("b", **noise, adv=[1, REJECT]))
     text, _ = conclusions(rows, [asked])
-    assert "0 of 2: 0.00" in text and "made accepted and wrong 50.00" in text and "the claim falls" in text
+    assert "0 of 2: 0.00" in text and "made accepted and wrong 50.00" in text and "the claim is contradicted" in text
     assert "median" not in text
