@@ -67,7 +67,7 @@ def test_the_tutorial_s_attack_stands_beside_the_others(folder):
     assert (found.groupby("sample")["forwards"].sum() <= 11).all()
     # it steps as fgsm does, and no farther than it must
     page = (out / "report.md").read_text(encoding="utf-8")
-    scores = {row[1]: float(row[-1]) for row in cells(page, "what attacks are worth") if row[0] == "undefended"}
+    scores = {row[1]: float(row[-1]) for row in cells(page, "comparison of attacks") if row[0] == "undefended"}
     assert scores["my_attack:RaySearch"] > scores["fgsm"] and scores["worst-case"] == 100
     assert "How my_attack:RaySearch compares" in done.stdout and "**my_attack:RaySearch** on mnist5k" in page
     for text in (done.stdout, page):
