@@ -11,38 +11,23 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stderr
 from dataclasses import dataclass
-from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm
 from manifold_bench.bench import run as command
 from manifold_bench.bench.datasets.given import dataset_of, labelled_images
-from manifold_bench.bench.diagnosis.diagnose import diagnose
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.metrics.summary import strongest, summary
 from manifold_bench.bench.planning.matrix import AttackEntry
 from manifold_bench.bench.planning.named_models import with_weights
 from manifold_bench.bench.planning.reading import attack_choice, validated
 from manifold_bench.bench.planning.registry import find, handing_in, nearest, needs_no_arguments
-from manifold_bench.bench.records import results as records
-from manifold_bench.bench.records.images import AdversarialImages, adversarial
-from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
-from manifold_bench.bench.report.plots import security_curves
-from manifold_bench.bench.report.style import STYLE
-from manifold_bench.bench.report.tables import implausible_cells, panels
-from manifold_bench.bench.report.verdict import budget_of, verdicts
-from manifold_bench.bench.report.writing import write_report
+from manifold_bench.bench.report.results import Results, load
 from manifold_bench.bench.running.judge import Inputs, Judge, verdict
-from manifold_bench.bench.text import eps_of, eps_text
 from manifold_bench.defenses import models
 from manifold_bench.defenses.base import Defense, LabelledImages
 
@@ -54,137 +39,6 @@ GIVEN = "data"
 
 MODEL = "model"
 """Label of the model that `evaluate` is given."""
-
-
-@dataclass(frozen=True, eq=False)
-class Results:
-    """What a run found, in a folder or read from one.
-
-    In a notebook it shows itself as a table.
-    """
-
-    stored: records.Results
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the run."""
-        return self.stored.folder
-
-    @property
-    def records(self) -> pd.DataFrame:
-        """One row for each input of each cell (data set, defense, attack, norm, ε); see docs for the columns."""
-        return self.stored.records
-
-    @cached_property
-    def summary(self) -> pd.DataFrame:
-        """One row for each cell, and one for the worst case over the attacks of each defense: every figure."""
-        return summary(self.records)
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """The worst case of each defense at each ε, in percent, with the attacks that alone leave the least.
-
-        clean: accepted and right without an attack; rejected: of the clean inputs; robust: right when clean and never
-        accepted and wrong under attack, with its 95 % interval; strict: never rejected under attack either.
-        """
-        rows = []
-        for (dataset, defense), of_defense in self.summary.groupby(["dataset", "defense"]):
-            clean = of_defense[of_defense["kind"] == CLEAN].iloc[0]
-            for norm, attacked in of_defense[of_defense["kind"] != CLEAN].groupby("norm"):
-                for _, worst in attacked[attacked["kind"] == WORST_CASE].iterrows():
-                    shares = {
-                        "clean": clean["accuracy"],
-                        "rejected": clean["rejection"],
-                        "robust": worst["robust_accuracy"],
-                        "low": worst["robust_low"],
-                        "high": worst["robust_high"],
-                        "strict": worst["strict_robust_accuracy"],
-                    }
-                    single = of_defense[of_defense["norm"].isin([norm, clean["norm"]])]
-                    rows.append(
-                        {"dataset": dataset, "defense": defense, "norm": norm, "eps": worst["eps"], "n": worst["n"]}
-                        | {name: round(100 * share, 1) for name, share in shares.items()}
-                        | {"strongest": strongest(single, worst["eps"]).names}
-                    )
-        return pd.DataFrame(rows)
-
-    @cached_property
-    def verdict(self) -> str:
-        """What the attacks leave of the defense that the run is about, how sure that is, and what to run next."""
-        found = self.summary
-        made = verdicts(self.stored, found, diagnose(self.stored), implausible_cells(found))
-        return "\n\n".join(map(str, made)) or "The run names no defense: see the table."
-
-    def adversarial(
-        self,
-        defense: str | None = None,
-        attack: str | None = None,
-        eps: float | str | None = None,
-        *,
-        dataset: str | None = None,
-        norm: str | None = None,
-        seed: int | None = None,
-    ) -> AdversarialImages:
-        """Return every image that was judged in one cell, with labels and indices; the run needs `export="folder"`.
-
-        What is left out must be the same in all attacked cells. Raises InputError where no cell, or more than one, is
-        meant, or its images were not kept.
-        """
-        try:
-            size = eps_of(eps) if isinstance(eps, str) else eps
-        except ValueError as error:
-            raise InputError(f"eps: {error}") from error
-        cell = {"dataset": dataset, "defense": defense, "attack": attack, "norm": norm, "eps": size, "seed": seed}
-        return adversarial(self.stored, {name: value for name, value in cell.items() if value is not None})
-
-    def report(self, folder: str | Path | None = None) -> Path:
-        """Write tables, plots and pages into the run's folder, or into a copy of it; return the path of report.html."""
-        stored = self.stored
-        if folder is not None and Path(folder).resolve() != self.folder.resolve():
-            shutil.copytree(self.folder, folder, dirs_exist_ok=True)
-            stored = records.Results.load(Path(folder))
-        write_report(stored)
-        return stored.folder / "report.html"
-
-    @property
-    def notes(self) -> list[str]:
-        """What the reader of the table has to know: what is odd, what failed, what a budget cut."""
-        rows = self.summary
-        odd = rows[((rows["kind"] == CLEAN) & (rows["reason"] != "")) | (rows["status"] == "failed")]
-        odd = odd[odd["kind"] != WORST_CASE].drop_duplicates(["dataset", "defense", "attack", "reason"])
-        reasons = [
-            f"{defense} on {dataset}, {attack}: {reason}"
-            for dataset, defense, attack, reason in odd[["dataset", "defense", "attack", "reason"]].to_numpy()
-        ]
-        return list(filter(None, [*reasons, budget_of(self.stored.run)]))
-
-    def plot(self) -> Figure:
-        """Return a figure of the robust accuracy over ε, a line for each defense, a part for each data set and norm.
-
-        It shows itself in a notebook; `figure.savefig("file.png")` writes it.
-        """
-        shown = [panel for panel in panels(self.summary) if panel.has_curves]
-        if not shown:
-            raise InputError("plot: no attack of this run has perturbation sizes")
-        with mpl.rc_context(STYLE):
-            return security_curves(*shown)
-
-    @property
-    def _shown(self) -> pd.DataFrame:
-        """The table with ε as text."""
-        return self.table.assign(eps=[eps_text(eps) for eps in self.table["eps"]])
-
-    def __repr__(self) -> str:
-        return "\n".join([self._shown.to_string(index=False), *(f"note: {note}" for note in self.notes)])
-
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
-        return self._shown.to_html(index=False) + notes
-
-
-def load(folder: str | Path) -> Results:
-    """Return the results in a run's folder. Raises InputError where there are none, or a file is damaged."""
-    return Results(records.Results.load(Path(folder)))
 
 
 def run(matrix: str | Path, *, defenses: Mapping[str, Any] | None = None, **options: Any) -> Results:
@@ -206,7 +60,7 @@ def run(matrix: str | Path, *, defenses: Mapping[str, Any] | None = None, **opti
             stack.enter_context(handing_in("defenses", classes))
             options = {"workers": 0} | options | {"defense": [*classes, *options.get("defense", ())]}
         command.run_command(["--matrix", str(matrix), *_arguments(options)])
-    result = Results(records.Results.load(Path(folder)))
+    result = load(folder)
     if temporary:
         weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
     return result

@@ -73,10 +73,8 @@ def parser() -> Parser:
     p.add_argument(
         "--norm", action="append", default=[], metavar="NORM", help="run only attacks in this norm (repeatable)"
     )
-    p.add_argument(
-        "--eps", action="append", type=size, default=[], metavar="SIZE",
-        help="perturbation size, as 0.1 or 8/255, in place of the matrix' sizes of one norm (repeatable)",
-    )  # fmt: skip
+    sizes = "perturbation size, as 0.1 or 8/255, in place of the matrix' sizes of one norm (repeatable)"
+    p.add_argument("--eps", action="append", type=size, default=[], metavar="SIZE", help=sizes)
     p.add_argument("--quiet", action="store_true", help="show only failures and the last line; log.jsonl has the rest")
     probes = "run the probes of the masking diagnosis too (docs/diagnosis.md), whatever the matrix says"
     p.add_argument("--diagnose", action=argparse.BooleanOptionalAction, help=probes)

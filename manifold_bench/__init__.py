@@ -9,13 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manifold_bench.bench.api import Attacked, Results, as_defense, attack, evaluate, load, run
+    from manifold_bench.bench.api import Attacked, as_defense, attack, evaluate, run
     from manifold_bench.bench.errors import InputError
+    from manifold_bench.bench.report.results import Results, load
     from manifold_bench.defenses.bpda import bpda
 
 __all__ = ["Attacked", "InputError", "Results", "as_defense", "attack", "bpda", "evaluate", "load", "run"]
 
-_HOMES = {"InputError": "manifold_bench.bench.errors", "bpda": "manifold_bench.defenses.bpda"}
+_HOMES = {
+    "InputError": "manifold_bench.bench.errors",
+    "Results": "manifold_bench.bench.report.results",
+    "bpda": "manifold_bench.defenses.bpda",
+    "load": "manifold_bench.bench.report.results",
+}
 
 
 def __getattr__(name: str) -> Any:
