@@ -1,4 +1,4 @@
-"""Plots of a run: security curves, risk–coverage curves, heat maps, and grids of what was attacked and seen."""
+"""Plots of a run: security curves, risk–coverage curves, heat maps, and grids of attacked images."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from manifold_bench.bench.report.tables import Panel, keyed, matrix_columns, pan
 from manifold_bench.bench.text import distance_text, eps_text, norm_text
 
 CURVE_POINTS = 200
-"""Distances at which a curve over all of them is drawn, at most."""
+"""Largest number of distances at which a curve over distances is drawn."""
 
 
 ROWS_PER_GRID = 14
-"""Rows of an image grid; what goes beyond continues in a further file."""
+"""Number of rows of one image grid; further rows go to further files."""
 
 
 class Drawn(NamedTuple):
-    """A plot as a file: its SVG, its title, and the section of report.html that shows it."""
+    """A plot as a file: path of its SVG, title, and name of the section of report.html that shows it ("" for none)."""
 
     svg: Path
     title: str
@@ -44,24 +44,27 @@ class Drawn(NamedTuple):
 
 
 def write_plots(plots: Iterable[style.Plot], folder: Path) -> list[Drawn]:
-    """Writes plots as SVG into `folder`; a generator of them draws in the style that is set here."""
+    """Write plots as SVG files into a folder, which is made where it is missing; return the files in the same order.
+
+    plots: best a generator, because the style that is set here only holds for what is drawn during the call.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     with mpl.rc_context(style.STYLE):
         for parts, figure, section in plots:
             svg = folder / f"{file_name(*parts)}.svg"
-            FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})  # `savefig` would draw it twice
+            FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})  # `savefig` would draw the figure twice
             drawn.append(Drawn(svg, figure.get_suptitle() or figure.axes[0].get_title("left"), section))
     return drawn
 
 
 def run_plots(results: Results, summary: pd.DataFrame) -> Iterator[style.Plot]:
-    """The plots of a run's records. summary: summary.summary of the results."""
+    """Yield the plots of a run's records. summary: result of metrics.summary.summary for them."""
     minimal = {key for key, entry in results.index.items() if entry.minimal}
     of_dataset = {str(dataset): rows for dataset, rows in results.records.groupby("dataset")}
     for panel in panels(summary):
         if panel.is_noise:
-            continue  # its table says it all
+            continue  # one share per attack needs no plot
         records, name = of_dataset[panel.dataset], (panel.dataset, panel.norm)
         if panel.has_curves:
             yield style.Plot((*name, "curves"), security_curves(panel), "curves")
@@ -79,10 +82,11 @@ def run_plots(results: Results, summary: pd.DataFrame) -> Iterator[style.Plot]:
 
 
 def security_curves(*panels: Panel) -> Figure:
-    """Worst-case robust accuracy over ε with its 95 % Wilson band, a line per defense, clean accuracy at ε = 0.
+    """Return a plot of worst-case robust accuracy over ε with 95 % Wilson bands, one line for each defense.
 
-    A hollow marker is a partial worst case: an attack failed, or the attacks share only some inputs. A failed or
-    skipped worst case leaves a gap. Several panels lie one below the other.
+    The line begins with clean accuracy at ε = 0. A hollow marker means a partial worst case: an attack failed, or the
+    attacks share only some inputs. A failed or skipped worst case leaves a gap. Several panels are drawn one below the
+    other.
     """
     figure = style.blank_figure(6.4, sum(max(4.0, 0.6 + 0.2 * len(panel.defenses)) for panel in panels))
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
@@ -119,10 +123,11 @@ def _draw_security_curves(axes: Axes, panel: Panel) -> None:
 
 
 def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Collection[str]) -> Figure:
-    """Robust accuracy over distance under every attack that looks for smallest perturbations, a panel per defense.
+    """Return a plot of robust accuracy over distance under minimal-distance attacks, one panel for each defense.
 
-    records: rows of that data set and norm, all ok; minimal: keys of the jobs of such attacks. The median distance of
-    each stands beside its name; the steps of all attacks together, those within given ε too, are grey.
+    records: rows of that data set and norm, all ok. minimal: keys of the jobs of minimal-distance attacks. The legend
+    gives the median distance of each attack. The grey curve is that of all attacks together, those with given ε
+    included.
     """
     panels = list(records.groupby("defense"))
     searching = sorted(records.loc[records["key"].isin(minimal), "attack"].unique())
@@ -153,11 +158,12 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
 
 
 def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figure:
-    """Risk over coverage of every defense, clean (solid) and under the worst case at the norm's largest ε (dashed).
+    """Return a plot of risk over coverage of every defense: on clean inputs (solid), and in the worst case (dashed).
 
-    records: clean and attacked rows of that data set and norm, of defenses that give scores. A marker is the deployed
-    defense, hollow where the worst case is partial; beside the name stands the area under each curve. Attacked curves
-    bound the risk from below (`metrics.selective`). The scale of the risk is linear up to 1 %, logarithmic above.
+    records: clean and attacked rows of that data set and norm, of defenses that give scores. The worst case is at the
+    norm's largest ε. A marker shows the defense at its own threshold, hollow where the worst case is partial. The
+    legend gives the area under each curve. Attacked curves are lower bounds of the risk (see `metrics.selective`). The
+    scale of the risk is linear up to 1 % and logarithmic above.
     """
     largest = records["eps"].max()
     figure, axes = style.new_figure(8.0, max(4.2, 1.4 + 0.36 * records["defense"].nunique()))
@@ -193,9 +199,10 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
 
 
 def heat_map(panel: Panel) -> Figure:
-    """Robust accuracy of every defense under every attack at that attack's largest ε; clean accuracy leads.
+    """Return a heat map of the robust accuracy of every defense under every attack, at that attack's largest ε.
 
-    Hatched grey: failed, skipped, or not in the run (–).
+    The first column is clean accuracy, the last one the worst case. Hatched grey means failed, skipped, or not in the
+    run (–).
     """
     defenses, columns = panel.defenses, matrix_columns(panel)
     at = keyed(pd.concat([panel.clean, panel.attacked]), "defense", "attack", "eps")
@@ -224,7 +231,10 @@ def heat_map(panel: Panel) -> Figure:
 
 
 def measured_curves(title: str, name: str, lines: dict[str, list[tuple[float, float]]]) -> Figure:
-    """Values of a measurement over what they were taken at, a line per defense. name: what the numbers stand behind."""
+    """Return a plot of a measurement's values over the numbers in their names, one line for each defense.
+
+    name: of the values without the number, the label of the x axis. lines: defense → points (number, value).
+    """
     figure, axes = style.new_figure(6.4, max(3.6, 0.6 + 0.2 * len(lines)))
     bold = style.weights(len(lines))
     for i, (defense, points) in enumerate(lines.items()):
@@ -247,7 +257,7 @@ def _hatched(axes: Axes, x: float, y: float, text: str) -> None:
 
 
 def _scored(records: pd.DataFrame, norm: str) -> pd.DataFrame:
-    """The clean rows and those of a norm, of the defenses that score every input they answer."""
+    """Return the clean rows and those of a norm, of the defenses that give a score for every input."""
     rows = records[(records["kind"] == CLEAN) | (records["norm"] == norm)]
     silent = rows[(rows["status"] == "ok") & (rows["clean_score"].isna() | rows["adv_score"].isna())]
     clean = rows[(rows["kind"] == CLEAN) & (rows["status"] == "ok")]
@@ -255,12 +265,15 @@ def _scored(records: pd.DataFrame, norm: str) -> pd.DataFrame:
 
 
 def _searched(records: pd.DataFrame, minimal: Collection[str]) -> pd.DataFrame:
-    """Of the rows of a data set and norm, the ok ones on defenses on which an attack sought smallest perturbations."""
+    """Return the rows that are ok, of the defenses on which a minimal-distance attack ran.
+
+    records: rows of one data set and norm. minimal: keys of the jobs of minimal-distance attacks.
+    """
     ok = records[records["status"] == "ok"]
     return ok[ok["defense"].isin(ok.loc[ok["key"].isin(minimal), "defense"])]
 
 
 def _shown(records: pd.DataFrame) -> Iterator[tuple[str, list[pd.DataFrame]]]:
-    """Per data set, the rows with images of each attacked cell at its largest ε."""
+    """Yield each data set with the rows that have images, a frame for each attacked cell at its largest ε."""
     for dataset, rows in pictured(records).groupby("dataset"):
         yield str(dataset), [cell for _, cell in rows.groupby(["defense", "norm", "attack"])]
