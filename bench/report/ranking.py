@@ -1,4 +1,4 @@
-"""How a defense compares with every other one of a run, and an attack with every other one."""
+"""Compares one defense with every other defense of a run, and one attack with every other attack."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ SIGNS = {"+": "better than", "-": "worse than", "~": "not significantly differen
 
 LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals: accepted and right when clean, and robust in the worst case over "
-    "the attacks that both defenses met or that make no sense for one of them. Signs: the first row's defense "
-    "against each other one: + better, - worse, ~ difference not significant, = none; in parentheses the inputs right "
-    "or robust only there / only here, and p by exact McNemar on the shared inputs, Holm-corrected over all "
-    "comparisons on the data set (5 %). Rank: 1 + the number of defenses with a larger share. ‡ partial, see the table "
-    f"of that norm. {NOT_RUN} not in this run."
+    "the attacks that ran on both defenses or were skipped for one of them. The sign compares the defense of the first "
+    "row with that of the row: + better, - worse, ~ difference not significant, = no difference. In parentheses: "
+    "number of inputs that are right or robust only with the first row's defense / only with the other one, and p of "
+    "the exact McNemar test on the shared inputs, Holm-corrected over all comparisons on the data set (5 % level). "
+    f"Rank: 1 + the number of defenses with a larger share. ‡ partial, see the table of that norm. {NOT_RUN} not in "
+    "this run."
 )
 
 
 def ranking_lines(found: pd.DataFrame) -> list[str]:
-    """How a defense compares with the others: a line for each data set and its clean inputs, norm and ε.
+    """Return lines that compare a defense with the others: one on clean inputs, and one for each norm and ε.
 
-    found: ranking.against_others.
+    found: result of metrics.ranking.against_others for that defense.
     """
     lines = []
     found = found.assign(clean=found["norm"] == "none").sort_values(["dataset", "clean"], ascending=[True, False])
@@ -45,22 +46,22 @@ def ranking_lines(found: pd.DataFrame) -> list[str]:
             lines.append(f"{where}: not compared ({rows['reason'].iloc[0]})")
             continue
         place, among = rank(rows)
-        told = [
+        comparisons = [
             f"{meaning} {', '.join(compared.loc[compared['sign'] == sign, 'other'])}"
             for sign, meaning in SIGNS.items()
             if (compared["sign"] == sign).any()
         ]
-        shares = compared["own_share"].unique()  # several where the others met other attacks or inputs
+        shares = compared["own_share"].unique()  # several, where the shared attacks or inputs differ
         share = "–".join(percent(value) for value in sorted({shares.min(), shares.max()}))
         what = "accepted and right" if clean else "robust"
-        lines.append(f"{where}: {share} % {what}, rank {place} of {among}; {'; '.join(told)}")
+        lines.append(f"{where}: {share} % {what}, rank {place} of {among}; {'; '.join(comparisons)}")
     return lines
 
 
 def ranking_tables(found: pd.DataFrame, defense: str) -> list[Table]:
-    """A table per data set and norm: the defense, then every other one, best first, and which is better.
+    """Return a table for each data set and norm: the defense, then every other one, in descending robust accuracy.
 
-    found: ranking.against_others.
+    found: result of metrics.ranking.against_others for that defense.
     """
     made = []
     for dataset, there in found.groupby("dataset"):
@@ -100,9 +101,9 @@ def _other_text(row: Row | None, notes: Notes) -> str:
 
 
 def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
-    """How an attack compares with every other one, in a line for each data set, norm and defense, and their mean.
+    """Return lines that compare an attack with the others: one for each data set, norm and defense, and one for means.
 
-    figures: optimality.attack_figures.
+    figures: result of metrics.optimality.attack_figures.
     """
     lines = []
     means = mean_optimality(figures)
@@ -138,20 +139,21 @@ def _place(ranks: pd.Series, own: float) -> str:
 
 
 def named_in(run: JsonObject, kind: Literal["defenses", "attacks"]) -> list[str]:
-    """The labels that the command line named. run: run.json."""
+    """Return the labels of the defenses or attacks that the command line named. run: content of run.json."""
     return list(run.get("named", {}).get(kind, []))
 
 
 def named_lines(compared: dict[str, pd.DataFrame], attacks: pd.DataFrame, run: JsonObject) -> dict[str, list[str]]:
-    """For each defense and attack that the command line named, by label: how it compares.
+    """Return the label of each defense and attack that the command line named → the lines that compare it.
 
-    compared: for each named defense, ranking.against_others. attacks: optimality.attack_figures.
+    compared: label of each named defense → result of metrics.ranking.against_others. attacks: result of
+    metrics.optimality.attack_figures. run: content of run.json.
     """
     lines = {name: ranking_lines(found) for name, found in compared.items()}
     return lines | {name: attack_lines(attacks, name) for name in named_in(run, "attacks")}
 
 
 def ranking_paragraphs(named: dict[str, list[str]], run: JsonObject) -> list[str]:
-    """Markdown: how each system named on the command line compares, and what was taken from baselines."""
-    told = [f"**{name}** on {line}." for name, lines in named.items() for line in lines]
-    return told + [f"{Reused(**one)}." for one in run.get("reused", [])]
+    """Return Markdown paragraphs: the comparisons of `named_lines`, and which records were reused from baselines."""
+    paragraphs = [f"**{name}** on {line}." for name, lines in named.items() for line in lines]
+    return paragraphs + [f"{Reused(**one)}." for one in run.get("reused", [])]
