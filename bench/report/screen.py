@@ -1,4 +1,4 @@
-"""What a run or a report shows on the screen."""
+"""Prints the tables, the diagnosis and the verdicts of a report on the screen."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from manifold_bench.bench.terminal import Line, print_grid, print_text
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent
 
 SCREEN_LEGEND = (
-    "clean, rej.: share of clean inputs accepted and right, and rejected; robust: right when clean and never accepted "
-    "and wrong under attack; strict: never rejected under attack either; median: distance that beats half of them; "
-    "a number in parentheses: skipped, for the reason of that note; § implausible; ‖ the attack stopped trying"
+    "clean: clean inputs accepted and right; rej.: clean inputs rejected; robust: accepted and right when clean, and "
+    "never accepted and wrong under attack; strict: robust, and never rejected under attack; median: distance at which "
+    "half of the inputs are beaten; a number in parentheses: skipped, see the note with that number; § implausible; ‖ "
+    "the attack stopped trying"
 )
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The tables, the diagnosis, how the systems named on the command line compare, and the verdicts."""
+    """Print the tables, the diagnosis, the comparisons of systems named on the command line, and the verdicts."""
     for panel in panels(report.summary):
         flags = {name: why for (there, name), why in report.flags.items() if there == panel.dataset}
         marks = Marks(panel.attacked, report.implausible, flags)
@@ -40,7 +41,7 @@ def print_report(report: Report, console: Console) -> None:
         print_text(console, line)
     for name, lines in report.rankings.items():
         print_text(console, f"How {name} compares:")
-        for line in lines or ["there is nothing in this run to compare it with"]:
+        for line in lines or ["this run has nothing to compare it with"]:
             print_text(console, line, indent="  ")
         console.print()
     for verdict in report.verdicts:
@@ -48,7 +49,7 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
-    """A verdict, each sentence within the width of the console; the command stays on one line, to be copied."""
+    """Print a verdict within the width of the console; its command stays on one line, so that it can be copied."""
     print_text(console, verdict.title, style="bold")
     for sentence in verdict.sentences:
         print_text(console, sentence, indent="  ")
@@ -57,14 +58,14 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
 
 
 def _print_fooling(panel: Panel, marks: Marks, console: Console) -> None:
-    """Which share of noise images fools each defense under each attack."""
+    """Print the share of noise images that each defense accepts under each attack."""
     fooled = fooling_table(panel, marks)
     lines = [Line(f"{defense} × {attack}", figures) for defense, attack, *figures in fooled.rows]
     print_grid(console, f"{fooled.title}, %", ["defense × attack", *fooled.header[2:]], lines)
 
 
 def _print_robustness(panel: Panel, marks: Marks, console: Console) -> None:
-    """Two tables: the worst case at each ε, and robust accuracy under each attack."""
+    """Print two tables: the worst case at each ε, and robust accuracy under each attack."""
     clean = keyed(panel.clean, "defense")
     worst: list[Line] = []
     for row in panel.worst.to_dict("records"):
@@ -90,7 +91,7 @@ def _print_robustness(panel: Panel, marks: Marks, console: Console) -> None:
 
 
 def _number_alone(cell: str) -> str:
-    """The number of the note that says why a cell was skipped; any other text as it is."""
+    """Shorten `skipped (2)` to `(2)`, the number of the note with the reason; other texts stay as they are."""
     return cell.removeprefix("skipped ")
 
 
@@ -99,7 +100,7 @@ def _short(share: float, n: int) -> str:
 
 
 def _worst_figures(row: Row) -> list[str]:
-    """Interval, strict robust accuracy and median distance of a worst case on the screen."""
+    """Return interval, strict robust accuracy and median distance of a worst case as texts for the screen."""
     if row["status"] in ("failed", "skipped"):
         return [NOT_RUN] * 3
     interval = "undefined" if row["n"] == 0 else f"{100 * row['robust_low']:.1f}–{100 * row['robust_high']:.1f}"
