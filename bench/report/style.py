@@ -1,4 +1,4 @@
-"""How plots look: colours, line styles, and figures outside pyplot's registry."""
+"""The style of plots: colours, line styles, legends, and new figures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Colours that every kind of colour vision tells apart (Okabe and Ito 2008), without the yellow that white swallows."""
+"""Colours that people with any kind of colour vision can distinguish (Okabe and Ito 2008), without the pale yellow."""
 
 
 COLOURS = "viridis"
-"""Of heat maps: even to every kind of colour vision, and in grey."""
+"""Colour map of heat maps: perceptually uniform, also in grey and for people with any kind of colour vision."""
 
 
 LINE_STYLES = ("-", "--", ":")
@@ -30,13 +30,16 @@ STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "text.parse_math": False,  # a label with dollars is no formula
-    "svg.hashsalt": "manifold-bench",  # the same records give the same file
+    "text.parse_math": False,  # a label may hold dollar signs
+    "svg.hashsalt": "manifold-bench",  # so that the same records give the same file
 }
 
 
 def shade(share: float) -> tuple[str, str]:
-    """The colour of a share in a heat map, and black or white, whichever reads better on it (contrast as in WCAG 2)."""
+    """Return the colour of a share in [0, 1] in a heat map, and that of text on it: black or white, both as #rrggbb.
+
+    The text has the one with the higher contrast as WCAG 2 defines it.
+    """
     colour = colormaps[COLOURS](share)
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
     luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
@@ -44,7 +47,7 @@ def shade(share: float) -> tuple[str, str]:
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Colour, dashes and marker of a plot's lines, so that the first 21 look different."""
+    """Return colour, dashes and marker of the line with that number, counted from 0; the first 21 all differ."""
     turn = number // len(OKABE_ITO)
     return {
         "color": OKABE_ITO[number % len(OKABE_ITO)],
@@ -54,23 +57,23 @@ def line_style(number: int) -> dict[str, Any]:
 
 
 def legend_beside(axes: Axes, title: str | None = None, **style: Any) -> None:
-    """The legend to the right of a plot, where it hides nothing."""
+    """Draw the legend to the right of a plot, where it covers nothing."""
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, title=title, **style)
 
 
 def weights(lines: int) -> np.ndarray:
-    """How much bolder each of so many lines is: what lies beneath another shows at its edges."""
+    """Return factors of line width, [lines]: the first lines are the widest, so that they show beneath later ones."""
     return np.linspace(1 + 0.25 * min(lines - 1, 4), 1, lines)
 
 
 def folded(label: str) -> str:
-    """A long label on several lines, broken before its parameters."""
+    """Break a label of 20 characters or more before its parameters in parentheses."""
     name, bracket, parameters = label.partition("(")
     return label if len(label) < 20 or not bracket else f"{name}\n({parameters}"
 
 
 class Plot(NamedTuple):
-    """A plot. name: parts of its files' name. section: of report.html, where it is shown there."""
+    """A plot. name: parts of its file's name. section: that of report.html which shows it; "" for none."""
 
     name: tuple[str, ...]
     figure: Figure
@@ -78,20 +81,23 @@ class Plot(NamedTuple):
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of that size in inches with one plot in it."""
+    """Return a figure of that size in inches, and the axes of the one plot in it."""
     figure = blank_figure(width, height)
     return figure, figure.subplots()
 
 
 def blank_figure(width: float, height: float) -> Figure:
-    """A figure of that size in inches, outside pyplot's registry: nothing has to be closed, no display is asked for."""
+    """Return an empty figure of that size in inches.
+
+    It is not registered with pyplot, so it needs no display and need not be closed.
+    """
     figure = Drawing(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 class Drawing(Figure):
-    """A figure that shows itself in a notebook, where pyplot shows only its own."""
+    """A figure that a notebook displays, although pyplot does not know it."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
