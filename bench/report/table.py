@@ -1,4 +1,4 @@
-"""A table and its forms in Markdown and LaTeX."""
+"""A table of texts, and its forms in Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pandas as pd
 from manifold_bench.bench.text import NOT_RUN, printable
 
 LEGEND = (
-    "Percent of inputs, with 95 % Wilson intervals. Robust: accepted and right when clean, never accepted and wrong "
-    "under attack; strict: never rejected under attack either. † some outputs invalid; ‡ partial; § implausible; "
-    f"‖ the attack stopped trying; "
-    f"{NOT_RUN} not in this run."
+    "Percent of inputs, with 95 % Wilson intervals. Robust: accepted and right when clean, and never accepted and "
+    "wrong under attack; strict: robust, and never rejected under attack. † some outputs invalid; ‡ partial; § "
+    f"implausible; ‖ the attack stopped trying; {NOT_RUN} not in this run."
 )
 
 
 class Notes(list[str]):
-    """The reasons that cells point to by number, in the order in which they first appear."""
+    """The numbered notes below a table, in the order in which its cells first refer to them."""
 
     def number(self, note: str) -> str:
+        """Return the number of a note in parentheses, `(1)`; a new note is appended."""
         if note not in self:
             self.append(note)
         return f"({self.index(note) + 1})"
@@ -29,9 +29,12 @@ class Notes(list[str]):
 
 @dataclass(frozen=True)
 class Table:
-    """A table as text: `notes` are the numbered reasons its cells point to as (1), (2), …"""
+    """A table of texts. notes: the notes that its cells refer to as (1), (2), …; legend: meaning of figures and marks.
 
-    name: tuple[str, str, str]  # data set, norm and kind: parts of its file's name
+    name: data set, norm and kind of the table, of which the name of its file is made.
+    """
+
+    name: tuple[str, str, str]
     title: str
     header: list[str]
     rows: list[list[str]]
@@ -40,10 +43,10 @@ class Table:
 
 
 def flagged(table: Table, flags: Mapping[tuple[str, str], str]) -> Table:
-    """The table with a mark at every row of a defense that the diagnosis fails, and a note that says why.
+    """Return the table with the mark ¶ at every defense that fails the diagnosis, and a note on the failed checks.
 
-    flags: (data set, defense) → the checks it fails. Rows are those of the data set in the table's name, by the column
-    `defense`; where a claim is about one, by the column `on`.
+    flags: (data set, defense) → titles of the failed checks. The defense is found in the column `defense`, with the
+    data set in the table's name, or in the column `on` of a table of claims, which names both.
     """
     rows, notes = [], Notes(table.notes)
     for row in table.rows:
@@ -59,12 +62,12 @@ def flagged(table: Table, flags: Mapping[tuple[str, str], str]) -> Table:
 
 
 def flag_note(defense: str, reason: str) -> str:
-    """Why the figures of a defense are not to be trusted."""
-    return f"¶ {defense}: its figures are not to be trusted, the diagnosis fails: {reason} (docs/diagnosis.md)"
+    """Return the note on a defense that fails the diagnosis. reason: titles of the failed checks."""
+    return f"¶ {defense}: do not trust its figures, because these checks fail: {reason} (docs/diagnosis.md)"
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """A frame as CSV in which no text is a formula to a spreadsheet: those that begin like one get an apostrophe."""
+    """Return a frame as CSV. A text that a spreadsheet would take for a formula gets an apostrophe in front."""
     texts = frame.select_dtypes(exclude="number").columns
     safe = {name: frame[name].map(lambda v: f"'{v}" if str(v).startswith(FORMULAS) else v) for name in texts}
     return str(frame.assign(**safe).to_csv(index=False))
@@ -74,14 +77,14 @@ FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def markdown(table: Table) -> str:
-    """The table as GitHub Markdown with its title, notes and legend."""
+    """Return a table as GitHub Markdown, with its title, legend and notes."""
     text = [f"### {markdown_text(table.title)}", "", *markdown_grid(table.header, table.rows), "", table.legend, ""]
     text += [f"- ({i}) {markdown_text(note)}" for i, note in enumerate(table.notes, 1)]
     return "\n".join(text).rstrip() + "\n"
 
 
 def markdown_grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a GitHub Markdown table."""
+    """Return the lines of a GitHub Markdown table."""
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(map(markdown_text, cells))} |"
@@ -90,7 +93,7 @@ def markdown_grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[
 
 
 def markdown_text(text: str) -> str:
-    """Text on one line in which nothing opens a tag, a link or code, or ends a cell of a table."""
+    """Return a text on one line, escaped so that Markdown shows it as it is, also within a cell of a table."""
     text = printable(text.replace("\\", "\\\\"))
     for special, plain in {"<": "&lt;", "|": "\\|", "](": "]\\(", "][": "]\\[", "]:": "]\\:", "`": "\\`"}.items():
         text = text.replace(special, plain)
@@ -121,12 +124,12 @@ LATEX_ESCAPES = {
 
 
 def latex_escaped(text: str) -> str:
-    """Text in which no character means anything to LaTeX."""
+    """Return a text on one line, escaped so that LaTeX prints it as it is."""
     return "".join(LATEX_ESCAPES.get(character, character) for character in printable(text))
 
 
 def latex(table: Table) -> str:
-    r"""The table as a LaTeX float with booktabs rules; needs \usepackage{booktabs}."""
+    r"""Return a table as a LaTeX float with booktabs rules; needs \usepackage{booktabs}."""
 
     def line(cells: list[str]) -> str:
         return " & ".join(latex_escaped(cell) for cell in cells) + r" \\"
