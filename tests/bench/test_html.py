@@ -116,7 +116,7 @@ def test_the_leaderboard_is_the_worst_case_by_hand(folder):
 def test_without_run_json_the_page_says_so(tmp_path):
     write_report(Results.load(write_run(tmp_path, run(*CELLS[:2]))))
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "has no run.json" in text and "manifold-bench run" not in text
+    assert "has no run.json" in text and "computes this cell again" not in text
 
 
 def test_a_difference_by_hand():
