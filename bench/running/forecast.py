@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
     from manifold_bench.bench.planning.jobs import Job
 
-IMAGES, IMAGES_OPTIMISING = 64, 32
+IMAGES, IMAGES_OPTIMISING = 64, 16
 """Images of a calibration; fewer where each answer is an optimisation of its own."""
 
-STEPS = 2
+STEPS, STEPS_OPTIMISING = 2, 1
 """Steps of the ascent of a calibration."""
 
 UNBEATABLE = 1e-4
@@ -65,13 +65,14 @@ class Forecaster:
 
         Trainings and measurements are not counted.
         """
+        before = len(self._calibrated)
         waiting = [job for job in plan.jobs if not job.skip and store.status(job) != "ok"]
         for job in {(job.dataset, job.defense.label): job for job in reversed(waiting)}.values():
             if job.defense.trained and not self._estimator.knows(Kind.of(job)):
                 self._calibrated[job.defense.label] = None
                 with suppress(Exception):  # a user's code: what fails here fails in the run, with its reason
                     calibrate(job, self._estimator)
-        if self._calibrated:
+        if len(self._calibrated) > before:
             self._estimator.compare_with(_baseline(plan))
         seconds = map(self._estimator.wall, self._estimator.seconds(waiting))
         jobs = {job.key: one for job, one in zip(waiting, seconds, strict=True)}
@@ -97,7 +98,7 @@ def calibrate(job: Job, estimator: Estimator) -> None:
     """Have the job's defense answer a few of its images and a short ascent be made on them; teach the estimator."""
     few = job.indices[: IMAGES_OPTIMISING if job.inference_steps else IMAGES]
     small = replace(job, indices=few, split="test", attack=None)
-    attack = PGD(norm="linf", steps=STEPS)
+    attack = PGD(norm="linf", steps=STEPS_OPTIMISING if job.inference_steps else STEPS)
     with one_thread(), torch.random.fork_rng():
         rows, defense = inputs(small).to(job.device), load_defense(small)
         if not job.inference_steps:
