@@ -15,7 +15,7 @@ from typing import Any
 from manifold_bench.attacks.base import Attack
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import AttackChoice, Matrix
-from manifold_bench.bench.planning.plan import Options, Plan, make_plan
+from manifold_bench.bench.planning.plan import Plan, make_plan
 
 ITERATIONS = ("steps", "queries", "searches", "generations", "max_iter")
 """Parameters of attacks that are numbers of iterations, those of ART's and Foolbox' attacks among them."""
@@ -137,13 +137,14 @@ def plan_within(
 
     def planned(cut: Cut) -> Plan:
         matrix, whole = (cut_matrix(one, cut, sizes, budget) for one in (plan.matrix, plan.whole))
-        return make_plan(matrix, Options(plan.options.data, None, plan.options.device), whole, plan.named)
+        return make_plan(matrix, dataclasses.replace(plan.options, n=None), whole, plan.named)
 
     if cut is None:
         cut, taken = choose(max(sizes.values()), seconds, lambda one: cost(planned(one)))
         if taken > seconds:
             raise InputError(
                 f"--budget: {budget} is too short; the least that this matrix takes is about "
-                f"{math.ceil(taken / 60)} min (n = {cut.n}, a {round(1 / cut.share)}th of the iterations); give that, or name fewer systems"
+                f"{math.ceil(taken / 60)} min (n = {cut.n}, a {round(1 / cut.share)}th of the iterations); give that, or "
+                "name fewer systems"
             )
     return planned(cut), cut
