@@ -144,7 +144,7 @@ def plan_within(
         if taken > seconds:
             raise InputError(
                 f"--budget: {budget} is too short; the least that this matrix takes is about "
-                f"{math.ceil(taken / 60)} min (n = {cut.n}, a {round(1 / cut.share)}th of the iterations); give that, or "
-                "name fewer systems"
+                f"{math.ceil(taken / 60)} min (n = {cut.n}, a {round(1 / cut.share)}th of the iterations); give "
+                "that, or name fewer systems"
             )
     return planned(cut), cut
