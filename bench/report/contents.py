@@ -18,7 +18,7 @@ from manifold_bench.bench.report import attacks, claims, measurements, ranking, 
 from manifold_bench.bench.report.certified import certified_tables
 from manifold_bench.bench.report.diagnosis import flags
 from manifold_bench.bench.report.table import Table, flagged
-from manifold_bench.bench.report.tables import Implausible
+from manifold_bench.bench.report.tables import Doubts
 from manifold_bench.bench.report.verdict import Verdict, budget_of, verdicts
 
 
@@ -31,8 +31,8 @@ def _shown(table: Table, flags: dict[tuple[str, str], str], budget: str) -> Tabl
 class Report:
     """The contents of a report.
 
-    summary: result of metrics.summary.summary. implausible: (data set, defense, norm, ε, figure) → evidence that the
-    figure is too good to be true. verdicts: verdicts on the defenses that the run is about. rankings: label of each
+    summary: result of metrics.summary.summary. doubts: (data set, defense, norm, ε, figure) → evidence that the
+    attacks were too weak for it. verdicts: verdicts on the defenses that the run is about. rankings: label of each
     system that the command line named → sentences that compare it with the others. paragraphs: Markdown text on these
     comparisons and on central claims. claim_tables, measurement_tables, tables: all tables; defenses that fail the
     diagnosis are marked in them.
@@ -40,7 +40,7 @@ class Report:
 
     results: Results
     summary: pd.DataFrame
-    implausible: Implausible
+    doubts: Doubts
     diagnosis: Diagnosis
     verdicts: list[Verdict]
     claims: tuple[Claim, ...]
@@ -56,21 +56,21 @@ class Report:
         run = results.run
         records = results.records.drop(columns=list(IMAGE_COLUMNS), errors="ignore")  # large, and no figure needs them
         summary, worth, diagnosis = summary_of(records), optimality.attack_figures(records), diagnose(results)
-        implausible, stated = tables.implausible_cells(summary), claims_of(run, results.folder)
+        doubts, stated = tables.doubts_of(results, summary), claims_of(run, results.folder)
         compared = {name: against_others(records, name) for name in ranking.named_in(run, "defenses")}
         rankings = ranking.named_lines(compared, worth, run)
         mark = partial(_shown, flags=flags(diagnosis), budget=budget_of(run))
         made = [table for name, found in compared.items() for table in ranking.ranking_tables(found, name)]
-        made += tables.tables(summary, implausible) + certified_tables(summary, results.measurements)
+        made += tables.tables(summary, doubts) + certified_tables(summary, results.measurements)
         made += attacks.attack_tables(worth)
-        made += tables.selective_tables(selective.matched(records), implausible)
+        made += tables.selective_tables(selective.matched(records), doubts)
         conclusions = claims.conclusions(records, stated, results.measurements)
         return cls(
             results=results,
             summary=summary,
-            implausible=implausible,
+            doubts=doubts,
             diagnosis=diagnosis,
-            verdicts=verdicts(results, summary, diagnosis, implausible),
+            verdicts=verdicts(results, summary, diagnosis, doubts),
             claims=stated,
             rankings=rankings,
             paragraphs=ranking.ranking_paragraphs(rankings, run) + conclusions,

@@ -20,7 +20,7 @@ from manifold_bench.bench.records.images import AdversarialImages, adversarial
 from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
 from manifold_bench.bench.report.plots import security_curves
 from manifold_bench.bench.report.style import STYLE
-from manifold_bench.bench.report.tables import implausible_cells, panels
+from manifold_bench.bench.report.tables import doubts_of, panels
 from manifold_bench.bench.report.verdict import budget_of, verdicts
 from manifold_bench.bench.report.writing import write_report
 from manifold_bench.bench.text import eps_of, eps_text
@@ -82,7 +82,7 @@ class Results:
     def verdict(self) -> str:
         """What the attacks leave of the defense that the run is about, how sure that is, and what to run next."""
         found = self.summary
-        made = verdicts(self.stored, found, diagnose(self.stored), implausible_cells(found))
+        made = verdicts(self.stored, found, diagnose(self.stored), doubts_of(self.stored, found))
         return "\n\n".join(map(str, made)) or "The run names no defense: see the table."
 
     def adversarial(

@@ -20,8 +20,8 @@ from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent
 SCREEN_LEGEND = (
     "clean: clean inputs accepted and right; rej.: clean inputs rejected; robust: accepted and right when clean, and "
     "never accepted and wrong under attack; strict: robust, and never rejected under attack; median: distance at which "
-    "half of the inputs are beaten; a number in parentheses: skipped, see the note with that number; § implausible; ‖ "
-    "the attack stopped trying"
+    "half of the inputs are beaten; a number in parentheses: skipped, see the note with that number; § "
+    "attacks look too weak; ‖ the attack stopped trying"
 )
 
 
@@ -29,7 +29,7 @@ def print_report(report: Report, console: Console) -> None:
     """Print the tables, the diagnosis, the comparisons of systems named on the command line, and the verdicts."""
     for panel in panels(report.summary):
         flags = {name: why for (there, name), why in report.flags.items() if there == panel.dataset}
-        marks = Marks(panel.attacked, report.implausible, flags)
+        marks = Marks(panel.attacked, report.doubts, flags)
         (_print_fooling if panel.is_noise else _print_robustness)(panel, marks, console)
         for i, note in enumerate(marks.notes, 1):
             print_text(console, f"({i}) {textwrap.shorten(note, 300, placeholder=' …')}")

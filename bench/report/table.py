@@ -13,7 +13,7 @@ from manifold_bench.bench.text import NOT_RUN, printable
 LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals. Robust: accepted and right when clean, and never accepted and "
     "wrong under attack; strict: robust, and never rejected under attack. † some outputs invalid; ‡ partial; § "
-    f"implausible; ‖ the attack stopped trying; {NOT_RUN} not in this run."
+    f"attacks look too weak; ‖ the attack stopped trying; {NOT_RUN} not in this run."
 )
 
 

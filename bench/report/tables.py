@@ -12,6 +12,8 @@ from manifold_bench.bench.metrics.effort import effort_note
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.selective import DEPLOYED, implausible
 from manifold_bench.bench.metrics.shares import percent_interval
+from manifold_bench.bench.metrics.unfinished import unfinished
+from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import ATTACK, CLEAN, WORST_CASE, Row
 from manifold_bench.bench.report.table import LEGEND, Notes, Table, flag_note
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent
@@ -27,7 +29,7 @@ SELECTIVE_LEGEND = (
     "threshold on its score, such as the largest softmax probability. Coverage: clean inputs accepted; error: clean "
     "inputs accepted and wrong; robust: accepted and right when clean, never accepted and wrong under attack; strict: "
     "never rejected under attack either. ≤: the adversarial inputs were made against the deployed threshold, so this "
-    f"is an upper bound. ‡ partial; § implausible; "
+    f"is an upper bound. ‡ partial; § attacks look too weak; "
     f"‖ the attack stopped trying; {NOT_RUN} not in this run."
 )
 
@@ -53,14 +55,12 @@ STRICTNESS = ("robust_accuracy", "strict_robust_accuracy")
 class Marks:
     """The reasons that a table's cells point to, numbered as they first appear.
 
-    attacked: the attacked rows that the table is about. implausible: evidence by data set, defense, norm, ε and figure
-    (`implausible_cells`). flags: defense → the checks of the diagnosis that it fails.
+    attacked: the attacked rows that the table is about. doubts: see `Doubts`. flags: defense → the checks of the
+    diagnosis that it fails.
     """
 
-    def __init__(
-        self, attacked: pd.DataFrame, implausible: Implausible, flags: Mapping[str, str] | None = None
-    ) -> None:
-        self.implausible, self.flags = implausible, flags or {}
+    def __init__(self, attacked: pd.DataFrame, doubts: Doubts, flags: Mapping[str, str] | None = None) -> None:
+        self.doubts, self.flags = doubts, flags or {}
         self._valid = attacked.groupby(["defense", "attack"])["valid"].min().to_dict()
         self.notes = Notes()
 
@@ -96,19 +96,26 @@ class Marks:
         elif reason and row["kind"] != WORST_CASE:
             shown += " " + self.notes.number(f"note: {who}: {reason}")
         if row["kind"] == WORST_CASE and row.get("rate", DEPLOYED) == DEPLOYED:
-            evidence = self.implausible.get((row["dataset"], row["defense"], row["norm"], row["eps"], figure))
+            evidence = self.doubts.get((row["dataset"], row["defense"], row["norm"], row["eps"], figure))
             if evidence is not None:
                 evidence = f"{row['defense']}: {evidence}"
-                shown += " §" + self.notes.number(f"§ implausible, strengthen the attack: {evidence}")
+                shown += " §" + self.notes.number(f"§ the attacks look too weak: {evidence}")
         return shown
 
 
-Implausible = Mapping[Any, str]
-"""Evidence of what is implausible, by data set, defense, norm, ε and figure."""
+Doubts = Mapping[Any, str]
+"""Evidence that attacks were too weak for a worst case, by data set, defense, norm, ε and figure."""
 
 
-def implausible_cells(summary: pd.DataFrame) -> Implausible:
-    """Evidence of what is implausible (`selective.implausible`), by data set, defense, norm, ε and figure."""
+def doubts_of(results: Results, summary: pd.DataFrame) -> Doubts:
+    """Return evidence of attacks that were still winning, and of what is implausible. summary: of these results."""
+    minimal = [key for key, entry in results.index.items() if entry.minimal]
+    winning = unfinished(results.records, minimal)
+    return {(*cell, "robust_accuracy"): said for cell, said in winning.items()} | dict(implausible_cells(summary))
+
+
+def implausible_cells(summary: pd.DataFrame) -> Doubts:
+    """Return evidence of what is implausible (`selective.implausible`)."""
     checks = implausible(summary)
     found = checks[checks["implausible"].astype(bool)].set_index(["dataset", "defense", "norm", "eps", "figure"])
     return dict(found["evidence"])
@@ -171,15 +178,15 @@ def matrix_columns(panel: Panel) -> list[tuple[str, float]]:
     return [(CLEAN, 0.0)] * (not panel.is_noise) + [(attack, float(largest[attack])) for attack in attacks]
 
 
-def tables(summary: pd.DataFrame, implausible: Implausible) -> list[Table]:
+def tables(summary: pd.DataFrame, doubts: Doubts) -> list[Table]:
     """Two tables per data set and norm: what the defenses are worth, and what each attack does to each.
 
-    In norm "fooling" one: how much noise each defense accepts. implausible: as Marks takes it.
+    In norm "fooling" one: how much noise each defense accepts. doubts: as Marks takes it.
     """
     made = []
     for panel in panels(summary):
         kinds = (fooling_table,) if panel.is_noise else (_robustness, attacks_table)
-        made += [kind(panel, Marks(panel.attacked, implausible)) for kind in kinds]
+        made += [kind(panel, Marks(panel.attacked, doubts)) for kind in kinds]
     return made
 
 
@@ -235,10 +242,10 @@ def fooling_table(panel: Panel, marks: Marks) -> Table:
     return Table((panel.dataset, panel.norm, "accepted"), title, header, rows, marks.notes, FOOLING_LEGEND)
 
 
-def selective_tables(matched: pd.DataFrame, implausible: Implausible) -> list[Table]:
+def selective_tables(matched: pd.DataFrame, doubts: Doubts) -> list[Table]:
     """A table per data set and norm: every defense at its own threshold and at the same false-rejection rates.
 
-    matched: selective.matched; implausible: as Marks takes it. A data set in which nothing is rejected and nothing is
+    matched: selective.matched; doubts: as Marks takes it. A data set in which nothing is rejected and nothing is
     calibrated has no table.
     """
     made = []
@@ -246,7 +253,7 @@ def selective_tables(matched: pd.DataFrame, implausible: Implausible) -> list[Ta
     for panel in panels(matched):
         calibrated = (panel.clean["rate"] != DEPLOYED) & (panel.clean["status"] != "skipped")
         if calibrated.any() or panel.dataset in rejecting:
-            made.append(_selective(panel, Marks(panel.attacked, implausible)))
+            made.append(_selective(panel, Marks(panel.attacked, doubts)))
     return made
 
 

@@ -15,7 +15,7 @@ from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import Row
 from manifold_bench.bench.report.html.reproduce import matrix_name
 from manifold_bench.bench.report.ranking import named_in
-from manifold_bench.bench.report.tables import Implausible, Panel, keyed, panels
+from manifold_bench.bench.report.tables import Doubts, Panel, keyed, panels
 from manifold_bench.bench.text import eps_text, norm_text, percent
 from manifold_bench.defenses.identity import JsonObject, Kind, registered
 
@@ -58,10 +58,10 @@ class Verdict:
         return "\n".join([self.title, *(f"  {line}" for line in [*self.sentences, self.command])])
 
 
-def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, implausible: Implausible) -> list[Verdict]:
+def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doubts: Doubts) -> list[Verdict]:
     """The verdict on each defense that the command line names; of a run with one defense alone, on that one.
 
-    summary: summary.summary of the results. implausible: tables.implausible_cells of that.
+    summary: summary.summary of the results. doubts: result of tables.doubts_of.
     """
     known = list(results.records["defense"].unique())
     named = named_in(results.run, "defenses") or (known if len(known) == 1 else [])
@@ -74,7 +74,7 @@ def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, impl
         attacked = [panel for panel in panels(rows) if not panel.is_noise]
         worst = [row for panel in attacked for row in panel.worst.to_dict("records")]
         finding = checked.get((name, label), {"result": "not run", "checks": []})
-        marks = _marks(worst, implausible)
+        marks = _marks(worst, doubts)
         sizes = next(((panel.norm, sorted(panel.worst["eps"].unique())) for panel in attacked), None)
         again = _command(results.run, name, label, sizes)
         advice, command = _next(results, name, label, finding["result"], again)
@@ -143,15 +143,15 @@ def _diagnosed(finding: JsonObject) -> str:
     return "No diagnosis was run, so nothing has checked whether the attacks worked as they should (--diagnose)."
 
 
-def _marks(worst: Sequence[Row], implausible: Implausible) -> list[str]:
+def _marks(worst: Sequence[Row], doubts: Doubts) -> list[str]:
     """A sentence for each mark that the worst cases have in tables."""
     said: dict[str, None] = {}
     for row in worst:
         cell = (row["dataset"], row["defense"], row["norm"], row["eps"])
         if note := effort_note(row):
             said[f"‖ Every attack by gradients {note}; what is left there is not robustness."] = None
-        if evidence := implausible.get((*cell, "robust_accuracy")):
-            said[f"§ Implausible, strengthen the attack: {evidence}."] = None
+        if evidence := doubts.get((*cell, "robust_accuracy")):
+            said[f"§ The attacks look too weak: {evidence}."] = None
         if row["status"] == "partial":
             said[f"‡ Partial: {row['reason']}."] = None
         if row["valid"] < 1:

@@ -178,7 +178,7 @@ def test_an_implausible_figure_is_marked_in_every_table():
     for table, start in ((robustness, ("d",)), (attacks, ("d", "worst-case")), (selective, ("d", "deployed"))):
         assert line(table, *start)["robust, ε = 0.2"] == "98.0 [89.5, 99.6] §(1)"
         (note,) = table.notes
-        assert note.startswith("§ implausible, strengthen the attack: d: robust accuracy 98.0 %")
+        assert note.startswith("§ the attacks look too weak: d: robust accuracy 98.0 %")
         assert "50.0 % (plain in this run, ε = 0.1)" in note
     assert "§" not in line(attacks, "d", "pgd")["robust, ε = 0.2"]
     assert "§" not in line(robustness, "plain")["robust, ε = 0.2"]

@@ -10,7 +10,7 @@ from handmade import RUN, a_run, cell, run
 from manifold_bench.bench.diagnosis.diagnose import diagnose
 from manifold_bench.bench.metrics.summary import summary
 from manifold_bench.bench.records.schema import CLEAN
-from manifold_bench.bench.report.tables import implausible_cells
+from manifold_bench.bench.report.tables import doubts_of
 from manifold_bench.bench.report.verdict import Verdict, verdicts
 from manifold_bench.bench.run import parser
 
@@ -28,7 +28,7 @@ RECORDS = run(
 def made(records, **told) -> list[Verdict]:
     results = a_run(records, **told)
     found = summary(results.records)
-    return verdicts(results, found, diagnose(results), implausible_cells(found))
+    return verdicts(results, found, diagnose(results), doubts_of(results, found))
 
 
 def named(matrix: str, defense: str = "pgd-training") -> list[Verdict]:

@@ -120,7 +120,7 @@ class Cells:
     def __init__(self, report: Report, budget: int = IMAGE_BUDGET) -> None:
         """budget: number of characters that all images may take; where they take more, fewer inputs are shown."""
         results, summary = report.results, report.summary
-        self.identities, self.implausible = results.identities, report.implausible
+        self.identities, self.doubts = results.identities, report.doubts
         self.keys = {key: list(rows["key"].unique()) for key, rows in results.records.groupby(CELL, sort=False)}
         pictures: dict[Any, pd.DataFrame] = dict(iter(pictured(results.records).groupby(CELL, sort=False)))
         for shown in SHOWN_INPUTS:
@@ -134,7 +134,7 @@ class Cells:
             for attack, rows in same.groupby("attack", sort=False):
                 key = (str(dataset), str(defense), str(attack), str(norm))
                 strength = "" if key not in pictures or norm == FOOLING else eps_text(pictures[key]["eps"].iloc[0])
-                marks = Marks(rows, report.implausible)
+                marks = Marks(rows, report.doubts)
                 self.all[key] = Cell(
                     f"c{len(self.all) + 1}",
                     *key,
@@ -218,7 +218,7 @@ def heat_map(panel: Panel, cells: Cells, flags: Mapping[tuple[str, str], str] = 
     flags: (data set, defense) → titles of the checks of the diagnosis that it fails.
     """
     own = {defense: reason for (there, defense), reason in flags.items() if there == panel.dataset}
-    marks = Marks(panel.attacked, cells.implausible, own)
+    marks = Marks(panel.attacked, cells.doubts, own)
     columns = matrix_columns(panel)
     at = keyed(pd.concat([panel.clean, panel.attacked]), "defense", "attack", "eps")
     rows = []

@@ -99,7 +99,7 @@ def leaderboard(report: Report) -> Leaderboard:
     diagnosed = {(one["dataset"], one["defense"]): one["result"] for one in report.diagnosis["defenses"]}
     entries: list[Entry] = []
     strengths: dict[str, set[float]] = {}
-    marks = Marks(summary, report.implausible)
+    marks = Marks(summary, report.doubts)
     for panel in panels(summary):
         dataset, norm, clean, attacked = panel
         if panel.is_noise:
