@@ -19,59 +19,66 @@ from manifold_bench.bench.report.table import LEGEND, Notes, Table, flag_note
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent
 
 SEEDS_LEGEND = (
-    " Robust over several seeds: mean ± standard deviation of one (the worst of them on each input, with its interval)."
+    " Robust with several seeds: mean ± standard deviation over the seeds (and the worst seed of each input, with its "
+    "interval)."
 )
 
 
 SELECTIVE_LEGEND = (
-    "Percent of inputs, with 95 % Wilson intervals. Rate: share of clean inputs that may be rejected, the threshold "
-    "set on held-out clean inputs; deployed: the defense's own threshold. A defense that rejects nothing is given a "
-    "threshold on its score, such as the largest softmax probability. Coverage: clean inputs accepted; error: clean "
-    "inputs accepted and wrong; robust: accepted and right when clean, never accepted and wrong under attack; strict: "
-    "never rejected under attack either. ≤: the adversarial inputs were made against the deployed threshold, so this "
-    f"is an upper bound. ‡ partial; § attacks look too weak; "
-    f"‖ the attack stopped trying; {NOT_RUN} not in this run."
+    "Percent of inputs, with 95 % Wilson intervals. Rate: share of clean inputs that may be rejected, by a threshold "
+    "that is set on held-out clean inputs; deployed: the defense's own threshold. A defense that rejects nothing gets "
+    "a threshold on its score, such as the largest softmax probability. Coverage: clean inputs accepted; error: clean "
+    "inputs accepted and wrong; robust: accepted and right when clean, and never accepted and wrong under attack; "
+    "strict: robust, and never rejected under attack. ≤: an upper bound, because the adversarial inputs were made "
+    "against the deployed threshold. ‡ partial; § attacks look too weak; ‖ the attack stopped "
+    f"trying; {NOT_RUN} not in this run."
 )
 
 
 FOOLING_LEGEND = (
-    "Percent of noise images with which the attack succeeded, with 95 % Wilson intervals: accepted, and with the class "
-    "aimed at where it aims at one; of several aims, any. Worst-case: fooled by any attack. † some outputs invalid; ‡ "
-    "partial."
+    "Percent of noise images with which the attack succeeded, with 95 % Wilson intervals. A targeted attack succeeds "
+    "if the image is accepted as a target class, any other attack if it is accepted. Worst-case: accepted under any "
+    "attack. † some outputs invalid; ‡ partial."
 )
 
 
 def keyed(rows: pd.DataFrame, *columns: str) -> dict[Any, Row]:
-    """Rows by the values of these columns (a tuple, or for one column its value); of several the first."""
+    """Return the rows of a frame by their values in these columns: a tuple, or the value itself for one column.
+
+    Of several rows with the same values the first is returned.
+    """
     values = rows[list(columns)].itertuples(index=False, name=None)
     keys = [value[0] for value in values] if len(columns) == 1 else list(values)
     return dict(zip(reversed(keys), reversed(rows.to_dict("records")), strict=True))
 
 
 STRICTNESS = ("robust_accuracy", "strict_robust_accuracy")
-"""The figures that a table of worst cases has at each ε."""
+"""The figures that a table of worst cases shows at each ε."""
 
 
 class Marks:
-    """The reasons that a table's cells point to, numbered as they first appear.
+    """Formats the cells of one table, with the marks † ‖ ‡ § ¶, and collects the notes that explain these marks.
 
-    attacked: the attacked rows that the table is about. doubts: see `Doubts`. flags: defense → the checks of the
-    diagnosis that it fails.
+    notes: the notes so far, numbered as they first appear.
     """
 
     def __init__(self, attacked: pd.DataFrame, doubts: Doubts, flags: Mapping[str, str] | None = None) -> None:
+        """attacked: summary rows of the attacks in the table. doubts: result of `doubts_of`.
+
+        flags: defense → titles of the checks of the diagnosis that it fails.
+        """
         self.doubts, self.flags = doubts, flags or {}
         self._valid = attacked.groupby(["defense", "attack"])["valid"].min().to_dict()
         self.notes = Notes()
 
     def defense(self, name: str) -> str:
-        """The defense's name, marked where the diagnosis fails it."""
+        """Return the defense's name, marked with ¶ where it fails the diagnosis."""
         return f"{name} ¶{self.notes.number(flag_note(name, self.flags[name]))}" if name in self.flags else name
 
     def cell(self, row: Row | None, figure: str, text: Callable[[float, int], str] = percent_interval) -> str:
-        """The text of a figure of a summary row with its marks, or why there is none.
+        """Return the text of a figure of a summary row with its marks; for a failed or skipped row the status.
 
-        text: the share and its number of inputs → text.
+        figure: name of the column. text: function of a share and its number of inputs that returns its text.
         """
         if row is None:
             return NOT_RUN
@@ -89,8 +96,8 @@ class Marks:
             )
         if note := effort_note(row):
             one = row["kind"] != WORST_CASE
-            whoever = f"{who}: the attack" if one else f"{row['defense']}: every attack by gradients"
-            shown += " ‖" + self.notes.number(f"‖ {whoever} {note}; what is left is not robustness")
+            attacks = f"{who}: the attack" if one else f"{row['defense']}: every gradient-based attack"
+            shown += " ‖" + self.notes.number(f"‖ {attacks} {note}; this is no evidence of robustness")
         if status == "partial":
             shown += " ‡" + self.notes.number(f"‡ partial: {who}: {reason}")
         elif reason and row["kind"] != WORST_CASE:
@@ -122,7 +129,10 @@ def implausible_cells(summary: pd.DataFrame) -> Doubts:
 
 
 class Panel(NamedTuple):
-    """The rows of a summary that one table or plot is about: of a data set's clean inputs, and of a norm."""
+    """The summary rows of one data set and norm, which one table or plot shows.
+
+    clean: rows without an attack. attacked: rows of the norm, worst cases included.
+    """
 
     dataset: str
     norm: str
@@ -135,7 +145,7 @@ class Panel(NamedTuple):
 
     @property
     def worst(self) -> pd.DataFrame:
-        """The worst cases over attacks."""
+        """The rows of worst cases over attacks."""
         return self.attacked[self.attacked["kind"] == WORST_CASE]
 
     @property
@@ -145,12 +155,12 @@ class Panel(NamedTuple):
 
     @property
     def is_noise(self) -> bool:
-        """Whether its inputs are noise, which has no right answers."""
+        """Whether the attacked inputs are noise, which has no right answers."""
         return self.norm == FOOLING
 
     @property
     def has_curves(self) -> bool:
-        """Whether its attacks have perturbation sizes that a curve can be drawn over."""
+        """Whether a curve can be drawn over ε: no noise, and every ε finite."""
         return not self.is_noise and bool(np.isfinite(self.attacked["eps"]).all())
 
     @property
@@ -159,7 +169,7 @@ class Panel(NamedTuple):
 
 
 def panels(summary: pd.DataFrame) -> list[Panel]:
-    """One for each data set and norm, noise last."""
+    """Return a panel for each data set and norm of a summary; within a data set, noise comes last."""
     made = []
     for dataset, rows in summary.groupby("dataset"):
         clean = rows[rows["kind"] == CLEAN]
@@ -169,9 +179,9 @@ def panels(summary: pd.DataFrame) -> list[Panel]:
 
 
 def matrix_columns(panel: Panel) -> list[tuple[str, float]]:
-    """The columns of a heat map: every attack with its largest ε; the clean answers lead, the worst case closes.
+    """Return the columns of a heat map as pairs (attack, its largest ε): clean, every attack, worst case.
 
-    Noise has no clean answers.
+    A panel of noise has no clean column.
     """
     largest = panel.attacked.groupby("attack")["eps"].max()
     attacks = [name for name in sorted(largest.index) if name != WORST_CASE] + [WORST_CASE]
@@ -191,7 +201,7 @@ def tables(summary: pd.DataFrame, doubts: Doubts) -> list[Table]:
 
 
 def _robustness(panel: Panel, marks: Marks) -> Table:
-    """Rows: defenses. Columns: clean accuracy and rejection, then the worst case over attacks at each ε."""
+    """Return the table of worst cases: clean accuracy and rejection of each defense, then figures at each ε."""
     ladder = sorted(panel.worst["eps"].unique())
     clean, at = keyed(panel.clean, "defense"), keyed(panel.worst, "defense", "eps")
     rows = []
@@ -210,7 +220,10 @@ def _per_strength(ladder: list[float]) -> list[str]:
 
 
 def attacks_table(panel: Panel, marks: Marks, text: Callable[[float, int], str] = percent_interval) -> Table:
-    """Rows: defense and attack. Columns: clean accuracy and rejection, then robust accuracy at each ε."""
+    """Return the table of single attacks: clean accuracy and rejection, then robust accuracy at each ε.
+
+    It has a row for each defense and attack. text: function of a share and its number of inputs that returns its text.
+    """
     ladder = sorted(panel.attacked["eps"].unique())
     clean, at = keyed(panel.clean, "defense"), keyed(panel.attacked, "defense", "attack", "eps")
     rows = []
@@ -226,12 +239,12 @@ def attacks_table(panel: Panel, marks: Marks, text: Callable[[float, int], str] 
 
 
 def robust_legend(attacked: pd.DataFrame) -> str:
-    """What the figures of these summary rows mean."""
+    """Return the legend of a table that shows these summary rows."""
     return LEGEND + SEEDS_LEGEND if (attacked["seeds"] > 1).any() else LEGEND
 
 
 def fooling_table(panel: Panel, marks: Marks) -> Table:
-    """Rows: defense and attack. Columns: noise images, and the share of them that fooled it."""
+    """Return the table of noise: number of images, and share accepted, for each defense and attack."""
     at = keyed(panel.attacked, "defense", "attack")
     rows = []
     for defense, attack in _pairs(panel):
@@ -258,7 +271,7 @@ def selective_tables(matched: pd.DataFrame, doubts: Doubts) -> list[Table]:
 
 
 def _selective(panel: Panel, marks: Marks) -> Table:
-    """Rows: defense and operating point. Columns: clean coverage and error, then the worst case at each ε."""
+    """Return the table: clean coverage and error, then worst cases at each ε, for each defense and threshold."""
     ladder = sorted(panel.attacked["eps"].unique())
     at = keyed(panel.attacked, "defense", "rate", "eps")
     rows = []
@@ -285,12 +298,12 @@ def _at_most(value: float, n: int) -> str:
 
 
 def _pairs(panel: Panel) -> list[tuple[str, str]]:
-    """Every defense with every attack on it, in the order of the summary."""
+    """Return every pair of defense and attack, sorted by defense; attacks stay in the order of the summary."""
     pairs = panel.attacked[["defense", "attack"]].drop_duplicates().itertuples(index=False, name=None)
     return sorted(pairs, key=lambda pair: pair[0])
 
 
 def _clean_cells(row: Row | None, marks: Marks, text: Callable[[float, int], str] = percent_interval) -> list[str]:
-    """Number of inputs, clean accuracy and clean rejection of a defense."""
+    """Return number of inputs, clean accuracy and clean rejection of a defense as texts."""
     n = NOT_RUN if row is None else str(row["n"])
     return [n, *(marks.cell(row, figure, text) for figure in ("accuracy", "rejection"))]
