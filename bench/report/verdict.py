@@ -1,4 +1,4 @@
-"""The verdict on a defense in words: what the strongest attack leaves of it, how sure that is, and what to run next."""
+"""The verdict on a defense in sentences: its robust accuracy, how far to trust it, and what to run next."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from manifold_bench.bench.text import eps_text, norm_text, percent
 from manifold_bench.defenses.identity import JsonObject, Kind, registered
 
 FIRST_LOOKS = {
-    "smoke": "`smoke` tests the harness and says nothing of a defense.",
-    "quick": "`quick` is a first look: it has no restarts, no AutoAttack, no queries alone, and few images.",
+    "smoke": "`smoke` tests this benchmark itself and says nothing about a defense.",
+    "quick": "`quick` is a first look: few images, no restarts, no AutoAttack, and no attack that uses queries only.",
 }
-"""What has to be known of the answers of a matrix, by its name."""
+"""Name of a matrix → sentence on what its results do not show."""
 
 STRONG = "strong"
-"""The matrix that answers."""
+"""Name of the matrix whose attacks are strong enough for a conclusion."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run found of one defense on one data set, as sentences.
+    """What a run found about one defense on one data set, in sentences.
 
-    clean: what it does without an attack. left: for each norm and ε, what the attacks leave. trust: what the diagnosis,
-    the marks of tables and a budget of time say of these figures. advice: what would tell more, and the command for it.
+    clean: accuracy and rejection without an attack. left: robust accuracy at each norm and ε. trust: what the
+    diagnosis, the marks of tables and a time budget say about these figures. advice: what to run next, and command: how
+    to run it.
     """
 
     dataset: str
@@ -51,7 +52,7 @@ class Verdict:
 
     @property
     def sentences(self) -> list[str]:
-        """All of it but the title and the command."""
+        """All sentences, without the title and the command."""
         return [self.clean, *self.left, *self.trust, self.advice]
 
     def __str__(self) -> str:
@@ -59,9 +60,10 @@ class Verdict:
 
 
 def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doubts: Doubts) -> list[Verdict]:
-    """The verdict on each defense that the command line names; of a run with one defense alone, on that one.
+    """Return the verdicts on the defenses that the command line named, or on the only defense of a run.
 
-    summary: summary.summary of the results. doubts: result of tables.doubts_of.
+    There is one for each data set and defense. summary: result of metrics.summary.summary. doubts: result of
+    tables.doubts_of.
     """
     known = list(results.records["defense"].unique())
     named = named_in(results.run, "defenses") or (known if len(known) == 1 else [])
@@ -93,20 +95,23 @@ def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doub
 
 
 def budget_of(run: JsonObject) -> str:
-    """What a budget of time has cut of a run, in a sentence; empty where nothing was. run: run.json."""
+    """Return a sentence on what was cut so that a run fits its time budget; empty where nothing was cut.
+
+    run: content of run.json.
+    """
     return str(run.get("matrix", {}).get("budget", ""))
 
 
 def _clean(rows: pd.DataFrame) -> str:
     before = keyed(rows, "norm").get("none")
     if before is None or before["status"] != "ok":
-        return "Without an attack: not known."
+        return "The accuracy without an attack is not known."
     rejected = f", {percent(before['rejection'])} % are rejected" if before["rejection"] else ""
     return f"Without an attack, {percent(before['accuracy'])} % of {before['n']} images are right{rejected}."
 
 
 def _left(panel: Panel) -> list[str]:
-    """A sentence for each ε of a norm."""
+    """Return a sentence for each ε of a norm."""
     lines = []
     for row in panel.worst.to_dict("records"):
         where = f"{norm_text(panel.norm)}, ε = {eps_text(row['eps'])}"
@@ -115,14 +120,14 @@ def _left(panel: Panel) -> list[str]:
             continue
         interval = f"95 % interval {percent(row['robust_low'])} to {percent(row['robust_high'])} %, n = {row['n']}"
         strict = row["strict_robust_accuracy"]
-        rejecting = f", {percent(strict)} % without a rejection" if strict < row["robust_accuracy"] else ""
+        rejecting = f", {percent(strict)} % if rejections count as errors" if strict < row["robust_accuracy"] else ""
         share = percent(row["robust_accuracy"])
         lines.append(f"{where}: {share} % stay right ({interval}){rejecting}; {_strongest(panel, row)}.")
     return lines
 
 
 def _strongest(panel: Panel, worst: Row) -> str:
-    """Which attacks alone leave the least within the ε of a worst case."""
+    """Return a phrase that names the attacks which alone leave the lowest robust accuracy within the worst case's ε."""
     found = strongest(pd.concat([panel.clean, panel.attacked]), worst["eps"])
     if not found.attacks:
         return "no attack succeeded"
@@ -135,36 +140,36 @@ def _diagnosed(finding: JsonObject) -> str:
     result = finding["result"]
     titles = [check["title"] for check in finding["checks"] if check["result"] == result]
     if result == "fail":
-        return f"The diagnosis says that these figures are not to be trusted: {'; '.join(titles)}."
+        return f"Do not trust these figures, because checks of the diagnosis fail: {'; '.join(titles)}."
     if result == "warn":
-        return f"The diagnosis warns of these figures: {'; '.join(titles)}."
+        return f"The diagnosis has doubts about these figures: {'; '.join(titles)}."
     if result == "pass":
         return f"The diagnosis found nothing against these figures ({len(titles)} checks passed)."
     return "No diagnosis was run, so nothing has checked whether the attacks worked as they should (--diagnose)."
 
 
 def _marks(worst: Sequence[Row], doubts: Doubts) -> list[str]:
-    """A sentence for each mark that the worst cases have in tables."""
-    said: dict[str, None] = {}
+    """Return a sentence for each mark that the worst cases have in tables, every sentence once."""
+    sentences: dict[str, None] = {}
     for row in worst:
         cell = (row["dataset"], row["defense"], row["norm"], row["eps"])
         if note := effort_note(row):
-            said[f"‖ Every attack by gradients {note}; what is left there is not robustness."] = None
+            sentences[f"‖ Every gradient-based attack {note}; this is no evidence of robustness."] = None
         if evidence := doubts.get((*cell, "robust_accuracy")):
-            said[f"§ The attacks look too weak: {evidence}."] = None
+            sentences[f"§ The attacks look too weak: {evidence}."] = None
         if row["status"] == "partial":
-            said[f"‡ Partial: {row['reason']}."] = None
+            sentences[f"‡ Partial: {row['reason']}."] = None
         if row["valid"] < 1:
-            said["† Some outputs of attacks were invalid and count as no success."] = None
-    return list(said)
+            sentences["† Some outputs of attacks were invalid and count as no success."] = None
+    return list(sentences)
 
 
 def _next(results: Results, dataset: str, defense: str, diagnosed: str, strong: str) -> tuple[str, str]:
-    """What would tell more than this run did, and the command for it. strong: that of the matrix `strong`."""
+    """Return advice on what to run next, and the command. strong: the command that runs the matrix `strong`."""
     matrix = matrix_name(str(results.run.get("matrix", {}).get("source", "")))
     shell = _is_named_in_shells("defenses", defense) and _is_named_in_shells("datasets", dataset)
     if matrix != STRONG:
-        advice = f"{FIRST_LOOKS.get(matrix, '')} The matrix `{STRONG}` attacks harder and diagnoses itself:".strip()
+        advice = f"{FIRST_LOOKS.get(matrix, '')} Run the stronger attacks and the diagnosis of `{STRONG}`:".strip()
         if shell:
             return advice, strong
         if _is_named_in_shells("datasets", dataset):
@@ -173,21 +178,21 @@ def _next(results: Results, dataset: str, defense: str, diagnosed: str, strong: 
             return "A diagnosis would say whether the attacks worked:", "mb.evaluate(model, data, …, diagnose=True)"
     elif diagnosed == "not run":
         return "A diagnosis would say whether the attacks worked:", f"{strong} --diagnose"
-    advice = "Only an attack made for this defense would tell more (docs/new_attack.md):"
+    advice = "The next step is an attack written for this defense (docs/new_attack.md):"
     if shell:
         return advice, f"{strong} --attack my_attack.py:MyAttack"
     return advice, 'mb.evaluate(model, data, …, attacks=["my_attack.py:MyAttack"])'
 
 
 def _is_named_in_shells(kind: Kind, name: str) -> bool:
-    """Whether a name means something on the command line: not that of an object that a program handed over."""
+    """Return whether the command line knows a name, which it does not for an object from a Python program."""
     return name in registered(kind) or ":" in name or name.endswith((".pt", ".pth", ".ts"))
 
 
 def _command(run: JsonObject, dataset: str, defense: str, sizes: tuple[str, list[float]] | None) -> str:
-    """The command that runs the matrix `strong` on one defense.
+    """Return the command that runs the matrix `strong` on one defense.
 
-    sizes: a norm of the run and its ε, which are named where the images are not those that the matrix is made for.
+    sizes: a norm of the run and its ε. The command names them unless the data set is MNIST, as in the matrix.
     """
     parts = ["manifold-bench", "run", "--matrix", STRONG, "--defense", defense]
     parts += [] if dataset == "mnist5k" else ["--dataset", dataset]
