@@ -1,4 +1,4 @@
-"""A report as files, rebuilt from a run's results alone: `manifold-bench report DIR`."""
+"""Writes a report into the folder of a run, from the stored results alone: `manifold-bench report DIR`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from manifold_bench.defenses.files import atomic_write
 
 
 def write_report(results: Results) -> Report:
-    """Writes summary.csv, diagnosis.json, tables/, plots/, report.md and report.html into the folder.
+    """Write summary.csv, diagnosis.json, tables/, plots/, report.md and report.html into the run's folder.
 
-    What an earlier report left in tables/ and plots/ is replaced. Raises InputError where run.json is damaged.
+    Tables and plots of an earlier report are deleted. Returns the report; raises InputError where run.json is damaged.
     """
     report, folder = Report.of(results), results.folder
     (folder / "summary.csv").write_text(csv(report.summary), encoding="utf-8")
     atomic_write(folder / "diagnosis.json", json.dumps(report.diagnosis, indent=1, ensure_ascii=False) + "\n")
-    # a table or plot of cells that are no longer in the run would pass for one of this run
+    # old files may show cells that are no longer in the run
     for pattern in ("tables/*.md", "tables/*.tex", "plots/*.svg", "plots/*.png"):
         for old in folder.glob(pattern):
             old.unlink()
@@ -54,13 +54,13 @@ def write_report(results: Results) -> Report:
 
 
 def _verdict(verdict: Verdict) -> str:
-    """A verdict as Markdown: a heading, a list of its sentences, and the command."""
+    """Return a verdict as Markdown: a heading, a list of its sentences, and the command."""
     sentences = "\n".join(f"- {markdown_text(sentence)}" for sentence in verdict.sentences)
     return f"## {markdown_text(verdict.title)}\n\n{sentences}\n\n      {printable(verdict.command)}\n"
 
 
 def _page(report: Report, tables: list[Table], plots: list[Drawn]) -> str:
-    """report.md: cells by status, verdicts, how named systems compare, what central claims come to, tables, plots."""
+    """Return the text of report.md: numbers of cells, verdicts, comparisons, conclusions on claims, tables, plots."""
     head = f"# Report\n\nCells (data set, defense, attack, norm, ε): {report.counts}. All figures: `summary.csv`.\n"
     head += f"\n{markdown_text(report.budget)}\n" if report.budget else ""
     verdicts = [_verdict(verdict) for verdict in report.verdicts]
