@@ -1,4 +1,4 @@
-"""Promotes a run to a baseline, which later runs are compared with: `manifold-bench baseline RUN`."""
+"""Promote a run to a baseline, with which later runs are compared: `manifold-bench baseline RUN`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from manifold_bench.bench.planning.folders import BASELINES
 
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns 0, or 2 for bad input."""
+    """Run the command with these arguments (default: sys.argv); return 0, or 2 for bad input."""
     parser = Parser(prog="manifold-bench baseline", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's output folder")
+    parser.add_argument("run", type=Path, metavar="RUN", help="output folder of the run")
     parser.add_argument("--name", help=f"name of the baseline in {BASELINES} (default: that of the run's folder)")
-    parser.add_argument("--force", action="store_true", help="also a run that is unfinished or has failed cells")
+    parser.add_argument("--force", action="store_true", help="also promote an unfinished run or one with failed cells")
     given = parser.parse_args(arguments)
     name = given.name or given.run.resolve().name
     if name != Path(name).name or name.startswith("."):
-        raise InputError(f"--name: {name!r} is no name of a folder in {BASELINES}")
-    # late: --help waits for none of it
+        raise InputError(f"--name: {name!r} is not a folder name; give one without / that does not begin with a dot")
+    # late, so that --help is fast
     from manifold_bench.bench.gate.promotion import promote
     from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.terminal import print_text, terminal
