@@ -1,4 +1,4 @@
-"""Compares a run with a baseline, cell by cell, and passes or fails: `manifold-bench compare BASELINE NEW`."""
+"""Compare a run with a baseline, cell by cell, and pass or fail: `manifold-bench compare BASELINE NEW`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,27 @@ def parser() -> Parser:
         prog="manifold-bench compare",
         description=__doc__,
         epilog=f"Signs: {', '.join(f'{sign} {meaning}' for sign, meaning in SIGNS.items())}. "
-        "Exit codes: 0 the gate passes, 1 it fails (-, !, ?, a broken limit, nothing compared), 2 bad input, "
-        "3 no single cell fails, but all of them together are worse.",
+        "Exit codes: 0 pass, 1 fail (-, !, ?, a broken limit, or no cell could be compared), 2 bad input, "
+        "3 fail, because all cells together are worse although no single one fails.",
     )
     p.add_argument("baseline", metavar="BASELINE", help="folder or URL of the run to compare with")
-    p.add_argument("new", metavar="NEW", help="folder or URL of the run to judge")
-    limit = "also fail where a figure of a cell or worst case is worse by more, as robust_accuracy:2pp, error:5%%, "
-    limit += "passes:1.5x (repeatable)"
+    p.add_argument("new", metavar="NEW", help="folder or URL of the new run")
+    limit = "also fail if this figure of a cell or worst case gets worse by more than LIMIT, such as "
+    limit += "robust_accuracy:2pp, error:5%%, passes:1.5x (repeatable)"
     p.add_argument("--fail-on", action="append", default=[], metavar="FIGURE:LIMIT", help=limit)
-    p.add_argument("--markdown", type=Path, metavar="FILE", help="write a page for a pull request")
-    p.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML: a test case for each cell")
+    p.add_argument("--markdown", type=Path, metavar="FILE", help="write a Markdown page for a pull request")
+    p.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML, a test case for each cell")
     return p
 
 
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns 0 where the gate passes, 1 or 3 where it fails (`Gate.exit_code`), 2 for bad input."""
+    """Run the command with these arguments (default: sys.argv).
+
+    Returns 0 where the gate passes, 1 or 3 where it fails (`Gate.exit_code`), and 2 for bad input.
+    """
     given = parser().parse_args(arguments)
-    # late: --help waits for none of it
+    # late, so that --help is fast
     from manifold_bench.bench.gate.gate import Gate, junit_gate, markdown_gate, print_gate
     from manifold_bench.bench.gate.limits import Limit
     from manifold_bench.bench.records.results import Results
@@ -52,7 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(path: Path, option: str, text: str) -> None:
-    """Write a text to a file, and make its folder where there is none; raises InputError where that fails."""
+    """Write a text to a file, whose folder is made where it is missing; raises InputError where that fails.
+
+    option: name of the command line option that gave the path, for the message.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
