@@ -1,4 +1,4 @@
-"""What a comparison of two runs comes to: pass or fail, on the screen, as Markdown, as JUnit XML."""
+"""The robustness gate: whether a new run passes against its baseline, on the screen, as Markdown and as JUnit XML."""
 
 from __future__ import annotations
 
@@ -39,17 +39,19 @@ LIMIT_HEADER = ("broken limit", *CELL_HEADER, "baseline", "new", "note")
 
 
 LEGEND = (
-    "Baseline, new: robust inputs in percent of the n that both runs share; lost/gained: inputs robust only before, "
-    "only now; p: exact McNemar, Holm-corrected over the cells; of all cells together: a sign-flip test over inputs."
+    "Baseline, new: robust inputs in percent of the n that both runs share; lost/gained: number of inputs robust only "
+    "in the baseline / only in the new run; p: exact McNemar test, Holm-corrected over the cells; for all cells "
+    "together: a sign-flip test over inputs."
 )
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A new run against its baseline: what became of each cell, of all together, and the limits on single figures.
+    """The comparison of a new run with its baseline, from which follows whether the new run passes.
 
-    found: paired.compare. joint: paired.joint of these. limits, checks: those of --fail-on. added: cells that the
-    baseline doesn't have. baseline, new: run.json of each run. seconds: of each cell of the new run.
+    found: result of paired.compare. joint: result of paired.joint. limits: limits of --fail-on; checks: these limits on
+    each cell. added: cells that the baseline does not have. baseline, new: content of each run's run.json. seconds:
+    wall time of each cell of the new run.
     """
 
     found: list[Comparison]
@@ -63,7 +65,7 @@ class Gate:
 
     @classmethod
     def of(cls, baseline: Results, new: Results, limits: list[Limit]) -> Gate:
-        """Compares the runs and checks the limits."""
+        """Compare two runs and check the limits."""
         found = compare(baseline, new)
         checks = check(limits, baseline, new, found)
         added = sorted(new.cells.keys() - baseline.cells.keys())
@@ -73,37 +75,38 @@ class Gate:
 
     @property
     def broken(self) -> list[Check]:
+        """The checks whose limit is broken."""
         return [one for one in self.checks if one.broken]
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of cells by sign, what fails first; signs without a cell are left out."""
+        """Number of cells by sign, failing signs first; signs without a cell are left out."""
         counted = Counter(one.sign for one in self.found)
         return {sign: counted[sign] for sign in reversed(SIGNS) if counted[sign]}
 
     @property
     def unchecked(self) -> list[Limit]:
-        """Limits that were asked for and could be checked nowhere."""
+        """Limits of --fail-on that could be checked on no cell."""
         checked = {one.limit for one in self.checks}
         return [limit for limit in self.limits if limit not in checked]
 
     @property
     def compared(self) -> bool:
-        """Whether any cell could be compared at all."""
+        """Whether at least one cell could be compared."""
         return any(one.p is not None for one in self.found)
 
     @property
     def cells_pass(self) -> bool:
-        """Whether no cell is worse, failed or vanished, no limit is broken, and something was looked at.
+        """Whether no cell is worse, failed or vanished, no limit is broken, and something was compared.
 
-        A gate that could compare nothing, or not check what it was asked to, has not seen that all is well.
+        A gate that could compare no cell, or could not check one of its limits, has no evidence that nothing got worse.
         """
         bad = any(one.sign in FAILING for one in self.found) or self.broken or self.unchecked
         return self.compared and not bad
 
     @property
     def exit_code(self) -> int:
-        """0: passes. 1: a cell or a limit fails. 3: no single one does, but all cells together are worse."""
+        """0: the gate passes. 1: a cell or a limit fails. 3: none fails alone, but all cells together are worse."""
         if not self.cells_pass:
             return 1
         return 3 if self.joint and self.joint.worse else 0
@@ -118,68 +121,71 @@ class Gate:
 
     @property
     def together(self) -> str:
-        """The line of the joint test; empty where no cell could be compared."""
+        """A line with the result of the joint test; empty where no cell could be compared."""
         if self.joint is None:
             return ""
         j = self.joint
-        verdict = "worse" if j.worse else "no loss beyond chance"
+        result = "worse" if j.worse else "no loss beyond chance"
         changed = f"{j.inputs} inputs changed, lost/gained {j.lost}/{j.gained}"
-        return f"all {j.cells} cells together: {verdict} ({changed}, p = {j.p:.2g})"
+        return f"all {j.cells} cells together: {result} ({changed}, p = {j.p:.2g})"
 
     @property
     def closing(self) -> str:
-        """`2 - (worse), 3 = (no difference); 1 broken limit`."""
-        told = [", ".join(f"{count} {sign} ({SIGNS[sign]})" for sign, count in self.counts.items())]
+        """The closing line: `2 - (worse), 3 = (no difference); 1 broken limit`."""
+        parts = [", ".join(f"{count} {sign} ({SIGNS[sign]})" for sign, count in self.counts.items())]
         if self.broken:
-            told.append(f"{len(self.broken)} broken limit{'s' * (len(self.broken) > 1)}")
+            parts.append(f"{len(self.broken)} broken limit{'s' * (len(self.broken) > 1)}")
         if not self.compared:
-            told.append("no cell could be compared")
-        told += [f"{limit} could be checked on no cell" for limit in self.unchecked]
-        return "; ".join(told)
+            parts.append("no cell could be compared")
+        parts += [f"{limit} could be checked on no cell" for limit in self.unchecked]
+        return "; ".join(parts)
 
     @property
     def warnings(self) -> list[str]:
-        """What a green gate would not say by itself."""
-        told = []
+        """Sentences on what limits the meaning of the result, such as cells that could not be compared."""
+        sentences = []
         if lacking := self.counts.get("x"):
             defenses = {one.cell[:2] for one in self.found if one.sign == "x"}
             defenses -= {one.cell[:2] for one in self.found if one.p is not None}
             whole = ", ".join(" / ".join(pair) for pair in sorted(defenses))
-            told.append(
-                f"{lacking} of {len(self.found)} cells could not be compared and are not guarded"
-                + (f", among them everything of {whole}" if whole else "")
-                + ". Where the change is meant, promote a new baseline (manifold-bench baseline)."
+            sentences.append(
+                f"{lacking} of {len(self.found)} cells could not be compared, so the gate does not check them"
+                + (f" (among them every cell of {whole})" if whole else "")
+                + ". If the change is intended, promote a new baseline (manifold-bench baseline)."
             )
         if failed := sum(one.sign == "=" and one.note.startswith("failed") for one in self.found):
-            told.append(f"{failed} cells failed in both runs: there is no figure to guard.")
+            sentences.append(f"{failed} cells failed in both runs, so the gate does not check them.")
         machines = [_machine(side) for side in (self.baseline, self.new)]
         if machines[0] != machines[1] and any(limit.figure == "seconds" for limit in self.limits):
-            told.append(
-                f"Seconds were taken on other machines ({machines[0]}; {machines[1]}): prefer a limit on passes."
+            sentences.append(
+                f"Seconds were measured on different machines ({machines[0]}; {machines[1]}); limit passes instead."
             )
         kernels = [sorted(map(kernels_text, side.get("kernels", []))) for side in (self.baseline, self.new)]
         if all(kernels) and kernels[0] != kernels[1]:
             texts = " / ".join("; ".join(side) for side in kernels)
-            told.append(
-                f"Baseline and new run were computed by different kernels ({texts}): single inputs can differ by "
+            sentences.append(
+                f"Baseline and new run were computed by different kernels ({texts}), so single inputs can differ by "
                 "rounding. Such differences are marked ~ and do not fail the gate."
-                + (" A limit of less than a few inputs of a cell can be broken by them." if self.broken else "")
+                + (" They can break a limit that is smaller than a few inputs of a cell." if self.broken else "")
             )
-        return told
+        return sentences
 
 
-def _machine(told: JsonObject) -> str:
-    """`x86_64, 4 cores, 2 workers, cpu` of a run.json."""
-    machine = told.get("machine", {})
+def _machine(run: JsonObject) -> str:
+    """Return the machine of a run: `x86_64, 4 cores, 2 workers, cpu`. run: content of run.json."""
+    machine = run.get("machine", {})
     processor, cores = machine.get("processor", "unknown machine"), machine.get("cores", "?")
-    return f"{processor}, {cores} cores, {told.get('workers', '?')} workers, {told.get('device', '?')}"
+    return f"{processor}, {cores} cores, {run.get('workers', '?')} workers, {run.get('device', '?')}"
 
 
-def origin(told: JsonObject) -> str:
-    """`code a73c12558e, 2026-11-20` of a run.json; nothing where there is none."""
-    code, dirty, _ = str(told.get("code", "")).partition("+dirty")
+def origin(run: JsonObject) -> str:
+    """Return code revision and date of a run: `code a73c12558e, 2026-11-20`, or `origin unknown`.
+
+    run: content of run.json, {} where there is none.
+    """
+    code, dirty, _ = str(run.get("code", "")).partition("+dirty")
     code = code[:10] if re.fullmatch(r"[0-9a-f]{40}", code) else code
-    return f"code {code}{dirty}, {str(told.get('started', '?'))[:10]}" if code else "origin unknown"
+    return f"code {code}{dirty}, {str(run.get('started', '?'))[:10]}" if code else "origin unknown"
 
 
 def _cell(cell: Cell) -> list[str]:
@@ -188,7 +194,7 @@ def _cell(cell: Cell) -> list[str]:
 
 
 def _row(one: Comparison) -> list[str]:
-    """A line of the table, under HEADER."""
+    """Return a row of the table of cells; its columns are HEADER."""
     figures = ["–"] * 5
     if one.n is not None and one.baseline is not None and one.new is not None:
         figures = [str(one.n), percent(one.baseline), percent(one.new), f"{one.lost}/{one.gained}", f"{one.p:.2g}"]
@@ -196,12 +202,12 @@ def _row(one: Comparison) -> list[str]:
 
 
 def _limit_row(one: Check) -> list[str]:
-    """A line under LIMIT_HEADER."""
+    """Return a row of the table of broken limits; its columns are LIMIT_HEADER."""
     return [str(one.limit), *_cell(one.cell), *one.texts, one.note]
 
 
 def print_gate(gate: Gate, console: Console) -> None:
-    """The table of cells, broken limits, the cells that only the new run has, warnings, and the closing line."""
+    """Print the table of cells, broken limits, the cells that only the new run has, warnings, and the closing line."""
     cells: list[Line] = []
     for pair, same in groupby(gate.found, key=lambda one: one.cell[:2]):
         cells += [Line()] * bool(cells) + [Line(" / ".join(pair))]
@@ -224,12 +230,12 @@ def print_gate(gate: Gate, console: Console) -> None:
 
 
 def _strength(cell: Cell) -> str:
-    """`pgd L∞ ε = 0.1`, without the data set and the defense."""
+    """Return a cell's attack, norm and ε: `pgd L∞ ε = 0.1`."""
     return cell_text(cell).split(" / ", 2)[2]
 
 
 def markdown_gate(gate: Gate) -> str:
-    """A page for a pull request: what fails first, what changed then, and the rest counted behind a fold."""
+    """Return a Markdown page for a pull request: failures first, then other changes; the rest is counted and folded."""
     mark = "✅" if gate.passes else "❌"
     text = [f"## {mark} Robustness gate: {gate.result}", "", f"{gate.closing}.", ""]
     text += [f"{gate.together[0].upper()}{gate.together[1:]}.", ""] if gate.together else []
@@ -250,7 +256,7 @@ def markdown_gate(gate: Gate) -> str:
 
 
 def _calm(found: list[Comparison]) -> Iterator[str]:
-    """Lines on cells whose differences mean nothing: those that have any one by one, the others counted."""
+    """Yield lines on the cells without a significant difference; cells without any difference are only counted."""
     if unsure := [one for one in found if one.sign == "~"]:
         yield from (*markdown_grid(HEADER, map(_row, unsure)), "")
     same = Counter(one.cell[:2] for one in found if one.sign == "=")
@@ -260,15 +266,15 @@ def _calm(found: list[Comparison]) -> Iterator[str]:
 
 
 def _folded(summary: str, lines: list[str]) -> list[str]:
-    """Lines behind a fold, which GitHub opens on a click; nothing for no lines."""
+    """Return lines in a section that GitHub shows folded; an empty list for no lines."""
     return [f"<details><summary>{summary}</summary>", "", *lines, "", "</details>", ""] if lines else []
 
 
 def junit_gate(gate: Gate) -> JUnitXml:
-    """A test case for each cell and worst case, and one for each thing that the gate has to have looked at.
+    """Return JUnit XML: a test case for each cell, and cases for the joint test and for limits that were not checked.
 
-    Failed: worse, failed, vanished, a broken limit. Skipped, with the reason: not comparable, without figures in
-    either run, not in the baseline.
+    A case fails where the cell is worse, failed, vanished or breaks a limit. It is skipped, with the reason, where the
+    cell is not comparable, has no figures in either run, or is not in the baseline.
     """
 
     def case(cell: Cell, result: Sequence[FinalResult]) -> TestCase:
@@ -279,15 +285,15 @@ def junit_gate(gate: Gate) -> JUnitXml:
     for one in gate.broken:
         limits.setdefault(one.cell, []).append(f"{one.limit} broken: {' → '.join(one.texts)}")
     for found in gate.found:
-        told = [_told(found)] if found.sign in FAILING else []
-        told += limits.get(found.cell, [])
-        result: Sequence[FinalResult] = [Failure(_xml("; ".join(told)), SIGNS[found.sign])] if told else []
+        faults = [_outcome(found)] if found.sign in FAILING else []
+        faults += limits.get(found.cell, [])
+        result: Sequence[FinalResult] = [Failure(_xml("; ".join(faults)), SIGNS[found.sign])] if faults else []
         if found.sign == "x" or (found.sign == "=" and found.n is None):
-            result = [Skipped(_xml(_told(found)))]
+            result = [Skipped(_xml(_outcome(found)))]
         cases.append(case(found.cell, result))
     for cell in dict.fromkeys(one.cell for one in gate.checks if one.cell[2] == WORST_CASE):
-        told = limits.get(cell, [])
-        cases.append(case(cell, [Failure(_xml("; ".join(told)), "broken limit")] if told else []))
+        broken = limits.get(cell, [])
+        cases.append(case(cell, [Failure(_xml("; ".join(broken)), "broken limit")] if broken else []))
     for cell in gate.added:
         cases.append(case(cell, [Skipped("not in the baseline")]))
     nothing = [] if gate.compared else [Failure("no cell could be compared", "gate")]
@@ -305,8 +311,8 @@ def junit_gate(gate: Gate) -> JUnitXml:
     return xml
 
 
-def _told(one: Comparison) -> str:
-    """`worse: 90.0 → 40.0, n = 20, lost/gained 10/0, p = 0.002`, or what became of the cell with its reason."""
+def _outcome(one: Comparison) -> str:
+    """Return the outcome of a cell: `worse: 90.0 → 40.0, n = 20, lost/gained 10/0, p = 0.002`, or why there is none."""
     if one.n is None or one.baseline is None or one.new is None:
         return f"{SIGNS[one.sign]}: {one.note}"
     shares = f"{percent(one.baseline)} → {percent(one.new)}"
@@ -320,5 +326,5 @@ def _case(classname: str, name: str, result: Sequence[FinalResult], seconds: flo
 
 
 def _xml(text: str) -> str:
-    """Text in which the control characters that XML cannot hold, such as those of colours, are escapes."""
+    """Return a text with escapes in place of the control characters that XML cannot hold, such as those of colours."""
     return printable(text)
