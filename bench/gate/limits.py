@@ -23,10 +23,11 @@ from manifold_bench.bench.text import distance_text, percent
 
 @dataclass(frozen=True)
 class Figure:
-    """What a limit may be put on.
+    """A figure on which a limit can be set.
 
-    of: the rows of one cell, or of all that a worst case is taken over, all ok → its value; NaN where undefined.
-    worse: where it goes when it gets worse. noise: differences up to this say nothing.
+    of: function of the rows, all ok, of one cell or of a worst case that returns its value, NaN where it is undefined.
+    worse: whether lower or higher values are worse. text: function that formats a value. noise: differences up to this
+    size are ignored.
     """
 
     of: Callable[[pd.DataFrame], float]
@@ -36,21 +37,22 @@ class Figure:
 
     @property
     def is_share(self) -> bool:
+        """Whether its values are shares in [0, 1]."""
         return self.text is percent
 
 
 def _clean_rejection(rows: pd.DataFrame) -> float:
-    """Rejecting clean inputs is the price of a detector; rejecting attacked ones is neither good nor bad in itself."""
+    """Return the share of clean inputs that are rejected; NaN for attacks, whose rejection is neither good nor bad."""
     return figures.rejection(rows).value if (rows["kind"] == CLEAN).all() else math.nan
 
 
 def _median_distance(rows: pd.DataFrame) -> float:
-    """Of what was found within the cell's ε: the rest of the ladder belongs to other cells."""
+    """Return the median distance, without perturbations larger than the cell's ε: those belong to other cells."""
     return figures.median_distance(rows.assign(distance=rows["distance"].where(rows["success"], math.inf)))
 
 
 def _passes(rows: pd.DataFrame) -> float:
-    """Forwards and backwards per input."""
+    """Return the number of forward and backward passes per input."""
     passes = (rows["forwards"] + rows["backwards"]).sum()
     return float(passes / figures.inputs_of(rows).nunique()) if len(rows) else math.nan
 
@@ -77,7 +79,10 @@ LIMITS = "2pp (percentage points), 5% (of the baseline's figure) or 1.5x (times 
 
 @dataclass(frozen=True)
 class Limit:
-    """How much worse a figure may get: `amount` percentage points (pp), percent of its old value (%), or times (x)."""
+    """How much worse a figure may get.
+
+    amount: percentage points (unit pp), percent of the baseline's value (unit %), or a factor (unit x).
+    """
 
     figure: str
     amount: float
@@ -85,30 +90,33 @@ class Limit:
 
     @classmethod
     def parse(cls, text: str) -> Limit:
-        """FIGURE:LIMIT as on the command line; raises InputError for anything that names no limit."""
+        """Return the limit that FIGURE:LIMIT on the command line means; raises InputError for any other text."""
         name, colon, limit = text.partition(":")
         size = re.fullmatch(r"(\d+(?:\.\d+)?)(pp|%|x)", limit)
         if not colon:
-            raise InputError(f"--fail-on: {text!r} is not FIGURE:LIMIT; a limit is {LIMITS}")
+            raise InputError(f"--fail-on: {text!r} is not FIGURE:LIMIT; the limit is {LIMITS}")
         if name not in FIGURES:
             known = list(FIGURES)
-            raise InputError(f"--fail-on: no figure {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
+            raise InputError(f"--fail-on: unknown figure {name!r}{nearest(name, known)}; allowed: {', '.join(known)}")
         if not size:
-            raise InputError(f"--fail-on: {text!r}: {limit!r} is no limit; give {LIMITS}")
+            raise InputError(f"--fail-on: {text!r}: {limit!r} is not a limit; give {LIMITS}")
         amount, unit = float(size[1]), size[2]
         if unit == "pp" and not FIGURES[name].is_share:
-            raise InputError(f"--fail-on: {text!r}: {name} is no share; give 5% or 1.5x")
+            raise InputError(f"--fail-on: {text!r}: {name} is not a share, so pp does not apply; give 5% or 1.5x")
         if unit == "x" and amount < 1:
-            raise InputError(f"--fail-on: {text!r}: give a ratio ≥ 1, how many times as bad {name} may get")
+            raise InputError(f"--fail-on: {text!r}: a factor below 1 is not allowed; give 1.5x or another factor ≥ 1")
         if amount >= 100 and (unit == "pp" or (unit == "%" and FIGURES[name].worse == "lower")):
-            raise InputError(f"--fail-on: {text!r} can never be broken; give less than 100")
+            raise InputError(f"--fail-on: {text!r} is a limit that nothing can break; give less than 100")
         return cls(name, amount, unit)
 
     def __str__(self) -> str:
         return f"{self.figure}:{self.amount:g}{self.unit}"
 
     def broken(self, before: float, after: float) -> bool:
-        """Whether the figure got worse by more than the limit; up to rounding, by as much is not more."""
+        """Return whether the figure got worse by more than the limit, apart from rounding errors.
+
+        before, after: value in the baseline and in the new run.
+        """
         figure = FIGURES[self.figure]
         sign = -1 if figure.worse == "lower" else 1
         if self.unit == "pp":
@@ -124,7 +132,10 @@ class Limit:
 
 @dataclass(frozen=True)
 class Check:
-    """A limit on one cell or worst case, on the inputs that both runs share. note: what a worst case is taken over."""
+    """A limit applied to one cell or worst case, on the inputs that both runs share.
+
+    before, after: value in the baseline and in the new run. note: attacks that a worst case is taken over.
+    """
 
     cell: Cell
     limit: Limit
@@ -134,21 +145,22 @@ class Check:
 
     @property
     def broken(self) -> bool:
+        """Whether the figure got worse by more than the limit."""
         return self.limit.broken(self.before, self.after)
 
     @property
     def texts(self) -> tuple[str, str]:
-        """The figure before and after, as text: percent where it is a share."""
+        """The values before and after as texts; shares are in percent."""
         text = FIGURES[self.limit.figure].text
         return text(self.before), text(self.after)
 
 
 def check(limits: Sequence[Limit], baseline: Results, new: Results, found: Iterable[Comparison]) -> list[Check]:
-    """Every limit on every cell that could be compared, and on the worst cases over those, in the order of the cells.
+    """Check every limit on every cell that could be compared, and on the worst cases over these cells.
 
-    found: paired.compare of the two. A worst case takes the same attacks and inputs in both runs: an attack
-    that only one of them has would pass for a change of the defense. A figure that is undefined for a cell is not
-    checked there.
+    found: result of paired.compare for the two runs. A worst case uses the same attacks and inputs in both runs,
+    because an attack that only one run has would look like a change of the defense. Cells for which a figure is
+    undefined are left out. The result is in the order of the cells.
     """
     checks = [
         Check(cell, limit, FIGURES[limit.figure].of(was), FIGURES[limit.figure].of(now), note)
@@ -161,7 +173,7 @@ def check(limits: Sequence[Limit], baseline: Results, new: Results, found: Itera
 def _pairs(
     baseline: Results, new: Results, found: Iterable[Comparison]
 ) -> Iterator[tuple[Cell, pd.DataFrame, pd.DataFrame, str]]:
-    """Cells and worst cases with their rows in each run, and what a worst case is taken over."""
+    """Yield cells and worst cases with their rows in each run, and the attacks that a worst case is taken over."""
     attacked = defaultdict(list)
     for cell in sorted(one.cell for one in found if one.p is not None):
         was, now = shared_rows(cell, baseline, new)
