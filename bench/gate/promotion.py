@@ -1,4 +1,4 @@
-"""Promote the records of a run to a baseline that later runs are compared with."""
+"""Promotes the records of a run to a baseline, with which later runs are compared."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from manifold_bench.bench.report.table import csv
 
 
 def promote(results: Results, target: Path, force: bool = False) -> list[str]:
-    """Makes a run's records the baseline `target`, in place of what is there; returns lines on what was done.
+    """Copy a run's records to the baseline folder `target`, replace what is there, and return lines on what was done.
 
-    The records go without their images, which no figure needs and which may not be ours to publish; run.json and
-    summary.csv stand beside them. Raises InputError where no cell of the run has figures, where `target` is no
-    baseline, and, unless forced, where the run is unfinished or a cell failed. The old baseline stays until the new one
-    is whole and reads back.
+    Images are left out: no figure needs them, and the data's licence may forbid to publish them. run.json is copied and
+    summary.csv is written. The old baseline is only removed after the new one was written and read back. Raises
+    InputError where no cell of the run has figures, where `target` exists but is not a baseline, and, unless `force`,
+    where the run is unfinished or a cell failed.
     """
     folder = results.folder
     if folder.resolve() == target.resolve():
-        raise InputError(f"{folder}: is that baseline itself; name another run, or another baseline with --name")
+        raise InputError(f"{folder}: the run is this baseline itself; give another run, or another name with --name")
     if target.exists() and not (target / "records").is_dir():
-        raise InputError(f"{target}: is there and holds no records; remove it or give another --name")
+        raise InputError(f"{target}: exists and is not a baseline; remove it, or give another name with --name")
     if not any(results.status(cell)[0] == "ok" for cell in results.cells):
-        raise InputError(f"{folder}: no cell has figures: there is nothing to compare with")
+        raise InputError(f"{folder}: no cell has results, so it cannot be a baseline; run its matrix again")
     faults = list(incomplete(results))
     if faults and not force:
-        raise InputError(f"{folder}: {faults[0]}; run its matrix again, or promote it as it is with --force")
+        raise InputError(f"{folder}: {faults[0]}; run its matrix again, or promote it nevertheless with --force")
     target.parent.mkdir(parents=True, exist_ok=True)
     draft, old = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("new", "old"))
     try:
@@ -47,46 +47,49 @@ def promote(results: Results, target: Path, force: bool = False) -> list[str]:
                 shutil.copyfile(folder / name, draft / name)
         new = Results.load(draft)
         (draft / "summary.csv").write_text(csv(summary(new.records)), encoding="utf-8")
-        told = [*(f"as it is: {fault}" for fault in faults), *described(target, new, _size(draft))]
+        lines = [*(f"promoted nevertheless: {fault}" for fault in faults), *described(target, new, _size(draft))]
         if target.exists():
             target.rename(old)
         draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    return told
+    return lines
 
 
 def incomplete(results: Results) -> Iterator[str]:
-    """What keeps a run from being a baseline."""
+    """Yield the reasons why a run should not become a baseline."""
     if "finished" not in results.run:
-        yield "no run.json says whether it finished"
+        yield "run.json is missing, so the run may be unfinished"
     elif not results.run["finished"]:
-        yield "not finished"
+        yield "the run is not finished"
     if results.missing:
-        yield f"{len(results.missing)} of its jobs have no records, the first {results.missing[0]}"
+        yield f"{len(results.missing)} of its jobs have no records, the first one is {results.missing[0]}"
     failed = [
         (cell, reason) for cell in results.cells for status, reason in [results.status(cell)] if status == "failed"
     ]
     if failed:
         cell, reason = failed[0]
-        yield f"{len(failed)} of its cells failed, the first {cell_text(cell)}: {reason}"
+        yield f"{len(failed)} of its cells failed, the first one is {cell_text(cell)}: {reason}"
 
 
 def described(target: Path, new: Results, size: int) -> Iterator[str]:
-    """What the baseline holds, and what it replaces, by a comparison of the two."""
+    """Yield a line on the new baseline, and one that compares it with the baseline that it replaces.
+
+    target: folder of the baseline. size: number of bytes of the new one.
+    """
     yield f"{target}: {len(new.cells)} cells, {size / 1024:,.0f} KiB, {origin(new.run)}"
     if target.exists():
         try:
             old = Results.load(target)
         except InputError as error:
-            yield f"replaces one that cannot be read: {error}"
+            yield f"replaces a baseline that cannot be read: {error}"
             return
         gate = Gate.of(old, new, [])
         added = f"; {len(gate.added)} cells are new" if gate.added else ""
-        yield f"replaces that of {origin(old.run)}: {gate.closing}{added}"
+        yield f"replaces the baseline of {origin(old.run)}: {gate.closing}{added}"
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files in the folder."""
+    """Return the number of bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
