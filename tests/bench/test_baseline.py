@@ -27,8 +27,8 @@ def attacked(beaten: int) -> pd.DataFrame:
 
 def finished_run(folder: Path, *cells: pd.DataFrame, finished: bool = True) -> Path:
     write_run(folder, run(*cells))
-    told = RUN | {"finished": finished, "code": "0123456789" * 4, "started": "2026-01-02T03:04:05Z"}
-    (folder / "run.json").write_text(json.dumps(told), encoding="utf-8")
+    expected = RUN | {"finished": finished, "code": "0123456789" * 4, "started": "2026-01-02T03:04:05Z"}
+    (folder / "run.json").write_text(json.dumps(expected), encoding="utf-8")
     return folder
 
 
@@ -42,9 +42,9 @@ def here(tmp_path, monkeypatch) -> Path:
 def test_a_baseline_compares_as_the_run_and_has_no_pictures(here, capsys):
     made = finished_run(here / "mine", CLEAN, attacked(3))
     assert main([str(made)]) == 0
-    (told,) = capsys.readouterr().out.splitlines()
-    assert told.startswith("results/baselines/mine: 2 cells, ")
-    assert told.endswith(" KiB, code 0123456789, 2026-01-02")
+    (expected,) = capsys.readouterr().out.splitlines()
+    assert expected.startswith("results/baselines/mine: 2 cells, ")
+    assert expected.endswith(" KiB, code 0123456789, 2026-01-02")
     baseline = here / "results" / "baselines" / "mine"
     assert not set(IMAGE_COLUMNS) & set(Results.load(baseline).records)
     assert {path.name for path in baseline.iterdir()} == {"records", "run.json", "summary.csv"}
@@ -59,7 +59,7 @@ def test_it_says_what_it_replaces(here, capsys):
     new = finished_run(here / "new", CLEAN, attacked(10), cell("c", labels=[0] * N))
     assert main([str(new), "--name", "gate"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "replaces that of code 0123456789, 2026-01-02: 1 - (worse), 1 = (no difference); 1 cells are new"
+        "replaces the baseline of code 0123456789, 2026-01-02: 1 - (worse), 1 = (no difference); 1 cells are new"
     )
     baselines = here / "results" / "baselines"
     assert [path.name for path in baselines.iterdir()] == ["gate"]  # neither drafts nor the old one
@@ -67,24 +67,24 @@ def test_it_says_what_it_replaces(here, capsys):
 
 
 @pytest.mark.parametrize(
-    ("cells", "finished", "told"),
+    ("cells", "finished", "expected"),
     [
-        ((CLEAN, FAILED), True, "1 of its cells failed, the first digits / d / b L∞ ε = 0.1: out of memory"),
-        ((CLEAN,), False, "not finished"),
-        ((CLEAN,), None, "no run.json says whether it finished"),
+        ((CLEAN, FAILED), True, "1 of its cells failed, the first one is digits / d / b L∞ ε = 0.1: out of memory"),
+        ((CLEAN,), False, "the run is not finished"),
+        ((CLEAN,), None, "run.json is missing, so the run may be unfinished"),
     ],
 )
-def test_half_a_run_is_promoted_only_where_that_is_said(here, capsys, cells, finished, told):
+def test_half_a_run_is_promoted_only_where_that_is_said(here, capsys, cells, finished, expected):
     made = finished_run(here / "mine", *cells, finished=bool(finished))
     if finished is None:
         (made / "run.json").unlink()
     assert main([str(made)]) == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"error: {made}: {told}; ")
+    assert message.startswith(f"error: {made}: {expected}; ")
     assert message.count("\n") == 1
     assert not (here / "results").exists()
     assert main([str(made), "--force"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == f"as it is: {told}"
+    assert capsys.readouterr().out.splitlines()[0] == f"promoted nevertheless: {expected}"
 
 
 def test_a_job_that_left_no_records_is_noticed(here, capsys):
@@ -93,10 +93,10 @@ def test_a_job_that_left_no_records_is_noticed(here, capsys):
     index = {"jobs": [{"file": name} for name in (*files, "gone.parquet")]}
     (made / "records" / "index.json").write_text(json.dumps(index), encoding="utf-8")
     assert main([str(made)]) == 2
-    assert "1 of its jobs have no records, the first gone.parquet" in capsys.readouterr().err
+    assert "1 of its jobs have no records, the first one is gone.parquet" in capsys.readouterr().err
 
 
-def test_what_cannot_be_a_baseline_is_told_and_leaves_the_old_one(here, capsys):
+def test_what_cannot_be_a_baseline_is_refused_and_leaves_the_old_one(here, capsys):
     baseline = here / "results" / "baselines" / "gate"
     assert main([str(finished_run(here / "gate", CLEAN)), "--force"]) == 0
     before = sorted(baseline.rglob("*"))
@@ -105,15 +105,15 @@ def test_what_cannot_be_a_baseline_is_told_and_leaves_the_old_one(here, capsys):
     record.write_bytes(record.read_bytes()[:-9])
     empty = finished_run(here / "empty", FAILED)
     (here / "results" / "baselines" / "notes").mkdir()
-    for arguments, told in [
+    for arguments, expected in [
         ([str(damaged), "--name", "gate"], "damaged"),
-        ([str(empty), "--name", "gate", "--force"], "no cell has figures"),
-        ([str(baseline)], "is that baseline itself"),
-        ([str(here / "gate"), "--name", "../up"], "--name: '../up' is no name"),
-        ([str(here / "gate"), "--name", "notes"], "is there and holds no records"),
+        ([str(empty), "--name", "gate", "--force"], "no cell has results"),
+        ([str(baseline)], "is this baseline itself"),
+        ([str(here / "gate"), "--name", "../up"], "--name: '../up' is not a folder name"),
+        ([str(here / "gate"), "--name", "notes"], "exists and is not a baseline"),
         ([str(here / "nowhere")], "no records here"),
     ]:
         assert main(arguments) == 2
         message = capsys.readouterr().err
-        assert message.startswith("error: ") and told in message and message.count("\n") == 1
+        assert message.startswith("error: ") and expected in message and message.count("\n") == 1
     assert sorted(baseline.rglob("*")) == before
