@@ -254,7 +254,7 @@ def test_a_reason_is_printed_as_it_is(monkeypatch, capsys):
     assert "[out] of memory" in command(monkeypatch, capsys, attacked(0), failed)[1]
 
 
-def test_cells_only_in_the_new_run_are_told_and_pass(monkeypatch, capsys):
+def test_cells_only_in_the_new_run_are_named_and_pass(monkeypatch, capsys):
     code, output = command(monkeypatch, capsys, CLEAN, run(CLEAN, attacked(20)))
     assert code == 0
     assert "new, not in the baseline: digits / d / a L∞ ε = 0.1" in output
