@@ -63,13 +63,13 @@ def test_a_gate_that_could_compare_nothing_fails():
     assert found.closing == "1 x (not comparable); no cell could be compared"
 
 
-def test_a_defense_of_which_nothing_was_compared_is_told():
+def test_a_defense_of_which_nothing_was_compared_is_named_in_a_warning():
     both = run(CLEAN, cell("clean", labels=[0] * N, defense="e"))
     found = versions_apart(both, both, "e")
     assert found.passes
     (warning,) = found.warnings
     assert warning.startswith(
-        "1 of 2 cells could not be compared and are not guarded, among them everything of digits / e"
+        "1 of 2 cells could not be compared, so the gate does not check them (among them every cell of digits / e)"
     )
     assert f"> {warning}" in markdown_gate(found)
 
@@ -80,12 +80,12 @@ def test_a_limit_that_could_be_checked_nowhere_fails():
     assert found.closing == "1 = (no difference); median_distance:5% could be checked on no cell"
 
 
-def test_cells_that_failed_in_both_runs_are_told():
+def test_cells_that_failed_in_both_runs_are_named_in_a_warning():
     broken = run(CLEAN, attacked(0, status="failed", reason="why"))
-    assert gate(broken, broken).warnings == ["1 cells failed in both runs: there is no figure to guard."]
+    assert gate(broken, broken).warnings == ["1 cells failed in both runs, so the gate does not check them."]
 
 
-def test_seconds_of_another_machine_are_told():
+def test_seconds_of_another_machine_give_a_warning():
     here, there = ({"machine": {"processor": "x86_64", "cores": n}, "workers": n, "device": "cpu"} for n in (2, 4))
     limits = [Limit.parse("seconds:1.5x")]
     assert not Gate.of(a_run(CLEAN, **here), a_run(CLEAN, **here), limits).warnings
@@ -137,13 +137,13 @@ def test_junit_has_a_case_for_each_cell_and_its_outcome():
         "something was compared", "all cells together are not worse", "robust_accuracy:2pp was checked",
         "error:50% was checked",
     ]  # fmt: skip
-    told = {
+    messages = {
         attack: cases["digits.d", f"{attack} L∞ ε = 0.1"][0].get("message") for attack in ("worse", "crashed", "bare")
     }
-    assert told["worse"].startswith("worse: 100.0 → 40.0, n = 20, lost/gained 12/0, p = ")
-    assert "robust_accuracy:2pp broken: 100.0 → 40.0; error:50% broken: 0.0 → 60.0" in told["worse"]
-    assert told["crashed"] == "failed in the new run: \\x1b[31mout of <memory> | 1 & 2\\x1b[0m"
-    assert told["bare"] == "not comparable: no figures in the baseline: failed: then"
+    assert messages["worse"].startswith("worse: 100.0 → 40.0, n = 20, lost/gained 12/0, p = ")
+    assert "robust_accuracy:2pp broken: 100.0 → 40.0; error:50% broken: 0.0 → 60.0" in messages["worse"]
+    assert messages["crashed"] == "failed in the new run: \\x1b[31mout of <memory> | 1 & 2\\x1b[0m"
+    assert messages["bare"] == "not comparable: no figures in the baseline: failed: then"
 
 
 def test_junit_has_what_ci_servers_read():
@@ -197,16 +197,16 @@ def test_the_command_writes_what_was_asked_for(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("extra", "told"),
+    ("extra", "expected"),
     [
-        (["--fail-on", "speed:2x"], "--fail-on: no figure 'speed'"),
-        (["--fail-on", "accuracy:2"], "--fail-on: 'accuracy:2': '2' is no limit"),
+        (["--fail-on", "speed:2x"], "--fail-on: unknown figure 'speed'"),
+        (["--fail-on", "accuracy:2"], "--fail-on: 'accuracy:2': '2' is not a limit"),
         (["--markdown", "{there}/records"], "--markdown: {there}/records cannot be written to"),
     ],
 )
-def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, capsys, extra, told):
+def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, capsys, extra, expected):
     there = str(write_run(tmp_path, CLEAN))
     assert main([there, there, *(one.format(there=there) for one in extra)]) == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"error: {told.format(there=there)}")
+    assert message.startswith(f"error: {expected.format(there=there)}")
     assert message.count("\n") == 1
