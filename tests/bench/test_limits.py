@@ -1,4 +1,4 @@
-"""Limits on single figures: what breaks one, what doesn't, and what is no limit at all."""
+"""Limits on single figures: what breaks a limit, what does not, and which texts are not a limit."""
 
 import math
 
@@ -60,28 +60,28 @@ def test_a_limit_by_hand(limit, before, after, broken):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
-        ("robust_accuracy", "is not FIGURE:LIMIT; a limit is 2pp"),
+        ("robust_accuracy", "is not FIGURE:LIMIT; the limit is 2pp"),
         (
             "robust_acuracy:2pp",
-            "no figure 'robust_acuracy'; did you mean 'robust_accuracy'?; there are: robust_accuracy,",
+            "unknown figure 'robust_acuracy'; did you mean 'robust_accuracy'?; allowed: robust_accuracy,",
         ),
-        ("accuracy:2", "'2' is no limit; give 2pp"),
-        ("accuracy:-2pp", "'-2pp' is no limit"),
-        ("accuracy:nanpp", "is no limit"),
-        ("seconds:2pp", "seconds is no share"),
-        ("median_distance:2pp", "median_distance is no share"),
-        ("seconds:0.5x", "ratio ≥ 1"),
-        ("accuracy:100%", "can never be broken"),
-        ("error:100pp", "can never be broken"),
+        ("accuracy:2", "'2' is not a limit; give 2pp"),
+        ("accuracy:-2pp", "'-2pp' is not a limit"),
+        ("accuracy:nanpp", "is not a limit"),
+        ("seconds:2pp", "seconds is not a share"),
+        ("median_distance:2pp", "median_distance is not a share"),
+        ("seconds:0.5x", "factor ≥ 1"),
+        ("accuracy:100%", "nothing can break"),
+        ("error:100pp", "nothing can break"),
     ],
 )
-def test_what_is_no_limit_is_told_in_a_line(text, told):
+def test_a_text_that_is_not_a_limit_is_refused_in_one_line(text, expected):
     with pytest.raises(InputError) as error:
         Limit.parse(text)
     assert str(error.value).startswith("--fail-on: ")
-    assert told in str(error.value)
+    assert expected in str(error.value)
     assert "\n" not in str(error.value)
 
 
