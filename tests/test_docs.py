@@ -206,6 +206,14 @@ def test_the_lists_of_the_readme_are_those_of_the_registry(monkeypatch):
     assert len(page.splitlines()) <= 110
 
 
+def test_tables_of_results_are_those_of_the_committed_records(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    tables = import_module("tables")
+    for path in tables.PAGES:
+        page = path.read_text(encoding="utf-8")
+        assert tables.updated(page) == page, f"{path.name}: run `python docs/tables.py`"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```|`[^`]*`", "", PAGES[page].read_text(encoding="utf-8"), flags=re.S)
