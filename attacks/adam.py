@@ -1,4 +1,4 @@
-"""Adam (Kingma & Ba 2015, algorithm 1), for descents over inputs or latents instead of weights."""
+"""Adam (Kingma & Ba 2015, algorithm 1) on images or latents in place of weights."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ class Moments(NamedTuple):
 
     @classmethod
     def none(cls, like: Tensor) -> Moments:
-        """The moments before the first gradient, which is shaped like `like`."""
+        """Return the moments before the first gradient, all zero and shaped like `like`."""
         return cls(torch.zeros_like(like), torch.zeros_like(like))
 
     def only(self, going: Tensor) -> Moments:
-        """The moments of the rows where `going` [N] is true."""
+        """Return the moments of the rows where `going` [N] is true."""
         return Moments(*remaining(going, *self))
 
     def after(self, gradient: Tensor) -> Moments:
-        """The moments after one more gradient."""
+        """Return the moments after one more gradient [N,...]."""
         return Moments(
             DECAYS[0] * self.mean + (1 - DECAYS[0]) * gradient,
             DECAYS[1] * self.square + (1 - DECAYS[1]) * gradient.square(),
         )
 
     def step(self, rate: float | Tensor, number: int, epsilon: float, floor: float = 0.0) -> Tensor:
-        """The step after `number` gradients, to be subtracted: rate · m̂ / (√v̂ + epsilon), m̂ and v̂ without bias.
+        """Return rate · m̂ / (√v̂ + epsilon) after `number` gradients, to be subtracted; m̂ and v̂ are without bias.
 
-        floor: the least v̂, for a step that is differentiated: the root of an exact zero has no derivative.
+        floor: least value of v̂, for a step that is differentiated: the root has no derivative at 0.
         """
         mean, square = self.mean / (1 - DECAYS[0] ** number), self.square / (1 - DECAYS[1] ** number)
         return rate * mean / (square.clamp_min(floor).sqrt() + epsilon)

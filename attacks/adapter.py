@@ -1,7 +1,7 @@
-"""What the adapters of other libraries' attacks share.
+"""The common part of the adapters for attacks of other libraries.
 
-Those attacks know neither rejection, nor seeds, nor what a pass costs: here they get a module whose argmax differs
-from the label exactly where the defense accepts and is wrong, a seeded run, and counted passes.
+Those attacks handle neither rejection nor seeds, and do not count passes. The adapter gives them a module whose argmax
+differs from the label exactly where the defense accepts and is wrong, seeds their random numbers, and counts passes.
 """
 
 from __future__ import annotations
@@ -31,41 +31,42 @@ from manifold_bench.attacks.threat import NORMS, input_seeds, project
 from manifold_bench.attacks.view import CountedModule, View
 
 Parameter = bool | int | float | str | list[bool | int | float | str]
-"""What a matrix file can say."""
+"""Types of parameters that a matrix file can set."""
 
 STEPS = ("binary_search_steps", "max_iter", "nb_steps", "steps")
-"""Parameters of the libraries' classes that say how many iterations they take, for `passes`."""
+"""Parameters of the libraries' classes that are numbers of iterations, for `passes`."""
 
 RESTARTS = ("nb_random_init", "nb_restarts", "num_random_init", "num_rotations", "num_translations", "repeats")
-"""Those that say how often they do so."""
+"""Parameters of the libraries' classes that are numbers of restarts, for `passes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LibraryAttack(ViewAttack):
-    """An attack class of another library by its name, with its own parameters.
+    """An attack class of another library, chosen by its name, with the library's parameters.
 
-    attack: name of the class. parameters: arguments of its constructor, as the library names them, with its defaults.
+    attack: name of the class. parameters: arguments of its constructor, under the library's names; others keep the
+    library's defaults.
 
-    Inputs that are accepted and wrong as they are come back unchanged; so do those for which a minimal attack found
-    nothing (some libraries return an empty image there). Raises ValueError where the class doesn't exist or can't
-    be used, where a parameter isn't one of its own, and where it doesn't work in `norm`.
+    Clean inputs that are accepted and wrong are returned unchanged, and so are inputs for which a minimal attack finds
+    nothing (some libraries return an empty image there). Raises ValueError where the class does not exist or cannot be
+    used, where it has no such parameter, and where it does not support `norm`.
     """
 
     norms = NORMS
     open_parameters: ClassVar[bool] = True
     library: ClassVar[str]
-    """What names of its attacks begin with."""
+    """Prefix of the names of the library's attacks in a matrix file."""
     distribution: ClassVar[str]
     """The library's name on the package index."""
     refused: ClassVar[Mapping[str, str]]
-    """Why a class that looks usable is not."""
+    """Classes that cannot be used, and why."""
     ours: ClassVar[tuple[str, ...]]
-    """Parameters of constructors that are not the matrix file's to set."""
+    """Parameters of constructors that a matrix file cannot set, because the adapter sets them."""
     costs: ClassVar[Mapping[str, tuple[int, int]]]
-    """Passes that an input costs in one iteration of a class, where they are many more than one of each."""
+    """Forward and backward passes of one input in one iteration of a class, where they are many more than one."""
 
     single: ClassVar[tuple[str, ...]] = ()
-    """Classes that get one input at a time, so that every query is known to be about that one."""
+    """Classes that get one input at a time, so that it is known which input a query is about."""
 
     attack: str
     parameters: Mapping[str, Parameter] = field(default_factory=dict, hash=False)
@@ -75,25 +76,25 @@ class LibraryAttack(ViewAttack):
         for key in self.parameters:
             if key not in settable:
                 allowed = ", ".join(sorted(settable)) or "none"
-                raise ValueError(f"{self.name}: {key!r} is not a parameter to set here; allowed: {allowed}")
+                raise ValueError(f"{self.name}: {key!r} cannot be set here; allowed parameters: {allowed}")
         missing = [k for k, v in settable.items() if v is inspect.Parameter.empty and k not in self.parameters]
         if missing:
-            raise ValueError(f"{self.name}: needs {', '.join(missing)}")
+            raise ValueError(f"{self.name}: missing parameters: {', '.join(missing)}; they have no defaults")
 
     @property
     def name(self) -> str:
-        """What the attack is called in a matrix file."""
+        """The attack's name in a matrix file."""
         return f"{self.library}:{self.attack}"
 
     @abstractmethod
     def classes(self) -> Mapping[str, type]:
-        """The library's usable classes by name."""
+        """Return the library's usable classes by name."""
 
     @property
     def implementation(self) -> Any:
-        """The library's class; ValueError with the nearest names, or with the reason why it can't be used."""
+        """The library's class; raises ValueError with similar names, or with the reason why it cannot be used."""
         if self.attack in self.refused:
-            raise ValueError(f"{self.name} can't be used: {self.refused[self.attack]}")
+            raise ValueError(f"{self.name} cannot be used: {self.refused[self.attack]}")
         usable = self.classes()
         if self.attack not in usable:
             lower = {name.lower(): name for name in usable}
@@ -109,7 +110,7 @@ class LibraryAttack(ViewAttack):
 
     @property
     def values(self) -> dict[str, Any]:
-        """The same, with the matrix file's values."""
+        """The parameters of the class' constructor, with the values of the matrix file or else their defaults."""
         return self.defaults | dict(self.parameters)
 
     @property
@@ -124,9 +125,10 @@ class LibraryAttack(ViewAttack):
 
     @abstractmethod
     def search(self, module: nn.Module, x: Tensor, y: Tensor, eps: float, others: Tensor) -> Tensor:
-        """Adversarial images for x [N,C,H,W] against a module of logits [N,K]: success is argmax ≠ y [N].
+        """Return adversarial images for x [N,C,H,W] with labels y [N] against a module: images → logits [N,K].
 
-        others: [M,C,H,W] the whole batch, for attacks that start from another image.
+        A success is an image whose largest logit is not that of y. eps: size of the perturbation. others: images
+        [M,C,H,W] of the whole batch, for attacks that start from another image.
         """
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
@@ -135,7 +137,7 @@ class LibraryAttack(ViewAttack):
             rows = (~self._beaten(view, x, y, all_rows(x))).nonzero()[:, 0]
             if not len(rows):
                 return found
-            # A module that folds rejection into the true class has to know that class
+            # RejectFolded needs inputs of one true class
             groups = [rows[y[rows] == label] for label in y[rows].unique()] if view.rejects else [rows]
             alone = self.attack in self.single
             for part in (part for group in groups for part in group.split(1 if alone else len(group))):
@@ -153,17 +155,17 @@ class LibraryAttack(ViewAttack):
             return found
 
     def _beaten(self, view: View, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        """Accepted and wrong as far as this attacker can tell: by the defense's verdict, or by the part he knows."""
+        """Return which images are accepted and wrong, [N] bool, by the deployed defense or by the attacked part."""
         if self.part == "defense":
             return view.target.verdict(x, rows).wrong(y)
         return accepted_and_wrong(view.answer(x, rows), y, view.num_classes)
 
 
 class RejectFolded(nn.Module):
-    """Outputs [N,K+1] as [N,K] for inputs of one true class: being rejected counts as being that class.
+    """A module with K outputs for inputs of one true class: rejection [N,K+1] counts as an answer of that class [N,K].
 
-    The true logit becomes the larger of itself and the reject score. So argmax ≠ label means accepted and wrong,
-    cross-entropy and every margin see rejection, and a decision-based attack doesn't mistake it for success.
+    The true logit becomes the larger of itself and the reject score. So the argmax differs from the label exactly where
+    an input is accepted and wrong, losses depend on the reject score, and attacks do not take rejection for success.
     """
 
     def __init__(self, module: nn.Module, label: int, classes: int) -> None:
@@ -180,9 +182,9 @@ class RejectFolded(nn.Module):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The global random states of Python, NumPy and torch set to `seed`, and put back afterwards.
+    """Seed the global random states of Python, NumPy and torch, and restore them afterwards.
 
-    New `np.random.RandomState()` are seeded by the global one: ART's HopSkipJump and Boundary draw from unseeded ones.
+    The global state also seeds new `np.random.RandomState()`: ART's HopSkipJump and Boundary use unseeded ones.
     """
     python, numpy, unseeded = random.getstate(), np.random.get_state(), np.random.RandomState  # noqa: NPY002
     own = partial(np.random.randint, 2**32, dtype=np.uint32)
@@ -198,7 +200,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global random states that libraries draw from."""
+    """Seed the global random states of Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)
@@ -206,7 +208,7 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def frozen(defense: AttackableDefense) -> Iterator[None]:
-    """The weights of a defense without gradients: libraries call `backward`, which would add up in them."""
+    """Switch off gradients of a defense's weights: libraries call `backward`, which would accumulate in them."""
     weights = [w for w in defense.parameters() if w.requires_grad] if isinstance(defense, nn.Module) else []
     for weight in weights:
         weight.requires_grad_(False)
@@ -218,6 +220,6 @@ def frozen(defense: AttackableDefense) -> Iterator[None]:
 
 
 def constructor_defaults(cls: type) -> dict[str, Any]:
-    """The named parameters of a constructor and their defaults; `inspect.Parameter.empty` where there is none."""
+    """Return the named parameters of a constructor and their defaults, or `inspect.Parameter.empty` without one."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {n: p.default for n, p in inspect.signature(cls).parameters.items() if p.kind in named}

@@ -19,10 +19,10 @@ from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import expand, project, random_in_ball
 
 MOMENTUM = 0.75
-"""α: the share of the new step; the rest goes on as the last one did."""
+"""α in the paper: share of the new step in each move; the rest repeats the last move."""
 
 RISES = 0.75
-"""ρ: the step size is halved where fewer of the steps since the last checkpoint went up."""
+"""ρ in the paper: the step size is halved where a smaller share of the steps since the last checkpoint went up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,13 @@ class APGD(ViewAttack):
 
     The first step is 2 ε long; progress is checked at the paper's checkpoints.
 
-    On a defense that rejects, the loss is climbed until the answer is wrong, from there minus the reject excess
-    (`attacks.losses.wrong_first`): a best point that is wrong is never left for one that isn't. An input leaves the
-    batch as soon as it is beaten.
+    On a defense that rejects, the attack climbs the loss until the answer is wrong, and then minus the reject excess
+    (`attacks.losses.wrong_first`), so that a wrong answer is never given up for a right one. An input leaves the batch
+    as soon as the attack succeeds on it.
 
-    loss: cross-entropy, or the difference of logits ratio (DLR).
-    targets: number of wrong classes that are aimed at in turn, those likeliest for the clean input first; None: away
-    from the label. Only with `dlr`.
+    loss: loss that is climbed: `cross-entropy`, or `dlr`, the difference of logits ratio.
+    targets: number of wrong classes that are target classes in turn, the likeliest for the clean input first; only with
+    loss = `dlr`. None: the attack is untargeted.
     steps: number of steps of each ascent. restarts: number of ascents towards each class.
     eot: number of answers of a randomized defense over which every loss and gradient is averaged (EOT).
     """
@@ -54,11 +54,11 @@ class APGD(ViewAttack):
 
     def __post_init__(self) -> None:
         if self.targets is not None and self.loss != "dlr":
-            raise ValueError("targets: not for loss = 'cross-entropy'; use 'dlr' or leave it out")
+            raise ValueError("targets: not for loss = 'cross-entropy'; set loss = 'dlr', or leave targets out")
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
         if self.loss == "dlr" and defense.num_classes < 4:
-            return f"the difference of logits ratio needs 4 classes, and there are {defense.num_classes}"
+            return f"the difference of logits ratio needs at least 4 classes, and there are {defense.num_classes}"
         if self.eot > 1 and not defense.randomized:
             return NO_RANDOMNESS
         return super().unsuited(defense)
@@ -88,7 +88,7 @@ class APGD(ViewAttack):
         return best.point
 
     def _climb(self, climb: Climb, rows: Tensor, point: Tensor) -> Tensor:
-        """Ascend from points [n,C,H,W] of those rows; updates `climb.best`, returns the rows that are not beaten."""
+        """Ascend from points [n,C,H,W] of those rows, update `climb.best`, and return the rows without a success."""
         eps = climb.eps
         due, checked = checkpoints(self.steps), 0
         state: Ascent | None = None
@@ -118,10 +118,11 @@ class APGD(ViewAttack):
 
 @dataclass
 class Ascent:
-    """What an ascent remembers of each input, all [n] or [n,C,H,W].
+    """The state of an ascent for each of n inputs; points and gradients are [n,C,H,W], all others [n].
 
-    point, value: last seen; previous: the point before. top, top_value, top_gradient: the best so far. size: of the
-    step; rises: steps up since the last checkpoint; checked_value: the best there; halved: whether the step was, there.
+    point, value: current point and its loss. previous: the point before. top, top_value, top_gradient: the best point,
+    its loss and its gradient. size: step size. rises: number of steps since the last checkpoint that raised the loss.
+    checked_value: best loss at the last checkpoint. halved: whether the step size was halved there.
     """
 
     point: Tensor
@@ -137,16 +138,17 @@ class Ascent:
 
     @classmethod
     def begun(cls, point: Tensor, value: Tensor, gradient: Tensor, size: float) -> Ascent:
+        """Return the state at the first point, with step size `size`."""
         steps = torch.full((len(point),), size, dtype=point.dtype, device=point.device)
         nothing = torch.zeros_like(steps)
         return cls(point, value, point, point, value, gradient, steps, nothing, value, nothing.bool())
 
     def only(self, going: Tensor) -> Ascent:
-        """The memory of the inputs where `going` [n] is true."""
+        """Return the state of the inputs where `going` [n] is true."""
         return Ascent(*remaining(going, *vars(self).values()))
 
     def seen(self, point: Tensor, value: Tensor, gradient: Tensor) -> None:
-        """Takes a new point in; it is the best one only if it is better."""
+        """Update the state with a new point, its loss and its gradient."""
         self.rises = self.rises + (value > self.value)
         better = value > self.top_value
         self.top = torch.where(expand(better, point), point, self.top)
@@ -155,10 +157,10 @@ class Ascent:
         self.point, self.value = point, value
 
     def checked(self, point: Tensor, gradient: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """A checkpoint `steps` after the last one: where to go on from, and the gradient there.
+        """Return the point to continue from and the gradient there, at a checkpoint `steps` steps after the last one.
 
-        Halves the step, and goes back to the best point, where too few steps went up, or where the step was left alone
-        last time and the best point is still the same (their conditions 1 and 2).
+        The step size is halved, and the ascent returns to its best point, where too few steps raised the loss, or where
+        the step size was not halved last time and the best loss is still the same (conditions 1 and 2 of the paper).
         """
         stuck = ~self.halved & (self.top_value <= self.checked_value)
         halve = (self.rises < RISES * steps) | stuck
@@ -169,9 +171,9 @@ class Ascent:
 
 
 def checkpoints(steps: int) -> set[int]:
-    """After how many steps the step size is decided upon: ⌈p N⌉ for p = 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99.
+    """Return the numbers of steps after which the step size is checked: ⌈p · steps⌉ for p = 0.22, 0.41, 0.57, …, 0.99.
 
-    Each stretch is 0.03 shorter than the last, but no shorter than 0.06.
+    Each interval between two p is 0.03 shorter than the last one, but no shorter than 0.06.
     """
     found, at, stretch = set(), 22, 22
     while at <= 100:

@@ -1,4 +1,4 @@
-"""AutoAttack: four attacks without parameters, each on what the former left (Croce & Hein 2020)."""
+"""AutoAttack: four attacks with fixed parameters, each on what resisted the ones before (Croce & Hein 2020)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,14 @@ from manifold_bench.attacks.target import Target
 class AutoAttack(ViewAttack):
     """AutoAttack: APGD, FAB and Square in a row, with fixed budgets and nothing to tune.
 
-    Budgets are those of the reference implementation.
+    The budgets are those of the reference implementation.
 
-    variant: the reference's `version`. `standard` is APGD on the cross-entropy, APGD on the DLR loss and FAB towards 9
-    classes each, all with 100 steps, and Square with 5,000 queries. `rand`, for randomized defenses, is APGD on the
-    cross-entropy and on the DLR loss, untargeted, each gradient the mean of 20 answers.
+    variant: `version` of the reference implementation. `standard` is APGD on the cross-entropy, APGD on the DLR loss
+    and FAB towards 9 classes each, all with 100 steps, and Square with 5,000 queries. `rand`, for randomized defenses,
+    is untargeted APGD on the cross-entropy and on the DLR loss, with gradients that are means over 20 answers.
 
-    Which inputs the next attack gets is decided by the defense's verdict. On a defense that rejects each attack has
-    the form that knows it. What FAB searched to the end at one ε it is not given again at the next, where it would find
-    the same.
+    The deployed defense decides which inputs the next attack gets. On a defense that rejects, each attack includes the
+    reject score in its loss.
     """
 
     paper = "croce2020apgd"
@@ -39,10 +38,10 @@ class AutoAttack(ViewAttack):
 
     def __post_init__(self) -> None:
         if self.part != "defense":
-            raise ValueError(f"part: {self.part!r} is not for this attack: its last member asks the whole defense")
+            raise ValueError(f"part: {self.part!r} is not allowed here: Square needs the whole defense; leave it out")
 
     def members(self) -> tuple[Attack, ...]:
-        """The attacks in their order."""
+        """Return the attacks, in their order."""
         knows: dict[str, Any] = {  # keyword arguments of several classes
             name: getattr(self, name) for name in ("norm", "gradient", "inner_steps", "warm_start")
         }
@@ -68,7 +67,7 @@ class AutoAttack(ViewAttack):
         for member in members:
             found[rows] = member.run(target.only(rows), x[rows], y[rows], eps, seed)
             if member is members[-1]:
-                break  # the judge asks anyway
+                break  # the judge decides about the last ones
             rows = rows[~target.verdict(found[rows], rows).wrong(y[rows])]
             if not len(rows):
                 break

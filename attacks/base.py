@@ -1,4 +1,4 @@
-"""The contract of an attack."""
+"""The base classes of attacks: what every attack declares, and what the harness calls."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Attack(ABC):
     another default.
 
     norm: norm in which the perturbation is bounded, one of `norms`.
-    max_forwards: largest number of forward passes that an input may cost; the attack fails when it asks for more. None:
-    no limit.
+    max_forwards: largest number of forward passes that an input may cost; a job whose attack needs more fails. None: no
+    limit.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
-    """The norms it can be asked for."""
+    """The norms that this attack supports."""
     version: ClassVar[int] = 1
     paper: ClassVar[str] = ""
     """The key of its paper in `bench/references.bib`, or a citation as text."""
@@ -45,65 +45,72 @@ class Attack(ABC):
     @property
     @abstractmethod
     def knowledge(self) -> Knowledge:
-        """What the attacker knows: nothing of the defense, everything, its scores, its decisions."""
+        """What the attacker knows of the defense.
+
+        `oblivious`: nothing. `white-box`: everything. `score`: its logits. `decision`: its answers alone.
+        """
 
     @property
     def adapted_to(self) -> tuple[str, ...]:
-        """The families of defenses (`Defense.family`) that it is made for: without such an attack a family's robust
-        accuracy says little."""
+        """The families of defenses (`Defense.family`) that this attack is made for.
+
+        Without an attack that is made for it, the robust accuracy of a family says little.
+        """
         return ()
 
     @property
     def revision(self) -> str:
-        """The version as it enters a result's identity; adapters add that of the library they call."""
+        """The version as text, as it enters a result's identity; adapters add the version of their library."""
         return str(self.version)
 
     @property
     def aims(self) -> Literal["none", "wrong", "every"]:
-        """Whether it is handed a class that each input is to be taken for (`Target.aims`).
+        """Whether the harness gives this attack a target class for each input (`Target.aims`).
 
-        `wrong`: it runs once for every wrong class of every input, and each pair has a record of its own. `every`: once
-        for every class, where inputs have no label. An attack that chooses among the classes itself says `none`.
+        `wrong`: the attack runs once for every wrong class of every input, and each pair has a record of its own.
+        `every`: it runs once for every class; for inputs without a label. `none`: it gets no target classes, and may
+        choose some itself.
         """
         return "none"
 
     @property
     def minimal(self) -> bool:
-        """Whether it looks for the smallest perturbation (one run serves all ε) instead of working within an ε."""
+        """Whether this attack looks for the smallest perturbation, so that one run serves all ε."""
         return False
 
     @abstractmethod
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        """Adversarial images for x [N,C,H,W] in [0,1] with labels y [N], within eps in `norm`, in [0,1].
+        """Return adversarial images for x [N,C,H,W] with labels y [N]: in [0,1], and within eps in `norm`.
 
-        A minimal attack ignores eps. What it returns is judged afresh by the harness; where it found nothing it
-        may return anything valid (x, or its best attempt).
+        A minimal attack ignores eps. The judge decides which of the images are successes. For an input without a
+        success the attack returns any valid image: x, or its best attempt.
         """
 
     @abstractmethod
     def passes(self) -> tuple[int, int]:
-        """Forward and backward passes that one input costs at the most, at one ε (an estimate, for the plan)."""
+        """Return the most forward and backward passes that one input costs at one ε; an estimate, for the plan."""
 
     def steps_of_a_pass(self, defense: AttackableDefense) -> int:
-        """Number of solver steps inside the defense that each of the `passes` costs; 0 where it does not optimise."""
+        """Return how many solver steps of the defense each of the `passes` costs; 0 where the defense has no solver."""
         return defense.inference_steps
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        """Why this attack makes no sense on that defense, or None; the plan skips the pair with this reason."""
+        """Return why this attack makes no sense on that defense, or None; the plan skips the pair for this reason."""
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewAttack(Attack):
-    """An attack that computes with a view of the defense, and chooses which.
+    """An attack that differentiates a `View` of the defense: all of it or a part, with a chosen kind of gradient.
 
-    part: what the attack computes with: the whole `defense`, or its `classifier` alone, for an attacker who does not
-    know the rest. The whole defense judges the result in both cases.
-    gradient: how gradients pass through what is not differentiable; `default` is the defense's own choice.
+    part: what the attack differentiates: the whole `defense`, or its `classifier` alone, for an attacker who does not
+    know the rest. The judge uses the whole defense in both cases.
+    gradient: how gradients pass through parts of the defense that are not differentiable; `default` is the defense's
+    own choice.
     warm_start: whether an optimisation inside the defense starts where it ended at the last point and takes
-    `inner_steps` steps. That is cheap but weaker: the deployed defense starts afresh, and may end in another optimum.
-    Without it the attack runs the defense's full optimisation at every point.
-    inner_steps: number of solver steps after a warm start, and of those that `unrolled` differentiates.
+    `inner_steps` steps. That is cheap but weaker: the deployed defense starts from its own start, and may end in
+    another optimum. Without a warm start the attack runs the defense's full optimisation at every point.
+    inner_steps: number of solver steps after a warm start, and number of steps that `unrolled` differentiates.
     """
 
     part: Part = "defense"
@@ -113,7 +120,7 @@ class ViewAttack(Attack):
 
     @property
     def knowledge(self) -> Knowledge:
-        """An attacker who differentiates a part alone knows nothing of the rest."""
+        """An attacker who differentiates the classifier alone is oblivious of the rest of the defense."""
         return "white-box" if self.part == "defense" else "oblivious"
 
     def steps_of_a_pass(self, defense: AttackableDefense) -> int:
@@ -122,7 +129,7 @@ class ViewAttack(Attack):
         return min(self.inner_steps, defense.attacked_steps) if self.warm_start else defense.attacked_steps
 
     def view(self, target: Target) -> View:
-        """The view of the target that these choices name."""
+        """Return the view of the target that `part`, `gradient`, `inner_steps` and `warm_start` choose."""
         return target.view(self.part, self.gradient, self.inner_steps, self.warm_start)
 
     def unsuited(self, defense: AttackableDefense) -> str | None:

@@ -1,4 +1,4 @@
-"""The L2 attack of Carlini & Wagner 2017."""
+"""The L2 attack of Carlini & Wagner 2017, "Towards Evaluating the Robustness of Neural Networks"."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from manifold_bench.attacks.threat import Norm, expand
 from manifold_bench.attacks.view import View
 
 PROGRESS = 0.9999
-"""A descent ends where a tenth of its steps brought nothing below this share of what it was (their code's)."""
+"""A descent ends where a tenth of its steps left the loss above this share of its value (as in the authors' code)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CarliniWagner(ViewAttack):
     """Carlini and Wagner's L2 attack: the smallest perturbation with a large enough margin, by Adam.
 
-    min ‖δ‖² + c · max(z_y − max_{j≠y} z_j, −κ) over δ, each step clipped to the box; c by binary search.
+    min ‖δ‖² + c · max(z_y − max_{j≠y} z_j, −κ) over δ, with x + δ clipped to [0,1] after each step; c is found by
+    binary search.
 
-    Clipping is one of the three ways that their section 5 tries. Their final one, x + δ = (tanh w + 1)/2, stands still
-    at pixels that are 0 or 1 exactly, where tanh is saturated. The logits are measured in the `typical_temperature` of
-    the clean input's, so that c means the same for logits of any scale.
-    On a defense that rejects the margin is followed by the reject excess as soon as the answer is wrong
-    (`attacks.losses.selective`).
+    Clipping is one of the three ways in section 5 of the paper. Its final one, x + δ = (tanh w + 1)/2, cannot move
+    pixels that are exactly 0 or 1, where tanh is saturated. Logits are in units of the `typical_temperature` of the
+    clean input's logits, so that c means the same for logits of any scale. On a defense that rejects, the loss becomes
+    the reject excess as soon as the answer is wrong (`attacks.losses.selective`).
 
-    searches: number of values of c that are tried: from `c` on ten times the last until one succeeds, then bisection.
-    c: the first value. rate, steps: Adam's learning rate and number of steps for each value of c.
-    confidence: the margin κ that is demanded. Defaults are CleverHans' of the paper; Defense-GAN's are searches = 1,
-    steps = 100, rate = 10, c = 100.
+    searches: number of values of c that are tried: each is ten times the last until one succeeds; then bisection
+    follows. c: the first value. rate, steps: Adam's learning rate and number of steps for each value of c.
+    confidence: the margin κ that a success needs. The defaults are those of CleverHans; Defense-GAN's paper uses
+    searches = 1, steps = 100, rate = 10, c = 100.
     early: whether an input leaves a descent once a tenth of its steps lowered neither the least loss nor the smallest
-    distance of a success (their code stops whole batches, and only by the loss). What is wrong and rejected stays: past
-    a wall the reject excess may well be more than the margin that was overcome.
+    distance of a success (the authors' code stops whole batches, and only by the loss). Inputs that are wrong but
+    rejected stay, because their reject excess may be larger than the margin was before.
     """
 
     paper = "carlini2017"
@@ -80,7 +80,7 @@ class CarliniWagner(ViewAttack):
         return nearest.point
 
     def _descend(self, search: Search, rows: Tensor) -> Tensor:
-        """One descent of those rows; updates `search.nearest`, returns which of them succeeded [n]."""
+        """Run one descent of those rows, update `search.nearest`, and return which of them succeeded, [n] bool."""
         view, x, y, weight, nearest = vars(search).values()
         succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         begun, image = rows, x.index_select(0, rows)
@@ -118,9 +118,10 @@ class CarliniWagner(ViewAttack):
 
 @dataclass(frozen=True)
 class Search:
-    """One value of c for each of the images x [N,C,H,W] with labels y [N].
+    """One descent for images x [N,C,H,W] with labels y [N], each with its own value of c.
 
-    weight: c in units of the logits, [N]; nearest: adversarial points, of which the least distance is the best.
+    weight: c in units of the logits, [N]. nearest: the adversarial points with the smallest distances; its loss is
+    minus the distance.
     """
 
     view: View

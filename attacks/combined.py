@@ -1,4 +1,4 @@
-"""Image and latent attacked together: the second of the combined attacks on defenses that project."""
+"""An attack that optimises an image and a latent together, for defenses that project on a generator's range."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from manifold_bench.attacks.latent import Look, RangeAttack, Scene
 class Combined(RangeAttack):
     """Optimises the image and its latent together, against defenses that project.
 
-    min over (δ, z) of c·margin(C(G z)) + λ‖G z − (x + δ)‖, with x + δ in the ball, by one Adam on both.
+    It minimises c·margin(C(G z)) + λ‖G z − (x + δ)‖ over (δ, z), with x + δ in the ball, by one Adam on both; a
+    Lagrange multiplier sets c/λ.
 
-    Within a ball there is no ‖δ‖² to pay for, and c/λ follows from a multiplier. Its excess is by how much G z is
-    farther from the image than rivals are, since the defense takes the nearest: G z*(x), what it found for images that
-    didn't fool it, and a latent r, at first z*(x), that takes a step towards the image whenever δ and z take theirs, so
-    that the image flees from what the defense is about to find. Where the full-strength defense denies a success, r
-    goes on from what that one found.
+    The defense takes the nearest image of the generator's range, so that G z has to be nearer to x + δ than every rival
+    image. The constraint's excess is how much farther it is. Rivals are G z*(x); what the defense found for images that
+    did not fool it; and G r, where the latent r starts at z*(x) and descends towards x + δ, as the defense's own search
+    would. If the deployed defense denies a success, r continues from the latent that the defense found.
 
-    image_rate: Adam's learning rate for δ, as a share of ε (in L2: of ε for all pixels together).
+    image_rate: Adam's learning rate for δ, as a share of ε (in L2: of ε divided by the root of the number of pixels).
     """
 
     adapted_to = ("projection",)
@@ -39,7 +39,7 @@ class Combined(RangeAttack):
         return self.cost(2)
 
     def begin(self, scene: Scene, start: Tensor) -> Tensor:
-        """[N, pixels + 2k]: image, z, r."""
+        """Return the starting points [N, pixels + 2k]: image, z and r of each input."""
         image = scene.projected(blockwise(scene.generator, start), scene.all)
         return torch.cat([image.flatten(1), start, scene.start], dim=1)
 
@@ -53,7 +53,7 @@ class Combined(RangeAttack):
         return torch.cat([scene.projected(image, rows).flatten(1), z, r], dim=1)
 
     def parts(self, scene: Scene, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images [n,C,H,W], z and r [n,k]."""
+        """Split points [n, pixels + 2k] into images [n,C,H,W], and z and r [n,k]."""
         latent = scene.start.shape[1]
         image, z, r = point.split([point.shape[1] - 2 * latent, latent, latent], dim=1)
         return image.view(-1, *scene.x.shape[1:]), z, r
@@ -69,7 +69,7 @@ class Combined(RangeAttack):
         fooled = scene.wrong(rival_logits, rows) & (far <= scene.eta)
         excess = apart(image, own) - torch.minimum(scene.room(image, rows), far)
         excess = torch.where(fooled, excess - excess.detach().clamp_min(0), excess)
-        follows = apart(image.detach(), rival)  # r's own descent: a gradient, and nothing that counts
+        follows = apart(image.detach(), rival)  # for r's descent: it adds a gradient, and no value
         lacking = scene.lacking(logits / scene.unit[rows], rows, self.confidence) + follows - follows.detach()
         return Look(lacking, excess, scene.wrong(logits, rows) | fooled)
 

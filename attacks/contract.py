@@ -1,4 +1,4 @@
-"""What an attack may know of a defense: its answer, the interface of every defense, and the parts that some have."""
+"""What attacks know of a defense: the form of its answers, and the interfaces of defenses and of their parts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ GradientMode = Literal["default", "identity", "unrolled", "gauss-newton", "impli
 
 @dataclass(frozen=True)
 class Verdict:
-    """The deployed answer. labels: [N] int64 in 0..K−1 (also where rejected); rejected: [N] bool.
+    """The answer of a defense to N images.
 
-    scores: [N] float, how suspicious each input looks, larger is more so; for a defense that rejects, > 0 exactly
-    where it does (up to rounding). None for a defense that gives no scores: it gets no risk–coverage curve.
+    labels: [N] int64 in 0..K−1, also for rejected inputs. rejected: [N] bool. scores: [N] float, how suspicious each
+    input looks; larger is more suspicious. For a defense that rejects, a score is > 0 exactly where the input is
+    rejected (up to rounding). None for a defense without scores, which gets no risk–coverage curve.
     """
 
     labels: Tensor
@@ -26,22 +27,23 @@ class Verdict:
     scores: Tensor | None = None
 
     def wrong(self, y: Tensor) -> Tensor:
-        """Accepted and not y → [N] bool."""
+        """Return whether each input is accepted and its label is not y [N] → [N] bool."""
         return ~self.rejected & (self.labels != y)
 
 
 def answered(logits: Tensor, classes: int) -> Verdict:
-    """The answers that outputs [N,K] or [N,K+1] mean: the largest decides, and the last of K+1 means rejected.
+    """Return the answers that outputs [N,K] or [N,K+1] encode: the largest output decides; output K+1 means rejected.
 
-    ±∞ is a value like any other: a class may be masked by −∞.
+    ±∞ is a value like any other, since a defense may mask a class by −∞.
     """
     return Verdict(logits[:, :classes].argmax(1), logits.argmax(1) == classes)
 
 
 def succeeded(answer: Verdict, y: Tensor, aims: Tensor | None = None) -> Tensor:
-    """Whether an attack that got these answers was a success → [N] bool: accepted and wrong, whatever was aimed at.
+    """Return whether each answer is a success of an attack → [N] bool: accepted and wrong, whatever the target class.
 
-    Noise has no label (y = −1): accepted, and as the class aimed at where there is one (aims [N]; −1 or None: none).
+    y: labels [N]; −1 for noise, which has no label. Noise succeeds where it is accepted, and accepted as its target
+    class if it has one. aims: target classes [N]; −1 or None: no target class.
     """
     wrong = answer.wrong(y)
     if aims is None:
@@ -50,7 +52,7 @@ def succeeded(answer: Verdict, y: Tensor, aims: Tensor | None = None) -> Tensor:
 
 
 class AttackableDefense(Protocol):
-    """What a Target needs to know of a defense; `defenses.base.Defense` fulfils it and says what each part means."""
+    """The interface of a defense that a Target uses; `defenses.base.Defense` implements and documents it."""
 
     num_classes: int
 
@@ -87,7 +89,7 @@ class Detecting(Protocol):
 
 
 class Optimising(Protocol):
-    """A defense that optimises at inference: its `gradient_modes` name others than "default"."""
+    """A defense that optimises at inference; its `gradient_modes` name more than "default"."""
 
     def attack_forward(
         self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int
@@ -112,7 +114,7 @@ class Generator(Protocol):
 
 
 class Generating(Protocol):
-    """A defense with a generator, and a classifier, images → logits [N,K], for what it generates."""
+    """A defense with a generator, and with a classifier of the generator's images: images → logits [N,K]."""
 
     @property
     def generator(self) -> Generator: ...
@@ -124,8 +126,8 @@ class Generating(Protocol):
 class Projecting(Generating, Protocol):
     """A defense that classifies the nearest image of its generator's range.
 
-    inverter: images [N,C,H,W] → latents [N,k] of the nearest images; eta: the largest L2 distance to them that is
-    accepted.
+    inverter: images [N,C,H,W] → latents [N,k] of the nearest images. eta: largest accepted L2 distance between an input
+    and its nearest image.
     """
 
     @property
@@ -135,17 +137,20 @@ class Projecting(Generating, Protocol):
 
 
 def encodes(defense: object) -> TypeGuard[Encoding]:
+    """Return whether a defense has an encoder."""
     return _has(defense, "encoder")
 
 
 def generates(defense: object) -> TypeGuard[Generating]:
+    """Return whether a defense has a generator and a classifier."""
     return _has(defense, "generator", "classifier")
 
 
 def projects(defense: object) -> TypeGuard[Projecting]:
+    """Return whether a defense has a generator, a classifier and an inverter."""
     return _has(defense, "generator", "classifier", "inverter")
 
 
 def _has(defense: object, *parts: str) -> bool:
-    """By name: isinstance with a Protocol does not see the submodules of a torch module from Python 3.12 on."""
+    # Not isinstance: with a Protocol it does not see the submodules of a torch module from Python 3.12 on
     return all(getattr(defense, part, None) is not None for part in parts)

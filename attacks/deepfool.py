@@ -1,4 +1,4 @@
-"""DeepFool: to the nearest of the linearised boundaries, again and again (Moosavi-Dezfooli et al. 2016)."""
+"""DeepFool: repeated steps to the nearest linearised boundary (Moosavi-Dezfooli et al. 2016)."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import expand
 
 SHORTEST = 1e-5
-"""Length of the shortest step: right before a boundary they would get ever shorter."""
+"""Length of the shortest step; without it steps would become ever shorter right before a boundary."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepFool(ViewAttack):
     """DeepFool: steps to the nearest linearised class boundary until one is crossed.
 
-    In L2 (algorithm 2) and L∞. It finds a small perturbation, rarely the smallest.
+    It works in L2 (algorithm 2 of the paper) and in L∞, and finds a small perturbation, rarely the smallest.
 
-    steps: largest number of steps. overshoot: how much further than the linearised boundary each step goes, as a share
-    of the step, so that it is crossed. candidates: number of wrong classes, the likeliest at the point, that count.
+    steps: largest number of steps. overshoot: how much farther than the linearised boundary each step goes, as a share
+    of the step. candidates: number of wrong classes whose boundaries count, the likeliest at the current point.
 
-    The point stays in the box, so that a step is never spent on what clipping takes back. On a defense that rejects the
-    boundary is that of acceptance as soon as the answer is wrong. An input leaves when it is beaten.
+    The point is clipped to [0,1] after every step. On a defense that rejects, the boundary is that of acceptance as
+    soon as the answer is wrong. An input leaves the batch as soon as the attack succeeds on it.
     """
 
     paper = "moosavi2016"
@@ -43,7 +43,7 @@ class DeepFool(ViewAttack):
     candidates: Annotated[int, Ge(1)] = 10
 
     def passes(self) -> tuple[int, int]:
-        return self.steps, self.steps * min(self.candidates, 9)  # a guess: the classes aren't known here
+        return self.steps, self.steps * min(self.candidates, 9)  # a guess: no number of classes is known here
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         view = self.view(target)
@@ -64,12 +64,12 @@ class DeepFool(ViewAttack):
                 break
             step_taken = or_stray(self._step(values, slopes), slopes, here, self.norm, step)
             point.index_copy_(0, rows, (here + (1 + self.overshoot) * step_taken).clamp(0, 1))
-        return point  # the last points are the judge's to ask about
+        return point  # the judge decides about the last points
 
     def _step(self, values: Tensor, slopes: Tensor) -> Tensor:
-        """To the nearest of the boundaries with those values [n,M] and gradients [n,M,C,H,W] → [n,C,H,W].
+        """Return the steps [n,C,H,W] to the nearest of M boundaries with those values [n,M] and gradients [n,M,C,H,W].
 
-        The distance is |value| over the gradient's dual norm; a boundary without gradient is nowhere.
+        The distance to a boundary is |value| over the gradient's dual norm; boundaries without a gradient are left out.
         """
         order = 1 if self.norm == "linf" else 2
         lengths = torch.linalg.vector_norm(slopes.flatten(2), ord=order, dim=2)

@@ -1,4 +1,4 @@
-"""A descent with a multiplier for each detector, for defenses that reject."""
+"""An attack with a Lagrange multiplier for each detector, for defenses that reject."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from manifold_bench.attacks.threat import project
 from manifold_bench.attacks.view import View
 
 CONFIRM_EVERY = 20
-"""Steps between confirmations by the full-strength defense, where the attacked view is not the deployed one."""
+"""Number of steps between confirmations by the deployed defense, if the attacked view is not the deployed defense."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,15 @@ class DetectorLagrangian(ViewAttack):
     min over x′ in the ball, max over λ ≥ 0 of max(confidence − margin, 0) + Σᵢ λᵢ (rᵢ − 1), by Adam, class by
     class.
 
-    The margin is that of the class aimed at, rᵢ the score of detector i over its threshold if the answer were that
-    class. A multiplier grows while its detector rejects and falls while it doesn't: no weights have to be chosen.
-    Margins, and a reject score that stands for detectors without a name, are measured in the `typical_temperature` of
-    the clean input's logits.
+    The margin is that of the target class, and rᵢ the score of detector i over its threshold for the target class as
+    the answer. A multiplier grows while its detector rejects and shrinks while it accepts, so that no weights have to
+    be chosen. Margins are in units of the `typical_temperature` of the clean input's logits; so is the reject score of
+    a defense without named detectors.
 
-    steps: number of steps towards each class. targets: number of wrong classes tried, the likeliest of the clean input
-    first (None: all). rate: of Adam, as a share of ε (in L2: of ε for all pixels together). ascent: by how much of its
-    excess a multiplier grows in a step. confidence: margin up to which is climbed.
+    steps: number of steps towards each class. targets: number of target classes, the likeliest for the clean input
+    first; None: all. rate: Adam's learning rate as a share of ε (in L2: of ε divided by the root of the number of
+    pixels). ascent: share of a detector's excess by which its multiplier grows in a step. confidence: margin that the
+    attack demands.
     """
 
     version: ClassVar[int] = 2
@@ -54,15 +55,15 @@ class DetectorLagrangian(ViewAttack):
 
     def __post_init__(self) -> None:
         if self.part != "defense":
-            raise ValueError(f"part: {self.part!r} knows of no detector; this attack looks at the whole defense")
+            raise ValueError(f"part: {self.part!r} has no detectors, which this attack needs; leave part out")
 
     def passes(self) -> tuple[int, int]:
-        looks = (self.targets or 9) * (self.steps + 1)  # a guess: the classes aren't known here
+        looks = (self.targets or 9) * (self.steps + 1)  # a guess, since the number of classes is not known here
         return 1 + looks, looks
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
         return super().unsuited(defense) or (
-            None if defense.rejects else "the defense rejects nothing: pgd with targeted = true is this attack there"
+            None if defense.rejects else "the defense rejects nothing; use pgd with targeted = true, which is the same"
         )
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
@@ -78,9 +79,9 @@ class DetectorLagrangian(ViewAttack):
     def descend(
         self, view: View, inputs: tuple[Tensor, Tensor, Tensor, Tensor], rows: Tensor, eps: float, best: Best
     ) -> Tensor:
-        """One descent of rows [n] from images x, labels y, classes aimed at and units of logits (`inputs`, all [N,…]).
+        """Run one descent for the inputs at rows [n], update `best`, and return the rows without a success.
 
-        Updates `best`, returns the rows that are not beaten.
+        inputs: images x, labels y, target classes and units of the logits, all [N,…].
         """
         (x, y, aims, unit), classes = inputs, view.num_classes
         left = torch.ones_like(rows, dtype=torch.bool)

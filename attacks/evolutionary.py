@@ -1,4 +1,4 @@
-"""Evolutionary search for images of nothing that a defense takes for something, from its scores alone."""
+"""Evolutionary search, from scores alone, for meaningless images that a defense accepts as a class."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from manifold_bench.attacks.view import View
 class Evolutionary(Attack):
     """Evolves noise into an image that is accepted as a chosen class, from scores alone.
 
-    Mutation and selection on the score of that class, pixels encoded directly.
+    It mutates pixels, and selects by the score of that class.
 
-    Each input and class has a population of its own: the input and fresh uniform noise. In every generation each
-    member has one child and the fittest of both stay; with population = 1 that is the one champion per class of
-    the paper, whose classes however also inherit from each other. An input leaves once its fittest image is accepted.
+    Each pair of input and class has its own population, which starts with the input and uniform noise. In every
+    generation each member has one child, and the fittest of parents and children stay. With population = 1 this is the
+    paper's one champion for each class, except that in the paper classes also inherit from each other. A pair leaves
+    the batch once its fittest image is accepted as the class.
 
     population: number of members. generations: largest number of generations.
-    rate, halving: a mutation changes this share of the pixels; it halves every `halving` generations (paper: 0.1,
-    1000).
-    strength: index of the polynomial mutation that changes them (Deb and Agrawal 1999); larger is gentler (paper: 15).
+    rate: share of the pixels that a mutation changes (paper: 0.1). halving: number of generations after which the rate
+    is halved (paper: 1000).
+    strength: index of the polynomial mutation (Deb and Agrawal 1999); a larger one changes pixels less (paper: 15).
     """
 
     paper = "nguyen2015"
@@ -56,7 +57,7 @@ class Evolutionary(Attack):
         generators = [torch.Generator().manual_seed(s) for s in input_seeds(x, seed)]
 
         def uniform(size: int) -> Tensor:
-            """[n,size,C,H,W] in [0,1), each row from the generator of its own input."""
+            """Return uniform numbers [n,size,C,H,W] in [0,1); each row comes from the generator of its input."""
             draws = [torch.rand((size, *x.shape[1:]), generator=generators[row]) for row in rows.tolist()]
             return torch.stack(draws).to(x)
 
@@ -67,7 +68,7 @@ class Evolutionary(Attack):
             if generation:
                 rate = self.rate / 2 ** ((generation - 1) // self.halving)
                 children = mutated(members, uniform(self.population), rate, self.strength)
-                # Children first: the sort is stable, so that where nothing changes the population still moves
+                # Children first: the sort is stable, so that children replace parents of the same fitness
                 members = torch.cat([children, members], dim=1)
                 logits = torch.cat([self._scores(target, view, children, rows), logits], dim=1)
             value = fitness(logits, aims, target.num_classes)
@@ -81,28 +82,30 @@ class Evolutionary(Attack):
         return found
 
     def _scores(self, target: Target, view: View, members: Tensor, rows: Tensor) -> Tensor:
-        """The logits of each row's members: [n,m,C,H,W] → [n,m,K] or [n,m,K+1]; m forward passes for each row."""
+        """Return the logits of each row's members [n,m,C,H,W] → [n,m,K] or [n,m,K+1]; counts m forward passes a row."""
         target.count(rows, members.shape[1], 0)
-        # Rows unnamed: whoever has only scores can't hand in where an optimisation inside the defense shall start
+        # Without rows, because an attacker with scores alone cannot choose where an inner optimisation starts
         logits = blockwise(lambda images: view.logits(images, None), members.flatten(0, 1))
         return logits.unflatten(0, members.shape[:2])
 
 
 def mutated(members: Tensor, uniform: Tensor, rate: float, strength: float) -> Tensor:
-    """Polynomial mutation of a share `rate` of the pixels, in [0,1]. members, uniform: same shape, uniform in [0,1).
+    """Return members with a share `rate` of their pixels changed by polynomial mutation, clipped to [0,1].
 
-    A chosen pixel moves by δ in [−1,1] of density ∝ (1 − |δ|)^strength, and stops at the edge of the box.
+    uniform: random numbers in [0,1), shaped like members. A chosen pixel changes by δ in [−1,1] with density
+    ∝ (1 − |δ|)^strength.
     """
-    u = (uniform / rate).clamp_max(1.0)  # below the rate it is uniform again: one draw chooses and moves
+    u = (uniform / rate).clamp_max(1.0)  # numbers below the rate are uniform again: one draw chooses and changes
     down, up = (2 * u).clamp_max(1).pow(1 / (strength + 1)) - 1, 1 - (2 - 2 * u).clamp_max(1).pow(1 / (strength + 1))
     return torch.where(uniform < rate, (members + torch.where(u < 0.5, down, up)).clamp(0, 1), members)
 
 
 def fitness(logits: Tensor, aims: Tensor, classes: int) -> Tensor:
-    """What selection goes by: logits [n,m,K] or [n,m,K+1], aims [n] → [n,m] float64, positive where accepted as aim.
+    """Return the fitness of members with logits [n,m,K] or [n,m,K+1] for target classes aims [n] → [n,m] float64.
 
-    First the class, then acceptance: whatever is taken for the class beats whatever isn't, as the feasible beats the
-    infeasible in Deb (2000). The reject score of another class would lead to that one.
+    It is positive exactly where a member is accepted as its target class. A member that is classified as the target
+    class is always fitter than one that is not, as feasible solutions are fitter than infeasible ones in Deb (2000); a
+    member of another class is compared without its reject score, which would favour that other class.
     """
     flat, wanted = logits.flatten(0, 1), aims.repeat_interleave(logits.shape[1])
     ahead = margin(flat, wanted, classes, wanted).double()

@@ -19,28 +19,29 @@ from manifold_bench.attacks.threat import Norm, expand, flat_norm
 from manifold_bench.attacks.view import View
 
 BIAS = 0.1
-"""α_max: how far a step may be drawn towards the original image."""
+"""α_max in the paper: largest weight of the original image's projection in a step."""
 
 OVERSHOOT = 1.05
-"""η: steps go that far past the linearised boundary."""
+"""η in the paper: length of a step, as a multiple of the distance to the linearised boundary."""
 
 BACKWARD = 0.9
-"""β: from a new adversarial point the search goes on at this share of its distance."""
+"""β in the paper: from a new adversarial point the search goes back to this share of its distance from the original."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FAB(ViewAttack):
     """Fast adaptive boundary attack: small perturbations by projections on linearised boundaries.
 
-    It aims at the likeliest wrong classes in turn, and the smallest perturbation found counts.
+    It searches towards the likeliest wrong classes in turn, and keeps the smallest perturbation.
 
-    Each step projects the point, and the original image, on the linearised boundary z_aim = z_y within the box, and
-    goes to a mean of both. On a defense that rejects the boundary is that of acceptance as soon as the answer is wrong.
+    Each step projects the point and the original image on the linearised boundary z_aim = z_y within the box [0,1], and
+    goes to a weighted mean of both projections. On a defense that rejects, the boundary is that of acceptance as soon
+    as the answer is wrong.
 
-    targets: number of classes that are aimed at. steps: number of steps towards each.
+    targets: number of target classes. steps: number of steps towards each.
 
-    Within a finite ε (as a part of AutoAttack) an input leaves as soon as its perturbation is no larger; else it looks
-    for the smallest to the end.
+    With a finite ε (as a part of AutoAttack) an input leaves the batch as soon as its perturbation is within ε.
+    Otherwise the search for the smallest perturbation uses all steps.
     """
 
     paper = "croce2020fab"
@@ -64,7 +65,7 @@ class FAB(ViewAttack):
         return torch.where(expand(-nearest.loss <= eps, x), nearest.point, x)
 
     def _search(self, search: Search, rows: Tensor) -> Tensor:
-        """Search for those rows; updates `search.nearest`, returns the rows not yet within ε."""
+        """Search for those rows, update `search.nearest`, and return the rows without a success within ε."""
         view, nearest, eps = search.view, search.nearest, search.eps
         point = origin = search.x.index_select(0, rows)
         for step in range(self.steps):
@@ -76,7 +77,7 @@ class FAB(ViewAttack):
                 return boundary(logits, label, view.num_classes, aim)[:, 0]
 
             _, value, slope = view.ascent(point, lead, rows)
-            # The plane value + slope · (z − point) = 0, seen from the point and from the original image
+            # Projections of the point and of the original image on the plane value + slope · (z − point) = 0
             here = to_plane(point, slope, value, self.norm)
             offset = value + ((origin - point) * slope).flatten(1).sum(1)
             there = to_plane(origin, slope, offset, self.norm)
@@ -97,9 +98,10 @@ class FAB(ViewAttack):
 
 @dataclass(frozen=True)
 class Search:
-    """A search for the boundaries between images x [N,C,H,W] with labels y [N] and the classes `aims` [N].
+    """A search for the boundaries between images x [N,C,H,W] with labels y [N] and the target classes `aims` [N].
 
-    It ends for an input within ε. nearest: adversarial points, of which the least distance is the best.
+    eps: size of a perturbation that ends the search for an input; ∞: none does. nearest: the adversarial points with
+    the smallest distances; its loss is minus the distance.
     """
 
     view: View
@@ -111,17 +113,18 @@ class Search:
 
 
 def to_plane(x: Tensor, slope: Tensor, value: Tensor, norm: Norm) -> Tensor:
-    """The smallest step within the box [0,1] that changes a linear function by −value. Shapes [N,C,H,W], value [N].
+    """Return the smallest step from x [N,C,H,W] within the box [0,1] that changes a linear function by −value [N].
 
-    slope: its gradient. Where no point of the box is far enough: the step to the farthest one.
+    slope: gradient of the linear function, [N,C,H,W]. Where no step within the box is large enough, the largest one is
+    returned.
     """
     size = slope.abs().flatten(1)
-    down = -(slope * expand(value.sign(), slope)).sign()  # which way each pixel has to go
+    down = -(slope * expand(value.sign(), slope)).sign()  # the direction in which each pixel has to change
     room = torch.where(down > 0, 1 - x, x).flatten(1) * (size > 0)
     pace = torch.ones_like(size) if norm == "linf" else size
-    # At time t a pixel has gone min(t · pace, room). What that achieves is concave and piecewise linear in t: Newton's
-    # method from 0 never goes too far, and ends at the solution itself after a few steps; sorting the pixels by when
-    # they arrive would take three times as long.
+    # At time t a pixel has changed by min(t · pace, room). The function's change is concave and piecewise linear in t,
+    # so that Newton's method from 0 never overshoots and ends exactly at the solution after a few steps. Sorting the
+    # pixels by their time of arrival would take three times as long.
     arrival, wanted = room / pace.clamp_min(1e-37), value.abs()
     speed, gained = size * pace, size * room
     time, before = torch.zeros_like(wanted), torch.full_like(wanted, -1.0)

@@ -1,4 +1,4 @@
-"""Images of nothing that a defense takes for something, by gradients: Ghosh, Losalka and Black 2019, eq. 11."""
+"""Gradient search for meaningless images that a defense accepts as a class (Ghosh, Losalka and Black 2019, eq. 11)."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from manifold_bench.attacks.view import View
 class Fooling(ViewAttack):
     """Turns noise into an image that is accepted as a chosen class, by gradients (eq. 11).
 
-    Minimises (SSE/τ_dec)^a + (d_t/τ_enc)^b, d_t the Mahalanobis distance² of the encoding to the mean of that class:
-    in general the sum over the detectors of score over threshold if the answer were that class, to the power b for the
-    detector `encoding` and a for every other. Until the class is reached, what its logit lacks is added. Where a
-    defense doesn't tell its detectors apart, its reject score is minded only once the class is reached: before that it
-    speaks of another class. Without rejection the class's margin is all there is.
+    It minimises (SSE/τ_dec)^a + (d_t/τ_enc)^b, where SSE is the reconstruction error and d_t the squared Mahalanobis
+    distance of the encoding to the mean of the target class.
 
-    a, b: the exponents of the detectors' terms, unpublished. With a = b the encoder is led astray first, by a pattern
-    that no decoder makes, and many descents end in a local minimum there; with a > b the image is made one the decoder
-    knows, and then that class.
-    steps, restarts: number of steps of a descent and number of descents. The first starts from the input, the others
-    from fresh uniform noise: a descent gets there within some twenty steps or not at all. An image that is accepted as
-    its aim leaves the batch.
-    step_size: length of the first step of a descent, as a share of the range a pixel has; it falls to 0 along a half
-    cosine. The paper names no optimiser; ours is Adam on the gradient's direction, since the powers make its length
-    vary by orders of magnitude.
+    For other defenses than GMVAE the loss is the sum over the detectors of (score/threshold)^a for the target class as
+    the answer, with exponent b for a detector named `encoding`. While the answer is another class, the target class'
+    missing margin is added. If a defense has a reject score but no named detectors, the loss is the missing margin
+    until the answer is the target class, and the reject score from then on. Without rejection it is the margin alone.
+
+    a, b: exponents of the detectors' terms; the paper does not give them. With a = b many descents end in a local
+    minimum: an image with the right encoding that no decoder could generate. With a > b images become ones that the
+    decoder can generate first.
+    steps, restarts: number of steps of a descent and number of descents. The first descent starts at the input, the
+    others at uniform noise. An image that is accepted as its target class leaves the batch.
+    step_size: length of the first step, as a share of a pixel's range; it decreases to 0 along a half cosine. The paper
+    names no optimiser. Here it is Adam on normalised gradients, because the exponents make their lengths vary by orders
+    of magnitude.
     """
 
     paper = "ghosh2019"
@@ -60,7 +61,7 @@ class Fooling(ViewAttack):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         view = self.view(target)
         found, rows = x.clone(), all_rows(x)
-        # An attacker who knows a part only can't tell whether one descent was enough
+        # An attacker who knows only a part cannot know whether one descent was enough
         for descent in range(self.restarts if self.part == "defense" else 1):
             start = random_in_ball(x[rows], "fooling", math.inf, seed + descent) if descent else x[rows]
             rows = self._descend(view, x, rows, start, found)
@@ -69,9 +70,9 @@ class Fooling(ViewAttack):
         return found
 
     def _descend(self, view: View, x: Tensor, rows: Tensor, image: Tensor, found: Tensor) -> Tensor:
-        """One descent of those rows from `image`; writes into `found` and returns the rows not accepted yet."""
+        """Run one descent of those rows from `image`, write into `found`, and return the rows not accepted yet."""
         target, aims, memory = view.target, aimed_at(view.target), Moments.none(image)
-        # Ratios for the class asked about, or one for whatever the answer is (see View.detection)
+        # Either there are ratios for the target class, or one ratio for the actual answer (see View.detection)
         of_aim = bool(target.defense.detectors) and not view.iterative
         detectors = target.defense.detectors if of_aim else ("reject score",)
         powers = x.new_tensor([self.b if name == "encoding" else self.a for name in detectors])
@@ -93,22 +94,22 @@ class Fooling(ViewAttack):
             memory = memory.only(~accepted).after(steepest(gradient, "l2"))
             size = self.step_size * (1 + math.cos(math.pi * step / self.steps)) / 2
             image = (image + memory.step(size, step + 1, epsilon=1e-12)).clamp(0, 1)
-        found[rows] = image  # the points before it were asked about; this one is the judge's to ask
+        found[rows] = image  # the judge decides about the last points
         return rows
 
 
 def aimed_at(target: Target) -> Tensor:
-    """The class that each input is to be taken for [N]; raises ValueError where the attack was handed none."""
+    """Return the target class of each input [N]; raises ValueError where there are none."""
     if target.aims is None:
-        raise ValueError("this attack needs a class to aim at for each input, and was handed none")
+        raise ValueError("this attack needs a class to aim at for each input, and there is none")
     return target.aims
 
 
 def accepted_as(aims: Tensor, logits: Tensor, images: Tensor, view: View, rows: Tensor, due: bool = True) -> Tensor:
-    """Which images [N,C,H,W] are accepted as the class aimed at [N] → [N] bool, by their logits [N,K] or [N,K+1].
+    """Return which images [N,C,H,W] with those logits [N,K] or [N,K+1] are accepted as their target class → [N] bool.
 
-    Where the view is not the deployed defense, what the logits claim is asked of that one, only when due. A view of a
-    part is never believed: what it takes for success says nothing of the whole.
+    If the view is not exact, the deployed defense has to confirm it, which it does only when `due`. A view of a part
+    gives no success, because a success on a part says nothing about the whole defense.
     """
     claimed = (logits.argmax(1) == aims) & ~logits.isnan().any(1)
     if view.exact or not claimed.any():

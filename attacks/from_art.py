@@ -1,4 +1,4 @@
-"""Attacks of the Adversarial Robustness Toolbox (ART), and a module as an ART classifier."""
+"""Attacks of the Adversarial Robustness Toolbox (ART), and ART classifiers made of torch modules."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ NORM_OF: Mapping[str, Norm] = {
     "VirtualAdversarialMethod": "l2",
     "ZooAttack": "l2",
 }
-"""The norm of each usable class that has no parameter for it (ElasticNet minimises L1 + L2)."""
+"""Norm of each usable class that has no parameter for it (ElasticNet minimises L1 + L2)."""
 
 DECISION = ("BoundaryAttack", "HopSkipJump", "SignOPTAttack", "SpatialTransformation")
-"""Classes that look at predicted labels only."""
+"""Classes that use predicted labels alone."""
 
 COMPOSED = ("AutoAttack", "UniversalPerturbation")
 """Classes that run gradient attacks without requiring gradients themselves."""
 
 TARGETS_ONLY = ("SaliencyMapMethod", "ShadowAttack")
-"""Classes that take a given y for the target; without one they choose targets themselves."""
+"""Classes that take y for a target class; without y they choose target classes themselves."""
 
 PROBABILITIES = ("SimBA", "VirtualAdversarialMethod")
-"""Classes that ask for probabilities instead of logits."""
+"""Classes that need probabilities in place of logits."""
 
 NEEDS: Mapping[str, str] = {"AutoAttack": "multiprocess", "ThresholdAttack": "cma"}
 """Packages that ART imports for a class without requiring them."""
@@ -62,10 +62,11 @@ BATCH = 128
 class ArtAttack(LibraryAttack):
     """Runs an evasion attack of the Adversarial Robustness Toolbox, named as art:ClassName.
 
-    The classes of `art.attacks.evasion`, untargeted.
+    The attacks are the untargeted classes of `art.attacks.evasion`.
 
-    Where the class takes ε and a norm it gets the harness'; a class without ε looks for the smallest perturbation.
-    A step size `eps_step` that is not given is 2.5 ε / max_iter, and 2 ε for AutoPGD and AutoAttack (their paper's).
+    A class that has parameters for ε and the norm gets those of the matrix; a class without ε looks for the smallest
+    perturbation. The default step size `eps_step` is 2.5 ε / max_iter, and 2 ε for AutoPGD and AutoAttack (as in their
+    paper).
     """
 
     paper = "nicolae2018"
@@ -75,9 +76,9 @@ class ArtAttack(LibraryAttack):
     distribution = "adversarial-robustness-toolbox"
     refused: ClassVar = {
         "GeoDA": "it calls np.mat, which NumPy 2 no longer has",
-        "LowProFool": "it is for tables, not images",
+        "LowProFool": "it is for tables, not for images",
         "TargetedUniversalPerturbation": "it needs target classes",
-        "Wasserstein": "its ε is a Wasserstein radius, none of the norms here",
+        "Wasserstein": "its ε is a Wasserstein radius, which is none of the norms here",
     }
     ours = ("estimator", "classifier", "eps", "norm", "targeted", "minimal", "verbose", "summary_writer")
     costs: ClassVar = {
@@ -105,7 +106,7 @@ class ArtAttack(LibraryAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.norm not in (norms := _norms(self.attack, self.defaults)):
-            raise ValueError(f"{self.name} perturbs in {' or '.join(norms)}, not {self.norm!r}")
+            raise ValueError(f"{self.name}: norm: {self.norm!r} is not supported; allowed: {' or '.join(norms)}")
         package = NEEDS.get(self.attack, "art")
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"{self.name}: needs the package {package!r}, which is not installed")
@@ -143,7 +144,7 @@ class ArtAttack(LibraryAttack):
         return torch.from_numpy(attack.generate(x=images, y=None if self.attack in TARGETS_ONLY else labels))
 
     def _arguments(self, eps: float) -> dict[str, Any]:
-        """The constructor's arguments but the classifier, at that ε."""
+        """Return the constructor's arguments other than the classifier, at that ε."""
         values = self.values
         ours: dict[str, Any] = {}
         if "eps" in values:
@@ -158,14 +159,14 @@ class ArtAttack(LibraryAttack):
             ours["verbose"] = False
         if values.get("attacker") == "deepfool":
             ours["attacker_params"] = {"verbose": False}
-        # One by one is these attacks' default only; the inputs of a batch don't see each other
+        # These attacks' default is one by one, but inputs of one batch do not influence each other
         if values.get("batch_size") == 1 and "ClassGradientsMixin" in str(self.implementation._estimator_requirements):
             ours["batch_size"] = BATCH
         return ours | dict(self.parameters)
 
 
 class ModuleClassifier(PyTorchClassifier):  # type: ignore[misc]
-    """With float32 inputs: under NumPy 2 HopSkipJump and Boundary hand in float64, which a module refuses."""
+    """An ART classifier that converts inputs to float32: under NumPy 2 HopSkipJump and Boundary pass float64."""
 
     def predict(self, x: np.ndarray, *more: object, **named: object) -> np.ndarray:
         return super().predict(np.asarray(x, np.float32), *more, **named)
@@ -177,10 +178,10 @@ def module_classifier(
     outputs: int,
     device: torch.device | str = "cpu",
 ) -> ModuleClassifier:
-    """An ART `PyTorchClassifier` over a module of images [N,*shape] in [0,1] → logits [N,outputs].
+    """Return an ART `PyTorchClassifier` for a module: images [N,*shape] in [0,1] → logits [N,outputs].
 
-    outputs: K, or K+1 for a module that rejects. All that a defense does has to be inside the module: AutoPGD and
-    AutoAttack rebuild the classifier from it.
+    outputs: K, or K+1 for a module that rejects. All of a defense has to be inside the module, because AutoPGD and
+    AutoAttack build a new classifier from it.
     """
     return ModuleClassifier(
         model=module,
@@ -195,7 +196,7 @@ def module_classifier(
 
 @cache
 def art_attacks() -> Mapping[str, type]:
-    """The usable classes of `art.attacks.evasion` by name: those for images with labels, in a norm we know."""
+    """Return the usable classes of `art.attacks.evasion` by name: those for labelled images, in a known norm."""
     usable = {}
     for name, cls in vars(evasion).items():
         if isinstance(cls, type) and name not in ArtAttack.refused and _norms(name, constructor_defaults(cls)):
@@ -206,7 +207,7 @@ def art_attacks() -> Mapping[str, type]:
 
 
 def _norms(name: str, accepted: Collection[str]) -> tuple[Norm, ...]:
-    """The norms a class can be asked for; none where it isn't an attack on labelled images."""
+    """Return the norms that a class supports; none for a class that does not attack labelled images."""
     if name in NORM_OF:
         return (NORM_OF[name],)
     return ("linf", "l2") if "norm" in accepted else ()

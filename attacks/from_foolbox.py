@@ -1,4 +1,4 @@
-"""Attacks of Foolbox, a module as a Foolbox model, and the criterion that knows rejection."""
+"""Attacks of Foolbox, Foolbox models made of torch modules, and a Foolbox criterion for defenses that reject."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ DECISION = (
     "saltandpepper",
     "spatial_attack",
 )
-"""Modules of Foolbox whose attacks look at predicted labels only."""
+"""Modules of Foolbox whose attacks use predicted labels alone."""
 
 BLACK_WHERE_FAILED = ("EADAttack", "L2CarliniWagnerAttack")
-"""Classes that return an image of zeros where they found nothing."""
+"""Classes that return an image of zeros where they find nothing."""
 
 NOISE_DRAWS = 50
-"""Random images that are tried as starting points too."""
+"""Number of random images that are candidates for starting points."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoolboxAttack(LibraryAttack):
     """Runs an attack of Foolbox, named as foolbox:ClassName.
 
-    The classes of `foolbox.attacks`, untargeted.
+    The attacks are the untargeted classes of `foolbox.attacks`.
 
-    Classes with a distance of their own work in that norm only (L1 minimisers are judged in L2; Foolbox' L0 counts
-    numbers, not pixels); those that can minimise any get `norm`. An `abs_stepsize` that is not given is
-    2.5 ε / steps: the library's relative one assumes its own number of steps. Attacks from the far side of the
+    A class with a fixed distance supports that norm alone (L1 minimisers are judged in L2; Foolbox' L0 counts values,
+    not pixels); a class that can minimise any distance gets `norm`. The default of `abs_stepsize` is 2.5 ε / steps,
+    because the library's default relative step size assumes its default number of steps. Attacks that start beyond the
     boundary start from the nearest image, of the batch or of noise, that is accepted as another class.
     """
 
@@ -67,7 +67,7 @@ class FoolboxAttack(LibraryAttack):
     refused: ClassVar = {
         "Attack": "it is the base class",
         "BinarizationRefinementAttack": "it refines another attack's result",
-        "DatasetAttack": "it has to be fed with images by hand",
+        "DatasetAttack": "it has to be given images by hand",
         "GenAttack": "it needs target classes",
     }
     ours = ("distance", "constraint", "init_attack", "tensorboard")
@@ -81,7 +81,8 @@ class FoolboxAttack(LibraryAttack):
             raise ValueError(f"{self.name}: {error}") from error
         norms = _norms(attack)
         if self.norm not in norms:
-            raise ValueError(f"{self.name} perturbs in {' or '.join(norms) or 'L1'}, not {self.norm!r}")
+            allowed = f"allowed: {' or '.join(norms)}" if norms else "it works in L1 alone, which is no norm here"
+            raise ValueError(f"{self.name}: norm: {self.norm!r} is not supported; {allowed}")
 
     def classes(self) -> Mapping[str, type]:
         return foolbox_attacks()
@@ -118,7 +119,7 @@ class FoolboxAttack(LibraryAttack):
         return found
 
     def _attack(self, eps: float) -> attacks.Attack:
-        """The library's attack at that ε."""
+        """Return the library's attack at that ε."""
         values = self.values
         ours: dict[str, Any] = {}
         if "distance" in values and self.norm != "unrestricted":
@@ -131,15 +132,16 @@ class FoolboxAttack(LibraryAttack):
 
 
 def foolbox_model(module: nn.Module, device: torch.device | str = "cpu") -> PyTorchModel:
-    """A Foolbox model over a module of images [N,C,H,W] in [0,1] → logits, on that device."""
+    """Return a Foolbox model for a module: images [N,C,H,W] in [0,1] → logits, on that device."""
     return PyTorchModel(module.eval(), bounds=(0, 1), device=torch.device(device))
 
 
 class AcceptedAndWrong(Misclassification):
-    """For outputs [N,K+1]: the answer is one of the K classes (not rejection), and not `labels` [N].
+    """A Foolbox criterion for outputs [N,K+1]: the answer is accepted and is not `labels` [N].
 
-    It tells Foolbox what success is; the losses inside its attacks still don't know rejection. `RejectFolded`
-    changes both, for inputs of one class. Several attacks read `labels`, so it is a `Misclassification`.
+    It changes what counts as a success, but not the losses inside Foolbox' attacks, which ignore the reject score;
+    `RejectFolded` changes both, for inputs of one class. It is a `Misclassification`, because several attacks read
+    `labels`.
     """
 
     def __init__(self, labels: Tensor, num_classes: int) -> None:
@@ -153,9 +155,9 @@ class AcceptedAndWrong(Misclassification):
 
 
 def starting_points(module: nn.Module, x: Tensor, y: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """For each x [N,C,H,W] with label y [N] an image [N,C,H,W] that the module answers otherwise, and whether found.
+    """Return an image that the module classifies as another class than y [N] for each x, [N,C,H,W], and whether any is.
 
-    The nearest in L2 of `others` [M,C,H,W] and of `NOISE_DRAWS` uniform random images.
+    It is the nearest in L2 to x [N,C,H,W] of `others` [M,C,H,W] and of `NOISE_DRAWS` uniform random images; [N] bool.
     """
     images = torch.cat([others, torch.rand(NOISE_DRAWS, *x.shape[1:], device=x.device)])
     with torch.no_grad():
@@ -166,13 +168,13 @@ def starting_points(module: nn.Module, x: Tensor, y: Tensor, others: Tensor) -> 
 
 @cache
 def foolbox_attacks() -> Mapping[str, type]:
-    """The usable attack classes of `foolbox.attacks` by name."""
+    """Return the usable attack classes of `foolbox.attacks` by name."""
     classes = {n: c for n, c in vars(attacks).items() if isinstance(c, type) and issubclass(c, attacks.Attack)}
     return {name: cls for name, cls in sorted(classes.items()) if name not in FoolboxAttack.refused}
 
 
 def _norms(attack: attacks.Attack) -> tuple[Norm, ...]:
-    """The norms a Foolbox attack can be asked for; none for an ε-ball in L1."""
+    """Return the norms that a Foolbox attack supports; none for an attack within an L1 ball."""
     if not isinstance(attack, base.AttackWithDistance):
         return ("unrestricted",)
     by_power: dict[float, tuple[Norm, ...]] = {0: ("l0",), 2: ("l2",), float("inf"): ("linf",)}
@@ -185,6 +187,6 @@ def _norms(attack: attacks.Attack) -> tuple[Norm, ...]:
 
 
 def _needs_start(attack: attacks.Attack) -> bool:
-    """Whether it walks from an adversarial starting point; the fast minimum-norm attacks merely can."""
+    """Return whether an attack needs an adversarial starting point; the fast minimum-norm attacks merely accept one."""
     takes = "starting_points" in inspect.signature(attack.run).parameters if hasattr(attack, "run") else False
     return takes and not type(attack).__name__.endswith("FMNAttack")

@@ -25,25 +25,25 @@ from manifold_bench.attacks.threat import Norm, draw_per_input, expand, flat_nor
 from manifold_bench.attacks.view import View
 
 CONFIRM_EVERY = 10
-"""Steps from which on full-strength confirmations are asked where the attacked view is not the deployed defense."""
+"""Number of steps between confirmations by the deployed defense, if the attacked view is not the deployed defense."""
 
 STRAY: dict[Norm, float] = {"linf": 0.05, "l2": 0.5}
-"""Length of a random step where an attack that follows boundaries has no gradient to follow."""
+"""Length of the random step that an attack on boundaries takes where the gradient is zero."""
 
-NO_RANDOMNESS = "eot is the mean over a defense's own randomness, and this one has none"
+NO_RANDOMNESS = "this defense is not randomized, so eot > 1 would average equal answers; leave eot out"
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """The unit step of steepest ascent: the sign in L∞, the normalised gradient in L2. [N,C,H,W] → same."""
+    """Return the unit step of steepest ascent: the sign in L∞, the normalised gradient in L2. [N,C,H,W] → same."""
     if norm == "linf":
         return gradient.sign()
-    # First by the largest entry: the squares of a confident model's tiny gradients would vanish
+    # Scaled by the largest entry first, because the squares of a confident model's tiny gradients would vanish
     scaled = gradient / expand(flat_norm(gradient, "linf").clamp_min(1e-37), gradient)
     return scaled / expand(flat_norm(scaled, "l2").clamp_min(1e-12), gradient)
 
 
 def or_random(gradient: Tensor, point: Tensor, seed: int) -> Tensor:
-    """Gradients at points [N,C,H,W], but a random direction where one is exactly zero: to stay would be to give up."""
+    """Return the gradients at points [N,C,H,W], with random directions in place of those that are exactly zero."""
     stuck = ~(gradient != 0).flatten(1).any(1)
     if not stuck.any():
         return gradient
@@ -53,7 +53,7 @@ def or_random(gradient: Tensor, point: Tensor, seed: int) -> Tensor:
 
 
 def or_stray(step: Tensor, slope: Tensor, point: Tensor, norm: Norm, seed: int) -> Tensor:
-    """Steps from points [N,C,H,W], but a random one of length `STRAY` where the slope [N,...] is exactly zero."""
+    """Return steps from points [N,C,H,W], with random ones of length `STRAY` where the slope [N,...] is zero."""
     stuck = ~(slope != 0).flatten(1).any(1)
     if not stuck.any():
         return step
@@ -62,7 +62,10 @@ def or_stray(step: Tensor, slope: Tensor, point: Tensor, norm: Norm, seed: int) 
 
 
 def confirming(step: int) -> bool:
-    """Whether claims are confirmed at that step: 0, 10, 20, 40, 80, …; a full answer may cost more than all steps."""
+    """Return whether claims are confirmed at that step: 0, 10, 20, 40, 80, …
+
+    It is rarely, because one answer of the deployed defense may cost more than all steps of the attack.
+    """
     rounds, rest = divmod(step, CONFIRM_EVERY)
     return rest == 0 and rounds & (rounds - 1) == 0
 
@@ -74,8 +77,8 @@ class FGSM(ViewAttack):
     x + ε sign ∇L; in L2 the step goes along the normalised gradient.
 
     loss: name of the loss that is climbed, see `attacks.losses.named_loss`.
-    random: length of a random step before it, in the attack's norm, by which the other one is shorter (RAND+FGSM,
-    Tramèr et al. 2018, where it is 0.05 in L∞).
+    random: length of a random step before the gradient step, in the attack's norm; the gradient step is shorter by that
+    much (RAND+FGSM, Tramèr et al. 2018, where it is 0.05 in L∞).
     """
 
     paper = "goodfellow2015"
@@ -99,14 +102,14 @@ class FGSM(ViewAttack):
 
 
 Look = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
-"""How an ascent sees points [n,C,H,W] of certain rows of its batch: their logits, objective [n] and its gradient.
+"""A function that evaluates points [n,C,H,W] of some rows [n] of the batch → logits, objective [n], its gradient.
 
-The last argument says that it is the last look: no gradient is asked for.
+The last argument says whether this is the last evaluation, which needs no gradient.
 """
 
 
 def looking(view: View, climbed: Loss, y: Tensor, aims: Tensor | None) -> Look:
-    """At that loss for labels y [N], towards the classes `aims` [N] where given."""
+    """Return a function that evaluates the loss `climbed` for labels y [N] and target classes `aims` [N] or None."""
 
     def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
         def loss(logits: Tensor) -> Tensor:
@@ -121,7 +124,7 @@ def looking(view: View, climbed: Loss, y: Tensor, aims: Tensor | None) -> Look:
 
 
 def averaged(looks: Sequence[Look]) -> Look:
-    """Return a look that averages several: expectation over the defense's randomness (EOT, Athalye et al. 2018)."""
+    """Return the mean of several evaluations: expectation over the defense's randomness (EOT, Athalye et al. 2018)."""
 
     def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
         seen = [one(point, rows, last) for one in looks]
@@ -139,20 +142,20 @@ class Best:
     loss: Tensor
 
     def update(self, rows: Tensor, point: Tensor, loss: Tensor, beaten: Tensor | None = None) -> None:
-        """Take over what is better at those rows, and in any case what is beaten [n]."""
+        """Replace the best points of those rows by points [n,C,H,W] that have a larger loss [n] or are `beaten` [n]."""
         better = loss > self.loss[rows]
         better = (better if beaten is None else better | beaten).nonzero()[:, 0]
-        # these two take a fifth of the time that indexing images by rows does
+        # index_copy_ and index_select take a fifth of the time of indexing images by rows
         self.point.index_copy_(0, rows[better], point.index_select(0, better))
         self.loss[rows[better]] = loss[better].to(self.loss)
 
 
 @dataclass(frozen=True)
 class Climb:
-    """One ascent of a batch: images x [N,C,H,W] with labels y [N], within ε.
+    """One ascent from images x [N,C,H,W] with labels y [N], within ε.
 
-    view: what is attacked; look: how points are seen; best: the best points so far, which the ascent updates; final:
-    whether no other ascent follows.
+    view: view of the attacked defense. look: function that evaluates points. best: best points so far, which the ascent
+    updates. final: whether this is the last ascent of the attack.
     """
 
     view: View
@@ -164,10 +167,10 @@ class Climb:
     final: bool
 
     def beaten(self, point: Tensor, rows: Tensor, logits: Tensor, step: int, last: bool) -> Tensor:
-        """Which points [n,C,H,W] of those rows may leave the ascent: accepted and wrong, confirmed now and then → [n].
+        """Return which points [n,C,H,W] of those rows are confirmed successes, and leave the ascent → [n] bool.
 
-        What is claimed at the very end of the final ascent needs no confirmation: the judge asks anyway. An attack
-        on a part runs to its end for every input: what it believes of success says nothing of the whole.
+        At the very end of the final ascent no confirmation is needed, because the judge follows. An attack on a part
+        runs to its end for every input, because a success on a part says nothing about the whole defense.
         """
         y = self.y[rows]
         claimed = accepted_and_wrong(logits, y, self.view.num_classes)
@@ -180,9 +183,9 @@ class Climb:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectedAscent(ViewAttack):
-    """Steepest ascent, projected on the ball after every step, from several starts.
+    """Steepest ascent from several starts, projected on the ball after every step.
 
-    An input leaves the batch as soon as it is beaten.
+    An input leaves the batch as soon as the attack succeeds on it.
 
     steps: number of steps of each ascent. restarts: number of ascents, each from a start of its own.
     step_size: length of a step; None means 2.5 ε / steps.
@@ -193,15 +196,15 @@ class ProjectedAscent(ViewAttack):
     step_size: Annotated[float, Gt(0), Lt(math.inf)] | None = None
 
     def size(self, step: int, eps: float) -> float:
-        """Length of that step, in the attack's norm."""
+        """Return the length of that step, in the attack's norm."""
         return 2.5 * eps / self.steps if self.step_size is None else self.step_size
 
     def direction(self, gradient: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """gradient, memory: [N,C,H,W] → ascent direction of unit length and new memory, same shapes."""
+        """Return the ascent direction of unit length and the new memory, both [N,C,H,W] like gradient and memory."""
         return steepest(gradient, self.norm), memory
 
     def climb(self, climb: Climb, rows: Tensor, point: Tensor) -> Tensor:
-        """Ascend from points [n,C,H,W] of those rows; updates `climb.best`, returns the rows that are not beaten."""
+        """Ascend from points [n,C,H,W] of those rows, update `climb.best`, and return the rows without a success."""
         memory, origin = torch.zeros_like(point), climb.x[rows]
         for step in range(self.steps + 1):
             last = step == self.steps
@@ -220,16 +223,16 @@ class ProjectedAscent(ViewAttack):
 class PGD(ProjectedAscent):
     """Projected gradient descent: climbs the loss from random starts and keeps the best point.
 
-    x ← Π(x + α sign ∇L), Π the projection on the ball; in L2 along the normalised gradient.
+    x ← Π(x + α sign ∇L), where Π projects on the ball; in L2 the step goes along the normalised gradient.
 
-    Without random_start and with one restart it is BIM (Kurakin et al. 2017).
+    With random_start = false and one restart this is BIM (Kurakin et al. 2017).
 
     loss: name of the loss that is climbed, see `attacks.losses.named_loss`.
-    random_start: whether ascents begin at random points of the ball; without it, all begin at the input.
-    targeted: whether it aims at every wrong class in turn, with all restarts for each, instead of away from the label;
-    not for cross-entropy.
-    eot: number of answers of a randomized defense over which every loss and gradient is averaged (EOT). Where the
-    defense optimises, each has an optimisation of its own that goes on from step to step.
+    random_start: whether ascents start at random points of the ball; otherwise they start at the input.
+    targeted: whether there are ascents towards every wrong class, with all restarts for each, in place of ascents away
+    from the label; not for cross-entropy.
+    eot: number of answers of a randomized defense over which every loss and gradient is averaged (EOT). If the defense
+    optimises at inference, each of these answers has its own optimisation, which goes on from step to step.
     """
 
     paper = "madry2018"
@@ -241,14 +244,14 @@ class PGD(ProjectedAscent):
 
     def __post_init__(self) -> None:
         if self.targeted and self.loss == "cross-entropy":
-            raise ValueError("targeted: not for loss = 'cross-entropy'; leave the loss out or use a margin")
+            raise ValueError("targeted: not for loss = 'cross-entropy'; leave loss out, or set it to 'margin'")
 
     @property
     def adapted_to(self) -> tuple[str, ...]:
         return ("projection",) if self.gradient in ("gauss-newton", "implicit") else ("adversarial training",)
 
     def passes(self) -> tuple[int, int]:
-        climbs = self.restarts * (9 if self.targeted else 1)  # a guess: the classes aren't known here
+        climbs = self.restarts * (9 if self.targeted else 1)  # a guess, since the number of classes is not known here
         return climbs * (self.steps + 1) * self.eot, climbs * self.steps * self.eot
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
@@ -276,9 +279,9 @@ class PGD(ProjectedAscent):
 class MIM(PGD):
     """Momentum iterative method: PGD along a running sum of the normalised gradients.
 
-    g ← μ g + ∇/‖∇‖₁, x ← x + α sign(g), α = ε / steps (their algorithm 1).
+    g ← μ g + ∇/‖∇‖₁, x ← x + α sign(g), α = ε / steps (algorithm 1 of the paper); in L2, x ← x + α g/‖g‖₂ (its eq. 9).
 
-    In L2: x ← x + α g/‖g‖₂ (their eq. 9). decay: the factor μ of the running sum.
+    decay: the factor μ of the running sum.
     """
 
     paper = "dong2018"

@@ -1,4 +1,4 @@
-"""Descents with Lagrangian terms for what has bounds; overpowered pairs of latents."""
+"""Gradient descent with Lagrange multipliers for constraints, and the search for overpowered pairs of latents."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from manifold_bench.attacks.losses import margin
 from manifold_bench.attacks.target import Target
 
 SAMPLES = 1000
-"""Latents drawn from N(0, I) among which an attack looks for images of other classes."""
+"""Number of latents, drawn from N(0, I), among which an attack looks for images of other classes."""
 
 
 class Look(NamedTuple):
-    """What a descent sees at n points.
+    """The values of a constrained problem at n points.
 
-    lacking: [n] what the answer lacks to be the wanted one, 0 where it lacks nothing; excess: [n] or [n,D], by how much
-    each of D values is beyond its bound, ≤ 0 within (both differentiable); reached: [n] bool, whether the answer is
-    wanted.
+    lacking: [n], objective: margin that the answer lacks to be the wanted one; 0 where it lacks nothing. excess: [n] or
+    [n,D], how far each of D constraints is violated; ≤ 0 where it holds. Both are differentiable. reached: [n] bool,
+    whether the answer is the wanted one.
     """
 
     lacking: Tensor
@@ -32,7 +32,7 @@ class Look(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A `Look`, no longer differentiable, and the gradient [n,k] that the descent follows from its n points."""
+    """A detached `Look` at n points, and the gradient [n,k] that the descent follows from there."""
 
     lacking: Tensor
     excess: Tensor
@@ -40,23 +40,24 @@ class Seen(NamedTuple):
     gradient: Tensor
 
     def differentiated(self, target: Target, rows: Tensor) -> None:
-        """Show the harness the gradients of those of the inputs `rows` [n] whose answers lack something."""
+        """Record the gradients of those of the inputs `rows` [n] whose answers are not yet the wanted ones."""
         trying = self.lacking > 0
         target.differentiated(rows[trying], self.gradient[trying])
 
 
 Problem = Callable[[Tensor, Tensor], Look]
-"""Points [n,k] of certain rows [n] of the batch → what is seen there."""
+"""A function of points [n,k] of some rows [n] of the batch → the values of the problem there."""
 
 
 Visit = Callable[[Tensor, Tensor, Seen, int], Tensor]
-"""Points [n,k], their rows [n], what is seen there and the step's number → which of them are done, [n] bool."""
+"""A function of points [n,k], their rows [n], their values and the number of the step → which are done, [n] bool."""
 
 
 class Descent(NamedTuple):
-    """How a descent goes. steps: number of them. rate: of Adam on the points, for each coordinate or for all.
+    """The parameters of a descent.
 
-    ascent: by how much of the excess the multiplier λ grows in a step.
+    steps: number of steps. rate: Adam's learning rate, one for all coordinates of a point or one for each. ascent:
+    share of the excess by which a multiplier λ grows in a step.
     """
 
     steps: int = 500
@@ -71,10 +72,10 @@ def descend(
     descent: Descent,
     settle: Callable[[Tensor, Tensor], Tensor] = lambda point, rows: point,
 ) -> None:
-    """min over z, max over λ ≥ 0 of lacking(z) + Σ λᵢ · excessᵢ(z) for every row of `point` [M,k] at once, λ₀ = 1.
+    """Solve min over z, max over λ ≥ 0 of lacking(z) + Σ λᵢ · excessᵢ(z) for each row of `point` [M,k], from λ = 1.
 
-    Each point is visited (`descent.steps` + 1 of them); what is done leaves the batch. settle: points [n,k] of certain
-    rows → where they may be.
+    `visit` is called with each of the `descent.steps` + 1 points of a row; rows that are done leave the batch. settle:
+    function that moves points [n,k] of some rows to the nearest allowed ones.
     """
     rows = torch.arange(len(point), device=point.device)
     point, memory = point.detach(), Moments.none(point)
@@ -95,7 +96,11 @@ def descend(
 
 
 class Pairs(NamedTuple):
-    """z, other: latents [M,k]; distance: ‖G z − G z′‖₂, [M] float64; found: differently classified within η, [M]."""
+    """Pairs of latents z and z′.
+
+    z, other: latents z and z′, [M,k]. distance: ‖G z − G z′‖₂, [M] float64. found: whether the two images are within η
+    and get different answers, [M] bool.
+    """
 
     z: Tensor
     other: Tensor
@@ -111,15 +116,16 @@ def overpowered_pairs(
     descent: Descent = Descent(),  # noqa: B008 - a tuple never changes
     confidence: float = 0.0,
 ) -> Pairs:
-    """Latents z, z′ [M,k] whose images are classified differently within η in L2, found by a descent from `start`.
+    """Search for pairs of latents whose images are within η in L2 and get different answers (the "overpowered attack").
 
-    For every pair max over z, z′, min over λ ≥ 0 of their disagreement − λ (‖G z − G z′‖₂ − η) (Ilyas et al. 2017,
-    section 5), λ₀ = 1. The disagreement is the margin by which z keeps the class it begins with, and z′ has another;
-    each counts up to `confidence`, so that what is classified differently only comes nearer. A pair that has both
-    leaves the batch; of the others the most confident pair within η is kept. `found` is computed afresh at the end,
-    from the images themselves. Costs 2 forward and 2 backward passes a step and pair.
+    For every pair it solves max over z, z′, min over λ ≥ 0 of disagreement − λ (‖G z − G z′‖₂ − η), from λ = 1 (Ilyas
+    et al. 2017, section 5). The disagreement is the margin by which z keeps its first class, plus the margin by which
+    z′ has another one; each counts up to `confidence` only. A pair leaves the batch once both margins reach it and the
+    images are within η. Of the other pairs, the most confident one within η is kept. At the end `found` is computed
+    from the images themselves. Each step costs 2 forward and 2 backward passes for each pair.
 
-    generator: [N,k] → images; classifier: images → logits [N,K]; both in eval mode.
+    generator: latents [N,k] → images. classifier: images → logits [N,K]. Both are in eval mode. start: the first z and
+    z′, both [M,k]. eta: η.
     """
     z, other = start
     latent = z.shape[1]
@@ -138,7 +144,7 @@ def overpowered_pairs(
         lacking = lacking + F.relu(confidence - margin(logits[n:], label, classes))
         distance = apart(images[:n], images[n:])
         differ = logits[:n].argmax(1) != logits[n:].argmax(1)
-        return Look(lacking, distance - eta * (1 - 1e-6), differ)  # the last digit is float32's
+        return Look(lacking, distance - eta * (1 - 1e-6), differ)  # a margin for rounding of float32
 
     ended = torch.cat([z, other], dim=1).detach().clone()
     least = z.new_full((len(z),), torch.inf)
@@ -146,7 +152,7 @@ def overpowered_pairs(
     def visit(both: Tensor, rows: Tensor, seen: Seen, step: int) -> Tensor:
         valid = seen.reached & (seen.excess <= 0)
         lacking = torch.where(valid, seen.lacking, torch.inf)
-        better = (lacking < least[rows]) | least[rows].isinf()  # what is no pair gives way to anything
+        better = (lacking < least[rows]) | least[rows].isinf()  # anything replaces what is no valid pair
         ended[rows[better]], least[rows[better]] = both[better], lacking[better]
         return valid & (seen.lacking <= 0)
 
@@ -159,5 +165,5 @@ def overpowered_pairs(
 
 
 def apart(one: Tensor, other: Tensor) -> Tensor:
-    """Euclidean distances of images [N,C,H,W], [N]; where they are equal the gradient is 0."""
+    """Return Euclidean distances [N] of images [N,C,H,W]; where two images are equal, the gradient is 0."""
     return (one - other).flatten(1).square().sum(1).clamp_min(1e-12).sqrt()

@@ -1,7 +1,6 @@
-"""Attacks on the range of a generator: latents instead of images, and their distance as a Lagrangian.
+"""Attacks that search the latents of a generator, with the distance to the input as a Lagrangian term.
 
-`descend` is the engine. `overpowered_pairs` looks for two images of the range (Ilyas et al. 2017, section 5: the
-"overpowered attack"); the attacks begin with a real image and its latent.
+They start from a real image and its latent, and descend by `lagrangian.descend`.
 """
 
 from __future__ import annotations
@@ -29,18 +28,19 @@ from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, draw_per_input, project
 
 CONFIRMATIONS = 5
-"""Times in a descent that the full-strength defense is asked about what may be a success."""
+"""Number of times in a descent that the deployed defense answers possible successes."""
 
 
 DRAWS = 3
-"""Answers of a randomized defense that have to be wrong for an input to leave the batch."""
+"""Number of answers of a randomized defense that have to be wrong before an input leaves the batch."""
 
 
 class Scene:
-    """What an attack knows of images x [N,C,H,W] with labels y [N] and of a defense that projects; counts its passes.
+    """Images x [N,C,H,W] with labels y [N], and the parts of a defense that projects, for one attack; it counts passes.
 
-    start: z*(x) [N,k], by the defense's own inversion; rivals: images [N,C,H,W] of right answers, G(z*) the first: an
-    attacked image has to be nearer to another one; eta: what lies further from its projection is rejected.
+    start: z*(x) [N,k], by the defense's own inversion. rivals: images [N,C,H,W] of the generator that are classified
+    rightly, first G(z*); an adversarial image has to be nearer to a wrongly classified one than to any rival. eta:
+    largest accepted L2 distance between an image and its projection.
     """
 
     def __init__(self, target: Target, x: Tensor, y: Tensor, norm: Norm, eps: float) -> None:
@@ -56,31 +56,32 @@ class Scene:
 
     @cached_property
     def unit(self) -> Tensor:
-        """What logits are measured in, [N,1]: the `typical_temperature` of those of G(z*)."""
+        """The unit of the logits, [N,1]: the `typical_temperature` of the logits of G(z*)."""
         logits = blockwise(self.classifier, self.rivals[0])
         return typical_temperature(logits, self.target.num_classes)[:, None]
 
     def inverted(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Their latents [n,k] by the full inversion; it counts as a forward pass, as an answer does."""
+        """Return latents [n,k] of images [n,C,H,W] by the defense's full inversion; it counts as one forward pass."""
         self.target.count(rows, 1, 0)
         with torch.no_grad():
             return self.inverter(images)
 
     def lacking(self, logits: Tensor, rows: Tensor, confidence: float) -> Tensor:
-        """What the margin of a wrong class lacks to `confidence`, [n]."""
+        """Return by how much the margin of the likeliest wrong class is below `confidence`, [n], at least 0."""
         return F.relu(confidence - margin(logits, self.y[rows], self.target.num_classes))
 
     def wrong(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Return whether logits [n,K] of those rows are a wrong answer, [n] bool."""
         return logits.argmax(1) != self.y[rows]
 
     def room(self, images: Tensor, rows: Tensor) -> Tensor:
-        """How far from images [n,C,H,W] their projections may lie: nearer than every rival, and within η, [n]."""
+        """Return the largest allowed distance of images [n,C,H,W] to their projections, [n]: η or that of a rival."""
         return torch.stack([apart(images, rival[rows]) for rival in self.rivals]).amin(0).clamp_max(self.eta)
 
     def add_rivals(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Makes what the full inversion finds for those images rivals; returns their latents [n,k].
+        """Add the projections of images [n,C,H,W] to the rivals, and return the latents [n,k] of these projections.
 
-        Where a randomized defense finds a wrong one this time there is none to add.
+        A projection that is classified wrongly, which a randomized defense may find, is not added.
         """
         z = self.inverted(images, rows)
         found = blockwise(self.generator, z)
@@ -91,28 +92,28 @@ class Scene:
         return z
 
     def fooled(self, images: Tensor, rows: Tensor, claimed: Tensor) -> Tensor:
-        """In what share of its answers the full-strength defense is fooled by each claimed image [n]; 0 for the others.
+        """Return in what share of its answers the deployed defense is fooled by each claimed image [n]; 0 for others.
 
-        A deterministic one answers once; of a randomized one that was fooled the next answer is asked for.
+        A deterministic defense answers once. A randomized one answers up to DRAWS times, until it is not fooled.
         """
-        share, asked = self.x.new_zeros(len(rows)), claimed.nonzero()[:, 0]
+        share, tried = self.x.new_zeros(len(rows)), claimed.nonzero()[:, 0]
         draws = DRAWS if self.target.defense.randomized else 1
         for draw in range(1, draws + 1):
-            if not len(asked):
+            if not len(tried):
                 break
-            asked = asked[self.target.verdict(images[asked], rows[asked]).wrong(self.y[rows[asked]])]
-            share[asked] = draw / draws
+            tried = tried[self.target.verdict(images[tried], rows[tried]).wrong(self.y[rows[tried]])]
+            share[tried] = draw / draws
         return share
 
     def projected(self, images: Tensor, rows: Tensor) -> Tensor:
-        """The nearest images of their balls, [n,C,H,W]."""
+        """Return the images of the balls around the inputs of those rows that are nearest to `images`, [n,C,H,W]."""
         return project(images, self.x[rows], self.norm, self.eps)
 
     def starts(self, count: int, seed: int) -> Iterator[Tensor]:
-        """`count` starts [N,k], one after the other.
+        """Yield `count` starts [N,k], one after the other.
 
-        The first is z*; then in turn the way from z* to the sample that is nearest among those of a wrong class, as far
-        as where the class changes, classes by nearness; and z* with noise half its size.
+        The first is z*. Then two kinds alternate: the point where the class changes on the way from z* to the nearest
+        random sample of a wrong class, nearest classes first; and z* plus noise of half its size.
         """
         yield self.start
         if count == 1:
@@ -126,7 +127,7 @@ class Scene:
         )
         classes = range(self.target.num_classes)
         nearest = [distance.masked_fill(labels != c, torch.inf).min(1) for c in classes]
-        # The nearest class first; one that has no sample, and the own one, last
+        # The nearest class first; classes without a sample, and the true class, last
         order = likeliest_wrong(-torch.stack([near.values for near in nearest], 1), self.y, len(classes))
         goals = drawn[torch.stack([near.indices for near in nearest], 1).gather(1, order)]
         for number in range(1, count):
@@ -137,7 +138,7 @@ class Scene:
                 yield self.start + noise * (self.start.square().mean(1, keepdim=True).sqrt() / 2)
 
     def _crossing(self, goal: Tensor) -> Tensor:
-        """The first of eight points on the way from z* to `goal` [N,k] whose image is of a wrong class, else it."""
+        """Return the first of seven points from z* to `goal` [N,k] whose image gets a wrong class, or else `goal`."""
         found, open_ = goal.clone(), torch.ones_like(self.all, dtype=torch.bool)
         for eighth in range(1, 8):
             point = self.start + (goal - self.start) * eighth / 8
@@ -150,12 +151,12 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class RangeAttack(Attack):
-    """What searches the latents of a defense that projects.
+    """The base of attacks that search the latents of a defense that projects.
 
     steps, rate: number of steps and learning rate of each descent, by Adam on z.
-    starts: number of descents, each from a start of its own (`Scene.starts`).
-    confidence: margin of the wrong class up to which is climbed, in units of `Scene.unit`.
-    ascent: share of its excess by which the multiplier grows in a step.
+    starts: number of descents, each from its own start (`Scene.starts`).
+    confidence: margin of the wrong class that the attack demands, in units of `Scene.unit`.
+    ascent: share of the constraint's excess by which its multiplier grows in a step.
     """
 
     knowledge = "white-box"
@@ -168,11 +169,11 @@ class RangeAttack(Attack):
     confidence: Annotated[float, Ge(0), Lt(math.inf)] = 5.0
 
     def steps_of_a_pass(self, defense: AttackableDefense) -> int:
-        """Nearly all of its passes are the generator's and the classifier's, but for its confirmations."""
+        """Return the mean number of solver steps for each pass; only confirmations run the solver."""
         return math.ceil(defense.inference_steps * self.starts * CONFIRMATIONS / sum(self.passes()))
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        return None if projects(defense) else "the defense has no generator that it inverts: no latents to search"
+        return None if projects(defense) else "the defense projects on no generator, so that there are no latents"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         scene = Scene(target, x, y, self.norm, eps)
@@ -187,11 +188,11 @@ class RangeAttack(Attack):
         return self.answer(scene, best.point, scene.all)
 
     def _search(self, scene: Scene, point: Tensor, rows: Tensor, best: Best, number: int) -> Tensor:
-        """The descent of that number of those rows [n] from points [n,k]; returns the rows that aren't beaten yet.
+        """Run one descent of those rows [n] from points [n,k], update `best`, and return the rows without a success.
 
-        Every few steps the full-strength defense answers all points that the classifier gets wrong: a point outside the
-        constraint may still fool the real, unconverged search, so it is checked too. `best` is updated by the share of
-        wrong answers, and where there is none, by what the point lacks and its excess.
+        Every few steps the deployed defense answers all points that the classifier gets wrong: a point outside the
+        constraint may still fool the real, unconverged search, so it is checked too. The best point is the one with the
+        largest share of wrong answers, or else the one that is nearest to success.
         """
         left = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         every = max(1, self.steps // CONFIRMATIONS)
@@ -204,7 +205,7 @@ class RangeAttack(Attack):
                 return beaten
             value = -(seen.lacking + seen.excess.clamp_min(0))
             if seen.reached.any():
-                fooled = self.asked(scene, point, own, seen.reached)
+                fooled = self.confirmed(scene, point, own, seen.reached)
                 beaten = fooled == 1
                 value = torch.where(fooled > 0, fooled, value)
             best.update(own, point, value, beaten)
@@ -221,14 +222,14 @@ class RangeAttack(Attack):
         return rows[left]
 
     def cost(self, looks: int) -> tuple[int, int]:
-        """Passes at the most, where a step takes that many looks through generator and classifier."""
-        # The samples are shared by a batch of some hundred
+        """Return the most passes, if each step takes `looks` passes through generator and classifier."""
+        # The samples are shared by a batch of about a hundred
         finding_starts = 0 if self.starts == 1 else SAMPLES // 100 + 7 * (self.starts // 2)
         descents = self.starts * looks * (self.steps + 1)
         return 1 + finding_starts + descents + looks * self.starts * (CONFIRMATIONS + 1), descents
 
-    def asked(self, scene: Scene, point: Tensor, rows: Tensor, claimed: Tensor) -> Tensor:
-        """In what share of its answers each claimed point [n] fools the full-strength defense, see `Scene.fooled`."""
+    def confirmed(self, scene: Scene, point: Tensor, rows: Tensor, claimed: Tensor) -> Tensor:
+        """Return in what share of its answers each claimed point [n] fools the deployed defense (`Scene.fooled`)."""
         share = scene.fooled(self.answer(scene, point, rows), rows, claimed)
         failed = claimed & (share < 1)
         if failed.any():
@@ -236,38 +237,39 @@ class RangeAttack(Attack):
         return share
 
     def denied(self, scene: Scene, point: Tensor, rows: Tensor, failed: Tensor) -> None:
-        """Told of the points [n,k] that looked like successes and weren't; may change them."""
+        """Called with points [n,k] of which the deployed defense denied those at `failed` [n]; may change them."""
 
     def begin(self, scene: Scene, start: Tensor) -> Tensor:
-        """Latents [N,k] → the points that the descent begins with, a row each."""
+        """Return the points that the descent starts from, one row for each latent of `start` [N,k]."""
         return start
 
     def rates(self, scene: Scene) -> float | Tensor:
-        """Adam's, of all coordinates of a point or of each."""
+        """Return Adam's learning rate: one for all coordinates of a point, or one for each."""
         return self.rate
 
     def settle(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:
-        """The nearest points that are allowed."""
+        """Return the allowed points that are nearest to `point` [n,k]."""
         return point
 
     @abstractmethod
     def look(self, scene: Scene, point: Tensor, rows: Tensor) -> Look:
-        """What is seen at points of those rows; success is claimed where it is reached and not in excess."""
+        """Return the values of the constrained problem at points [n,k] of those rows."""
 
     @abstractmethod
     def answer(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:
-        """The adversarial images [n,C,H,W] that the points of those rows stand for, within their balls."""
+        """Return the adversarial images [n,C,H,W] for points [n,k] of those rows, within their balls."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latent(RangeAttack):
     """Searches the latents of a generator for a wrongly classified image near the input.
 
-    Reparametrization: z is attacked in C(G z), with the distance to x as Lagrangian.
+    It attacks z in C(G z), with the distance to x as a Lagrangian term (reparametrization).
 
-    From the inversion of x, min over z, max over λ ≥ 0 of the margin of the label + λ · excess, the L2 distance of G z
-    from the ball. The answer is the image of the ball nearest to G z. In L2 that is G z itself as soon as the ball
-    reaches the range, and the defense finds z again; the range hardly meets a ball in L∞: `combined` is stronger there.
+    From the inversion of x it solves min over z, max over λ ≥ 0 of the label's margin + λ · excess, where the excess is
+    the L2 distance of G z from the ball. It returns the image of the ball that is nearest to G z. In L2 that is often
+    G z itself, for which the defense finds z again. An L∞ ball hardly contains images of the range: `combined` is
+    stronger there.
     """
 
     paper = "athalye2018"

@@ -1,7 +1,7 @@
-"""What a gradient attack climbs.
+"""Losses that gradient attacks maximise.
 
-Every loss takes logits [N,K], or [N,K+1] with the reject score last, labels y [N], the number of classes K, and the
-classes aimed at [N] or None for «any but y»; it gives [N].
+Every loss takes logits [N,K], or [N,K+1] with the reject score last, labels y [N], the number of classes K, and target
+classes `aims` [N], or None if any wrong class will do. It returns [N].
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ Loss = Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
 
 
 SHARPNESS = 8.0
-"""How many temperatures of its softmax a trained network's logits spread over, about."""
+"""Typical spread of a trained network's logits, in units of the temperature of its softmax."""
 
 
 def largest_other(logits: Tensor, y: Tensor, classes: int) -> Tensor:
-    """The largest logit of a class that is not y, the reject score left out → [N]."""
+    """Return the largest logit of a class other than y, the reject score left out → [N]."""
     return logits[:, :classes].scatter(1, y[:, None], -torch.inf).amax(1)
 
 
 def reject_excess(logits: Tensor, classes: int) -> Tensor:
-    """Reject score minus the largest class logit, of logits [N,K+1] → [N]: > 0 exactly where the input is rejected."""
+    """Return the reject score minus the largest class logit, for logits [N,K+1] → [N]; > 0 exactly where rejected."""
     return logits[:, classes] - logits[:, :classes].amax(1)
 
 
 def cross_entropy(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
-    """log Σ_{j≠y} p_j − log p_y of the softmax over every output, the reject score included; untargeted.
+    """Return log Σ_{j≠y} p_j − log p_y, p the softmax over all outputs, the reject score included; aims are ignored.
 
-    That is a monotone function of −log p_y with a gradient of the same direction, and does not vanish where p_y
-    rounds to 1. Its softmax has the `typical_temperature`, in whose units it is measured: a network whose logits are
-    multiplied by 10 is attacked in the same way.
+    This is a monotone function of the cross-entropy −log p_y. Its gradient has the same direction, and does not vanish
+    where p_y rounds to 1. Softmax and loss are in units of the `typical_temperature`, so that a network whose logits
+    are multiplied by 10 is attacked in the same way.
     """
     ahead = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
     temperature = typical_temperature(logits, classes)
@@ -46,7 +46,7 @@ def cross_entropy(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None =
 
 
 def spread(logits: Tensor, classes: int) -> Tensor:
-    """Mean distance of the finite class logits from their mean, [N]; a constant to gradients, tiny where all agree."""
+    """Return the mean absolute deviation of the finite class logits, [N], at least 1e-30; without a gradient."""
     real = logits[:, :classes].detach()
     finite = real.isfinite()
     count = finite.sum(1).clamp_min(1)
@@ -55,14 +55,14 @@ def spread(logits: Tensor, classes: int) -> Tensor:
 
 
 def typical_temperature(logits: Tensor, classes: int) -> Tensor:
-    """The temperature at which the softmax of these logits is as sharp as that of a trained network at 1, [N]."""
+    """Return the temperature [N] at which the softmax of these logits is as sharp as a trained network's usually is."""
     return spread(logits, classes) / SHARPNESS
 
 
 def margin(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
-    """Largest wrong logit minus the true one (Carlini & Wagner 2017); rejection is not seen.
+    """Return the largest wrong logit minus the true one (Carlini & Wagner 2017); the reject score plays no part.
 
-    With aims: the logit aimed at minus the largest other.
+    With aims: the target class' logit minus the largest other one.
     """
     if aims is None:
         return largest_other(logits, y, classes) - logits.gather(1, y[:, None])[:, 0]
@@ -70,9 +70,9 @@ def margin(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) 
 
 
 def selective_margin(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
-    """The wrong logit minus the larger of its rivals and the reject score: `margin` with the reject score as a rival.
+    """Return the `margin` in which the reject score counts as one more logit that the wrong class has to exceed.
 
-    Without aims it is positive exactly where the input is accepted and wrong. With K outputs it is `margin`.
+    Without aims it is positive exactly where the input is accepted and wrong. With K outputs it equals `margin`.
     """
     plain = margin(logits, y, classes, aims)
     if logits.shape[1] == classes:
@@ -82,11 +82,12 @@ def selective_margin(logits: Tensor, y: Tensor, classes: int, aims: Tensor | Non
 
 
 def selective(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
-    """First wrong, then accepted: `margin` until the answer is the wrong class, from there minus the reject excess.
+    """Return the `margin` until the answer is a wrong class, and from there minus the reject excess.
 
-    A detector that is tight around each class is a wall between them: a loss that minds it on the way (the selective
-    margin) stays on its side, one that minds it on arrival gets across (the idea of orthogonal and selective PGD,
-    Bryniarski et al. 2022). Positive exactly where the input is accepted and wrong; with K outputs it is `margin`.
+    A tight detector rejects everything between two classes. A loss that includes it from the beginning (the selective
+    margin) never leaves the true class; one that includes it only once the answer is wrong does (the idea of selective
+    and orthogonal PGD, Bryniarski et al. 2022). Positive exactly where the input is accepted and wrong. With K outputs
+    it equals `margin`.
     """
     plain = margin(logits, y, classes, aims)
     if logits.shape[1] == classes:
@@ -95,10 +96,11 @@ def selective(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = Non
 
 
 def dlr(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
-    """Difference of logits ratio (Croce & Hein 2020): `margin` over the gap from the first to the third logit.
+    """Return the difference of logits ratio (Croce & Hein 2020): `margin` over the largest minus the third logit.
 
-    With aims their targeted form: z_t − z_y over z_π1 − (z_π3 + z_π4)/2. Scaling the logits changes neither. Needs 4
-    classes; rejection is not seen. Where a class among these is masked by −∞ the logits' spread takes their place.
+    With aims it is their targeted form, (z_t − z_y) / (z_π1 − (z_π3 + z_π4)/2). Scaling the logits changes neither.
+    Needs at least 4 classes; the reject score plays no part. Where −∞ masks one of the classes in the denominator, the
+    denominator is the logits' `spread`.
     """
     first, _, third, fourth = logits[:, :classes].topk(4, dim=1).values.unbind(1)
     if aims is None:
@@ -110,10 +112,11 @@ def dlr(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> 
 
 
 def wrong_first(loss: Loss) -> Loss:
-    """That loss of the class logits until the answer is wrong, then minus the reject excess; float64.
+    """Return a loss that is `loss` of the class logits until the answer is wrong, then minus the reject excess.
 
-    It is `selective` for searches that compare values: squashed so that whatever is wrong beats whatever isn't, however
-    clearly it is rejected, a best point never falls back behind the wall. Positive exactly where accepted and wrong.
+    Its values are float64. It is a form of `selective` for searches that compare values. Both stages are squashed so
+    that every wrong answer, however clearly rejected, has a larger value than every right one: the best point is never
+    a right answer again. Positive exactly where the input is accepted and wrong.
     """
 
     def climbed(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None = None) -> Tensor:
@@ -126,9 +129,9 @@ def wrong_first(loss: Loss) -> Loss:
 
 
 def boundary(logits: Tensor, y: Tensor, classes: int, aims: Tensor) -> Tensor:
-    """What is zero on the boundary to be crossed next, negative on this side of it. aims: [N,M] → [N,M].
+    """Return a function that is zero on the boundary to cross next, and negative before it; for M target classes.
 
-    z_aim − z_y, and where the answer is wrong already but may be rejected, minus the reject excess.
+    It is z_aim − z_y, and minus the reject excess once the answer is wrong. aims: [N,M] → [N,M].
     """
     real = logits[:, :classes]
     ahead = real.gather(1, aims) - real.gather(1, y[:, None])
@@ -138,14 +141,20 @@ def boundary(logits: Tensor, y: Tensor, classes: int, aims: Tensor) -> Tensor:
 
 
 def likeliest_wrong(logits: Tensor, y: Tensor, classes: int) -> Tensor:
-    """The wrong classes of each input, largest logit first → [N,K−1]; for one masked by −∞ the likeliest again."""
+    """Return the wrong classes of each input, largest logit first → [N,K−1].
+
+    In place of a class that is masked by −∞ the likeliest wrong class is repeated.
+    """
     others = logits[:, :classes].scatter(1, y[:, None], -torch.inf)
     order = others.argsort(dim=1, descending=True, stable=True)[:, : classes - 1]
     return torch.where(others.gather(1, order) == -torch.inf, order[:, :1], order)
 
 
 def named_loss(name: LossName, rejects: bool, targeted: bool) -> Loss:
-    """The loss of that name; `auto` is `selective` where outputs can reject, else cross-entropy (targeted: margin)."""
+    """Return the loss of that name; `auto`: `selective` if the defense rejects, else cross-entropy (targeted: margin).
+
+    rejects: whether the outputs have a reject score. targeted: whether the loss gets target classes.
+    """
     if name == "auto":
         name = "selective" if rejects else "margin" if targeted else "cross-entropy"
     return {
@@ -157,5 +166,5 @@ def named_loss(name: LossName, rejects: bool, targeted: bool) -> Loss:
 
 
 def accepted_and_wrong(logits: Tensor, y: Tensor, classes: int) -> Tensor:
-    """Whether the answer is a class, and not y → [N] bool. A NaN among the outputs is no answer; ±∞ is a value."""
+    """Return whether each answer is accepted and not y → [N] bool; outputs with a NaN count as no answer."""
     return answered(logits, classes).wrong(y) & ~logits.isnan().any(1)

@@ -1,4 +1,4 @@
-"""Attacks that must not work: what a real attack has to beat."""
+"""Random noise, a control that every real attack has to beat."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from manifold_bench.attacks.threat import NORMS, UNBOUNDED, Norm, draw_per_input
 class RandomNoise(Attack):
     """Tries random points of the ε-ball: a control, which every real attack has to beat.
 
-    Each input gets `draws` points; the first that is accepted and wrong counts.
-
-    The last draw is returned without a query, since the judge answers it anyway.
+    The first point that is accepted and wrong is returned, or else the last one, without a query of its own, since the
+    judge decides about it.
 
     draws: number of points for each input.
-    distribution: how the points are drawn; `gaussian` pixels are N(½, ¼²) clipped to [0,1], where any image is allowed.
+    distribution: `uniform` in the ε-ball, or `gaussian`: pixels N(½, ¼²) clipped to [0,1], for norms without ε.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = NORMS
@@ -44,13 +43,14 @@ class RandomNoise(Attack):
             candidate = self._points(x[rows], eps, seed + draw)
             best[rows] = candidate
             if draw == self.draws - 1:
-                break  # the judge asks anyway
+                break  # the judge decides about the last draw
             rows = rows[~target.verdict(candidate, rows).wrong(y[rows])]
             if not len(rows):
                 break
         return best
 
     def _points(self, x: Tensor, eps: float, seed: int) -> Tensor:
+        """Draw a random point for each x [n,C,H,W]."""
         if self.distribution == "uniform":
             return random_in_ball(x, self.norm, eps, seed)
         pixels = draw_per_input(x, seed, lambda generator: torch.randn(x.shape[1:], generator=generator))

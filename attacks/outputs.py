@@ -1,4 +1,4 @@
-"""What a defense hands out, in the one form that attacks compute with: logits without NaN, in the inputs' precision."""
+"""Outputs of any defense in the one form that attacks compute with: logits without NaN, in the inputs' precision."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from manifold_bench.attacks.batching import padded
 
 SUM = 1e-2
-"""By how much probabilities may miss a sum of 1: bfloat16 keeps eight bits of each."""
+"""Largest difference between 1 and the sum of probabilities: bfloat16 keeps eight bits of each."""
 
 
 class Scored:
-    """A function of images → outputs [N,K] or [N,K+1] as one of logits, computed on whole blocks; see `logits_of`.
+    """A function images → outputs [N,K] or [N,K+1], turned into one that returns logits (`logits_of`).
 
-    Where probabilities have underflown to 0 a copy in double precision is asked instead, whose reach 1e-308.
+    It is computed on whole blocks. Where probabilities have underflown to 0, a copy of the function in double precision
+    computes them again: double precision reaches down to 1e-308.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], classes: int) -> None:
@@ -34,17 +35,17 @@ class Scored:
         try:
             self.precise = self.precise or deepcopy(self.function).double()
             outputs = padded(self.precise)(x.double())
-        except (RuntimeError, TypeError):  # it mixes its own numbers with the images', or cannot be copied
+        except (RuntimeError, TypeError):  # the module mixes float types, or cannot be copied
             return logits
         return torch.where(lost[:, None], logits_of(outputs, x, self.classes), logits)
 
 
 def logits_of(outputs: Tensor, x: Tensor, classes: int) -> Tensor:
-    """Outputs of any float type for images x [N,C,H,W] as logits of x's type; a copy, differentiable.
+    """Return outputs [N,K] or [N,K+1] for images x [N,C,H,W] as logits of x's type; a copy, differentiable.
 
-    Where the outputs of an input are probabilities these are their logarithms: a class of probability 1e-30 is no
-    nearer by its probability than one of 1e-10, and the gradient would vanish. The order of outputs stays the same.
-    Raises ValueError for NaN, which is no answer, unless x has it.
+    outputs: of any float type. Outputs that are probabilities become their logarithms, because the gradients of tiny
+    probabilities vanish. The order of the outputs stays the same. Raises ValueError if the outputs contain NaN and x
+    does not.
     """
     if outputs.isnan().any() and not x.isnan().any():
         raise ValueError("the defense returned NaN for an image")
@@ -56,14 +57,14 @@ def logits_of(outputs: Tensor, x: Tensor, classes: int) -> Tensor:
 
 
 def probabilities(outputs: Tensor, classes: int) -> Tensor:
-    """Which rows are probabilities, [N]: none negative and of sum 1, with the reject score or without."""
+    """Return which rows of outputs are probabilities, [N] bool: not negative, of sum 1 with or without output K+1."""
     values = outputs.detach().to(torch.promote_types(outputs.dtype, torch.float32))
     totals = torch.stack([values[:, :classes].sum(1), values.sum(1)])
     return (values[:, :classes] >= 0).all(1) & ((totals - 1).abs() <= SUM).any(0)
 
 
 def log(probabilities: Tensor) -> Tensor:
-    """Natural logarithm, at least that of the least positive number; its gradient is finite, and 0 at 0."""
+    """Return the natural logarithm, at least that of the least positive number; its gradient is finite, and 0 at 0."""
     value, kind = probabilities.detach(), torch.finfo(probabilities.dtype)
     slope = torch.where(value > 0, 1 / value.clamp_min(kind.tiny), 0.0)
     return value.clamp_min(0).log().clamp_min(math.log(kind.tiny) + math.log(kind.eps)) + slope * (

@@ -1,4 +1,4 @@
-"""What the harness sees of an attack's queries: the best point of each input, and signs that the attack gave up."""
+"""A recorder of an attack's queries: the best point of each input, and signs that the attack stopped trying."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from manifold_bench.attacks.threat import Norm, flat_norm, inside
 
 
 class Queries:
-    """The queries about a batch of images x [N,C,H,W] with labels y [N], and aims [N] or None as in `succeeded`.
+    """A recorder of the queries about images x [N,C,H,W] with labels y [N] and aims [N] or None, as in `succeeded`.
 
-    point [N,C,H,W], distance [N] float64: the smallest perturbation within ε that the deployed defense answered with a
-    success, on any query; ∞ where there was none. The rest is about the time before an input's first success, all [N]:
-    gradients: number of gradients; blind: of these, how many were exactly zero or not finite; moved: whether a query
-    was about another image than x; improved: whether a query got nearer to a wrong class, or to one that is accepted,
-    than the first one was.
+    point [N,C,H,W]: the image with the smallest perturbation within ε, of all queries that were successes on the
+    deployed defense. distance [N] float64: size of that perturbation; ∞ where no query was a success.
+    All other values [N] cover the time before an input's first success. gradients: number of gradients. blind: number
+    of gradients that were exactly zero or not finite. moved: whether any query differed from x. improved: whether any
+    query came nearer than the first one to a wrong class, or to an accepted wrong class.
     """
 
     def __init__(self, x: Tensor, y: Tensor, aims: Tensor | None, norm: Norm, eps: float) -> None:
@@ -33,21 +33,21 @@ class Queries:
 
     @property
     def improved(self) -> Tensor:
-        """True too where there was nothing to improve on: fewer than two queries with scores, or noise."""
+        """True also for inputs that could not improve: those with fewer than two queries with scores, and noise."""
         return self._improved | (self.calls < 2)
 
     def only(self, rows: Tensor) -> Queries:
-        """The same queries, addressed by the positions of inputs within `rows` [n]."""
+        """Return the same recorder for some of the inputs; its rows are positions in `rows` [n]."""
         some = copy(self)
         some.rows = self.rows[rows]
         return some
 
     def about(self, x: Tensor) -> Tensor:
-        """Which input each image [M,C,H,W] is nearest to in L2, [M]."""
+        """Return the index of the input that is nearest in L2 to each image x [M,C,H,W] → [M]."""
         return torch.cdist(x.flatten(1), self.x[self.rows].flatten(1)).argmin(1)
 
     def scored(self, x: Tensor, rows: Tensor, logits: Tensor, classes: int) -> None:
-        """Take in logits [n,K] or [n,K+1] for images x [n,C,H,W] of those rows, whoever answered."""
+        """Record logits [n,K] or [n,K+1], of the defense or of any part of it, for images x [n,C,H,W] of those rows."""
         at = self.rows[rows]
         still = ~self.moved[at]
         if still.any():
@@ -57,7 +57,7 @@ class Queries:
         if not labelled.any() or self._improved[at[labelled]].all():
             return
         at, logits = at[labelled], logits[labelled]
-        # On the way into a wrong class an image may well come to be rejected: either of the two is progress
+        # An image on its way into a wrong class may become rejected: progress of either margin counts
         leads = [margin(logits, self.y[at], classes), selective_margin(logits, self.y[at], classes)]
         lead = torch.stack(leads, dim=1).double().nan_to_num(-torch.inf)
         best = torch.full_like(self.first, -torch.inf)
@@ -68,7 +68,7 @@ class Queries:
         self.first[begun] = best[begun]
 
     def answered(self, x: Tensor, rows: Tensor, answer: Verdict) -> None:
-        """Take in answers of the deployed defense to images x [n,C,H,W] of those rows."""
+        """Record answers of the deployed defense to images x [n,C,H,W] of those rows."""
         at = self.rows[rows]
         won = succeeded(answer, self.y[at], None if self.aims is None else self.aims[at])
         if not won.any():
@@ -85,7 +85,7 @@ class Queries:
         self.moved[at] = self._improved[at] = True
 
     def differentiated(self, rows: Tensor, gradient: Tensor) -> None:
-        """Take in gradients [n,...] at images of those rows."""
+        """Record gradients [n,...] at images of those rows."""
         at = self.rows[rows]
         size = gradient.flatten(1).abs().amax(1)
         trying = self.distance[at].isinf().double()

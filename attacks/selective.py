@@ -1,6 +1,6 @@
-"""Attacks made for defenses that reject: they mind the detectors too, and try the wrong classes in turn.
+"""Attacks for defenses that reject: they include the detectors in the objective, and try the wrong classes in turn.
 
-`AimedAscent` chooses classes and starts, `ProjectedAscent` climbs; an attack says what it climbs.
+`AimedAscent` chooses target classes and starts, `ProjectedAscent` takes the steps; each attack defines an objective.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from manifold_bench.attacks.threat import Norm, expand, flat_norm, project, rand
 from manifold_bench.attacks.view import View
 
 FALL = 0.002
-"""The last step of an ascent over its first: from across the ball to a fraction of a grey level."""
+"""Length of the last step of an ascent as a share of the first: from across the ball to a fraction of a grey level."""
 
 POOL = 100
-"""Held-out images of each class that guides are chosen from."""
+"""Number of held-out images of each class from which guide images are chosen."""
 
 SLACK = 0.02
-"""How far inside its threshold a detector is to be, as a share of the threshold."""
+"""How far below its threshold a detector's score should end, as a share of the threshold."""
 
 REACH = 0.36
-"""The first L2 step within an L∞ ball, as a share of the longest perturbation in it, ε √D."""
+"""Length of the first L2 step within an L∞ ball, as a share of the ball's largest L2 perturbation, ε √D."""
 
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""What is climbed: (rows [n], points [n,C,H,W], logits, ratios [n,D]) → [n]."""
+"""The objective that an attack maximises: (rows [n], points [n,C,H,W], logits, ratios [n,D]) → [n]."""
 
 
 @dataclass(frozen=True)
 class Aim:
-    """One ascent: what the inputs x [N,C,H,W] are to be taken for.
+    """One ascent of inputs x [N,C,H,W] towards target classes.
 
-    classes: [N]; rows: which of the inputs are ascended; guides: for each of these rows a clean held-out image of its
-    class, where the attack asks for them.
+    classes: target classes [N]. rows: indices of the inputs that take part. guides: for each of these rows a clean
+    held-out image of its target class; None for attacks without guide images.
     """
 
     target: Target
@@ -59,7 +59,7 @@ class Aim:
     guides: Tensor | None
 
     def margin(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """How far the class aimed at is ahead of the others, at those rows; rejection is not seen. → [n]"""
+        """Return the target class' logit minus the largest other one at those rows, [n], without the reject score."""
         return margin(logits, self.classes[rows], self.view.num_classes, self.classes[rows])
 
 
@@ -70,14 +70,14 @@ class AimedAscent(ProjectedAscent):
     steps: number of steps of each ascent. restarts: number of ascents towards each class.
     targets: number of wrong classes that are tried; None: all.
     step_size: length of the first step; None: ε. The steps shorten geometrically to a five-hundredth of it.
-    start: where the first ascent towards a class starts: at a `random` point of the ball, at the `clean` input, or by
-    `interpolation` at the class' nearest held-out image, projected on the ball. Further ascents start at random.
+    start: where the first ascent towards a class starts: `random`, a point of the ball; `clean`, the input;
+    `interpolation`, the class' nearest held-out image, projected on the ball. Further ascents start at random points.
     step_norm: norm in which the steps are steepest; None: the attack's own. Within an L∞ ball steps in L2 keep
     the gradient's proportions; sign steps change every pixel equally and trip detectors that watch a few pixels.
     """
 
     guided: ClassVar[bool] = False
-    """Whether it asks for guides: the nearest in pixels first, with every restart the next."""
+    """Whether the attack needs guide images: the nearest one in pixels first, the next one with every restart."""
 
     steps: Annotated[int, Ge(1)] = 100
     targets: Annotated[int, Ge(1)] | None = None
@@ -86,14 +86,14 @@ class AimedAscent(ProjectedAscent):
 
     def __post_init__(self) -> None:
         if self.part != "defense":
-            raise ValueError(f"part: {self.part!r} knows of no detector; this attack looks at the whole defense")
+            raise ValueError(f"part: {self.part!r} has no detectors, which this attack needs; leave part out")
 
         if self.step_norm == "linf" and self.norm != "linf":
             raise ValueError("step_norm: 'linf' is for norm = 'linf'; leave it out")
 
     @abstractmethod
     def look(self, aim: Aim) -> Look:
-        """How an ascent sees its points."""
+        """Return the function that evaluates the points of an ascent."""
 
     def size(self, step: int, eps: float) -> float:
         return (eps if self.step_size is None else self.step_size) * FALL ** (step / self.steps)
@@ -105,7 +105,7 @@ class AimedAscent(ProjectedAscent):
         return step, memory
 
     def passes(self) -> tuple[int, int]:
-        climbs = self.restarts * (self.targets or 9)  # a guess: the classes aren't known here
+        climbs = self.restarts * (self.targets or 9)  # a guess, since the number of classes is not known here
         return 1 + climbs * (self.steps + 1), climbs * self.steps
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
@@ -132,10 +132,10 @@ class AimedAscent(ProjectedAscent):
 
 
 class HeldOut:
-    """The attacker's own clean images, the first POOL of each class.
+    """The attacker's own clean images, the first POOL of each class, from which guide images are chosen.
 
-    Guides are such as the defense accepts as what they are, where the class has any. What is asked about these images
-    is asked once, whatever is attacked: no input's count holds it.
+    Guide images are ones that the defense accepts as their class, if the class has any. The queries about them are made
+    once for all inputs, and are not counted.
     """
 
     def __init__(self, target: Target, device: torch.device) -> None:
@@ -146,7 +146,10 @@ class HeldOut:
         self.accepted = blockwise(lambda part: view.logits(part, None), self.images).argmax(1) == self.labels
 
     def nearest(self, x: Tensor, classes: Tensor, rank: int) -> Tensor:
-        """For each x [n,C,H,W] the image of its class that is next in pixels after `rank` nearer ones; same shape."""
+        """Return for each x [n,C,H,W] the image of its target class with `rank` nearer ones in pixels, [n,C,H,W].
+
+        Raises ValueError for a class without a held-out image.
+        """
         found = []
         for image, label in zip(x, classes.tolist(), strict=True):
             own = self.labels == label
@@ -159,7 +162,7 @@ class HeldOut:
 
 
 def detecting(aim: Aim, objective: Objective) -> Look:
-    """Sees the logits, and the detectors' ratios if the answer were the class aimed at."""
+    """Return a function that evaluates an objective of the logits and of the detectors' ratios for the target class."""
 
     def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
         labels = aim.classes[rows]
@@ -181,11 +184,11 @@ def detecting(aim: Aim, objective: Objective) -> Look:
 class SelectivePGD(AimedAscent):
     """PGD past detectors: first towards a wrong class, then below the detectors' thresholds.
 
-    Their eq. 5, towards every wrong class.
+    It is eq. 5 of the paper, towards every wrong class.
 
-    Climbs the margin of the class aimed at until it is the answer, from there −Σᵢ max(rᵢ − 1, 0) with a little slack,
-    rᵢ the detectors' scores over their thresholds if the answer were that class. A detector that is tight around each
-    class is a wall between them: what minds it on arrival alone gets across.
+    It maximises the margin of the target class until that is the answer, and from then on −Σᵢ max(rᵢ − 1 + slack, 0),
+    where rᵢ are the detectors' scores over their thresholds for the target class as the answer. Tight detectors reject
+    everything between two classes: an attack that obeyed them on the way would never leave the true class.
     """
 
     paper = "bryniarski2022"
@@ -193,7 +196,7 @@ class SelectivePGD(AimedAscent):
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
         return super().unsuited(defense) or (
-            None if defense.rejects else "the defense rejects nothing: pgd with targeted = true is this attack there"
+            None if defense.rejects else "the defense rejects nothing; use pgd with targeted = true, which is the same"
         )
 
     def look(self, aim: Aim) -> Look:
@@ -208,15 +211,15 @@ class SelectivePGD(AimedAscent):
 class OrthogonalPGD(SelectivePGD):
     """Selective PGD whose steps for the class leave the detectors alone, and the reverse.
 
-    Their eq. 6.
+    It is eq. 6 of the paper.
 
-    The margin's gradient goes without its component along the detectors', the detectors' without that along the
-    margin's: ∇f − (∇f·∇g / ∇g·∇g) ∇g, two passes for a step.
+    The margin's gradient ∇f loses its component along the detectors' gradient ∇g, ∇f − (∇f·∇g / ∇g·∇g) ∇g, and the
+    reverse. Each step costs two passes.
 
-    projected: which gradients lose that component; the authors' code has the same switches. Where margin and detectors
-    look at one encoding, as in a GMVAE, their gradients lie along one line, and agree once the class is reached: there
-    the equation takes away what would be descended: 25 steps leave 15 of 16 images of the GMVAE at L∞ 0.2, and 9 with
-    `classifier`, where the steps after the class is reached are whole.
+    projected: which gradients lose that component; the authors' code has the same options. Where margin and detectors
+    depend on one encoding, as in a GMVAE, both gradients are parallel once the answer is the target class, and the
+    equation removes what the attack needs: after 25 steps 15 of 16 images of the GMVAE are robust at L∞ 0.2, but only 9
+    with `classifier`, where gradients of the detectors are kept whole.
     """
 
     paper = "bryniarski2022"
@@ -251,9 +254,9 @@ class OrthogonalPGD(SelectivePGD):
 
 
 def without(gradient: Tensor, other: Tensor) -> Tensor:
-    """Directions of `gradient` less their component along `other`, row by row; where they are the same line, as it is.
+    """Return the directions of `gradient` without their components along `other`, row by row, both [N,C,H,W].
 
-    [N,C,H,W] → same, of any length.
+    Where the two are parallel, the direction of `gradient` is returned as it is.
     """
     gradient, other = steepest(gradient, "l2"), steepest(other, "l2")
     rest = gradient - expand((gradient * other).flatten(1).sum(1), other) * other
@@ -262,16 +265,17 @@ def without(gradient: Tensor, other: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Matching(AimedAscent):
-    """min ‖s(x′) − s(x_t)‖², x_t a clean held-out image of the class aimed at, with every restart the next nearest one.
+    """The base of attacks that minimise ‖s(x′) − s(x_t)‖², x_t a clean held-out image of the target class.
 
-    What looks like a clean image wherever the defense looks is accepted as one.
+    An input whose signature s equals that of a clean image is accepted like one. Every restart takes the next nearest
+    x_t.
     """
 
     guided: ClassVar[bool] = True
 
     @abstractmethod
     def signature(self, target: Target, x: Tensor, logits: Tensor, ratios: Tensor, rows: Tensor) -> Tensor:
-        """s: what is matched, [n,F]; differentiable, its own passes counted."""
+        """Return s, the values that are matched, [n,F]; differentiable, with its own passes counted."""
 
     def look(self, aim: Aim) -> Look:
         assert aim.guides is not None
@@ -293,7 +297,7 @@ class Matching(AimedAscent):
 class LatentMatching(Matching):
     """Moves the encoding of an input onto that of a clean image of another class.
 
-    min ‖f(x′) − f(x_t)‖², then clean to every detector that looks at the encoding alone.
+    It minimises ‖f(x′) − f(x_t)‖², so that detectors of the encoding alone accept x′ like a clean image.
     """
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
@@ -305,7 +309,7 @@ class LatentMatching(Matching):
         return 1 + 2 * (forwards - 1 + climbs), backwards
 
     def signature(self, target: Target, x: Tensor, logits: Tensor, ratios: Tensor, rows: Tensor) -> Tensor:
-        target.count(rows, 1, 0)  # beside the pass that says whether x is accepted
+        target.count(rows, 1, 0)  # in addition to the pass that says whether x is accepted
         assert encodes(target.defense)
         return padded(target.defense.encoder)(x).flatten(1)
 
@@ -314,10 +318,8 @@ class LatentMatching(Matching):
 class LogitMatching(Matching):
     """Moves all outputs, reject score included, onto those of a clean image of another class.
 
-    The detectors' ratios are among the outputs.
-
-    So were the closest relatives of the generative classifiers here broken (Deep Bayes: 99.7 % success, 0.4 %
-    detected).
+    The detectors' ratios are among the outputs. Deep Bayes, a relative of this project's generative classifiers, was
+    broken in this way (99.7 % success, 0.4 % detected).
     """
 
     def passes(self) -> tuple[int, int]:
@@ -325,23 +327,22 @@ class LogitMatching(Matching):
         return forwards + backwards // self.steps, backwards
 
     def signature(self, target: Target, x: Tensor, logits: Tensor, ratios: Tensor, rows: Tensor) -> Tensor:
-        return torch.cat([logits.masked_fill(logits.isinf(), 0.0), ratios], dim=1)  # what is masked by −∞ matches
+        return torch.cat([logits.masked_fill(logits.isinf(), 0.0), ratios], dim=1)  # classes masked by −∞ match
 
 
 @dataclass(frozen=True, kw_only=True)
 class GMVAEWhiteBox(Attack):
     """The white-box attack with which the GMVAE paper attacked its own defense (eq. 10).
 
-    As written: min_η Σᵢ rᵢ^power + weight · ‖η‖₂² from η = 0.
+    As in the paper, it minimises Σᵢ rᵢ^power + weight · ‖η‖₂² over η, from η = 0.
 
-    r: SSE(x+η, g(f(x+η)))/τ_dec and d_t/τ_enc, d_t the Mahalanobis distance² to the mean of the class aimed at (by the
-    inverse covariance: their formula shows Σ, which would make no sense); every wrong class is an aim of its own.
-    power: their exponents a and b, unpublished: 2 is this project's choice. rate, steps: learning rate and number of
-    steps of Adam, also this project's choice. weight: weight of the size of η.
+    The ratios rᵢ are SSE(x+η, g(f(x+η)))/τ_dec and d_t/τ_enc, where d_t is the squared Mahalanobis distance to the mean
+    of the target class (by the inverse covariance; the paper's formula shows Σ, which would make no sense). Every wrong
+    class is a target class. x+η is clipped to [0,1] after every step. Nothing bounds η: the attack returns the smallest
+    perturbation that was accepted as the target class, or else the last one.
 
-    x+η is clipped to [0,1] after every
-    step.
-    Nothing bounds η: what comes back is the smallest perturbation met that was accepted as that class, else the last.
+    power: exponents a and b of the paper, which does not give them; 2 is this project's choice. rate, steps: learning
+    rate and number of steps of Adam, also this project's choice. weight: weight of the size of η.
     """
 
     paper = "ghosh2019"
@@ -362,9 +363,7 @@ class GMVAEWhiteBox(Attack):
     def unsuited(self, defense: AttackableDefense) -> str | None:
         if "encoding" in defense.detectors and defense.gradient_modes == ("default",) and not defense.randomized:
             return None
-        return (
-            "eq. 10 is about a detector of how far the encoding is from a class' mean, and gradients straight through"
-        )
+        return "eq. 10 needs a detector named 'encoding', and a deterministic defense that does not optimise"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         assert target.aims is not None

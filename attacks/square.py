@@ -1,4 +1,4 @@
-"""Square Attack: random search along squares, from scores alone (Andriushchenko et al. 2020)."""
+"""Square Attack: random search that changes one square at a time, from scores alone (Andriushchenko et al. 2020)."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from manifold_bench.attacks.threat import expand, flat_norm, input_seeds, projec
 from manifold_bench.attacks.view import View
 
 DRAWN = 50
-"""Queries whose random numbers an input draws at once."""
+"""Number of queries whose random numbers are drawn together."""
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Of 10,000 queries, those after which the share of pixels that a square covers is halved (their section 5)."""
+"""Numbers of queries, of 10,000, after which the share of pixels in a square is halved (section 5 of the paper)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Square(Attack):
     """Square Attack: random search that changes one square at a time, from scores alone.
 
-    A change stays where it shrinks the margin.
+    A change is kept where it brings the answer nearer to a wrong class.
 
     queries: largest number of forward passes for each input.
-    share: share of the pixels that the first squares cover (their p); it halves along the paper's schedule.
-    horizon: number of queries over which that schedule, written for 10,000, is stretched; None: `queries`.
+    share: share of the pixels in the first squares (p in the paper); it is halved along the paper's schedule.
+    horizon: number of queries to which that schedule for 10,000 queries is scaled; None: `queries`.
 
-    On a defense that rejects, whatever is wrong beats whatever isn't, and is then improved until it is accepted
-    (`attacks.losses.wrong_first` of the margin): scores, the reject score among them, are all that is asked for.
-    Each input has random numbers of its own, and squares of its own.
+    On a defense that rejects, the search looks for a wrong answer first, and then for one that is accepted
+    (`attacks.losses.wrong_first` of the margin); the reject score is one of the scores. Each input has its own random
+    numbers.
     """
 
     paper = "andriushchenko2020"
@@ -74,8 +74,8 @@ class Square(Attack):
         return found
 
     def _ask(self, target: Target, view: View, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Values to climb [n] and whether the search is over [n], for one query of each row."""
-        # Fresh: whoever has only scores can't hand in where an optimisation inside the defense shall start
+        """Query images x [n,C,H,W] of those rows → values to maximise [n] and whether each is a success [n]."""
+        # Fresh, because an attacker with scores alone cannot choose where an inner optimisation starts
         logits = view.answer(x, rows, fresh=True)
         climbed: Loss = wrong_first(margin) if view.rejects else margin
         value = climbed(logits, y, view.num_classes, None)
@@ -83,7 +83,7 @@ class Square(Attack):
         return value.double().nan_to_num(nan=-torch.inf), view.confirmed(x, y, rows, claimed)
 
     def _side(self, query: int, x: Tensor) -> int:
-        """How many pixels a side of that query's square has."""
+        """Return the side of that query's square, in pixels."""
         height, width = x.shape[2:]
         at = query * 10_000 / (self.horizon or self.queries)
         covered = self.share / 2 ** sum(at > halving for halving in HALVINGS) * height * width
@@ -94,7 +94,10 @@ class Square(Attack):
 
 
 class Draws:
-    """Uniform numbers in [0,1) for each input x [N,C,H,W], from a generator of its own."""
+    """Uniform random numbers in [0,1) for each input x [N,C,H,W]; every input has its own generator.
+
+    numbers: how many numbers each query takes.
+    """
 
     def __init__(self, x: Tensor, seed: int, numbers: int) -> None:
         self.generators = [torch.Generator().manual_seed(s) for s in input_seeds(x, seed)]
@@ -102,7 +105,7 @@ class Draws:
         self.like = x
 
     def of(self, rows: Tensor, query: int) -> Tensor:
-        """`numbers` for those rows and that query, counted from 1 → [n,numbers]; queries have to come in order."""
+        """Return the random numbers [n,numbers] of those rows for that query; queries come in order, from 1."""
         if (query - 1) % DRAWN == 0:
             shape = self.numbers.shape[1:]
             fresh = [torch.rand(shape, generator=self.generators[row]) for row in rows.tolist()]
@@ -110,23 +113,23 @@ class Draws:
         return self.numbers[rows, (query - 1) % DRAWN]
 
     def first(self, *shape: int) -> Tensor:
-        """Numbers for the starting points, [N,*shape]."""
+        """Return random numbers for the starting points, [N,*shape]."""
         drawn = [torch.rand(shape, generator=generator) for generator in self.generators]
         return torch.stack(drawn).to(self.like) if drawn else self.like.new_empty(0, *shape)
 
 
 def signs(uniform: Tensor) -> Tensor:
-    """Numbers in [0,1) as −1 and 1, equally likely."""
+    """Turn uniform numbers in [0,1) into −1 and 1, equally likely."""
     return 1 - 2 * (uniform < 0.5).to(uniform)
 
 
 def stripes(x: Tensor, eps: float, draws: Draws) -> Tensor:
-    """The start in L∞: every column of every channel up or down by ε."""
+    """Return the starting points in L∞: every column of every channel is x + ε or x − ε, at random."""
     return project(x + eps * signs(draws.first(x.shape[1], 1, x.shape[3])), x, "linf", eps)
 
 
 def tiles(x: Tensor, eps: float, draws: Draws) -> Tensor:
-    """The start in L2: 5 × 5 of the perturbations `bump`, with random signs and orientations, of norm ε together."""
+    """Return the starting points in L2: x plus 5 × 5 `bump`s with random signs and orientations, of norm ε in all."""
     channels, height, width = x.shape[1:]
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
@@ -140,10 +143,10 @@ def tiles(x: Tensor, eps: float, draws: Draws) -> Tensor:
 
 
 def square_linf(around: Sequence[Tensor], best: Tensor, side: int, u: Tensor) -> Tensor:
-    """`best` with one square of each image at x ± ε, a sign for each channel (their algorithm 2). u: [n,numbers].
+    """Return `best` with one square of each image set to x − ε or x + ε, by channel (algorithm 2 of the paper).
 
-    around: x − ε and x + ε, in the box. Where that is what stands there already, at the other end: a query that changes
-    nothing tells nothing.
+    around: x − ε and x + ε, clipped to [0,1]. u: random numbers [n,numbers]. Where that changes nothing, the square is
+    set to the other end, because a query about the same image would be wasted.
     """
     low, high = around
     inside = window(best, *corner(best, side, u[:, 0], u[:, 1]), side)
@@ -156,9 +159,9 @@ def square_linf(around: Sequence[Tensor], best: Tensor, side: int, u: Tensor) ->
 
 
 def square_l2(around: Sequence[Tensor], best: Tensor, side: int, u: Tensor, eps: float) -> Tensor:
-    """`best` with the norm of one window moved to another, towards a bump there (their algorithm 3). u: [n,numbers].
+    """Return `best` with the norm of one window moved to another one, as a bump (algorithm 3 of the paper).
 
-    around: x alone.
+    around: x alone. u: random numbers [n,numbers].
     """
     (x,) = around
     channels = x.shape[1]
@@ -181,17 +184,17 @@ def square_l2(around: Sequence[Tensor], best: Tensor, side: int, u: Tensor, eps:
 
 
 def unit(delta: Tensor) -> Tensor:
-    """[n,C,h,w] with each channel of norm 1, or 0."""
+    """Scale each channel of delta [n,C,h,w] to norm 1; channels of zeros stay zero."""
     return delta / delta.flatten(2).norm(dim=2)[:, :, None, None].clamp_min(1e-12)
 
 
 def corner(x: Tensor, side: int, down: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:
-    """The top left pixels [n] of squares that lie within the images, from numbers in [0,1)."""
+    """Return rows and columns [n] of the top left pixels of squares within the images, from numbers [n] in [0,1)."""
     return (down * (x.shape[2] - side + 1)).long(), (across * (x.shape[3] - side + 1)).long()
 
 
 def window(x: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
-    """Which pixels lie in the squares with those corners → [n,1,H,W] bool."""
+    """Return which pixels lie in the squares with those corners → [n,1,H,W] bool."""
     rows = torch.arange(x.shape[2], device=x.device) - top[:, None]
     columns = torch.arange(x.shape[3], device=x.device) - left[:, None]
     within = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
@@ -199,14 +202,14 @@ def window(x: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
 
 
 def oriented(x: Tensor, side: int, uniform: Tensor) -> Tensor:
-    """`bump` of that side, standing or lying by a number in [0,1) for each input → [n,1,side,side]."""
+    """Return the `bump` of that side, transposed where the number in [0,1) is ≥ 0.5 → [n,1,side,side]."""
     shape = bump(side).to(x)
     return torch.where((uniform < 0.5)[:, None, None, None], shape, shape.T)
 
 
 @cache
 def bump(side: int) -> Tensor:
-    """Their eq. 2: two rectangles of opposite sign, each falling off from its centre; norm 1. → [side,side]"""
+    """Return two rectangles of opposite sign that decrease from their centres, [side,side], norm 1 (paper's eq. 2)."""
 
     def rectangle(height: int, width: int) -> Tensor:
         rows = (torch.arange(height) - height // 2).abs()

@@ -1,4 +1,4 @@
-"""The black-box attack with a model of the attacker's own: Papernot et al. 2017, "Practical Black-Box Attacks"."""
+"""The black-box attack through a substitute model (Papernot et al. 2017, "Practical Black-Box Attacks")."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.transfer import Surrogate
 
 BATCH = 64
-"""Images in a step of the substitute's training, at the most."""
+"""Batch size of the substitute's training."""
 
 
-# Module-level because an attack is a frozen value that runs for every batch and ε, and its substitute is trained once.
-# The keys are weak, and every job loads a defense of its own: no job's counts depend on another's.
+# Module-level, because an attack is an immutable value that runs for every batch and ε, and trains its substitute once.
+# The keys are weak, and every job loads its own defense, so that no job's counts depend on another job.
 _TRAINED: WeakKeyDictionary[AttackableDefense, dict[tuple[Substitute, int], SubstituteCNN]] = WeakKeyDictionary()
 """Substitutes by the defense they imitate, the attack and the seed."""
 
 
 class SubstituteCNN(nn.Module):
-    """Two 3×3 convolutions of `width` and 2·`width` channels, each halving the size, and 4·`width` hidden units."""
+    """A network of two 3×3 convolutions with stride 2, `width` and 2·`width` channels, and 4·`width` hidden units."""
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, width: int) -> None:
         super().__init__()
@@ -50,19 +50,19 @@ class SubstituteCNN(nn.Module):
 class Substitute(Attack):
     """Trains a model on the defense's decisions, attacks that model, and transfers the result.
 
-    FGSM or PGD on the substitute, shown to the defended system.
+    The attack on the substitute is FGSM or PGD.
 
-    Transferred into INC it is also the first of the combined attacks on that defense. The attacker begins with `images`
-    held-out images and asks for their labels. In each of `rounds` the substitute is trained from the beginning for
-    `epochs`, and (but after the last) the set is doubled: every image gets a neighbour at x + `reach` · sign of the
-    gradient of the substitute's output for its label (Jacobian augmentation, their λ = 0.1), labelled by the system
-    again. What the system rejects has no label and stays out. Its logits and gradients are never seen.
+    The attacker starts with `images` held-out images and the labels that the defense gives them. In each of `rounds`
+    rounds the substitute is trained from scratch for `epochs` epochs. After every round but the last the set is
+    doubled: each image gets a neighbour x + `reach` · sign of the gradient of the substitute's output for its label
+    (Jacobian augmentation; λ = 0.1 in the paper), and the defense labels it. Images that the defense rejects have no
+    label and are left out. The attacker never sees logits or gradients of the defense.
 
-    images: number of held-out images to begin with. rounds: number of trainings. epochs: epochs of each.
-    reach: length of the step to a neighbour in L∞.
-    method, steps, restarts: the attack on the substitute, its steps and starts; it runs to its end, since what fools
-    the substitute need not fool the system.
-    width: channels of the substitute's first layer (`SubstituteCNN`). rate: learning rate of its training by Adam.
+    images: number of held-out images at the start. rounds: number of trainings. epochs: number of epochs of each.
+    reach: L∞ length of the step to a neighbour.
+    method: attack on the substitute. steps, restarts: numbers of steps and starts of PGD; it uses all of its steps,
+    because an image that fools the substitute need not fool the defense.
+    width: number of channels of the substitute's first layer (`SubstituteCNN`). rate: learning rate of Adam.
     """
 
     paper = "papernot2017"
@@ -80,7 +80,7 @@ class Substitute(Attack):
     rate: Annotated[float, Gt(0), Lt(math.inf)] = 1e-3
 
     def passes(self) -> tuple[int, int]:
-        return math.ceil(self.images * 2 ** (self.rounds - 1) / 100), 0  # shared by a batch of some hundred
+        return math.ceil(self.images * 2 ** (self.rounds - 1) / 100), 0  # shared by a batch of about a hundred
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         attack = (
@@ -92,31 +92,32 @@ class Substitute(Attack):
         return attack.run(Target(surrogate, len(x)), x, y, eps, seed)
 
     def trained_on(self, target: Target, seed: int) -> SubstituteCNN:
-        """The substitute of that defense and seed, trained when it is first asked for: it is the same at every ε."""
+        """Return the substitute for that defense and seed; it is trained at the first call and kept for every ε."""
         known = _TRAINED.setdefault(target.defense, {})
         if (self, seed) not in known:
             known[self, seed] = self.substitute(target, seed)
         return known[self, seed]
 
     def substitute(self, target: Target, seed: int) -> SubstituteCNN:
-        """A model that answers like the target; the labels it takes are counted, a share for every input attacked.
+        """Train a model that answers like the target; passes for its labels are spread evenly over the attacked inputs.
 
         Raises ValueError where the target accepts none of the images.
         """
         held_out, _ = target.held_out()
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(held_out), generator=generator)[: self.images]
-        images, labels = asked(target, held_out[chosen.to(held_out.device)])
+        images, labels = labelled(target, held_out[chosen.to(held_out.device)])
         if not len(images):
             raise ValueError(f"the defense rejects all {len(chosen)} images that a substitute would learn from")
         for number in range(self.rounds):
             model = self.trained(images, labels, target.num_classes, seed + number)
             if number < self.rounds - 1:
-                more, their_labels = asked(target, self.neighbours(model, images, labels))
+                more, their_labels = labelled(target, self.neighbours(model, images, labels))
                 images, labels = torch.cat([images, more]), torch.cat([labels, their_labels])
         return model
 
     def trained(self, images: Tensor, labels: Tensor, classes: int, seed: int) -> SubstituteCNN:
+        """Train a substitute on images [M,C,H,W] with labels [M] from scratch."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = SubstituteCNN(tuple(images.shape[1:]), classes, self.width)  # type: ignore[arg-type]
@@ -132,17 +133,17 @@ class Substitute(Attack):
         return model.eval().requires_grad_(False)
 
     def neighbours(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """x + reach · sign ∂F_label(x)/∂x for each image, in the box."""
+        """Return x + reach · sign ∂F_label(x)/∂x for each image x [M,C,H,W], clipped to [0,1]."""
         with torch.enable_grad():
             x = images.clone().requires_grad_(True)
             (gradient,) = torch.autograd.grad(model(x).gather(1, labels[:, None]).sum(), x)
         return (images + self.reach * gradient.sign()).clamp(0, 1)
 
 
-def asked(target: Target, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The images [M,C,H,W] that the defended system accepts, and the labels it gives them.
+def labelled(target: Target, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return those of the images [M,C,H,W] that the deployed defense accepts, and the labels that it gives them.
 
-    Each is a forward pass of the defense, counted in equal shares for the inputs of the target.
+    Each image costs a forward pass of the defense; the passes are spread evenly over the inputs of the target.
     """
     everyone = torch.arange(len(target.forwards))
     target.count(everyone, len(images) / len(everyone), 0)

@@ -1,4 +1,4 @@
-"""What an attack is given: the defense, seen through a `Target` that counts every pass, and what the attacker owns."""
+"""What an attack works on: a `Target`, which counts every pass through the defense, and the attacker's own data."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from manifold_bench.attacks.view import View
 
 
 class BudgetExhausted(RuntimeError):
-    """The attack asked for more forward passes than `max_forwards` allows."""
+    """The attack made more forward passes than `max_forwards` allows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Attacker:
-    """What the attacker of a batch of n inputs owns besides the defense's answers, and how much it may spend.
+    """What the attacker of a batch of n inputs has besides access to the defense, and its budget of passes.
 
-    aims [n]: class that each input is to be taken for, where the attack's `aims` asks for one.
-    held_out: returns images [M,C,H,W] and labels [M] of the same kind as the inputs, never test data.
-    source: returns another classifier, images → logits [N,K].
-    max_forwards: number of forward passes that each input may cost.
+    aims: target class of each input, [n]; None where the attack gets none (`Attack.aims`).
+    held_out: function that returns images [M,C,H,W] and labels [M] from the same data set, never test data.
+    source: function that returns the attacker's own classifier, images → logits [N,K].
+    max_forwards: largest number of forward passes for each input; None: no limit.
     """
 
     aims: Tensor | None = None
@@ -37,11 +37,11 @@ class Attacker:
 class Target:
     """A defense under attack, for one batch of n inputs.
 
-    `forwards` and `backwards` [n] count passes per input. An attack addresses inputs by `rows` (indices into the
-    batch it was given), so that inputs which leave the batch cost no more passes.
+    `forwards` and `backwards` [n] count passes per input. An attack names inputs by `rows`, their indices in its batch,
+    so that inputs which leave the batch cost no more passes.
 
-    on_count: called with this target after every counted pass, to report progress. queries: sees every query about the
-    inputs.
+    on_count: function that is called with this target after every counted pass, to report progress. queries: recorder
+    of every query about the inputs; None: queries are not recorded.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class Target:
     def held_out(self) -> tuple[Tensor, Tensor]:
         """Return the attacker's own images [M,C,H,W] and labels [M]; raises ValueError where there are none."""
         if self.attacker.held_out is None:
-            raise ValueError("this attack needs held-out images of the data set, and was handed none")
+            raise ValueError("this attack needs held-out images of the data set, and there are none")
         return self.attacker.held_out()
 
     def source(self) -> nn.Module:
         """Return the attacker's own classifier; raises ValueError where there is none."""
         if self.attacker.source is None:
-            raise ValueError("this attack needs a classifier of its own, and was handed none")
+            raise ValueError("this attack needs a classifier of its own, and there is none")
         return self.attacker.source()
 
     def count(self, rows: Tensor, forwards: float, backwards: float) -> None:
@@ -84,7 +84,7 @@ class Target:
         self._on_count(self)
 
     def verdict(self, x: Tensor, rows: Tensor) -> Verdict:
-        """Return the full-strength answer for images x [n,C,H,W] of those rows; it counts as one forward pass."""
+        """Return the deployed defense's answer to images x [n,C,H,W] of those rows; it counts as one forward pass."""
         self.count(rows, 1, 0)
         with torch.no_grad():
             answer = self.defense.verdict(pad_to_block(x))
@@ -95,17 +95,17 @@ class Target:
         return answer
 
     def scored(self, x: Tensor, rows: Tensor, logits: Tensor) -> None:
-        """Show the harness logits [n,K] or [n,K+1], of the defense or a part, for images x [n,C,H,W] of those rows."""
+        """Record logits [n,K] or [n,K+1], of the defense or of a part, for images x [n,C,H,W] of those rows."""
         if self.queries is not None:
             self.queries.scored(x.detach(), rows, logits.detach(), self.num_classes)
 
     def differentiated(self, rows: Tensor, gradient: Tensor) -> None:
-        """Show the harness gradients [n,...] that the attack follows from points of those rows."""
+        """Record gradients [n,...] that the attack follows from points of those rows."""
         if self.queries is not None:
             self.queries.differentiated(rows, gradient)
 
     def only(self, rows: Tensor) -> Target:
-        """Return a target of the inputs at those rows alone; passes counted there are counted here too."""
+        """Return a target for the inputs at those rows alone; this target counts the passes of that one too."""
         return Rows(self, rows)
 
     def view(
@@ -120,7 +120,7 @@ class Target:
 
 
 class Rows(Target):
-    """Some rows of another target, for an attack that hands the inputs it could not beat to the next attack."""
+    """A target for some rows of another target, for attacks that run one after the other on what is still robust."""
 
     def __init__(self, whole: Target, rows: Tensor) -> None:
         aims = None if whole.aims is None else whole.aims[rows]

@@ -1,4 +1,4 @@
-"""What an attacker may do to an image: norms, balls around an input, and the distances that are judged."""
+"""Threat models: norms, balls around an input, and the distances that the judge measures."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch
 from torch import Tensor
 
 Norm = Literal["linf", "l2", "l0", "unrestricted", "fooling"]
-"""`fooling` has no image to stay near: the inputs are noise, and success is an answer that accepts them."""
+"""Norms of perturbations. `unrestricted`: any image. `fooling`: inputs are noise, and accepted noise is a success."""
 
 NORMS: tuple[Norm, ...] = get_args(Norm)
 
 UNBOUNDED: tuple[Norm, ...] = ("unrestricted", "fooling")
-"""Those in which any image is allowed: there is no ε, and distances are told in L2."""
+"""Norms in which any image is allowed: there is no ε, and distances are measured in L2."""
 
 
 TOLERANCE: dict[Norm, float] = {"linf": 1e-6, "l2": 1e-5, "l0": 0.0, "unrestricted": 0.0, "fooling": 0.0}
-"""What a distance may exceed ε by, for rounding: this share of ε, and as much again absolutely."""
+"""How far a distance may exceed ε because of rounding: this share of ε, plus this number."""
 
 
 GRIDS = (16, 255, 65535)
-"""Steps from black to white of the pixel values that data sets have: scikit-learn's digits, 8 and 16 bits."""
+"""Numbers of steps from black to white that data sets use: scikit-learn's digits, 8 bits and 16 bits."""
 
 
 def flat_norm(delta: Tensor, norm: Norm) -> Tensor:
-    """Norm of each perturbation. delta: [N,...] → [N]; the unbounded ones in L2, `l0` counts changed pixels.
+    """Return the norm of each perturbation, delta [N,...] → [N]; for norms without ε, the L2 norm.
 
-    A pixel counts once for `l0` however many of its channels changed (delta [N,C,H,W]).
+    `l0` counts changed pixels; a pixel of delta [N,C,H,W] counts once however many of its channels changed.
     """
     if norm == "l0":
         changed = (delta != 0).flatten(2).any(1) if delta.dim() > 2 else delta != 0
@@ -39,12 +39,12 @@ def flat_norm(delta: Tensor, norm: Norm) -> Tensor:
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
-    """values [N] → [N,1,1,...] with as many dimensions as `like`, for arithmetic row by row."""
+    """Return values [N] as [N,1,1,...] with as many dimensions as `like`, for arithmetic row by row."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def project(x: Tensor, origin: Tensor, norm: Norm, eps: float) -> Tensor:
-    """Nearest point of the ε-ball around `origin` for each x, then of the box [0,1]. Shapes [N,C,H,W].
+    """Return the point of the ε-ball around `origin` nearest to each x, clipped to [0,1]. Shapes [N,C,H,W].
 
     The box is applied last: it can only shrink the distance to an origin that lies in the box, so the ball holds too.
     """
@@ -68,24 +68,24 @@ def project(x: Tensor, origin: Tensor, norm: Norm, eps: float) -> Tensor:
 
 
 def inside(x: Tensor, origin: Tensor, norm: Norm, eps: float) -> Tensor:
-    """Whether each x [N,C,H,W] is finite, within [0,1] up to 1e-6, and within ε of its origin → [N] bool."""
+    """Return whether each x [N,C,H,W] is finite, within [0,1] up to 1e-6, and within ε of its origin → [N] bool."""
     flat = x.flatten(1)
     finite = flat.isfinite().all(1)
     boxed = (flat.amin(1) >= -1e-6) & (flat.amax(1) <= 1 + 1e-6)
     if norm in UNBOUNDED:
         return finite & boxed
-    # float64: the distance itself must not lose what the tolerance is about
+    # float64, because rounding of the distance itself must be smaller than the tolerance
     return finite & boxed & within(flat_norm(x.double() - origin.double(), norm), norm, eps)
 
 
 def within(distance: Tensor, norm: Norm, eps: float) -> Tensor:
-    """Whether distances [N] in that norm count as no larger than ε, up to the `TOLERANCE` for rounding → [N] bool."""
+    """Return whether distances [N] in that norm are at most ε, up to the `TOLERANCE` for rounding → [N] bool."""
     tolerance = TOLERANCE[norm]
     return distance <= eps * (1 + tolerance) + tolerance
 
 
 def grey_levels(x: Tensor) -> int | None:
-    """Number of steps from black to white on whose grid the pixels of x lie (255: 8-bit images); None for no grid."""
+    """Return how many steps from black to white the pixels of x have (255: 8-bit images); None: they are on no grid."""
     for levels in GRIDS:
         scaled = x * levels
         if (scaled - scaled.round()).abs().max() < 1e-3:
@@ -94,29 +94,29 @@ def grey_levels(x: Tensor) -> int | None:
 
 
 def on_the_grid(point: Tensor, x: Tensor, levels: int) -> Tensor:
-    """Points on the grid next to `point`, towards their origin x, so that they stay within its ball."""
+    """Round points to the grid of `levels` steps, towards their origin x, so that they stay within its ball."""
     scaled = (point * levels).double()
     towards = torch.where(point >= x, (scaled + 1e-3).floor(), (scaled - 1e-3).ceil())
     return (towards / levels).to(x.dtype).clamp(0, 1)
 
 
 def input_seeds(x: Tensor, seed: int) -> list[int]:
-    """A seed for each input that depends on its pixels and `seed` only, so never on its batch. x: [N,...]."""
+    """Return a seed for each input x [N,...]; it depends on the input's pixels and on `seed`, not on its batch."""
     rows = x.detach().to("cpu", torch.float32).contiguous().numpy()
     prefix = str(seed).encode()
     return [int.from_bytes(hashlib.blake2b(prefix + row.tobytes(), digest_size=7).digest()) for row in rows]
 
 
 def draw_per_input(x: Tensor, seed: int, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-    """Stacks draw(generator) over inputs, each with the generator of its own seed (`input_seeds`)."""
+    """Return draw(generator) for each input, stacked; each generator has the seed of its input (`input_seeds`)."""
     rows = [draw(torch.Generator().manual_seed(s)) for s in input_seeds(x, seed)]
     return torch.stack(rows).to(x.device, x.dtype) if rows else torch.empty_like(x)
 
 
 def random_in_ball(x: Tensor, norm: Norm, eps: float, seed: int) -> Tensor:
-    """A random point of the ε-ball around each x, in the box: uniform in L∞, uniform in the ball in L2.
+    """Return a random point of the ε-ball around each x [N,C,H,W], clipped to [0,1]; uniform in the L∞ or L2 ball.
 
-    x: [N,C,H,W] in [0,1]. In L0, `eps` random pixels get random values; unrestricted and fooling: any image.
+    In L0, `eps` random pixels get random values. In the norms without ε, every pixel is random.
     """
     shape = x.shape[1:]
 

@@ -1,4 +1,4 @@
-"""An attack on defenses that project: it keeps the optimum of the search inside the defense while the image moves."""
+"""An attack on defenses that project: it follows the optimum of the defense's search while the image changes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import expand
 
 AT_ONCE = 128
-"""Columns of Jacobians that pass through a generator together: what lies between its layers stays in the caches."""
+"""Number of Jacobian columns that pass through a generator together, so that its activations stay in the caches."""
 
 FALL = 0.05
-"""The last step of an ascent over its first."""
+"""Length of the last step of an ascent as a share of the first."""
 
 NEAR = 0.95
 """Share of η from which on the image is pulled back towards the range."""
@@ -38,7 +38,7 @@ class Chart(NamedTuple):
     """A generator to second order at latents z [M,k], for the search for the G(z) nearest to images x.
 
     jacobian: J, transposed, [M,k,D]. inverse: A⁻¹ [M,k,k], A = JᵀJ + Σ rᵢ∇²Gᵢ with r = G(z) − x, the Hessian of
-    ½‖G(z) − x‖². Its eigenvalues are raised to a least one, so that A⁻¹ leads downhill beside the optimum too.
+    ½‖G(z) − x‖². Its eigenvalues are raised to a minimum, so that A⁻¹ leads downhill away from the optimum too.
     """
 
     jacobian: Tensor
@@ -46,7 +46,7 @@ class Chart(NamedTuple):
 
     @classmethod
     def at(cls, generator: Callable[[Tensor], Tensor], z: Tensor, x: Tensor) -> Chart:
-        """For images x [M,C,H,W]; a pass of forward mode through G and its vjp for each of the k columns."""
+        """Compute the chart at latents z [M,k] for images x [M,C,H,W]; costs 2 passes for each of the k columns."""
         m, k = z.shape
         points, aims, directions = z.repeat_interleave(k, 0), x.repeat_interleave(k, 0), torch.eye(k).to(z).repeat(m, 1)
         parts = zip(points.split(AT_ONCE), aims.split(AT_ONCE), directions.split(AT_ONCE), strict=True)
@@ -59,16 +59,19 @@ class Chart(NamedTuple):
         return cls(jacobian, (vectors / values[:, None]) @ vectors.transpose(1, 2))
 
     def pulled(self, change: Tensor) -> Tensor:
-        """A⁻¹ Jᵀ change: how far z*(x) moves when x does by `change` [M,D] → [M,k]."""
+        """Return A⁻¹ Jᵀ change, the change of z*(x) when x changes by `change` [M,D] → [M,k]."""
         return (self.inverse @ (self.jacobian @ change[:, :, None]))[:, :, 0]
 
     def through(self, gradient: Tensor) -> Tensor:
-        """J A⁻¹ Jᵀ gradient: at x, what is `gradient` [M,D] at G(z*(x)), by the implicit function theorem → [M,D]."""
+        """Return J A⁻¹ Jᵀ gradient: the gradient for x, given the gradient [M,D] for G(z*(x)) → [M,D].
+
+        This is the implicit function theorem.
+        """
         return (self.jacobian.transpose(1, 2) @ self.pulled(gradient)[:, :, None])[:, :, 0]
 
 
 def _columns(generator: Callable[[Tensor], Tensor], z: Tensor, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """The derivatives of Jᵀ(G(z) − x) and of G(z) along directions [M,k] → [M,k], [M,D]."""
+    """Return the derivatives of Jᵀ(G(z) − x) and of G(z) along directions [M,k] → [M,k], [M,D]."""
     aim = pad_to_block(x)
 
     def downhill(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,11 +85,11 @@ def _columns(generator: Callable[[Tensor], Tensor], z: Tensor, x: Tensor, direct
 
 @dataclass
 class Followed:
-    """Images under way, and the optima that are followed for them: n images, S optima of each, k latent dimensions.
+    """The state of an ascent: n images, S optima that are followed for each of them, k latent dimensions.
 
-    rows: [n], which inputs they are. point: images [n,C,H,W]. memory: [n,C,H,W], sum of their earlier directions.
-    z: [n·S,k]. images: G(z), [n·S,C,H,W]. chart: of each z as of the last `renew`. share: [n·S], of the next step of
-    each search that is tried.
+    rows: index of each image's input, [n]. point: images [n,C,H,W]. memory: sum of their earlier directions, [n,C,H,W].
+    z: the optima, [n·S,k]. images: G(z), [n·S,C,H,W]. chart: chart of each z, from the last `renew`. share: share of
+    the next Newton step that is tried, [n·S].
     """
 
     rows: Tensor
@@ -99,7 +102,7 @@ class Followed:
 
     @classmethod
     def begin(cls, scene: Scene, rows: Tensor, z: Tensor) -> Followed:
-        """From the inputs of those rows, with latents [n,S,k]; without charts yet."""
+        """Return the state at the inputs of those rows, with latents z [n,S,k] and empty charts."""
         x, latents, (_, optima, k) = scene.x[rows], z.flatten(0, 1), z.shape
         chart = Chart(z.new_zeros(len(latents), k, x[0].numel()), z.new_zeros(len(latents), k, k))
         images = blockwise(scene.generator, latents)
@@ -107,18 +110,19 @@ class Followed:
 
     @property
     def optima(self) -> int:
+        """S, the number of optima for each image."""
         return len(self.z) // max(1, len(self.rows))
 
     def of_each(self, values: Tensor) -> Tensor:
-        """values [n,…] of images → the same of each of their optima, [n·S,…]."""
+        """Repeat values [n,…] of images for each of their optima → [n·S,…]."""
         return values.repeat_interleave(self.optima, 0)
 
     def off(self) -> Tensor:
-        """x − G(z), [n·S,D]."""
+        """Return x − G(z), [n·S,D]."""
         return (self.of_each(self.point) - self.images).flatten(1)
 
     def only(self, going: Tensor) -> Followed:
-        """Those images for which `going` [n] is true."""
+        """Return the state of the images for which `going` [n] is true."""
         each = self.of_each(going)
         rows, point, memory = remaining(going, self.rows, self.point, self.memory)
         z, images, share = remaining(each, self.z, self.images, self.share)
@@ -133,7 +137,7 @@ class Followed:
             self.chart.jacobian[chosen], self.chart.inverse[chosen] = fresh
 
     def restart(self, scene: Scene, which: Tensor) -> None:
-        """Follow what the deployed search finds now, for the images for which `which` [n] is true."""
+        """Replace the optima of the images for which `which` [n] is true by what the deployed search finds for them."""
         if which.any():
             found = [scene.inverted(self.point[which], self.rows[which]) for _ in range(self.optima)]
             chosen = self.of_each(which)
@@ -142,9 +146,9 @@ class Followed:
             self.share[chosen] = 1.0
 
     def follow(self, scene: Scene) -> None:
-        """Take one step of every search for the nearest G(z).
+        """Take one Newton step of every search for the G(z) nearest to its image.
 
-        One that brings G(z) no nearer to x is not taken, and the next one is shorter.
+        A step that brings G(z) no nearer is not taken, and the next one is shorter.
         """
         off = self.off()
         z = self.z + self.share[:, None] * self.chart.pulled(off)
@@ -159,18 +163,18 @@ class Followed:
 class Tracking(Attack):
     """Climbs through a projection, whose optimum it follows by Newton steps.
 
-    Targeted ascents on C(G(z*(x))), with z*(x) kept at the optimum by one Newton step after each step of x.
+    It runs targeted ascents on C(G(z*(x))), and keeps z*(x) at the optimum by one Newton step after each step of x.
 
-    The Jacobian J of the generator and the Hessian A of the search are explicit, and J A⁻¹ Jᵀ serves the search and the
-    gradient at x alike. So a step costs a few passes instead of the deployed search. Where the distance to G(z*) comes
-    near η, the image is pulled back towards the range. The full-strength defense is asked about what looks like success
-    a few times in an ascent; where it denies, the optimum that it found is followed from there. Without the curvature
-    of G in A (Gauss–Newton) the same attack beats 16 or 17 of 49 inputs of INC instead of 19 (L∞ 0.2).
+    The Jacobian J of the generator and the Hessian A of the search are computed explicitly, and J A⁻¹ Jᵀ gives both the
+    Newton step and the gradient at x. So a step costs a few passes in place of the deployed search. Where the distance
+    to G(z*) comes near η, the image is pulled back towards the range. A few times in an ascent the deployed defense
+    checks possible successes; where it denies one, the attack follows the optimum that the defense found. Without the
+    curvature of G in A (Gauss–Newton) the attack succeeds on 16 or 17 of 49 inputs of INC, with it on 19 (L∞ 0.2).
 
-    steps: number of steps of each ascent. targets: number of wrong classes tried, the likeliest of the clean input
-    first. optima: number of answers of a randomized defense whose optima are followed at once; the mean over them is
-    climbed. refresh: number of steps for which J and A serve. step_size: length of the first step as a share of ε;
-    they shorten geometrically to FALL of it. decay: share of the earlier directions that a step keeps (momentum).
+    steps: number of steps of each ascent. targets: number of target classes, the likeliest for the clean input first.
+    optima: number of answers of a randomized defense whose optima are followed at once; the attack climbs their mean.
+    refresh: number of steps after which J and A are computed again. step_size: length of the first step as a share of
+    ε; steps shorten geometrically to FALL of it. decay: share of the earlier directions that a step keeps (momentum).
     """
 
     knowledge = "white-box"
@@ -185,18 +189,18 @@ class Tracking(Attack):
     decay: Annotated[float, Ge(0), Lt(1)] = 0.75
 
     def passes(self) -> tuple[int, int]:
-        latent = 32  # a guess, as is one optimum: neither the generator nor the defense is known here
+        latent = 32  # a guess, as is one optimum, since the defense is not known here
         looks = self.targets * (self.steps + 1)
         jacobians = self.targets * (math.ceil((self.steps + 1) / self.refresh) + CONFIRMATIONS + 1)
-        asked = 2 * self.targets * (CONFIRMATIONS + 1)
-        return 1 + 2 * looks + latent * jacobians + asked, looks + latent * jacobians
+        confirmations = 2 * self.targets * (CONFIRMATIONS + 1)
+        return 1 + 2 * looks + latent * jacobians + confirmations, looks + latent * jacobians
 
     def steps_of_a_pass(self, defense: AttackableDefense) -> int:
-        """Nearly all of its passes are the generator's and the classifier's, but for its confirmations."""
+        """Return the mean number of solver steps for each pass; only confirmations run the solver."""
         return math.ceil(defense.inference_steps * self.targets * CONFIRMATIONS / sum(self.passes()))
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        return None if projects(defense) else "the defense has no generator that it inverts: no optimum to follow"
+        return None if projects(defense) else "the defense projects on no generator, so that there is no optimum"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         scene = Scene(target, x, y, self.norm, eps)
@@ -212,7 +216,7 @@ class Tracking(Attack):
         return best.point
 
     def climb(self, scene: Scene, here: Followed, aims: Tensor, best: Best) -> Tensor:
-        """One ascent towards the classes `aims` [N]; updates `best`, returns the rows that are not beaten."""
+        """Ascend towards the target classes `aims` [N], update `best`, and return the rows without a success."""
         every = max(1, self.steps // CONFIRMATIONS)
         for step in range(self.steps + 1):
             logits, gradient = self.look(scene, here, aims, step)
@@ -232,8 +236,8 @@ class Tracking(Attack):
         return here.rows
 
     def look(self, scene: Scene, here: Followed, aims: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Logits at G(z), [n·S,K], and the gradient there of the margin of the class aimed at, [n·S,D]."""
-        scene.target.count(here.rows, 2 * here.optima, here.optima)  # the generator's next pass, in `follow`, included
+        """Return the logits at G(z), [n·S,K], and the gradient there of the target class' margin, [n·S,D]."""
+        scene.target.count(here.rows, 2 * here.optima, here.optima)  # with the generator's next pass, in `follow`
         towards, classes = here.of_each(aims[here.rows]), scene.target.num_classes
         with torch.enable_grad():
             images = here.images.detach().requires_grad_(True)
@@ -246,9 +250,10 @@ class Tracking(Attack):
         return logits.detach(), gradient.flatten(1)
 
     def ask(self, scene: Scene, here: Followed, logits: Tensor, best: Best) -> tuple[Tensor, Tensor]:
-        """Which images fool the full-strength defense, and which are to be searched for anew; updates `best`.
+        """Return which images fool the deployed defense, and which need the optimum of a new search; update `best`.
 
-        Both [n] bool. Anew: where the defense denied a success; everywhere where its own search ends at random.
+        Both are [n] bool. A new search is needed where the defense denied a success, and for a randomized defense
+        wherever it is not fooled.
         """
         excess = here.off().norm(dim=1) - scene.eta
         rows = here.of_each(here.rows)
@@ -261,9 +266,9 @@ class Tracking(Attack):
         return beaten, ~beaten & (claimed | scene.target.defense.randomized)
 
     def direction(self, scene: Scene, here: Followed, gradient: Tensor) -> Tensor:
-        """Where the image is to go, [n,C,H,W]: the mean over its optima of the margin's unit gradient and of the pull.
+        """Return the direction of the next step, [n,C,H,W]: the margin's unit gradient plus the pull towards the range.
 
-        gradient: at G(z), [n·S,D].
+        It is the mean over the optima of an image. gradient: gradient of the margin at G(z), [n·S,D].
         """
         up, off = F.normalize(here.chart.through(gradient)), here.off()
         pull = ((off.norm(dim=1) / scene.eta - NEAR) / (1 - NEAR)).clamp(0, 2)[:, None]

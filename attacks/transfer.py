@@ -1,4 +1,4 @@
-"""Attacks made on another model and shown to the defense."""
+"""Transfer attacks: adversarial images for another model, tried on the defense."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from manifold_bench.attacks.target import Target
 
 
 class Surrogate:
-    """A classifier of the attacker's own, images → logits [N,K], in the place of a defense under attack."""
+    """The attacker's own classifier, images → logits [N,K], with the interface of a defense under attack."""
 
     rejects = randomized = False
     detectors: tuple[str, ...] = ()
@@ -34,10 +34,9 @@ class Surrogate:
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(PGD):
-    """PGD on a classifier of the attacker's own (`Target.source`), climbed to its end; the defense is never asked.
+    """PGD on the attacker's own classifier (`Target.source`), without a single query of the defense.
 
-    A success on the source says nothing of the defense, so no input leaves the batch early (as with part =
-    "classifier").
+    It uses all of its steps, because a success on its own classifier says nothing about the defense.
     """
 
     knowledge = "oblivious"
@@ -48,7 +47,7 @@ class Transfer(PGD):
         return super().run(Target(surrogate, len(x)), x, y, eps, seed)
 
     def passes(self) -> tuple[int, int]:
-        """None through the defense."""
+        """Return 0 passes, since none goes through the defense."""
         return 0, 0
 
     def unsuited(self, defense: AttackableDefense) -> str | None:

@@ -1,4 +1,4 @@
-"""What an attack differentiates: the whole defense or its classifier, with gradients as declared."""
+"""The function that an attack differentiates: the whole defense or its classifier, with a chosen kind of gradient."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class View:
-    """One way to look at a target: `logits`, and the gradient of a loss on them.
+    """The differentiable function that stands in for a target: its logits, and gradients of losses on them.
 
-    `exact` says whether its answers are the deployed ones; where they are not (a part, a cheaper inner
-    optimisation, a randomized defense) a success seen here has to be confirmed by `Target.verdict`.
+    part, gradient, inner_steps, warm_start: as in `attacks.base.ViewAttack`. memory: where the inner optimisation of
+    each input ended, [n,...]; None before the first one.
+
+    `exact` says whether the view gives the deployed defense's answers. A view of a part, of a cheaper inner
+    optimisation or of a randomized defense does not: there a success needs the confirmation of `Target.verdict`.
     """
 
     target: Target
@@ -49,34 +52,34 @@ class View:
         self.exact = self.part == "defense" and not self.iterative and not defense.randomized
 
     def logits(self, x: Tensor, rows: Tensor | None) -> Tensor:
-        """[N,C,H,W] → [N,K] or [N,K+1]; differentiable in x. Not counted: `answer` and `ascent` do that.
+        """Return logits [N,K] or [N,K+1] for images x [N,C,H,W], differentiable in x; the pass is not counted.
 
-        rows: which inputs these are, None where that isn't known (then every inner optimisation is a full one).
+        rows: index of each input in the batch; None where it is not known. Without it there is no warm start.
         """
         return self._iterated(x, rows) if self.iterative else self._scored(x)
 
     def _iterated(self, x: Tensor, rows: Tensor | None) -> Tensor:
-        """A defense that optimises at inference: with `warm_start` from where the last call for these rows ended."""
+        """Return the logits of a defense that optimises at inference, with a warm start where one is chosen."""
         defense = self.target.defense
         mode = defense.gradient_modes[0] if self.gradient == "default" else self.gradient
         start = None
         if self.memory is not None and rows is not None:
             start = pad_to_block(self.memory[rows])
-            if not start.isfinite().all():  # some of these rows have never been seen
+            if not start.isfinite().all():  # some of these rows have no earlier optimum
                 start = None
         logits, end = cast(Optimising, defense).attack_forward(pad_to_block(x), mode, start, self.inner_steps)
         if self.warm_start and rows is not None:
             if self.memory is None:
                 self.memory = end.new_full((len(self.target.forwards), *end.shape[1:]), torch.nan)
             n = len(x)
-            once = 1 if n > 1 and bool((rows == rows[0]).all()) else n  # many queries about one input: the first one's
+            once = 1 if n > 1 and bool((rows == rows[0]).all()) else n  # of many queries about one input, the first one
             self.memory[rows[:once]] = end[:once]
         return logits_of(logits[: len(x)], x, self.num_classes)
 
     def answer(self, x: Tensor, rows: Tensor, fresh: bool = False) -> Tensor:
-        """Logits without gradient, counted as one forward pass.
+        """Return logits without gradient; counts one forward pass.
 
-        fresh: whether every inner optimisation is a full one, as for those who can't hand in where it shall start.
+        fresh: whether to ignore `warm_start`, for attackers who cannot choose where an inner optimisation starts.
         """
         self.target.count(rows, 1, 0)
         with torch.no_grad():
@@ -85,15 +88,16 @@ class View:
         return logits
 
     def show(self, x: Tensor, rows: Tensor, logits: Tensor) -> None:
-        """Show the harness what was answered to images x [n,C,H,W] of those rows."""
+        """Record the logits that answer images x [n,C,H,W] of those rows."""
         self.target.scored(x, rows, logits)
         if self.target.queries is not None and self.part == "defense" and not self.iterative:
             self.target.queries.answered(x, rows, answered(logits, self.num_classes))
 
     def ascent(self, x: Tensor, loss: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, loss and its gradient [N,C,H,W] at x; counted as one forward and one backward pass.
+        """Return the logits at x [N,C,H,W], the loss and its gradient [N,C,H,W]; counts a forward and a backward pass.
 
-        Instead of a loss [N] there may be M of them [N,M]: their gradients are [N,M,C,H,W], of M backward passes.
+        loss: function of the logits → [N], or M losses at once [N,M]: then the gradients are [N,M,C,H,W] and cost M
+        backward passes.
         """
 
         def seen(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,16 +110,17 @@ class View:
     def _differentiated(
         self, x: Tensor, seen: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """What is seen at x, logits first and losses [N] or [N,M] last, and these' gradients [N,C,H,W] or [N,M,C,H,W].
+        """Return the values of `seen` at x [N,C,H,W], detached, and the gradients of the last of them.
 
-        A gradient that isn't finite is no direction: it comes back as zero.
+        seen: function of x whose first value are logits and whose last value are losses [N] or [N,M]. The gradients are
+        [N,C,H,W] or [N,M,C,H,W]; entries that are not finite are replaced by 0.
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             values = seen(x)
             losses = values[-1].sum(0, keepdim=values[-1].dim() == 1)
             if not losses.requires_grad:
-                raise ValueError("the defense's outputs have no gradient: use attacks without gradients, as square is")
+                raise ValueError("the defense's outputs have no gradient; use an attack that needs none, as square")
             gradients = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses]
         self.target.count(rows, 1, len(losses))
         gradient = gradients[0] if values[-1].dim() == 1 else torch.stack(gradients, dim=1)
@@ -124,9 +129,10 @@ class View:
         return tuple(value.detach() for value in values), gradient.nan_to_num(0.0, 0.0, 0.0)
 
     def confirmed(self, x: Tensor, y: Tensor, rows: Tensor, claimed: Tensor, due: bool = True) -> Tensor:
-        """Which claimed successes [n] stand: those that the full-strength defense confirms, asked only when due.
+        """Return which of the claimed successes [n] of images x [n,C,H,W] are confirmed → [n] bool.
 
-        An exact view's claims stand as they are; so do a part's, whose attacker knows no more.
+        The deployed defense confirms them, and only when `due`; otherwise none is confirmed. Claims of an exact view
+        need no confirmation, and neither do those of a part, since its attacker knows nothing else.
         """
         if self.exact or self.part != "defense":
             return claimed
@@ -136,11 +142,11 @@ class View:
         return confirmed
 
     def detection(self, x: Tensor, labels: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits as `logits` gives them, and the detectors' ratios [N,D]; both differentiable in x, not counted.
+        """Return the logits and the detectors' ratios [N,D] for x [N,C,H,W], differentiable in x; nothing is counted.
 
-        A ratio is a detector's score over its threshold if the answer were `labels` [N]: > 1 rejects. A defense that
-        names its `detectors` says them itself; of another that rejects, the one ratio follows from its reject score;
-        without rejection D = 0.
+        A ratio is a detector's score over its threshold for the answer `labels` [N]; a ratio > 1 rejects. A defense
+        that names its `detectors` computes their ratios. For any other defense that rejects, D = 1 and the ratio is the
+        reject excess + 1. For a defense that never rejects, D = 0.
         """
         defense = self.target.defense
         if self.part == "defense" and not self.iterative and defense.detectors:
@@ -154,7 +160,10 @@ class View:
     def detected_ascent(
         self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `ascent` for a loss of (x, logits, ratios): logits, ratios, loss [N], gradient [N,C,H,W]."""
+        """Return logits, ratios, loss [N] and its gradient [N,C,H,W], as `ascent` does.
+
+        loss: function of (x, logits, ratios); the ratios are those of `detection` for the answer `labels` [N].
+        """
 
         def seen(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             logits, ratios = self.detection(x, labels, rows)
@@ -165,11 +174,11 @@ class View:
 
 
 class CountedModule(nn.Module):
-    """A view as a module that answers for certain rows of the batch.
+    """A view as a torch module, for attacks of other libraries; it counts passes for the inputs `rows` of the batch.
 
-    Called with as many inputs as rows it takes them for those rows, in order; where there is one row every input
-    belongs to it. Called otherwise it can't know which they are: the passes are spread evenly over the rows, and each
-    query counts as one about the nearest input. Its logits are in units of twice their
+    A batch of as many images as rows belongs to those rows, in order; if there is one row, every image belongs to it.
+    For a batch of any other size the module cannot know which input an image belongs to: it spreads the passes evenly
+    over the rows, and records each query as one about the nearest input. The logits are divided by twice their
     `typical_temperature`.
     """
 
@@ -185,7 +194,7 @@ class CountedModule(nn.Module):
         share = len(x) / max(len(rows), 1)
         target.count(rows, share, 0)
         known = rows.expand(len(x)) if len(rows) == 1 else rows
-        x = x.view_as(x)  # the hook below is about this call alone
+        x = x.view_as(x)  # so that the hook below belongs to this call alone
         logits = self.view.logits(x, known if len(x) == len(known) else None)
         if target.queries is not None:
             about = known if len(x) == len(known) else rows[target.queries.only(rows).about(x.detach())]

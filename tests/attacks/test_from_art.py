@@ -171,13 +171,13 @@ def test_a_fault_of_the_defense_is_not_swallowed(linear_model):
         ({"attack": "DeepFol"}, "did you mean 'DeepFool'"),
         ({"attack": "GeoDA"}, "NumPy 2"),
         ({"attack": "DPatch"}, "no such attack"),
-        ({"attack": "DeepFool", "norm": "linf"}, "perturbs in l2"),
+        ({"attack": "DeepFool", "norm": "linf"}, "'linf' is not supported; allowed: l2"),
         (
             {"attack": "DeepFool", "norm": "l2", "parameters": {"max_iters": 3}},
             "allowed: batch_size, epsilon, max_iter",
         ),
         ({"attack": "DeepFool", "norm": "l2", "parameters": {"max_iter": -3}}, "iterations"),
-        ({"attack": "ProjectedGradientDescent", "parameters": {"eps": 0.1}}, "'eps' is not a parameter to set here"),
+        ({"attack": "ProjectedGradientDescent", "parameters": {"eps": 0.1}}, "'eps' cannot be set here"),
         ({"attack": "ProjectedGradientDescent", "norm": "l0"}, "linf or l2"),
     ],
 )

@@ -170,10 +170,10 @@ def test_the_defense_is_left_as_it_was(digits, digits_cnn):
     [
         ({"attack": "L2CarliniWagner", "norm": "l2"}, "did you mean 'L2CarliniWagnerAttack'"),
         ({"attack": "GenAttack"}, "target"),
-        ({"attack": "L2PGD", "norm": "linf"}, "perturbs in l2, not 'linf'"),
+        ({"attack": "L2PGD", "norm": "linf"}, "'linf' is not supported; allowed: l2"),
         ({"attack": "L1PGD", "norm": "l2"}, "L1"),
         ({"attack": "LinfPGD", "parameters": {"step": 3}}, "allowed: abs_stepsize, .*steps"),
-        ({"attack": "VirtualAdversarialAttack", "norm": "l2"}, "needs steps"),
+        ({"attack": "VirtualAdversarialAttack", "norm": "l2"}, "missing parameters: steps"),
     ],
 )
 def test_what_cannot_work_is_one_clear_error(given, says):
