@@ -111,18 +111,21 @@ class Marks:
 
 
 Doubts = Mapping[Any, str]
-"""Evidence that attacks were too weak for a worst case, by data set, defense, norm, ε and figure."""
+"""(data set, defense, norm, ε, figure) → evidence that the attacks were too weak for this worst case."""
 
 
 def doubts_of(results: Results, summary: pd.DataFrame) -> Doubts:
-    """Return evidence of attacks that were still winning, and of what is implausible. summary: of these results."""
+    """Return evidence that attacks were too weak: they were still succeeding when they ended, or a figure is implausible.
+
+    summary: the summary of these results.
+    """
     minimal = [key for key, entry in results.index.items() if entry.minimal]
     winning = unfinished(results.records, minimal)
-    return {(*cell, "robust_accuracy"): said for cell, said in winning.items()} | dict(implausible_cells(summary))
+    return {(*cell, "robust_accuracy"): text for cell, text in winning.items()} | dict(implausible_cells(summary))
 
 
 def implausible_cells(summary: pd.DataFrame) -> Doubts:
-    """Return evidence of what is implausible (`selective.implausible`)."""
+    """Return the evidence on every figure of a summary that `selective.implausible` finds implausible."""
     checks = implausible(summary)
     found = checks[checks["implausible"].astype(bool)].set_index(["dataset", "defense", "norm", "eps", "figure"])
     return dict(found["evidence"])
@@ -189,9 +192,9 @@ def matrix_columns(panel: Panel) -> list[tuple[str, float]]:
 
 
 def tables(summary: pd.DataFrame, doubts: Doubts) -> list[Table]:
-    """Two tables per data set and norm: what the defenses are worth, and what each attack does to each.
+    """Return two tables for each data set and norm: robust accuracy in the worst case, and under each attack.
 
-    In norm "fooling" one: how much noise each defense accepts. doubts: as Marks takes it.
+    Norm "fooling" has one table: the share of noise images that each defense accepts. doubts: result of `doubts_of`.
     """
     made = []
     for panel in panels(summary):
@@ -256,10 +259,10 @@ def fooling_table(panel: Panel, marks: Marks) -> Table:
 
 
 def selective_tables(matched: pd.DataFrame, doubts: Doubts) -> list[Table]:
-    """A table per data set and norm: every defense at its own threshold and at the same false-rejection rates.
+    """Return a table for each data set and norm: every defense at its own threshold and at equal false-rejection rates.
 
-    matched: selective.matched; doubts: as Marks takes it. A data set in which nothing is rejected and nothing is
-    calibrated has no table.
+    matched: result of metrics.selective.matched. doubts: result of `doubts_of`. A data set on which no defense rejects
+    and none is calibrated has no table.
     """
     made = []
     rejecting = set(matched.loc[matched["coverage"] < 1, "dataset"])
