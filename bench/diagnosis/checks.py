@@ -1,6 +1,6 @@
-"""The checks of the masking diagnosis: each a function of records and inspections, with its evidence in numbers.
+"""The checks of the gradient-masking diagnosis: each is a function of records and inspections.
 
-An attack that loses to a weaker one, or that finds nothing where something is known to be, says nothing about the
+An attack that loses to a weaker one, or that misses adversarial examples known to exist, says nothing about the
 defense (Athalye et al. 2018, Carlini et al. 2019, Zimmermann et al. 2022). docs/diagnosis.md explains each check.
 """
 
@@ -41,13 +41,14 @@ from manifold_bench.bench.records.schema import CLEAN, PROBE, UNSTEADY
 from manifold_bench.bench.text import eps_text, norm_text
 
 FEW = 8
-"""Inputs below which a share of none is chance."""
+"""Number of inputs from which on it counts as evidence that none of them was accepted."""
 
 
 class Check(NamedTuple):
-    """A check: its title says what should hold, its meaning what follows where it doesn't.
+    """A check of the diagnosis.
 
-    find: raises NotRun where there is nothing to look at.
+    title: what should hold. meaning: what follows if it does not hold, and what to do. find: function of the evidence
+    that returns the finding; it raises NotRun where the evidence that it needs is missing.
     """
 
     title: str
@@ -55,6 +56,7 @@ class Check(NamedTuple):
     find: Callable[[Evidence], Finding]
 
     def finding(self, evidence: Evidence) -> Finding:
+        """Run the check; where it cannot run, the result is "not run", and the evidence is the reason."""
         try:
             return self.find(evidence)
         except NotRun as reason:
@@ -62,11 +64,11 @@ class Check(NamedTuple):
 
 
 CHECKS: dict[str, Check] = {}
-"""Every check by the name of its function, in the order of the table."""
+"""Name of each check (its function's) → the check, in the order in which tables show them."""
 
 
 def check(title: str, meaning: str) -> Callable[[Callable[[Evidence], Finding]], Callable[[Evidence], Finding]]:
-    """Adds the function below to the checks."""
+    """Return a decorator that adds a function to CHECKS."""
 
     def add(find: Callable[[Evidence], Finding]) -> Callable[[Evidence], Finding]:
         CHECKS[find.__name__] = Check(title, meaning, find)
@@ -75,18 +77,22 @@ def check(title: str, meaning: str) -> Callable[[Callable[[Evidence], Finding]],
     return add
 
 
-def beyond_chance(count: int, n: int, shares: tuple[float, float], told: str) -> Finding:
-    """fail, or else warn, where `count` of n is more than chance makes of that share of inputs; shares: of the two."""
+def beyond_chance(count: int, n: int, shares: tuple[float, float], text: str) -> Finding:
+    """Return a finding by whether `count` of n inputs is significantly more than a share of them.
+
+    shares: the share above which the check fails, and the one above which it warns. text: the evidence.
+    """
     failing, warning = shares
     if binomial(count, n, failing) < ALPHA:
-        return Finding("fail", told)
-    return Finding("warn" if binomial(count, n, warning) < ALPHA_WARN else "pass", told)
+        return Finding("fail", text)
+    return Finding("warn" if binomial(count, n, warning) < ALPHA_WARN else "pass", text)
 
 
 @check(
     "iterative attacks beat single-step ones",
-    "Many small steps see all that one large step sees. Where one step does better the gradients lead nowhere: "
-    "attack through a smooth replacement of what breaks them, or without gradients.",
+    "An attack with many small steps should beat every input that one large step beats. Where it does not, the "
+    "gradients are misleading: attack through a differentiable replacement of the step that breaks them (BPDA), or "
+    "without gradients.",
 )
 def iterative(e: Evidence) -> Finding:
     compared = compared_by_role(e.ok, SINGLE_STEP, [ITERATIVE])
@@ -97,8 +103,8 @@ def iterative(e: Evidence) -> Finding:
 
 @check(
     "success does not fall as ε grows",
-    "A larger ball holds every perturbation of a smaller one. Where success falls the attack gets lost: lower its "
-    "step size, raise its steps, or start it from the smaller ε's result (ladder = true).",
+    "A larger ball contains every perturbation of a smaller one. Where success falls, the attack does not converge: "
+    "lower its step size, raise its steps, or start it from the result of the smaller ε (ladder = true).",
 )
 def monotone(e: Evidence) -> Finding:
     alone = e.ok[~e.ok["ladder"] & (e.ok["role"] == ITERATIVE) & e.ok["norm"].isin(BALLS)]
@@ -112,12 +118,16 @@ def monotone(e: Evidence) -> Finding:
             where = f"{name}, {norm_text(str(norm))} ε = {eps_text(small)} against {eps_text(large)}"
             compared.append(Comparison(where, len(one), int((one & ~other).sum()), int((other & ~one).sum())))
     if not compared:
-        raise NotRun(f"{e.missing('pgd')}; a ladder of ε never falls, whatever the defense")
+        raise NotRun(f"{e.missing('pgd')}; with ladder = true success cannot fall, whatever the defense")
     return judged(compared, "{} fall at the smaller ε alone, {} at the larger alone")
 
 
 def _left(e: Evidence, eps: float) -> tuple[int, int, int, float] | None:
-    """Of inputs attacked iteratively in L∞ at ε: how many, robust, strictly robust, share of the commonest label."""
+    """Return what iterative L∞ attacks at ε leave, None where none ran.
+
+    The result is the number of attacked inputs, of robust ones, of strictly robust ones, and the share of the most
+    frequent label.
+    """
     rows = e.ok[(e.ok["norm"] == "linf") & (e.ok["eps"] <= eps)]
     samples = rows.loc[(rows["role"] == ITERATIVE) & (rows["eps"] == eps), "sample"].unique()
     rows = rows[rows["sample"].isin(samples)]
@@ -132,8 +142,8 @@ def _left(e: Evidence, eps: float) -> tuple[int, int, int, float] | None:
 
 @check(
     "ε = 0.5 in L∞ brings accuracy to chance",
-    "Every image can be made grey. What is still accepted and right then was not attacked. Rejecting is no fault "
-    "here, since everything may be rejected.",
+    "With this budget every image can be made uniformly grey, so an input that is still accepted and right was not "
+    "really attacked. Rejections count as correct here, because a defense may reject every such image.",
 )
 def half(e: Evidence) -> Finding:
     left = _left(e, 0.5)
@@ -142,34 +152,35 @@ def half(e: Evidence) -> Finding:
     n, robust, strict, commonest = left
     chance = max(1 / e.num_classes, commonest)
     bad = binomial(strict, n, chance) < ALPHA
-    told = f"accepted and right at L∞ ε = 0.5: {share_text(strict, n)}, chance is {100 * chance:.0f} %"
+    text = f"accepted and right at L∞ ε = 0.5: {share_text(strict, n)}, chance is {100 * chance:.0f} %"
     if robust > strict:
-        told += f"; {robust - strict} more are rejected (which is allowed)"
-    return Finding("fail" if bad else "pass", told)
+        text += f"; {robust - strict} others are rejected (which is allowed)"
+    return Finding("fail" if bad else "pass", text)
 
 
 @check(
     "an unbounded attack reaches everything",
-    "With any image allowed, one of another class that the defense accepts always exists. An attack that doesn't "
-    "find it finds nothing at smaller ε either; if it is only rejected, use attacks that mind the detector.",
+    "If any image is allowed, there is always one of another class that the defense accepts. An attack that does not "
+    "find it proves nothing at smaller ε either. If its images are only rejected, use attacks that take the detector "
+    "into account (selective-pgd).",
 )
 def unbounded(e: Evidence) -> Finding:
     left = _left(e, 1.0)
     if left is None:
         raise NotRun(e.missing("large"))
     n, robust, strict, _ = left
-    told = f"accepted and right when any image is allowed: {share_text(strict, n)}; never accepted and wrong: {robust}"
+    text = f"accepted and right when any image is allowed: {share_text(strict, n)}; never accepted and wrong: {robust}"
     if binomial(strict, n, 0.05) < ALPHA:
-        return Finding("fail", told)
+        return Finding("fail", text)
     if binomial(robust, n, 0.05) < ALPHA:
-        return Finding("warn", f"{told}: this attack gets itself rejected")
-    return Finding("pass", told)
+        return Finding("warn", f"{text}; the other attacked images are rejected")
+    return Finding("pass", text)
 
 
 @check(
     "white-box ≥ transfer ≥ random noise",
-    "An attacker who knows the defense can do whatever one who doesn't can. Where he does worse, his gradients "
-    "are masked: the figures of white-box attacks are not the defense's robustness.",
+    "An attacker who knows the defense can do everything that one who does not know it can do. Where white-box attacks "
+    "do worse, gradients are masked, and their success rate does not measure the robustness of the defense.",
 )
 def order(e: Evidence) -> Finding:
     pairs: list[tuple[str, list[str], str, Result]] = [
@@ -178,19 +189,19 @@ def order(e: Evidence) -> Finding:
         (NOISE, [TRANSFER], "{} fall to random noise alone, {} to attacks made on another model alone", "warn"),
     ]
     findings = []
-    for weaker, stronger, told, most in pairs:
+    for weaker, stronger, text, most in pairs:
         if compared := compared_by_role(e.ok, weaker, stronger):
-            findings.append(judged(compared, told, most))
+            findings.append(judged(compared, text, most))
     if not findings:
         raise NotRun(e.missing("pgd", "transfer", "noise"))
     if not (e.ok["role"] == TRANSFER).any():
-        findings.append(Finding("not run", f"no transfer: {e.missing('transfer')}"))
+        findings.append(Finding("not run", f"transfer attacks: {e.missing('transfer')}"))
     return worst_of(findings)
 
 
 @check(
     "query-based attacks don't beat white-box ones",
-    "Queries are a poor man's gradients. Where they win, the true gradients are masked or the loss saturates.",
+    "Queries only approximate gradients. Where they do better, the true gradients are masked or the loss saturates.",
 )
 def query(e: Evidence) -> Finding:
     compared = compared_by_role(e.ok, QUERY, [ITERATIVE, SINGLE_STEP])
@@ -201,24 +212,25 @@ def query(e: Evidence) -> Finding:
 
 @check(
     "gradients are neither zero nor non-finite (at most 1 % of inputs)",
-    "Without a gradient an attack stays at its random start. Zero for the loss but not for the margin: the loss "
-    "saturates, attack the margin. Zero for both, or not there: attack through a differentiable replacement.",
+    "Without a gradient an attack stays at its random start. If only the gradient of the loss is zero, the loss "
+    'saturates: attack the margin of the logits (loss = "margin"). If that of the margin is zero too, or there is no '
+    "gradient, attack through a differentiable replacement (BPDA).",
 )
 def gradients(e: Evidence) -> Finding:
     n, zero, none, nonfinite, margin = e.inspection("gradients", "n", "zero", "none", "nonfinite", "zero_margin")
     bad = zero + none + nonfinite
-    told = f"zero for {share_text(zero, n)}, not finite for {nonfinite}, not there for {none}"
+    text = f"zero for {share_text(zero, n)}, not finite for {nonfinite}, missing for {none}"
     if zero and not none:
-        told += f"; the margin's zero for {margin}"
+        text += f"; the gradient of the margin is zero for {margin}"
     if bad <= 0.01 * n:
-        return Finding("pass", told)
-    return Finding("fail" if binomial(bad, n, 0.01) < ALPHA else "warn", told)
+        return Finding("pass", text)
+    return Finding("fail" if binomial(bad, n, 0.01) < ALPHA else "warn", text)
 
 
 @check(
     "more steps and restarts gain less than 1 pp",
-    "An attack that gains by being run longer had not finished: raise the matrix' steps and restarts until it "
-    "doesn't. Fails where the gain is surely more than 5 pp.",
+    "An attack that beats more inputs when it runs longer has not converged: raise the steps and restarts of the "
+    "matrix until nothing is gained. The check fails where the gain is significantly above 5 percentage points.",
 )
 def more(e: Evidence) -> Finding:
     rows = e.ok[e.ok["attack"] == MORE]
@@ -231,29 +243,30 @@ def more(e: Evidence) -> Finding:
     if not n:
         raise NotRun(e.missing("pgd"))
     share = wilson(gain, n)
-    told = f"{norm_text(norm)} ε = {eps_text(eps)}: {share_text(gain, n)} fall to more steps and restarts alone"
+    text = f"{norm_text(norm)} ε = {eps_text(eps)}: {share_text(gain, n)} fall to more steps and restarts alone"
     if share.high >= 0.01:
-        told += f"; n = {n} can't show a gain below 1 pp, n ≥ 381 could"
-    return beyond_chance(gain, n, (0.05, 0.01), told)
+        text += f"; {n} inputs are too few to exclude a gain of 1 pp, which takes 381"
+    return beyond_chance(gain, n, (0.05, 0.01), text)
 
 
 @check(
-    "the loss has come to rest in the last tenth of the steps",
-    "A loss that still rises needs more steps; one that never rose has no gradient to follow.",
+    "the loss has converged before the last tenth of the steps",
+    "Where the loss still rises, the attack needs more steps. Where it never rose, there is no gradient to follow.",
 )
 def moving(e: Evidence) -> Finding:
     n, unbeaten, rising, flat = e.inspection("progress", "n", "unbeaten", "moving", "flat")
-    told = f"{unbeaten} of {n} inputs are not beaten; the loss still rises for {rising} of them, never rose for {flat}"
+    text = f"{unbeaten} of {n} inputs are not beaten; the loss still rises for {rising} of them, never rose for {flat}"
     if not unbeaten:
-        return Finding("pass", told)
+        return Finding("pass", text)
     share = max(rising, flat)
-    return beyond_chance(share, unbeaten, (0.5, 0.1), told)
+    return beyond_chance(share, unbeaten, (0.5, 0.1), text)
 
 
 @check(
     "the same question gets the same answer",
-    "Answers that change without being declared as randomized, or with the batch, make success a matter of luck: "
-    "declare `randomized`, judge with draws > 1 and attack the expectation; or mend the batch dependence.",
+    "Answers that change between calls or with the other images of the batch make success a matter of luck. For a "
+    "randomized defense, declare `randomized`, judge with draws > 1 and attack the expectation. Otherwise make the "
+    "answers independent of the batch.",
 )
 def repeats(e: Evidence) -> Finding:
     try:
@@ -266,47 +279,46 @@ def repeats(e: Evidence) -> Finding:
         if unsteady is None:
             raise
         return Finding("fail", f"the first eight inputs: {unsteady}")
-    told = (
-        f"{again} of {n} answers change when asked again, {alone} of {alone_n} when asked alone; {others} of "
-        f"{others_n} change in some bit with the other images of their batch"
+    text = (
+        f"{again} of {n} answers change in a second call, {alone} of {alone_n} in a batch of one image; {others} of "
+        f"{others_n} answers or scores change when the other images of the batch are replaced"
     )
     if randomized:
-        return Finding("warn" if again else "pass", f"declared as randomized; {told}")
+        return Finding("warn" if again else "pass", f"declared as randomized; {text}")
     # A search inside may let images leave its batch, whose size then depends on the other images
     rounding = uneven > 0 and not again and (not others or optimises > 0)
     if rounding and (alone or others):
-        return Finding("warn", f"{told}: by rounding, which differs with the size of the batch in {uneven} layers here")
-    return Finding("fail" if again or alone or others else "pass", told)
+        return Finding("warn", f"{text}; {uneven} layers round differently for different batch sizes on this machine")
+    return Finding("fail" if again or alone or others else "pass", text)
 
 
 @check(
     "planted adversarial examples are found (at least 95 %)",
-    "The examples are known to exist. PGD as it stands misses them, so what it misses elsewhere proves nothing: "
-    "adapt the attack until it finds these (Zimmermann et al. 2022). Where random points find them too the test "
-    "says little.",
+    "These adversarial examples are known to exist. If PGD misses them, its failures elsewhere prove nothing: adapt "
+    "the attack until it finds them (Zimmermann et al. 2022). If random points find them too, this check says little.",
 )
 def planted(e: Evidence) -> Finding:
     n, made, found, chance, shrunk = e.inspection("planted", "n", "planted", "found", "random", "shrunk")
     if made < max(1, n / 2):
-        raise NotRun(f"an example could be planted around {made} of {n} inputs only")
-    told = f"{share_text(found, made)} found, {chance} by as many random points; planted around {made} of {n} inputs"
+        raise NotRun(f"an example could only be planted around {made} of {n} inputs")
+    text = f"PGD finds {share_text(found, made)}, random points find {chance}; planted around {made} of {n} inputs"
     if shrunk:
-        told += f", {shrunk} of them in a smaller ball, which the detector accepts"
+        text += f", around {shrunk} of them in a smaller ball, because the detector rejects most of the larger one"
     if binomial(found, made, 0.95, "less") < ALPHA:
-        return Finding("fail", told)
-    return Finding("warn" if found < 0.95 * made or chance > made / 2 else "pass", told)
+        return Finding("fail", text)
+    return Finding("warn" if found < 0.95 * made or chance > made / 2 else "pass", text)
 
 
 @check(
     "at least as robust as the undefended model under transfer",
-    "A defense that loses more than none to attacks made on the model without it takes away more than it gives.",
+    "If attacks made on the undefended model beat the defense more often than that model, it does more harm than good.",
 )
 def undefended(e: Evidence) -> Finding:
     mine = e.ok[e.ok["attack"] == f"{PROBE}transfer"]
     if not len(mine):
         raise NotRun(e.missing("transfer"))
     if e.undefended is None:
-        raise NotRun("the undefended model is this one, or not in this run")
+        raise NotRun("this is the undefended model, or this run has none")
     compared = []
     for eps in sorted(set(mine["eps"]) & set(e.undefended["eps"])):
         lost, other = (
@@ -317,14 +329,14 @@ def undefended(e: Evidence) -> Finding:
         where = f"{norm_text(mine['norm'].iloc[0])} ε = {eps_text(eps)}"
         compared.append(Comparison(where, len(lost), int((lost & ~other).sum()), int((other & ~lost).sum())))
     if not compared:
-        raise NotRun("it was not attacked at the same ε as the undefended model")
+        raise NotRun("this defense and the undefended model were not attacked at the same ε")
     return judged(compared, "{} are lost by this defense alone, {} by the undefended model alone")
 
 
 @check(
     "clean inputs are accepted",
-    "Rejecting is cheap: what rejects everything is never accepted and wrong. Read its robust accuracy beside the "
-    "strict one and the coverage, or set its threshold at a stated false-rejection rate.",
+    "A defense that rejects every image is never accepted and wrong. Read its robust accuracy together with the strict "
+    "robust accuracy and the coverage, or set its threshold at a stated false-rejection rate.",
 )
 def accepts(e: Evidence) -> Finding:
     clean = e.ok[e.ok["kind"] == CLEAN]
@@ -332,15 +344,15 @@ def accepts(e: Evidence) -> Finding:
         raise NotRun("the clean pass did not run")
     outcome = outcomes(clean)
     rejected, n = int((outcome == REJECTED).sum()), len(clean)
-    told = f"clean inputs rejected: {share_text(rejected, n)}; accepted and right: {int((outcome == RIGHT).sum())}"
-    return beyond_chance(rejected, n, (0.5, 0.1), told)
+    text = f"clean inputs rejected: {share_text(rejected, n)}; accepted and right: {int((outcome == RIGHT).sum())}"
+    return beyond_chance(rejected, n, (0.5, 0.1), text)
 
 
 @check(
     "attacks find images that the defense accepts",
-    "Where every attacked image is rejected and none succeeds, the attacks fought the detector and lost: that says "
-    "nothing about images that it accepts. Use attacks that mind the detector (selective-pgd), and look at `noise` and "
-    "`grid`. The robust accuracy there is no figure.",
+    "If every attacked image is rejected, the attacks never got past the detector, and the robust accuracy says "
+    "nothing about images that it accepts. Use attacks that take the detector into account (selective-pgd), and see "
+    "the checks on harmless noise and on rounding.",
 )
 def reached(e: Evidence) -> Finding:
     ran = (e.ok["role"] == ITERATIVE) & e.ok["norm"].isin(BALLS) & ~e.ok["clean_rejected"].astype(bool)
@@ -350,8 +362,8 @@ def reached(e: Evidence) -> Finding:
         accepted = ((outcomes(at) != REJECTED) | at["success"]).groupby(at["sample"]).any()
         count, n = int(accepted.sum()), len(accepted)
         where = f"{norm_text(at['norm'].iloc[0])} ε = {eps_text(at['eps'].iloc[0])}"
-        told = f"{where}: {share_text(count, n)} accepted when attacked"
-        found.append((count / n, Finding("fail" if count == 0 and n >= FEW else "pass", told)))
+        text = f"{where}: {share_text(count, n)} accepted when attacked"
+        found.append((count / n, Finding("fail" if count == 0 and n >= FEW else "pass", text)))
     if not found:
         raise NotRun(e.missing("pgd"))
     return min(found, key=lambda one: one[0])[1]
@@ -359,32 +371,34 @@ def reached(e: Evidence) -> Finding:
 
 @check(
     "harmless noise is accepted (half a grey level)",
-    "A detector that rejects what nobody can tell from the clean image looks at how attacks write their images, not at "
-    "what is in them: an attacker who rounds passes it. It would reject the same photograph in another format.",
+    "A detector that rejects invisible noise looks at pixel values that attacks produce, not at the content of the "
+    "image: an attacker who rounds to whole grey levels gets past it, and it would reject the same photograph in "
+    "another file format.",
 )
 def noise(e: Evidence) -> Finding:
     n, rejected = e.inspection("repeats", "noisy_n", "noisy")
-    told = f"accepted when clean, rejected with noise of half a grey level: {share_text(rejected, n)}"
+    text = f"accepted when clean, rejected with noise of half a grey level: {share_text(rejected, n)}"
     if not n:
         raise NotRun("no clean input is accepted")
-    return beyond_chance(rejected, n, (0.1, 0.02), told)
+    return beyond_chance(rejected, n, (0.1, 0.02), text)
 
 
 @check(
     "rounding an attack's output to the data's grid gains nothing",
-    "Images come in whole grey levels. Where a rounded output succeeds and the exact one does not, the defense tells "
-    "attacks by their fractions of levels: round what every attack returns.",
+    "Real images have whole grey levels. If a rounded output succeeds where the exact one does not, the defense "
+    "recognises attacks by their fractions of grey levels: round the output of every attack.",
 )
 def grid(e: Evidence) -> Finding:
     n, rounded = e.inspection("progress", "n", "rounded")
-    told = f"beaten only by the rounded end of an ascent: {share_text(rounded, n)}"
-    return beyond_chance(rounded, n, (0.01, 0.01), told)
+    text = f"beaten only when the last point of PGD is rounded: {share_text(rounded, n)}"
+    return beyond_chance(rounded, n, (0.01, 0.01), text)
 
 
 def overall(results: Mapping[str, Result]) -> Result:
-    """fail or warn where any check does; else pass, or not run where most checks could not; results: by check.
+    """Return the overall result of a diagnosis. results: name of each check → its result.
 
-    `planted` alone shows that the attack can find something: where it could not run there is no pass, only a warning.
+    It is fail or warn if any check fails or warns, and "not run" if at most half of the checks passed. Only the check
+    `planted` shows that the attack can find adversarial examples, so where it did not run, the result is warn.
     """
     found = list(results.values())
     for bad in ("fail", "warn"):
