@@ -1,4 +1,4 @@
-"""The diagnosis of a run: data for diagnosis.json, marks and tables of it."""
+"""Computes the gradient-masking diagnosis of a run: the content of diagnosis.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Diagnosis = JsonObject
 
 
 def diagnose(results: Results) -> Diagnosis:
-    """The diagnosis of every defense of a run."""
+    """Return the diagnosis of every defense of a run, from its records, probes and inspections."""
     identities = results.identities
     roles = {key: _role(identity, results.index[key].knowledge) for key, identity in identities.items()}
     ladders = {key: bool(identity["ladder"]) for key, identity in identities.items()}
@@ -44,7 +44,7 @@ def diagnose(results: Results) -> Diagnosis:
 
 
 def _role(identity: JsonObject, knowledge: str | None) -> str:
-    """What an attack is to the checks: see `diagnosis.evidence`."""
+    """Return the role of an attack in the checks, one of the roles in `diagnosis.evidence`, or "" for none."""
     name = identity["attack"]["name"]
     if name == "noise":
         return NOISE
@@ -54,7 +54,10 @@ def _role(identity: JsonObject, knowledge: str | None) -> str:
 
 
 def _undefended(results: Results, dataset: str, defense: str) -> pd.DataFrame | None:
-    """Rows of the transfer probe on the very model that the probe on that defense was made on."""
+    """Return the rows of the transfer probe on the undefended model, on which the probe of a defense was made.
+
+    Returns None where the run has no such rows.
+    """
     probes = results.probes
     probed = probes[(probes["dataset"] == dataset) & (probes["attack"] == f"{PROBE}transfer")]
     keys = {str(name): str(rows["key"].iloc[0]) for name, rows in probed.groupby("defense")}
