@@ -1,7 +1,6 @@
-"""What the masking diagnosis knows of a defense, and how it compares attacks on it.
+"""The evidence on which the gradient-masking diagnosis is based, and comparisons of attacks on the same inputs.
 
-Differences are judged per input: a check fails only where they are significant (`ALPHA`), and warns where they may be
-chance.
+A check fails only where a difference is significant at the level ALPHA, and warns at the level ALPHA_WARN.
 """
 
 from __future__ import annotations
@@ -24,42 +23,44 @@ Result = Literal["pass", "warn", "fail", "not run"]
 ORDER: tuple[Result, ...] = ("not run", "pass", "warn", "fail")
 
 ALPHA = 0.01
-"""A check fails where chance would do that less often, over all of its comparisons together."""
+"""Significance level at which a check fails, over all of its comparisons together."""
 
 ALPHA_WARN = 0.05
+"""Significance level at which a check warns, for each comparison alone."""
 
 BALLS = ("linf", "l2", "l0")
-"""Norms in which a larger ε allows all that a smaller one does."""
+"""Norms in which the ball of a larger ε contains that of a smaller one."""
 
 ITERATIVE, SINGLE_STEP, TRANSFER, NOISE, QUERY = "iterative", "single-step", "transfer", "noise", "query"
-"""What an attack is to the checks."""
+"""Roles of attacks in the checks."""
 
 MORE = f"{PROBE}more"
 
 
 class Finding(NamedTuple):
-    """The result of a check, and the numbers behind it."""
+    """The result of a check. evidence: the numbers on which it is based, in words."""
 
     result: Result
     evidence: str
 
 
 class NotRun(Exception):
-    """A check could not run, for the reason that is the message."""
+    """Raised where a check cannot run; the message is the reason."""
 
 
-NOT_PROBED = "this run has no probes; run it again with --diagnose"
+NOT_PROBED = "the diagnosis was not run; run again with --diagnose"
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that is known of one defense on one data set.
+    """The evidence on one defense on one data set.
 
-    records: the rows of the defense, those of probes included. Two columns are added: `role`, what the attack is to the
-    checks (ITERATIVE, SINGLE_STEP, …, or ""), and `ladder`, whether it attacked only what smaller ε left.
-    undefended: what the attacks of the transfer probe did to the model on which they were made; None where that is not
+    records: per-input records of the defense, including those of probes (the diagnosis' own attacks), with two further
+    columns: `role`, the role of the attack (ITERATIVE, SINGLE_STEP, … or ""), and `ladder`, whether it attacked only
+    the inputs that it had not beaten at smaller ε.
+    undefended: records of the transfer probe on the model on which its images were made; None where that model is not
     in the run, or is this defense.
-    inspections: stored results of inspections by name. num_classes: number of classes of the data set.
+    inspections: name → stored result of an inspection. num_classes: number of classes of the data set.
     """
 
     records: pd.DataFrame
@@ -69,11 +70,11 @@ class Evidence:
 
     @property
     def ok(self) -> pd.DataFrame:
-        """The rows of cells that ran."""
+        """The records whose status is ok."""
         return self.records[self.records["status"] == "ok"]
 
     def missing(self, *labels: str) -> str:
-        """Why the probes of those names are not there."""
+        """Return the reason why the probes with these names have no records that are ok."""
         for label in labels:
             rows = self.records[self.records["attack"] == PROBE + label]
             if len(rows) and rows["status"].iloc[0] != "ok":
@@ -81,7 +82,10 @@ class Evidence:
         return NOT_PROBED
 
     def inspection(self, name: str, *counts: str) -> list[int]:
-        """Those of the values of an inspection, all of them counts; raises NotRun."""
+        """Return these values of an inspection, which are all counts.
+
+        Raises NotRun where the inspection is missing, failed or was skipped, or where a value is not a count.
+        """
         result = self.inspections.get(name)
         if result is None:
             raise NotRun(NOT_PROBED)
@@ -90,7 +94,7 @@ class Evidence:
         values = [result["values"].get(count, -1.0) for count in counts]
         for count, value in zip(counts, values, strict=True):
             if not 0 <= value < 2**31:
-                raise NotRun(f"stored without a count {count!r}: take it again")
+                raise NotRun(f"the stored inspection has no valid count {count!r}; run again with --diagnose")
         return [int(value) for value in values]
 
 
@@ -98,7 +102,11 @@ class Evidence:
 
 
 class Comparison(NamedTuple):
-    """Inputs that only one of two attacks beat, of n that both attacked."""
+    """The comparison of two attacks on the n inputs that both attacked.
+
+    where: norm and ε, as text. only_weaker, only_stronger: number of inputs beaten only by the weaker attack, and only
+    by the stronger one.
+    """
 
     where: str
     n: int
@@ -107,25 +115,29 @@ class Comparison(NamedTuple):
 
     @property
     def p(self) -> float:
-        """How often chance alone would favour the weaker one as much (exact McNemar, one-sided)."""
+        """One-sided p of the exact McNemar test: how probable so large an advantage of the weaker attack is."""
         return binomial(self.only_weaker, self.only_weaker + self.only_stronger, 0.5)
 
 
 def binomial(k: int, n: int, p: float, alternative: str = "greater") -> float:
+    """Return the p-value of the exact binomial test of k successes in n trials; 1 for n = 0.
+
+    Raises NotRun where k > n.
+    """
     if k > n:
         raise NotRun(f"the stored counts contradict each other: {k} of {n}")
     return float(binomtest(int(k), int(n), p, alternative=alternative).pvalue) if n else 1.0
 
 
 def beaten_within(rows: pd.DataFrame, eps: float) -> pd.Series:
-    """Whether any row within ε beat the input; by sample, of the samples attacked at ε itself."""
+    """Return by sample, for the samples attacked at ε, whether any row at this ε or a smaller one beat it."""
     at = rows.loc[np.isclose(rows["eps"], eps), "sample"].unique()
     within = rows[(rows["eps"] <= eps * (1 + 1e-9)) & rows["sample"].isin(at)]
     return within.groupby("sample")["success"].any()
 
 
 def compared_by_role(ok: pd.DataFrame, weaker: str, stronger: Iterable[str]) -> list[Comparison]:
-    """At every norm and ε at which attacks of both roles ran: over the inputs that both attacked."""
+    """Compare the attacks of one role with those of the stronger roles, at every norm and ε at which both ran."""
     found = []
     for norm, rows in ok[ok["norm"].isin(BALLS)].groupby("norm"):
         weak, strong = rows[rows["role"] == weaker], rows[rows["role"].isin(list(stronger))]
@@ -137,25 +149,28 @@ def compared_by_role(ok: pd.DataFrame, weaker: str, stronger: Iterable[str]) -> 
     return found
 
 
-def judged(comparisons: list[Comparison], told: str, most: Result = "fail") -> Finding:
-    """The worst of several comparisons. told: with places for the two counts; most: how bad it may get."""
+def judged(comparisons: list[Comparison], text: str, most: Result = "fail") -> Finding:
+    """Return the finding on the worst of several comparisons.
+
+    text: the evidence, with {} in place of the counts only_weaker and only_stronger. most: worst possible result.
+    """
     worst = min(comparisons, key=lambda c: (c.p, -c.n))
     result: Result = "pass"
     if worst.p < ALPHA_WARN:
         result = "fail" if worst.p * len(comparisons) < ALPHA and most == "fail" else "warn"
     among = f", the worst of {len(comparisons)} comparisons" if len(comparisons) > 1 else ""
-    counts = told.format(worst.only_weaker, worst.only_stronger)
+    counts = text.format(worst.only_weaker, worst.only_stronger)
     return Finding(result, f"{worst.where}, n = {worst.n}: {counts} (p = {worst.p:.2g}{among})")
 
 
 def worst_of(findings: list[Finding]) -> Finding:
-    """The worst result, with everything that was found."""
+    """Return the worst of several results, with the evidence of all."""
     return Finding(
         max((f.result for f in findings), key=ORDER.index), "; ".join(dict.fromkeys(f.evidence for f in findings))
     )
 
 
 def share_text(count: int, n: int) -> str:
-    """12 of 50 (24 % [14, 37])."""
+    """Return a count with its share and 95 % Wilson interval in percent: `12 of 50 (24 % [14, 37])`."""
     share = wilson(count, n)
     return f"{count} of {n} ({100 * share.value:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}])"
