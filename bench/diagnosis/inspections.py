@@ -1,4 +1,7 @@
-"""What the diagnosis finds out about a defense that is no attack's outcome: measurements, small and stored as such."""
+"""The inspections of the diagnosis: measurements of a defense that are not the outcome of an attack.
+
+Their results are stored like those of other measurements, in the folder `measurements` of a run.
+"""
 
 from __future__ import annotations
 
@@ -33,37 +36,43 @@ from manifold_bench.bench.running.kernels import LayerCheck
 from manifold_bench.defenses.base import Defense, append_reject_score
 
 ALONE, ALONE_OPTIMISING = 8, 2
-"""Inputs that are asked about one by one."""
+"""Number of inputs that are answered in batches of one: in general, and by a defense that optimises at inference."""
 
 PROBLEMS_OPTIMISING = 3
-"""Problems of the planted test on a defense that optimises for each answer."""
+"""Number of problems of `Planted` on a defense that optimises at inference."""
 
 SHRINKINGS = 4
-"""How many sizes of the ball the planted test tries, each half the last, where a detector accepts too little of it."""
+"""Largest number of ball sizes that `Planted` tries, each half the last one, if the detector rejects most of a ball."""
 
 PILOT = 32
-"""Points by which the planted test sees that a detector accepts too little of a ball."""
+"""Number of points with which `Planted` checks whether the detector rejects most of a ball."""
 
 HALF_A_LEVEL = 0.5 / 255
-"""L∞ size of noise that no camera or screen would notice."""
+"""L∞ size of noise that is invisible: half a step of an 8-bit image."""
 
 INNER_SHARE = 0.95
-"""The planted test's inner points lie within that share of ε (Zimmermann et al.'s η)."""
+"""Share of ε within which the inner points of `Planted` lie (η in Zimmermann et al.)."""
 
 CLOSENESS = 0.9
-"""Where the planted test's threshold lies between the largest inner score (0) and the planted one (1)."""
+"""Position of the threshold of `Planted` between the largest inner score (0) and the score of the planted point (1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection(Measurement):
-    """n: of the first inputs of the clean pass; norm, eps: the ball that is looked at."""
+    """A measurement on the first inputs of a data set.
+
+    n: largest number of inputs, the first ones of the clean pass. norm, eps: the ball around each input.
+    """
 
     n: int
     norm: Norm
     eps: float
 
     def first(self, defense: Defense, data: Dataset) -> tuple[Tensor, Tensor]:
-        """The images [n,C,H,W] and labels [n], where the defense is; fewer where it optimises at inference."""
+        """Return images [n,C,H,W] and labels [n] on the defense's device.
+
+        There are fewer than n for a defense that optimises at inference (`probes.inputs`).
+        """
         count = min(self.n, probes.inputs(defense.inference_steps > 0))
         rows = torch.from_numpy(np.asarray(data.chosen(count), dtype=np.int64))
         device = next(chain(defense.parameters(), defense.buffers()), torch.empty(0)).device
@@ -72,10 +81,11 @@ class Inspection(Measurement):
 
 @dataclass(frozen=True, kw_only=True)
 class Gradients(Inspection):
-    """Of how many inputs the gradient is zero or not finite, at the input or at a random point of its ball.
+    """Counts inputs whose gradient is zero, not finite or missing, at the input or at a random point of its ball.
 
-    `none`: nothing connects the outputs to the input. `zero_margin`: zero for the margin too, which no softmax
-    saturates.
+    `zero`, `nonfinite`: number of inputs whose loss has such a gradient. `none`: number of inputs whose outputs do not
+    depend on the input as autograd sees it. `zero_margin`: number of inputs with a zero gradient of the margin of the
+    logits, which does not saturate as a softmax does.
     """
 
     headline: ClassVar[str] = "zero"
@@ -90,7 +100,7 @@ class Gradients(Inspection):
 
 
 def _gradient_faults(defense: Defense, x: Tensor, y: Tensor) -> Tensor:
-    """Whether the gradient at x [N,C,H,W] is zero, not finite, or not there, and the margin's zero: bool [4,N]."""
+    """Return bool [4,N]: whether the gradient at x [N,C,H,W] is zero, not finite, missing, and zero for the margin."""
     view = Target(defense, len(x)).view()
     losses: tuple[LossName, ...] = ("auto", "margin")
     sizes = []
@@ -111,11 +121,11 @@ def _gradient_faults(defense: Defense, x: Tensor, y: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress(Inspection):
-    """How many of the inputs that a plain ascent doesn't beat are still on their way when it ends.
+    """Counts inputs that PGD does not beat and whose loss has not converged, or never rose. steps: steps of PGD.
 
-    `moving`: more than a twentieth of the loss' whole rise lies in the last tenth of the steps. `flat`: there was no
-    rise at all. `rounded`: inputs that are not beaten at the end of the ascent, but are by its last point rounded to
-    the grid of pixel values that the data have; 0 where they have none.
+    `moving`: number of inputs with more than a twentieth of the loss' whole rise in the last tenth of the steps.
+    `flat`: number of inputs whose loss never rose. `rounded`: number of inputs that PGD does not beat, but that its
+    last point beats after rounding to the grid of pixel values of the data; 0 for data without such a grid.
     """
 
     version: ClassVar[int] = 2
@@ -155,33 +165,32 @@ class Progress(Inspection):
 
 
 def _step(point: Tensor, gradient: Tensor, x: Tensor, norm: Norm, eps: float, steps: int) -> Tensor:
-    """The next point of a projected ascent around x in that many steps."""
+    """Return the next point of projected gradient ascent around x, whose number of steps sets the step size."""
     return project(point + 2.5 * eps / steps * steepest(gradient, norm), x, norm, eps)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats(Inspection):
-    """How many answers change when they are asked for again, alone, or beside other images.
+    """Counts answers that change in a second call, in a batch of one image, or with other images in the batch.
 
-    `noisy`: of the inputs that are accepted (`noisy_n`), how many are rejected with uniform noise of half a grey level
-    of 8-bit images.
-
-    `alone` compares batches of different sizes, which numerical kernels may round differently; `others` compares
-    batches of the same size whose other images are replaced, and counts scores that change in any bit: rounding does
-    not depend on what the other rows hold. `uneven`: number of the defense's layers that round by the size of the
-    batch (`kernels.LayerCheck`).
+    `again`: number of answers that change when the same batch is evaluated a second time. `alone`: of `alone_n`
+    inputs, number of answers that change in a batch of one image, which numerical kernels may round differently.
+    `others`: of `others_n` inputs, number whose answer or score changes in any bit when the other images of the batch
+    are replaced, on which rounding does not depend. `noisy`: of the `noisy_n` accepted inputs, number rejected with
+    uniform noise of half a grey level. `uneven`: number of layers of the defense that round differently for different
+    batch sizes (`kernels.LayerCheck`).
     """
 
     version: ClassVar[int] = 3
     headline: ClassVar[str] = "again"
-    title: ClassVar[str] = "answers that change when asked for again"
+    title: ClassVar[str] = "answers that change in a second call"
 
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
         x, _ = self.first(defense, data)
         alone = min(ALONE_OPTIMISING if defense.inference_steps else ALONE, len(x))
         kept = torch.arange(len(x), device=x.device) % 2 == 0
         with torch.random.fork_rng():
-            torch.manual_seed(seed)  # once: what draws anew for each answer must be free to do so
+            torch.manual_seed(seed)  # only once, so that a randomized defense can draw new numbers in each call
             with LayerCheck(defense, x) as layers:
                 first = scored_answers(defense, x)
             again = scored_answers(defense, x)
@@ -207,17 +216,18 @@ class Repeats(Inspection):
 
 @dataclass(frozen=True, kw_only=True)
 class Planted(Inspection):
-    """Whether PGD finds adversarial examples that are known to be there (Zimmermann et al., NeurIPS 2022).
+    """Counts how many adversarial examples PGD finds that are known to exist (Zimmermann et al., NeurIPS 2022).
 
-    n problems of two classes, each around one input, with a readout of the defense's class logits in place of its
-    answer: `inner` random points of the ball are of one class, one point of its surface of the other. So an example
-    exists within ε; the attack that finds less than nearly all of them is too weak for this defense. `random`: how many
-    random points find, as many as the attack asks about: what they find too says little about the attack.
+    A problem with two classes is set around each of n inputs: a linear readout of the defense's class logits assigns
+    `inner` random points of the ball to one class, and one point of its surface to the other. So an adversarial example
+    exists within ε, and an attack that does not find nearly all of them is too weak for this defense. `planted`: number
+    of problems. `found`: number that PGD solves. `random`: number solved by as many random points as PGD has queries.
+    `shrunk`: number of problems in a smaller ball. steps, restarts: of PGD. candidates: number of surface points.
 
-    Two things differ from the paper: the readout is the Fisher discriminant in closed form instead of a fitted
-    logistic regression, over the logits, which every defense has; and the planted point is the most distant of
-    several by that measure, so that few dimensions suffice. As there, points that a detector rejects are no points;
-    where it rejects most of the ball, the problem is set in one of half the size, or half of that.
+    Two things differ from the paper. The readout is the Fisher discriminant in closed form over the logits, which every
+    defense has, instead of a fitted logistic regression over features. The planted point is the most distant one of
+    several by that measure, so that few dimensions suffice. As in the paper, points that the detector rejects are
+    ignored; where it rejects most of the ball, the problem is set in a ball of half the size, or half of that.
     """
 
     headline: ClassVar[str] = "found"
@@ -230,7 +240,7 @@ class Planted(Inspection):
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
         x, _ = self.first(defense, data)
         optimising = defense.inference_steps > 0
-        # With an optimisation inside every answer a few problems from fewer points have to do
+        # a defense that optimises at inference is slow, so it gets few problems with fewer points
         x, share = (x[:PROBLEMS_OPTIMISING], 8) if optimising else (x, 1)
         queries = self.restarts * (self.steps + 1) // share
         sizes = [self.eps / 2**k for k in range(1 if optimising else SHRINKINGS)]
@@ -242,7 +252,7 @@ class Planted(Inspection):
                     break
         found = by_chance = 0
         for eps, planted in problems.items():
-            # problems in balls of one size are attacked as one batch
+            # all problems in balls of one size are attacked as one batch
             images, readout = torch.cat([image for image, _ in planted]), Readout.joined([one for _, one in planted])
             found += int(self._attacked(defense, readout, images, eps, seed).sum())
             for image, one in planted:
@@ -253,7 +263,7 @@ class Planted(Inspection):
         return {"n": len(x), **counts, "shrunk": shrunk, "queries": queries}
 
     def _attacked(self, defense: Defense, readout: Readout, x: Tensor, eps: float, seed: int) -> Tensor:
-        """Whether PGD finds the planted class within ε of each image of x [P,C,H,W], a problem each → bool [P]."""
+        """Return bool [P]: whether PGD solves each problem within ε. x: its images [P,C,H,W]."""
         found, points = torch.zeros(len(x), dtype=torch.bool, device=x.device), x.clone()
         for restart in range(self.restarts):
             rows = (~found).nonzero()[:, 0]
@@ -264,7 +274,7 @@ class Planted(Inspection):
             for _ in range(self.steps + 1):
                 logits, _, gradient = view.ascent(point, readout.loss(rows), rows)
                 points[rows] = point
-                if not defense.inference_steps:  # there the full answer may be another than the one seen on the way
+                if not defense.inference_steps:  # an unrolled answer may differ from the final one
                     going = readout.read(logits, rows).argmax(1) != 1
                     rows, point, gradient = remaining(going, rows, point, gradient)
                 if not len(rows):
@@ -274,13 +284,14 @@ class Planted(Inspection):
         return found
 
     def _plant(self, defense: Defense, image: Tensor, eps: float, seed: int, share: int) -> Readout | None:
-        """The problem around an image [1,C,H,W]; None where no candidate stands out, or too few points are accepted.
+        """Return the problem around an image [1,C,H,W].
 
-        share: from how many times fewer points than the parameters say.
+        Returns None where no surface point lies beyond all inner points, or where the detector accepts too few points.
+        share: factor by which there are fewer points than `inner` and `candidates` say.
         """
         inner, candidates, norm = self.inner // share, self.candidates // share, self.norm
         inside = torch.cat([image, _inside(image, norm, INNER_SHARE * eps, seed + 1, inner)])
-        if len(_accepted(defense, inside[:PILOT])) < PILOT // 4:  # few enough are accepted to spare the others
+        if len(_accepted(defense, inside[:PILOT])) < PILOT // 4:  # the detector rejects most of the ball
             return None
         surface = _surface(image, norm, eps, seed + 2, candidates)
         logits, outer = (_accepted(defense, points) for points in (inside, surface))
@@ -306,14 +317,14 @@ class Planted(Inspection):
 
 
 def _inside(image: Tensor, norm: Norm, eps: float, seed: int, n: int) -> Tensor:
-    """n random points of the ball around an image [1,C,H,W]."""
-    # Points are drawn from the pixels: copies get ones of their own by differences too small to matter
+    """Return n random points of the ball around an image [1,C,H,W]: [n,C,H,W]."""
+    # random points follow from the pixels, so each copy of the image gets a tiny offset to draw different ones
     tags = 1e-6 * torch.arange(n, device=image.device, dtype=image.dtype).view(-1, 1, 1, 1)
     return project(random_in_ball(image + tags, norm, eps, seed), image, norm, eps)
 
 
 def _surface(image: Tensor, norm: Norm, eps: float, seed: int, n: int) -> Tensor:
-    """n random points of the ball's surface: corners in L∞, the sphere in L2 (before the box)."""
+    """Return n random points [n,C,H,W] of the ball's surface: corners in L∞, the sphere in L2, clipped to the box."""
     generator = torch.Generator().manual_seed(seed)
     delta = torch.randn((n, *image.shape[1:]), generator=generator).to(image)
     delta = delta.sign() if norm == "linf" else delta / expand(flat_norm(delta, "l2"), delta)
@@ -321,7 +332,7 @@ def _surface(image: Tensor, norm: Norm, eps: float, seed: int, n: int) -> Tensor
 
 
 def _accepted(defense: Defense, x: Tensor) -> Tensor:
-    """The class logits [M,K], float64, of those of the images that the defense accepts."""
+    """Return the class logits, float64 [M,K], of the M images in x that the defense accepts."""
     logits = blockwise(defense, x)
     kept = logits.argmax(1) < defense.num_classes
     return logits[kept, : defense.num_classes].double()
@@ -329,9 +340,9 @@ def _accepted(defense: Defense, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Readout:
-    """Problems of two classes over a defense's logits: 1 where (logits − mean) · direction > threshold, else 0.
+    """P problems with two classes, set over logits: class 1 where (logits − mean) · direction > threshold, else 0.
 
-    mean, direction: [P,K]; threshold: [P]. rejects: whether the defense's detector stays in force.
+    mean, direction: [P,K]. threshold: [P]. rejects: whether the defense has a detector, whose rejections stay.
     """
 
     mean: Tensor
@@ -341,14 +352,17 @@ class Readout:
 
     @staticmethod
     def joined(parts: Sequence[Readout]) -> Readout:
-        """Several problems as one readout."""
+        """Return several readouts as one with all their problems."""
         mean, direction, threshold = (
             torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "direction", "threshold")
         )
         return Readout(mean, direction, threshold, parts[0].rejects)
 
     def read(self, logits: Tensor, rows: Tensor | None) -> Tensor:
-        """Two logits, and the reject logit, of a defense's logits [N,K+1]; rows [N]: each one's problem (None: all)."""
+        """Return two logits and, with a detector, the reject logit for a defense's logits: [N,K+1] → [N,2] or [N,3].
+
+        rows: [N], index of the problem of each row; None where row i belongs to problem i.
+        """
         mean, direction, threshold = (
             part if rows is None else part[rows] for part in (self.mean, self.direction, self.threshold)
         )
@@ -358,6 +372,6 @@ class Readout:
         return append_reject_score(two, logits[:, mean.shape[1]] - classes.amax(1)) if self.rejects else two
 
     def loss(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
-        """What PGD climbs for the problems at those rows: logits [n,K+1] → [n]."""
+        """Return the loss that PGD maximises for the problems `rows`: a function of logits [n,K+1] → [n]."""
         climbed, y = named_loss("auto", self.rejects, targeted=False), torch.zeros_like(rows)
         return lambda logits: climbed(self.read(logits, rows), y, 2, None)
