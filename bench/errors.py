@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and how a command ends: with one line, whatever ends it."""
+"""Errors that a user can correct, and the decorator that makes every command end with one line."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ P = ParamSpec("P")
 
 
 class InputError(Exception):
-    """Bad input: the message names the file, the key or the argument, and what is allowed. Exit code 2."""
+    """Bad input by the user; a command that raises it ends with exit code 2.
+
+    The message is one line that names the file, the key or the argument, and says what is allowed.
+    """
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody asks the command to end: Ctrl-C, a closed terminal, or a system that shuts down."""
+    """The command is to end because of a signal: Ctrl-C, a closed terminal, or a system that shuts down."""
 
 
 def report_errors(main: Callable[P, int]) -> Callable[P, int]:
-    """Makes a command end with one line and exit code 2 on bad input, 1 where the system fails it, 130 interrupted."""
+    """Make a command end with one line on the screen and an exit code, whatever it raises.
+
+    The exit code is 2 for bad input, 1 for an error of the operating system such as a full disk, and 130 for an
+    interruption. Other exceptions are errors of this program and pass with their traceback.
+    """
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
@@ -38,14 +45,14 @@ def report_errors(main: Callable[P, int]) -> Callable[P, int]:
             print("interrupted; run the same command again to continue", file=sys.stderr)
             return 130
         except (OSError, MemoryError) as error:
-            print(f"error: {printable(system_error(error))}; what is stored stays", file=sys.stderr)
+            print(f"error: {printable(system_error(error))}; stored results are kept", file=sys.stderr)
             return 1
 
     return wrapped
 
 
 def system_error(error: OSError | MemoryError) -> str:
-    """What the system could not do, on one line: `results/records: No space left on device`."""
+    """Return an error of the operating system on one line: `results/records: No space left on device`."""
     place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
     what = (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__} {error}"
     return " ".join(f"{place}{what}".split())
@@ -53,7 +60,10 @@ def system_error(error: OSError | MemoryError) -> str:
 
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread, except where the user has them ignored."""
+    """Return a context in which SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread.
+
+    Signals that are ignored when it begins (as under nohup) stay ignored. In other threads it changes nothing.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         raise Interrupted
