@@ -1,4 +1,4 @@
-"""The figures that claims of papers are compared with, beside those of `robustness`: functions of records."""
+"""Figures that are computed only to compare them with claims of papers, each a function of per-input records."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from manifold_bench.bench.text import distance_text, eps_text, norm_text
 
 
 def pairs(records: pd.DataFrame) -> Estimate:
-    """Share of (input, aim) pairs of a cell whose output is valid, accepted, and taken for the aim.
+    """Return the share of (input, target class) pairs of a cell whose output is valid and accepted as the target class.
 
-    A pair whose clean input is accepted as the aim already is left out: there is nothing to be made of it. Of several
-    seeds any may do it. Raises MissingCells where the rows are not ok or the attack had no aims.
+    Pairs whose clean input is already accepted as the target class are left out. With several seeds, one success is
+    enough. Raises MissingCells where the rows are not ok or the attack is not targeted.
     """
     require_ok(records)
     if (records["aim"] < 0).any():
-        raise MissingCells("this attack has no aim for its inputs")
+        raise MissingCells("this attack is not targeted")
     there = ~records["clean_rejected"] & (records["clean_label"] == records["aim"])
     tried = records[~there]
     hits = tried["valid"] & ~tried["adv_rejected"] & (tried["adv_label"] == tried["aim"])
@@ -32,10 +32,10 @@ def pairs(records: pd.DataFrame) -> Estimate:
 
 
 def fooled(records: pd.DataFrame) -> Estimate:
-    """Share of noise images, or (image, aim) pairs, that were accepted (as the aim, where there is one).
+    """Return the share of noise images that were accepted; for a targeted attack, of (image, target class) pairs that
+    were accepted as the target class.
 
-    Of several seeds any may do it to an image of the data; noise is another with each. Raises MissingCells where the
-    rows are not ok.
+    Each seed draws noise images of its own. Raises MissingCells where the rows are not ok.
     """
     require_ok(records)
     hits = records["success"].groupby([figures.inputs_of(records), records["aim"]]).any()
@@ -43,10 +43,10 @@ def fooled(records: pd.DataFrame) -> Estimate:
 
 
 def fallen(records: pd.DataFrame) -> Estimate:
-    """Share of inputs with a success under any attack in `records`, those accepted and wrong when clean not counted.
+    """Return the share of inputs that an attack in `records` made accepted and wrong.
 
-    What the attacks did, and not what the defense does without them. An input without label (noise) can't be wrong when
-    clean. Raises MissingCells as per_input does.
+    Inputs that are accepted and wrong without an attack do not count as made so; noise, which has no label, cannot be
+    wrong without one. Raises MissingCells as per_input does.
     """
     figures.per_input(records)
     wrong = ~records["clean_rejected"] & (records["clean_label"] != records["label"]) & (records["label"] >= 0)
@@ -55,10 +55,10 @@ def fallen(records: pd.DataFrame) -> Estimate:
 
 
 def over_ladder(records: pd.DataFrame) -> pd.DataFrame:
-    """Shares of outcomes at every ε of one cell, and of its clean inputs at ε = 0.
+    """Return the shares of outcomes at every ε of an attack, and those of its clean inputs at ε = 0.
 
-    records: rows of one defense and attack, all ok. Columns: eps (ascending), accuracy, rejection, error, n. Raises
-    MissingCells where a row is not ok.
+    records: rows of one data set, defense, attack and norm. Columns of the result: eps (ascending), accuracy, rejection
+    and error (shares in [0, 1]), n. Raises MissingCells where a row is not ok.
     """
     require_ok(records)
     ladder = sorted(records["eps"].unique())
@@ -72,23 +72,29 @@ def over_ladder(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def peak_error(records: pd.DataFrame) -> tuple[float, Estimate]:
-    """The ε at which the error is largest (0: without an attack), and the error there. As over_ladder."""
+    """Return the ε at which the error is largest (0: without an attack), and the error there.
+
+    Arguments and errors are those of over_ladder.
+    """
     curve = over_ladder(records)
     peak = curve.iloc[int(curve["error"].argmax())]
     return float(peak["eps"]), wilson(round(peak["error"] * peak["n"]), int(peak["n"]))
 
 
 def largest_drop(records: pd.DataFrame) -> float:
-    """By how much the rejected share falls at most below what it was at a smaller ε; 0 where it never falls."""
+    """Return by how much the rejected share falls at most below its value at a smaller ε; 0 where it never falls.
+
+    Arguments and errors are those of over_ladder.
+    """
     rejection = over_ladder(records)["rejection"]
     return float((rejection.cummax() - rejection).max())
 
 
 def reclassified_right(reclassifying: pd.DataFrame, rejecting: pd.DataFrame) -> Estimate:
-    """Of the inputs that one defense rejects and the other, which reclassifies them, accepts: the share that is right.
+    """Return the share of right answers among the inputs that one defense rejects and the other one accepts.
 
-    Both: rows of one cell each, all ok, joined by input and ε. Raises MissingCells where an input is missing on one
-    side or the two defenses were shown different images.
+    reclassifying, rejecting: rows of one cell of each defense, all ok; they are joined by input and ε. Raises
+    MissingCells where an input is missing on one side or the two defenses were shown different images.
     """
     both = _joined(reclassifying, rejecting)
     accepted = both[(both["other"] == figures.REJECTED) & (both["own"] != figures.REJECTED)]
@@ -96,9 +102,9 @@ def reclassified_right(reclassifying: pd.DataFrame, rejecting: pd.DataFrame) -> 
 
 
 def recovered(reclassifying: pd.DataFrame, rejecting: pd.DataFrame) -> Estimate:
-    """Of the inputs that one defense rejects: the share that the other, which reclassifies them, gets right.
+    """Return the share of the inputs rejected by one defense that the other, which reclassifies them, gets right.
 
-    As reclassified_right.
+    Arguments and errors are those of reclassified_right.
     """
     both = _joined(reclassifying, rejecting)
     rejected = both[both["other"] == figures.REJECTED]
@@ -106,9 +112,9 @@ def recovered(reclassifying: pd.DataFrame, rejecting: pd.DataFrame) -> Estimate:
 
 
 def _joined(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Outcomes `own` and `other` of two defenses for the same images.
+    """Return the rows of two defenses on the same images, joined, with their outcomes as columns `own` and `other`.
 
-    Of several seeds the first: another answer to the same image is not another input.
+    Of several seeds only the first is used, because a second answer to the same image is not a further input.
     """
     keys = ["sample", "aim", "eps"]
     own, other = (side[side["seed"] == side["seed"].min()] for side in (own, other))
@@ -126,20 +132,20 @@ def _joined(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def require_ok(records: pd.DataFrame) -> None:
-    """Raises MissingCells with the reason where a row's status is not ok."""
+    """Raise MissingCells with the reason where the status of a row is not ok."""
     bad = records[records["status"] != "ok"]
     if len(bad):
         raise MissingCells(f"{bad['status'].iloc[0]}: {bad['reason'].iloc[0]}")
 
 
 def detection_auc(records: pd.DataFrame) -> tuple[float, float, float]:
-    """How well scores tell the outputs of one cell from their clean inputs: the area under the ROC curve.
+    """Return the area under the ROC curve of detecting attacked inputs by their scores, and its 95 % interval.
 
-    The share of pairs (clean, attacked) in which the attacked one looks more suspicious, ties half; with the 95 %
-    interval of the percentile bootstrap over inputs, which keeps an input's two scores together. Raises MissingCells
-    where a row is not ok or a defense gives no scores.
+    The area is the share of pairs (clean, attacked) in which the attacked input has the higher score; ties count half.
+    The interval is that of the percentile bootstrap over inputs, which keeps an input's two scores together. records:
+    rows of one cell. Raises MissingCells where a row is not ok or the defense gives no scores.
     """
-    from scipy.stats import bootstrap, mannwhitneyu  # late: takes a second, which no process of a job needs
+    from scipy.stats import bootstrap, mannwhitneyu  # late: takes a second, and worker processes do not need it
 
     require_ok(records)
     if records[["clean_score", "adv_score"]].isna().any(axis=None):
@@ -157,9 +163,10 @@ def detection_auc(records: pd.DataFrame) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Measured:
-    """A figure as it stands in a table, with its interval where it is a share.
+    """A figure that was measured for a claim.
 
-    remark: what has to be said with it; scope: over which attacks and inputs, where that isn't plain.
+    text: the figure as tables show it. share: the same with its interval, where it is a share. remark: note on it.
+    scope: attacks and inputs that it was computed over, where these are not all.
     """
 
     text: str
@@ -169,7 +176,7 @@ class Measured:
 
 
 class Strongest(NamedTuple):
-    """A figure of the worst case over all attacks: what it is called, and how it is computed."""
+    """A figure of the worst case over all attacks: its name, and the function of records that computes it."""
 
     name: str
     measure: Callable[[pd.DataFrame], Measured]
@@ -177,11 +184,12 @@ class Strongest(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    """How a figure is computed and compared.
+    """How the figure of a claim is computed and compared with the published value.
 
-    measure: the rows the claim names (and those of `rejected_by`, where `joins`) → Measured. kind: what a published
-    value of it looks like. strongest: the figure shown under the strongest attack. better: which way a share may not
-    move; None where there is no rule by which it stands or falls. ladder: it is taken over every ε of the attack.
+    kind: kind of the published value. measure: function of the rows that the claim is about that returns the figure;
+    where `joins`, it also takes the rows of the claim's `rejected_by`. strongest: figure that is shown under the
+    strongest attack. better: whether high or low shares are good for the defense; None where the figure cannot
+    contradict a claim. ladder: whether the figure uses every ε of the attack.
     """
 
     kind: Literal["share", "trend", "number"]
@@ -193,7 +201,10 @@ class Rule:
 
 
 def share_text(share: Estimate, counted: bool) -> str:
-    """97.97 [97.67, 98.23], n = 10,000; or, counted, 110 of 181: 60.77 [53.51, 67.60]."""
+    """Return a share in percent with its interval: `97.97 [97.67, 98.23], n = 10,000`.
+
+    counted: whether the text begins with the counts: `110 of 181: 60.77 [53.51, 67.60]`.
+    """
     if share.n == 0:
         return "undefined, n = 0"
     text = f"{100 * share.value:.2f} [{100 * share.low:.2f}, {100 * share.high:.2f}]"
@@ -253,8 +264,8 @@ RULES: dict[str, Rule] = {
     "distance": Rule("number", DISTANCE.measure, DISTANCE, ladder=True),
     "detection_auc": Rule("number", _detection, ACCURACY),
 }
-"""By the names that a claim may give as its `figure`."""
+"""Name that a claim gives as its `figure` → its rule."""
 
 
 MEASUREMENT = Rule("number", Measured, ERROR)
-"""Of a claim about a measurement's headline, which no records are needed for."""
+"""Rule of a claim about the headline value of a measurement, which needs no records."""
