@@ -1,4 +1,4 @@
-"""On how many inputs an attack stopped trying, so that they stand without having been attacked."""
+"""The share of inputs on which an attack stopped trying, so that they seem robust without having been attacked."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from manifold_bench.bench.records.schema import Row
 EFFORT_COLUMNS = ("given_up", "blind", "unmoved", "stalled")
 
 LIMIT = 0.01
-"""Share of inputs given up from which on a figure is marked."""
+"""Share of such inputs above which a figure is marked with ‖."""
 
 
 def effort(records: pd.DataFrame, group: np.ndarray, inputs: pd.Series) -> pd.DataFrame:
-    """The columns EFFORT_COLUMNS for each group of rows, by its number: shares of its attacked inputs at its largest ε.
+    """Return the columns EFFORT_COLUMNS for each group of rows: shares of its attacked inputs at its largest ε.
 
-    group, inputs: [N], of each row. Of an input that was not beaten, blind: more than half of the gradients before the
-    first success were exactly zero or not finite; unmoved: no query and no output was another image; stalled: no query
-    came nearer to success than the first one. given_up: any of them. Of several attacks only those that asked for
-    gradients count, and it must hold of each. NaN where there is no attacked input.
+    group, inputs: [N], number of the group and of the input of each row. The index of the result is the group's number.
+    An input that was not beaten counts as blind if more than half of the gradients were exactly zero or not finite, as
+    unmoved if every query and output was the input itself, as stalled if no query came nearer to success than the first
+    one, and as given_up if any of these holds. In a group of several attacks only those that compute gradients count,
+    and it must hold for each of them. Shares are NaN where no input was attacked.
     """
     columns = ["attack", "eps", "status", "distance", "success", "blind", "moved", "improved"]
     rows = records[columns].assign(group=group, input=inputs)
@@ -38,13 +39,13 @@ def effort(records: pd.DataFrame, group: np.ndarray, inputs: pd.Series) -> pd.Da
 
 
 def effort_note(row: Row) -> str:
-    """What is to be said of a summary row whose attack gave up on more than LIMIT of the inputs; else empty."""
-    if not row.get("given_up", 0.0) > LIMIT:  # NaN is none
+    """Return a phrase on a summary row whose attack stopped trying on more than LIMIT of the inputs; else ""."""
+    if not row.get("given_up", 0.0) > LIMIT:  # also true for NaN
         return ""
     parts = {
         "blind": "the gradient was exactly zero or not finite on {}",
         "unmoved": "the image was never changed on {}",
         "stalled": "the loss never improved on {}",
     }
-    said = [text.format(f"{100 * row[name]:.1f} %") for name, text in parts.items() if row[name] > 0]
-    return f"stopped trying on {100 * row['given_up']:.1f} % of the attacked inputs: {', '.join(said)}"
+    phrases = [text.format(f"{100 * row[name]:.1f} %") for name, text in parts.items() if row[name] > 0]
+    return f"stopped trying on {100 * row['given_up']:.1f} % of the attacked inputs: {', '.join(phrases)}"
