@@ -1,9 +1,9 @@
-"""What attacks are worth beside each other: success, passes, distances, and how near each comes to the best known.
+"""Compares attacks: success, passes, distances, and how near each comes to the smallest known distances.
 
-Optimality is AttackBench's (Cinà, Rony et al. 2025, arXiv 2404.19460): the curve of robust accuracy over distance that
-an attack leaves lies above that of the best known ensemble, which has the smallest distance any attack found for each
-input. The area between the two, as a share of the area between the ensemble's curve and that of an attack that finds
-nothing, is what the attack lacks.
+Optimality is that of AttackBench (Cinà, Rony et al. 2025, arXiv 2404.19460). It compares curves of robust accuracy over
+distance. The best known curve is that of the ensemble, which has for each input the smallest distance that any attack
+found. Optimality is 1 minus the area between an attack's curve and the ensemble's, divided by the area between the
+curve of an attack that finds nothing and the ensemble's.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ ATTACK_COLUMNS = (
 
 
 def optimality(found: ArrayLike, best: ArrayLike, end: float) -> float:
-    """How near an attack's distances come to the best known ones: 1 − (A − A*) / (A₀ − A*), at most 1.
+    """Return how near an attack's distances come to the best known ones: 1 − (A − A*) / (A₀ − A*), at most 1.
 
-    found, best: [N], the attack's distance and the smallest known for each input: 0 where nothing has to be found (it
-    is wrong or rejected when clean), ∞ where nothing was. A, A* and A₀ are the areas, from 0 to `end`, under the curves
-    of robust accuracy over distance that the attack, the ensemble and an attack without any success leave. What nobody
-    beat adds the same to all three and so doesn't count. NaN where A₀ = A*: there was nothing to find.
+    found, best: [N], the attack's distance and the smallest known one for each input; 0 for inputs that are wrong or
+    rejected when clean, ∞ for those that were not beaten. A, A* and A₀ are the areas, from 0 to `end`, under the curves
+    of robust accuracy over distance of the attack, of the ensemble, and of an attack without any success. Inputs that
+    no attack beat add the same to all three areas, so they do not matter. NaN where A₀ = A*: nothing can be found.
     """
     found, best = np.asarray(found, dtype=float), np.asarray(best, dtype=float)
-    # the area under a curve of steps is the mean of where each input's step is
+    # the area under such a step curve is the mean distance of its steps, one for each input
     area, least, most = (np.minimum(steps, end).sum() for steps in (found, best, np.where(best > 0, np.inf, 0)))
     return float(1 - (area - least) / (most - least)) if most > least else np.nan
 
 
 def curve_end(best: ArrayLike, sizes: ArrayLike) -> float:
-    """Up to which distance curves are compared: where the ensemble's reaches 0, as in AttackBench.
+    """Return the distance up to which curves are compared: where the ensemble's curve reaches 0, as in AttackBench.
 
-    best: [N], the ensemble's distances; sizes: the ε of its attacks. A curve that doesn't reach 0, or does so at one of
-    the ε, where it is known only up to the next smaller one, is followed one step (the mean of the steps) beyond the
-    largest ε. Otherwise what falls at the largest one would count for nothing, and at a single ε everything would.
+    best: [N], the ensemble's distances. sizes: the ε of its attacks. If the curve does not reach 0, or reaches it at
+    one of the ε, so that the exact distance is not known, the result is one mean step between ε beyond the largest one.
+    Otherwise inputs beaten at the largest ε, and all inputs of a run with a single ε, would not count.
     """
     best, sizes = np.asarray(best, dtype=float), np.unique(np.asarray(sizes, dtype=float))
     last = best.max(initial=0.0, where=np.isfinite(best))
@@ -52,10 +52,10 @@ def curve_end(best: ArrayLike, sizes: ArrayLike) -> float:
 
 
 def smallest_distances(records: pd.DataFrame) -> pd.DataFrame:
-    """The smallest distance at which each attack beat each input: [inputs × attacks], as `optimality` takes them.
+    """Return the smallest distance at which each attack beat each input: rows are inputs, columns attacks.
 
-    records: attacked rows of one data set, defense and norm, all ok. NaN where an attack was not run on an input; of
-    several seeds and aims the smallest counts.
+    records: attacked rows of one data set, defense and norm, all ok. Of several seeds and target classes the smallest
+    distance counts. Values are as in `optimality`, and NaN where an attack did not run on an input.
     """
     inputs = inputs_of(records).rename("input")
     right = clean_right(records).groupby(inputs).transform("min")
@@ -65,11 +65,12 @@ def smallest_distances(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def attack_figures(records: pd.DataFrame) -> pd.DataFrame:
-    """Every attack on every defense: the columns ATTACK_COLUMNS, the worst case of all together (the ensemble) last.
+    """Return the figures of every attack on every defense, and of all attacks on it together: ATTACK_COLUMNS.
 
-    records: of a run. `eps`: the largest; `right`: number of inputs accepted and right when clean, of which `success`
-    is the share beaten; `forwards` and `backwards` per input, over the whole ladder of ε and all seeds. An attack that
-    failed or was skipped has its reason and NaN. Noise (norm "fooling") is left out: it has no distance.
+    records: per-input records of a run. `eps`: the attack's largest ε. `right`: number of inputs accepted and right
+    when clean. `success`: share of these that the attack beat. `forwards`, `backwards`: passes per input, over all ε
+    and seeds. `rank`: see `ranks`. An attack that failed or was skipped has its reason, and NaN in place of figures.
+    Norm "fooling" is left out, because noise has no distance.
     """
     attacked = records[(records["kind"] == ATTACK) & (records["norm"] != FOOLING)]
     rows: list[Row] = []
@@ -93,10 +94,11 @@ def attack_figures(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def ranks(table: pd.DataFrame, within: list[str]) -> pd.Series:
-    """The place of each attack within a group of rows, 1 for the best: by success within ε first, then by optimality.
+    """Return the rank of each attack within its group of rows, 1 for the best: by success, then by optimality.
 
-    Distances beyond the largest ε count for optimality, so that alone it would put an attack that fails within ε
-    first. NaN for the ensemble, and where either is undefined. Attacks that are equal share a place.
+    within: columns that form the groups. Success comes first because optimality alone may favour an attack that finds
+    small distances beyond the largest ε and fails within it. Equal attacks share a rank. NaN for the ensemble, and
+    where success or optimality is undefined.
     """
     known = table[table["attack"] != WORST_CASE].dropna(subset=["success", "optimality"])
     places: dict[Hashable, int] = {}
@@ -107,7 +109,7 @@ def ranks(table: pd.DataFrame, within: list[str]) -> pd.Series:
 
 
 def _worth(records: pd.DataFrame) -> dict[str, object]:
-    """The columns that follow from an attack's own rows."""
+    """Return the columns of ATTACK_COLUMNS that follow from an attack's own rows."""
     inputs = inputs_of(records)
     right = clean_right(records).groupby(inputs).min()
     beaten = records["success"].groupby(inputs).any()[right]
@@ -125,10 +127,11 @@ def _worth(records: pd.DataFrame) -> dict[str, object]:
 
 
 def mean_optimality(attacks: pd.DataFrame) -> pd.DataFrame:
-    """Per data set, norm and attack: mean over the defenses on which it is defined, and their number `defenses`.
+    """Return the mean success and optimality of each attack over defenses, for each data set and norm.
 
-    AttackBench's global optimality, and the mean success. attacks: of attack_figures. In the order of `ranks` among
-    attacks on as many defenses; the ensemble is left out.
+    The mean of optimality is AttackBench's global optimality; `defenses` is the number of defenses on which it is
+    defined. attacks: result of attack_figures. `rank` compares attacks on the same number of defenses. The ensemble is
+    left out.
     """
     known = attacks[attacks["attack"] != WORST_CASE].dropna(subset="optimality")
     groups = known.groupby(["dataset", "norm", "attack"])
