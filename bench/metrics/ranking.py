@@ -1,4 +1,4 @@
-"""How a defense ranks among the others, paired by input."""
+"""Compares a defense with the others of a run on the same inputs, and ranks it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ PAIRED_COLUMNS = (
 )
 
 Columns = dict[str, Any]
-"""Values of columns of PAIRED_COLUMNS."""
+"""Name of a column of PAIRED_COLUMNS → its value in a row."""
 
 
 def against_others(records: pd.DataFrame, defense: str) -> pd.DataFrame:
-    """A defense against each other one, paired by input: the columns PAIRED_COLUMNS.
+    """Compare a defense with each other one on the inputs that both have figures for: the columns PAIRED_COLUMNS.
 
-    records: of a run. For every data set, clean (norm "none": accepted and right) and at every norm and ε that both
-    met: the worst case over the attacks that both have rows of, on the inputs both have figures for. `gained`,
-    `lost`: inputs right or robust only with the defense, only with the other; `p`: exact McNemar, Holm-adjusted over
-    all rows of the data set; `sign`: + better, - worse, ~ not significant, = no difference, x where one has no
-    figures, for that `reason`. A worst case that is partial on either side has its reason too. Noise is left out.
+    records: per-input records of a run. There is a row for each data set and other defense on clean inputs (norm
+    "none": accepted and right), and one at each norm and ε that both were attacked with: the worst case over the attacks
+    that both have. `gained`, `lost`: number of inputs that are right or robust only with the defense, and only with the
+    other one. `p`: exact McNemar test, Holm-adjusted over all rows of the data set. `sign`: + better, - worse, ~ not
+    significant, = no difference, x not compared because one has no figures. `reason`: why, or why a worst case is
+    partial. Norm "fooling" is left out.
     """
     rows: list[Columns] = []
     tested = records[(records["kind"] != CALIBRATION) & (records["norm"] != FOOLING)]
@@ -45,7 +46,7 @@ def against_others(records: pd.DataFrame, defense: str) -> pd.DataFrame:
 
 
 def _against(mine: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[str, float, Columns]]:
-    """Norm, ε and paired result, for clean inputs and for every strength that both met."""
+    """Yield norm, ε and the comparison, for clean inputs and for every norm and ε that both defenses have."""
     for norm, own in mine.groupby("norm"):
         other = theirs[theirs["norm"] == norm]
         shared = set(own["attack"]) & set(other["attack"])
@@ -73,7 +74,7 @@ def _paired(own: pd.DataFrame, other: pd.DataFrame, eps: float) -> Columns:
 
 
 def _judged(rows: list[Columns]) -> list[Columns]:
-    """The rows with Holm-adjusted p and their signs."""
+    """Return the rows with Holm-adjusted p and with signs."""
     tested = [row for row in rows if "p" in row]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row |= {"p": p, "sign": sign_of(row["lost"], row["gained"], p)}
@@ -81,6 +82,9 @@ def _judged(rows: list[Columns]) -> list[Columns]:
 
 
 def rank(rows: pd.DataFrame) -> tuple[int, int]:
-    """Place among all defenses compared, and their number. rows: of against_others, of one data set, norm and ε."""
+    """Return the rank of the defense among all that were compared, and their number.
+
+    rows: rows of against_others for one data set, norm and ε.
+    """
     compared = rows[rows["sign"] != "x"]
     return 1 + int((compared["other_share"] > compared["own_share"]).sum()), 1 + len(compared)
