@@ -1,4 +1,4 @@
-"""Shares of inputs with their confidence intervals."""
+"""Shares of inputs and their confidence intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class MissingCells(ValueError):
-    """A figure over several attacks was asked for, but an input lacks one of them, or a cell failed or was skipped."""
+    """A figure cannot be computed, because a cell failed or was skipped, or an input lacks one of several attacks."""
 
 
 class Estimate(NamedTuple):
@@ -23,17 +23,17 @@ class Estimate(NamedTuple):
 
 @cache
 def wilson(count: int, n: int) -> Estimate:
-    """count of n inputs → their share with its 95 % Wilson score interval (Wilson 1927)."""
+    """Return count / n with its 95 % Wilson score interval (Wilson 1927)."""
     if n == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
-    from statsmodels.stats.proportion import proportion_confint  # late: takes a second, which no job's process needs
+    from statsmodels.stats.proportion import proportion_confint  # late: takes a second, and workers do not need it
 
     low, high = proportion_confint(count, n, alpha=0.05, method="wilson")
     return Estimate(count / n, float(low), float(high), n)
 
 
 def percent_interval(value: float, n: int) -> str:
-    """The share of n inputs in percent with its Wilson interval: 86.1 [78.0, 91.5]."""
+    """Return a share of n inputs in percent with its Wilson interval, `86.1 [78.0, 91.5]`; `undefined` for NaN."""
     if np.isnan(value):
         return "undefined"
     share = wilson(round(value * n), n)
