@@ -1,4 +1,4 @@
-"""The sign of what became of a cell between two runs."""
+"""The signs that say how a cell differs between two runs."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ SIGNS = {
     "!": "failed in the new run",
     "?": "vanished from the new run",
 }
-"""In the order of the table on the screen: what fails the gate comes last, next to the closing line."""
+"""Sign → meaning, in the order of the table on the screen: signs that fail the gate come last, next to its result."""
