@@ -1,4 +1,4 @@
-"""What commands show on a terminal: every text of a report passes here, and none of it can steer the terminal."""
+"""Prints texts and grids on a terminal, without letting them control it: labels and messages may come from anybody."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rich.text import Text
 from manifold_bench.bench.text import is_printable, printable
 
 LOG_WIDTH = 110
-"""Columns of an output that is no terminal and names no width of its own."""
+"""Width in columns of an output that is not a terminal, unless COLUMNS is set."""
 
 LABEL = 18
-"""Columns that a grid keeps for its labels, at the least."""
+"""Smallest width in columns that a grid keeps for its labels, if they are not shorter."""
 
 
 class Terminal(Console):
-    """A console that writes control characters as escapes, those of labels, names and messages of any origin."""
+    """A console that writes escapes in place of control characters in labels, names and messages."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -35,13 +35,16 @@ class Terminal(Console):
 
 
 def terminal() -> Terminal:
-    """The console of a command: as wide as the terminal or as COLUMNS says, else as a log."""
+    """Return the console of a command, as wide as the terminal or as COLUMNS says, else LOG_WIDTH columns."""
     console = Terminal()
     return console if console.is_terminal or "COLUMNS" in os.environ else Terminal(width=LOG_WIDTH)
 
 
 class Line(NamedTuple):
-    """A line of a grid: a label, figures to its right, and what is to be said of them. An empty one parts groups."""
+    """A line of a grid: a label, figures to its right, and a note below. An empty line separates groups.
+
+    style: a style of rich, such as "bold red".
+    """
 
     label: str = ""
     figures: Sequence[str] = ()
@@ -52,8 +55,8 @@ class Line(NamedTuple):
 def print_grid(console: Console, title: str, header: Sequence[str], lines: Sequence[Line]) -> None:
     """Print figures in columns within the width of the console, without breaking a word.
 
-    header: of the labels, then of each figure. A label that is too long has a line of its own above its figures, notes
-    stand below; columns for which there is no room follow in a further grid.
+    header: heads of the columns, first that of the labels. A label that is too long is printed on a line of its own
+    above its figures, a note below them. Columns that do not fit are printed in a further grid below.
     """
     width = console.width
     sizes = [
@@ -81,7 +84,7 @@ def print_grid(console: Console, title: str, header: Sequence[str], lines: Seque
 
 
 def print_text(console: Console, text: str, style: str = "", indent: str = "") -> None:
-    """Print a text within the width of the console, broken between words alone; an indented one stays so."""
+    """Print a text within the width of the console, broken only between words; all its lines keep its indentation."""
     indent += " " * (len(text) - len(text.lstrip()))
     for part in text.splitlines() or [""]:
         for line in _wrapped(part.strip(), console.width, indent):
@@ -97,7 +100,10 @@ def _wrapped(text: str, width: int, indent: str) -> list[str]:
 
 
 def _blocks(sizes: Sequence[int], room: int) -> Iterator[list[int]]:
-    """The columns that fit next to each other, by their numbers; each block has one at least."""
+    """Yield the numbers of the columns that fit next to each other; every block has at least one.
+
+    sizes: width of each column. room: width of a block.
+    """
     block: list[int] = []
     left = room
     for number, size in enumerate(sizes):
