@@ -1,4 +1,4 @@
-"""How numbers, perturbation sizes, norms, and texts from elsewhere are written."""
+"""Writes numbers, perturbation sizes, norms and foreign texts for people to read, and reads perturbation sizes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ NORM_NAMES = {"linf": "L∞", "l2": "L2", "l0": "L0"}
 
 
 NOT_RUN = "–"
-"""Stands where the run has no such cell: neither 0 nor robust."""
+"""The text of a cell that the run does not have."""
 
 
 LEVELS = 255
-"""Steps between black and white in an image file: papers write ε as a fraction of them."""
+"""Number of grey levels above black in an 8-bit image; papers give ε as a fraction of it, such as 8/255."""
 
 
 def eps_of(text: str) -> float:
-    """Return a perturbation size from a number or a fraction: 0.03, 8/255, 0.5/255. The fraction is taken exactly.
+    """Return the perturbation size that a text gives as a number or a fraction: 0.03, 8/255, 0.5/255.
 
-    Raises ValueError for anything else.
+    A fraction is divided exactly and rounded once. Raises ValueError for any other text.
     """
     number = r"([0-9]{1,20}(?:\.[0-9]{1,20})?)"
     if found := re.fullmatch(rf"\s*{number}\s*/\s*{number}\s*", text):
@@ -35,7 +35,10 @@ def eps_of(text: str) -> float:
 
 
 def eps_text(eps: float) -> str:
-    """0.1 → 0.1, 0.03137254901960784 → 8/255 (what is not short as a decimal number but is in levels), inf → ∞."""
+    """Return a perturbation size as text: 0.1 as 0.1, 0.03137254901960784 as 8/255, infinity as ∞.
+
+    The fraction is used where it is exact and a short decimal number is not.
+    """
     if math.isinf(eps):
         return "∞"
     short, levels = f"{eps:g}", f"{eps * LEVELS:g}"
@@ -48,27 +51,34 @@ def _is_close(one: float, other: float) -> bool:
 
 
 def norm_text(norm: str) -> str:
-    """linf → L∞; a name without a symbol stays as it is."""
+    """Return the symbol of a norm, L∞ for linf; a name without a symbol is returned as it is."""
     return NORM_NAMES.get(norm, norm)
 
 
 def percent(value: float) -> str:
-    """0.8612 → 86.1; NaN → undefined."""
+    """Return a share in [0, 1] in percent, 86.1 for 0.8612; `undefined` for NaN."""
     return "undefined" if math.isnan(value) else f"{100 * value:.1f}"
 
 
 def distance_text(value: float) -> str:
-    """1.2345 → 1.234, inf → ∞ (fewer than half the inputs were beaten)."""
+    """Return a median distance as text: three decimals, ∞ if fewer than half the inputs were beaten, or `undefined`."""
     return "undefined" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.3f}"
 
 
 def is_printable(text: str) -> bool:
-    """Whether a text has no characters that a terminal obeys or hides: control, format, private, surrogates."""
+    """Return whether a text is free of characters that control a terminal or are invisible on it.
+
+    These are the Unicode categories of control, format, surrogate, private and unassigned characters, and separators of
+    lines and paragraphs.
+    """
     return (text.isascii() and text.isprintable()) or not any(map(_hidden, text))
 
 
 def printable(text: str) -> str:
-    """The text on one line, its control characters as escapes (`\\x1b`): labels and messages may come from anybody."""
+    """Return a text on one line, with escapes (`\\x1b`) in place of control characters.
+
+    Labels and messages may come from anybody, so they must not control the terminal that shows them.
+    """
     text = " ".join(text.splitlines())
     return text if is_printable(text) else "".join(_escaped(c) if _hidden(c) else c for c in text)
 
