@@ -171,8 +171,8 @@ def rows(role, beaten, n, eps=0.1, attack=None, ladder=True, **columns):
 
 
 def evidence(*frames, **inspections):
-    told = {name: {"status": "ok", "reason": "", "values": values} for name, values in inspections.items()}
-    return Evidence(pd.concat(frames, ignore_index=True), None, told, num_classes=10)
+    stored = {name: {"status": "ok", "reason": "", "values": values} for name, values in inspections.items()}
+    return Evidence(pd.concat(frames, ignore_index=True), None, stored, num_classes=10)
 
 
 @pytest.mark.parametrize(
@@ -201,17 +201,17 @@ def test_several_comparisons_make_a_fail_harder():
 
 def test_what_falls_at_a_smaller_size_counts_at_a_larger_one():
     """An iterative attack that beats all at 0.1 and, standing alone, none at 0.2 is no worse than a step at 0.2."""
-    told = evidence(
+    measured = evidence(
         rows(ITERATIVE, range(20), 20, 0.1, ladder=False), rows(ITERATIVE, (), 20, 0.2, ladder=False),
         rows(SINGLE_STEP, range(20), 20, 0.2),
     )  # fmt: skip
-    assert CHECKS["iterative"].finding(told).result == "pass"
-    assert CHECKS["monotone"].finding(told).result == "fail"
+    assert CHECKS["iterative"].finding(measured).result == "pass"
+    assert CHECKS["monotone"].finding(measured).result == "fail"
 
 
 def test_a_ladder_cannot_show_a_fall():
-    told = evidence(rows(ITERATIVE, range(20), 20, 0.1), rows(ITERATIVE, (), 20, 0.2))
-    assert CHECKS["monotone"].finding(told).result == "not run"
+    measured = evidence(rows(ITERATIVE, range(20), 20, 0.1), rows(ITERATIVE, (), 20, 0.2))
+    assert CHECKS["monotone"].finding(measured).result == "not run"
 
 
 def test_rejecting_everything_at_one_half_is_no_fault():
@@ -224,31 +224,31 @@ def test_rejecting_everything_at_one_half_is_no_fault():
 
 
 def test_rejection_of_an_unbounded_attack_is_a_warning():
-    told = evidence(rows(ITERATIVE, (), 20, 1.0, adv_rejected=True))
-    assert CHECKS["unbounded"].finding(told).result == "warn"
+    measured = evidence(rows(ITERATIVE, (), 20, 1.0, adv_rejected=True))
+    assert CHECKS["unbounded"].finding(measured).result == "warn"
     assert CHECKS["unbounded"].finding(evidence(rows(ITERATIVE, range(20), 20, 1.0))).result == "pass"
     assert CHECKS["unbounded"].finding(evidence(rows(ITERATIVE, (), 20, 1.0))).result == "fail"
 
 
 @pytest.mark.parametrize(("gained", "result"), [(0, "pass"), (1, "pass"), (2, "pass"), (3, "warn"), (20, "fail")])
 def test_more_steps(gained, result):
-    told = evidence(rows(ITERATIVE, (), 50), rows(ITERATIVE, range(gained), 50, attack=f"{PROBE}more"))
-    found = CHECKS["more"].finding(told)
+    measured = evidence(rows(ITERATIVE, (), 50), rows(ITERATIVE, range(gained), 50, attack=f"{PROBE}more"))
+    found = CHECKS["more"].finding(measured)
     assert found.result == result
-    assert "n = 50 can't show a gain below 1 pp" in found.evidence
+    assert "50 inputs are too few" in found.evidence
 
 
 def test_381_inputs_can_show_that_more_steps_gain_nothing():
-    told = evidence(rows(ITERATIVE, (), 381), rows(ITERATIVE, (), 381, attack=f"{PROBE}more"))
-    assert "can't" not in CHECKS["more"].finding(told).evidence
+    measured = evidence(rows(ITERATIVE, (), 381), rows(ITERATIVE, (), 381, attack=f"{PROBE}more"))
+    assert "too few" not in CHECKS["more"].finding(measured).evidence
 
 
 @pytest.mark.parametrize(("zero", "result"), [(0, "pass"), (1, "warn"), (4, "fail")])
 def test_zero_gradients(zero, result):
-    told = evidence(
+    measured = evidence(
         rows(ITERATIVE, (), 50), gradients={"n": 50, "zero": zero, "none": 0, "nonfinite": 0, "zero_margin": 0}
     )
-    assert CHECKS["gradients"].finding(told).result == result
+    assert CHECKS["gradients"].finding(measured).result == result
 
 
 @pytest.mark.parametrize(
@@ -286,8 +286,8 @@ def test_without_the_planted_test_there_is_no_pass(planted, result):
 
 
 def test_counts_that_are_missing_or_contradict_each_other_are_not_judged():
-    told = evidence(rows(ITERATIVE, (), 20), gradients={"n": 50}, planted={"n": 5, "planted": 5, "found": 9})
-    assert CHECKS["gradients"].finding(told).result == CHECKS["planted"].finding(told).result == "not run"
+    measured = evidence(rows(ITERATIVE, (), 20), gradients={"n": 50}, planted={"n": 5, "planted": 5, "found": 9})
+    assert CHECKS["gradients"].finding(measured).result == CHECKS["planted"].finding(measured).result == "not run"
 
 
 def test_points_on_the_grid_stay_within_the_ball():
@@ -319,7 +319,7 @@ def test_a_randomized_defense_that_says_so_is_warned_of_only():
         ({"others": 1, "uneven": 0, "optimises": 1.0}, "fail"),
     ],
 )
-def test_rounding_by_the_size_of_the_batch_is_told_from_dependence_on_other_images(values, result):
+def test_rounding_by_the_size_of_the_batch_is_distinguished_from_dependence_on_other_images(values, result):
     assert repeats(**values) == result
 
 
@@ -341,13 +341,13 @@ def test_without_its_inspection_only_remarks_on_answers_that_change_fail_the_def
 def repeats(**values):
     """The result of the check on these counts; what is not given is 0 of 50, 8 or 25."""
     zeros = dict.fromkeys(("again", "alone", "others", "uneven", "optimises", "randomized"), 0)
-    told = {"n": 50, "alone_n": 8, "others_n": 25, "noisy_n": 50, "noisy": 0} | zeros | values
-    return CHECKS["repeats"].finding(evidence(rows(ITERATIVE, (), 20), repeats=told)).result
+    values_of_all = {"n": 50, "alone_n": 8, "others_n": 25, "noisy_n": 50, "noisy": 0} | zeros | values
+    return CHECKS["repeats"].finding(evidence(rows(ITERATIVE, (), 20), repeats=values_of_all)).result
 
 
 def test_without_probes_the_records_are_judged_and_the_rest_is_not_run():
     told = evidence(rows(SINGLE_STEP, range(20), 20), rows(ITERATIVE, (), 20), rows("", (), 20, attack="clean"))
-    results = {name: rule.finding(told).result for name, rule in CHECKS.items()}
+    results = {name: rule.finding(measured).result for name, rule in CHECKS.items()}
     assert results.pop("iterative") == "fail" and results.pop("accepts") == results.pop("reached") == "pass"
     assert set(results.values()) == {"not run"}
 
@@ -355,7 +355,7 @@ def test_without_probes_the_records_are_judged_and_the_rest_is_not_run():
 def test_a_transfer_that_takes_more_from_the_defense_than_from_none():
     mine, other = (rows(TRANSFER, hits, 20, attack=f"{PROBE}transfer") for hits in (range(15), range(3)))
     told = dataclasses.replace(evidence(mine), undefended=other)
-    assert CHECKS["undefended"].finding(told).result == "fail"
+    assert CHECKS["undefended"].finding(measured).result == "fail"
     assert CHECKS["undefended"].finding(dataclasses.replace(evidence(other), undefended=mine)).result == "pass"
 
 
