@@ -1,4 +1,4 @@
-"""A run against a baseline, cell by cell, on the inputs that both share: exact McNemar, Holm-corrected."""
+"""Compares a run with a baseline, cell by cell, on the inputs that both share, by exact McNemar tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from manifold_bench.bench.records.results import Cell, Results
 from manifold_bench.defenses.identity import JsonObject
 
 SIGNIFICANCE = 0.05
-"""Chance, over all cells together, of calling any of them different where none is (Holm)."""
+"""Significance level of all cells together: the probability that any is called different although none is (Holm)."""
 
 
 COMPARABLE = (
@@ -32,17 +32,20 @@ COMPARABLE = (
     "device",
     "eps",
 )
-"""What may differ in a job's identity without making its cells incomparable: the inputs, of which the shared ones are
-taken by their content; a defense that was trained again or rewritten under the same version, which is what a gate is
-for; chance."""
+"""Parts of a job's identity that may differ between comparable cells.
+
+These are the inputs, because the shared ones are found by their hash; weights and source of the defense, because their
+changes are what a gate checks; and seed and device, because their effect is chance."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What became of one cell of the baseline.
+    """The comparison of one cell of the baseline with the same cell of the new run.
 
-    n: shared inputs; baseline, new: their robust shares; lost, gained: inputs robust only before, only now;
-    p: exact McNemar, Holm-adjusted over all cells that could be compared. None where nothing could be compared.
+    sign: one of SIGNS. note: its reason. n: number of shared inputs. baseline, new: share of them that is robust in
+    each run, in [0, 1]. lost, gained: number of inputs robust only in the baseline, and only in the new run. p: exact
+    McNemar test, Holm-adjusted over all cells that could be compared. n, baseline, new and p are None for a cell that
+    could not.
     """
 
     cell: Cell
@@ -58,10 +61,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Joint:
-    """All comparable cells together: is the new run worse, whatever each cell says for itself?
+    """The comparison of all comparable cells together, which finds losses too small to be significant in one cell.
 
-    cells, inputs: number of cells, and of inputs of which any changed. lost, gained: pairs of input and cell that are
-    robust only before, only now. p: one-sided, of a sign-flip permutation test (see `joint`).
+    cells: number of cells. inputs: number of inputs that changed in any of them. lost, gained: number of pairs of input
+    and cell that are robust only in the baseline, and only in the new run. p: one-sided, of the sign-flip permutation
+    test of `joint`.
     """
 
     cells: int
@@ -72,15 +76,16 @@ class Joint:
 
     @property
     def worse(self) -> bool:
+        """Whether the new run is significantly worse than the baseline."""
         return self.p <= SIGNIFICANCE
 
 
 def compare(baseline: Results, new: Results) -> list[Comparison]:
-    """What became of every cell of the baseline, those of clean and calibration images included, in the order of SIGNS.
+    """Compare every cell of the baseline with the new run, clean and calibration cells included, in the order of SIGNS.
 
-    An input is robust where it is accepted and right when clean and the attack succeeded for no aim and with no seed;
-    noise, which has no right answer, where nothing succeeded. Inputs are the same where hash and label are. Worst cases
-    are left out: they follow from cells that are compared already.
+    An input is robust if it is accepted and right when clean and the attack succeeded for no target class and no seed;
+    noise is robust if no attack succeeded. Inputs are the same if their hash and label are. Worst cases are left out,
+    because they follow from cells that are compared.
     """
     found = [_compared(cell, baseline, new) for cell in baseline.cells]
     tested = {one.cell: one.p for one in found if one.p is not None}
@@ -90,7 +95,7 @@ def compare(baseline: Results, new: Results) -> list[Comparison]:
 
 
 def _compared(cell: Cell, baseline: Results, new: Results) -> Comparison:
-    """What became of one cell; where both runs have figures, p is not yet adjusted and the sign is open (~)."""
+    """Return the comparison of one cell; if both runs have figures, with p not yet adjusted and the sign still ~."""
     before, why_before = baseline.status(cell)
     if cell not in new.cells:
         return Comparison(cell, "?", "not in the new run")
@@ -107,7 +112,7 @@ def _compared(cell: Cell, baseline: Results, new: Results) -> Comparison:
     if changes:
         return Comparison(cell, "x", "; ".join(changes))
     seeds, others = (set(run.cells[cell]["seed"]) for run in (baseline, new))
-    if seeds.isdisjoint(others) and len(seeds) != len(others):  # the worst of more seeds is worse
+    if seeds.isdisjoint(others) and len(seeds) != len(others):  # the worst case over more seeds is worse
         return Comparison(cell, "x", f"seeds {_listed(seeds)} → {_listed(others)}")
     was, now = robust_inputs(cell, baseline, new)
     if was.empty:
@@ -118,9 +123,9 @@ def _compared(cell: Cell, baseline: Results, new: Results) -> Comparison:
 
 
 def robust_inputs(cell: Cell, baseline: Results, new: Results) -> tuple[pd.Series, pd.Series]:
-    """Whether each shared input of a cell is robust in each run, by its hash and label.
+    """Return, for each run, whether each shared input of a cell is robust: bool by hash and label.
 
-    An image that is in the data twice counts once: it is one draw.
+    An image that the data hold twice counts once.
     """
     was, now = (
         robust(rows).groupby([rows["input_sha256"], rows["label"]]).all() for rows in shared_rows(cell, baseline, new)
@@ -129,11 +134,12 @@ def robust_inputs(cell: Cell, baseline: Results, new: Results) -> tuple[pd.Serie
 
 
 def joint(baseline: Results, new: Results, found: Iterable[Comparison]) -> Joint | None:
-    """The test of all cells that could be compared, None where there are none; found: of `compare`.
+    """Test whether all cells that could be compared are worse together; return None where there are none.
 
-    For each input the changes (robust now − robust before) are summed over its cells: attacks, ε and defenses. If
-    nothing got worse, an input's sum is as likely as its negative. All signs of one input flip together, so that the
-    test holds however its cells depend on each other; that inputs are independent draws is all it takes.
+    found: result of `compare`. For each input the changes (robust in the new run − robust in the baseline) are summed
+    over its cells, which are attacks, ε and defenses. If nothing got worse, an input's sum is as likely as its
+    negative. The signs of all cells of an input flip together, so the test allows that these depend on each other; it
+    only assumes that inputs are independent.
     """
     changes = [
         (now.astype(int) - was.astype(int)).rename_axis(["input_sha256", "label"])
@@ -149,9 +155,10 @@ def joint(baseline: Results, new: Results, found: Iterable[Comparison]) -> Joint
 
 
 def sign_flip(sums: np.ndarray) -> float:
-    """One-sided p that changes of inputs, int [N], sum to as little by chance, each as likely as its negative.
+    """Return the one-sided p of a sign-flip test: how likely it is that the sum is so low by chance.
 
-    Exact for up to 12 inputs, of 9,999 draws beyond (Fisher 1935; Phipson and Smyth 2010).
+    sums: int [N], change of each input; under the null hypothesis each is as likely as its negative. The test is exact
+    for up to 12 inputs and uses 9,999 random draws beyond (Fisher 1935; Phipson and Smyth 2010).
     """
     if not len(sums):
         return 1.0
@@ -171,9 +178,10 @@ def _listed(numbers: set[int]) -> str:
 
 
 def shared_rows(cell: Cell, baseline: Results, new: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cell's rows in each run, with the seeds and on the inputs that both have: those of the same hash and label.
+    """Return the cell's rows in each run, restricted to the seeds and inputs that both runs have.
 
-    Where no seed is in both, all of them: which seed it was is chance.
+    Inputs are the same if their hash and label are. If the runs share no seed, all seeds are kept, because which seeds
+    a run used is chance.
     """
     was, now = baseline.cells[cell], new.cells[cell]
     seeds = set(was["seed"]) & set(now["seed"])
@@ -184,12 +192,12 @@ def shared_rows(cell: Cell, baseline: Results, new: Results) -> tuple[pd.DataFra
 
 
 def _judged(one: Comparison, p: float) -> Comparison:
-    """The final sign of a cell by its adjusted p."""
+    """Return the comparison with its adjusted p and the sign that follows from it."""
     return replace(one, sign=sign_of(one.lost, one.gained, p), p=p)
 
 
 def holm(p: list[float]) -> list[float]:
-    """p of several tests, adjusted for there being so many (Holm 1979); in the order given."""
+    """Return the p-values of several tests, adjusted for their number (Holm 1979), in the same order."""
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))
     adjusted[order] = np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1)) if p else []
@@ -197,7 +205,7 @@ def holm(p: list[float]) -> list[float]:
 
 
 def sign_of(lost: int, gained: int, p: float) -> str:
-    """=, ~, - or + for so many inputs lost and gained; p: adjusted, of their exact McNemar test."""
+    """Return the sign (=, ~, - or +) for numbers of inputs lost and gained. p: of their McNemar test, adjusted."""
     if lost == gained == 0:
         return "="
     if p > SIGNIFICANCE:
@@ -206,15 +214,20 @@ def sign_of(lost: int, gained: int, p: float) -> str:
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """Two-sided p of the exact McNemar test: are lost and gained halves of their sum, up to chance (McNemar 1947)?"""
+    """Return the two-sided p of the exact McNemar test, whose null hypothesis is that losses and gains are equally
+    likely (McNemar 1947).
+    """
     return float(exact_mcnemar([[0, lost], [gained, 0]], exact=True).pvalue)
 
 
 def changed(before: JsonObject, after: JsonObject, eps: float) -> Iterator[str]:
-    """`attack.parameters.steps 40 → 100` for whatever makes two results at this ε incomparable."""
+    """Yield every difference that makes two results at this ε incomparable: `attack.parameters.steps 40 → 100`.
+
+    before, after: identities of the two jobs.
+    """
     old, new = ({**dict(flat(identity)), "eps up to this": _steps(identity, eps)} for identity in (before, after))
     paths = sorted({*old, *new})
-    if old.get("identity") != new.get("identity"):  # identities of two schemes have nothing else to compare
+    if old.get("identity") != new.get("identity"):  # identities of different schemes cannot be compared in detail
         paths = ["identity"]
     for path in paths:
         if path not in COMPARABLE and old.get(path) != new.get(path):
@@ -222,19 +235,19 @@ def changed(before: JsonObject, after: JsonObject, eps: float) -> Iterator[str]:
 
 
 def value_text(identity: JsonObject, path: str) -> str:
-    """What a flat identity holds at a path; parameters that it lacks have their default."""
+    """Return the value at a path of a flat identity as text; a missing parameter has its default."""
     if path not in identity and ".parameters." in path:
         return "default"
     return json.dumps(identity.get(path), ensure_ascii=False)
 
 
 def _steps(identity: JsonObject, eps: float) -> list[float]:
-    """What decided the result at this ε: on a ladder, an input beaten at a smaller one counts as beaten at this one."""
+    """Return the ε that affect the result at this ε: on a ladder all smaller ones, whose successes carry over."""
     return [value for value in map(float, identity["eps"]) if value <= eps] if identity["ladder"] else [eps]
 
 
 def flat(tree: JsonObject, above: str = "") -> Iterator[tuple[str, object]]:
-    """Leaves of nested dicts with their dotted paths."""
+    """Yield the leaves of nested dicts with their dotted paths. above: prefix of the paths."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from flat(value, f"{above}{name}.")
