@@ -25,10 +25,10 @@ def against_others(records: pd.DataFrame, defense: str) -> pd.DataFrame:
     """Compare a defense with each other one on the inputs that both have figures for: the columns PAIRED_COLUMNS.
 
     records: per-input records of a run. There is a row for each data set and other defense on clean inputs (norm
-    "none": accepted and right), and one at each norm and ε that both were attacked with: the worst case over the attacks
-    that both have. `gained`, `lost`: number of inputs that are right or robust only with the defense, and only with the
-    other one. `p`: exact McNemar test, Holm-adjusted over all rows of the data set. `sign`: + better, - worse, ~ not
-    significant, = no difference, x not compared because one has no figures. `reason`: why, or why a worst case is
+    "none": accepted and right), and one at each norm and ε that both were attacked with: the worst case over the
+    attacks that both have. `gained`, `lost`: number of inputs that are right or robust only with the defense, and only
+    with the other one. `p`: exact McNemar test, Holm-adjusted over all rows of the data set. `sign`: + better, - worse,
+    ~ not significant, = no difference, x not compared because one has no figures. `reason`: why, or why a worst case is
     partial. Norm "fooling" is left out.
     """
     rows: list[Columns] = []
