@@ -1,4 +1,4 @@
-"""Every figure of the benchmark, as a function of per-input records (bench.records)."""
+"""The robustness figures of the benchmark, as functions of per-input records (`records.schema`)."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN
 from manifold_bench.bench.text import eps_text
 
 RIGHT, REJECTED, WRONG = 0, 1, 2
-"""What came of one answer, in the order in which it hurts: accepted and right, rejected, accepted and wrong."""
+"""Outcomes of one answer, from best to worst: accepted and right, rejected, accepted and wrong."""
 
 
 OUTCOMES = {"accuracy": RIGHT, "rejection": REJECTED, "error": WRONG}
-"""The figure that is the share of inputs whose worst outcome it is."""
+"""Name of a figure → the outcome whose share it is."""
 
 
 FOOLING = "fooling"
-"""The norm in which the inputs are noise: no answer to them is right, and accepting them is the error."""
+"""The norm of attacks that start from noise: no answer to noise is right, and accepting it is an error."""
 
 
 CELL = ("attack", "norm", "eps")
-"""What tells the cells of a defense on a data set apart."""
+"""Columns that identify a cell of one defense on one data set."""
 
 
 def outcomes(records: pd.DataFrame) -> np.ndarray:
-    """RIGHT, REJECTED or WRONG, int [N], for each of N rows: the clean answer's in a clean cell, else the attacked.
+    """Return the outcome of each row, int [N]: RIGHT, REJECTED or WRONG.
 
-    In norm "fooling" nothing is right: WRONG where the attack succeeded, REJECTED where it did not.
+    It is the outcome of the clean answer in a clean cell, and of the answer to the attacked input elsewhere. In norm
+    "fooling", where no answer is right, it is WRONG if the attack succeeded, else REJECTED.
     """
     clean = records["kind"].to_numpy() == CLEAN
     label = np.where(clean, records["clean_label"], records["adv_label"])
@@ -40,19 +41,21 @@ def outcomes(records: pd.DataFrame) -> np.ndarray:
 
 
 def per_input(records: pd.DataFrame) -> pd.DataFrame:
-    """One row per input, indexed by sample, over all attacks and strengths in `records`.
+    """Return one row for each input, indexed by sample, over all attacks and ε in `records`.
 
-    records: rows of one data set and defense, all with status ok; a single cell or several. An input may have several
-    rows in a cell, one for each class it was to be taken for and each seed: any of them beats it. Rows of the
-    calibration are left out; norm "fooling" has inputs of its own, so its rows stand alone (ValueError), and every seed
-    draws others.
-    Columns: `worst`, the worst outcome of any row (wrong > rejected > right); and by the figure that is their share of
-    true ones: `accuracy`, `rejection`, `error`, which of these it is; `robust_accuracy`, the clean input is accepted
-    and right and no valid output is accepted and wrong (fooling: no attack succeeded); `strict_robust_accuracy`, robust
-    and no output is rejected; `accuracy_without_rejection`, the label is right in every row, whatever the detector
-    says.
-    Raises MissingCells where a row's status is not ok or an input lacks one of the cells, with one of its seeds, or
-    rows of it: a figure over what is left would pass for a figure over all of it.
+    records: rows of one data set and defense, all with status ok, of one cell or several. An input may have several
+    rows in a cell, one for each target class and seed; a success in any of them beats it. Calibration rows are left
+    out.
+
+    Columns: `worst` is the worst outcome of any row (wrong > rejected > right). The others are bool and named after the
+    figure that is their share of true values: `accuracy`, `rejection` and `error` say which outcome is the worst;
+    `robust_accuracy`: the clean input is accepted and right, and no valid output is accepted and wrong (norm "fooling":
+    no attack succeeded); `strict_robust_accuracy`: robust, and no output is rejected; `accuracy_without_rejection`: the
+    label is right in every row, whether it was rejected or not.
+
+    Raises MissingCells where a row's status is not ok, or where an input lacks a cell, a seed or rows of a cell,
+    because a figure over part of the rows would look like a figure over all. Raises ValueError where only some rows
+    have norm "fooling", whose inputs are noise images and not those of the data set.
     """
     records = without_calibration(records)
     is_fooling(records)
@@ -65,7 +68,7 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def per_inputs(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
-    """`per_input` for several groups of rows at once: group [N], its number for each row, is a further column."""
+    """Return `per_input` of several groups of rows, with the column `group`. group: [N], number of each row's group."""
     sample = inputs_of(records).to_numpy()
     place = _numbered(group, sample)
     _, first = np.unique(place, return_index=True)
@@ -78,7 +81,7 @@ def per_inputs(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
     np.maximum.at(worst, place, outcome)
     held = {"robust_accuracy": is_robust, "strict_robust_accuracy": is_robust & (outcome != REJECTED)}
     held |= {"accuracy_without_rejection": is_right}
-    # an input holds where none of its rows breaks
+    # a column is true for an input if it is true in all of its rows
     always = {name: np.bincount(place, ~holds, len(first)) == 0 for name, holds in held.items()}
     return inputs.assign(worst=worst, **{name: worst == one for name, one in OUTCOMES.items()}, **always)
 
@@ -105,9 +108,9 @@ def _check_complete(records: pd.DataFrame, place: np.ndarray, cell: np.ndarray, 
 
 
 def inputs_of(records: pd.DataFrame) -> pd.Series:
-    """Which input of a data set each row is of: its sample.
+    """Return the number of the input of each row: its sample.
 
-    In norm "fooling" a number for each seed and sample: every seed draws noise images of its own.
+    In norm "fooling" it is a number for each seed and sample, because every seed draws noise images of its own.
     """
     fooling = records["norm"] == FOOLING
     if not fooling.any():
@@ -116,7 +119,7 @@ def inputs_of(records: pd.DataFrame) -> pd.Series:
 
 
 def _numbered(*columns: pd.Series | np.ndarray) -> np.ndarray:
-    """Which combination of values each row has, as a number from 0 on: int [N]."""
+    """Return int [N]: numbers, from 0 on, that are equal for rows with the same values in all columns."""
     codes: np.ndarray = np.zeros(len(columns[0]), dtype=int)
     for column in columns:
         own, values = pd.Series(column).factorize()
@@ -125,31 +128,31 @@ def _numbered(*columns: pd.Series | np.ndarray) -> np.ndarray:
 
 
 def without_calibration(records: pd.DataFrame) -> pd.DataFrame:
-    """The rows on test inputs: thresholds are all that the calibration's are for."""
+    """Return the rows without those of calibration, which serve only to set thresholds."""
     test = (records["kind"] != CALIBRATION).to_numpy()
     return records if test.all() else records[test]
 
 
 def is_fooling(records: pd.DataFrame) -> bool:
-    """Whether the rows are of norm "fooling"; raises ValueError where only some are."""
+    """Return whether the rows are of norm "fooling"; raises ValueError where only some are."""
     fooling = records["norm"] == FOOLING
     if fooling.any() and not fooling.all():
-        raise ValueError('norm "fooling" has inputs of its own: no figure is taken over it together with others')
+        raise ValueError('norm "fooling" has noise images as inputs; no figure combines it with other norms')
     return bool(fooling.any())
 
 
 def clean_right(records: pd.DataFrame) -> pd.Series:
-    """Per row, whether the clean input is accepted and right."""
+    """Return, for each row, whether the clean input is accepted and right."""
     return ~records["clean_rejected"] & (records["clean_label"] == records["label"])
 
 
 def robust(records: pd.DataFrame) -> pd.Series:
-    """Per row, whether the clean input is accepted and right and the attack had no success; of noise, the latter."""
+    """Return, for each row, whether the clean input is accepted and right (noise: always) and the attack failed."""
     return ~records["success"] & (clean_right(records) | (records["norm"] == FOOLING))
 
 
 def _share(records: pd.DataFrame, figure: str) -> Estimate:
-    """The share of inputs for which a column of per_input is true; undefined in norm "fooling" for right answers."""
+    """Return the share of inputs for which a column of per_input is true; NaN for right answers to noise."""
     hits = per_input(records)[figure]
     if figure not in ("rejection", "error") and (records["norm"] == FOOLING).any():
         return Estimate(np.nan, np.nan, np.nan, len(hits))
@@ -157,57 +160,62 @@ def _share(records: pd.DataFrame, figure: str) -> Estimate:
 
 
 def accuracy(records: pd.DataFrame) -> Estimate:
-    """Share of inputs whose worst answer in `records` is accepted and right. Arguments and errors as in per_input.
+    """Return the share of inputs whose worst answer in `records` is accepted and right.
 
-    NaN in norm "fooling", as are all figures that speak of right answers.
+    Arguments and errors are those of per_input. NaN in norm "fooling", like all figures on right answers.
     """
     return _share(records, "accuracy")
 
 
 def accuracy_without_rejection(records: pd.DataFrame) -> Estimate:
-    """Share of inputs whose label is right in every row of `records`, whatever the detector says. As in accuracy.
+    """Return the share of inputs whose label is right in every row of `records`, whether it was rejected or not.
 
-    The attacked rows are outputs made against the whole defense: they bound from above what is left of the accuracy
-    where an attacker knows that nothing is rejected.
+    Arguments and errors are those of accuracy. For attacked rows it is an upper bound of the robust accuracy of the
+    defense without its detector, because the attacks were made against the defense with it.
     """
     return _share(records, "accuracy_without_rejection")
 
 
 def error(records: pd.DataFrame) -> Estimate:
-    """Share of inputs whose worst answer in `records` is accepted and wrong; in norm "fooling", the share of noise
-    images with which an attack succeeded. Arguments and errors as in per_input.
+    """Return the share of inputs whose worst answer in `records` is accepted and wrong.
+
+    In norm "fooling" it is the share of noise images with which an attack succeeded. Arguments and errors are those of
+    per_input.
     """
     return _share(records, "error")
 
 
 def rejection(records: pd.DataFrame) -> Estimate:
-    """Share of inputs whose worst answer in `records` is a rejection: 1 − accuracy − error. As in per_input.
+    """Return the share of inputs whose worst answer in `records` is a rejection: 1 − accuracy − error.
 
-    In norm "fooling", 1 − error.
+    In norm "fooling" it is 1 − error. Arguments and errors are those of per_input.
     """
     return _share(records, "rejection")
 
 
 def robust_accuracy(records: pd.DataFrame) -> Estimate:
-    """Share of inputs accepted and right when clean and never accepted and wrong under any attack in `records`.
+    """Return the share of inputs that are accepted and right when clean and never accepted and wrong under attack.
 
-    The mean over inputs of the worst over attacks ('per-example', Carlini et al. 2019), never the worst over attacks
-    of the mean. Rejecting an adversarial input counts as a win. Arguments and errors as in per_input.
+    The worst over all attacks in `records` is taken for each input ('per-example', Carlini et al. 2019), then the mean
+    over inputs. Rejecting an adversarial input counts as correct. Arguments and errors are those of per_input.
     """
     return _share(records, "robust_accuracy")
 
 
 def strict_robust_accuracy(records: pd.DataFrame) -> Estimate:
-    """As robust_accuracy, and every adversarial input is accepted too: rejecting one counts as a loss."""
+    """Return the share of inputs that are robust and never rejected under attack: here a rejection counts as an error.
+
+    Arguments and errors are those of robust_accuracy.
+    """
     return _share(records, "strict_robust_accuracy")
 
 
 def over_seeds(records: pd.DataFrame) -> tuple[int, float, float]:
-    """Number of seeds, and mean and sample standard deviation over them of the robust accuracy with each alone.
+    """Return the number of seeds, and the mean and sample standard deviation over seeds of robust accuracy.
 
-    robust_accuracy over several seeds is the worst of them on each input, what an attacker with restarts has; this says
-    how much chance there is in one. The deviation is NaN for one seed; both are NaN where not every seed has the same
-    attacks and strengths. Arguments and errors as in per_input.
+    In contrast, robust_accuracy of several seeds uses the worst seed of each input, as an attacker with restarts does.
+    The deviation is NaN for one seed; both are NaN where the seeds differ in their attacks or ε. Arguments and errors
+    are those of per_input.
     """
     seeds = [rows for _, rows in records.groupby("seed")]
     cells = {frozenset(rows[["attack", "norm", "eps"]].itertuples(index=False, name=None)) for rows in seeds}
@@ -218,28 +226,27 @@ def over_seeds(records: pd.DataFrame) -> tuple[int, float, float]:
 
 
 def median_distance(records: pd.DataFrame) -> float:
-    """Median over inputs of the smallest distance, in the cells' norm, at which any attack in `records` beat them.
+    """Return the median over inputs of the smallest distance, in the cells' norm, at which an attack beat them.
 
-    0 for an input that is wrong without an attack, ∞ for one that was never beaten, so the median is ∞ where fewer
-    than half were. NaN for a clean cell, for no rows, and in norm "fooling".
+    An input that is wrong without an attack counts as 0, one that was never beaten as ∞, so the median is ∞ where fewer
+    than half were beaten. NaN for a clean cell, for no rows, and in norm "fooling".
     """
     return float(median_distances(records, np.zeros(len(records), dtype=int)).get(0, np.nan))
 
 
 def median_distances(records: pd.DataFrame, group: np.ndarray) -> pd.Series:
-    """`median_distance` of several groups of rows at once, by the group's number; group: [N], of each row."""
+    """Return `median_distance` of several groups of rows, by group. group: [N], number of each row's group."""
     attacked = ((records["kind"] == ATTACK) & (records["norm"] != FOOLING)).to_numpy()
     rows = pd.DataFrame({"group": group, "sample": records["sample"], "distance": records["distance"]})[attacked]
     return rows.groupby(["group", "sample"])["distance"].min().groupby("group").median()
 
 
 def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
-    """Robust accuracy at any ε from the distances of attacks that find minimal perturbations; columns eps,
-    value, low, high, n.
+    """Return robust accuracy at each of these ε, computed from the distances that attacks found.
 
-    records: rows of one data set, defense and norm, all ok. An input is robust at ε where it is accepted and right
-    when clean and no attack beat it at a distance ≤ ε (already wrong = 0, not found = ∞). Norm "fooling" has no curve
-    (ValueError).
+    Columns of the result: eps, value, low, high, n. records: rows of one data set, defense and norm, all ok. An input
+    is robust at ε if it is accepted and right when clean and no attack beat it at a distance ≤ ε. Raises ValueError for
+    norm "fooling", because noise has no distance.
     """
     records = without_calibration(records)
     if is_fooling(records):
