@@ -1,11 +1,11 @@
-"""Selective classification: what the answers are worth of a defense that may decline. Functions of records.
+"""Figures of selective classification, for defenses that may reject inputs: functions of per-input records.
 
-A score says how suspicious an input looks; at threshold t the inputs with scores ≤ t are accepted. The deployed
-threshold of a defense is 0, and what was recorded there are its own answers.
+The score of an input says how suspicious it looks; at threshold t the inputs with scores ≤ t are accepted. A defense's
+own threshold, called deployed, is 0, and the records hold its answers at this threshold.
 
-Attacked figures at any other threshold take the stored adversarial inputs, which were made against the deployed one. An
-attacker who knows the other threshold can only do better: they bound the error from below and the robust accuracy from
-above. To measure it, the defense is deployed with that threshold and attacked anew.
+Attacked figures at other thresholds use the same adversarial inputs, which were made against the deployed threshold. An
+attacker who knows the other threshold can only do better, so these figures are lower bounds of the error and upper
+bounds of the robust accuracy. To measure them, deploy the defense with that threshold and attack it again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEPLOYED = "deployed"
 
 
 RATES = (0.01, 0.05)
-"""Shares of clean inputs that a defense may reject, where defenses are compared at the same one."""
+"""False-rejection rates (shares of clean inputs that a defense may reject) at which defenses are compared."""
 
 
 MATCHED_COLUMNS = ("rate", "threshold", "coverage", *SUMMARY_COLUMNS)
@@ -39,7 +39,7 @@ IMPLAUSIBLE_COLUMNS = ("dataset", "defense", "norm", "eps", "figure", "value", "
 
 
 class Known(NamedTuple):
-    """The robust accuracy at ε of a classifier that rejects nothing, and whose it is."""
+    """The robust accuracy at ε of a known classifier that rejects nothing. source: the classifier, as text."""
 
     eps: float
     robust_accuracy: float
@@ -50,16 +50,16 @@ _GOWAL = Known(0.3, 0.9634, "Gowal et al. 2020, its public model under AutoAttac
 
 
 BEST_PUBLISHED = {("mnist", "linf"): _GOWAL, ("mnist5k", "linf"): _GOWAL}
-"""By data set and norm; mnist5k is a part of MNIST. Only figures whose source gives them in print."""
+"""(data set, norm) → best published classifier; mnist5k is a part of MNIST. Only figures from published texts."""
 
 
 def risk_coverage(scores: ArrayLike, wrong: ArrayLike) -> pd.DataFrame:
-    """Risk over coverage as the threshold rises (El-Yaniv and Wiener 2010); columns coverage, risk, threshold.
+    """Return the risk–coverage curve (El-Yaniv and Wiener 2010): columns coverage, risk, threshold.
 
-    scores, wrong: [N], an input's suspicion and whether its answer is wrong. A row per distinct score t, ascending:
-    `coverage` is the share of all inputs with scores ≤ t, `risk` the share of those that are wrong. Inputs with the
-    same score are accepted together or not at all. Nothing accepted has no risk: no row at coverage 0, none for N = 0.
-    Raises MissingCells where a score is NaN.
+    scores, wrong: [N], an input's score and whether its answer is wrong. There is a row for each distinct score t, in
+    ascending order: `coverage` is the share of all inputs with scores ≤ t, `risk` the share of these that are wrong.
+    Inputs with the same score are accepted together. There is no row at coverage 0, where the risk is undefined. Raises
+    MissingCells where a score is NaN.
     """
     score, miss = np.asarray(scores, dtype=float), np.asarray(wrong, dtype=bool)
     if np.isnan(score).any():
@@ -71,42 +71,44 @@ def risk_coverage(scores: ArrayLike, wrong: ArrayLike) -> pd.DataFrame:
 
 
 def area(curve: pd.DataFrame) -> float:
-    """AURC, the area under a risk–coverage curve (Geifman, Uziel and El-Yaniv 2019): the mean over n accepted inputs,
-    n = 1…N, of the risk among them; where scores tie, of the risk with all of them. NaN for an empty curve.
+    """Return AURC, the area under a risk–coverage curve (Geifman, Uziel and El-Yaniv 2019); NaN for an empty curve.
+
+    It is the mean risk over n = 1…N accepted inputs; inputs with the same score count with the risk of all of them.
     """
     return float((curve["risk"] * np.diff(curve["coverage"], prepend=0)).sum()) if len(curve) else np.nan
 
 
 def clean_answers(records: pd.DataFrame) -> pd.DataFrame:
-    """Columns `score`, `wrong` by sample: the two arguments of risk_coverage, for unperturbed inputs.
+    """Return the columns `score` and `wrong` by sample, the arguments of risk_coverage, for unperturbed inputs.
 
-    records: rows of one data set and defense, of which the clean cell is taken; of several seeds, which a randomized
-    defense answers anew, the worst of each input.
+    records: rows of one data set and defense, of which only the clean cell is used. With several seeds, in which a
+    randomized defense answers differently, the worst answer of each input counts.
     """
     return attacked_answers(records[records["kind"] == CLEAN])
 
 
 def attacked_answers(records: pd.DataFrame) -> pd.DataFrame:
-    """Columns `score`, `wrong` by sample: the two arguments of risk_coverage, for the worst of an input's rows.
+    """Return the columns `score` and `wrong` by sample, the arguments of risk_coverage, for worst rows.
 
-    records: attacked rows of one data set, defense and norm, all ok (robustness.attacked_within). At threshold t an
-    input is accepted and wrong if any of its outputs is; else rejected if any is; else right. As t rises it goes from
-    rejected to wrong at the least score of its wrong outputs; without any, to right at the greatest score of all. So
-    that one score stands for it. What was said of other thresholds holds: the curve bounds the risk from below.
+    records: attacked rows of one data set, defense and norm, all ok (summary.attacked_within). At threshold t an input
+    is accepted and wrong if any of its outputs is, else rejected if any is, else right. As t rises, an input with wrong
+    outputs changes from rejected to wrong at their smallest score, any other input from rejected to right at its
+    largest score; this score is returned. The resulting curve is a lower bound of the risk, as said at the top of this
+    module.
     """
     wrong = records["adv_label"] != records["label"]
     fooled = records["adv_score"].where(wrong).groupby(records["sample"]).min()
     held = records["adv_score"].groupby(records["sample"]).max()
     beaten = wrong.groupby(records["sample"]).any()
-    # a row without a score leaves its input without one: min and max would pass over it
+    # an input with a missing score has no score, although min and max would ignore the gap
     known = records["adv_score"].notna().groupby(records["sample"]).all()
     return pd.DataFrame({"score": fooled.where(beaten, held).where(known), "wrong": beaten})
 
 
 def operating_point(records: pd.DataFrame) -> tuple[float, float]:
-    """Coverage and risk of the deployed defense, by its recorded answers: a point of the curves above.
+    """Return coverage and risk of the defense at its deployed threshold, a point of its risk–coverage curve.
 
-    records: as in robustness.per_input, the clean cell or attacked rows. The risk is NaN where nothing is accepted.
+    records: the clean cell or attacked rows, as in robustness.per_input. The risk is NaN where nothing is accepted.
     """
     worst = figures.per_input(records)["worst"]
     accepted = worst[worst != figures.REJECTED]
@@ -114,33 +116,33 @@ def operating_point(records: pd.DataFrame) -> tuple[float, float]:
 
 
 def threshold_at(scores: ArrayLike, rate: float) -> float:
-    """The threshold at which a new clean input is rejected with probability at most `rate`.
+    """Return the threshold at which a new clean input is rejected with probability at most `rate`.
 
-    scores: [M] of held-out clean inputs, the calibration's and no others. rate: in (0, 1). The threshold is the k-th
-    least score, k = ⌈(1 − rate)(M + 1)⌉: the split-conformal quantile (Papadopoulos et al. 2002), whose promise holds
-    on average over calibration sets and not only in the limit of many. Raises MissingCells where there are no scores,
-    or too few for the rate: it takes M ≥ 1/rate − 1.
+    scores: [M], scores of the calibration set, which are held-out clean inputs. rate: in (0, 1). The threshold is the
+    k-th smallest score, k = ⌈(1 − rate)(M + 1)⌉: the split-conformal quantile (Papadopoulos et al. 2002), whose
+    guarantee holds on average over calibration sets of any size. Raises MissingCells where there are no scores, or
+    fewer than the rate needs, M ≥ 1/rate − 1.
     """
     score = np.sort(np.asarray(scores, dtype=float))
     if not len(score):
         raise MissingCells("no calibration records")
     if np.isnan(score).any():
         raise MissingCells(f"{np.isnan(score).sum()} of {len(score)} calibration records have no score")
-    above = math.floor(rate * (len(score) + 1) + 1e-9)  # 0.29 · 100 must count as 29
+    above = math.floor(rate * (len(score) + 1) + 1e-9)  # the small summand corrects rounding: 0.29 · 100 has to give 29
     if above < 1:
         raise MissingCells(f"{len(score)} calibration records are too few for a rate of {rate_text(rate)}")
     return float(score[-above])
 
 
 def rate_text(rate: float) -> str:
-    """0.01 → 1 %."""
+    """Return a rate in percent as text: `1 %` for 0.01."""
     return f"{100 * rate:g} %"
 
 
 def at_threshold(records: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """The records as they would be if the defense rejected scores > threshold: rejections and successes anew.
+    """Return the records with rejections and successes as if the defense rejected scores > threshold.
 
-    Distances and passes stay those of the attack as it ran. Raises MissingCells where an ok row has no score.
+    Distances and passes are not changed. Raises MissingCells where an ok row has no score.
     """
     clean, adv = records["clean_score"], records["adv_score"]
     lacking = (records["status"] == "ok") & (clean.isna() | adv.isna())
@@ -152,15 +154,15 @@ def at_threshold(records: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 
 def matched(records: pd.DataFrame, rates: Sequence[float] = RATES) -> pd.DataFrame:
-    """Every defense at the same false-rejection rates: the columns MATCHED_COLUMNS.
+    """Return figures of every defense at the same false-rejection rates: the columns MATCHED_COLUMNS.
 
-    For each data set and defense an operating point `rate`: "deployed", and each of `rates` as text, its `threshold`
-    set on the calibration's records alone. At each, the clean row and the worst case of each norm and ε that
-    summary.summary would have: `coverage` is 1 − rejection, and on clean inputs 1 − coverage is the false
-    rejection as it turns out on test inputs; the other columns are summary's.
+    `rate` is "deployed", for the defense's own threshold, or one of `rates` as text, whose `threshold` is set on the
+    calibration records only. For each data set, defense and rate there are the clean row and the worst cases that
+    summary.summary would have. `coverage` is 1 − rejection; in clean rows, 1 − coverage is the false-rejection rate on
+    test inputs. The other columns are those of summary.
 
-    A defense that rejects nothing has its scores thresholded like any other's. A rate for which there is no threshold
-    has a clean row alone, status "skipped", with the reason and NaN for the figures.
+    The scores of a defense that rejects nothing get a threshold, too. A rate without a threshold has only a clean row
+    with status "skipped", the reason, and NaN for the figures.
     """
     made = []
     for (dataset, defense), mine in records.groupby(["dataset", "defense"]):
@@ -184,20 +186,20 @@ def matched(records: pd.DataFrame, rates: Sequence[float] = RATES) -> pd.DataFra
 
 
 def implausible(summary: pd.DataFrame) -> pd.DataFrame:
-    """Checks for results that would be records among robust classifiers: the columns IMPLAUSIBLE_COLUMNS.
+    """Check every worst case for robustness beyond that of the best known classifiers: the columns IMPLAUSIBLE_COLUMNS.
 
-    summary: summary.summary. Each worst case at a finite ε is checked in two ways, by `figure`:
+    summary: result of summary.summary. Worst cases at finite ε are checked in two ways, named by `figure`:
 
-    - "robust_accuracy" of a defense that rejects. If it is right on a share of inputs when clean and never accepted and
-      wrong within ε, then a classifier without rejection exists, slow as it may be, that is right on that share
-      everywhere within ε/2 (Tramèr 2022). `bound` is the best known at ε/2: of the run's defenses that reject nothing,
-      on the straight line between the two ε next to ε/2 (0 has the clean accuracy); and the BEST_PUBLISHED one, at
-      whatever ε it is: what holds at a larger ε holds at a smaller one.
-    - "strict_robust_accuracy" of any defense. Rejection counts as an error there, so the defense is such a classifier
-      itself. `bound` is the published one, where its ε is no larger.
+    - "robust_accuracy" of a defense that rejects. If a defense is right on a share of inputs when clean and never
+      accepted and wrong on them within ε, then a classifier without rejection exists, although perhaps a slow one, that
+      is right on this share everywhere within ε/2 (Tramèr 2022). `bound` is the best known robust accuracy at ε/2: that
+      of the run's defenses that reject nothing, interpolated linearly between its ε (0 has the clean accuracy), or that
+      of BEST_PUBLISHED at any ε.
+    - "strict_robust_accuracy" of any defense. Rejection counts as an error there, so the defense itself is such a
+      classifier. `bound` is that of BEST_PUBLISHED if its ε is at most ε.
 
-    `implausible`: the lower end of the value's 95 % Wilson interval is above the bound. Most likely the attack is too
-    weak. `evidence` says what was compared. Where nothing is known there is no bound and no row.
+    `implausible` is true if the lower end of the value's 95 % Wilson interval is above the bound; most likely the
+    attack is too weak then. `evidence` says what was compared. Worst cases without a bound have no row.
     """
     rows = []
     attacked = (summary["kind"] == WORST_CASE) & (summary["norm"] != figures.FOOLING) & np.isfinite(summary["eps"])
@@ -223,17 +225,17 @@ def implausible(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _known_at(eps: float, name: str, curve: pd.DataFrame) -> Known:
-    """Robust accuracy of a classifier of the run at any ε, between measured ones on a line; NaN beyond the largest."""
+    """Return the robust accuracy of a classifier of the run, interpolated linearly over ε; NaN beyond its largest ε."""
     share = float(np.interp(eps, curve["eps"], curve["robust_accuracy"], right=np.nan))
     return Known(eps, share, f"{name} in this run{'' if np.isclose(curve['eps'], eps).any() else ', interpolated'}")
 
 
 def _checked(cell: Row, figure: str, radius: float, best: Known) -> dict[str, object]:
-    """The columns from `value` on: a worst case's figure against the best classifier known at that radius."""
+    """Return the columns from `value` on: a worst case's figure compared with the best known classifier at a radius."""
     share = wilson(round(cell[figure] * cell["n"]), cell["n"])
     evidence = (
         f"{figure.replace('_', ' ')} {100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}] within "
-        f"ε = {eps_text(cell['eps'])} takes a classifier as robust within {eps_text(radius)}; the best known has "
+        f"ε = {eps_text(cell['eps'])} implies a classifier as robust within {eps_text(radius)}; the best known one has "
         f"{100 * best.robust_accuracy:.1f} % ({best.source}, ε = {eps_text(best.eps)})"
     )
     flagged = share.low > best.robust_accuracy
