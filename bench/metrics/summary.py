@@ -1,4 +1,4 @@
-"""The rows of a report's tables: the figures of each cell of a run, and of the worst case over its attacks."""
+"""Computes the summary of a run: the figures of each cell, and of the worst case over attacks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from manifold_bench.bench.text import NOT_RUN
 
 SUMMARY_COLUMNS = (
     *("dataset", "defense", "attack", "kind", "norm", "eps"),  # which cell
-    *("n", "seeds", "status"),  # what of it there is
+    *("n", "seeds", "status"),  # how much of it has results
     *("accuracy", "error", "rejection"),  # shares of outcomes
     *("robust_accuracy", "robust_low", "robust_high", "robust_mean", "robust_sd", "strict_robust_accuracy"),
     *("median_distance", "valid", "forwards", "backwards", "seconds", *EFFORT_COLUMNS, "reason"),
@@ -33,22 +33,23 @@ SUMMARY_COLUMNS = (
 
 
 def summary(records: pd.DataFrame) -> pd.DataFrame:
-    """The columns SUMMARY_COLUMNS, one row per cell and ε, clean cells and worst cases included.
+    """Return the summary of per-input records: the columns SUMMARY_COLUMNS, a row for each cell and worst case.
 
     - `kind` is clean, attack, or worst-case.
     - A clean cell has norm "none" and ε 0; its robust accuracy is the share accepted and right.
     - A cell that failed or was skipped has n = its number of inputs, its reason, and NaN for every figure. The reason
-      of a cell that is ok is what its records remark on it, mostly nothing.
+      of a cell that is ok is a remark, usually empty.
     - A worst case has one row per data set, defense, norm and ε: see worst_case.
-    - `n` counts inputs, also where an attack has several rows for each.
-    - `seeds` counts seeds; with several, figures are those of the worst over seeds on each input, passes and seconds
-      those of all of them together; `robust_mean` and `robust_sd` are over the seeds: see over_seeds.
+    - `n` is the number of inputs, also where an attack has several rows for each.
+    - `seeds` is the number of seeds. With several, figures are those of the worst seed of each input, passes and
+      seconds are sums over all seeds, and `robust_mean` and `robust_sd` are mean and deviation over seeds: see
+      over_seeds.
     - `valid` is the share of valid outputs; `forwards` and `backwards` are means per input of the passes at this ε;
       `seconds` is the sum. A figure that is undefined is NaN, never 0.
     - `given_up` is the share of attacked inputs on which the attack stopped trying; `blind`, `unmoved` and `stalled`
-      say how; of a worst case every attack by gradients: see effort.effort.
+      say how. In a worst case this holds for every gradient-based attack: see effort.effort.
     - In norm "fooling" `error` is the share of noise images with which an attack succeeded and `rejection` the rest.
-    - The calibration has no rows.
+    - Calibration records have no rows.
     """
     records = without_calibration(records.drop(columns=list(IMAGE_COLUMNS), errors="ignore"))
     made = []
@@ -56,16 +57,17 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
         cases = [cell_case(cell) for _, cell in of_defense.groupby(["norm", "attack", "eps"])]
         made.append(with_figures(cases + worst_cases(of_defense)).assign(dataset=str(dataset), defense=str(defense)))
     table = pd.concat(made, ignore_index=True) if made else with_figures([])
-    # the clean cell leads its defense, the worst case closes its norm
+    # the clean cell comes first within its defense, the worst case last within its norm
     order = pd.DataFrame({"clean": table["kind"] != CLEAN, "last": table["kind"] == WORST_CASE})
     keys = ["dataset", "defense", "clean", "norm", "last", "attack", "eps"]
     return table.assign(**order).sort_values(keys, ignore_index=True)[list(SUMMARY_COLUMNS)]
 
 
 class Strongest(NamedTuple):
-    """The attacks that alone leave the least robust accuracy, in order of their names, and the share that they leave.
+    """The strongest single attacks.
 
-    Without a name no attack was successful on an input that is right without one; the share is NaN where none ran.
+    attacks: names of the attacks that alone leave the lowest robust accuracy, in alphabetical order; empty where no
+    attack beat an input. share: that robust accuracy in [0, 1], NaN where no attack ran.
     """
 
     attacks: tuple[str, ...]
@@ -73,7 +75,7 @@ class Strongest(NamedTuple):
 
     @property
     def names(self) -> str:
-        """At most two attacks by name and the number of the others, or that there is none."""
+        """Text with the names of at most two attacks and the number of the others, or that no attack succeeded."""
         if np.isnan(self.share):
             return NOT_RUN
         others = f" and {len(self.attacks) - 2} more" if len(self.attacks) > 2 else ""
@@ -97,9 +99,10 @@ def strongest(summary: pd.DataFrame, eps: float) -> Strongest:
 
 
 class Case(NamedTuple):
-    """What a row of a summary is about: its texts, counts of a row without figures, and the rows that figures are over.
+    """What a row of a summary is computed from.
 
-    There are no rows where the status is failed or skipped.
+    about: columns of the row that are known without computing figures. rows: records over which figures are computed;
+    none where the status is failed or skipped.
     """
 
     about: dict[str, object]
@@ -107,24 +110,25 @@ class Case(NamedTuple):
 
 
 def cell_case(cell: pd.DataFrame) -> Case:
-    """The rows of one cell at one ε."""
+    """Return the case of one cell. cell: its records at one ε, all seeds."""
     statuses = cell["status"].to_numpy(dtype=object)
-    first = int(statuses.argmin())  # failed before ok: a cell is ok where all of it is
+    first = int(statuses.argmin())  # `failed` sorts before `ok`, so that a cell is ok only if all of it is
     status = str(statuses[first])
     about = {name: cell[name].iloc[0] for name in (*CELL, "kind")} | {"reason": str(cell["reason"].iloc[first])}
     return _case(about, status, cell[:0] if status != "ok" else cell, cell)
 
 
 def worst_case(records: pd.DataFrame, eps: float) -> Case:
-    """The worst case over all attacks of one norm at one ε.
+    """Return the worst case over all attacks of one norm at one ε.
 
-    records: all rows of one data set, defense and norm, of whatever status. Taken over every ok row at ε' ≤ ε, because
-    an input beaten in a smaller ball is beaten in the larger one; `reason` names the attacks. Accuracy, error and
-    rejection are those of each input's worst outcome; passes and seconds are those of all the attacks together.
+    records: all rows of one data set, defense and norm, with any status. The worst case uses every ok row at ε' ≤ ε,
+    because an input beaten in a smaller ball is beaten in the larger one; `reason` names the attacks. Accuracy, error
+    and rejection are those of each input's worst outcome; passes and seconds are sums over all attacks.
 
-    Status is `partial` where an attack failed at some ε' ≤ ε, or where the attacks do not share all inputs and the
-    figures are over the common ones; the reason says which. Skipped attacks make no sense for this defense and take
-    nothing away. Where no attack is ok at ε itself, status is `failed` (or `skipped` if all were) and figures are NaN.
+    The status is `partial` where an attack failed at some ε' ≤ ε, or where the attacks do not share all inputs, so that
+    figures are computed over the shared ones; the reason says which. Skipped attacks do not apply to this defense and
+    do not count. Where no attack is ok at ε itself, the status is `failed` (or `skipped` if all were skipped), and
+    figures are NaN.
     """
     rows, status, reason = attacked_within(records, eps)
     about = {"attack": WORST_CASE, "kind": WORST_CASE, "norm": records["norm"].iloc[0], "eps": eps, "reason": reason}
@@ -132,19 +136,19 @@ def worst_case(records: pd.DataFrame, eps: float) -> Case:
 
 
 def worst_cases(records: pd.DataFrame) -> list[Case]:
-    """Every worst case of one data set and defense: for each norm, at each ε that an attack has."""
+    """Return the worst cases of one data set and defense: one for each norm and each ε of its attacks."""
     attacked = records[records["kind"] != CLEAN]
     return [worst_case(rows, eps) for _, rows in attacked.groupby("norm") for eps in sorted(rows["eps"].unique())]
 
 
 def _case(about: dict[str, object], status: str, rows: pd.DataFrame, tried: pd.DataFrame) -> Case:
-    """tried: the rows whose inputs and seeds are counted where there are no figures."""
+    """Return a case. tried: records whose inputs and seeds are counted if `rows` is empty."""
     counts = {} if len(rows) else {"n": inputs_of(tried).nunique(), "seeds": tried["seed"].nunique()}
     return Case(about | counts | {"status": status}, rows)
 
 
 def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, str, str]:
-    """What a worst case is taken over: its rows, its status and its reason, arguments and meaning as in worst_case.
+    """Return the rows over which a worst case is computed, its status and its reason; see worst_case.
 
     There are no rows where the status is failed or skipped.
     """
@@ -170,7 +174,7 @@ def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, st
 
 
 def with_figures(cases: Sequence[Case]) -> pd.DataFrame:
-    """The columns SUMMARY_COLUMNS, a row for each case; figures are NaN for a case without rows."""
+    """Return the columns SUMMARY_COLUMNS, a row for each case; figures are NaN for a case without rows."""
     table = pd.DataFrame([case.about for case in cases], columns=list(SUMMARY_COLUMNS))
     sizes = [len(case.rows) for case in cases]
     if sum(sizes):
@@ -180,7 +184,10 @@ def with_figures(cases: Sequence[Case]) -> pd.DataFrame:
 
 
 def _figures(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
-    """The figures of several groups of rows at once, indexed by the group's number; group: [N], of each row."""
+    """Return the figures of several groups of rows, indexed by the group's number.
+
+    group: [N], number of each row's group.
+    """
     inputs = per_inputs(records, group)
     found = pd.DataFrame({"n": inputs.groupby("group").size(), "seeds": records["seed"].groupby(group).nunique()})
     of_right = ["accuracy", "robust_accuracy", "strict_robust_accuracy"]
@@ -188,7 +195,7 @@ def _figures(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
     found = found.join(hits.div(found["n"], axis=0))
     intervals = [wilson(int(count), int(n)) for count, n in zip(hits["robust_accuracy"], found["n"], strict=True)]
     found["robust_low"], found["robust_high"] = ([one[end] for one in intervals] for end in (1, 2))
-    # nothing is right in norm "fooling"
+    # no answer to noise is right
     noise = pd.Series(records["norm"].to_numpy() == FOOLING).groupby(group).any()
     found.loc[noise, [*of_right, "robust_low", "robust_high"]] = np.nan
     found["robust_mean"], found["robust_sd"] = found["robust_accuracy"], np.nan
@@ -201,6 +208,6 @@ def _figures(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
 
 
 def _named_reasons(records: pd.DataFrame) -> str:
-    """`pgd (out of memory), cw (timed out)` for the attacks in the rows."""
+    """Return the attacks in the rows with their reasons: `pgd (out of memory), cw (timed out)`."""
     pairs = records[["attack", "reason"]].drop_duplicates().sort_values(["attack", "reason"])
     return ", ".join(f"{attack} ({reason})" for attack, reason in pairs.itertuples(index=False))
