@@ -115,7 +115,7 @@ Doubts = Mapping[Any, str]
 
 
 def doubts_of(results: Results, summary: pd.DataFrame) -> Doubts:
-    """Return evidence that attacks were too weak: they were still succeeding when they ended, or a figure is implausible.
+    """Return evidence that attacks were too weak: they still gained when they ended, or a figure is implausible.
 
     summary: the summary of these results.
     """
