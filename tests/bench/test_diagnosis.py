@@ -346,15 +346,15 @@ def repeats(**values):
 
 
 def test_without_probes_the_records_are_judged_and_the_rest_is_not_run():
-    told = evidence(rows(SINGLE_STEP, range(20), 20), rows(ITERATIVE, (), 20), rows("", (), 20, attack="clean"))
-    results = {name: rule.finding(measured).result for name, rule in CHECKS.items()}
+    found = evidence(rows(SINGLE_STEP, range(20), 20), rows(ITERATIVE, (), 20), rows("", (), 20, attack="clean"))
+    results = {name: rule.finding(found).result for name, rule in CHECKS.items()}
     assert results.pop("iterative") == "fail" and results.pop("accepts") == results.pop("reached") == "pass"
     assert set(results.values()) == {"not run"}
 
 
 def test_a_transfer_that_takes_more_from_the_defense_than_from_none():
     mine, other = (rows(TRANSFER, hits, 20, attack=f"{PROBE}transfer") for hits in (range(15), range(3)))
-    told = dataclasses.replace(evidence(mine), undefended=other)
+    measured = dataclasses.replace(evidence(mine), undefended=other)
     assert CHECKS["undefended"].finding(measured).result == "fail"
     assert CHECKS["undefended"].finding(dataclasses.replace(evidence(other), undefended=mine)).result == "pass"
 
