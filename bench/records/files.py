@@ -1,4 +1,4 @@
-"""Reading the JSON files of a run's folder: of this version, whole and of the expected types, or refused by name."""
+"""Reads the JSON files of a run's folder and refuses files that are damaged or hold values of other types."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ def _file(name: str) -> str:
 
 
 STRICT = ConfigDict(strict=True, extra="allow")
-"""Of models of files: no text stands for a number; keys that are not named are kept as they are."""
+"""Configuration of the models of files: a text is not accepted as a number; keys that are not named are kept."""
 
 Name = Annotated[str, Field(min_length=1), AfterValidator(_shown)]
-"""A text that tables and file names show."""
+"""A text that tables and file names may show: not empty, and without control characters."""
 
 FileName = Annotated[Name, AfterValidator(_file)]
+"""The name of a file, without a folder."""
 
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
@@ -41,7 +42,10 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def read_json(path: Path, kind: type[T], remedy: str) -> T:
-    """A JSON file as an instance of that type; raises InputError that names file and key. remedy: what to do then."""
+    """Return the content of a JSON file as an instance of a type.
+
+    remedy: what the user can do about a damaged file, for the message. Raises InputError that names file and key.
+    """
     try:
         return parsed(path.read_bytes(), kind)
     except OSError as error:
@@ -51,7 +55,7 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
 
 
 def parsed(content: bytes, kind: type[T]) -> T:
-    """JSON as an instance of that type; raises ValueError that names the first key at fault: `machine.cores: …`."""
+    """Return JSON as an instance of a type; raises ValueError that names the first wrong key: `machine.cores: …`."""
     try:
         return TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
