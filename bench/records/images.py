@@ -1,4 +1,4 @@
-"""Adversarial images of whole cells, as files of their own that NumPy reads: `numpy.load(file)`.
+"""Adversarial images of whole cells, stored in files that NumPy reads: `numpy.load(file)`.
 
 images/<data set>--<defense>--<attack>--<norm>--<ε>--<key>.npz   in the folder of a run with `--export`
 """
@@ -31,10 +31,10 @@ FOLDER = "images"
 
 @dataclass(frozen=True, eq=False)
 class AdversarialImages:
-    """Images with what they were made from, one for each attacked input of a cell.
+    """The adversarial images of a cell, one for each attacked input, and the inputs that they were made from.
 
-    images: float32 [N,C,H,W], as they were judged, pixels spanning 0 to 1. labels: int64 [N], the right ones, −1 for
-    noise. indices: int64 [N], of the unperturbed images in the data set's split. inputs: [N], sha256 of the float32
+    images: float32 [N,C,H,W], as they were judged, pixels in [0, 1]. labels: int64 [N], true labels, −1 for noise.
+    indices: int64 [N], indices of the unperturbed images in the data set's split. inputs: [N], sha256 of the float32
     bytes of each unperturbed image. meta: data set, split, defense, attack, norm, eps and seed.
     """
 
@@ -45,7 +45,7 @@ class AdversarialImages:
     meta: dict[str, Any]
 
     def save(self, path: str | Path) -> None:
-        """Write the arrays into one .npz file; `meta` becomes an array that holds its JSON text."""
+        """Write the arrays into one .npz file; `meta` becomes an array with its JSON text."""
         arrays = {name: getattr(self, name) for name in ("images", "labels", "indices", "inputs")}
         file = io.BytesIO()
         np.savez(file, **arrays, meta=np.array(json.dumps(self.meta)))
@@ -53,7 +53,7 @@ class AdversarialImages:
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; raises InputError where it cannot be read."""
+    """Return name → array of an .npz file; raises InputError where it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
@@ -64,17 +64,17 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
 
 
 def load(path: Path) -> AdversarialImages:
-    """Return what `AdversarialImages.save` wrote; raises InputError for another file."""
+    """Return the images that `AdversarialImages.save` wrote; raises InputError for any other file."""
     arrays = arrays_of(path)
     try:
         parts = {name: arrays[name] for name in ("images", "labels", "indices", "inputs")}
         return AdversarialImages(meta=meta_of(arrays, path), **parts)
     except KeyError as error:
-        raise InputError(f"{path}: no adversarial images of a run: it lacks the array {error}") from error
+        raise InputError(f"{path}: not adversarial images of a run: the array {error} is missing") from error
 
 
 def meta_of(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
-    """What the arrays of a file say that they hold, {} where they don't; raises InputError."""
+    """Return the table `meta` of a file's arrays, {} where it is missing; raises InputError if it is not JSON."""
     try:
         return parsed(str(arrays.get("meta", "{}")).encode(), dict[Name, Any])
     except ValueError as error:
@@ -82,7 +82,7 @@ def meta_of(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
 
 
 def path_of(folder: Path, identity: Mapping[str, Any], eps: float) -> Path:
-    """The file for the images of a job, given by its identity, at one ε. folder: the run's."""
+    """Return the path of the images of a job at one ε. folder: of the run. identity: of the job."""
     short = eps_text(eps)
     size = short if short != "∞" and eps_of(short) == eps else repr(float(eps))
     names = [identity["dataset"]["name"], identity["defense"]["label"], identity["attack"]["label"], identity["norm"]]
@@ -90,7 +90,7 @@ def path_of(folder: Path, identity: Mapping[str, Any], eps: float) -> Path:
 
 
 class Attacking(Protocol):
-    """A planned job: what is needed of it here."""
+    """The parts of a planned job that this module needs."""
 
     @property
     def identity(self) -> dict[str, Any]: ...
@@ -101,14 +101,15 @@ class Attacking(Protocol):
 
 
 def are_kept(job: Attacking, folder: Path) -> bool:
-    """Whether a run's folder holds all images that a job has to keep."""
+    """Return whether a run's folder holds all images that a job has to keep; true for a job that keeps none."""
     return not job.keeps_images or all(path_of(folder, job.identity, eps).exists() for eps in job.eps)
 
 
 def adversarial(results: Results, wanted: Mapping[str, Any]) -> AdversarialImages:
-    """Return the images of the one attacked cell whose records have these values in these columns.
+    """Return the adversarial images of the one attacked cell that matches.
 
-    Raises InputError where there is none, or several, or where the run did not keep its images.
+    wanted: column of the records → value. Raises InputError where no cell or several match, or where the run did not
+    keep the images.
     """
     rows = results.records[results.records["kind"] == ATTACK]
     for column, value in wanted.items():
@@ -116,12 +117,12 @@ def adversarial(results: Results, wanted: Mapping[str, Any]) -> AdversarialImage
         if found.empty:
             known = ", ".join(eps_text(one) if column == "eps" else str(one) for one in rows[column].unique())
             shown = eps_text(value) if column == "eps" else repr(value)
-            raise InputError(f"{column}: {shown} is not in these results; there are: {known or 'no attacks'}")
+            raise InputError(f"{column}: {shown} is not in these results; they have: {known or 'no attacks'}")
         rows = found
     for column in (*CELL_COLUMNS, "seed"):
         if len(values := rows[column].unique()) > 1:
             known = ", ".join(eps_text(one) if column == "eps" else repr(one) for one in values.tolist())
-            raise InputError(f"{column}: there are several: {known}; name one")
+            raise InputError(f"{column}: these results have several: {known}; name one")
     first = rows.iloc[0]
     path = path_of(results.folder, results.identities[first["key"]], first["eps"])
     if not path.exists():
@@ -131,9 +132,9 @@ def adversarial(results: Results, wanted: Mapping[str, Any]) -> AdversarialImage
 
 
 def export(results: Results, keys: Iterable[str], target: Path) -> int:
-    """Copy the kept images of those jobs, by their shortened keys, into a folder; return the number of files.
+    """Copy the stored images of jobs into a folder, which is made where it is missing; return the number of files.
 
-    Raises InputError where the folder cannot be written to.
+    keys: shortened keys of the jobs. Raises InputError where the folder cannot be written to.
     """
     rows = results.records[(results.records["kind"] == ATTACK) & (results.records["status"] == "ok")]
     rows = rows[rows["key"].isin(list(keys))]
