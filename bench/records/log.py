@@ -1,15 +1,15 @@
 """log.jsonl of a run's folder: what happened and when, one JSON object per line.
 
-The run and its worker processes append to it alike, and what a run shows while it works is read from it. A resumed run
-goes on in the same file. Every line has `time` (UTC) and `event`:
+The run and its worker processes append to it, and the progress that a run shows is read from it. A resumed run appends
+to the same file. Every line has `time` (UTC) and `event`:
 
 run started       command, versions, …                         run finished     jobs, failed, seconds, memory
 job started       title, key, pid                              job running      passes, share, eps
 training started  title, key, pid                              training epoch   stage, epoch, epochs, figures
 … finished        seconds, memory, passes; failed, skipped: reason              (… job, training or measurement)
 
-seconds: wall time of the run or of that piece of work. memory: bytes resident at most, of all processes of the run or
-of the one that worked. share: of the piece of work that is done, in [0, 1], estimated.
+seconds: wall time of the run, job, training or measurement. memory: largest resident memory in bytes, of all processes
+of the run or of the process that did the work. share: estimated share of the job that is done, in [0, 1].
 """
 
 from __future__ import annotations
@@ -30,32 +30,36 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class Log:
-    """The log file at that path, for any number of processes at once."""
+    """A log file, to which several processes may append at once. path: of the file."""
 
     path: Path
 
     def event(self, event: str, **fields: object) -> None:
-        """Appends a line, whole or not at all, whoever else writes or is killed.
+        """Append one line with the current time, an event and its fields.
 
-        It is a single write; only a kill in its middle or a full disk leaves a part, which the next one cuts off. The
-        lock, which goes with the process that holds it, tells such a part from a line that is being written.
+        Other processes may append at the same time. A process that is killed while it writes, or a full disk, may leave
+        part of a line, which the next call removes.
         """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps(_plain({"time": now, "event": event, **fields}), ensure_ascii=False, default=str) + "\n"
         self.append(line.encode("utf-8", "replace"))
 
     def append(self, lines: bytes) -> None:
-        """Appends whole lines, as `event` does its one."""
+        """Append whole lines, in the way `event` appends one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             end = file.seek(0, os.SEEK_END)
+            # the lock is held, so nobody is writing: an unfinished line is left over from a killed process
             if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
                 file.truncate(os.pread(file.fileno(), end, 0).rfind(b"\n") + 1)
             file.write(lines)
 
     def read(self, start: int = 0) -> tuple[list[JsonObject], int]:
-        """The events from that byte on, and the byte behind the last whole line; what is no event is left out."""
+        """Return the events from byte `start` on, and the position behind the last whole line.
+
+        Lines that are not events are left out; a missing file has no events.
+        """
         try:
             with self.path.open("rb") as file:
                 file.seek(start)
@@ -75,12 +79,12 @@ class Log:
 
 
 def seconds_of(event: JsonObject) -> float:
-    """When it happened, on the clock of time.time()."""
+    """Return the time of an event in seconds since the epoch, like time.time()."""
     return datetime.fromisoformat(event["time"]).timestamp()
 
 
 def _plain(value: object) -> object:
-    """JSON has no NaN and no infinity: null stands for both."""
+    """Return a value with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
