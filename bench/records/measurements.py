@@ -26,7 +26,11 @@ FOLDER = "measurements"
 
 
 class Outcome(NamedTuple):
-    """The result of a measurement. status: ok, failed or skipped. pictures: [rows, columns, C, H, W] in [0, 1]."""
+    """The result of a measurement.
+
+    status: ok, failed or skipped. reason: why it failed or was skipped. values: name → value. pictures: grid of images
+    [rows, columns, C, H, W] with values in [0, 1], or None.
+    """
 
     status: str
     reason: str = ""
@@ -35,12 +39,12 @@ class Outcome(NamedTuple):
 
 
 def path_of(job: Planned, folder: Path) -> Path:
-    """The file of a measurement in a run's folder."""
+    """Return the path of a measurement's file in a run's folder."""
     return folder / FOLDER / f"{file_name(*job.names)}--{job.key[:16]}.json"
 
 
 def store(job: Planned, folder: Path, outcome: Outcome) -> None:
-    """Writes a result, whole or not at all, with its pictures as 8-bit pixels."""
+    """Write the result of a measurement to its file, atomically, with its pictures as 8-bit pixels."""
     dataset, defense, label = job.names
     content = {
         "dataset": dataset,
@@ -61,14 +65,14 @@ def store(job: Planned, folder: Path, outcome: Outcome) -> None:
 
 
 class Pictures(BaseModel):
-    """Images as stored. shape: [rows, columns, C, H, W]. pixels: 8-bit, base64."""
+    """Stored images. shape: [rows, columns, C, H, W]. pixels: 8-bit pixels in base64."""
 
     shape: tuple[Positive, Positive, Literal[1, 3], Positive, Positive]
     pixels: str
 
 
 class Stored(BaseModel):
-    """The file of a measurement."""
+    """The content of a measurement's file."""
 
     model_config = STRICT
     dataset: Name
@@ -85,7 +89,7 @@ class Stored(BaseModel):
 
 
 def read(path: Path) -> JsonObject:
-    """A stored result; raises InputError where the file cannot be what was written."""
+    """Return a stored result; raises InputError where the file is missing or damaged."""
     remedy = "delete it and run again"
     try:
         raw = path.read_bytes()
@@ -98,14 +102,14 @@ def read(path: Path) -> JsonObject:
     if content.status == "ok" and content.headline not in content.values:
         fault = f"values.{content.headline}: missing"
     if content.pictures and math.prod(content.pictures.shape) != _size(content.pictures.pixels):
-        fault = "pictures.pixels: not of that shape"
+        fault = "pictures.pixels: their number does not fit pictures.shape"
     if fault:
         raise InputError(f"{path}: damaged ({fault}); {remedy}")
     return plain
 
 
 def _size(pixels: str) -> int:
-    """Number of bytes in base64, −1 where it is none."""
+    """Return the number of bytes that a base64 text encodes, −1 for any other text."""
     try:
         return len(base64.b64decode(pixels, validate=True))
     except ValueError:
@@ -113,7 +117,7 @@ def _size(pixels: str) -> int:
 
 
 def status(job: Planned, folder: Path) -> str:
-    """ok, failed or skipped as stored; missing; or damaged."""
+    """Return the stored status of a measurement (ok, failed or skipped), or missing, or damaged."""
     path = path_of(job, folder)
     if not path.exists():
         return "missing"
@@ -125,13 +129,13 @@ def status(job: Planned, folder: Path) -> str:
 
 
 class Index(BaseModel):
-    """The file index.json."""
+    """The content of index.json. measurements: names of the files."""
 
     measurements: list[FileName]
 
 
 def write_index(jobs: Iterable[Planned], folder: Path) -> None:
-    """Says which measurements the run consists of."""
+    """Write index.json, which lists the measurements of the run; other files in the folder are of earlier runs."""
     names = [path_of(job, folder).name for job in jobs]
     if names or (folder / FOLDER).is_dir():
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -139,7 +143,10 @@ def write_index(jobs: Iterable[Planned], folder: Path) -> None:
 
 
 def load(folder: Path) -> list[JsonObject]:
-    """The stored results of the last run in that folder, in its order; raises InputError where one is damaged."""
+    """Return the stored results of the last run in a folder, in the plan's order.
+
+    Raises InputError where a file is damaged.
+    """
     index = folder / FOLDER / INDEX
     if not index.exists():
         return []
