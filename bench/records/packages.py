@@ -1,4 +1,4 @@
-"""Which packages results depend on, in which versions."""
+"""The packages on which results depend, and their versions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PACKAGES = ("manifold-bench", "torch", "numpy", "pandas", "pyarrow", *OF_DATA, "
 
 
 def package_version(name: str) -> str:
-    """The installed version of a package, or "not installed"."""
+    """Return the installed version of a package, or "not installed"."""
     try:
         return version(name)
     except PackageNotFoundError:
