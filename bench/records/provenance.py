@@ -1,4 +1,4 @@
-"""Where results come from: code revision, versions, machine."""
+"""The provenance of results: code revision, versions of packages, machine, and the file run.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from manifold_bench.defenses.identity import JsonObject
 
 
 def code_revision() -> str:
-    """The checkout's commit, with `+dirty` where tracked files differ from it; the package's version elsewhere."""
+    """Return the commit of the checkout, with `+dirty` if tracked files differ from it; else the package's version."""
     root = Path(__file__).resolve().parents[2]
     try:
         if (root / ".git").exists():
@@ -34,7 +34,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def provenance() -> JsonObject:
-    """Code, versions and machine, as plain data."""
+    """Return code revision, versions, machine and command line as data for JSON."""
     return {
         "code": code_revision(),
         "python": platform.python_version(),
@@ -49,26 +49,32 @@ def provenance() -> JsonObject:
 
 
 def kernels_text(described: JsonObject) -> str:
-    """One line on what `kernels.kernels` describes: `AMD EPYC, AVX512, torch 2.13.0, MKL_CBWR=AUTO,STRICT`."""
+    """Return a description of kernels on one line: `AMD EPYC, AVX512, torch 2.13.0, MKL_CBWR=AUTO,STRICT`.
+
+    described: result of `running.kernels.kernels`.
+    """
     settings = (f"{name}={value}" for name, value in described["environment"].items())
     chip = described.get("gpu") or f"{described['processor']}, {described['instructions']}"
     return ", ".join([chip, f"torch {described['torch']}", *settings])
 
 
 def uneven_text(described: list[JsonObject]) -> str | None:
-    """One line on the uneven layers in descriptions of a run's kernels; None where there are none."""
+    """Return a note on layers that round differently for different batch sizes; None where there are none.
+
+    described: descriptions of the kernels of a run.
+    """
     uneven = sorted({layer for one in described for layer in one.get("uneven", ())})
     if not uneven:
         return None
     more = f" and {len(uneven) - 1} more" if uneven[1:] else ""
     return (
-        f"note: the kernels of this machine round by the size of the batch ({uneven[0]}{more}), so single inputs can "
-        "differ between runs that batch them otherwise; see docs/reproducibility.md"
+        f"note: on this machine {uneven[0]}{more} round differently for different batch sizes, so single inputs can "
+        "differ between runs with other batches; see docs/reproducibility.md"
     )
 
 
 class _Part(BaseModel):
-    """A part of run.json; what is not named here is kept as it is."""
+    """A part of run.json; keys that are not named here are kept as they are."""
 
     model_config = STRICT
 
@@ -112,7 +118,7 @@ class KernelsPart(_Part):
 
 
 class RunFile(_Part):
-    """run.json as far as it is read again."""
+    """The keys of run.json that are read again."""
 
     code: str
     python: str
@@ -133,9 +139,12 @@ class RunFile(_Part):
 
 
 def stored_provenance(folder: Path) -> JsonObject:
-    """run.json of the run in that folder, {} where there is none; raises InputError that names the key at fault."""
+    """Return the content of run.json in a run's folder, {} where it is missing.
+
+    Raises InputError that names the wrong key.
+    """
     path = folder / "run.json"
     if not path.exists():
         return {}
-    run = read_json(path, RunFile, "run again, or delete it to do without")
+    run = read_json(path, RunFile, "run again, or delete it to go on without it")
     return run.model_dump(exclude_unset=True)
