@@ -1,4 +1,4 @@
-"""Everything that a run's folder holds, read once: what reports, comparisons, gates and baselines are made from."""
+"""The results of a run, read from its folder: the input of reports, comparisons, gates and baselines."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ CELL_COLUMNS = ("dataset", "defense", "attack", "norm", "eps")
 
 
 def cell_text(cell: Cell) -> str:
-    """`mnist5k / inc / pgd L∞ ε = 0.1`; a clean cell has neither norm nor ε."""
+    """Return a cell as text: `mnist5k / inc / pgd L∞ ε = 0.1`, or `mnist5k / inc / clean`."""
     dataset, defense, attack, norm, eps = cell
     strength = "" if norm == "none" else f" {norm_text(norm)} ε = {eps_text(eps)}"
     return f"{dataset} / {defense} / {attack}{strength}"
 
 
 class _System(BaseModel):
-    """What identities say of a defense or an attack, as far as it is shown."""
+    """The part of an identity on a defense or an attack, with the keys that reports show."""
 
     model_config = STRICT
     label: Name
@@ -52,7 +52,7 @@ class _Dataset(BaseModel):
 
 
 class _Identity(BaseModel):
-    """The identity of a job, as far as it is read again."""
+    """The identity of a job, with the keys that are read again."""
 
     model_config = STRICT
     dataset: _Dataset
@@ -67,7 +67,7 @@ class _Identity(BaseModel):
 
 
 def _check_identity(stored: Contents, path: Path) -> None:
-    """Raises InputError where a record file says of itself what cannot be, or its images are not of its shape."""
+    """Raise InputError where the metadata of a record file is invalid, or its images have another shape."""
     try:
         identity = parsed(json.dumps(stored.identity).encode(), _Identity)
         if stored.kernels is not None:
@@ -85,11 +85,12 @@ def _check_identity(stored: Contents, path: Path) -> None:
 class Results:
     """The results of a run.
 
-    records: rows of `records.schema` with their job's `key` as a further column. probes: the same of the diagnosis' own
-    attacks, which no figure, table or comparison is taken over. identities, index, kernels: by key, of both: what the
-    result depends on, what the plan knew of the job, and what computed it (`running.kernels`; not in old records).
-    measurements, inspections: stored values, of the matrix and of the diagnosis. run: run.json, {} where there is none.
-    missing: files that the index names and that are not there.
+    records: per-input records (`records.schema`), with the key of their job as the column `key`. probes: records of the
+    diagnosis' own attacks, which no figure, table or comparison uses. identities: key → identity of the job. index:
+    key → facts about the job from the plan. kernels: key → description of the numerical kernels that computed the rows
+    (`running.kernels`); old records have none. measurements, inspections: stored results of the matrix' measurements,
+    and of those of the diagnosis. run: content of run.json, {} where it is missing. missing: names of record files that
+    the index lists but that do not exist.
     """
 
     folder: Path
@@ -105,7 +106,7 @@ class Results:
 
     @classmethod
     def load(cls, folder: Path) -> Results:
-        """Reads a run's folder; raises InputError where there are no records or a file is damaged."""
+        """Read a run's folder; raises InputError where there are no records or a file is damaged."""
         store = Store(folder)
         if not store.folder.is_dir():
             raise InputError(f"{folder}: no records here; a run's folder holds records/*.parquet")
@@ -138,33 +139,33 @@ class Results:
 
     @cached_property
     def cells(self) -> dict[Cell, pd.DataFrame]:
-        """The rows of each cell; raises InputError where a cell is there twice."""
+        """The rows of each cell; raises InputError where two jobs have records of the same cell and seed."""
         cells = {cast(Cell, cell): rows for cell, rows in self.records.groupby(list(CELL_COLUMNS))}
         for cell, rows in cells.items():
             for seed, keys in rows.groupby("seed")["key"].unique().items():
                 if len(keys) > 1:
                     raise InputError(
-                        f"{self.folder}: {cell_text(cell)}, seed {seed}, is there with several keys: "
+                        f"{self.folder}: {cell_text(cell)}, seed {seed}, has records of several jobs: "
                         f"{', '.join(keys)}; delete the files of all but one, or run the matrix again"
                     )
         return cells
 
     def identity(self, cell: Cell) -> JsonObject:
-        """The identity of the job that a cell came from."""
+        """Return the identity of the job that computed a cell (with several seeds, of one of the jobs)."""
         return self.identities[self.cells[cell]["key"].iloc[0]]
 
     def status(self, cell: Cell) -> tuple[str, str]:
-        """The cell's status (ok, failed or skipped) and the reason for it."""
-        first = self.cells[cell].sort_values("status").iloc[0]  # failed before ok
+        """Return the status of a cell (ok, failed or skipped) and its reason."""
+        first = self.cells[cell].sort_values("status").iloc[0]  # `failed` sorts before `ok`
         return str(first["status"]), str(first["reason"])
 
     @property
     def states(self) -> dict[str, str]:
-        """The status of each job (ok, failed or skipped), by key."""
+        """Key of each job → its status (ok, failed or skipped)."""
         rows = pd.concat([frame[["key", "status"]] for frame in (self.records, self.probes)])
         return dict(rows.drop_duplicates("key").itertuples(index=False))
 
     @property
     def distinct_kernels(self) -> list[JsonObject]:
-        """Each description of kernels in the records, once: see `store.distinct_kernels`."""
+        """The different descriptions of kernels in the records: see `store.distinct_kernels`."""
         return distinct_kernels(self.kernels.values())
