@@ -1,4 +1,4 @@
-"""The schema of the per-input records that every figure is computed from."""
+"""The schema of the per-input records, from which every figure is computed."""
 
 from __future__ import annotations
 
@@ -10,114 +10,113 @@ import pandas as pd
 from manifold_bench.bench.text import is_printable
 
 REVISION = 5
-"""Of the schema below and of how outputs are judged. It is part of every job's identity, so that records of another
-revision are never taken for these."""
+"""Revision of the schema below and of the rules by which outputs are judged. It is part of every job's identity, so
+that records of another revision are not used."""
 
 
 Kind = Literal["clean", "calibration", "attack", "probe"]
-"""What a row is about: a test input as it is, a held-out input as it is, an attacked input, or one that the diagnosis'
-own attacks attacked."""
+"""Kind of a row: an unperturbed test input, an unperturbed calibration input, an attacked input, or an input attacked
+by one of the diagnosis' own attacks."""
 
 
 Row = Mapping[Any, Any]
-"""A row of records, or of a table that follows from them, as pandas hands it out: values by column."""
+"""A row of records or of a table, as pandas returns it: column → value."""
 
 
 CLEAN: Literal["clean"] = "clean"
-"""The kind of the answers to the unperturbed inputs, and their name among attacks; norm "none", ε = 0."""
+"""Kind of rows with answers to unperturbed test inputs, and their name in the column `attack`; norm "none", ε = 0."""
 
 
 UNSTEADY = "its answers "
-"""What a remark in the `reason` of a clean pass begins with that says that answers change by themselves."""
+"""Beginning of the remark, in the `reason` of a clean pass, that answers change although the input does not."""
 
 
 CALIBRATION: Literal["calibration"] = "calibration"
-"""The kind of the answers to unperturbed validation images, and their name; norm and ε as above. Thresholds that a
-figure needs are set on these, never on test images."""
+"""Kind of rows with answers to unperturbed validation images, and their name in the column `attack`; norm and ε as for
+CLEAN. Thresholds that a figure needs are set on these, never on test images."""
 
 
 ATTACK: Literal["attack"] = "attack"
 
 
 PROBED: Literal["probe"] = "probe"
-"""The kind of the records of the diagnosis' own attacks. They lie beside those of the matrix, and only the diagnosis
-reads them: no figure, table or comparison is taken over them."""
+"""Kind of the records of the diagnosis' own attacks. Only the diagnosis uses them; figures, tables and comparisons do
+not."""
 
 
 PROBE = "diagnosis:"
-"""What the names of the diagnosis' own attacks and inspections begin with."""
+"""Prefix of the names of the diagnosis' own attacks and inspections."""
 
 
 WORST_CASE = "worst-case"
-"""The name of a figure over all attacks of a norm; never stored, always computed."""
+"""Name of the worst case over all attacks of a norm, which is always computed and never stored."""
 
 
 DTYPES: dict[str, str] = {
     "dataset": "string",  # name of the data set
     "split": "string",  # test; validation where kind is "calibration"; noise where norm is "fooling"
-    "sample": "int64",  # index in the data set's split; the number of the noise image
+    "sample": "int64",  # index in the data set's split; for noise the number of the image
     "input_sha256": "string",  # hash of the clean image as float32, so that two runs can be matched by input
     "label": "int64",  # true class; −1 for noise, which has none
     "kind": "string",  # clean, calibration, attack, probe
-    "aim": "int64",  # class that the attack was to make of it, −1 where it was free to choose
+    "aim": "int64",  # target class of the attack, −1 for an untargeted attack
     "defense": "string",  # label of the defense with its parameters, unique in a run
     "attack": "string",  # label of the attack with its parameters, unique in a run together with the norm
     "norm": "string",  # linf, l2, l0, unrestricted, fooling; "none" where kind is "clean" or "calibration"
     "eps": "float64",  # perturbation size that was allowed; 0 for clean answers, inf where there is none
     "seed": "int64",  # seed of the attack
     "protocol": "string",  # deterministic, or how a randomized defense was judged: single-shot, worst-of-5
-    "clean_label": "int64",  # class that the defense named for the clean input, also where it rejected it
-    "clean_rejected": "bool",  # whether it rejected the clean input
-    "clean_score": "float64",  # how suspicious it looked, larger is more so; > 0 exactly where a rejecting defense
-    # rejects (up to rounding); NaN where the defense doesn't say
-    "adv_label": "int64",  # as clean_label, of what was judged
-    "adv_rejected": "bool",  # as clean_rejected, of what was judged
-    "adv_score": "float64",  # as clean_score, of what was judged
-    "linf": "float64",  # distance in L∞ of what was judged at this ε, measured by the harness
-    "l2": "float64",  # the same in L2
-    "l0": "float64",  # the same in L0: number of changed pixels
-    "distance": "float64",  # smallest distance, in the cell's norm, at which the attack beat this input in its whole
-    # ε ladder: 0 where the clean answer is a success already, inf where there was none
+    "clean_label": "int64",  # the defense's answer to the clean input, also where it is rejected
+    "clean_rejected": "bool",  # whether the defense rejected the clean input
+    "clean_score": "float64",  # how suspicious the input looks to the defense, larger is more so; > 0 exactly where a
+    # rejecting defense rejects (up to rounding); NaN where the defense gives no score
+    "adv_label": "int64",  # as clean_label, for the judged output
+    "adv_rejected": "bool",  # as clean_rejected, for the judged output
+    "adv_score": "float64",  # as clean_score, for the judged output
+    "linf": "float64",  # L∞ distance of the output at this ε from the input, as the benchmark measures it
+    "l2": "float64",  # L2 distance of the output from the input
+    "l0": "float64",  # L0 distance of the output from the input: number of changed pixels
+    "distance": "float64",  # smallest distance, in the cell's norm, at which the attack beat this input at any ε: 0
+    # where the clean answer is a success already, inf where the attack never beat it
     "valid": "bool",  # the attack's output was finite, in the box and within ε
-    "success": "bool",  # valid, accepted and wrong, whatever the aim; of noise: valid, accepted, and as the aim if any
-    "forwards": "float64",  # forward passes that this input cost in this cell
-    "backwards": "float64",  # backward passes that it cost
-    "unreturned": "bool",  # what was judged is a point that the attack met on a query and did not return, or its output
+    "success": "bool",  # valid, accepted and wrong (for any target class); noise: accepted (as the target class)
+    "forwards": "float64",  # number of forward passes for this input in this cell
+    "backwards": "float64",  # number of backward passes
+    "unreturned": "bool",  # the judged image is one that the attack queried but did not return, or its output
     # rounded to whole grey levels
-    "blind": "float64",  # before its first success: share of its gradients that were exactly zero or not finite; NaN
-    # where the attack asked for none
-    "moved": "bool",  # some query, or the output, was another image than the input; true where it was not attacked
-    "improved": "bool",  # some query with scores came nearer to success than the first; true with fewer than two
+    "blind": "float64",  # share of the gradients before the first success that were exactly zero or not finite; NaN
+    # where the attack computed none
+    "moved": "bool",  # a query or the output differed from the input; true for an input that was not attacked
+    "improved": "bool",  # a query with scores came nearer to success than the first; true for fewer than two queries
     "seconds": "float64",  # share of the cell's wall time
     "status": "string",  # ok, failed, skipped
     "reason": "string",  # why it failed or was skipped; empty where ok
 }
-"""One row per input, cell and ε; one for each class aimed at, where the attack aims. A failed or skipped cell has its
-rows too, with the columns from clean_label to backwards at their zero values (scores: NaN): they mean nothing there
-and no figure may read them.
+"""Column → type. There is a row for each input, cell and ε, and for each target class of a targeted attack.
 
-An output that is not valid is judged as the clean input in its place: its answer and score are the clean ones, the
-distances are those of what the attack returned, and it is never a success.
-A minimal-distance attack's row at an ε below the distance it found holds the clean input (distances 0).
+A failed or skipped cell has rows, too; their columns from clean_label to backwards are zero (scores: NaN), have no
+meaning, and must not be used in figures. An output that is not valid is never a success; it is judged as the clean
+input, so answer and score are the clean ones, while the distances are those of the returned output. For a
+minimal-distance attack, a row at an ε below the distance that it found holds the clean input (distances 0).
 """
 
 
 IMAGE_COLUMNS = ("image_original", "image_adversarial", "image_seen")
-"""Images [C,H,W] as bytes for the first few samples of a cell, null elsewhere; the shape is in the file's metadata.
+"""Columns with images [C,H,W] as bytes, for the first samples of a cell, null elsewhere; the shape is in the metadata.
 
-`original` and `adversarial` are the float32 images themselves, pixels spanning 0 to 1, so that their difference is the
-perturbation. `seen` is what the defense made of the adversarial image, its projection or reconstruction, in uint8
-pixels. Older records hold uint8 pixels in all three; the number of bytes tells the two apart."""
+`original` and `adversarial` are float32 images with pixels in [0, 1], so that their difference is the perturbation.
+`seen` is the defense's projection or reconstruction of the adversarial image in uint8 pixels. Older records hold uint8
+pixels in all three; the number of bytes shows which it is."""
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with every column of the schema in its type and order; image columns stay behind them."""
+    """Return a frame with the columns of the schema in their types and order, followed by image columns, if any."""
     images = [column for column in IMAGE_COLUMNS if column in frame]
     return frame[[*DTYPES, *images]].astype(DTYPES)
 
 
 def as_stored(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a frame that was read, in order; raises ValueError where one is missing or of another type."""
+    """Return the columns of a stored frame in order; raises ValueError where one is missing or has another type."""
     for column, kind in DTYPES.items():
         if column not in frame:
             raise ValueError(f"column {column}: missing")
@@ -125,12 +124,12 @@ def as_stored(frame: pd.DataFrame) -> pd.DataFrame:
             raise ValueError(f"column {column}: {frame.dtypes[column]}, not {kind}")
     images = [column for column in IMAGE_COLUMNS if column in frame]
     if 0 < len(images) < len(IMAGE_COLUMNS):
-        raise ValueError(f"columns of images: only {', '.join(images)}")
+        raise ValueError(f"columns of images: only {', '.join(images)} of {', '.join(IMAGE_COLUMNS)}")
     return frame[[*DTYPES, *images]]
 
 
 def protocol(randomized: bool, draws: int) -> str:
-    """How answers were asked for, as it stands in the records."""
+    """Return the value of the column `protocol`. draws: number of answers of a randomized defense to each input."""
     if not randomized:
         return "deterministic"
     return "single-shot" if draws == 1 else f"worst-of-{draws}"
@@ -143,22 +142,22 @@ KINDS = (CLEAN, CALIBRATION, ATTACK, PROBED)
 STATUSES = ("ok", "failed", "skipped")
 
 ROUNDING = 1e-5
-"""By what share, and by how much, a stored distance may exceed ε; `attacks.threat.within` allows no more."""
+"""Relative and absolute tolerance by which a stored distance may exceed ε, at least that of `attacks.threat.within`."""
 
 
 class Contradiction(NamedTuple):
-    """A row that no harness can have written. row: its position. fault: what is wrong with it."""
+    """A row that contradicts itself, so that no run can have written it. row: its position. fault: what is wrong."""
 
     row: int
     fault: str
 
 
 def contradiction(rows: pd.DataFrame) -> Contradiction | None:
-    """The first row, if any, that cannot be what a run wrote.
+    """Return the first row that no run can have written, None where there is none.
 
-    Refused are values outside their column's range, texts that could steer a terminal, kinds and norms that exclude
-    each other and, of rows that are ok: a valid output farther away than ε, an unchanged input with another answer (of
-    a deterministic defense), and a success that is not what valid, accepted and wrong make it.
+    Faults are values outside their column's range, texts with control characters, and kinds and norms that exclude each
+    other. Rows that are ok must not have a valid output farther away than ε, another answer to an unchanged input (of a
+    deterministic defense), or a success that does not follow from their other columns.
     """
     for fault, found in _faults(rows):
         if found.any():
@@ -171,13 +170,13 @@ def _faults(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
     texts = [column for column, kind in DTYPES.items() if kind == "string" and column != "reason"]
     for column in (*texts, "reason"):
         values = rows[column].unique()
-        # a reason may quote an exception with any characters: whoever shows it escapes them
+        # a reason may quote an exception with any characters, which are escaped when it is shown
         bad = [value for value in values if pd.isna(value) or (column in texts and not is_printable(value))]
         if bad:
             yield f"{column} is missing or holds control characters", rows[column].isin(bad) | rows[column].isna()
     known = {"status": STATUSES, "kind": KINDS, "norm": NORMS}
     for column, allowed in known.items():
-        yield f"{column} is none of {', '.join(allowed)}", ~rows[column].isin(allowed)
+        yield f"{column} is not one of {', '.join(allowed)}", ~rows[column].isin(allowed)
     unperturbed = rows["kind"].isin([CLEAN, CALIBRATION])
     probed = rows["kind"] == PROBED
     yield "kind and norm exclude each other", unperturbed != (rows["norm"] == "none")
@@ -191,7 +190,7 @@ def _faults(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
         ),
     )
     for column in ("eps", "linf", "l2", "l0", "distance", "forwards", "backwards", "seconds"):
-        yield f"{column} is negative or no number", ~(rows[column] >= 0)
+        yield f"{column} is negative or not a number", ~(rows[column] >= 0)
     for column in ("forwards", "backwards", "seconds"):
         yield f"{column} is infinite", rows[column] == float("inf")
     ok, noise = rows["status"] == "ok", rows["norm"] == "fooling"
@@ -202,4 +201,4 @@ def _faults(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
     yield "the input is unchanged, but has another answer", ok & unchanged & differs
     as_aimed = ~noise | (rows["aim"] < 0) | (rows["aim"] == rows["adv_label"])
     beaten = rows["valid"] & ~rows["adv_rejected"] & (rows["adv_label"] != rows["label"]) & as_aimed
-    yield "success is not what valid, accepted and wrong make it", ok & (rows["success"] != beaten)
+    yield "success contradicts valid, adv_rejected and adv_label", ok & (rows["success"] != beaten)
