@@ -1,4 +1,4 @@
-"""The records of a run on disk: one parquet file per job, complete and checked, or not there.
+"""Stores the records of a run: one parquet file for each job, written atomically and protected by a checksum.
 
 records/<data set>--<defense>--<attack>--<norm>--<key>.parquet   the rows; in its metadata the job's identity and the
                                                                   kernels that computed them (kernels.py)
@@ -39,14 +39,15 @@ KERNELS = b"manifold_bench.kernels"
 
 
 class DamagedRecords(InputError):
-    """A record file that cannot be what was written."""
+    """Raised for a record file whose content is damaged."""
 
 
 class Planned(Protocol):
-    """A job or a measurement that has been planned and whose result will be stored.
+    """A planned job or measurement, whose result is stored.
 
-    key: hash of the identity. names: data set, defense and what is done to it, of which the file's name is made.
-    title: the job in a line. facts: what is stored of a job besides (see `Entry`), or of a measurement.
+    key: hash of the identity. identity: everything that the result depends on. names: data set, defense and attack or
+    measurement, of which the file's name is made. title: text of one line. facts: further fields of a job (see `Entry`)
+    or of a measurement.
     """
 
     @property
@@ -62,10 +63,10 @@ class Planned(Protocol):
 
 
 class Entry(NamedTuple):
-    """What the plan knew of a job and its rows don't say.
+    """A job in the index, with facts from the plan that its rows do not hold.
 
-    knowledge: what the attacker knows (attacks.base.Knowledge), None for clean inputs. family: kind of the defense.
-    minimal: whether the attack looks for smallest perturbations, in one run for all ε.
+    file: name of the record file. knowledge: what the attacker knows (attacks.base.Knowledge), None for clean inputs.
+    family: family of the defense. minimal: whether it is a minimal-distance attack, which runs once for all ε.
     """
 
     file: FileName
@@ -76,13 +77,13 @@ class Entry(NamedTuple):
 
 
 class Index(BaseModel):
-    """The file index.json."""
+    """The content of index.json."""
 
     jobs: list[Entry]
 
 
 class Contents(NamedTuple):
-    """What a record file holds. kernels: what computed the rows; None where it doesn't say."""
+    """The content of a record file. kernels: description of what computed the rows, None where it is not stored."""
 
     rows: pd.DataFrame
     identity: JsonObject
@@ -96,15 +97,18 @@ class Store:
         self.folder = folder / "records"
 
     def path(self, job: Planned) -> Path:
-        """The file of a job: readable, and unique by its key."""
+        """Return the path of a job's file; the name shows what the job is and ends with its key."""
         return self.folder / f"{file_name(*job.names)}--{job.key[:16]}.parquet"
 
     def write(self, job: Planned, rows: pd.DataFrame, kernels: JsonObject | None = None) -> None:
-        """Stores a job's rows. kernels: what computed them (`kernels.kernels`); None where nothing was computed."""
+        """Store the rows of a job. kernels: what computed them (`running.kernels`), None where nothing was computed."""
         self.save(self.path(job).name, Contents(rows, job.identity, kernels))
 
     def save(self, name: str, contents: Contents) -> None:
-        """Stores rows in a file of that name: atomically, the checksum first, so that a file that is there is whole."""
+        """Store rows in a file of that name, atomically.
+
+        The checksum is written first, so that a record file that exists is always complete.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         table = pa.Table.from_pandas(typed(contents.rows), preserve_index=False)
         metadata = {**(table.schema.metadata or {}), IDENTITY: json.dumps(contents.identity).encode()}
@@ -117,20 +121,20 @@ class Store:
         atomic_write(path, raw)
 
     def read(self, path: Path) -> tuple[pd.DataFrame, JsonObject]:
-        """A job's rows and its identity; raises as `contents` does."""
+        """Return the rows and the identity in a record file; raises the errors of `contents`."""
         return self.contents(path)[:2]
 
     def contents(self, path: Path) -> Contents:
-        """All that a record file holds; raises DamagedRecords, or InputError for records of another version.
+        """Return the content of a record file, with rows of the schema's types.
 
-        Rows are of the schema's types; whether they contradict themselves is for `schema.contradiction` to say.
+        Raises DamagedRecords, or InputError for records of another revision. `schema.contradiction` checks the values.
         """
         with _reading(path):
             file, identity, kernels = self._opened(path)
             return Contents(as_stored(file.read(use_threads=False).to_pandas()), identity, kernels)
 
     def _opened(self, path: Path) -> tuple[pq.ParquetFile, JsonObject, JsonObject | None]:
-        """A record file whose content is as it was written, its identity and kernels."""
+        """Return a record file after checking its checksum, with its identity and kernels."""
         raw = path.read_bytes()
         if hashlib.sha256(raw).hexdigest() != checksum_path(path).read_text(encoding="utf-8").strip():
             raise ValueError("its content doesn't match its checksum")
@@ -144,7 +148,7 @@ class Store:
         return file, identity, parsed(metadata[KERNELS], JsonObject) if KERNELS in metadata else None
 
     def status(self, job: Planned) -> str:
-        """ok, failed or skipped as stored; missing; or damaged, where rows contradict themselves too."""
+        """Return the stored status of a job (ok, failed or skipped), or missing, or damaged."""
         path = self.path(job)
         if not path.exists():
             return "missing"
@@ -157,15 +161,15 @@ class Store:
         return str(rows["status"].iloc[0])
 
     def write_index(self, jobs: Iterable[Planned]) -> None:
-        """Says which jobs the run consists of: what else lies in the folder is older and not part of the report."""
+        """Write index.json, which lists the jobs of the run; other files in the folder are of earlier runs."""
         self.folder.mkdir(parents=True, exist_ok=True)
         entries = [Entry(self.path(job).name, job.title, **job.facts)._asdict() for job in jobs]
         atomic_write(self.folder / INDEX, json.dumps({"jobs": entries}, indent=1) + "\n")
 
     def index(self) -> list[Entry]:
-        """The files that the run consists of, in the plan's order, there or not; without an index, what is there.
+        """Return the jobs of the run in the plan's order, whether their files exist or not.
 
-        Raises InputError where the index is damaged.
+        Without index.json these are all record files in the folder. Raises InputError where index.json is damaged.
         """
         index = self.folder / INDEX
         if not index.exists():
@@ -175,7 +179,7 @@ class Store:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turns whatever reading a record file raises into DamagedRecords that names it."""
+    """Return a context that turns errors of reading a record file into DamagedRecords with its path."""
     try:
         yield
     except InputError:
@@ -187,9 +191,9 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def distinct_kernels(described: Iterable[JsonObject]) -> list[JsonObject]:
-    """Each description of kernels once: a run may continue on another machine.
+    """Return the different descriptions of kernels; there are several if a run was continued on another machine.
 
-    `uneven` lists the layers that any of its defenses found uneven.
+    `uneven` of each lists all layers that round differently for different batch sizes in any defense.
     """
     merged: dict[str, JsonObject] = {}
     for one in described:
@@ -200,7 +204,7 @@ def distinct_kernels(described: Iterable[JsonObject]) -> list[JsonObject]:
 
 
 def key_in(file: str) -> str:
-    """The job's key, shortened, at the end of a record file's name."""
+    """Return the shortened key of a job, which is the end of its record file's name."""
     return Path(file).stem.rsplit("--", 1)[-1]
 
 
@@ -209,5 +213,5 @@ def checksum_path(path: Path) -> Path:
 
 
 def file_name(*parts: str) -> str:
-    """Parts joined into a name that every file system takes; the key behind it tells similar ones apart."""
+    """Return parts joined into a name that every file system accepts; different parts may give the same name."""
     return "--".join(re.sub(r"[^A-Za-z0-9.=,+-]+", "_", part).strip("_")[:60] for part in parts)
