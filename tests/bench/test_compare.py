@@ -281,7 +281,7 @@ def test_a_cell_with_two_results_is_bad_input(tmp_path, capsys):
     folder = write_run(tmp_path, records)
     assert main([str(folder), str(folder)]) == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"error: {folder}: digits / d / a L∞ ε = 0.1, seed 0, is there with several keys: ")
+    assert message.startswith(f"error: {folder}: digits / d / a L∞ ε = 0.1, seed 0, has records of several jobs: ")
     assert message.count("\n") == 1
 
 
