@@ -76,7 +76,7 @@ class LibraryAttack(ViewAttack):
         for key in self.parameters:
             if key not in settable:
                 allowed = ", ".join(sorted(settable)) or "none"
-                raise ValueError(f"{self.name}: {key!r} cannot be set here; allowed parameters: {allowed}")
+                raise ValueError(f"{self.name}: {key!r} cannot be set here; allowed: {allowed}")
         missing = [k for k, v in settable.items() if v is inspect.Parameter.empty and k not in self.parameters]
         if missing:
             raise ValueError(f"{self.name}: missing parameters: {', '.join(missing)}; they have no defaults")

@@ -26,12 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0
     if name not in COMMANDS:
-        print(f"{USAGE}\n\nerror: {name!r} is no command" if name else USAGE, file=sys.stderr)
+        print(f"{USAGE}\n\nerror: {name!r} is no command; give one of the above" if name else USAGE, file=sys.stderr)
         return 2
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)  # for systems of the user's own, named as module:Class
-    module = "report.__main__" if name == "report" else name  # the one command that is a folder
+        sys.path.append(here)  # for the user's own systems, named as module:Class
+    module = "report.__main__" if name == "report" else name  # report is the only command that is a folder
     command = importlib.import_module(f"manifold_bench.bench.{module}")
     if arguments is None:
         end_with(lambda: command.main(rest))
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def end_with(command: Callable[[], int]) -> NoReturn:
     """Run a command, and end this process with its exit code.
 
-    At once: threads and exit handlers that a user's module left here may never end, or change the code. Characters that
-    a terminal or file cannot take are written as escapes.
+    It ends at once, without waiting for threads and exit handlers of a user's module, which may never end or may change
+    the exit code. Characters that a terminal or file cannot take are written as escapes.
     """
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper)]  # None if closed
     for stream in streams:

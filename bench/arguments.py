@@ -1,4 +1,4 @@
-"""Command-line arguments that several commands share, checked."""
+"""Parsing and checking of command-line arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from manifold_bench.bench.text import eps_of, printable
 from manifold_bench.defenses.errors import one_line
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h)")
-"""A number and its unit."""
+"""The form of a duration: a number and its unit."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses arguments no system takes, and whose messages cannot steer a terminal."""
+    """A parser that refuses arguments with NUL characters, and escapes control characters in its messages."""
 
     def parse_args(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
         given = super().parse_args(arguments)
         for name, value in vars(given).items():
             if any("\0" in str(one) for one in (value if isinstance(value, list) else [value])):
-                self.error(f"argument {name}: holds a NUL character")
+                self.error(f"argument {name}: holds a NUL character; remove it")
         return given
 
     def error(self, message: str) -> NoReturn:
@@ -31,12 +31,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """A whole number ≥ 1 that fits into 64 bits."""
+    """Parse a whole number ≥ 1 that fits into 64 bits; raises ArgumentTypeError."""
     return _whole(text, 1)
 
 
 def natural(text: str) -> int:
-    """A whole number ≥ 0 that fits into 64 bits."""
+    """Parse a whole number ≥ 0 that fits into 64 bits; raises ArgumentTypeError."""
     return _whole(text, 0)
 
 
@@ -63,14 +63,14 @@ def duration(text: str) -> str:
 
 
 def seconds_of(text: str) -> float:
-    """The seconds of a `duration`."""
+    """Return the number of seconds of a `duration`."""
     found = DURATION.fullmatch(text)
     assert found is not None
     return float(found[1]) * UNITS[found[2]]
 
 
 def size(text: str) -> float:
-    """A perturbation size > 0, as a number or a fraction."""
+    """Parse a perturbation size > 0, written as a number or a fraction; raises ArgumentTypeError."""
     try:
         value = eps_of(text)
     except ValueError as error:
@@ -81,21 +81,21 @@ def size(text: str) -> float:
 
 
 def named_device(name: str) -> str:
-    """The kind of a device that another machine has; raises InputError for what is none, or one of several."""
-    import torch  # late: --help must not wait for it
+    """Return the name of a kind of device on another machine; raises InputError for any other or numbered device."""
+    import torch  # late, because --help should not wait for it
 
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device: {name!r} is no device ({one_line(error)})") from error
+        raise InputError(f"--device: {name!r} is no device; give cpu or cuda ({one_line(error)})") from error
     if device.index is not None:
-        raise InputError(f"--device: {name!r}: with --engine ray give {device.type!r}; Ray says which of a machine's")
+        raise InputError(f"--device: {name!r}: with --engine ray give {device.type!r}, because Ray chooses the number")
     return name
 
 
 def checked_device(name: str) -> str:
-    """The device, if it is there."""
-    import torch  # late: --help must not wait for it
+    """Return the name of a device of this machine; raises InputError if it cannot be used."""
+    import torch  # late, because --help should not wait for it
 
     try:
         torch.ones(1, device=name).item()

@@ -1,4 +1,4 @@
-"""Judges adversarial images that were made elsewhere: `manifold-bench judge IMAGES --defense NAME`."""
+"""The command `manifold-bench judge IMAGES --defense NAME`: judge adversarial images that were made elsewhere."""
 
 from __future__ import annotations
 
@@ -26,29 +26,28 @@ if TYPE_CHECKING:
 
 
 def parser() -> Parser:
+    """Return the parser of this command's arguments."""
     p = Parser(
         prog="manifold-bench judge",
-        description="Judge adversarial images that were made elsewhere, as the outputs of an attack are judged. What "
-        "an .npz file of `run --export` says of data set, norm and ε need not be given again.",
+        description="Judge adversarial images that were made elsewhere, as the outputs of an attack are judged. An "
+        ".npz file of `run --export` holds the data set, norm and ε, so that they need not be given.",
         epilog="Exit codes: 0 done, 1 a defense failed, 2 bad input.",
     )
-    files = ".npz of `run --export`; .pt or .pth with tensors (RobustBench, AutoAttack); a folder of pictures that are "
-    files += "named by their index in the test images (AutoAdvExBench: 0000.png)"
+    files = "an .npz file of `run --export`; a .pt or .pth file with tensors (RobustBench, AutoAttack); or a folder of "
+    files += "pictures, each named by the index of its test image (AutoAdvExBench: 0000.png)"
     p.add_argument("images", type=Path, metavar="IMAGES", help=files)
-    p.add_argument(
-        "--defense", action="append", required=True, metavar="NAME", help="defense to judge them on (repeatable)"
-    )
-    p.add_argument("--dataset", metavar="NAME", help="data set whose test images they were made from")
-    p.add_argument("--norm", choices=("linf", "l2", "l0", "unrestricted"), help="norm of the perturbation")
-    p.add_argument("--eps", type=size, metavar="SIZE", help="its largest size: 0.3 or 8/255")
-    p.add_argument("--label", metavar="TEXT", help="name of the images in tables (default: what is known of them)")
-    p.add_argument("--n", type=positive, metavar="N", help="judge the first N images of the file alone")
+    defenses = "defense that answers the images (repeatable)"
+    p.add_argument("--defense", action="append", required=True, metavar="NAME", help=defenses)
+    p.add_argument("--dataset", metavar="NAME", help="data set whose test images were perturbed")
+    p.add_argument("--norm", choices=("linf", "l2", "l0", "unrestricted"), help="norm of the perturbations")
+    p.add_argument("--eps", type=size, metavar="SIZE", help="largest allowed size of a perturbation: 0.3 or 8/255")
+    p.add_argument("--label", metavar="TEXT", help="name of the images in tables (default: made from the file)")
+    p.add_argument("--n", type=positive, metavar="N", help="judge only the first N images of the file")
     p.add_argument("--out", metavar="DIR", help="output folder (default: results/judged-IMAGES)")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of data files (default: MANIFOLD_BENCH_DATA)")
-    p.add_argument(
-        "--workers", type=natural, metavar="N", help="parallel jobs (default: the number of cores; 0: in this process)"
-    )
-    p.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
+    workers = "number of parallel jobs (default: the number of cores; 0: all in this process)"
+    p.add_argument("--workers", type=natural, metavar="N", help=workers)
+    p.add_argument("--device", default="cpu", help="device that computes: cpu (default), cuda, cuda:1, …")
     p.add_argument("--quiet", action="store_true", help="show only failures and the last lines")
     p.set_defaults(engine="local")
     return p
@@ -56,11 +55,11 @@ def parser() -> Parser:
 
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 1 where a defense could not judge."""
+    """Run the command; return 0, or 1 if a defense failed."""
     given = parser().parse_args(arguments)
     ensure_home()
     given.out = given.out or str(Path("results") / f"judged-{given.images.stem}")
-    # late: --help must not wait for torch
+    # late, because --help should not wait for torch
     from manifold_bench.bench.records.log import LOG, Log
     from manifold_bench.bench.run import chosen_engine, report_of, report_page, shown_report, writing
     from manifold_bench.bench.running.board import Board, clock
@@ -86,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def planned(given: argparse.Namespace, folder: Path) -> Plan:
-    """Plan the judging of the images, which are stored in the run's folder; raises InputError."""
+    """Return a plan whose attacks return the given images, and store these in the run's folder; raises InputError."""
     from manifold_bench.bench.planning.made_elsewhere import read
     from manifold_bench.bench.planning.matrix import DatasetEntry, Matrix
     from manifold_bench.bench.planning.plan import Options, make_plan
@@ -99,7 +98,7 @@ def planned(given: argparse.Namespace, folder: Path) -> Plan:
     dataset = DatasetRef(name, data_folder(given.data)).load()
     made = [_choice(one, label, dataset, given, folder) for label, one in sets.items()]
     if len({indices for _, indices in made}) > 1:
-        raise InputError(f"{given.images}: its sets of images belong to different inputs; give one file for each")
+        raise InputError(f"{given.images}: its sets of images belong to different test images; give one file for each")
     check_labels("--label", [choice.label for choice, _ in made])
     matrix = Matrix(
         source=str(given.images),
@@ -117,9 +116,9 @@ def planned(given: argparse.Namespace, folder: Path) -> Plan:
 def _choice(
     found: Found, name: str, dataset: Dataset, given: argparse.Namespace, folder: Path
 ) -> tuple[AttackChoice, tuple[int, ...]]:
-    """A set of images in the place of an attack, and the indices of the inputs that they belong to.
+    """Return an attack that returns a set of images, and the indices of the test images that they belong to.
 
-    name: of the set in its file, empty for the only one.
+    name: name of the set in its file; empty if there is only one.
     """
     from manifold_bench.bench.planning.made_elsewhere import first, matched
     from manifold_bench.bench.planning.matrix import AttackChoice
@@ -147,10 +146,10 @@ def _choice(
 
 
 def _known(given: argparse.Namespace, meta: Mapping[str, Any], key: str) -> Any:
-    """An argument of the command line, or else what the file of images says; raises InputError where neither does."""
-    value = getattr(given, key)  # keys are named as the arguments are
+    """Return the value of an argument, or else that in the file of images; raises InputError if neither has one."""
+    value = getattr(given, key)  # the keys of the file have the names of the arguments
     if value is None and key not in meta:
-        raise InputError(f"--{key}: missing; {given.images} doesn't say it")
+        raise InputError(f"--{key}: missing; give it, because {given.images} doesn't hold it")
     value = meta[key] if value is None else value
     if key != "eps" and not isinstance(value, str):
         raise InputError(f"--{key}: {value!r} in {given.images} is no name")
@@ -158,7 +157,7 @@ def _known(given: argparse.Namespace, meta: Mapping[str, Any], key: str) -> Any:
 
 
 def validity(results: Results) -> list[str]:
-    """A line for each set of images of which some are not finite, not in [0,1] or not within ε."""
+    """Return a line for each set of images of which some are not finite, not in [0,1] or not within ε."""
     lines = []
     for label, rows in results.records[results.records["kind"] == "attack"].groupby("attack", sort=False):
         rows = rows.drop_duplicates("sample")

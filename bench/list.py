@@ -1,4 +1,4 @@
-"""List every known data set, defense, attack, measurement and matrix, or explain one of them."""
+"""List all known data sets, defenses, attacks, measurements and matrices, or explain one of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDTH = 80
 
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print every name with what it is, or all that is known of one name."""
+    """Print every name with a description of one sentence, or everything that is known of one name; return 0."""
     parser = Parser(prog="manifold-bench list", description=__doc__)
     parser.add_argument("name", metavar="NAME", nargs="?", help="explain this one, with its parameters and defaults")
     name = parser.parse_args(arguments).name
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def everything() -> Iterator[str]:
-    """The lines of the whole list."""
+    """Yield the lines of the whole list."""
     for kind in KINDS:
         yield f"{kind}:"
         for one in descriptions(kind):
@@ -42,13 +42,13 @@ def everything() -> Iterator[str]:
 
 
 def named(kind: Kind, one: Description) -> str:
-    """How a matrix file names it."""
+    """Return the name of a system in a matrix file."""
     adapter = kind == "attacks" and one.values.get("open_parameters") is True
     return f"{one.name}:ClassName" if adapter else one.name
 
 
 def facts(kind: Kind, one: Description) -> list[str]:
-    """What the list says of a system in a few words, its paper last."""
+    """Return the facts that the list shows of a system, in a few words each; its paper comes last."""
     values = one.values
     given: list[Any] = []
     if kind == "datasets":
@@ -64,22 +64,22 @@ def facts(kind: Kind, one: Description) -> list[str]:
 
 
 def knowledge(one: Description) -> str:
-    """What an attacker needs to know of the defense; adapters leave it to the class that they run."""
+    """Return what an attacker needs to know of the defense; for an adapter that depends on the class that it runs."""
     if one.values.get("open_parameters") is True:
         return "as the class needs"
     return str(one.values.get("knowledge", "unknown"))
 
 
 def purpose(matrix: Path) -> str:
-    """Return what a matrix file is for: the first sentence of the comment that it begins with."""
+    """Return what a matrix file is for: the first sentence of the comment at its beginning."""
     lines = re.match(r"(#.*\n)*", matrix.read_text(encoding="utf-8"))
     text = " ".join(line.strip("# ") for line in lines[0].splitlines()) if lines else ""
     return re.split(r"(?<=\.) (?=[A-Z`])", text)[0]
 
 
 def explained(name: str) -> Iterator[str]:
-    """All that is known of one name; raises InputError where there is none."""
-    # late: they import the classes, and torch with them
+    """Yield the lines that explain one name; raises InputError for an unknown name."""
+    # late, because these modules import the classes, and torch with them
     from manifold_bench.bench.planning.details import explanation, parameters
     from manifold_bench.bench.planning.registry import find
 
@@ -94,7 +94,7 @@ def explained(name: str) -> Iterator[str]:
             yield from ["", *_wrapped(paragraph, "")]
         for number, each in enumerate(parameters(kind, cls)):
             yield from ["", "parameters:"] if number == 0 else []
-            default = f"default {each.default}" if each.default else "must be given"
+            default = f"default {each.default}" if each.default else "no default, must be given"
             yield from _wrapped(f"{each.name}: {each.allowed}; {default}", "  ", "    ")
             yield from _wrapped(each.meaning, " " * 6)
         yield from ["", f"implementation: {one.package}, {cls.__module__}.{cls.__qualname__}"]
@@ -105,13 +105,13 @@ def explained(name: str) -> Iterator[str]:
 
 
 def _entry(name: str, about: list[str], summary: str, indent: str = "  ") -> Iterator[str]:
-    """A name with its facts, and below it what it is."""
+    """Yield a line with a name and its facts, and below it the summary."""
     yield from _wrapped(f"{name:<20} {'; '.join(about)}", indent, " " * 21)
     yield from _wrapped(summary, indent + "  ")
 
 
 def _wrapped(text: str, indent: str, further: str = "") -> list[str]:
-    """The text on lines of at most 80 columns; further: what all but the first are indented by, too."""
+    """Return the text as lines of at most 80 columns; further: additional indent of all lines but the first."""
     return textwrap.wrap(
         printable(text), WIDTH, initial_indent=indent, subsequent_indent=indent + further, break_on_hyphens=False
     )

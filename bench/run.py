@@ -1,4 +1,4 @@
-"""The main command: `manifold-bench run --matrix NAME|FILE` from a matrix to records, tables, plots and a report."""
+"""The command `manifold-bench run --matrix NAME|FILE`: run a matrix, and write records, tables, plots and a report."""
 
 from __future__ import annotations
 
@@ -42,31 +42,35 @@ if TYPE_CHECKING:
     from manifold_bench.bench.running.forecast import Forecaster
 
 BUDGETS = "budget.json"
-"""The file of a run's folder that holds what was chosen for each budget."""
+"""Name of the file in a run's folder that says how the matrix was cut for each budget."""
 
-# Imports inside functions: `--help` and a finished run wait for neither torch nor pandas nor rich
+# Imports inside functions, because `--help` and a finished run should not wait for torch, pandas and rich
 
 
 def parser() -> Parser:
+    """Return the parser of this command's arguments."""
     p = Parser(
         prog="manifold-bench run",
         description="Attack defenses and measure how robust they are. The same command again runs what is missing.",
         epilog="Exit codes: 0 done, 1 finished with failed jobs, 2 bad input.",
     )
-    p.add_argument("--matrix", metavar="NAME|FILE", help="what is crossed: smoke, quick, strong, full, or a TOML file")
+    p.add_argument("--matrix", metavar="NAME|FILE", help="matrix to run: smoke, quick, strong, full, or a TOML file")
     p.add_argument("--out", metavar="DIR|URL", help="output folder, or s3://… (default: results/<matrix>)")
     p.add_argument("--data", type=Path, metavar="DIR", help=f"folder of data files (default: {DATA_VARIABLE})")
-    p.add_argument("--n", type=positive, metavar="N", help="test images per data set, instead of the matrix' numbers")
-    p.add_argument("--seed", type=natural, metavar="N", help="seed of the attacks, instead of the matrix' seeds")
+    images = "number of test images of each data set, in place of the matrix' numbers"
+    p.add_argument("--n", type=positive, metavar="N", help=images)
+    p.add_argument("--seed", type=natural, metavar="N", help="seed of the attacks, in place of the matrix' seeds")
     p.add_argument(
         "--workers",
         type=natural,
         metavar="N",
-        help="parallel jobs (default: the number of cores; 0: all in this process, not isolated)",
+        help="number of parallel jobs (default: the number of cores; 0: all in this process, not isolated)",
     )
-    p.add_argument("--engine", choices=("local", "ray"), default="local", help="this machine (default), or a cluster")
-    p.add_argument("--address", metavar="HOST:PORT", help="of the Ray cluster (default: the one on this machine)")
-    p.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
+    engines = "run on this machine (local, default) or on a Ray cluster (ray)"
+    p.add_argument("--engine", choices=("local", "ray"), default="local", help=engines)
+    address = "address of the Ray cluster (default: the one on this machine)"
+    p.add_argument("--address", metavar="HOST:PORT", help=address)
+    p.add_argument("--device", default="cpu", help="device that computes: cpu (default), cuda, cuda:1, …")
     for kind, title in (("defense", "defense"), ("attack", "attack"), ("dataset", "data set")):
         only = f"run only this {title} (repeatable); may be outside the matrix: a name, or package.module:Class"
         p.add_argument(f"--{kind}", action="append", default=[], metavar="NAME", help=only)
@@ -76,13 +80,13 @@ def parser() -> Parser:
     sizes = "perturbation size, as 0.1 or 8/255, in place of the matrix' sizes of one norm (repeatable)"
     p.add_argument("--eps", action="append", type=size, default=[], metavar="SIZE", help=sizes)
     p.add_argument("--quiet", action="store_true", help="show only failures and the last line; log.jsonl has the rest")
-    probes = "run the probes of the masking diagnosis too (docs/diagnosis.md), whatever the matrix says"
+    probes = "run or leave out the probes of the masking diagnosis (docs/diagnosis.md), whatever the matrix says"
     p.add_argument("--diagnose", action=argparse.BooleanOptionalAction, help=probes)
     p.add_argument(
         "--export", type=Path, metavar="DIR", help="write every adversarial image to .npz files in this folder"
     )
-    p.add_argument("--dry-run", action="store_true", help="show the plan and how long it will take, and stop")
-    fitting = "90s, 30min, 2h: as many images, then as many iterations of attacks, as fit into that time"
+    p.add_argument("--dry-run", action="store_true", help="show the plan and how long it would take, and run nothing")
+    fitting = "time for the run, as 90s, 30min or 2h: use fewer images, and then fewer iterations, until it fits"
     p.add_argument("--budget", type=duration, metavar="TIME", help=fitting)
     return p
 
@@ -91,7 +95,7 @@ main = report_errors(lambda arguments=None: run_command(arguments))
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; raises InputError for bad input."""
+    """Run the command with these arguments, or those of the process; return the exit code. Raises InputError."""
     given = parser().parse_args(arguments)
     ensure_home()
     if not given.matrix:
@@ -99,14 +103,17 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
             "--matrix: missing; name a matrix (quick, strong, full) or a TOML file; `manifold-bench list` names all"
         )
     if given.address and given.engine != "ray":
-        raise InputError("--address: only with --engine ray")
+        raise InputError("--address: is allowed with --engine ray alone; leave it out, or add --engine ray")
     given.out = str(given.out or Path("results") / Path(given.matrix).stem)
     with local_folder(given.out, "--out") as (folder, upload):
         return run_in(folder, given, upload)
 
 
 def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) -> int:
-    """Plan, run, report and stamp in a folder of this machine; upload: is called when something new is in it."""
+    """Plan, run and report in a folder of this machine; return the exit code.
+
+    upload: function that is called whenever the folder has new files.
+    """
     from manifold_bench.bench.terminal import terminal
 
     console = terminal()
@@ -167,7 +174,7 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
 
 
 def matrices(given: argparse.Namespace) -> tuple[Matrix, Matrix]:
-    """The matrix of the command line cut down to the systems that it names, and whole."""
+    """Return the matrix cut down to the systems that the command line names, and the whole matrix."""
     from manifold_bench.bench.planning.narrow import narrowed
     from manifold_bench.bench.planning.reading import read_matrix
 
@@ -180,9 +187,9 @@ def matrices(given: argparse.Namespace) -> tuple[Matrix, Matrix]:
 
 
 def planned_within(plan: Plan, folder: Path, given: argparse.Namespace, forecaster: Forecaster) -> Plan:
-    """The plan cut down to --budget; the plan itself without one.
+    """Return the plan cut down to --budget, or the plan itself if there is no budget.
 
-    What was chosen is kept in the run's folder: the same command later goes on with it, however fast the machine is.
+    The cut is stored in the run's folder, so that the same command later continues with the same plan.
     """
     if given.budget is None:
         return plan
@@ -210,7 +217,7 @@ def planned_within(plan: Plan, folder: Path, given: argparse.Namespace, forecast
 
 
 def chosen_engine(given: argparse.Namespace) -> AbstractContextManager[Engine]:
-    """The engine of --engine; raises InputError where it is not installed."""
+    """Return the engine that --engine and --workers name; raises InputError if it is not installed."""
     if given.workers == 0:
         from manifold_bench.bench.running.engines.serial import SerialEngine
 
@@ -227,7 +234,7 @@ def chosen_engine(given: argparse.Namespace) -> AbstractContextManager[Engine]:
 
 
 def writing(console: Console, quiet: bool) -> AbstractContextManager[object]:
-    """Say that the report is being written: on a terminal for as long as that takes, elsewhere in a line."""
+    """Show that the report is being written: on a terminal while that takes place, elsewhere as one line."""
     text = "writing the report …"
     if quiet:
         return nullcontext()
@@ -238,14 +245,14 @@ def writing(console: Console, quiet: bool) -> AbstractContextManager[object]:
 
 
 def report_of(results: Results) -> Report:
-    """Write the report of a run into its folder."""
+    """Write the report of a run into its folder, and return it."""
     from manifold_bench.bench.report.writing import write_report
 
     return write_report(results)
 
 
 def shown_report(report: Report, console: Console, quiet: bool) -> str:
-    """Show the main tables of a report, unless quiet, and return them as they are shown."""
+    """Print the main tables of a report unless quiet, and return them as text."""
     from manifold_bench.bench.report.screen import print_report
 
     with console.capture() as screen:
@@ -256,7 +263,7 @@ def shown_report(report: Report, console: Console, quiet: bool) -> str:
 
 
 def print_ending(text: str, console: Console) -> None:
-    """The last line of a run: within the width of a terminal, and one line of a log."""
+    """Print the last line of a run: wrapped on a terminal, one line elsewhere."""
     from manifold_bench.bench.terminal import print_text
 
     if console.is_terminal:
@@ -266,12 +273,12 @@ def print_ending(text: str, console: Console) -> None:
 
 
 def report_page(given: argparse.Namespace) -> str:
-    """Where the page of the report is."""
+    """Return the path or URL of report.html."""
     return f"{given.out.rstrip('/')}/report.html"
 
 
 def show_finished(shown: dict[str, str], folder: Path, given: argparse.Namespace, console: Console) -> int:
-    """Show once more what a finished run showed at its end."""
+    """Print again what a finished run printed at its end; return the exit code 0."""
     from rich.text import Text
 
     Log(folder / LOG).event("run found finished", command=sys.argv)

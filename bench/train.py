@@ -1,6 +1,6 @@
-"""Training a defense: `manifold-bench train --dataset mnist --defense gmvae --set alpha=50 --data DIR`.
+"""The command `manifold-bench train`: train a defense, as in `train --dataset mnist --defense gmvae --set alpha=50`.
 
-Seeded, and resumable: the same command goes on after the last complete epoch.
+Trainings are seeded, and the same command continues an interrupted training after its last complete epoch.
 """
 
 from __future__ import annotations
@@ -22,28 +22,35 @@ if TYPE_CHECKING:
 
 
 def parser() -> Parser:
-    p = Parser(prog="manifold-bench train", description="Train a defense from scratch.")
+    """Return the parser of this command's arguments."""
+    p = Parser(
+        prog="manifold-bench train",
+        description="Train a defense. The same command again continues an interrupted training.",
+        epilog="Exit codes: 0 done, 1 the training failed, 2 bad input.",
+    )
     p.add_argument("--dataset", required=True, metavar="NAME", help="data set to train on")
-    p.add_argument("--defense", required=True, metavar="NAME", help="defense, or package.module:Name")
-    parameter = "a parameter of the defense, as in a matrix file (repeatable)"
+    p.add_argument("--defense", required=True, metavar="NAME", help="defense to train: a name, or package.module:Class")
+    parameter = "set a parameter of the defense, as in a matrix file (repeatable)"
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="parameters", help=parameter)
-    part = "train only that part of the defense, which others may share: generator, classifier, …"
+    part = "train only this part of the defense, which other defenses may share: generator, classifier, …"
     p.add_argument("--part", default="", metavar="NAME", help=part)
-    p.add_argument("--data", type=Path, metavar="DIR", help="folder of the data files (default: MANIFOLD_BENCH_DATA)")
-    p.add_argument("--seed", type=natural, default=0, metavar="N")
-    p.add_argument("--budget", type=float, default=1.0, help="share of the full training, in (0, 1] (default 1)")
-    p.add_argument("--device", default="cpu")
-    p.add_argument("--out", type=Path, metavar="FILE", help="where to write the .safetensors (default: the cache)")
-    p.add_argument("--quiet", action="store_true", help="show nothing but where the weights are")
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder of data files (default: MANIFOLD_BENCH_DATA)")
+    p.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of the training (default 0)")
+    budget = "share of the full training, in (0, 1] (default 1)"
+    p.add_argument("--budget", type=float, default=1.0, metavar="SHARE", help=budget)
+    p.add_argument("--device", default="cpu", help="device that computes: cpu (default), cuda, cuda:1, …")
+    p.add_argument("--out", type=Path, metavar="FILE", help="path of the .safetensors file (default: in the cache)")
+    p.add_argument("--quiet", action="store_true", help="show nothing but the path of the weights")
     return p
 
 
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, or 1 if a training failed."""
     given = parser().parse_args(arguments)
     ensure_home()
     choose_kernels()
-    # late: --help waits for no torch, and the kernels are chosen before torch computes
+    # late, because --help should not wait for torch, and kernels have to be chosen before torch computes
     from manifold_bench.bench.planning.reading import defense_by_name
     from manifold_bench.bench.planning.refs import DatasetRef, cache_file, defense_ref
     from manifold_bench.bench.running.training import train_with_parts, training_of
@@ -52,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 0 < given.budget <= 1:
         raise InputError(f"--budget: {given.budget} is not allowed; give a share in (0, 1]")
     if given.out and given.out.suffix != ".safetensors":
-        raise InputError(f"--out: {given.out} does not end in .safetensors")
+        raise InputError(f"--out: {given.out} does not end in .safetensors; give such a file name")
     choice = defense_by_name(given.defense, parameters(given.parameters), "--set")
     dataset = DatasetRef(given.dataset, data_folder(given.data))
     data = dataset.load()
@@ -70,14 +77,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parameters(given: Sequence[str]) -> JsonObject:
-    """Parse `--set key=value` as parameters of the spec: values are JSON, and texts where they aren't."""
+    """Parse `--set key=value` as parameters of a defense's spec; a value that is not JSON is a text.
+
+    Raises InputError.
+    """
     found: JsonObject = {}
     for item in given:
         key, equals, text = item.partition("=")
         if not (key and equals):
-            raise InputError(f"--set: {item!r} is not key=value")
+            raise InputError(f"--set: {item!r} is not key=value; write it as in --set alpha=50")
         if key in found:
-            raise InputError(f"--set: {key!r} is set twice")
+            raise InputError(f"--set: {key!r} is set twice; give it once")
         try:
             found[key] = json.loads(text)
         except (ValueError, RecursionError):
@@ -86,14 +96,14 @@ def parameters(given: Sequence[str]) -> JsonObject:
 
 
 def trainable(ref: DefenseRef, part: str) -> TrainedRef:
-    """Return what --part names: that part of the defense, or "" for all of it; raises InputError."""
+    """Return the part of the defense that --part names, or the defense itself for ""; raises InputError."""
     try:
         own = ref.part(part)
     except KeyError as error:
         parts = ", ".join(ref.parts) or "none"
         raise InputError(f"--part: {part!r} is no part of {ref.label!r}; it has {parts}") from error
     if own.weights is None:
-        raise InputError(f"{own.title_prefix}{ref.label!r} learns nothing: there is nothing to train")
+        raise InputError(f"{own.title_prefix}{ref.label!r} learns nothing, so that there is nothing to train")
     return own
 
 

@@ -18,30 +18,33 @@ from manifold_bench.bench.planning.matrix import AttackChoice, Matrix
 from manifold_bench.bench.planning.plan import Plan, make_plan
 
 ITERATIONS = ("steps", "queries", "searches", "generations", "max_iter")
-"""Parameters of attacks that are numbers of iterations, those of ART's and Foolbox' attacks among them."""
+"""Parameters of attacks that are numbers of iterations, including those of ART and Foolbox."""
 
 SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
-"""Shares of the attacks' iterations that are tried, in this order."""
+"""Shares of the attacks' iterations that are tried, in this order, until a matrix fits."""
 
 ENOUGH = 20
 """Number of images below which iterations are cut first."""
 
 LEAST = 5
-"""Number of images below which nothing is cut any more."""
+"""Smallest number of images."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What of a matrix runs within a budget. n: images of each data set, at the most; share: of the iterations."""
+    """How a matrix is cut to fit a budget.
+
+    n: largest number of images of each data set. share: share of the attacks' iterations, in (0, 1].
+    """
 
     n: int
     share: float
 
 
 def cut_matrix(matrix: Matrix, cut: Cut, sizes: dict[str, int], budget: str) -> Matrix:
-    """Return the matrix with fewer images and iterations, and a sentence that says so.
+    """Return the matrix with fewer images and iterations; its `budget` is a sentence that says what was cut.
 
-    sizes: number of images of each data set before. budget: as the user gave it.
+    sizes: number of images of each data set before the cut. budget: time as the user wrote it.
     """
     datasets = tuple(
         entry.model_copy(update={"n": min(sizes.get(entry.name, cut.n), cut.n)}) for entry in matrix.datasets
@@ -51,29 +54,29 @@ def cut_matrix(matrix: Matrix, cut: Cut, sizes: dict[str, int], budget: str) -> 
     shorter = [new.label for old, new in zip(matrix.attacks, attacks, strict=True) if new.label != old.label]
     if cut.share == 1 and all(sizes.get(entry.name, 0) == entry.n for entry in datasets):
         return dataclasses.replace(matrix, budget=f"Nothing had to be cut for a budget of {budget}.")
-    said = f"Within a budget of {budget}: {', '.join(images)}; "
-    said += f"fewer iterations: {', '.join(dict.fromkeys(shorter))}." if shorter else "all iterations."
-    return dataclasses.replace(matrix, datasets=datasets, attacks=attacks, budget=said)
+    summary = f"Within a budget of {budget}: {', '.join(images)}; "
+    summary += f"fewer iterations: {', '.join(dict.fromkeys(shorter))}." if shorter else "all iterations."
+    return dataclasses.replace(matrix, datasets=datasets, attacks=attacks, budget=summary)
 
 
 def _shortened(choice: AttackChoice, cut: Cut) -> AttackChoice:
-    """The attack on no more images than there are, with a share of its iterations and a label that says which."""
+    """Return the attack on at most `cut.n` images, with a share of its iterations and a label that says which."""
     n = None if choice.n is None else min(choice.n, cut.n)
     if cut.share == 1:
         return dataclasses.replace(choice, n=n)
     attack, changes = shortened(choice.attack, cut.share)
-    said = ", ".join(f"{new} of {old} {name}" for name, (old, new) in changes.items())
-    return dataclasses.replace(choice, n=n, attack=attack, label=f"{choice.label} [{said}]" if said else choice.label)
+    cuts = ", ".join(f"{new} of {old} {name}" for name, (old, new) in changes.items())
+    return dataclasses.replace(choice, n=n, attack=attack, label=f"{choice.label} [{cuts}]" if cuts else choice.label)
 
 
 def shortened(attack: Attack, share: float) -> tuple[Attack, dict[str, tuple[int, int]]]:
-    """Return an attack with that share of its iterations, and what has changed: parameter → its value before and now.
+    """Return an attack with that share of its iterations, and each changed parameter with its old and new value.
 
-    An attack that counts no iterations, such as FGSM or AutoAttack, stays as it is.
+    An attack without a number of iterations, such as FGSM or AutoAttack, stays as it is.
     """
     changes: dict[str, tuple[int, int]] = {}
     own = {field.name: vars(attack)[field.name] for field in dataclasses.fields(attack)}
-    inner: dict[str, Any] = own.get("parameters") or {}  # of adapters
+    inner: dict[str, Any] = own.get("parameters") or {}  # the library's parameters, for an adapter
     updates: dict[str, Any] = {}
     for name in ITERATIONS:
         old = own.get(name, inner.get(name))
@@ -85,15 +88,16 @@ def shortened(attack: Attack, share: float) -> tuple[Attack, dict[str, tuple[int
             changes[name] = (old, new)
     try:
         return (dataclasses.replace(attack, **updates), changes) if changes else (attack, {})
-    except ValueError:  # an attack may need more iterations than that
+    except ValueError:  # the attack needs more iterations than that
         return attack, {}
 
 
 def choose(most: int, seconds: float, cost: Callable[[Cut], float]) -> tuple[Cut, float]:
-    """Return the largest cut that takes no more than `seconds`, and what it takes.
+    """Return the largest cut that takes at most `seconds`, and how many seconds it takes.
 
-    most: number of images without a budget. cost: seconds of a cut. n goes down to `ENOUGH` before the iterations are
-    cut, and then to `LEAST` with the fewest of them. Where even that is too much, the least is returned.
+    most: number of images without a budget. cost: function that returns the seconds of a cut. The number of images
+    falls to `ENOUGH` before iterations are cut, and then to `LEAST` with the fewest iterations. If even that takes
+    longer, that smallest cut is returned.
     """
     for share in SHARES:
         least = min(most, ENOUGH if share != SHARES[-1] else LEAST)
@@ -104,7 +108,7 @@ def choose(most: int, seconds: float, cost: Callable[[Cut], float]) -> tuple[Cut
 
 
 def _largest(most: int, least: int, share: float, seconds: float, cost: Callable[[Cut], float]) -> tuple[Cut, float]:
-    """The most images that fit, by bisection; the least where none do."""
+    """Return the cut with the most images that fits, found by bisection, and its seconds; `least` images if none do."""
     fits, beyond = least, most + 1
     found = cost(Cut(least, share))
     trial = most
@@ -121,17 +125,17 @@ def _largest(most: int, least: int, share: float, seconds: float, cost: Callable
 
 
 def sizes_of(plan: Plan) -> dict[str, int]:
-    """Number of test images of each data set in a plan."""
+    """Return the number of test images of each data set in a plan, by name."""
     return {data.dataset.name: len(data.indices) for data in plan.data}
 
 
 def plan_within(
     plan: Plan, budget: str, seconds: float, cut: Cut | None, cost: Callable[[Plan], float]
 ) -> tuple[Plan, Cut]:
-    """Return the plan that fits into a budget, and how it was cut.
+    """Return the plan that fits into a budget, and the cut that it was made with.
 
-    budget: as the user gave it; seconds: the same as a number. cut: an earlier choice to keep; None: choose one. cost:
-    seconds that a plan takes. Raises InputError where not even the least fits.
+    budget: time as the user wrote it. seconds: the same in seconds. cut: an earlier cut to use again; None: choose one.
+    cost: function that returns the seconds of a plan. Raises InputError if not even the smallest cut fits.
     """
     sizes = sizes_of(plan)
 
@@ -143,8 +147,8 @@ def plan_within(
         cut, taken = choose(max(sizes.values()), seconds, lambda one: cost(planned(one)))
         if taken > seconds:
             raise InputError(
-                f"--budget: {budget} is too short; the least that this matrix takes is about "
+                f"--budget: {budget} is too short; this matrix takes at least about "
                 f"{math.ceil(taken / 60)} min (n = {cut.n}, a {round(1 / cut.share)}th of the iterations); give "
-                "that, or name fewer systems"
+                "that time, or name fewer systems"
             )
     return planned(cut), cut

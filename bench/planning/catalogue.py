@@ -1,4 +1,4 @@
-"""What registered systems say of themselves, read from their source code: importing them would take seconds."""
+"""Descriptions of registered systems, read from their source code, because importing them would take seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BIBLIOGRAPHY = Path(__file__).parent.parent / "references.bib"
 
 @dataclass(frozen=True)
 class Paper:
-    """An entry of a BibTeX file. authors: family names; bibtex: the whole entry."""
+    """A paper in a BibTeX file. authors: family names. bibtex: the whole entry as text."""
 
     authors: tuple[str, ...]
     year: str
@@ -27,14 +27,14 @@ class Paper:
     bibtex: str
 
     def __str__(self) -> str:
-        """Authors and year as in a text: Croce & Hein 2020; Madry et al. 2018."""
+        """Return authors and year as a text cites them: Croce & Hein 2020; Madry et al. 2018."""
         names = " & ".join(self.authors) if len(self.authors) < 3 else f"{self.authors[0]} et al."
         return f"{names} {self.year}"
 
 
 @cache
 def papers() -> dict[str, Paper]:
-    """The papers of `references.bib` by their keys. Every entry has an author, a title, a year and a url."""
+    """Return the papers of `references.bib` by their keys. Every entry has an author, a title, a year and a url."""
     found = {}
     for key, bibtex in re.findall(r"^(?=@\w+\{(\w+),)(.*?^\}$)", BIBLIOGRAPHY.read_text(encoding="utf-8"), re.S | re.M):
         fields = {name: value.replace("{", "").replace("}", "") for name, value in _FIELD.findall(bibtex)}
@@ -48,12 +48,12 @@ _FIELD = re.compile(r"^  (\w+) = \{(.*)\},$", re.M)
 
 @dataclass(frozen=True)
 class Description:
-    """What the class of a registered system declares.
+    """A registered system, as its class describes it.
 
-    summary: the first paragraph of its docstring, one sentence.
-    values: its class attributes by name; `...` where one is no literal.
-    paper: the key of its entry in `references.bib`, or any other text; empty where it has none.
-    package: the distribution that registers it.
+    summary: first paragraph of the class' docstring, one sentence.
+    values: class attributes by name; `...` for a value that is no literal.
+    paper: key of its paper in `references.bib`, or any other text; empty if it has no paper.
+    package: distribution that registers the system.
     """
 
     name: str
@@ -64,17 +64,20 @@ class Description:
 
     @property
     def cited(self) -> str:
-        """Authors and year of its paper, or what it says itself."""
+        """Authors and year of its paper, or `paper` as it is."""
         return str(papers().get(self.paper, self.paper))
 
 
 def descriptions(kind: Kind) -> list[Description]:
-    """Descriptions of all registered systems of that kind, sorted by name. A class that cannot be read has no text."""
+    """Return descriptions of all registered systems of that kind, sorted by name.
+
+    A class whose source cannot be read has an empty summary.
+    """
     return [describe(point) for point in registered(kind).values()]
 
 
 def describe(point: EntryPoint) -> Description:
-    """The description of one registered system; nothing of it is imported."""
+    """Return the description of one registered system, without importing it."""
     cls = _find(point.module, point.attr)
     summary = (ast.get_docstring(cls.node) or "").split("\n\n")[0] if cls else ""
     values = _values(cls) if cls else {}
@@ -85,7 +88,10 @@ def describe(point: EntryPoint) -> Description:
 
 @dataclass(frozen=True)
 class _Class:
-    """A class in the source of a module. imported: module and name of what the module imports, by their names there."""
+    """A class in the source of a module.
+
+    imported: names that the module imports, each with the module that it comes from and its name there.
+    """
 
     module: str
     node: ast.ClassDef
@@ -103,7 +109,7 @@ def _tree(module: str) -> ast.Module:
 
 @cache
 def _find(module: str, name: str) -> _Class | None:
-    """A class by its name in a module, which may import it from another one; None where there is none."""
+    """Return the class of that name in a module, which may import it from another module; None if there is none."""
     imports = (node for node in _tree(module).body if isinstance(node, ast.ImportFrom) and not node.level)
     imported = {one.asname or one.name: (node.module or "", one.name) for node in imports for one in node.names}
     for node in _tree(module).body:
@@ -113,7 +119,7 @@ def _find(module: str, name: str) -> _Class | None:
 
 
 def _values(cls: _Class) -> dict[str, Any]:
-    """The class attributes of a class and of its bases."""
+    """Return the class attributes of a class and of its bases by name."""
     found: dict[str, Any] = {}
     for base in reversed(cls.node.bases):
         known = _find(*cls.imported.get(base.id, (cls.module, base.id))) if isinstance(base, ast.Name) else None
@@ -123,9 +129,9 @@ def _values(cls: _Class) -> dict[str, Any]:
 
 
 def _literals(body: list[ast.stmt]) -> dict[str, Any]:
-    """The attributes of a class' body; a property counts as the first constant that it returns.
+    """Return the attributes in a class' body by name; the value of a property is the first constant that it returns.
 
-    An attribute that is no literal is `...`.
+    The value of an attribute that is no literal is `...`.
     """
     found: dict[str, Any] = {}
     for node in body:

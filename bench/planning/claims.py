@@ -1,4 +1,4 @@
-"""Claims of papers as a matrix file states them (`[[claims]]`), and whether the matrix has what they name."""
+"""Claims of papers in a matrix file (`[[claims]]`), and checks that the matrix has everything that they name."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Budget(BaseModel):
-    """What the strongest attack may do: any attack of the run in that norm, at any ε up to this one.
+    """The perturbation budget of the strongest attack: any attack of the run in that norm, at any ε up to `eps`.
 
-    Norms without sizes (unrestricted, fooling) have none here either.
+    eps: infinite for norms without sizes (unrestricted, fooling).
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -45,14 +45,14 @@ class Budget(BaseModel):
 class Claim(BaseModel):
     """One published number or statement.
 
-    source: the paper and the place in it; claims of one source share a table. text: what is claimed, in words.
-    published: a share in [0, 1], a count as [count, of], a number for distances and measurements, true or false for a
-    trend; left out where nothing was published. recalled: the number is from memory, not from the text.
-    figure, measurement: what it is compared with, one of the two. attack, norm, eps: of the records it is computed
-    from; norm and eps may be left out where the attack has only one. rejected_by: the defense whose rejected inputs
-    `defense` answers, for the figures of reclassification.
-    strongest: budgets within which the worst case over all attacks is shown next to it. central: the report says
-    in a paragraph whether it stands.
+    source: the paper and the place in it; claims of one source share a table. text: the claim in words.
+    published: a share in [0, 1], a count as [count, of], a number for distances and measurements, or true or false for
+    a trend; left out if nothing was published. recalled: whether the number is from memory, not from the paper's text.
+    figure, measurement: the figure or the measurement that it is compared with; exactly one of the two. attack, norm,
+    eps: cell from whose records the figure is computed; norm and eps may be left out if the attack has only one.
+    rejected_by: label of the defense whose rejected inputs `defense` answers, for figures of reclassification.
+    strongest: perturbation budgets for which the worst case over all attacks is shown next to the claim. central:
+    whether the report has a paragraph that says whether the claim holds.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -73,7 +73,7 @@ class Claim(BaseModel):
 
     @property
     def rule(self) -> Rule:
-        """How its figure is computed and compared."""
+        """The rule by which its figure is computed and compared."""
         return MEASUREMENT if self.figure is None else RULES[self.figure]
 
     @field_validator("figure")
@@ -103,12 +103,12 @@ class Claim(BaseModel):
 
 
 def where(norm: str, eps: float) -> str:
-    """`L∞ ε = 0.1`; a norm without sizes by its name alone."""
+    """Return norm and size as text, `L∞ ε = 0.1`; for a norm without sizes its name alone."""
     return norm_text(norm) if np.isinf(eps) else f"{norm_text(norm)} ε = {eps_text(eps)}"
 
 
 def resolved_claims(matrix: Matrix, claims: Sequence[Claim]) -> tuple[Claim, ...]:
-    """The claims with norm and ε filled in, everything they name found in the matrix; raises InputError."""
+    """Return the claims with norm and ε filled in; raises InputError if they name anything outside the matrix."""
     return tuple(_resolved(matrix, claim, f"{matrix.source}: claims[{i}]") for i, claim in enumerate(claims))
 
 
@@ -116,10 +116,10 @@ def _resolved(matrix: Matrix, claim: Claim, place: str) -> Claim:
     one_of(f"{place}.dataset", claim.dataset, [entry.name for entry in matrix.datasets])
     defending = {choice.label: choice for choice in matrix.defenses}
     if (claim.figure is None) == (claim.measurement is None):
-        raise InputError(f"{place}: give a figure or a measurement, one of the two")
+        raise InputError(f"{place}: give either a figure or a measurement, exactly one of the two")
     joins = claim.rule.joins
     if joins != (claim.rejected_by is not None):
-        needed = "missing; name the defense that rejects" if joins else f"not for figure = {claim.figure!r}"
+        needed = "missing; name the defense that rejects" if joins else f"{claim.figure!r} needs none; leave it out"
         raise InputError(f"{place}.rejected_by: {needed}")
     for key in ("defense", "rejected_by"):
         name = getattr(claim, key)
@@ -129,7 +129,7 @@ def _resolved(matrix: Matrix, claim: Claim, place: str) -> Claim:
     allowed, fits = PUBLISHED[claim.rule.kind]
     if claim.published is not None and not fits(claim.published):
         given, name = json.dumps(claim.published), claim.figure or claim.measurement
-        raise InputError(f"{place}.published: {given} is not what {name!r} can be; give {allowed}")
+        raise InputError(f"{place}.published: {given} is not allowed for {name!r}; give {allowed}")
     _check_strongest(matrix, claim, place)
     if claim.measurement is not None:
         one_of(f"{place}.measurement", claim.measurement, [choice.label for choice in matrix.measurements])
@@ -138,34 +138,34 @@ def _resolved(matrix: Matrix, claim: Claim, place: str) -> Claim:
     elif claim.attack != CLEAN:
         return _with_cell(matrix, claim, place)
     if claim.rule.ladder or claim.figure in ("pairs", "fooled"):
-        raise InputError(f"{place}.attack: missing; figure = {claim.figure!r} is one of an attack")
+        raise InputError(f"{place}.attack: missing; figure = {claim.figure!r} needs the label of an attack")
     return claim.model_copy(update={"norm": "none", "eps": 0.0})
 
 
 def _check_strongest(matrix: Matrix, claim: Claim, place: str) -> None:
-    """Whether there are attacks within the budgets, and all that a central claim is judged by."""
+    """Check that attacks have the budgets of a claim, and that a central claim is complete; raises InputError."""
     for number, budget in enumerate(claim.strongest):
         usable = [choice for choice in matrix.attacks if choice.applies_to(claim.dataset, claim.defense)]
         sizes = {eps for choice in usable if choice.attack.norm == budget.norm for eps in choice.eps}
         if budget.eps not in sizes:
             known = ", ".join(eps_text(eps) for eps in sorted(sizes)) or "none"
             raise InputError(
-                f"{place}.strongest[{number}]: no attack here has {budget}; in that norm there are: {known}"
+                f"{place}.strongest[{number}]: no attack of this matrix has {budget}; sizes in that norm: {known}"
             )
     if claim.central and not (claim.rule.better and claim.published is not None and claim.strongest):
         judged = ", ".join(name for name, rule in RULES.items() if rule.better)
-        raise InputError(f"{place}.central: needs published, strongest, and a figure that can fall: {judged}")
+        raise InputError(f"{place}.central: needs `published`, `strongest`, and one of the figures {judged}")
 
 
 def _with_cell(matrix: Matrix, claim: Claim, place: str) -> Claim:
-    """The claim with the norm and the ε of its attack."""
+    """Return the claim with the norm and the ε of its attack; raises InputError."""
     one_of(f"{place}.attack", claim.attack, [CLEAN, *dict.fromkeys(choice.label for choice in matrix.attacks)])
     named = [choice for choice in matrix.attacks if choice.label == claim.attack]
     norms = [str(choice.attack.norm) for choice in named]
     norm = claim.norm
     if norm is None:
         if len(norms) > 1:
-            raise InputError(f"{place}.norm: missing; {claim.attack!r} is run in {', '.join(norms)}")
+            raise InputError(f"{place}.norm: missing; give one of the norms of {claim.attack!r}: {', '.join(norms)}")
         norm = named[0].attack.norm
     one_of(f"{place}.norm", norm, norms)
     choice = named[norms.index(norm)]
@@ -173,29 +173,29 @@ def _with_cell(matrix: Matrix, claim: Claim, place: str) -> Claim:
         _check_applies(place, "attack", choice.label, choice.applies_to(claim.dataset, defense), claim)
     if claim.rule.ladder:
         if claim.eps is not None:
-            raise InputError(f"{place}.eps: {claim.figure!r} is taken over every ε of the attack; leave it out")
+            raise InputError(f"{place}.eps: {claim.figure!r} covers every ε of the attack; leave it out")
         if claim.rule.kind != "number" and choice.ladder:
             raise InputError(
-                f"{place}.figure: {claim.figure!r} needs an attack with ladder = false, a new one at every ε"
+                f"{place}.figure: {claim.figure!r} needs an attack with ladder = false, which attacks anew at every ε"
             )
         return claim.model_copy(update={"norm": norm})
     return claim.model_copy(update={"norm": norm, "eps": _size(choice, claim, place)})
 
 
 def _size(choice: AttackChoice, claim: Claim, place: str) -> float:
-    """The ε that the claim names, or the attack's only one."""
+    """Return the ε that the claim names, or the attack's only one; raises InputError."""
     known = ", ".join(eps_text(eps) for eps in choice.eps)
     if claim.eps is None and len(choice.eps) > 1:
-        raise InputError(f"{place}.eps: missing; {claim.attack!r} is run with {known}")
+        raise InputError(f"{place}.eps: missing; give one of the sizes of {claim.attack!r}: {known}")
     if claim.eps is not None and claim.eps not in choice.eps:
-        raise InputError(f"{place}.eps: {claim.attack!r} is not run with {eps_text(claim.eps)}; it is with {known}")
+        raise InputError(f"{place}.eps: {claim.attack!r} is not run at {eps_text(claim.eps)}; its sizes are {known}")
     return choice.eps[0] if claim.eps is None else claim.eps
 
 
 def _check_applies(place: str, key: str, name: str, applies: bool, claim: Claim) -> None:
     if not applies:
         raise InputError(
-            f"{place}.{key}: {name!r} is confined to others than {claim.dataset!r} × {claim.defense!r} in this matrix"
+            f"{place}.{key}: {name!r} does not run on {claim.dataset!r} with {claim.defense!r} in this matrix"
         )
 
 
@@ -204,11 +204,14 @@ PUBLISHED: dict[str, tuple[str, Callable[[object], bool]]] = {
     "trend": ("true or false", lambda v: isinstance(v, bool)),
     "number": ("a number ≥ 0", lambda v: isinstance(v, float)),
 }
-"""By the kind of a figure's rule: what may be published of it."""
+"""Allowed published values for each kind of a figure's rule: in words, and as a test."""
 
 
 def claims_of(run: JsonObject, folder: Path) -> tuple[Claim, ...]:
-    """The claims of a run from its run.json; none where it is {}. folder: the run's, for errors."""
+    """Return the claims of a run; raises InputError for a damaged run.json.
+
+    run: content of its run.json, or {} for a run without one. folder: the run's folder, for the message.
+    """
     try:
         stored = run.get("matrix", {}).get("claims", [])
         return tuple(Claim.model_validate_json(json.dumps(claim)) for claim in stored)

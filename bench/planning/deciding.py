@@ -1,4 +1,4 @@
-"""Whether each family of defenses in a plan meets an attack that is made for it."""
+"""Finds families of defenses in a plan that meet no attack that is made for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from manifold_bench.bench.planning.plan import Plan
 
 UNMARKED = ("none", "other")
-"""Families that no attack is made for: no defense at all, and defenses that name no family."""
+"""Families that need no attack made for them: no defense at all, and defenses that name no family."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Undecided:
 
     def __str__(self) -> str:
         return (
-            f"{self.dataset}: no attack of this matrix is adapted to {self.family} ({', '.join(self.defenses)}): what "
-            "the others leave says little of its robustness"
+            f"{self.dataset}: no attack of this matrix is made for {self.family} ({', '.join(self.defenses)}), so that "
+            "its robust accuracy says little"
         )
 
 
 def undecided(plan: Plan) -> list[Undecided]:
-    """The families of the plan without an adapted attack that suits at least one of their defenses.
+    """Return the families of the plan for which no attack is made that suits at least one of their defenses.
 
-    Jobs that a command line left out count, since their stored records are part of the report.
+    Jobs that the command line leaves out count too, since their stored records are part of the report.
     """
     defenses: dict[tuple[str, str], list[str]] = {}
     decided = set()

@@ -1,4 +1,4 @@
-"""What attacks and measurements declare, checked where a plan first needs it: errors name the class and the part."""
+"""Checks of what attacks and measurements declare, made when they are planned; errors name the class and the part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from manifold_bench.defenses.checks import FLAG, REASON, TEXT, WHOLE, ContractEr
 
 
 def check_attack(attack: Attack) -> None:
-    """Check everything that an attack declares without a defense; raises ContractError."""
+    """Check everything that an attack declares independently of a defense; raises ContractError."""
     checked(attack, "norms", names("norms", *NORMS))
     checked(attack, "knowledge", one_of(*get_args(Knowledge)))
     checked(attack, "aims", one_of("none", "wrong", "every"))
@@ -33,7 +33,7 @@ def _are_passes(value: object) -> bool:
 
 
 def check_measurement(measurement: Measurement) -> None:
-    """Check everything that a measurement declares without a defense; raises ContractError."""
+    """Check everything that a measurement declares independently of a defense; raises ContractError."""
     checked(measurement, "version", WHOLE)
     checked(measurement, "headline", TEXT)
     checked(measurement, "title", TEXT)
@@ -42,16 +42,17 @@ def check_measurement(measurement: Measurement) -> None:
 
 
 def unsuited(system: Attack | Measurement, defense: Defense) -> str | None:
-    """Why an attack or a measurement makes no sense for a defense, or None; raises InputError."""
-    return _asked(system, "unsuited", REASON, defense)
+    """Return why an attack or a measurement makes no sense for a defense, or None; raises InputError."""
+    return _call(system, "unsuited", REASON, defense)
 
 
 def solver_steps(attack: Attack, defense: Defense) -> int:
-    """Number of solver steps inside the defense that each pass of an attack costs; raises InputError."""
-    return _asked(attack, "steps_of_a_pass", WHOLE, defense)
+    """Return how many solver steps of the defense each pass of an attack costs; raises InputError."""
+    return _call(attack, "steps_of_a_pass", WHOLE, defense)
 
 
-def _asked(system: Attack | Measurement, method: str, expected: Expected, defense: Defense) -> Any:
+def _call(system: Attack | Measurement, method: str, expected: Expected, defense: Defense) -> Any:
+    """Return what a method of a system returns for a defense; raises InputError if that is not as expected."""
     name = f"defense {type(defense).__name__}"
     with contained(f"{name}: {type(system).__name__}.{method}() fails"):
         try:

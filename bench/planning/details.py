@@ -1,4 +1,4 @@
-"""What the class of a registered system says: its docstring, and its parameters with their defaults."""
+"""The docstring of a registered system's class, and its parameters with their types, defaults and meanings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 class Parameter(NamedTuple):
     """A key that a matrix file may set.
 
-    allowed: its type and range. default: as TOML would have it; empty where a value must be given. meaning: what the
-    docstring of the class or of a base says of it; may be empty.
+    allowed: type and range in words. default: default as in TOML; empty if a value must be given. meaning: text about
+    it in the docstring of the class or of a base; may be empty.
     """
 
     name: str
@@ -28,29 +28,29 @@ class Parameter(NamedTuple):
 
 
 def parameters(kind: Kind, cls: type[Any]) -> list[Parameter]:
-    """The parameters of a system of that kind, those of its base classes first; data sets have none."""
-    owner = getattr(cls, "Spec", cls)  # defenses keep theirs in a class of its own
+    """Return the parameters of a system of that kind, those of its base classes first; data sets have none."""
+    owner = getattr(cls, "Spec", cls)  # the parameters of defenses are in a separate class
     if kind == "datasets" or not dataclasses.is_dataclass(owner):
         return []
     hints = get_type_hints(owner, include_extras=True)
     given = ("shape", "num_classes") if kind == "defenses" else ()  # these follow from the data
     fields = [one for one in dataclasses.fields(owner) if one.name not in given]
-    said = _meanings(owner, [one.name for one in fields])
+    meanings = _meanings(owner, [one.name for one in fields])
     ranges = {one.name: allowed(hints[one.name]) for one in fields}
     if kind == "attacks":
-        ranges["norm"] = allowed(Literal[cls.norms])  # of all norms those that the attack works in
-    return [Parameter(one.name, ranges[one.name], _default(one), said.get(one.name, "")) for one in fields]
+        ranges["norm"] = allowed(Literal[cls.norms])  # the norms that this attack supports
+    return [Parameter(one.name, ranges[one.name], _default(one), meanings.get(one.name, "")) for one in fields]
 
 
 def explanation(kind: Kind, cls: type[Any]) -> list[str]:
-    """The paragraphs of a class' docstring behind its first one, without what they say of parameters."""
+    """Return the paragraphs of a class' docstring after the first one, without their texts about parameters."""
     names = [one.name for one in parameters(kind, cls)]
     paragraphs = (inspect.getdoc(cls) or "").split("\n\n")[1:]
     return [prose for one in paragraphs if (prose := _about(one, names)[0].strip())]
 
 
 def _meanings(owner: type[Any], names: list[str]) -> dict[str, str]:
-    """What docstrings say of the parameters with these names, a class' own before those of its bases."""
+    """Return the texts of docstrings about the parameters with these names; a class' own text wins over its bases'."""
     found: dict[str, str] = {}
     for cls in owner.__mro__[:-1]:
         for paragraph in (cls.__doc__ or "").split("\n\n"):
@@ -61,13 +61,13 @@ def _meanings(owner: type[Any], names: list[str]) -> dict[str, str]:
 
 
 def _about(paragraph: str, names: list[str]) -> list[str]:
-    """Prose, then keys and text in turn: `Climbs. steps, starts: how many.` → Climbs. | steps, starts | how many."""
+    """Split a paragraph into prose, keys and texts in turn: `Climbs. steps: number.` → Climbs. | steps | number."""
     name = "|".join(map(re.escape, names)) or "(?!)"
     return re.split(rf"(?:^|(?<=[.;)] ))((?:(?:{name}), )*(?:{name})): ", " ".join(paragraph.split()))
 
 
 def allowed(hint: Any) -> str:
-    """A type hint in words: `Annotated[int, Ge(1)] | None` → int ≥ 1, or none."""
+    """Return a type hint in words: `Annotated[int, Ge(1)] | None` → int ≥ 1, or none."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is type(None):
         return "none"

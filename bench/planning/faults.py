@@ -1,4 +1,4 @@
-"""The wording of faults in a matrix file: which key, what is wrong, and what is allowed."""
+"""Messages for faults in a matrix file: which key, what is wrong, and what is allowed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def explain(error: ValidationError, place: str, owner: type) -> str:
-    """The first fault of a validation as `place.key[2]: value is not …; what is allowed`.
+    """Return the first fault of a validation as `place.key[2]: value is not …; what is allowed`.
 
-    owner: the model or dataclass whose values these are, for what is allowed in place of a misspelt key.
+    owner: model or dataclass that was validated, for the keys that are allowed in place of a misspelt one.
     """
     fault = error.errors()[0]
     path, known = keys_at(owner, fault["loc"][:-1] if fault["type"] in UNKNOWN_KEY else fault["loc"])
@@ -28,7 +28,7 @@ def explain(error: ValidationError, place: str, owner: type) -> str:
     if kind in UNKNOWN_KEY:
         return f"{place}: unknown key{nearest(str(fault['loc'][-1]), known)}; allowed: {', '.join(known)}"
     if kind == "missing":
-        return f"{place}: missing; it has to be there"
+        return f"{place}: missing; give it"
     if kind == "value_error":
         return f"{place}: {unwrapped(context['error'])}"
     if kind == "union_tag_invalid":
@@ -52,7 +52,7 @@ def explain(error: ValidationError, place: str, owner: type) -> str:
         "string_type": "is not a text",
         "tuple_type": "is not a list",
         "list_type": "is not a list",
-        "model_type": "is not a name or a table with one",
+        "model_type": "is neither a name nor a table with a name",
         "model_attributes_type": "is not a table of parameters",
         "dataclass_type": "is not a table of parameters",
         "dataclass_exact_type": "is not a table of parameters",
@@ -61,9 +61,10 @@ def explain(error: ValidationError, place: str, owner: type) -> str:
 
 
 def keys_at(owner: type, path: Iterable[str | int]) -> tuple[list[str | int], list[str]]:
-    """The path as the file has it, and the names of the fields of what lies there in a model or dataclass.
+    """Return the path as in the file, and the names of the fields that are allowed there.
 
-    In a validation's path a value of several possible classes is followed by the tag of the one that was taken.
+    owner: model or dataclass that the path starts from. path: the path of a validation error, which has the tag of the
+    chosen class behind each value that may be of several classes.
     """
     known: dict[str, type] = {}
     there: list[str | int] = []
@@ -81,7 +82,7 @@ def keys_at(owner: type, path: Iterable[str | int]) -> tuple[list[str | int], li
 
 
 def _classes(hint: object) -> Iterator[type]:
-    """Every class in a type hint; first the classes of the hint's arguments."""
+    """Yield every class in a type hint, first the classes of the hint's arguments."""
     for part in get_args(hint):
         yield from _classes(part)
     if isinstance(hint, type):
@@ -89,12 +90,12 @@ def _classes(hint: object) -> Iterator[type]:
 
 
 def _tags(cls: type) -> Iterator[str]:
-    """What tells a class from others that may stand in its place: fields with one possible value, `Literal["adam"]`."""
+    """Yield the tags of a class, by which it is chosen among others: fields with one value, as `Literal["adam"]`."""
     for hint in get_type_hints(cls).values():
         if get_origin(hint) is Literal and len(get_args(hint)) == 1:
             yield get_args(hint)[0]
 
 
 def unwrapped(text: object) -> str:
-    """A text without its line breaks."""
+    """Return the text on one line."""
     return " ".join(str(text).split())

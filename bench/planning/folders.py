@@ -1,4 +1,4 @@
-"""Folders of data files, of what is computed once and kept for later runs, and of baselines."""
+"""Folders of data files, of caches and of baselines."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ BASELINES = Path("results") / "baselines"
 
 
 def cache_folder(kind: str) -> Path:
-    """Folder for one kind of cached files, such as "weights", in MANIFOLD_BENCH_CACHE or the user's cache folder."""
+    """Return the folder for one kind of cached files, such as "weights".
+
+    It lies in MANIFOLD_BENCH_CACHE, or else in the user's cache folder.
+    """
     return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("manifold-bench")) / kind
 
 
 def data_folder(given: Path | None) -> Path | None:
-    """The folder of --data, or else of MANIFOLD_BENCH_DATA; raises InputError where --data is no folder."""
+    """Return the folder of --data, or else of MANIFOLD_BENCH_DATA or None; raises InputError if --data is no folder."""
     if given is not None and not given.is_dir():
-        raise InputError(f"--data: {given} is not a folder")
+        raise InputError(f"--data: {given} is not a folder; give one that exists")
     fallback = os.environ.get(DATA_VARIABLE)
     return given or (Path(fallback) if fallback else None)

@@ -94,7 +94,7 @@ BAD: dict[str, Any] = {
     "n a fraction": (dataset('{ name = "digits", n = 1.5 }'), ["datasets[0].n: 1.5 is not a whole number"]),
     "data set key": (dataset('{ name = "digits", m = 1 }'), ["datasets[0].m: unknown key", "n, name"]),
     "data set without name": (dataset("{ n = 1 }"), ["datasets[0].name: missing"]),
-    "data set a number": (dataset("3"), ["datasets[0]: 3 is not a name or a table"]),
+    "data set a number": (dataset("3"), ["datasets[0]: 3 is neither a name nor a table"]),
     "data set empty name": (dataset('""'), ["datasets[0].name"]),
     "data set twice": (dataset('"digits", "digits"'), ["datasets[1]: 'digits' is there twice"]),
     # defenses

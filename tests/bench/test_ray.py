@@ -159,7 +159,7 @@ def test_a_cluster_that_cannot_do_it_is_refused(cluster, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["--address", "127.0.0.1:1"], "--address: only with --engine ray"),
+        (["--address", "127.0.0.1:1"], "--address: is allowed with --engine ray alone"),
         (["--engine", "ray", "--address", "ray://127.0.0.1:1"], "--address: ray://127.0.0.1:1"),
         (["--engine", "ray", "--device", "cuda:1"], "give 'cuda'"),
         (["--engine", "ray", "--device", "nonsense"], "'nonsense' is no device"),
