@@ -1,4 +1,4 @@
-"""What a model answers, tried on a few images: what is no logits is refused with a line that says what to write."""
+"""Tries a model on a few images; a model that returns no logits is refused with one line that says what to write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from manifold_bench.defenses.errors import one_line
 
 SIZES = (4, 8, 10, 16, 32, 50, 64, 100, 128)
-"""Batches that are tried for models that take one size alone."""
+"""Batch sizes that are tried for models that take a fixed batch size."""
 
 ADVICE: tuple[tuple[str, Callable[[Tensor], object]], ...] = (
     ("it computes in float64; give model.float()", Tensor.double),
@@ -32,13 +32,13 @@ ADVICE: tuple[tuple[str, Callable[[Tensor], object]], ...] = (
         for size in SIZES
     ),
 )
-"""What a model may expect in place of images [N,C,H,W], and what to write in that case."""
+"""What to write for models that take something other than images [N,C,H,W], and a function that makes that."""
 
 
 def answers(model: nn.Module, images: Tensor, name: str) -> Tensor:
-    """Return the logits of images [N,C,H,W] in evaluation mode: a float tensor [N,M]; the model is left as it was.
+    """Return the model's logits for images [N,C,H,W] in evaluation mode, [N,M] float; the model is left as it was.
 
-    name: of the model in messages. Raises ValueError, in one line, for a model that fails or returns anything else.
+    name: name of the model in messages. Raises ValueError for a model that fails or returns anything else.
     """
     placed = next(iter([*model.parameters(), *model.buffers()]), images).device
     if placed.type == "meta":
@@ -47,7 +47,7 @@ def answers(model: nn.Module, images: Tensor, name: str) -> Tensor:
     with evaluating(model), torch.no_grad():
         try:
             found = model(images.clone())
-        except Exception as error:  # it is a user's code: anything may happen
+        except Exception as error:  # a user's code may raise anything
             advice = next((f"; {words}" for words, changed in ADVICE if _takes(model, changed(images.clone()))), "")
             shape = tuple(images.shape)
             raise ValueError(f"{name} fails on images of shape {shape}: {one_line(error)}{advice}") from error
@@ -57,16 +57,16 @@ def answers(model: nn.Module, images: Tensor, name: str) -> Tensor:
 
 
 def _takes(model: nn.Module, given: object) -> bool:
-    """Whether a model answers this in place of images."""
+    """Return whether a model accepts this input."""
     try:
         model(given)
-    except Exception:  # it is a user's code: anything may happen
+    except Exception:  # a user's code may raise anything
         return False
     return True
 
 
 def _fault(found: object, n: int) -> str | None:
-    """What a model returned for n images in place of logits, and what to write; None where nothing is wrong."""
+    """Return what is wrong with a model's outputs for n images, and what to write; None if nothing is wrong."""
     if isinstance(found, dict):
         key = next((key for key in found if "logit" in str(key)), next(iter(found), "logits"))
         return f"a dict of {', '.join(map(str, found))}; give lambda x: model(x)[{key!r}]"
@@ -92,7 +92,7 @@ def _fault(found: object, n: int) -> str | None:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and each of its parts back into its own mode at the end."""
+    """Put a module into evaluation mode, and restore the mode of each of its parts at the end."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""Random changes of training images that leave their class as it is."""
+"""Random changes of training images that do not change their class."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def shifted(images: Tensor, most: int) -> Tensor:
-    """Each image [N,C,H,W] moved by up to `most` pixels in both directions, zeros moving in."""
+    """Return images [N,C,H,W], each shifted at random by up to `most` pixels in both directions; zeros move in."""
     if most == 0:
         return images
     height, width = images.shape[-2:]
@@ -18,8 +18,11 @@ def shifted(images: Tensor, most: int) -> Tensor:
 
 
 def warped(images: Tensor, angle: float = 0.2, scale: float = 0.1, shift: float = 0.12) -> Tensor:
-    """Each image [N,C,H,W] turned by up to `angle` radians, scaled by up to `scale`, shifted by up to `shift` of its
-    half size, at random; zeros move in. With few labels the classes must learn what doesn't matter."""
+    """Return images [N,C,H,W], each rotated, scaled and shifted at random, with zeros moving in.
+
+    angle: largest rotation in radians. scale: largest relative change of the size. shift: largest shift as a share of
+    half the image's size.
+    """
     n = len(images)
     draw = (2 * torch.rand(4, n, device=images.device) - 1).double()
     turn, size, across, down = angle * draw[0], 1 + scale * draw[1], shift * draw[2], shift * draw[3]

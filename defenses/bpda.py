@@ -1,4 +1,4 @@
-"""Gradients for steps that have none: backward pass differentiable approximation (BPDA, Athalye et al. 2018)."""
+"""Gradients for steps without one: backward pass differentiable approximation (BPDA, Athalye et al. 2018)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 def identity(x: Tensor) -> Tensor:
-    """Return x: the approximation for a step whose output looks like its input."""
+    """Return x; it approximates a step whose output resembles its input."""
     return x
 
 
@@ -43,9 +43,10 @@ def bpda(forward: Step, backward: Step = identity) -> Step:
 
 
 class BackwardBy(torch.autograd.Function):
-    """Forward: `value`, computed from x outside torch; backward: `product`, a function of the output's gradient.
+    """An autograd function that returns `value`, which was computed from x outside torch.
 
-    product: (gradient of the output) → gradient of x, the product with the Jacobian's transpose.
+    product: function of the gradient for the output that returns the gradient for x, the product with the Jacobian's
+    transpose.
     """
 
     @staticmethod

@@ -1,5 +1,4 @@
-"""Thresholds at a stated false-rejection rate, from scores of held-out clean images, and what a rejecting defense
-reaches with them."""
+"""Thresholds for a given false-rejection rate, from the scores of held-out clean images, and figures of rejection."""
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 
 
 class HeldOutScores(nn.Module):
-    """Detectors' scores of clean images that nothing was learnt from, kept whole: any rate can be chosen later.
+    """Scores of D detectors for M held-out clean images; all are kept, so that any rate can be chosen later.
 
-    ordered: [D,M], each detector's ascending; M = 0 until `keep` is called.
+    ordered: [D,M], the scores of each detector in ascending order; M = 0 until `keep` is called.
     """
 
     ordered: Tensor
@@ -23,13 +22,13 @@ class HeldOutScores(nn.Module):
         self.register_buffer("ordered", torch.empty(detectors, 0))
 
     def keep(self, scores: Tensor) -> None:
-        """Takes these scores [M,D] in place of earlier ones."""
+        """Keep these scores [M,D] in place of earlier ones."""
         self.ordered = scores.detach().T.sort(dim=1).values.to(self.ordered.device)
 
     def thresholds(self, rates: Sequence[float]) -> Tensor:
-        """For each detector the smallest held-out score that at most its rate (in [0, 1)) of them exceed, [D].
+        """Return the threshold of each detector, [D]: the smallest score that at most a share `rate` of images exceed.
 
-        ∞ where there are none.
+        rates: false-rejection rate of each detector, in [0, 1). Thresholds are ∞ before `keep` is called.
         """
         images = self.ordered.shape[1]
         if not images:
@@ -38,7 +37,7 @@ class HeldOutScores(nn.Module):
         return torch.stack([own[images - 1 - n] for own, n in zip(self.ordered, above, strict=True)])
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        """As every module's, but takes over however many scores there are."""
+        """Load a state, with any number of scores."""
         found = state_dict.get(f"{prefix}ordered")
         if isinstance(found, Tensor) and found.dim() == 2:
             self.ordered = self.ordered.new_empty(len(self.ordered), found.shape[1])
@@ -46,8 +45,7 @@ class HeldOutScores(nn.Module):
 
 
 def selective_figures(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Shares of the images by their logits [N,K+1] and labels [N]: right if rejection is left out, accepted and right,
-    accepted and wrong, rejected."""
+    """Return accuracy, error and rejection rate for logits [N,K+1] and labels [N], and accuracy without rejection."""
     classes = logits.shape[1] - 1
     right = logits[:, :classes].argmax(1) == labels
     accepted = logits.argmax(1) < classes

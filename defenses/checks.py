@@ -1,4 +1,4 @@
-"""What the code of a defense declares and answers, checked where it enters.
+"""Checks of what the code of a defense declares and returns.
 
 Every error is a `ContractError` of one line: the class, which part of it, what was found, and what is expected.
 """
@@ -24,24 +24,24 @@ from manifold_bench.defenses.weights import freeze
 
 
 class ContractError(ValueError):
-    """Code that was handed in declares or returns something else than its contract says."""
+    """Code of a defense, attack or measurement declares or returns something that its base class does not allow."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a part has to be: in words, and as a test of a value."""
+    """An expected value: in words, and as a function that tests a value."""
 
     words: str
     fits: Callable[[object], bool]
 
 
 def one_of(*values: str) -> Expected:
-    """One of these texts."""
+    """Expect one of these texts."""
     return Expected(f"one of {', '.join(map(repr, values))}", lambda value: isinstance(value, str) and value in values)
 
 
 def names(of: str, *allowed: str) -> Expected:
-    """A tuple of texts, all of them `allowed` if any are."""
+    """Expect a tuple of texts; if `allowed` is given, of these alone. of: what the texts are, in words."""
     return Expected(
         f"a tuple of {of}{': ' if allowed else ''}{', '.join(map(repr, allowed))}",
         lambda value: (
@@ -64,11 +64,11 @@ REASON = Expected(
 
 
 def checked(owner: object, part: str, expected: Expected, compute: Callable[[], object] | None = None) -> Any:
-    """The value of an attribute of that name, or of `compute`; raises ContractError where it is not as expected."""
+    """Return the attribute `part` of owner, or the result of `compute`; raises ContractError if it is unexpected."""
     name = (owner if isinstance(owner, type) else type(owner)).__name__
     try:
-        value = compute() if compute else getattr(owner, part)  # by name: what is declared are attributes
-    except Exception as error:  # it is a user's code: anything may happen
+        value = compute() if compute else getattr(owner, part)  # by name, because `part` is in the message too
+    except Exception as error:  # a user's code may raise anything
         raise ContractError(f"{name}.{part} raises {one_line(error)}; expected {expected.words}") from error
     if not expected.fits(value):
         raise ContractError(f"{name}.{part} is {shown(value)}; expected {expected.words}")
@@ -76,7 +76,7 @@ def checked(owner: object, part: str, expected: Expected, compute: Callable[[], 
 
 
 def shown(value: object) -> str:
-    """A value on a part of a line."""
+    """Return a short text of a value, on one line."""
     return " ".join(reprlib.repr(value).split())
 
 
@@ -93,7 +93,7 @@ def check_spec_class(cls: type[Defense]) -> None:
 
 
 def check_defense(defense: Defense) -> None:
-    """Check everything that a defense, which need not be trained, declares; raises ContractError."""
+    """Check everything that a defense declares, trained or not; raises ContractError."""
     checked(defense, "family", TEXT)
     for part in ("randomized", "rejects"):
         checked(defense, part, FLAG)
@@ -120,7 +120,7 @@ def check_defense(defense: Defense) -> None:
 
 
 def check_trainable(module: Trainable) -> None:
-    """Check version, spec and parts of what has weights, and of its parts; raises ContractError."""
+    """Check version, spec and parts of a trainable module, and those of its parts; raises ContractError."""
     checked(module, "version", WHOLE)
     words = "fields that are numbers, texts, true or false, None, or lists, tables and dataclasses of them"
     checked(module, "spec", Expected(words, lambda _: True), lambda: json.dumps(parameters(module.spec)))
@@ -135,9 +135,9 @@ def check_trainable(module: Trainable) -> None:
 
 
 def check_outputs(defense: Defense, x: Tensor, outputs: object) -> None:
-    """Check what the forward of a defense returned for images [N,C,H,W]; raises ContractError.
+    """Check the outputs of a defense's forward for images x [N,C,H,W]; raises ContractError.
 
-    NaN has an argmax too, and would pass for an answer.
+    Outputs with a NaN are refused, because their argmax would pass for an answer.
     """
     rejects = defense.rejects
     expected = (len(x), defense.num_classes + int(rejects))
@@ -156,7 +156,7 @@ def check_outputs(defense: Defense, x: Tensor, outputs: object) -> None:
 
 
 def check_verdict(defense: Defense, answer: object, n: int) -> None:
-    """Check what the verdict of a defense returned for n images; raises ContractError."""
+    """Check the verdict of a defense for n images; raises ContractError."""
     name = f"{type(defense).__name__}.verdict"
     if not isinstance(answer, Verdict):
         raise ContractError(f"{name} returned {type(answer).__name__}; expected a Verdict")
@@ -181,7 +181,7 @@ def check_verdict(defense: Defense, answer: object, n: int) -> None:
 
 
 def perceived(defense: Defense, x: Tensor) -> Tensor:
-    """What a defense sees in place of images [N,C,H,W], same shape; raises ContractError where that is no image."""
+    """Return `defense.perceived` of images x [N,C,H,W], same shape; raises ContractError if it returns no images."""
 
     def is_image(value: object) -> bool:
         return (
@@ -200,7 +200,10 @@ def perceived(defense: Defense, x: Tensor) -> Tensor:
 
 
 def check_figures(owner: object, part: str, returned: object) -> dict[str, float]:
-    """Numbers by name that a method returned, such as the figures of a fit; raises ContractError for anything else."""
+    """Return numbers by name that a method returned, such as figures of a fit; raises ContractError for anything else.
+
+    owner, part: object and name of the method, for the message.
+    """
     try:
         if isinstance(returned, dict) and all(isinstance(name, str) for name in returned):
             return {name: float(value) for name, value in returned.items()}
@@ -234,11 +237,11 @@ def check_readable(trained: Defense, fresh: Defense, images: Tensor) -> None:
 
 
 BY_MODE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
-"""Layers that compute something else in train mode."""
+"""Layers whose outputs differ between train mode and eval mode."""
 
 
 def in_train_mode(module: Trainable) -> list[str]:
-    """Kinds of layers of a module, but not of its parts, that are in train mode and compute something else there."""
+    """Return the kinds of layers in train mode that compute something else there; layers of parts are left out."""
     of_parts = {layer for part in module.named_parts.values() for layer in part.modules()}
     own = (layer for layer in module.modules() if layer not in of_parts)
     return sorted({type(layer).__name__ for layer in own if isinstance(layer, BY_MODE) and layer.training})

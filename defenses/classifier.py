@@ -16,7 +16,11 @@ from manifold_bench.defenses.training import Training, accuracy, initialise, tra
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSpec(DefenseSpec):
-    """width, hidden: size of a `StridedCNN`. batch_size: images in a batch of its training."""
+    """The parameters of a convolutional classifier.
+
+    width, hidden: numbers of channels and of hidden units of the `StridedCNN`. batch_size: number of images in a batch
+    of its training.
+    """
 
     width: Annotated[int, Ge(1)] = 32
     hidden: Annotated[int, Ge(1)] = 256
@@ -26,7 +30,7 @@ class ClassifierSpec(DefenseSpec):
 def fit_classifier(
     network: nn.Module, data: LabelledImages, validation: LabelledImages, training: Training, progress: Progress
 ) -> None:
-    """Train a network by cross-entropy from seeded initial weights, images shifted at random."""
+    """Train a network in place by cross-entropy, from seeded initial weights and on randomly shifted images."""
     initialise(network, training.seed)
     most = data.images.shape[-1] // 16
 

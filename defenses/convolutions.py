@@ -1,4 +1,4 @@
-"""The layers at both ends of a convolutional classifier: what sees the image, and what sees all maps at once."""
+"""Faster forms of the first convolution and of the first dense layer of a convolutional classifier."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 
 class ImageConvolution(nn.Conv2d):
-    """A convolution of images whose gradient for them is a matrix product and a fold.
+    """A convolution of images, whose gradient for the images is a matrix product and a fold.
 
-    The same as `nn.Conv2d`, with the same parameters. On CPUs the gradient that an attack asks of a frozen network
-    takes a sixth to a third of the time to the one channel of a digit, and less time to three channels, too
-    (docs/speed.md). While its weights learn, and on GPUs, it is torch's own in all.
+    It computes the same as `nn.Conv2d`, with the same parameters. For frozen weights on a CPU the gradient for an image
+    of one channel takes a sixth to a third of the time; for three channels it is faster too (docs/speed.md). While the
+    weights are trained, and on GPUs, it is `nn.Conv2d`.
     """
 
     def __init__(self, channels: int, made: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
@@ -27,10 +27,10 @@ class ImageConvolution(nn.Conv2d):
 
 
 class DenseOnMaps(nn.Conv2d):
-    """A dense layer on maps [N,C,H,W] → [N,made], as a convolution of their size.
+    """A dense layer on maps [N,C,H,W] → [N,made], computed as a convolution whose kernel covers the whole maps.
 
-    Its weights lie in memory as the maps do, whichever layout they have: nothing is copied to flatten them, which was a
-    twelfth of a pass of `undefended` on CPUs (docs/speed.md). In files they are those of `nn.Linear`, [made, C·H·W].
+    So the maps are not copied to flatten them, which took a twelfth of a pass of `undefended` on CPUs (docs/speed.md).
+    Files hold the weights in the form of `nn.Linear`, [made, C·H·W].
     """
 
     def __init__(self, maps: int, size: tuple[int, int], made: int) -> None:
@@ -46,12 +46,12 @@ class DenseOnMaps(nn.Conv2d):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: object) -> None:
         found = state_dict.get(f"{prefix}weight")
         if found is not None and found.shape == (len(self.weight), self.weight[0].numel()):
-            state_dict[f"{prefix}weight"] = found.clone().view_as(self.weight)  # it may be this layer's own
+            state_dict[f"{prefix}weight"] = found.clone().view_as(self.weight)  # a copy, as it may be this very weight
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class _Folding(torch.autograd.Function):
-    """F.conv2d, differentiable in the image alone, as often as wanted."""
+    """F.conv2d with a gradient for the image alone, which is itself differentiable."""
 
     @staticmethod
     def forward(
@@ -64,6 +64,6 @@ class _Folding(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        patches = weight.to(gradient).flatten(1).t() @ gradient.flatten(2)  # under autocast in half precision
+        patches = weight.to(gradient).flatten(1).t() @ gradient.flatten(2)  # autocast may give half precision
         image = F.fold(patches, ctx.size, weight.shape[2:], padding=ctx.padding, stride=ctx.stride)
         return image, None, None, None, None

@@ -1,4 +1,4 @@
-"""How an exception is told: on one line, or as a traceback. Neither is longer than anybody reads."""
+"""Texts of exceptions, of limited length: one line, or a traceback."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import textwrap
 import traceback
 
 LINE, TRACEBACK = 300, 100_000
-"""Characters at most: the message of an exception can have any length."""
+"""Largest numbers of characters; the message of an exception can have any length."""
 
 
 def one_line(error: BaseException) -> str:
-    """The type and message of an exception on one line of at most 300 characters: `KeyError: 'inner'`.
+    """Return type and message of an exception on one line of at most 300 characters: `KeyError: 'inner'`.
 
-    It never raises and is never empty: an exception without a message gives its type alone.
+    It never raises and never returns an empty text; without a message it returns the type alone.
     """
     try:
         message = str(error)
-    except BaseException:  # a __str__ of somebody else's
+    except BaseException:  # __str__ may be a user's code
         message = ""
     return shortened(f"{type(error).__name__}: {message}").removesuffix(":")
 
 
 def shortened(text: str) -> str:
-    """A text on one line of at most 300 characters that every encoding takes."""
+    """Return a text on one line of at most 300 characters, without characters that UTF-8 cannot encode."""
     plain = text[: 10 * LINE].encode("utf-8", "replace").decode()
     return textwrap.shorten(plain, LINE, placeholder=" …")
 
 
 def traceback_text() -> str:
-    """The traceback of the exception that is being handled, cut after 100,000 characters."""
+    """Return the traceback of the exception that is being handled, cut after 100,000 characters."""
     return traceback.format_exc()[:TRACEBACK].encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""A defense as other libraries see it: an ART classifier, an ART preprocessor, a Foolbox model."""
+"""Defenses for other libraries: as an ART classifier, an ART preprocessor or a Foolbox model."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ __all__ = ["AcceptedAndWrong", "projection_preprocessor", "to_art", "to_foolbox"
 
 
 def to_art(defense: Defense) -> ModuleClassifier:
-    """The defense as an ART `PyTorchClassifier` with K classes, or K+1 where it rejects (the last means rejected).
+    """Return the defense as an ART `PyTorchClassifier` of K classes, or of K+1 if it rejects; the last means rejected.
 
-    Losses and gradients go through the defense as it declares them (`gradient_modes[0]`).
+    Gradients pass through the defense by its first gradient mode (`gradient_modes[0]`).
     """
     outputs = defense.num_classes + defense.rejects
     return module_classifier(defense.eval(), defense.spec.shape, outputs, device_of(defense))
 
 
 def to_foolbox(defense: Defense) -> PyTorchModel:
-    """The defense as a Foolbox model of [N,C,H,W] in [0,1] → [N,K], or [N,K+1] where it rejects.
+    """Return the defense as a Foolbox model: images [N,C,H,W] in [0,1] → [N,K], or [N,K+1] if it rejects.
 
-    With K+1 outputs give attacks `AcceptedAndWrong(labels, K)` as the criterion instead of the labels.
+    With K+1 outputs give attacks the criterion `AcceptedAndWrong(labels, K)` in place of the labels.
     """
     return foolbox_model(defense, device_of(defense))
 
 
 def projection_preprocessor(defense: ProjectAndClassify) -> PreprocessorPyTorch:
-    """G(z*(x)) of that defense as an ART `PreprocessorPyTorch`, to go before any classifier's own module.
+    """Return the projection G(z*(x)) of a defense as an ART `PreprocessorPyTorch`, for any ART classifier.
 
-    Its gradient is the identity (BPDA), inside `forward`: ART asks for no `estimate_forward` when it differentiates
-    a PyTorchClassifier (its issue 1526). It projects and rejects nothing.
+    Its gradient is the identity (BPDA), inside `forward`, because ART ignores `estimate_forward` when it differentiates
+    a PyTorchClassifier (ART's issue 1526). It projects, and rejects nothing.
     """
     return _ProjectionPreprocessor(defense)
 
@@ -51,5 +51,5 @@ class _ProjectionPreprocessor(PreprocessorPyTorch):
         self.defense = defense.eval()
 
     def forward(self, x: Tensor, y: object = None) -> tuple[Tensor, object]:
-        """x: [N,C,H,W] → G(z*(x)), same shape; y unchanged."""
+        """Return G(z*(x)) for images x [N,C,H,W], same shape, and y unchanged."""
         return straight_through(x, self.defense.perceived(x)), y

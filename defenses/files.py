@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a later run after a kill, finds them whole or not at all."""
+"""Atomic writing of files: a reader, or a later run after a kill, finds a file either complete or not at all."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file that is either complete or as it was before: to the disk first, then under its name.
+    """Write a file so that it is either complete or as it was before.
 
-    Its folder has to be there. Text is encoded as UTF-8.
+    The content goes into a temporary file in the same folder, which has to exist. Text is encoded as UTF-8.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -15,11 +15,12 @@ from manifold_bench.defenses.bpda import BackwardBy
 
 
 def art_module(classifier: Any) -> nn.Module:
-    """An ART classifier as a module of images in [0,1] → its outputs [N,K], preprocessing included.
+    """Return an ART classifier as a module: images in [0,1] → outputs [N,K], preprocessing included.
 
-    A `PyTorchClassifier` is differentiated by torch: through its own module and the preprocessors in torch, and with
-    `estimate_gradient` through the others, as ART does it. Other classifiers are differentiated by `class_gradient`,
-    at the price of K backward passes; those without it raise NotImplementedError when a gradient is needed.
+    Torch differentiates a `PyTorchClassifier` through its module and through preprocessors in torch; for other
+    preprocessors it uses `estimate_gradient`, as ART does. Other classifiers are differentiated by `class_gradient`,
+    which costs K backward passes; those without it raise NotImplementedError when a gradient is needed. Raises
+    TypeError for ART estimators that are no classifiers.
     """
     if not hasattr(classifier, "nb_classes"):
         raise TypeError(f"{type(classifier).__qualname__} of ART is no classifier")
@@ -27,7 +28,7 @@ def art_module(classifier: Any) -> nn.Module:
 
 
 class _Art(nn.Module):
-    """What both have in common: images come in [0,1] and are scaled to the values that the classifier clips to."""
+    """The base of both modules: it scales images in [0,1] to the range of values that the classifier expects."""
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()
@@ -36,6 +37,7 @@ class _Art(nn.Module):
         self.low, self.high = np.asarray(low, np.float32), np.asarray(high, np.float32)
 
     def scaled(self, x: Tensor) -> Tensor:
+        """Return images x [N,C,H,W] in [0,1] in the classifier's range of values."""
         low, high = (torch.as_tensor(value, device=x.device) for value in (self.low, self.high))
         return low + (high - low) * x
 
@@ -57,7 +59,7 @@ class ArtTorch(_Art):
 
 
 def _preprocessed(step: Any, x: Tensor) -> Tensor:
-    """The output of one preprocessor of ART, differentiable in x."""
+    """Return the output of an ART preprocessor for images x [N,C,H,W], differentiable in x."""
     if isinstance(step, PreprocessorPyTorch):
         return step.forward(x)[0]
     given = x.detach().cpu().numpy()
@@ -70,7 +72,7 @@ def _preprocessed(step: Any, x: Tensor) -> Tensor:
 
 
 class ArtClassifier(_Art):
-    """A classifier of ART that isn't torch's; see `art_module`."""
+    """A classifier of ART without torch; see `art_module`."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.scaled(x)

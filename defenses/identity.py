@@ -1,7 +1,7 @@
-"""What identifies a system (a defense, a part of one, an attack, a measurement): its name, parameters and source code.
+"""Identities of systems (defenses, parts of them, attacks, measurements): name, parameters, and version or source code.
 
-Where a file lies is no part of an identity. This project's own systems count by registered name and version. Code of
-others has no version that we could trust, so that a hash of everything it runs counts too: see `source_sha256`.
+The path of a file is no part of an identity. This project's systems are identified by registered name and version. Code
+of users has no reliable version, so that its identity contains a hash of all code that it runs: see `source_sha256`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 SCHEME = 2
-"""Version of the rules by which identities are made; part of every key. Scheme 1 hashed the paths of classes."""
+"""Version of the rules for identities; it is part of every key. Scheme 1 hashed the paths of classes."""
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -39,7 +39,7 @@ JsonObject = dict[str, Any]
 """An object of JSON: an identity, a card, run.json."""
 
 LOCATION = {"location": True}
-"""Metadata of a field that says where a file lies whose content is in another field: no part of an identity."""
+"""Metadata of a dataclass field that is no part of an identity: the path of a file whose hash is in another field."""
 
 IMPORTERS = ("import_module", "__import__")
 """Functions that import the module that their first argument names."""
@@ -47,60 +47,61 @@ IMPORTERS = ("import_module", "__import__")
 
 @cache
 def registered(kind: Kind) -> dict[str, EntryPoint]:
-    """Every name of that kind that an installed package registers, with its entry point (not loaded)."""
+    """Return every name of that kind that an installed package registers, with its entry point (not loaded)."""
     points = entry_points(group=f"manifold_bench.{kind}")
     return {point.name: point for point in sorted(points, key=lambda point: point.name)}
 
 
 @dataclass(frozen=True)
 class System:
-    """A class with its name in identities, and the hash of its source where it isn't of this project."""
+    """A class with its name in identities, and the hash of its source; None for a class of this project."""
 
     cls: type[Any]
     name: str
     source_sha256: str | None
 
     def identity(self, version: int | str, values: DataclassInstance) -> JsonObject:
-        """Its part of a job's identity; values: the dataclass that holds its parameters."""
+        """Return the system's part of a job's identity. values: the dataclass that holds its parameters."""
         own = {"name": self.name, "source_sha256": self.source_sha256}
         return own | {"version": version, "parameters": parameters(values)}
 
 
 def system(cls: type, *kinds: Kind, written: str = "") -> System:
-    """The identity of a class of one of these kinds; written: how a matrix file names it, if one does.
+    """Return the system that a class of one of these kinds is. written: its name in a matrix file, if it has one.
 
-    Its name is the registered one, however it is written; a class that isn't registered has its own.
+    The system's name is the registered one, in whichever way a matrix file names it; the name of a class that is not
+    registered is the attribute's or the class' name.
     """
     points = {name: point for kind in reversed(kinds) for name, point in registered(kind).items()}
     if written in points:
         name, module = written, points[written].module
     else:
         module, _, attribute = written.partition(":")
-        names = (name for name, point in points.items() if point.attr == cls.__qualname__ and _stands_for(point, cls))
+        names = (name for name, point in points.items() if point.attr == cls.__qualname__ and _loads(point, cls))
         name = next(names, attribute or cls.__qualname__)
     return System(cls, name, source_sha256(cls, module))  # type: ignore[arg-type]  # mypy asks for __hash__ of cls()
 
 
-def _stands_for(point: EntryPoint, cls: type) -> bool:
+def _loads(point: EntryPoint, cls: type) -> bool:
+    """Return whether an entry point loads that class."""
     try:
         return point.load() is cls
-    except Exception:  # it may be code of others: anything may happen
+    except Exception:  # a user's code may raise anything
         return False
 
 
 def key_of(identity: JsonObject) -> str:
-    """The key of a result: a hash of everything it depends on, the same for the plan and for the stored record."""
+    """Return the key of a result, a hash of its identity; plans and stored records use the same function."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def parameters(values: DataclassInstance) -> JsonObject:
-    """The fields of a dataclass that differ from their defaults, as plain JSON data; a field without one is in always.
+    """Return the fields of a dataclass that differ from their defaults, and those without a default, as JSON data.
 
-    So an option with a default can be added, and what was computed before it keeps its key. Another default for an old
-    option needs another version. A nested dataclass is given by its fields that differ from that class' defaults, and
-    by what tells it from others that could stand in its place: its fields that have only one possible value
-    (`method: Literal["adam"]`), or else the name of its class.
+    So an option with a default can be added without changing the keys of earlier results. Another default for an old
+    option needs another version. A nested dataclass is represented by its own fields that differ from their defaults,
+    and by its tag: its fields with only one possible value (`method: Literal["adam"]`), or else the name of its class.
     """
     found = {}
     for field in dataclasses.fields(values):
@@ -115,35 +116,35 @@ def parameters(values: DataclassInstance) -> JsonObject:
 
 
 def _plain(value: object) -> object:
-    """A parameter's value as plain JSON data."""
+    """Return a parameter's value as JSON data."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = get_type_hints(type(value))
         fixed = [name for name, hint in hints.items() if get_origin(hint) is Literal and len(get_args(hint)) == 1]
-        told = {name: getattr(value, name) for name in fixed} or {"class": type(value).__name__}
-        return told | parameters(value)
+        tag = {name: getattr(value, name) for name in fixed} or {"class": type(value).__name__}
+        return tag | parameters(value)
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _text(value: object) -> str:
-    """A text that differs wherever values do, 1 from 1.0 and from true as well."""
+    """Return a text that is different for different values, also for 1, 1.0 and true."""
     return json.dumps(_plain(value), sort_keys=True)
 
 
 @cache
 def source_sha256(cls: type, named: str = "") -> str | None:
-    """A hash of the code of others that a class runs; None for a class that runs none but this project's.
+    """Return a hash of the users' code that a class runs; None for a class that runs this project's code alone.
 
-    It covers the module that was named to find the class, those of the class and of all its bases, and every module
-    that these import, directly or not, inside functions too. Modules of this project, of the standard library and of
-    site-packages are left out; a class that is installed there counts by the version of its distribution. The hash is
-    of contents and of which import leads to which content, so that it stays when files move together. It is computed
-    once per process, as modules are loaded once.
+    It covers the module `named`, by which the class was found, the modules of the class and of all its bases, and every
+    module that these import, directly or not, inside functions too. Modules of this project, of the standard library
+    and of site-packages are left out; a class in site-packages is identified by the version of its distribution. The
+    hash is made of contents and of which import leads to which content, so that it does not change when files move
+    together. It is computed once per process.
     """
     modules = [*([named] if named else []), *(base.__module__ for base in cls.__mro__)]
     lines = source_lines(modules)
-    lines += [cls.__qualname__] if lines else []  # a module may hold several
+    lines += [cls.__qualname__] if lines else []  # a module may hold several classes
     home = locate(cls.__module__)[0]
     if home is None or (_installed(home) and not _own(home)):
         lines.append(_release(cls.__module__, home))
@@ -151,9 +152,9 @@ def source_sha256(cls: type, named: str = "") -> str | None:
 
 
 def source_lines(modules: Iterable[str]) -> list[str]:
-    """A line for each module of users that these modules run, themselves included: of its content and its imports.
+    """Return a line of content and imports for each of these modules and each user's module that they import.
 
-    Nothing is imported for it.
+    Nothing is imported for this.
     """
     sources = _Sources()
     for module in modules:
@@ -162,7 +163,7 @@ def source_lines(modules: Iterable[str]) -> list[str]:
 
 
 def source_files(modules: Iterable[str]) -> list[Path]:
-    """The files of all modules of users that these modules run, themselves included. Nothing is imported for it."""
+    """Return the files of these modules and of all users' modules that they import. Nothing is imported for this."""
     sources = _Sources()
     for module in modules:
         sources.add_with_packages(module)
@@ -171,12 +172,15 @@ def source_files(modules: Iterable[str]) -> list[Path]:
 
 
 def _release(module: str, home: Path | None) -> str:
-    """What a class outside any user's folder counts by: its distribution's version, or else its module's content."""
+    """Return what identifies an installed class: its distributions' versions, or else a hash of its module.
+
+    Raises ValueError for a module without a file.
+    """
     distributions = _distributions().get(module.partition(".")[0])
     if distributions:
         return " ".join(f"{name} {version(name)}" for name in sorted(set(distributions)))
     if home is None:
-        raise ValueError(f"module {module!r} has no file: results of its code could not be told apart")
+        raise ValueError(f"module {module!r} has no file, so that its code cannot be identified; put it into a file")
     return hashlib.sha256(home.read_bytes()).hexdigest()
 
 
@@ -184,15 +188,15 @@ _distributions = cache(packages_distributions)
 
 
 class _Sources:
-    """Modules of users in the order in which they are met, from the first ones along their imports."""
+    """Users' modules, in the order in which their imports lead to them."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int | None] = {}
-        """The number of each module; None for what doesn't count."""
+        """The number of each module; None for modules that are left out."""
         self.files: list[tuple[str, Path]] = []
 
     def add_with_packages(self, module: str) -> list[int]:
-        """Numbers of a module and of the packages that are imported before it, so far as they count."""
+        """Add a module and the packages that contain it; return the numbers of those that are not left out."""
         parts = module.split(".")
         found = (self._add(".".join(parts[: end + 1])) for end in range(len(parts)))
         return [number for number in found if number is not None]
@@ -207,8 +211,8 @@ class _Sources:
         return self.numbers[module]
 
     def lines(self) -> Iterator[str]:
-        """For each module the hash of its content and the numbers of those that it imports."""
-        for module, file in self.files:  # which grows meanwhile
+        """Yield for each module a hash of its content and the numbers of the modules that it imports."""
+        for module, file in self.files:  # the list grows in this loop
             content = file.read_bytes()
             targets = [self.add_with_packages(name) for name in _imports(module, content)]
             yield f"{hashlib.sha256(content).hexdigest()} {targets}"
@@ -227,7 +231,7 @@ def _standard(file: Path) -> bool:
 
 
 def _idle(file: Path) -> bool:
-    """Whether a module does nothing, as most packages' `__init__.py`: moving a module in or out changes nothing."""
+    """Return whether a module does nothing, as most `__init__.py`, so that moving it changes no result."""
     tree = _parsed(file.read_bytes())
     return tree is not None and all(
         isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) for one in tree.body
@@ -235,7 +239,7 @@ def _idle(file: Path) -> bool:
 
 
 def _parsed(content: bytes) -> ast.Module | None:
-    """The syntax tree of a module; None for what is no Python source, such as a compiled extension."""
+    """Return the syntax tree of a module; None if it is no Python source, such as a compiled extension."""
     try:
         return ast.parse(content)
     except (SyntaxError, ValueError):
@@ -243,7 +247,7 @@ def _parsed(content: bytes) -> ast.Module | None:
 
 
 def locate(module: str) -> tuple[Path | None, Sequence[str] | None]:
-    """A module's file, and where its submodules lie if it is a package; nothing new is imported for it."""
+    """Return a module's file, and the folders of its submodules if it is a package, without importing anything."""
     if not module:
         return None, None
     loaded = sys.modules.get(module)
@@ -264,7 +268,7 @@ def locate(module: str) -> tuple[Path | None, Sequence[str] | None]:
 
 
 def _imports(module: str, content: bytes) -> Iterator[str]:
-    """Names of all modules that a module may import, in the order of its syntax tree."""
+    """Yield the names of all modules that a module may import, in the order of its syntax tree."""
     tree = _parsed(content)
     package = module if locate(module)[1] is not None else module.rpartition(".")[0]
     for node in ast.walk(tree) if tree else ():
@@ -274,7 +278,7 @@ def _imports(module: str, content: bytes) -> Iterator[str]:
             base = _absolute("." * node.level + (node.module or ""), package)
             yield base
             path = locate(base)[1]
-            if path is not None:  # what is imported from a package may be modules
+            if path is not None:  # names that are imported from a package may be modules
                 names = [alias.name for alias in node.names]
                 names = [found.name for found in pkgutil.iter_modules(path)] if names == ["*"] else names
                 yield from (f"{base}.{name}" for name in names)
@@ -284,11 +288,11 @@ def _imports(module: str, content: bytes) -> Iterator[str]:
 
 
 def _absolute(name: str, package: str) -> str:
-    """The full name of a module that is named relative to a package (`..other`); any other name as it is.
+    """Return the full name of a module that is named relative to a package (`..other`); any other name as it is.
 
-    Empty where there is no such package.
+    The name is empty if there is no such package.
     """
     try:
         return resolve_name(name, package)
-    except ImportError:  # it leads above the top package
+    except ImportError:  # the name leads above the top package
         return ""

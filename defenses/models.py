@@ -22,10 +22,12 @@ Values = float | tuple[float, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(DefenseSpec):
-    """How a model is used.
+    """The parameters of a plain model as a defense.
 
-    normalize: mean and standard deviation with which its inputs have to be normalized; None: it takes images in [0,1].
-    rejects: whether it has K+1 outputs, of which the last one is the reject score: it rejects where that is largest.
+    normalize: mean and standard deviation with which inputs are normalized for the model; None: it takes images in
+    [0,1].
+    rejects: whether the model has K+1 outputs; the last one is then the reject score, and it rejects where that is the
+    largest.
     """
 
     normalize: tuple[Values, Values] | None = None
@@ -33,7 +35,10 @@ class ModelSpec(DefenseSpec):
 
 
 class Model(Defense):
-    """A model that was handed in, evaluated as it is: images [N,C,H,W] in [0,1] → logits [N,K], or [N,K+1]."""
+    """A user's model as a defense: images [N,C,H,W] in [0,1] → logits [N,K], or [N,K+1] if it rejects.
+
+    Raises TypeError for an object that is no model, and ValueError for a model whose outputs are not as expected.
+    """
 
     Spec: ClassVar = ModelSpec
     spec: ModelSpec
@@ -53,13 +58,13 @@ class Model(Defense):
         outputs = self.model(x if self.normalize is None else self.normalize(x))
         if x.requires_grad and torch.is_grad_enabled() and isinstance(outputs, Tensor) and not outputs.requires_grad:
             raise NotImplementedError(
-                f"{self.name} has no gradient (torch.no_grad, detach, NumPy?): remove that, or give the step a "
-                "gradient with bpda; or attack it by queries alone (square, evolutionary, art:HopSkipJump)"
+                f"{self.name} has no gradient (torch.no_grad, detach, NumPy?): remove that, give the step a gradient "
+                "with bpda, or use attacks that need none (square, evolutionary, art:HopSkipJump)"
             )
         return outputs
 
     def _check_outputs(self) -> None:
-        """Raises ValueError for a model that doesn't answer images as it should."""
+        """Raise ValueError for a model whose outputs for images are not as expected."""
         expected = self.num_classes + int(self.rejects)
         images = torch.rand((2, *self.spec.shape), generator=torch.Generator().manual_seed(0))
         if self.normalize is not None:
@@ -76,7 +81,7 @@ class Model(Defense):
 
 
 class RandomizedModel(Model):
-    """A model whose answers differ from call to call: several answers are judged where the matrix sets `draws`."""
+    """A user's model whose answers differ from call to call; the judge takes `draws` answers, as the matrix says."""
 
     randomized: ClassVar[bool] = True
 
@@ -85,15 +90,16 @@ def as_defense(model: Any, spec: ModelSpec, randomized: bool = False) -> Defense
     """Return a defense that answers as the model does.
 
     model: a `Defense`, which is returned as it is; a `torch.nn.Module` (also TorchScript), which is copied and put into
-    evaluation mode; a function from images [N,C,H,W] to logits; a classifier of ART, with its preprocessing and its
-    gradients; a model of Foolbox. randomized: whether its answers differ from call to call.
+    evaluation mode; a function from images [N,C,H,W] to logits; an ART classifier, with its preprocessing and its
+    gradients; or a Foolbox model. spec: shape of the images, number of classes, and parameters of the model.
+    randomized: whether its answers differ from call to call.
 
-    Raises TypeError for what is no model, and ValueError for a model that fails on images of that shape or returns
-    anything but [N,K] (or [N,K+1]) numbers.
+    Raises TypeError for an object that is no model, and ValueError for a model that fails on images of that shape or
+    does not return numbers [N,K] (or [N,K+1]).
     """
     if isinstance(model, Defense):
         if spec.normalize is not None or spec.rejects or randomized:
-            raise TypeError("normalize, rejects and randomized are for plain models; a Defense says these itself")
+            raise TypeError("normalize, rejects and randomized are for plain models; a Defense declares them itself")
         if (model.spec.shape, model.num_classes) != (spec.shape, spec.num_classes):
             raise ValueError(
                 f"{name_of(model)} is made for {model.num_classes} classes and images of shape {model.spec.shape}; "
@@ -111,9 +117,9 @@ def as_defense(model: Any, spec: ModelSpec, randomized: bool = False) -> Defense
 
 
 class Handed(type):
-    """The metaclass of what `class_of` returns: such a class lies in no module, and is found by its reference.
+    """The metaclass of classes that `class_of` makes; they are in no module, and are found by their reference.
 
-    given: the object that it was made of.
+    reference: name under which `registry.find` finds the class. given: the object that the class was made from.
     """
 
     reference: str
@@ -121,10 +127,11 @@ class Handed(type):
 
 
 def class_of(model: Any, reference: str, module: str, randomized: bool = False) -> type[Defense]:
-    """Return a class of defenses that answer as this object does, so that it can be planned like any other defense.
+    """Return a class of defenses that answer as a model does, so that it can be planned like any other defense.
 
-    reference: the name under which the class is found again in another process. module: the module that the object
-    comes from, whose source counts for its identity.
+    model: as in `as_defense`. reference: name under which another process finds the class. module: name of the module
+    that the model comes from, whose source is part of the identity. randomized: whether its answers differ from call to
+    call.
     """
     library_of(model)
     plain = RandomizedModel if randomized else Model
@@ -144,26 +151,26 @@ def class_of(model: Any, reference: str, module: str, randomized: bool = False) 
 
 
 def name_of(model: Any) -> str:
-    """Name a model in messages: its class, or a function's own name."""
+    """Return the name of a model for messages: that of its class, or of the function."""
     model = unwrapped(model)
     return getattr(model, "__qualname__", None) or type(model).__qualname__
 
 
 def unwrapped(model: Any) -> Any:
-    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`; anything else as it is."""
+    """Return the module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`, else the model as it is."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return unwrapped(model.module)
-    # by name: the class of compiled modules lies in a part of torch that takes a second to import
+    # by name, because the class of compiled modules is in a part of torch that takes a second to import
     return unwrapped(model._orig_mod) if isinstance(model, nn.Module) and hasattr(model, "_orig_mod") else model
 
 
 def outputs_of(model: Any, images: Tensor) -> int:
-    """Number of outputs of a model for each image; raises TypeError and ValueError as `as_defense` does."""
+    """Return the number of a model's outputs for each image; raises TypeError and ValueError as `as_defense` does."""
     return answers(module_of(model), images, name_of(model)).shape[1]
 
 
 def module_of(model: Any) -> nn.Module:
-    """Return the model as a module from images in the range that it takes to logits; see `as_defense`."""
+    """Return a model as a module: images [N,C,H,W] → logits; see `as_defense`."""
     library = library_of(model)
     if library == "torch":
         return _copied(unwrapped(model))
@@ -178,7 +185,7 @@ def module_of(model: Any) -> nn.Module:
 
 
 def library_of(model: Any) -> str:
-    """Which library a model is of: torch, art or foolbox; "" for a function. Raises TypeError for what is no model."""
+    """Return a model's library: torch, art or foolbox; "" for a function. Raises TypeError for any other object."""
     libraries = [base.__module__.partition(".")[0] for base in type(model).__mro__]
     if isinstance(model, nn.Module):
         return "torch"
@@ -194,7 +201,7 @@ def library_of(model: Any) -> str:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """A copy of a module; that of a TorchScript module by its file, because `deepcopy` loses its leaves."""
+    """Return a copy of a module; a TorchScript module is saved and loaded, because `deepcopy` loses its leaves."""
     if not isinstance(module, torch.jit.ScriptModule):
         return copy.deepcopy(module)
     file = io.BytesIO()
@@ -215,7 +222,10 @@ class Function(nn.Module):
 
 
 class Normalize(nn.Module):
-    """(x − mean) / standard deviation, for each channel. Raises ValueError for other numbers of values."""
+    """A layer that computes (x − mean) / deviation for images x [N,C,H,W].
+
+    mean, deviation: one number, or one for each channel; the deviation is > 0. Raises ValueError for other values.
+    """
 
     mean: Tensor
     deviation: Tensor

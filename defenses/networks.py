@@ -1,4 +1,4 @@
-"""Classifiers. All map images [N,C,H,W] in [0,1] to logits [N,K], for any image size from 8×8 up unless they say so."""
+"""Networks that classify images [N,C,H,W] in [0,1] → logits [N,K]; images are at least 8×8, unless stated otherwise."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from manifold_bench.defenses.convolutions import DenseOnMaps, ImageConvolution
 
 
 class StridedCNN(nn.Module):
-    """Two 4×4 convolutions of stride 2 (`width`, 2·`width` channels) and a hidden layer.
+    """A network of two 4×4 convolutions of stride 2 (`width`, 2·`width` channels) and a layer of `hidden` units.
 
-    The shape Wong et al. (2020, "Fast is better than free") train against PGD on MNIST, wider: strides instead of
-    pooling make a pass several times cheaper at the same accuracy.
+    It is a wider form of the network that Wong et al. (2020, "Fast is better than free") train against PGD on MNIST.
+    Strides in place of pooling make a pass several times cheaper at the same accuracy.
     """
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, width: int = 32, hidden: int = 256) -> None:
@@ -36,11 +36,11 @@ Letter = Literal["A", "B", "C", "D", "E", "F"]
 
 
 def samangouei_classifier(letter: Letter, shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
-    """Classifiers A to F of Defense-GAN (Samangouei et al. 2018, their appendix), padded as in their code.
+    """Return one of the classifiers A to F of Defense-GAN (Samangouei et al. 2018, appendix), padded as in their code.
 
-    A: convolution 64 5×5, 64 5×5/2, 128 dense; C: 128 3×3, 64 5×5/2, 128 dense; B: 64 8×8/2, 128 6×6/2, 128 5×5; D: 200
-    and 200 dense; all with ReLU and dropout. E is D without dropout, F is B without. Raises ValueError for images that
-    are too small.
+    A: convolutions 64 5×5 and 64 5×5/2, and 128 dense units. B: convolutions 64 8×8/2, 128 6×6/2 and 128 5×5. C:
+    convolutions 128 3×3 and 64 5×5/2, and 128 dense units. D: 200 and 200 dense units. All have ReLU and dropout. E is
+    D without dropout, F is B without dropout. Raises ValueError for images that are too small.
     """
     channels, height, width = shape
     drop = nn.Identity if letter in "EF" else nn.Dropout
@@ -49,7 +49,7 @@ def samangouei_classifier(letter: Letter, shape: tuple[int, int, int], num_class
         return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(200, num_classes))
     least = 28 if letter in "BF" else 5
     if min(height, width) < least:
-        raise ValueError(f"network {letter} takes images from {least}×{least} up, not {height}×{width}")
+        raise ValueError(f"network {letter} needs images of at least {least}×{least}, and these are {height}×{width}")
     if letter in "BF":
         first = [drop(0.2), ImageConvolution(channels, 64, 8, stride=2, padding=3), nn.ReLU()]
         further = [nn.Conv2d(64, 128, 6, stride=2), nn.ReLU(), nn.Conv2d(128, 128, 5), nn.ReLU()]

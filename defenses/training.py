@@ -1,4 +1,4 @@
-"""One training loop: seeded, resumable at every epoch, with progress."""
+"""The training loop of all defenses: seeded, resumable at every epoch, and with progress."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from manifold_bench.defenses.base import LabelledImages, Progress
 from manifold_bench.defenses.files import atomic_write
 
 Step = Callable[[Tensor, Tensor, float], Tensor]
-"""images [N,C,H,W], labels [N], share of the training done in [0,1] → the loss to descend."""
+"""A function of images [N,C,H,W], labels [N] and the share of the training that is done, in [0,1] → the loss."""
 
 
 def hash_of(text: str) -> int:
-    """A stable 56-bit number for a text."""
+    """Return a 56-bit hash of a text, the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
 
 
 def minibatches(data: LabelledImages, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled batches; a last one smaller than half a batch is dropped."""
+    """Yield shuffled batches of images and labels; a last batch of less than half the size is dropped."""
     order = torch.randperm(len(data), generator=generator)
     for rows in order.split(batch_size)[: batches_of(len(data), batch_size)]:
         yield data.images[rows], data.labels[rows]
 
 
 def batches_of(images: int, batch_size: int) -> int:
-    """How many minibatches an epoch has."""
+    """Return the number of minibatches in an epoch."""
     whole, rest = divmod(images, batch_size)
     return whole + (2 * rest >= min(batch_size, images))
 
 
 def initialise(module: nn.Module, seed: int) -> None:
-    """Draws every layer's initial weights afresh from that seed."""
+    """Draw the initial weights of every layer again, with that seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for layer in module.modules():
@@ -50,13 +50,13 @@ def initialise(module: nn.Module, seed: int) -> None:
 
 @dataclass(frozen=True)
 class Training:
-    """How a module is trained by Adam under a one-cycle learning rate that peaks after a fifth of the way.
+    """The parameters of a training by Adam, with a one-cycle learning rate that peaks after a fifth of the training.
 
-    stage: name of this training, for progress and checkpoints. epochs, batch_size: number of passes over the data, and
-    of images in a step. rate: the peak of the learning rate. betas: decays of Adam's means.
-    mixed_precision: whether convolutions and dense layers compute in bfloat16 where the hardware has it (the weights
-    stay float32), two to three times as fast; such a training gives other weights on a machine that hasn't.
-    stored_as: type that holds every final weight exactly, so that a file takes no more than that.
+    stage: name of this training, for progress and checkpoints. epochs: number of passes over the data. batch_size:
+    number of images in a step. rate: peak of the learning rate. betas: decays of Adam's means.
+    mixed_precision: whether convolutions and dense layers compute in bfloat16 where the hardware supports it (weights
+    stay float32). That is two to three times as fast; machines without such hardware get other weights.
+    stored_as: type to which the final weights are rounded, so that their file is small.
     """
 
     stage: str
@@ -77,10 +77,11 @@ def train_module(
     progress: Progress,
     evaluate: Callable[[], dict[str, float]] = dict,
 ) -> None:
-    """Train `module` in place and leave it in eval mode; `evaluate` gives figures to report after each epoch.
+    """Train `module` in place and leave it in eval mode.
 
-    With `progress.checkpoints` an unfinished training continues after its last complete epoch, and ends with the
-    same weights as one that was never interrupted. Raises FloatingPointError where the loss is not finite.
+    step: function that computes the loss of a batch. evaluate: function that returns figures to report after each
+    epoch. With `progress.checkpoints` an unfinished training continues after its last complete epoch, and ends with the
+    same weights as one that was never interrupted. Raises FloatingPointError if the loss is not finite.
     """
     seed, stage, epochs, rate = training.seed, training.stage, training.epochs, training.rate
     device = device_of(module)
@@ -93,7 +94,7 @@ def train_module(
     mixed_precision = training.mixed_precision and has_bfloat16(device)
     for epoch in range(first, epochs):
         module.train()
-        # an epoch's randomness does not depend on earlier ones, so that a resumed training draws the same
+        # an epoch's random numbers do not depend on earlier epochs, so that a resumed training draws the same ones
         generator = torch.Generator().manual_seed(hash_of(f"{seed}/{stage}/{epoch}"))
         total, count = 0.0, 0
         with torch.random.fork_rng():
@@ -122,41 +123,45 @@ def train_module(
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether that device multiplies bfloat16 in hardware."""
+    """Return whether that device multiplies bfloat16 in hardware."""
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
 
 
 def one_cycle(done: float, peak: float = 0.2) -> float:
-    """Share of the peak learning rate after that share of the training: linear up, then linear down to 0.01."""
+    """Return the learning rate after a share `done` of the training, as a share of its peak.
+
+    It rises linearly from 0.1 until the share `peak`, and then falls linearly to 0.01.
+    """
     return 0.1 + 0.9 * done / peak if done < peak else max(0.01, (1 - done) / (1 - peak))
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where its weights are; the CPU where it has none."""
+    """Return the device of a module's weights; the CPU for a module without weights."""
     return next((weight.device for weight in module.parameters()), torch.device("cpu"))
 
 
 def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, device: torch.device) -> Tensor:
-    """function(images) [N,...] without gradient, on copies of a batch at a time on that device; the result is on the
-    CPU."""
+    """Return function(images) [N,...] on the CPU, computed batch by batch on that device and without gradient.
+
+    The function gets copies of the images.
+    """
     with torch.no_grad():
         return torch.cat([function(x.to(device, copy=True)).cpu() for x in images.split(500)])
 
 
 def accuracy(module: nn.Module, data: LabelledImages) -> float:
-    """Share of images whose argmax over module(images) is the label."""
+    """Return the share of images for which the largest of the module's outputs is that of the label."""
     answers = in_batches(module, data.images, device_of(module)).argmax(1)
     return float((answers == data.labels).double().mean())
 
 
 def epochs_for(budget: float, epochs: int, images: int) -> int:
-    """That share of the epochs, at least one. Fewer than 10,000 images are gone through more often in proportion:
-    what counts is the number of steps."""
+    """Return a share `budget` of the epochs, at least 1; for fewer than 10,000 images more, so that steps stay equal."""
     return max(1, round(budget * epochs * max(1.0, 10_000 / images)))
 
 
 def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file that is either complete or not there; in fewer bits where a tensor loses nothing."""
+    """Write a safetensors file that is either complete or absent; tensors are stored in fewer bits if that is exact."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # copies, since the format refuses tensors that share memory, as tied weights do
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -164,7 +169,7 @@ def atomic_save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]
 
 
 def smallest(tensor: Tensor) -> Tensor:
-    """The tensor in the first of float8 (e4m3) and float16 that holds every value exactly, else as it is."""
+    """Return a tensor in the smallest of float8 (e4m3) and float16 that holds every value exactly, or as it is."""
     if tensor.dtype == torch.float32:
         for dtype in (torch.float8_e4m3fn, torch.float16):
             small = tensor.to(dtype)
@@ -183,9 +188,9 @@ def _save(module: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, path:
 
 
 def _resume(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path | None, training: str) -> int:
-    """Loads the checkpoint, if there is one of this very training; returns the number of epochs it has behind it.
+    """Load the checkpoint of this training, if there is one, and return the number of its complete epochs, or else 0.
 
-    One that is damaged, or of another training, is left aside: the training starts anew.
+    A checkpoint that is damaged, or of another training, is ignored.
     """
     if path is None or not path.exists():
         return 0
@@ -195,7 +200,7 @@ def _resume(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path | No
             small = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return 0
-    # a count of steps in float16 would stand still at 2,048
+    # in float16 Adam's number of steps could not rise above 2,048
     tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in small.items()}
     own = {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
     shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""No defense: a plainly trained classifier, what every defense is measured against."""
+"""A plainly trained classifier without a defense, which every defense is compared with."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from manifold_bench.defenses.training import Training, accuracy, epochs_for
 
 @dataclass(frozen=True, kw_only=True)
 class UndefendedSpec(ClassifierSpec):
-    """network: `strided` (`StridedCNN`), or a classifier of Defense-GAN by its letter, see `networks`.
+    """network: `strided` (`StridedCNN`), or the letter of one of Defense-GAN's classifiers, see `networks`.
 
-    Those have a size of their own: width and hidden are for `strided`.
-    epochs, rate: epochs and learning rate of the training (Adam, one cycle); None: 12 and 2e-3 for `strided`, the
-    paper's 10 and 1e-3 for the others, which train in mixed precision and end with weights of eight bits (float8): they
-    are large, and as often right.
+    The classifiers with letters have fixed sizes: width and hidden are for `strided` alone. They are trained in mixed
+    precision, and their weights are rounded to eight bits (float8), because they are large; their accuracy is the same.
+    epochs, rate: number of epochs and learning rate of the training (Adam, one cycle); None: 12 and 2e-3 for `strided`,
+    and the paper's 10 and 1e-3 for the others.
     """
 
     network: Literal["strided"] | Letter = "strided"
@@ -34,7 +34,7 @@ class UndefendedSpec(ClassifierSpec):
         strided = self.network == "strided"
         for size in ("width", "hidden"):
             if not strided and getattr(self, size) != getattr(type(self), size):
-                raise ValueError(f"{size}: network {self.network} has a size of its own; leave it out")
+                raise ValueError(f"{size}: network {self.network} has a fixed size; leave it out")
         for name, usual in {"epochs": 12 if strided else 10, "rate": 2e-3 if strided else 1e-3}.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, usual)
@@ -62,7 +62,7 @@ class Undefended(Defense):
 
     @property
     def certificate(self) -> Certificate | None:
-        """Interval bounds, for a network `strided` that answers by itself."""
+        """A certificate by interval bounds, if the network is `strided` and nothing is computed around it."""
         alone = type(self).forward is Undefended.forward
         return Certificate("linf") if alone and isinstance(self.network, StridedCNN) else None
 

@@ -1,6 +1,6 @@
-"""Trained weights: safetensors files with a JSON card beside each; nothing is ever unpickled.
+"""Trained weights: safetensors files, each with a JSON card in the same folder; nothing is ever unpickled.
 
-The zoo inside the package holds small ones for the built-in data; everything else is trained once and cached.
+The zoo in this package has small files for the data sets of this project; other weights are trained once and cached.
 """
 
 from __future__ import annotations
@@ -32,17 +32,20 @@ TrainableType = TypeVar("TrainableType", bound=Trainable)
 
 
 class WeightsError(Exception):
-    """A weights file or its card is missing, damaged, or belongs to something else; the message names the file."""
+    """A weights file or its card is missing or damaged, or belongs to another system; the message names the file."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a weights file is: enough to train it again, and what it reached.
+    """The description of a weights file: everything that is needed to train it again, and its figures.
 
-    name, source_sha256: of the trained system, as in its identity. data: name of the data set in the zoo. revision: of
-    the data it was trained on.
-    figures: measured on validation data at the end of the training. notes: anything measured afterwards.
-    parts: `weights_sha256` of each part that it was trained with, which have files of their own.
+    name, version, source_sha256: name, version and source hash of the trained system, as in its identity. spec: its
+    parameters. data: name of the data set in the zoo. revision: revision of these data. seed, budget: seed of the
+    training, and share of the full training. command: command that trained it. code, torch: revisions of this project
+    and of torch.
+    figures: figures on validation data at the end of the training. notes: anything that was measured later.
+    weights_sha256: `weights_hash` of the weights. parts: `weights_sha256` of each part that it was trained with; parts
+    have their own files.
     """
 
     name: str
@@ -63,25 +66,28 @@ class Card:
 
 
 def spec_json(spec: TrainableSpec) -> JsonObject:
-    """A spec as plain JSON data: tuples become lists, so that it equals what a card holds."""
+    """Return a spec as JSON data, as cards hold it: tuples become lists."""
     return json.loads(json.dumps(dataclasses.asdict(spec)))
 
 
 def training_part(spec: TrainableSpec) -> JsonObject:
-    """The parameters that a training depends on: all but the fields of the deployment."""
+    """Return the parameters that a training depends on: all but the deployment fields."""
     return {name: value for name, value in parameters(spec).items() if name not in deployment_fields(type(spec))}
 
 
 def deployment_fields(cls: type[TrainableSpec]) -> list[str]:
-    """Fields of a spec with the metadata {"deployment": True}: how a trained defense answers, not what it learns."""
+    """Return the names of a spec's deployment fields, which change how a trained defense answers, not its training.
+
+    They have the metadata {"deployment": True}.
+    """
     return [field.name for field in dataclasses.fields(cls) if field.metadata.get("deployment")]
 
 
 def trained_as(card: Card, own: System, spec: TrainableSpec, data: str, parts: Mapping[str, str]) -> bool:
-    """Whether the card's weights are of that system and spec, trained on that data (its name in the zoo) and parts.
+    """Return whether a card's weights are those of a system with this spec, trained on these data and parts.
 
-    A field that is younger than the card counts as its default; those of the deployment don't count. parts: the
-    `weights_hash` of each.
+    data: name of the data set in the zoo. parts: `weights_hash` of each part. A field that is newer than the card
+    counts as its default; deployment fields are ignored.
     """
     written = (card.name, card.source_sha256, card.version, card.data, card.parts)
     if written != (own.name, own.source_sha256, own.cls.version, data, parts):
@@ -98,7 +104,7 @@ def _spec(cls: type[Trainable], values: JsonObject) -> TrainableSpec:
 
 
 def weights_hash(module: Trainable) -> str:
-    """sha256 over the names, types, shapes and bytes of every parameter and buffer, those of its parts too."""
+    """Return the sha256 of names, types, shapes and bytes of all parameters and buffers, those of parts included."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         plain = tensor.detach().cpu().contiguous()
@@ -108,41 +114,42 @@ def weights_hash(module: Trainable) -> str:
 
 
 def own_state(module: Trainable) -> dict[str, Tensor]:
-    """Its parameters and buffers without those of its parts."""
+    """Return a module's parameters and buffers without those of its parts."""
     foreign = tuple(f"{part}." for part in module.parts)
     return {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(foreign)}
 
 
 def save(module: Trainable, card: Card, path: Path) -> None:
-    """Writes path (…safetensors) and its card; the card comes last, so weights with a card are complete."""
+    """Write the weights file `path`, and then its card, so that weights with a card are complete."""
     card_path(path).unlink(missing_ok=True)
     atomic_save(own_state(module), path)
     atomic_write(card_path(path), json.dumps(dataclasses.asdict(card), indent=2, sort_keys=True) + "\n")
 
 
 def card_path(path: Path) -> Path:
+    """Return the path of a weights file's card."""
     return path.with_suffix(".json")
 
 
 def with_cards(files: Iterable[Path]) -> list[Path]:
-    """Weights files, each followed by its card."""
+    """Return weights files, each followed by its card."""
     return [path for file in files for path in (file, card_path(file))]
 
 
 def read_card(path: Path) -> Card:
-    """The card beside a weights file; raises WeightsError."""
+    """Return the card of a weights file; raises WeightsError if it is missing or damaged."""
     try:
         return TypeAdapter(Card).validate_json(card_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(
-            f"{card_path(path)}: not a readable card ({one_line(error)}); restore it, or delete both"
+            f"{card_path(path)}: not a readable card ({one_line(error)}); restore it, or delete it and its weights"
         ) from error
 
 
 def load_into(module: Trainable, path: Path, expected: str) -> None:
-    """Fills the module from the file, checks it against the expected `weights_hash`, freezes it in eval mode.
+    """Load a weights file into a module whose parts are loaded already, check the hash, and freeze it in eval mode.
 
-    Its parts are filled already. Raises WeightsError where the file is missing, damaged or doesn't fit.
+    expected: the expected `weights_hash`. Raises WeightsError if the file is missing, damaged or does not fit.
     """
     advice = "restore it (the zoo comes with the installation), or delete it and its card to train anew"
     try:
@@ -160,18 +167,18 @@ def load_into(module: Trainable, path: Path, expected: str) -> None:
 
 
 def freeze(module: TrainableType) -> TrainableType:
-    """Eval mode, and no gradients for the weights: attacks ask for those of the input alone.
+    """Put a module into eval mode, without gradients for its weights and with channels last in memory; return it.
 
-    Channels last in memory: the same sums in another order, and up to twice as fast (docs/speed.md).
+    Channels last is up to twice as fast, and rounds in another way (docs/speed.md).
     """
     module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module
 
 
 def find_weights(module: Trainable, own: System, data: str, cached: Path | None = None) -> tuple[Path, Card] | None:
-    """The file in the zoo, or else the `cached` one, that has this module's weights, and its card; or None.
+    """Return the file in the zoo, or else the `cached` one, that has this module's weights, and its card; or None.
 
-    Its parts are filled already. own: the module's class in identities. data: name of the data in the zoo. Raises
+    The module's parts are loaded already. own: the module's system. data: name of the data set in the zoo. Raises
     WeightsError for a damaged card.
     """
     parts = {name: weights_hash(part) for name, part in module.named_parts.items()}
@@ -184,21 +191,21 @@ def find_weights(module: Trainable, own: System, data: str, cached: Path | None 
 
 
 def zoo_file(data: str, name: str) -> Path:
-    """Where the zoo keeps (or would keep) the weights of a defense by its registered name."""
+    """Return the path in the zoo of the weights with that name (as in `undefended`) for that data set."""
     return ZOO / f"{data}--{name}.safetensors"
 
 
 def zoo_files(data: str, name: str) -> list[Path]:
-    """All weights of the zoo for that data; those under the defense's registered name first."""
+    """Return all weights files of the zoo for that data set, the one with that name first."""
     cards = sorted(ZOO.glob(f"{glob.escape(data)}--*.json"))
     return sorted((card.with_suffix(".safetensors") for card in cards), key=lambda path: path != zoo_file(data, name))
 
 
 def from_zoo(name: str, data: str, **deployment: object) -> Any:
-    """A trained defense, or a part of some, out of the zoo: from_zoo("undefended", "mnist"), as the file is named.
+    """Return a trained defense, or part of defenses, of the zoo, as in from_zoo("undefended", "mnist").
 
-    deployment: fields of its spec that change how it answers and not what it has learnt, in place of the card's.
-    Raises WeightsError where the file is missing or damaged, ValueError for fields that are no such.
+    name, data: the two parts of the file's name. deployment: values for deployment fields of its spec, in place of the
+    card's. Raises WeightsError if the file is missing or damaged, and ValueError for other fields.
     """
     path = zoo_file(data, name)
     if not path.exists():
@@ -226,7 +233,7 @@ def from_zoo(name: str, data: str, **deployment: object) -> Any:
 
 
 def fill_from_zoo(module: Trainable, data: str) -> None:
-    """Loads the zoo's weights of a part, and of its own parts; raises WeightsError where it has none."""
+    """Load the zoo's weights into a part of a defense and into its own parts; raises WeightsError if there are none."""
     for part in module.named_parts.values():
         fill_from_zoo(part, data)
     found = find_weights(module, system(type(module), *TRAINABLE), data)

@@ -44,7 +44,8 @@ def test_small_images_where_they_make_sense(letter):
 )
 def test_too_small_images_are_told(letter, shape, least):
     with pytest.raises(
-        ValueError, match=f"network {letter} takes images from {least}×{least} up, not {shape[1]}×{shape[2]}"
+        ValueError,
+        match=f"network {letter} needs images of at least {least}×{least}, and these are {shape[1]}×{shape[2]}",
     ):
         samangouei_classifier(letter, shape, 10)
 

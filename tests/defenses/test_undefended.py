@@ -87,7 +87,7 @@ def test_samangouei_classifier_networks_are_trained_as_in_their_paper_unless_tol
 
 @pytest.mark.parametrize("size", ["width", "hidden"])
 def test_a_samangouei_classifier_network_has_a_size_of_its_own(size):
-    with pytest.raises(ValueError, match=f"{size}: network D has a size of its own; leave it out"):
+    with pytest.raises(ValueError, match=f"{size}: network D has a fixed size; leave it out"):
         of_network(network="D", **{size: 7})
     of_network(**{size: 7})
 
