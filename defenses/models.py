@@ -157,7 +157,7 @@ def name_of(model: Any) -> str:
 
 
 def unwrapped(model: Any) -> Any:
-    """Return the module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`, else the model as it is."""
+    """Return the module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`, else the model itself."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return unwrapped(model.module)
     # by name, because the class of compiled modules is in a part of torch that takes a second to import

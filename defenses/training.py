@@ -156,7 +156,7 @@ def accuracy(module: nn.Module, data: LabelledImages) -> float:
 
 
 def epochs_for(budget: float, epochs: int, images: int) -> int:
-    """Return a share `budget` of the epochs, at least 1; for fewer than 10,000 images more, so that steps stay equal."""
+    """Return a share `budget` of the epochs, at least 1; more for fewer than 10,000 images, to keep the steps."""
     return max(1, round(budget * epochs * max(1.0, 10_000 / images)))
 
 
