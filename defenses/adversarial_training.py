@@ -1,4 +1,4 @@
-"""The training on perturbed images that several defenses share: a growing radius, one loop, figures of both kinds."""
+"""The base of defenses that train a classifier on adversarial images within a growing radius."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialTrainingSpec(UndefendedSpec):
-    """norm, eps: the threat model that is trained for.
+    """norm, eps: norm and size of the perturbations in training.
 
-    warm_up: share of the training over which the radius grows from 0 to eps; without it the network collapses to a
-    constant at L∞ 0.3. mixed_precision: whether the training computes in 16 bits where that is safe, see `Training`.
-    Other fields as for `undefended`.
+    warm_up: share of the training in which the radius grows from 0 to eps; without a warm-up the network collapses to a
+    constant at L∞ 0.3. mixed_precision: whether the training computes in 16 bits, see `Training`. Other fields are as
+    for `undefended`.
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -32,12 +32,12 @@ class AdversarialTrainingSpec(UndefendedSpec):
 
 
 class AdversarialTraining(Undefended):
-    """The undefended classifier's network, trained on images that are perturbed within a growing radius."""
+    """The base of classifiers with the network of `undefended` that are trained on images perturbed within a radius."""
 
     Spec: ClassVar[type[AdversarialTrainingSpec]] = AdversarialTrainingSpec
     family: ClassVar[str] = "adversarial training"
     stage: ClassVar[str]
-    """Name of the training, for progress and checkpoints; its random numbers depend on it."""
+    """Name of the training, for progress and checkpoints; the random numbers depend on it."""
     spec: AdversarialTrainingSpec
 
     def perturbed(self, images: Tensor, labels: Tensor, ramp: float) -> Tensor:
@@ -45,7 +45,7 @@ class AdversarialTraining(Undefended):
         raise NotImplementedError
 
     def loss(self, images: Tensor, labels: Tensor, ramp: float) -> Tensor:
-        """Return what the network's weights descend for a batch [N,C,H,W] at `ramp` · ε."""
+        """Return the training loss of a batch [N,C,H,W] with labels [N] at radius `ramp` · ε."""
         raise NotImplementedError
 
     def fit(
@@ -65,7 +65,7 @@ class AdversarialTraining(Undefended):
         return self.figures(validation)
 
     def figures(self, validation: LabelledImages) -> dict[str, float]:
-        """Accuracy on the validation images, clean and under the training's own attack (its first 1,000)."""
+        """Return the accuracy on validation images, and on the first 1,000 of them under the training's own attack."""
         device = device_of(self)
         images, labels = validation.images[:1000].to(device), validation.labels[:1000]
         with torch.random.fork_rng():

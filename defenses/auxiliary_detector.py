@@ -1,6 +1,8 @@
-"""A classifier beside a network that detects adversarial images: Gong et al. 2017, "Adversarial and Clean Data Are Not
-Twins", after Metzen et al. 2017, "On Detecting Adversarial Perturbations"; both broken by Carlini and Wagner 2017,
-"Adversarial Examples Are Not Easily Detected"."""
+"""A classifier with a second network that detects adversarial images.
+
+From Gong et al. 2017, "Adversarial and Clean Data Are Not Twins", after Metzen et al. 2017, "On Detecting Adversarial
+Perturbations". Both were broken by Carlini and Wagner 2017, "Adversarial Examples Are Not Easily Detected".
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,11 @@ from manifold_bench.defenses.training import Training, epochs_for, in_batches, i
 
 @dataclass(frozen=True, kw_only=True)
 class AuxiliaryDetectorSpec(ClassifierSpec):
-    """eps, steps: L∞ sizes and PGD steps of the adversarial images that the detector learns from.
+    """eps, steps: L∞ sizes and numbers of PGD steps of the adversarial images that the detector learns from.
 
-    rejection_rate: share of clean validation images that it may reject. detector_epochs: epochs of the detector's
-    training. width, hidden, batch_size, rate: size and training of both networks. epochs: epochs of the classifier's.
+    rejection_rate: share of clean validation images that the detector may reject. detector_epochs: number of epochs of
+    the detector's training. width, hidden, batch_size, rate: size and training of both networks. epochs: number of
+    epochs of the classifier's training.
     """
 
     eps: Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], MinLen(1)] = (0.05, 0.1, 0.2, 0.3)
@@ -44,13 +47,13 @@ class AuxiliaryDetectorSpec(ClassifierSpec):
 class AuxiliaryDetector(Defense):
     """A plain classifier, with a second network that rejects what looks adversarial to it.
 
-    forward: images [N,C,H,W] in [0,1] → logits [N,K+1], rejection as an extra class (Carlini and Wagner 2017, section
-    3.1); the reject score exceeds the largest logit by score/τ − 1. The score is the detector's logit less its median
-    over the clean validation images, and τ what a share `rejection_rate` of those exceed: a threshold on the detector's
-    probability, without the sigmoid, whose gradient would vanish.
+    forward: images [N,C,H,W] in [0,1] → logits [N,K+1], with rejection as one more class (Carlini and Wagner 2017,
+    section 3.1). The reject score exceeds the largest logit by score/τ − 1. The score is the detector's logit minus its
+    median over clean validation images, and a share `rejection_rate` of these have a score above τ. So τ is a threshold
+    on the detector's probability, but without the sigmoid, whose gradient would vanish.
 
-    The detector learns from clean images and as many adversarial ones, made by FGSM and by PGD against the classifier
-    (an attacker who doesn't know of the detector), each batch at one of the sizes `eps`.
+    The detector learns from clean images and as many adversarial ones. FGSM and PGD make these against the classifier
+    alone, each batch at one of the sizes `eps`.
     """
 
     paper = "gong2017"
@@ -72,7 +75,7 @@ class AuxiliaryDetector(Defense):
         return self._answer(x)[0]
 
     def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Defense.detection`; the ratio is the same whatever the label."""
+        """See `Defense.detection`; the ratio does not depend on the label."""
         return self._answer(x)
 
     def _answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +83,7 @@ class AuxiliaryDetector(Defense):
         return append_reject_score(self.classifier(x), ratio - 1), ratio[:, None]
 
     def score(self, x: Tensor) -> Tensor:
-        """The detector's logit above that of the median clean image, [N]."""
+        """Return the detector's logit minus that of the median clean image, [N], for images x [N,C,H,W]."""
         return self.detector(x)[:, 0] - self.median
 
     def fit(
@@ -99,7 +102,7 @@ class AuxiliaryDetector(Defense):
         return selective_figures(answers, validation.labels) | self.detection_figures(validation)
 
     def fit_detector(self, data: LabelledImages, budget: float, seed: int, progress: Progress) -> None:
-        """Trains the detector by binary cross-entropy on clean and adversarial images, both shifted at random."""
+        """Train the detector in place by binary cross-entropy on clean and adversarial images, randomly shifted."""
         spec = self.spec
         initialise(self.detector, seed)
         most = spec.shape[-1] // 16
@@ -115,18 +118,18 @@ class AuxiliaryDetector(Defense):
             truth = torch.cat([torch.zeros_like(found[: len(images)]), torch.ones_like(found[len(images) :])])
             return F.binary_cross_entropy_with_logits(found, truth)
 
-        self.classifier.requires_grad_(False)  # the attacks ask for the gradient of the images alone
+        self.classifier.requires_grad_(False)  # the attacks need gradients for the images alone
         epochs = epochs_for(budget, spec.detector_epochs, len(data))
         training = Training("detector", seed, epochs, spec.batch_size, spec.rate)
         train_module(self.detector, step, data, training, progress)
         self.classifier.requires_grad_(True)
 
     def training_attacks(self) -> tuple[Attack, ...]:
-        """Both attack the classifier alone, and run to their end for every image."""
+        """Return the attacks of the training; both attack the classifier alone, with all of their steps."""
         return FGSM(part="classifier"), PGD(part="classifier", steps=self.spec.steps)
 
     def detection_figures(self, validation: LabelledImages) -> dict[str, float]:
-        """Share of adversarial images that it rejects, by attack and size (of the first 1,000 validation images)."""
+        """Return the share of adversarial images that are rejected, by attack and size, for 1,000 validation images."""
         device = self.median.device
         images, labels = validation.images[:1000].to(device), validation.labels[:1000].to(device)
         figures = {}

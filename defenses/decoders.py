@@ -15,7 +15,7 @@ from manifold_bench.defenses.convolutions import ImageConvolution
 
 
 def doubling_sizes(size: int, doublings: int) -> list[int]:
-    """Sizes from the coarsest up to `size`, each at most twice the one before: 28, 3 → [4, 7, 14, 28]."""
+    """Return sizes from the coarsest up to `size`, each at most twice the one before: 28, 3 → [4, 7, 14, 28]."""
     sizes = [size]
     for _ in range(doublings):
         sizes.insert(0, (sizes[0] + 1) // 2)
@@ -23,10 +23,11 @@ def doubling_sizes(size: int, doublings: int) -> list[int]:
 
 
 class DeconvolutionalGenerator(nn.Module):
-    """Latents → a dense layer to 4·`width` maps → three 5×5 transposed convolutions of stride 2 → sigmoid.
+    """A decoder: latents [N,k] → dense layer to 4·`width` maps → three 5×5 transposed convolutions, stride 2 → sigmoid.
 
-    On 28×28 with width 8 the first maps are 4·4·32, the generator of Ilyas et al. 2017 for MNIST (their figures for
-    the inner channels are unpublished; halving them from layer to layer is ours, after Gulrajani et al. 2017).
+    For 28×28 images and width 8 the first maps have 4·4·32 values, as in the generator of Ilyas et al. 2017 for MNIST.
+    They do not publish the numbers of inner channels; here they are halved from layer to layer, as in Gulrajani et al.
+    2017.
     """
 
     def __init__(self, shape: tuple[int, int, int], latent: int, width: int = 8) -> None:
@@ -42,26 +43,30 @@ class DeconvolutionalGenerator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.dense(z).unflatten(1, (-1, *self.sizes[0]))
-        h = h.contiguous(memory_format=torch.channels_last)  # a third faster on CPUs, gradients included
+        h = h.contiguous(memory_format=torch.channels_last)  # a third faster on CPUs, with gradients too
         *inner, last = cast(Iterable[nn.ConvTranspose2d], self.layers)
         for layer, (height, rows) in zip(inner, self.sizes[1:-1], strict=True):
             h = layer(F.relu(h))[:, :, :height, :rows]
         height, rows = self.sizes[-1]
-        # to one map or three, half the time of the transposed convolution, gradients included
+        # for one or three output maps this takes half the time of a transposed convolution, with gradients too
         return torch.sigmoid(in_phases(F.relu(h), phases(last.weight), last.bias)[:, :, :height, :rows])
 
 
 def in_phases(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Maps [N,C,H,W] → [N,D,2H,2W] by a convolution [4·D,C,3,3] for the four phases of each pixel; bias: [D]."""
+    """Return maps [N,D,2H,2W] for maps h [N,C,H,W], by a convolution that makes the four pixels of each position.
+
+    weight: [4·D,C,3,3], from `phases` or `doubling_phases`. bias: [D].
+    """
     assert bias is not None
     return F.pixel_shuffle(F.conv2d(h, weight, bias.repeat_interleave(4), padding=1), 2)
 
 
 def phases(weight: Tensor) -> Tensor:
-    """A 5×5 transposed convolution of stride 2 (padding 2, one more at the end) as a 3×3 convolution.
+    """Return the weights of a 3×3 convolution for `in_phases` that equals a 5×5 transposed convolution of stride 2.
 
-    Weights [C,D,5,5] → [4·D,C,3,3]: an even or odd row, and an even or odd column, of the output sees every other row
-    and column of the kernel. The maps are in the order of `pixel_shuffle`, which puts them together.
+    The transposed convolution has padding 2 and output padding 1. Weights [C,D,5,5] → [4·D,C,3,3]: even and odd rows
+    and columns of the output each depend on every other row and column of the kernel. The maps are in the order of
+    `pixel_shuffle`.
     """
     maps, made = weight.shape[:2]
     split = F.pad(weight, (0, 1, 0, 1)).view(maps, made, 3, 2, 3, 2).flip(2, 4)
@@ -69,7 +74,10 @@ def phases(weight: Tensor) -> Tensor:
 
 
 class DenseDecoder(nn.Module):
-    """Latents → two hidden layers, leaky ReLU .1 → sigmoid: the decoder k-500-500-784 of Ilyas et al. 2017."""
+    """A decoder: latents [N,k] → two hidden layers, leaky ReLU of slope 0.1 → sigmoid.
+
+    It is the decoder k-500-500-784 of Ilyas et al. 2017.
+    """
 
     def __init__(self, shape: tuple[int, int, int], latent: int, hidden: int = 500) -> None:
         super().__init__()
@@ -84,9 +92,10 @@ class DenseDecoder(nn.Module):
 
 
 class PoolingEncoder(nn.Module):
-    """Three times (3×3 convolution, max-pooling), then dense, with ReLU: images → `outputs` numbers each.
+    """An encoder: images → three times (3×3 convolution, max-pooling), then dense, all with ReLU → [N,outputs].
 
-    width: channels of the first convolution; each further one has twice as many.
+    width: number of channels of the first convolution; each further one has twice as many. hidden: number of units of
+    the dense layer.
     """
 
     def __init__(self, shape: tuple[int, int, int], outputs: int, width: int = 32, hidden: int = 128) -> None:
@@ -100,13 +109,15 @@ class PoolingEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = F.relu(F.max_pool2d(layer(x), 2))  # the maximum first: four times fewer values to rectify
+            x = F.relu(F.max_pool2d(layer(x), 2))  # the maximum first, so that ReLU has a fourth of the values
         return self.output(F.relu(self.dense(torch.flatten(x, 1))))
 
 
 class UpsamplingDecoder(nn.Module):
-    """Two dense layers, then three times (upsampling, 3×3 convolution), with ReLU, and a sigmoid: latents [N,k] →
-    images. The mirror of `PoolingEncoder`."""
+    """A decoder, the mirror of `PoolingEncoder`: latents [N,k] → images.
+
+    It has two dense layers and three times (upsampling, 3×3 convolution), with ReLU, and a sigmoid.
+    """
 
     def __init__(self, shape: tuple[int, int, int], latent: int, width: int = 32, hidden: int = 128) -> None:
         super().__init__()
@@ -125,15 +136,16 @@ class UpsamplingDecoder(nn.Module):
         h, (height, rows) = F.relu(h), self.sizes[-1]
         if height % 2 or rows % 2:
             return torch.sigmoid(last(F.interpolate(h, size=(height, rows))))
-        # a third of the time of upsampling first, gradients included
+        # this takes a third of the time of upsampling first, with gradients too
         return torch.sigmoid(in_phases(h, doubling_phases(last.weight), last.bias))
 
 
 def doubling_phases(weight: Tensor) -> Tensor:
-    """A 3×3 convolution of maps twice as large (each value four times) as one of the maps themselves.
+    """Return the weights of a 3×3 convolution for `in_phases` that equals a 3×3 convolution after upsampling by 2.
 
-    Weights [D,C,3,3] → [4·D,C,3,3], in the order of `pixel_shuffle`: an even row sees its neighbour above once and its
-    own row of values twice, an odd one its own twice and that below; so do columns.
+    Weights [D,C,3,3] → [4·D,C,3,3], in the order of `pixel_shuffle`. An even row of the output depends once on the row
+    above and twice on its own row before upsampling, an odd row twice on its own row and once on the row below; columns
+    likewise.
     """
     seen = weight.new_tensor([[[1, 0, 0], [0, 1, 1], [0, 0, 0]], [[0, 0, 0], [1, 1, 0], [0, 0, 1]]])
     split = torch.einsum("pik,qjl,dckl->dpqcij", seen, seen, weight)

@@ -20,21 +20,22 @@ from manifold_bench.defenses.solvers import mean_squared_error
 from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 AT_ONCE = 16
-"""Images whose networks are fitted together on a CPU: more of them don't fit into its caches."""
+"""Number of images whose networks are fitted together on a CPU; more do not fit into its caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepImagePriorSpec(DefenseSpec):
-    """scales, channels, skip, noise: size of the networks, see `SkipNetworks`; Ulyanov et al. have 5, 128, 4 and 32.
+    """scales, channels, skip, noise: size of the networks, see `SkipNetworks`; 5, 128, 4 and 32 in Ulyanov et al.
 
     steps, rate: number of steps and learning rate of the fit by Adam, which stops early.
-    jitter: standard deviation of what is added to the noise input, anew in every step.
-    averaging: decay of the outputs' running mean, which is what is classified.
+    jitter: standard deviation of random numbers that are added to the noise input in every step.
+    averaging: decay of the outputs' running mean, which is classified.
     seed: seed of the weights, the noise input and the jitter.
 
-    When to stop was chosen on 48 validation images of MNIST: after 25, 50, 100, 200 and 400 steps 90, 100, 100, 100
-    and 100 % of the clean ones are right; of FGSM's on the classifier at L∞ .2 71, 79, 67, 46 and 33 % (21 % without
-    the defense). On 100 others 50 steps get 98 % of the clean ones right and 54 % at .2 (16 % without).
+    The number of steps was chosen on 48 validation images of MNIST. After 25, 50, 100, 200 and 400 steps, 90, 100, 100,
+    100 and 100 % of the clean images are right, and 71, 79, 67, 46 and 33 % of FGSM's images on the classifier at L∞
+    0.2 (21 % without the defense). On 100 other images, 50 steps get 98 % of the clean ones right, and 54 % at 0.2
+    (16 % without the defense).
     """
 
     scales: Annotated[int, Ge(1)] = 2
@@ -49,7 +50,7 @@ class DeepImagePriorSpec(DefenseSpec):
 
     def __post_init__(self) -> None:
         side = min(self.shape[1:])
-        most = max(0, (side - 1).bit_length() - 1)  # a single pixel can't be normalised
+        most = max(0, (side - 1).bit_length() - 1)  # a map of a single pixel cannot be normalised
         if self.scales > most:
             raise ValueError(f"scales: images {side} pixels wide or high have at most {most} scales, not {self.scales}")
 
@@ -57,13 +58,13 @@ class DeepImagePriorSpec(DefenseSpec):
 class DeepImagePrior(Defense):
     """Classifies what an untrained network makes of the input when its fit is stopped early.
 
-    C(f_θ*(z₀)): θ* fits the network to x from random θ, argmin_θ ‖f_θ(z₀) − x‖².
+    It answers C(f_θ*(z₀)), where θ* fits the network to x from random weights, argmin_θ ‖f_θ(z₀) − x‖².
 
-    What such a network learns first is what natural images are like (Ulyanov et al. 2018); the classifier is
-    `undefended`. θ, z₀ and the jitter of an input come from its pixels and the spec's seed, so that its answer depends
-    on the input alone. Backward mode: `identity` through the fit (BPDA). While it is attacked, the fits of an input all
-    share their first steps, taken on the point that the attack began with, and differ in the last `inner_steps`: going
-    on from fit to fit they would come closer to the attacker's image than the deployed fit, which stops early.
+    Such a network learns the structure of natural images first (Ulyanov et al. 2018); the classifier C is `undefended`.
+    The random θ, z₀ and jitter of an input follow from its pixels and the spec's seed, so that its answer depends on
+    the input alone. The gradient mode is `identity` through the fit (BPDA). With a warm start all fits of an attacked
+    input share the first steps, taken on the attack's first point, and differ in the last `inner_steps`: a fit that
+    continued the last one would come closer to the attacker's image than the deployed fit, which stops early.
     """
 
     paper = "ilyas2017"
@@ -91,14 +92,14 @@ class DeepImagePrior(Defense):
         return self.classifier(straight_through(x, fitted)), shared
 
     def perceived(self, x: Tensor) -> Tensor:
-        """f_θ*(z₀): the running mean of the outputs."""
+        """Return f_θ*(z₀) for images x [N,C,H,W]: the running mean of the networks' outputs, same shape."""
         return self.fit_networks(x, None, self.spec.steps)[0]
 
     def fit_networks(self, x: Tensor, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
-        """What networks fitted to x [N,C,H,W] make of it, same shape, and the fits before `inner_steps` more, [N,S].
+        """Fit networks to images x [N,C,H,W]; return their outputs [N,C,H,W], and their states before the last steps.
 
-        start: such fits of these inputs or of ones near them, of which only those last steps are taken anew; None: all
-        steps from random θ and z₀.
+        The states [N,S] are those before the last `inner_steps` steps. start: such states, of these inputs or of ones
+        near them, from which only the last steps are taken; None: all steps are taken, from random θ and z₀.
         """
         at_once = AT_ONCE if x.device.type == "cpu" else max(1, len(x))
         images = x.detach().split(at_once)
@@ -108,7 +109,7 @@ class DeepImagePrior(Defense):
         return torch.cat(fitted), torch.cat(shared)
 
     def _fit(self, x: Tensor, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
-        """`fit_networks` of images that are fitted together."""
+        """`fit_networks` for images that are fitted together."""
         spec, networks, n = self.spec, self.networks, len(x)
         randoms = [torch.Generator().manual_seed(seed) for seed in input_seeds(x, spec.seed)]
         before = max(0, spec.steps - inner_steps)
@@ -128,7 +129,7 @@ class DeepImagePrior(Defense):
                 learnt = [networks.by_image(values.detach(), n) for values in (theta, *moments)]
                 shared = torch.cat([*learnt, z.flatten(1), average.flatten(1)], dim=1)
             jitter = torch.stack([torch.randn(networks.entering, generator=random) for random in randoms]).to(x)
-            with torch.enable_grad():  # an attack may ask for predictions without
+            with torch.enable_grad():  # an attack may call this under no_grad
                 theta.requires_grad_(True)
                 output = networks(theta, z + spec.jitter * jitter)
                 (gradient,) = torch.autograd.grad(mean_squared_error(output, x).sum(), theta)
@@ -139,16 +140,16 @@ class DeepImagePrior(Defense):
 
 
 class SkipNetworks:
-    """N encoder–decoder networks with skip connections, one for each image: figure 21 of Ulyanov et al. 2018.
+    """N encoder–decoder networks with skip connections, one for each image (figure 21 of Ulyanov et al. 2018).
 
-    At every scale what enters goes two ways: through a 1×1 convolution to `skip` channels, and through two 3×3
-    convolutions, the first of stride 2, on to the next scale, whose answer is upsampled (bilinear). A 3×3 and a 1×1
-    convolution join both; the last 1×1 convolution and a sigmoid make the image. All others have `channels` channels,
-    are normalised over the pixels of an image and channel, and pass a leaky ReLU of slope .2. Theirs pad by reflection;
-    these with zeros.
+    At every scale the input takes two ways: through a 1×1 convolution to `skip` channels; and through two 3×3
+    convolutions, the first of stride 2, to the next scale, whose output is upsampled (bilinear). A 3×3 and a 1×1
+    convolution join both. A last 1×1 convolution and a sigmoid make the image. All other convolutions have `channels`
+    channels, are normalised over the pixels of an image and channel, and are followed by a leaky ReLU of slope 0.2.
+    The paper pads by reflection, this code with zeros.
 
-    The weights θ of N networks are one tensor [N·P]: layer by layer, in each layer image by image, so that a layer of
-    all networks is one grouped convolution. entering: shape of z₀. size: P.
+    The weights θ of N networks are one tensor [N·P], layer by layer and within a layer image by image, so that a layer
+    of all networks is one grouped convolution. entering: shape of z₀. size: P.
     """
 
     def __init__(self, shape: tuple[int, int, int], scales: int, channels: int, skip: int, noise: int) -> None:
@@ -173,30 +174,30 @@ class SkipNetworks:
             yield from convolution(channels, channels, 1)
 
         self.shapes = [*scale(1, noise), (shape[0], channels, 1, 1), (shape[0],)]
-        """Of the weights of one network, in the order in which they are used."""
+        """Shapes of the weights of one network, in the order in which they are used."""
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.size = sum(self.sizes)
 
     def random_weights(self, random: torch.Generator) -> Tensor:
-        """θ of one network [P], as layers of torch begin: uniform within 1/√inputs, scales 1, shifts 0."""
+        """Return random θ of one network, [P], as torch does: uniform within 1/√inputs, scales 1, shifts 0."""
 
         def draw(shape: tuple[int, ...]) -> Tensor:
             if len(shape) == 1:
-                return torch.zeros(shape)  # a scale is kept as its difference from 1
+                return torch.zeros(shape)  # a scale is stored as its difference from 1
             return (2 * torch.rand(math.prod(shape), generator=random) - 1) / math.sqrt(math.prod(shape[1:]))
 
         return torch.cat([draw(shape) for shape in self.shapes])
 
     def by_layer(self, rows: Tensor) -> Tensor:
-        """[N,P], a row for each image → [N·P]."""
+        """Reorder weights [N,P] with a row for each image to [N·P]."""
         return torch.cat([part.flatten() for part in rows.split(self.sizes, dim=1)])
 
     def by_image(self, layers: Tensor, n: int) -> Tensor:
-        """[N·P] → [N,P], a row for each image."""
+        """Reorder weights [N·P] to [N,P] with a row for each of n images."""
         return torch.cat([part.view(n, -1) for part in layers.split([n * size for size in self.sizes])], dim=1)
 
     def __call__(self, theta: Tensor, z: Tensor) -> Tensor:
-        """θ [N·P], z [N,...] (see `entering`) → images [N,C,H,W] in [0,1]."""
+        """Return the networks' images [N,C,H,W] in [0,1] for weights θ [N·P] and inputs z [N,...] (see `entering`)."""
         n = len(z)
         parts = theta.split([n * size for size in self.sizes])
         weights = iter([part.view(n * shape[0], *shape[1:]) for part, shape in zip(parts, self.shapes, strict=True)])

@@ -1,5 +1,4 @@
-"""Defense-GAN: Samangouei, Kabkab and Chellappa 2018, "Protecting Classifiers against Adversarial Attacks Using
-Generative Models"."""
+"""Defense-GAN (Samangouei, Kabkab and Chellappa 2018, "Protecting Classifiers … Using Generative Models")."""
 
 from __future__ import annotations
 
@@ -23,13 +22,14 @@ from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 from manifold_bench.defenses.wasserstein_gan import WassersteinGANSettings
 
 PAPER = MomentumSolver(steps=200, rate=10.0, momentum=0.7, drop=0.8, starts=10, spread=128**-0.5)
-"""L = 200 steps at rate 10, a tenth of it from 0.8 L on, from R = 10 starts z ~ N(0, I/128)."""
+"""The paper's search: L = 200 steps at rate 10, and rate 1 after 0.8 L, from R = 10 starts z ~ N(0, I/128)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DefenseGANSpec(ProjectAndClassifySpec):
-    """generator: the paper's WGAN-GP. solver: the paper's search, R starts of L steps. network: the classifier, of
-    which the paper's have letters."""
+    """generator: generative model and its settings; by default the paper's WGAN-GP. solver: search for the latent and
+    its settings; by default the paper's, R starts of L steps. network: classifier; those of the paper have letters.
+    """
 
     generator: Annotated[AnyGenerator, usually(model="wgan-gp")] = field(default_factory=WassersteinGANSettings)
     solver: AnySolver = PAPER
@@ -39,9 +39,9 @@ class DefenseGANSpec(ProjectAndClassifySpec):
 class DefenseGAN(ProjectAndClassify):
     """Classifies the best of several projections on a GAN's range, from random starts.
 
-    C(G(z*)), z* the best of R descents; the starts are drawn anew for every answer.
+    It answers C(G(z*)), where z* is the best of R descents from random starts, which are new for every answer.
 
-    Each input's come from a generator seeded by that draw and its own pixels: they don't depend on its batch.
+    The random numbers of an input are seeded by one draw and by its pixels, so that they do not depend on its batch.
     """
 
     paper = "samangouei2018"
@@ -59,8 +59,7 @@ class DefenseGAN(ProjectAndClassify):
         return self.from_encoder(x, self.spec.solver.start_per_input(x, self.generator.latent, seed))
 
     def verdict(self, x: Tensor) -> Verdict:
-        """Labels as `forward` has them; the score is the distance ‖G(z*) − x‖₂, by which attacks are to be detected
-        (their section 4.3)."""
+        """Return the labels of `forward`, with ‖G(z*) − x‖₂ as score, by which section 4.3 detects attacks."""
         projected = self.perceived(x)
         labels = self.answer(x, projected).argmax(1)
         return Verdict(labels, torch.zeros_like(labels, dtype=torch.bool), (x - projected).flatten(1).norm(dim=1))
@@ -70,5 +69,5 @@ class DefenseGAN(ProjectAndClassify):
         return self.spec.solver.steps
 
     def attacked_starts(self, x: Tensor) -> Tensor:
-        """One random start instead of R: an attacker needs the mean over searches, and the judge asks the best one."""
+        """Return one random start [N,1,k] in place of R: attackers average over searches, each from another start."""
         return self.starts(x)[:, :1]

@@ -1,5 +1,7 @@
-"""Defensive distillation: Papernot et al. 2016, "Distillation as a Defense to Adversarial Perturbations against Deep
-Neural Networks" (https://arxiv.org/abs/1511.04508)."""
+"""Defensive distillation (Papernot et al. 2016, "Distillation as a Defense to Adversarial Perturbations …").
+
+The paper is at https://arxiv.org/abs/1511.04508.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,9 @@ from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationSpec(UndefendedSpec):
-    """temperature: temperature T of both trainings (paper: 100 on MNIST). epochs: number of epochs of each of the two.
+    """temperature: temperature T of both trainings (paper: 100 on MNIST). epochs: number of epochs of each training.
 
-    mixed_precision: whether trainings compute in 16 bits where that is safe, see `Training`. Other fields as for
-    `undefended`.
+    mixed_precision: whether the trainings compute in 16 bits, see `Training`. Other fields are as for `undefended`.
     """
 
     temperature: Annotated[float, Gt(0)] = 100.0
@@ -35,11 +36,11 @@ class DistillationSpec(UndefendedSpec):
 class Distillation(Undefended):
     """Defensive distillation: a classifier is taught by another one, both at a high temperature.
 
-    Teacher: min E CE(softmax(z(x) / T), y). Student: min E CE(softmax(z(x) / T), softmax(z_teacher(x) / T)), with the
-    network of `undefended`. Deployed at T = 1: the student's logits are about T times as large as usual, so that its
-    softmax is 0 and 1 in float32 and the gradient of a cross-entropy on it vanishes. That is all that it defends by:
-    losses on logits (any margin) and losses at the temperature of the training see what they see of the undefended
-    classifier (Carlini and Wagner 2016, https://arxiv.org/abs/1607.04311).
+    The teacher minimises E CE(softmax(z(x) / T), y), and then the student E CE(softmax(z(x) / T), softmax(z_teacher(x)
+    / T)); both have the network of `undefended`. The student is deployed at T = 1. Its logits are then about T times as
+    large as usual, so that its softmax is exactly 0 or 1 in float32, and the gradient of the cross-entropy vanishes.
+    That is the whole defense: losses on logits (any margin) and losses at the temperature T attack it as easily as the
+    undefended classifier (Carlini and Wagner 2016, https://arxiv.org/abs/1607.04311).
     """
 
     paper = "papernot2016"

@@ -1,4 +1,4 @@
-"""Enhanced invert and classify: Ilyas et al. 2017, "The Robust Manifold Defense", and its robust training."""
+"""Enhanced invert and classify, and its robust training (Ilyas et al. 2017, "The Robust Manifold Defense")."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from manifold_bench.defenses.variational_autoencoder import VariationalAutoencod
 
 @dataclass(frozen=True, kw_only=True)
 class RobustManifoldSettings(Settings):
-    """eta: L2 distance within which images of the range are to be classified alike. weight: w, of that in the loss.
+    """eta: L2 distance within which two images of the range should get the same answer. weight: weight w of that term.
 
-    pairs: how many pairs of latents are attacked at a time; every: steps of the training from one such attack to the
-    next; attack_steps, attack_rate, confidence: see `overpowered_pairs`. The reference code has 500 steps every 20
-    steps of the training and w = 2 on CelebA, w = .01 every 5 epochs on MNIST.
-    start_*: the L2 PGD training that it begins with, in steps of 2 eps / steps (the paper: 1.5 and 40). width, hidden:
-    size of the network. epochs, batch_size, rate: of the training (Adam, one cycle).
+    pairs: number of pairs of latents that are attacked at a time. every: number of training steps between two such
+    attacks. attack_steps, attack_rate, confidence: parameters of `overpowered_pairs`. The reference code has 500 attack
+    steps every 20 training steps and w = 2 on CelebA, and w = 0.01 every 5 epochs on MNIST.
+    start_eps, start_steps, start_epochs: the L2 PGD training at the beginning, in steps of 2 eps / steps (the paper has
+    eps 1.5 and 40 steps). width, hidden: size of the network. epochs, batch_size, rate: number of epochs, batch size
+    and learning rate of the training (Adam, one cycle).
     """
 
     eta: Annotated[float, Gt(0)] = 1.5
@@ -50,19 +51,19 @@ class RobustManifoldSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class RobustManifoldSpec(DefenseSpec):
-    """generator: whose range the pairs come from. settings: of the training."""
+    """generator: settings of the generative model from whose range the pairs come. settings: of the training."""
 
     generator: GeneratorSettings
     settings: RobustManifoldSettings
 
 
 class RobustManifoldTraining(Defense):
-    """The classifier of Enhanced INC (their section 6).
+    """The classifier of Enhanced INC (section 6 of the paper).
 
-    min_C E CE(C(x), y) + w · sup over z, z′ with ‖G(z) − G(z′)‖₂ ≤ η of CE(C(G z), C(G z′)) + CE(C(G z′), C(G z)),
-    from a classifier that L2 PGD training made. The supremum is the overpowered attack on pairs from the prior. What it
-    finds counts until the next attack, and only where the pair is within η and, at that moment, classified differently
-    (the reference code lets others in).
+    It minimises E CE(C(x), y) + w · sup over z, z′ with ‖G(z) − G(z′)‖₂ ≤ η of [CE(C(G z), C(G z′)) + CE(C(G z′),
+    C(G z))], starting from a classifier that was trained by L2 PGD. The overpowered attack on pairs of latents from the
+    prior finds the supremum. Its pairs are used until the next attack, and only those within η that the classifier
+    currently classifies differently (the reference code uses others too).
     """
 
     Spec: ClassVar = RobustManifoldSpec
@@ -107,12 +108,12 @@ class RobustManifoldTraining(Defense):
         }
 
     def found_pairs(self, n: int) -> tuple[Tensor, Tensor]:
-        """Images [M,C,H,W] and as many others that the overpowered attack finds from n random pairs of latents."""
+        """Return the pairs of images, both [M,C,H,W], that the overpowered attack finds from n random pairs."""
         settings = self.spec.settings
         device = device_of(self)
         z, other = torch.randn(2, n, self.generator.latent).to(device)
         self.network.eval().requires_grad_(False)
-        with torch.autocast(device.type, enabled=False):  # η and classes are as the deployed classifier sees them
+        with torch.autocast(device.type, enabled=False):  # distances and classes as for the deployed classifier
             descent, confidence = Descent(settings.attack_steps, settings.attack_rate), settings.confidence
             pairs = overpowered_pairs(self.generator, self.network, (z, other), settings.eta, descent, confidence)
             with torch.no_grad():
@@ -121,8 +122,10 @@ class RobustManifoldTraining(Defense):
         return images, others
 
     def disagreement(self, images: Tensor, others: Tensor) -> Tensor:
-        """Mean symmetric cross-entropy between the answers to images and others, of those answered differently; 0
-        where all are answered alike."""
+        """Return the mean symmetric cross-entropy of the answers to images and others, both [M,C,H,W].
+
+        Only pairs with different answers count; without any it is 0.
+        """
         if not len(images):
             return images.new_zeros(())
         first, second = self.network(torch.cat([images, others])).float().log_softmax(1).chunk(2)
@@ -132,7 +135,7 @@ class RobustManifoldTraining(Defense):
 
 
 def l2_trained(spec: DefenseSpec, settings: RobustManifoldSettings) -> PGDTraining:
-    """What the robust manifold training begins with, with initial weights."""
+    """Return the classifier that the robust manifold training starts from, with initial weights."""
     return PGDTraining(
         PGDTrainingSpec(
             shape=spec.shape,
@@ -151,10 +154,11 @@ def l2_trained(spec: DefenseSpec, settings: RobustManifoldSettings) -> PGDTraini
 
 @dataclass(frozen=True, kw_only=True)
 class EnhancedInvertAndClassifySpec(InvertAndClassifySpec):
-    """training: the classifier's training. retrained: whether it had the robust manifold training, or only the L2 PGD
-    training that this begins with.
+    """training: settings of the classifier's training. retrained: whether the classifier has the robust manifold
+    training, or only the L2 PGD training at its beginning.
 
-    project: whether inputs are projected; without it the classifier answers alone, and nothing is rejected."""
+    project: whether inputs are projected; otherwise the classifier answers alone, and nothing is rejected.
+    """
 
     generator: GeneratorSettings = field(default=VariationalAutoencoderSettings(decoder="dense", latent=20))
     training: RobustManifoldSettings = field(default_factory=RobustManifoldSettings)
@@ -165,7 +169,7 @@ class EnhancedInvertAndClassifySpec(InvertAndClassifySpec):
 class EnhancedInvertAndClassify(InvertAndClassify):
     """INC with a classifier that was trained to be robust on the generator's range.
 
-    Images of the range within η of each other that are classified differently are what is left to attack INC with.
+    Pairs of images of the range within η that get different answers are the weakness of INC that this training removes.
     """
 
     paper = "ilyas2017"

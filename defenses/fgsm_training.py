@@ -1,5 +1,7 @@
-"""Adversarial training by the fast gradient sign method: Goodfellow, Shlens and Szegedy 2015, "Explaining and
-Harnessing Adversarial Examples" (https://arxiv.org/abs/1412.6572)."""
+"""Adversarial training by FGSM (Goodfellow et al. 2015, "Explaining and Harnessing Adversarial Examples").
+
+The paper is at https://arxiv.org/abs/1412.6572.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from manifold_bench.defenses.adversarial_training import AdversarialTraining, Ad
 
 @dataclass(frozen=True, kw_only=True)
 class FGSMTrainingSpec(AdversarialTrainingSpec):
-    """clean_share: weight α of the loss on unperturbed images (paper: 0.5). Other fields as for its base."""
+    """clean_share: weight α of the loss on clean images (paper: 0.5). Other fields are as in the base class."""
 
     clean_share: Annotated[float, Ge(0), Le(1)] = 0.5
     epochs: Annotated[int, Ge(1)] = 3
@@ -29,11 +31,11 @@ class FGSMTrainingSpec(AdversarialTrainingSpec):
 class FGSMTraining(AdversarialTraining):
     """Adversarial training with a single step: the classifier learns from clean inputs and from FGSM's.
 
-    min_θ E [α CE(C_θ(x), y) + (1 − α) CE(C_θ(x + ε sign ∇ₓ CE(C_θ(x), y)), y)] (their section 6).
+    It minimises E [α CE(C_θ(x), y) + (1 − α) CE(C_θ(x + ε sign ∇ₓ CE(C_θ(x), y)), y)] over θ (section 6 of the paper).
 
-    Networks learn to make that one step harmless instead of the whole ball ("catastrophic overfitting", Wong et al.
-    2020; "label leaking", Kurakin et al. 2017). Nothing here prevents it: what comes out is a control for the masking
-    diagnosis, on which iterative attacks must beat the single step by far.
+    Networks learn to resist that single step but not other perturbations of the ball ("catastrophic overfitting", Wong
+    et al. 2020; "label leaking", Kurakin et al. 2017). Nothing here prevents that. So this defense is a control for the
+    masking diagnosis: iterative attacks have to be far stronger on it than the single step.
     """
 
     paper = "goodfellow2015"
@@ -47,7 +49,7 @@ class FGSMTraining(AdversarialTraining):
         return share * F.cross_entropy(self.network(images), labels) + (1 - share) * adversarial
 
     def perturbed(self, images: Tensor, labels: Tensor, ramp: float) -> Tensor:
-        """One step of length `ramp` · ε along the loss' gradient."""
+        """Return images [N,C,H,W] after one step of length `ramp` · ε along the loss' gradient."""
         norm, eps = self.spec.norm, ramp * self.spec.eps
         x = images.clone().requires_grad_(True)
         with torch.enable_grad():

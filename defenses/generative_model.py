@@ -1,4 +1,4 @@
-"""Generative models that defenses project on: each a generator, and an encoder that inverts it."""
+"""Generative models on whose range defenses project: a generator, and an encoder that inverts it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from manifold_bench.defenses.training import Training, device_of, epochs_for, in
 
 @dataclass(frozen=True, kw_only=True)
 class GenerativeSettings(Settings):
-    """latent: dimensions of z. encoder_*: the inverting encoder's size and training (Adam, one cycle)."""
+    """latent: number of dimensions of z. encoder_width, encoder_hidden: size of the encoder. encoder_epochs,
+    encoder_rate: number of epochs and learning rate of its training (Adam, one cycle).
+    """
 
     latent: Annotated[int, Ge(1)] = 128
     encoder_width: Annotated[int, Ge(1)] = 32
@@ -29,15 +31,15 @@ class GenerativeSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerativeSpec(TrainableSpec):
-    """settings: of the model and its training; they are what a defense that is built on it chooses."""
+    """settings: settings of the model and its training, which the defense that is built on it chooses."""
 
     settings: GenerativeSettings
 
 
 class GenerativeModel(Trainable, ABC):
-    """G: z [N,k] → images [N,C,H,W] in [0,1], z ~ N(0, I); and E: images → z, trained to invert it.
+    """A generator G: z [N,k] → images [N,C,H,W] in [0,1], z ~ N(0, I), and an encoder E: images → z that inverts it.
 
-    A subclass sets `Spec`, `version` and `generator`, and trains it in `fit_generator`.
+    A subclass sets `Spec`, `version` and `generator`, and trains the generator in `fit_generator`.
     """
 
     spec: GenerativeSpec
@@ -53,11 +55,11 @@ class GenerativeModel(Trainable, ABC):
         return self.generator(z)
 
     def encode(self, x: Tensor) -> Tensor:
-        """[N,C,H,W] → where a search for the nearest G(z) may start, [N,k]."""
+        """Return latents [N,k] of images x [N,C,H,W], from which a search for the nearest G(z) may start."""
         return self.encoder(x)
 
     def sample(self, n: int, seed: int) -> Tensor:
-        """n images G(z), z ~ N(0, I) → [n,C,H,W]; the i-th is the same whatever n is."""
+        """Return n images G(z), z ~ N(0, I), [n,C,H,W]; the i-th image does not depend on n."""
         generator = torch.Generator().manual_seed(seed)
         z = torch.stack([torch.randn(self.latent, generator=generator) for _ in range(n)]).to(device_of(self))
         with torch.no_grad():
@@ -76,12 +78,12 @@ class GenerativeModel(Trainable, ABC):
     def fit_generator(
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:
-        """Trains `generator` in place; returns figures for the card."""
+        """Train `generator` in place, and return figures for the card."""
 
     def fit_encoder(self, data: LabelledImages, budget: float, seed: int, progress: Progress) -> None:
-        """Trains E: images come back, G(E(x)) ≈ x, and so do latents, E(G(z)) ≈ z.
+        """Train E in place so that G(E(x)) ≈ x and E(G(z)) ≈ z.
 
-        On generated images alone it would never meet what it is for: images beside the range.
+        Real images take part, because E is used on images that are not in the generator's range.
         """
         settings = self.spec.settings
         initialise(self.encoder, seed)
@@ -96,5 +98,5 @@ class GenerativeModel(Trainable, ABC):
         train_module(self.encoder, step, data, training, progress)
 
     def encoding_error(self, data: LabelledImages) -> float:
-        """Mean squared error per pixel of G(E(x))."""
+        """Return the mean squared error of G(E(x)) over all pixels of the images."""
         return float(in_batches(lambda x: (self(self.encode(x)) - x).square(), data.images, device_of(self)).mean())

@@ -1,5 +1,7 @@
-"""The selective Gaussian-mixture VAE: Ghosh, Losalka, Black 2019, "Resisting Adversarial Attacks Using Gaussian
-Mixture Variational Autoencoders" (AAAI 2019)."""
+"""The selective Gaussian-mixture VAE (Ghosh, Losalka and Black, AAAI 2019).
+
+The paper is "Resisting Adversarial Attacks Using Gaussian Mixture Variational Autoencoders".
+"""
 
 from __future__ import annotations
 
@@ -33,26 +35,27 @@ def deployment(default: T) -> T:
 class GaussianMixtureVAESpec(DefenseSpec):
     """The parameters of the training, and those of the deployment from `covariance` on.
 
-    latent: dimension k of the encoding, at least the number of classes; None: that many.
-    noise_variance: the prior's Σ is this times I; None: 1/3000 · 10/k (the paper has 1/3000 for MNIST, and less for a
-    larger k).
-    alpha: weight of ‖f(x) − μ_y‖², unpublished; chosen on validation data.
-    labelled_per_class: number of training images of each class that keep their label, while the others train without
-    (their semi-supervised form); None: all.
-    posterior: whether its entropy is `constant`, or `variable`, where the encoder gives variances too as in the usual
-    VAE (their ablation).
+    latent: dimension k of the encoding, at least the number of classes; None: the number of classes.
+    noise_variance: factor σ² of the prior's covariance Σ = σ² I; None: 1/3000 · 10/k (the paper has 1/3000 for MNIST,
+    and less for a larger k).
+    alpha: weight of ‖f(x) − μ_y‖²; the paper does not give it, and it was chosen on validation data.
+    labelled_per_class: number of training images of each class that keep their label, while the others are used without
+    one (the paper's semi-supervised form); None: all keep it.
+    posterior: whether its entropy is `constant`, or `variable`, where the encoder gives variances too, as in the usual
+    VAE (the paper's ablation).
     width, hidden, epochs, batch_size, rate: size and training of the networks.
-    covariance: covariance in the Mahalanobis distance: the training encodings' own per class, or the prior's Σ.
-    confidence: confidence of both thresholds on training statistics; the paper's 99.73 % is three standard deviations.
-    rejection_rate: share of clean held-out images that is rejected, for which both thresholds are scaled by one factor;
-    None: they stay at `confidence`.
-    reclassify: whether what is rejected is projected on the decoder's range and classified there.
+    covariance: covariance in the Mahalanobis distance: `empirical`, that of the training encodings of each class, or
+    `prior`, the prior's Σ.
+    confidence: confidence of both thresholds on training data; the paper's 99.73 % is three standard deviations.
+    rejection_rate: share of clean held-out images that is rejected, for which both thresholds are multiplied by one
+    factor; None: the thresholds are those of `confidence`.
+    reclassify: whether rejected inputs are projected on the decoder's range and classified there.
     descent: the search for that projection, from every class mean.
-    reject_after: whether it is still rejected where the projection, too, is beyond a threshold.
-    pull: whether the descents mind the training's own pull to their mean, α ‖z − μ_c‖², besides the error. Without it,
-    as the paper writes, z* leaves what the decoder was trained on: on rejected validation images of MNIST after FGSM
-    at ε 0.06, 0.12, 0.30 the label is right for 79, 75, 58 % (24 images each; z* is within τ_enc for 17, 29, 33 %),
-    and with it for 97, 100, 90 % (40 each; all within).
+    reject_after: whether an input is still rejected if its projection, too, is beyond a threshold.
+    pull: whether the descents minimise α ‖z − μ_c‖² as well, the training's pull to the mean that they start from.
+    Without it, as the paper writes, z* leaves the region on which the decoder was trained. On rejected validation
+    images of MNIST after FGSM at ε 0.06, 0.12 and 0.30, the label is then right for 79, 75 and 58 % (24 images each; z*
+    is within τ_enc for 17, 29 and 33 %), and with the pull for 97, 100 and 90 % (40 images each; all within).
     """
 
     latent: Annotated[int, Ge(2)] | None = None
@@ -75,19 +78,24 @@ class GaussianMixtureVAESpec(DefenseSpec):
 
     def __post_init__(self) -> None:
         if self.latent is not None and self.latent < self.num_classes:
-            raise ValueError(f"latent: {self.latent} is less than the {self.num_classes} classes, each has a mean")
+            raise ValueError(f"latent: {self.latent} is less than {self.num_classes}, the number of classes; give more")
 
     @property
     def k(self) -> int:
+        """Dimension of the encoding."""
         return self.num_classes if self.latent is None else self.latent
 
     @property
     def sigma2(self) -> float:
+        """Variance σ² of the prior in each dimension."""
         return 1 / 3000 * 10 / self.k if self.noise_variance is None else self.noise_variance
 
 
 class MeanEncoder(nn.Module):
-    """f: images → the means of their encodings [N,k]. `network` gives log variances behind them where they vary."""
+    """f: images [N,C,H,W] → the means of their encodings [N,k].
+
+    network: network whose first k outputs are the means; if the posterior is variable, k log variances follow.
+    """
 
     def __init__(self, network: nn.Module, latent: int) -> None:
         super().__init__()
@@ -99,9 +107,9 @@ class MeanEncoder(nn.Module):
 
 
 class NearestMean(nn.Module):
-    """The encoder with the class means: images → logits −‖f(x) − μ_c‖², log p(z|c) up to scale and a constant.
+    """The encoder with the class means: images → logits −‖f(x) − μ_c‖², which is log p(z|c) up to scale and a constant.
 
-    Unscaled: with the paper's Σ the factor would be 1500, and a softmax of it would have no gradient left.
+    The logits are not scaled: with the paper's Σ the factor would be 1500, and the gradient of a softmax would vanish.
     """
 
     means: Tensor
@@ -112,7 +120,7 @@ class NearestMean(nn.Module):
         self.register_buffer("means", means)
 
     def scores(self, z: Tensor) -> Tensor:
-        """Encodings [N,k] → [N,K]."""
+        """Return the logits [N,K] of encodings z [N,k]."""
         return -(z[:, None, :] - self.means).square().sum(2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,14 +130,14 @@ class NearestMean(nn.Module):
 class GaussianMixtureVAE(Defense):
     """Classifies by the nearest class mean of a Gaussian-mixture VAE, and rejects outliers.
 
-    It rejects where the encoding is too far from that mean or the input too far from its reconstruction (their
-    section 3.4).
+    It rejects an input whose encoding is too far from that mean, or whose reconstruction is too far from the input
+    (section 3.4 of the paper).
 
     forward: images [N,C,H,W] in [0,1] → logits [N,K+1]. The reject score exceeds the largest logit by
-    max(d²/τ_enc, SSE/τ_dec) − 1, d² the Mahalanobis distance² of the encoding to its mean and SSE the reconstruction
-    error. τ_enc is the χ²_k quantile, τ_dec the same quantile of the training errors.
+    max(d²/τ_enc, SSE/τ_dec) − 1, where d² is the squared Mahalanobis distance of the encoding to its mean, and SSE the
+    reconstruction error. τ_enc is a quantile of χ²_k, and τ_dec the same quantile of the training errors.
 
-    Reclassifying, gradients pass the projection as if z* were f(x) (`identity`), or through the last steps of the
+    With `reclassify`, gradients pass the projection as if z* were f(x) (`identity`), or through the last steps of the
     descent (`unrolled`).
     """
 
@@ -155,7 +163,7 @@ class GaussianMixtureVAE(Defense):
         self.register_buffer("tau_enc", torch.tensor(torch.inf))
         self.register_buffer("tau_dec", torch.tensor(torch.inf))
         self.held_out = HeldOutScores(2)
-        """max(d²/τ_enc, SSE/τ_dec) of validation images: with empirical covariances, with the prior's."""
+        """max(d²/τ_enc, SSE/τ_dec) of validation images, first with the empirical covariances, then with Σ."""
 
     @property
     def gradient_modes(self) -> tuple[str, ...]:
@@ -167,12 +175,12 @@ class GaussianMixtureVAE(Defense):
 
     @property
     def encoder(self) -> MeanEncoder:
-        """f: images → the means of their encodings [N,k]."""
+        """The encoder f: images → the means of their encodings [N,k]."""
         return self.classifier.encoder
 
     @property
     def looseness(self) -> Tensor:
-        """What both thresholds are multiplied by: 1, or what meets the stated rejection rate on held-out images."""
+        """Factor of both thresholds: 1, or the one that gives `rejection_rate` on held-out images."""
         if self.spec.rejection_rate is None:
             return torch.ones_like(self.tau_enc)
         return self.held_out.thresholds([self.spec.rejection_rate] * 2)[int(self.spec.covariance == "prior")]
@@ -187,34 +195,37 @@ class GaussianMixtureVAE(Defense):
         return self._selective(z, self.error(x, z))
 
     def _selective(self, z: Tensor, error: Tensor) -> Tensor:
-        """Logits [N,K+1] of images whose encodings are z [N,k] and whose reconstruction errors are `error` [N]."""
+        """Return logits [N,K+1] for encodings z [N,k] and reconstruction errors [N]."""
         scores = self.classifier.scores(z)
         return append_reject_score(scores, self._ratios(z, error, scores.argmax(1)).amax(1) - 1)
 
     def _ratios(self, z: Tensor, error: Tensor, labels: Tensor) -> Tensor:
-        """Both detectors' scores over their thresholds if the answers were `labels`, [N,2]."""
+        """Return both detectors' scores over their thresholds for the answers `labels` [N], [N,2]."""
         distance = self.distance(z, labels, self.spec.covariance)
         return torch.stack([distance / self.tau_enc, error / self.tau_dec], dim=1) / self.looseness
 
     def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits without reclassification, and [d²_label/τ_enc, SSE/τ_dec]; see `Defense.detection`."""
+        """Return logits without reclassification, and ratios d²_label/τ_enc, SSE/τ_dec; see `Defense.detection`."""
         z = self.encoder(x)
         error = self.error(x, z)
         return self._selective(z, error), self._ratios(z, error, labels)
 
     def distance(self, z: Tensor, labels: Tensor, covariance: str) -> Tensor:
-        """Mahalanobis distance² of z [N,k] to the means of `labels` [N] → [N]; covariance: as in the spec."""
+        """Return the squared Mahalanobis distance of z [N,k] to the means of `labels` [N], [N].
+
+        covariance: `empirical` or `prior`, as in the spec.
+        """
         offset = z - self.classifier.means[labels]
         if covariance == "prior":
             return offset.square().sum(1) / self.spec.sigma2
         return torch.einsum("ni,nij,nj->n", offset, self.precision[labels], offset)
 
     def error(self, x: Tensor, z: Tensor) -> Tensor:
-        """‖x − g(z)‖² of images x [N,C,H,W] and latents z [N,k] → [N]."""
+        """Return ‖x − g(z)‖² for images x [N,C,H,W] and latents z [N,k], [N]."""
         return (x - self.decoder(z).float()).square().flatten(1).sum(1)
 
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
-        """See `Defense.attack_forward`; the optimisation is the reclassification of what is rejected (section 3.5)."""
+        """See `Defense.attack_forward`; the inner optimisation reclassifies rejected inputs (section 3.5)."""
         z = self.encoder(x)
         logits = self._selective(z, self.error(x, z))
         rejected = (logits.argmax(1) == self.num_classes).nonzero()[:, 0]
@@ -229,13 +240,13 @@ class GaussianMixtureVAE(Defense):
             ended = pad_to_block(found)
             again = self._selective(ended, self.error(x[padded], ended))[: len(rejected)]
             if not self.spec.reject_after:
-                # What was beyond a threshold stays the most suspicious of all that is accepted
+                # Inputs that were beyond a threshold stay the most suspicious of all accepted ones
                 again = append_reject_score(again[:, :-1], suspicion(again, self.num_classes).clamp(max=0))
             logits = logits.index_copy(0, rejected, again)
         return logits, reached
 
     def _projected(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> Tensor:
-        """z*(x) [N,k]: the best of the descents from every class mean, or one from `start` [N,k]."""
+        """Return z*(x) [N,k]: the best of the descents from every class mean, or one from `start` [N,k]."""
         solver = self.spec.descent
         z = torch.cat([self._best_descent(part) for part in x.split(32)]) if start is None else start
         penalty = self._pull_to(self.classifier.means[self.classifier.scores(z).argmax(1)])
@@ -245,21 +256,21 @@ class GaussianMixtureVAE(Defense):
         return z if start is None else solver.solve(self.decoder, x, z[:, None], inner_steps, penalty=penalty)[:, 0]
 
     def _best_descent(self, x: Tensor) -> Tensor:
-        """Of the descents from every class mean, where the best one ended: images [N,C,H,W] → [N,k]."""
+        """Return the end of the best of the descents from every class mean, for images x [N,C,H,W] → [N,k]."""
         solver, starts = self.spec.descent, self.classifier.means.expand(len(x), -1, -1)
         penalty = self._pull_to(starts.flatten(0, 1))
         z = solver.solve(self.decoder, x, starts, solver.steps, penalty=penalty)
         return best_start(self.decoder, x, z, penalty)[0].detach()
 
     def _pull_to(self, means: Tensor) -> Penalty | None:
-        """α ‖z − μ‖² for latents with these means [M,k], as large beside the mean squared error as in training."""
+        """Return the penalty α ‖z − μ‖² for latents with means [M,k], weighted against the error as in training."""
         if not self.spec.pull:
             return None
         weight = self.spec.alpha / math.prod(self.spec.shape)
         return lambda z, rows: weight * (z - means[rows]).square().sum(1)
 
     def perceived(self, x: Tensor) -> Tensor:
-        """The reconstruction g(f(x)); of what is rejected and reclassified g(z*)."""
+        """Return the reconstruction g(f(x)) of images x [N,C,H,W]; for inputs that are reclassified, g(z*)."""
         with torch.no_grad():
             z = self.encoder(x)
             if self.spec.reclassify:
@@ -282,7 +293,7 @@ class GaussianMixtureVAE(Defense):
         labelled = labelled_rows(train.labels, spec.labelled_per_class)
         known = LabelledImages(train.images[labelled], train.labels[labelled])
         step = self._supervised if spec.labelled_per_class is None else self._semi_supervised(known)
-        # Not more epochs for few images: that tightens their own encodings, and with them the thresholds
+        # No more epochs for few images, because that would overfit their encodings, and make the thresholds too tight
         epochs = max(1, round(budget * spec.epochs))
         training = Training("gmvae", seed, epochs, spec.batch_size, spec.rate, mixed_precision=True)
         train_module(self, step, train, training, progress, lambda: self.figures(validation))
@@ -290,17 +301,18 @@ class GaussianMixtureVAE(Defense):
         return self.figures(validation)
 
     def _supervised(self, images: Tensor, labels: Tensor, done: float) -> Tensor:
-        """SSE(x, g(z)) + α ‖f(x) − μ_y‖², mean over the batch; with a variable posterior α scales the divergence."""
+        """Return the mean loss of a batch: SSE(x, g(z)) + α ‖f(x) − μ_y‖², plus α times the rest of the divergence."""
         images = shifted(images, self.spec.shape[-1] // 16)
         mean, z, divergence = self._encoded(images)
         pull = (mean - self.classifier.means[labels]).square().sum(1) + divergence
         return (self.error(images, z) + self.spec.alpha * pull).mean()
 
     def _semi_supervised(self, known: LabelledImages) -> Step:
-        """The step for images without labels (theirs are ignored), with as many labelled ones drawn beside them.
+        """Return a training step that ignores the labels of its images, and adds half as many labelled images.
 
-        SSE(x, g(z)) − α · 2σ² log Σ_c N(z; μ_c, Σ)/K: the factor makes the pull to the only near mean α ‖z − μ_c‖², as
-        strong as the labelled images' own. It sets in over the first half, when the means have found their classes.
+        The loss of images without labels is SSE(x, g(z)) − α · 2σ² log Σ_c N(z; μ_c, Σ)/K. If one mean μ_c is near, the
+        second term is α ‖z − μ_c‖², as for labelled images. Its weight grows over the first half of the training, in
+        which the means find their classes.
         """
         spec = self.spec
 
@@ -322,7 +334,7 @@ class GaussianMixtureVAE(Defense):
         return step
 
     def _encoded(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """f(x), a draw z of the posterior, and what the divergence adds to the pull on the mean (times 1/2σ²)."""
+        """Return f(x) [N,k], a random z [N,k] of the posterior, and the rest of the divergence [N] (times 2σ²)."""
         spec = self.spec
         outputs = self.classifier.encoder.network(images).float()
         mean = outputs[:, : spec.k]
@@ -334,10 +346,9 @@ class GaussianMixtureVAE(Defense):
         return mean, z, (spec.sigma2 * (log_ratio.exp() - 1 - log_ratio)).sum(1)
 
     def set_thresholds(self, train: LabelledImages, validation: LabelledImages) -> None:
-        """τ_enc from χ²_k; τ_dec and the empirical covariances from labelled training images; `held_out`
-        from validation images.
+        """Set τ_enc from χ²_k, τ_dec and covariances from labelled training images, and `held_out` from validation.
 
-        The training images are shifted as they were in training, few of them several times: so the encoder knows them.
+        The training images are shifted at random, as in training; a small number of them several times.
         """
         spec = self.spec
         device = self.tau_enc.device
@@ -348,7 +359,7 @@ class GaussianMixtureVAE(Defense):
         for label in range(spec.num_classes):
             own = offsets[labels == label]
             covariance = own.T @ own / max(len(own), 1)
-            # As strong as k + 2 observations of the average variance: few encodings of many dimensions span no matrix
+            # Shrinkage, as if by k + 2 observations of the average variance: few encodings do not determine the matrix
             average = covariance.diagonal().mean().clamp_min(1e-8) * torch.eye(spec.k, device=device)
             share = (spec.k + 2) / (len(own) + spec.k + 2)
             self.precision[label] = torch.linalg.inv((1 - share) * covariance + share * average).float()
@@ -359,7 +370,7 @@ class GaussianMixtureVAE(Defense):
         self.held_out.keep(torch.maximum(distances / self.tau_enc, errors[:, None] / self.tau_dec))
 
     def _encodings(self, images: Tensor, copies: int = 0) -> tuple[Tensor, Tensor]:
-        """f(x) and ‖x − g(f(x))‖² of images as they are, or of that many shifted copies of them, one after another."""
+        """Return f(x) and ‖x − g(f(x))‖² of the images, or of `copies` shifted copies of them, one after another."""
         most = self.spec.shape[-1] // 16
         found, errors = [], []
         with torch.no_grad(), torch.random.fork_rng():
@@ -372,13 +383,13 @@ class GaussianMixtureVAE(Defense):
         return torch.cat(found), torch.cat(errors)
 
     def figures(self, validation: LabelledImages) -> dict[str, float]:
-        """See `selective_figures`; without reclassification."""
+        """Return `selective_figures` of validation images, without reclassification."""
         logits = in_batches(self._without_reclassification, validation.images, self.tau_enc.device)
         return selective_figures(logits, validation.labels)
 
 
 def labelled_rows(labels: Tensor, per_class: int | None) -> Tensor:
-    """Rows of the first `per_class` images of every class (all, where None), sorted."""
+    """Return the rows of the first `per_class` images of every class, sorted; all rows for None."""
     if per_class is None:
         return torch.arange(len(labels))
     return torch.cat([(labels == label).nonzero()[:per_class, 0] for label in labels.unique()]).sort().values

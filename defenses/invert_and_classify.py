@@ -1,4 +1,4 @@
-"""Invert and classify: Ilyas et al. 2017, "The Robust Manifold Defense"."""
+"""Invert and classify (Ilyas et al. 2017, "The Robust Manifold Defense")."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from manifold_bench.defenses.training import accuracy, device_of, in_batches
 
 @dataclass(frozen=True, kw_only=True)
 class InvertAndClassifySpec(ProjectAndClassifySpec):
-    """rejection_rate: share of clean validation images that lie further than η from their projections.
+    """rejection_rate: share of clean validation images that are farther than η from their projections.
 
-    reject: whether it rejects at all; false makes η infinite.
-    calibration_images: number of validation images that are projected to set η."""
+    reject: whether the defense rejects; otherwise η is infinite.
+    calibration_images: number of validation images that are projected to set η.
+    """
 
     rejection_rate: Annotated[float, Gt(0), Lt(1)] = field(default=0.01, metadata={"deployment": True})
     reject: bool = field(default=True, metadata={"deployment": True})
@@ -29,10 +30,11 @@ class InvertAndClassifySpec(ProjectAndClassifySpec):
 class InvertAndClassify(ProjectAndClassify):
     """Invert and classify (INC): classifies the generator's nearest image, rejects what is far from it.
 
-    z*(x) = argmin_z ‖G(z) − x‖²; rejects where ‖G(z*) − x‖₂ > η, else answers C(G(z*)) (their algorithm 1).
+    With z*(x) = argmin_z ‖G(z) − x‖², it rejects where ‖G(z*) − x‖₂ > η, and else answers C(G(z*)) (algorithm 1 of the
+    paper).
 
-    The classifier is `undefended`, trained on natural images. The distance has its exact gradient in every backward
-    mode: at the optimum the derivative of min_z ‖G(z) − x‖ is (x − G(z*)) / ‖x − G(z*)‖, z* held fixed (envelope
+    The classifier C is `undefended`, trained on natural images. The distance has its exact gradient in every gradient
+    mode: at the optimum the derivative of min_z ‖G(z) − x‖ is (x − G(z*)) / ‖x − G(z*)‖ with z* fixed (envelope
     theorem).
     """
 
@@ -51,7 +53,7 @@ class InvertAndClassify(ProjectAndClassify):
 
     @property
     def eta(self) -> Tensor:
-        """η: the largest L2 distance to its projection that an image may have; infinite where nothing is rejected."""
+        """η, the largest accepted L2 distance between an image and its projection; infinite without rejection."""
         return self.held_out.thresholds([self.spec.rejection_rate])[0] if self.rejects else super().eta
 
     def answer(self, x: Tensor, projected: Tensor) -> Tensor:
@@ -64,7 +66,7 @@ class InvertAndClassify(ProjectAndClassify):
     def fit(
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:
-        """Keeps the distances of validation images; generator and classifier are trained already."""
+        """Keep the distances of validation images to their projections; the parts are trained already."""
         some = validation.images[: self.spec.calibration_images]
         self.eval()
         distances = in_batches(lambda x: (self.perceived(x) - x).flatten(1).norm(dim=1), some, device_of(self))

@@ -1,4 +1,4 @@
-"""MagNet: Meng and Chen 2017, "MagNet: a Two-Pronged Defense against Adversarial Examples" (CCS 2017)."""
+"""MagNet (Meng and Chen, CCS 2017, "MagNet: a Two-Pronged Defense against Adversarial Examples")."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Rate = Annotated[float, Gt(0), Lt(1)]
 """Share of clean validation images that a detector may reject."""
 
 TEMPERATURES = {"jsd10": 10.0, "jsd40": 40.0}
-"""Of the softmaxes that the divergence detectors compare."""
+"""Temperatures of the softmaxes that the divergence detectors compare."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MagNetSpec(ClassifierSpec):
-    """filters: channels of each hidden convolution of the autoencoders. noise: standard deviation of what they learn to
-    remove.
+    """filters: number of channels of each hidden convolution of the autoencoders. noise: standard deviation of the
+    noise that they learn to remove.
 
-    autoencoder_epochs, autoencoder_rate: epochs and learning rate of their training. The paper has 100 epochs; here
-    they are fewer at a higher rate, with which the validation images' mean squared error on MNIST is 0.0025 after 4
-    epochs and 0.0015 after 8 (0.0053 at a third of the rate).
+    autoencoder_epochs, autoencoder_rate: number of epochs and learning rate of their training. The paper has 100
+    epochs. Here there are fewer at a higher rate: on MNIST the mean squared error of validation images is 0.0025 after
+    4 epochs and 0.0015 after 8 (0.0053 at a third of the rate).
     width, hidden, epochs, batch_size, rate: size and training of the classifier.
-    rate_l2, rate_l1, rate_jsd10, rate_jsd40: false-rejection rate of each detector, from the paper; those of the
-    divergences count for colour images only.
+    rate_l2, rate_l1, rate_jsd10, rate_jsd40: false-rejection rate of each detector, from the paper; the two jsd
+    detectors exist for colour images alone.
     """
 
     filters: Annotated[int, Ge(1)] = 3
@@ -53,10 +53,10 @@ class MagNetSpec(ClassifierSpec):
 
 
 class Autoencoder(nn.Module):
-    """3×3 convolutions with sigmoids; images [N,C,H,W] → reconstructions, same shape.
+    """An autoencoder of 3×3 convolutions with sigmoids: images [N,C,H,W] → reconstructions, same shape.
 
-    AE-I (`pooled`): convolution, 2×2 average pooling, convolution, convolution, upsampling, convolution, output. AE-II:
-    convolution, convolution, output.
+    pooled: whether it is AE-I (convolution, 2×2 average pooling, convolution, convolution, upsampling, convolution,
+    output), or else AE-II (convolution, convolution, output).
     """
 
     def __init__(self, channels: int, filters: int, pooled: bool) -> None:
@@ -80,17 +80,16 @@ class Autoencoder(nn.Module):
 class MagNet(Defense):
     """Classifies an autoencoder's reconstruction, and rejects what it reconstructs badly.
 
-    The reconstruction is by AE-I (the reformer); what AE-I or AE-II reconstructs too badly is rejected.
+    AE-I (the reformer) makes the reconstruction. An input that AE-I or AE-II reconstructs too badly is rejected.
 
-    forward: images [N,C,H,W] in [0,1] → logits [N,K+1]; the reject score exceeds the largest logit by the largest
-    ratio of a detector's score to its threshold, less 1. Detectors: `l2` and `l1`, the mean squared error of AE-I and
-    the mean absolute error of AE-II; for colour images also `jsd10` and `jsd40`, the Jensen–Shannon divergence between
-    the classifier's softmax of the image and of its reconstruction at temperatures 10 and 40 (their section 4.2).
-    Each threshold is the score that its stated share of the clean validation images exceed. All of it is
-    differentiable: MagNet was claimed for attackers who don't know it, and fell to those who do (Carlini and Wagner
-    2017, "MagNet and 'Efficient Defenses Against Adversarial Attacks' are Not Robust to Adversarial Examples").
-
-    Left out: the reference's penalty of 1e-9 on the activations, which is of no consequence.
+    forward: images [N,C,H,W] in [0,1] → logits [N,K+1]. The reject score exceeds the largest logit by the largest
+    ratio of a detector's score to its threshold, minus 1. The detectors are `l2` and `l1`, the mean squared error of
+    AE-I and the mean absolute error of AE-II, and for colour images `jsd10` and `jsd40`, the Jensen–Shannon divergence
+    between the classifier's softmax of the image and of its reconstruction at temperatures 10 and 40 (section 4.2 of
+    the paper). A share of clean validation images, the detector's rate, has scores above its threshold. All of it is
+    differentiable. The paper claims robustness against attackers who do not know MagNet; those who know it broke it
+    (Carlini and Wagner 2017, "MagNet and 'Efficient Defenses Against Adversarial Attacks' are Not Robust to
+    Adversarial Examples"). The reference code's penalty of 1e-9 on activations is left out.
     """
 
     paper = "meng2017"
@@ -115,7 +114,7 @@ class MagNet(Defense):
         return self._answer(x)[0]
 
     def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Defense.detection`; the ratios are the same whatever the label."""
+        """See `Defense.detection`; the ratios do not depend on the label."""
         return self._answer(x)
 
     def _answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +123,7 @@ class MagNet(Defense):
         return append_reject_score(logits, ratios.amax(1) - 1), ratios
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [N,K] of the reconstructed images, and the scores [N,D] of the detectors."""
+        """Return the logits [N,K] of the reconstructions of images x [N,C,H,W], and the detectors' scores [N,D]."""
         reformed = self.reformer(x)
         logits = self.classifier(reformed)
         scores = [(x - reformed).square().flatten(1).mean(1), (x - self.second(x)).abs().flatten(1).mean(1)]
@@ -134,11 +133,11 @@ class MagNet(Defense):
         return logits, torch.stack(scores, dim=1)
 
     def thresholds(self) -> Tensor:
-        """[D], in the order of `detectors`; ∞ before `fit`."""
+        """Return the detectors' thresholds [D], in the order of `detectors`; ∞ before `fit`."""
         return self.held_out.thresholds([getattr(self.spec, f"rate_{name}") for name in self.detectors])
 
     def perceived(self, x: Tensor) -> Tensor:
-        """The reconstruction by AE-I, which is what gets classified."""
+        """Return the reconstruction by AE-I, which is classified."""
         with torch.no_grad():
             return self.reformer(x)
 
@@ -163,7 +162,7 @@ class MagNet(Defense):
     def fit_autoencoder(
         self, autoencoder: nn.Module, stage: str, data: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> None:
-        """Trains it to remove Gaussian noise, by the mean squared error to the image without it."""
+        """Train an autoencoder in place to remove Gaussian noise, by the mean squared error to the clean image."""
         spec = self.spec
         initialise(autoencoder, seed)
 
@@ -177,7 +176,7 @@ class MagNet(Defense):
 
 
 def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
-    """Jensen–Shannon divergence [N], in nats, between the softmaxes of two sets of logits [N,K]."""
+    """Return the Jensen–Shannon divergence [N], in nats, between the softmaxes of two sets of logits [N,K]."""
     p, q = first.log_softmax(1), second.log_softmax(1)
     middle = torch.logaddexp(p, q) - math.log(2)
     return ((p.exp() * (p - middle)).sum(1) + (q.exp() * (q - middle)).sum(1)) / 2

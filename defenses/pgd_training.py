@@ -1,5 +1,4 @@
-"""Adversarial training by projected gradient descent: Madry et al. 2018, "Towards Deep Learning Models Resistant
-to Adversarial Attacks"."""
+"""Adversarial training by PGD (Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks")."""
 
 from __future__ import annotations
 
@@ -19,10 +18,10 @@ from manifold_bench.defenses.adversarial_training import AdversarialTraining, Ad
 
 @dataclass(frozen=True, kw_only=True)
 class PGDTrainingSpec(AdversarialTrainingSpec):
-    """steps, step_size: number and length of the inner PGD's steps, from a random start (paper: 40 of 0.01). Other
-    fields as for its base.
+    """steps, step_size: number and length of the inner PGD's steps, from a random start (paper: 40 of 0.01).
 
-    In L2 it starts with noise a tenth of the radius long (Ilyas et al. 2017: ε 1.5 and 40 steps of ε / 20).
+    In L2 the start is the image plus noise of a tenth of the radius (Ilyas et al. 2017: ε 1.5 and 40 steps of ε / 20).
+    Other fields are as in the base class.
     """
 
     steps: Annotated[int, Ge(1)] = 40
@@ -32,7 +31,7 @@ class PGDTrainingSpec(AdversarialTrainingSpec):
 class PGDTraining(AdversarialTraining):
     """Adversarial training: the classifier learns from the worst inputs that PGD finds.
 
-    min_θ E max_{‖δ‖ ≤ ε} CE(C_θ(x + δ), y), with the network of `undefended`.
+    It minimises E max_{‖δ‖ ≤ ε} CE(C_θ(x + δ), y) over θ, with the network of `undefended`.
     """
 
     paper = "madry2018"
@@ -44,11 +43,11 @@ class PGDTraining(AdversarialTraining):
         return F.cross_entropy(self.network(self.perturbed(images, labels, ramp)), labels)
 
     def objective(self, images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return what the inner attack climbs: the loss, summed over the batch, as a function of logits [N,K]."""
+        """Return the objective of the inner attack: the loss, summed over the batch, as a function of logits [N,K]."""
         return lambda logits: F.cross_entropy(logits, labels, reduction="sum")
 
     def perturbed(self, images: Tensor, labels: Tensor, ramp: float) -> Tensor:
-        """The inner maximisation for a batch, at `ramp` · ε; every step is taken for every image."""
+        """Return the images [N,C,H,W] that the inner PGD finds at radius `ramp` · ε, with all of its steps."""
         spec = self.spec
         eps, size = ramp * spec.eps, ramp * spec.step_size
         objective = self.objective(images, labels)
@@ -57,7 +56,7 @@ class PGDTraining(AdversarialTraining):
         )
         x = project(images + eps * noise, images, spec.norm, eps)
         weights = [p for p in self.network.parameters() if p.requires_grad]
-        for weight in weights:  # their gradients are not needed here, and cost a third of the pass
+        for weight in weights:  # gradients for weights are not needed here, and cost a third of the pass
             weight.requires_grad_(False)
         for _ in range(spec.steps):
             x.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Project an input on the range of a generator, then classify: what INC and Defense-GAN have in common."""
+"""The base of INC and Defense-GAN: project an input on the range of a generator, then classify the projection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from manifold_bench.defenses.wasserstein_gan import WassersteinGAN, WassersteinG
 
 
 def usually(**named: str) -> BeforeValidator:
-    """A table of a matrix file that leaves this key out means this value."""
+    """Return a validator that adds this key and value to a table of a matrix file that leaves the key out."""
     return BeforeValidator(lambda value: named | value if isinstance(value, dict) else value)
 
 
@@ -35,7 +35,7 @@ AnySolver = Annotated[
 
 
 def generative_model(spec: DefenseSpec, settings: GeneratorSettings) -> GenerativeModel:
-    """The model of those settings, for the same images as the defense's, with initial weights."""
+    """Return the generative model with these settings for the images of a defense, with initial weights."""
     shape, classes = spec.shape, spec.num_classes
     if isinstance(settings, WassersteinGANSettings):
         return WassersteinGAN(WassersteinGANSpec(shape=shape, num_classes=classes, settings=settings))
@@ -44,10 +44,10 @@ def generative_model(spec: DefenseSpec, settings: GeneratorSettings) -> Generati
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectAndClassifySpec(DefenseSpec):
-    """generator: the model on whose range is projected (`model = "vae"` or "wgan-gp", and its settings).
+    """generator: generative model on whose range inputs are projected (`model = "vae"` or "wgan-gp", and its settings).
 
-    solver: the search for the latent (`method = "momentum"`, "adam" or "l-bfgs", and its settings; momentum where none
-    is named). seed: seed of starts that are the same for every input.
+    solver: search for the latent (`method = "momentum"`, the default, "adam" or "l-bfgs", and its settings). seed: seed
+    of the starts, which are the same for every input.
     """
 
     generator: GeneratorSettings = field(default_factory=VariationalAutoencoderSettings)
@@ -56,9 +56,9 @@ class ProjectAndClassifySpec(DefenseSpec):
 
 
 class ProjectAndClassify(Defense):
-    """C(G(z*(x))), z*(x) = argmin_z ‖G(z) − x‖².
+    """The base of defenses that answer C(G(z*(x))), z*(x) = argmin_z ‖G(z) − x‖².
 
-    Backward modes through the projection: `identity` (BPDA), `unrolled` through the last solver steps, `gauss-newton`
+    Gradient modes of the projection are `identity` (BPDA), `unrolled` through the last solver steps, and `gauss-newton`
     and `implicit` by the implicit function theorem (`defenses.projection_gradients.BackwardImplicit`).
     """
 
@@ -72,7 +72,7 @@ class ProjectAndClassify(Defense):
         self.classifier: Defense = self.own_classifier()
 
     def own_classifier(self) -> Defense:
-        """The classifier of this defense, with initial weights."""
+        """Return the classifier C of this defense, with initial weights."""
         return Undefended(UndefendedSpec(shape=self.spec.shape, num_classes=self.spec.num_classes))
 
     @property
@@ -81,7 +81,7 @@ class ProjectAndClassify(Defense):
 
     @property
     def eta(self) -> Tensor:
-        """The largest L2 distance to its projection that an image may have: infinite, nothing is rejected."""
+        """The largest accepted L2 distance between an image and its projection: infinite, nothing is rejected."""
         return torch.tensor(torch.inf)
 
     @property
@@ -89,39 +89,39 @@ class ProjectAndClassify(Defense):
         return self.spec.solver.passes
 
     def forward(self, x: Tensor) -> Tensor:
-        """The full inversion, with the identity behind it as gradient."""
+        """Return logits of images x [N,C,H,W] by the full inversion, with the identity as its gradient."""
         return self.answer(x, self.projected(x, self.gradient_modes[0], self.invert(x))[0])
 
     def answer(self, x: Tensor, projected: Tensor) -> Tensor:
-        """Logits for images [N,C,H,W] with these projections."""
+        """Return logits for images x with these projections, both [N,C,H,W]."""
         return self.classifier(projected)
 
     def starts(self, x: Tensor) -> Tensor:
-        """Where the search for images x [N,C,H,W] begins, [N,R,k]."""
+        """Return the R starts of the search for each of the images x [N,C,H,W], [N,R,k]."""
         return self.from_encoder(x, self.spec.solver.start(len(x), self.generator.latent, self.spec.seed, x))
 
     def from_encoder(self, x: Tensor, starts: Tensor) -> Tensor:
-        """The same starts [N,R,k], the first in its place by the encoder where the solver says so."""
+        """Return starts [N,R,k], the first of them replaced by the encoder's latent if the solver's origin says so."""
         if self.spec.solver.origin == "prior":
             return starts
         with torch.no_grad():
             return torch.cat([self.generator.encode(x)[:, None], starts[:, 1:]], dim=1)
 
     def invert(self, x: Tensor, start: Tensor | None = None, steps: int | None = None) -> Tensor:
-        """Latents [N,R,k] of every start that went to the end, by the full solver from its own starts by default."""
+        """Return the latents [N,R,k] that the solver reaches, by default with all steps and from its own starts."""
         solver = self.spec.solver
         start = self.starts(x) if start is None else start
         return solver.solve(self.generator, x, start, solver.steps if steps is None else steps)
 
     def inverter(self, x: Tensor) -> Tensor:
-        """z*(x): images [N,C,H,W] → latents [N,k]."""
+        """Return z*(x): images [N,C,H,W] → latents [N,k]."""
         with torch.no_grad():
             return best_start(self.generator, x, self.invert(x))[0]
 
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
-        """See `Defense.attack_forward`. `unrolled` differentiates `inner_steps` solver steps; the best start counts.
+        """See `Defense.attack_forward`; `unrolled` differentiates the last `inner_steps` solver steps.
 
-        A whole search (`Solver.unrolls_whole`) begins at its own starts, whatever `start` is.
+        A whole search that is unrolled (`Solver.unrolls_whole`) begins at its own starts, whatever `start` is.
         """
         if gradient == "unrolled" and self.spec.solver.unrolls_whole(inner_steps):
             latents = self.attacked_starts(x)
@@ -133,9 +133,9 @@ class ProjectAndClassify(Defense):
         return self.answer(x, projected), z[:, None]
 
     def projected(self, x: Tensor, gradient: str, latents: Tensor, steps: int = 0) -> tuple[Tensor, Tensor]:
-        """G(z*) [N,C,H,W], differentiable by that mode, and z* [N,k], the best of latents [N,R,k].
+        """Return G(z*) [N,C,H,W], differentiable by that mode, and z* [N,k], the best of latents [N,R,k].
 
-        steps: that `unrolled` goes through, from there on.
+        steps: number of solver steps that `unrolled` takes from these latents and differentiates.
         """
         if gradient == "unrolled":
             solver = self.spec.solver.unrolled(steps)
@@ -150,10 +150,10 @@ class ProjectAndClassify(Defense):
         return BackwardImplicit.apply(x, nearest, self.generator, z, LinearSolve(curvature=gradient == "implicit")), z
 
     def attacked_starts(self, x: Tensor) -> Tensor:
-        """Where a search that an attack sees begins, [N,R,k]: where the deployed one does."""
+        """Return the starts of searches in an attack, [N,R,k]: those of the deployed search."""
         return self.starts(x)
 
     def perceived(self, x: Tensor) -> Tensor:
-        """G(z*(x))."""
+        """Return G(z*(x)), [N,C,H,W]."""
         with torch.no_grad():
             return best_start(self.generator, x, self.invert(x))[1]

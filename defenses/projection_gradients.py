@@ -1,4 +1,4 @@
-"""Gradients through a projection: by identity (BPDA) or by the implicit function theorem."""
+"""Gradients through a projection: the identity (BPDA), or the implicit function theorem."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
-    """`value` with a gradient that goes to x as if it were x, of the same shape (BPDA, Athalye et al. 2018)."""
+    """Return `value` with the gradient of x, which has the same shape (BPDA, Athalye et al. 2018)."""
     return value.detach() + (x - x.detach())
 
 
 class BackwardImplicit(torch.autograd.Function):
-    """Forward: `value` = G(z); backward: the derivative of G(z*(x)) by the implicit function theorem.
+    """An autograd function that returns `value` = G(z) with the gradient of G(z*(x)), by the implicit function theorem.
 
-    At the optimum Jᵀ(G(z*) − x) = 0, so dz*/dx = A⁻¹Jᵀ with A = JᵀJ + Σ rᵢ∇²Gᵢ, r = G(z*) − x. dG(z*)/dx = J A⁻¹ Jᵀ is
-    symmetric, so a gradient goes back the same way: one vjp, a solve, one jvp. `gauss-newton` leaves the curvature of G
-    out: J(JᵀJ)⁻¹Jᵀ projects on the range's tangent space.
+    At the optimum Jᵀ(G(z*) − x) = 0, so that dz*/dx = A⁻¹Jᵀ with A = JᵀJ + Σ rᵢ∇²Gᵢ and r = G(z*) − x. The Jacobian
+    dG(z*)/dx = J A⁻¹ Jᵀ is symmetric, so that a gradient passes by one vjp, a linear solve and one jvp. `gauss-newton`
+    leaves out the curvature of G: J(JᵀJ)⁻¹Jᵀ projects on the range's tangent space.
     """
 
     @staticmethod
@@ -40,10 +40,10 @@ class BackwardImplicit(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True)
 class LinearSolve:
-    """How A is made and solved with: by conjugate gradients on A + damping·I.
+    """The parameters of the linear solve by conjugate gradients on A + damping·I.
 
-    curvature: whether A has the second derivatives of G; without them it is JᵀJ (Gauss–Newton).
-    iterations: at the most; a direction along which A + damping·I isn't positive ends them.
+    curvature: whether A contains the second derivatives of G; otherwise A = JᵀJ (Gauss–Newton).
+    iterations: largest number of iterations; a direction along which A + damping·I is not positive ends them earlier.
     """
 
     curvature: bool
@@ -52,13 +52,13 @@ class LinearSolve:
 
 
 def through_optimum(generator: nn.Module, x: Tensor, z: Tensor, gradient: Tensor, how: LinearSolve) -> Tensor:
-    """J A⁻¹ Jᵀ gradient at latents z [N,k] for images x and gradients [N,C,H,W] → [N,C,H,W]."""
+    """Return J A⁻¹ Jᵀ gradient at latents z [N,k], for images x and gradients [N,C,H,W] → [N,C,H,W]."""
 
     def image(z: Tensor) -> Tensor:
         return generator(z)
 
     def downhill(z: Tensor) -> Tensor:
-        """Jᵀ(G(z) − x), whose derivative A is."""
+        """Return Jᵀ(G(z) − x); its derivative is A."""
         value, back = torch.func.vjp(image, z)[:2]
         return back(value - x)[0]
 
@@ -75,9 +75,9 @@ def through_optimum(generator: nn.Module, x: Tensor, z: Tensor, gradient: Tensor
 
 
 def conjugate_gradients(times: Callable[[Tensor], Tensor], right: Tensor, iterations: int) -> Tensor:
-    """w with A w ≈ right, for each row [N,k] by itself; times: v → A v.
+    """Return w [N,k] with A w ≈ right [N,k], solved for each row by itself.
 
-    Rows that are solved, or that meet a direction of no positive curvature, stay as they are.
+    times: function v → A v. Rows that are solved, or that meet a direction without positive curvature, stop changing.
     """
     w, residual = torch.zeros_like(right), right
     step = residual

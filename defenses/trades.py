@@ -1,5 +1,7 @@
-"""TRADES: Zhang et al. 2019, "Theoretically Principled Trade-off between Robustness and Accuracy"
-(https://arxiv.org/abs/1901.08573)."""
+"""TRADES (Zhang et al. 2019, "Theoretically Principled Trade-off between Robustness and Accuracy").
+
+The paper is at https://arxiv.org/abs/1901.08573.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,10 @@ from manifold_bench.defenses.pgd_training import PGDTraining, PGDTrainingSpec
 
 @dataclass(frozen=True, kw_only=True)
 class TRADESSpec(PGDTrainingSpec):
-    """beta: weight of the divergence (their code's 1 on MNIST, where their tables write 1/λ).
+    """beta: weight β of the divergence (1 on MNIST in the authors' code; 1/λ in the paper's tables).
 
-    steps, step_size: number and length of the inner steps (paper, MNIST: 40 of 0.01). Other fields as for its base.
+    steps, step_size: number and length of the inner steps (paper, MNIST: 40 of 0.01). Other fields are as in the base
+    class.
     """
 
     beta: Annotated[float, Ge(0)] = 1.0
@@ -33,10 +36,10 @@ class TRADESSpec(PGDTrainingSpec):
 class TRADES(PGDTraining):
     """TRADES: the classifier learns to be right, and to answer alike within the ball.
 
-    min_θ E [CE(C_θ(x), y) + β max_{‖δ‖ ≤ ε} KL(p_θ(x) ‖ p_θ(x + δ))], with p_θ the softmax of C_θ.
+    It minimises E [CE(C_θ(x), y) + β max_{‖δ‖ ≤ ε} KL(p_θ(x) ‖ p_θ(x + δ))] over θ, where p_θ is the softmax of C_θ.
 
-    The inner ascent starts from a random point of the ball as in `pgd-training`. Theirs starts from noise of standard
-    deviation 0.001, where the divergence and its gradient nearly vanish: too little for an ascent in bfloat16.
+    The inner ascent starts at a random point of the ball, as in `pgd-training`. The authors' starts at noise of
+    standard deviation 0.001, where the divergence and its gradient are too small for an ascent in bfloat16.
     """
 
     paper = "zhang2019"
@@ -48,12 +51,12 @@ class TRADES(PGDTraining):
         adversarial = self.perturbed(images, labels, ramp)
         clean = self.network(images).float().log_softmax(1)
         attacked = self.network(adversarial).float().log_softmax(1)
-        # the gradient passes through both arguments of the divergence, as in their code
+        # the gradient passes through both arguments of the divergence, as in the authors' code
         divergence = F.kl_div(attacked, clean, reduction="batchmean", log_target=True)
         return F.nll_loss(clean, labels) + self.spec.beta * divergence
 
     def objective(self, images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
-        """KL(p(x) ‖ p(x′)) as a function of the logits of x′; labels play no part."""
+        """Return KL(p(x) ‖ p(x′)) as a function of the logits of x′; labels play no part."""
         with torch.no_grad():
             clean = self.network(images).float().log_softmax(1)
         return lambda logits: F.kl_div(logits.float().log_softmax(1), clean, reduction="sum", log_target=True)

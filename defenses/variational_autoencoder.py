@@ -1,4 +1,4 @@
-"""Gaussian variational autoencoder (Kingma and Welling 2014), whose decoder is a defense's generator."""
+"""A Gaussian variational autoencoder (Kingma and Welling 2014), whose decoder is the generator of a defense."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from manifold_bench.defenses.training import Training, device_of, epochs_for, in
 
 @dataclass(frozen=True, kw_only=True)
 class VariationalAutoencoderSettings(GenerativeSettings):
-    """decoder: `deconvolutional` (Ilyas et al. 2017 for INC; width: of its last hidden layer) or `dense`, their
-    20-500-500-784 for the overpowered attack (hidden: its two hidden layers).
+    """decoder: `deconvolutional` (that of Ilyas et al. 2017 for INC) or `dense` (20-500-500-784, for their overpowered
+    attack). width: number of channels of the last hidden layer of `deconvolutional`. hidden: number of units of each
+    hidden layer of `dense`.
 
-    pixel_variance: of the decoder's Gaussian; smaller ones reconstruct better and leave more holes in the prior.
+    pixel_variance: variance of the decoder's Gaussian; a smaller one improves reconstructions, but more latents of the
+    prior then give no proper image. epochs, batch_size, rate: number of epochs, batch size and learning rate of the
+    training.
     """
 
     model: Literal["vae"] = "vae"
@@ -44,7 +47,7 @@ class VariationalAutoencoderSpec(GenerativeSpec):
 
 
 class VariationalAutoencoder(GenerativeModel):
-    """The decoder of a Gaussian VAE. Its own encoder learns a posterior, isn't needed after and isn't kept."""
+    """The decoder of a Gaussian VAE; the encoder that learns the posterior is not kept after the training."""
 
     Spec: ClassVar = VariationalAutoencoderSpec
     spec: VariationalAutoencoderSpec

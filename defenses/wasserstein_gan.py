@@ -1,4 +1,4 @@
-"""Wasserstein GAN with gradient penalty: Gulrajani et al. 2017, as Defense-GAN (Samangouei et al. 2018) trains it."""
+"""A Wasserstein GAN with gradient penalty (Gulrajani et al. 2017), as in Defense-GAN (Samangouei et al. 2018)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from manifold_bench.defenses.training import Training, batches_of, device_of, ep
 
 @dataclass(frozen=True, kw_only=True)
 class WassersteinGANSettings(GenerativeSettings):
-    """width: channels before the last layer (Defense-GAN on MNIST: 64). penalty: λ. critic_steps: per generator step.
+    """width: number of channels before the last layer (Defense-GAN on MNIST: 64). penalty: weight λ of the gradient
+    penalty. critic_steps: number of critic steps for each generator step. epochs, batch_size, rate: number of epochs,
+    batch size and learning rate of the training.
 
-    batch_size, penalty, critic_steps as in the paper, whose 200,000 generator steps at rate 1e-4 take a GPU; `epochs`
-    passes over 60,000 images are 200 generator steps each.
+    Batch size, penalty and critic steps are those of the paper, whose 200,000 generator steps at rate 1e-4 need a GPU.
+    Here an epoch of 60,000 images has 200 generator steps.
     """
 
     model: Literal["wgan-gp"] = "wgan-gp"
@@ -42,7 +44,7 @@ class WassersteinGANSpec(GenerativeSpec):
 
 
 class Critic(nn.Module):
-    """Three 5×5 convolutions of stride 2 and a linear layer, leaky ReLU .2: images [N,C,H,W] → scores [N]."""
+    """The critic, images [N,C,H,W] → scores [N]: three 5×5 convolutions of stride 2, leaky ReLU, and a linear layer."""
 
     def __init__(self, shape: tuple[int, int, int], width: int) -> None:
         super().__init__()
@@ -58,7 +60,7 @@ class Critic(nn.Module):
 
 
 class WassersteinGAN(GenerativeModel):
-    """G of a WGAN-GP: the dense layer and three transposed convolutions of Defense-GAN's MNIST generator."""
+    """The generator of a WGAN-GP, with the layers of Defense-GAN's MNIST generator."""
 
     Spec: ClassVar = WassersteinGANSpec
     spec: WassersteinGANSpec
@@ -70,7 +72,7 @@ class WassersteinGAN(GenerativeModel):
     def fit_generator(
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:
-        """Critic and generator take turns in one loop of one Adam; what isn't learning gets no gradient."""
+        """Train generator and critic in turns, in one loop with one Adam; in a step only one gets a gradient."""
         settings = self.spec.settings
         critic = Critic(self.spec.shape, settings.width).to(device_of(self))
         pair = nn.ModuleDict({"generator": self.generator, "critic": critic})
@@ -102,7 +104,7 @@ class WassersteinGAN(GenerativeModel):
 
 
 def gradient_penalty(critic: nn.Module, real: Tensor, made: Tensor) -> Tensor:
-    """E (‖∇ critic‖ − 1)² on points between real and made images [N,C,H,W] (their eq. 3)."""
+    """Return E (‖∇ critic‖ − 1)² at random points between real and generated images [N,C,H,W] (eq. 3 of the paper)."""
     share = torch.rand(len(real), 1, 1, 1, device=real.device)
     between = (share * real + (1 - share) * made.float()).requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(between).float().sum(), between, create_graph=True)
