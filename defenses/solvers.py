@@ -1,6 +1,6 @@
-"""Projection on the range of a generator: z*(x) = argmin_z ‖G(z) − x‖², and its gradients.
+"""Solvers for the projection on the range of a generator, z*(x) = argmin_z ‖G(z) − x‖².
 
-A latent's way depends on its own start and image alone: the same answer in any batch, at any time.
+The result for a latent depends on its own start and image alone, in whatever batch it is.
 """
 
 from __future__ import annotations
@@ -20,29 +20,31 @@ from manifold_bench.attacks.threat import draw_per_input
 from manifold_bench.defenses.base import Settings
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
-"""Latents [M,k] and which of all that are solved for they are [M] → what is added to the error of each, [M]."""
+"""A function of latents [M,k] and their rows among all latents of the solver [M] → penalty added to each error, [M]."""
 
 
 Memory = tuple[Tensor, ...]
-"""What a solver remembers from step to step, a row for each latent; at first ()."""
+"""The state that a solver keeps from step to step, with a row for each latent; () before the first step."""
 
 
 CHECKED_EVERY = 10
-"""Steps between two looks at which latents have converged."""
+"""Number of steps between two checks of which latents have converged."""
 
 
 AT_ONCE = 128
-"""Latents that pass through a generator together on a CPU: what lies between its layers stays in the caches."""
+"""Number of latents that pass through a generator together on a CPU, so that activations stay in the caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solver(Settings, ABC):
-    """A descent on the mean squared error over pixels of each image.
+    """The base of solvers, which descend on the mean squared error over the pixels of each image.
 
-    steps: passes forward and backward through the generator. starts: how many points are tried; the best result counts.
-    origin, spread: they are drawn from N(0, spread² I); with `encoder` the first is where the inverting encoder points.
-    race: after so many steps only the best start of each image goes on; 0: all go to the end.
-    tolerance: a latent whose error fell by less than this share in the last ten steps is done; 0: none is.
+    steps: number of steps, each one pass forward and backward through the generator. rate: step size. starts: number of
+    starts for each image; the best result is used.
+    origin: `prior`, where all starts are drawn from N(0, spread² I), or `encoder`, where the inverting encoder gives
+    the first one. spread: standard deviation of the random starts.
+    race: number of steps after which only the best start of each image continues; 0: all continue to the end.
+    tolerance: a latent stops when its error fell by less than this share in the last ten steps; 0: none stops early.
     """
 
     steps: Annotated[int, Ge(1)] = 1000
@@ -54,35 +56,35 @@ class Solver(Settings, ABC):
     tolerance: Annotated[float, Ge(0), Lt(1)] = 0.0
 
     def start(self, n: int, latent: int, seed: int, like: Tensor) -> Tensor:
-        """[n, starts, latent] from the prior, the same for each of the n inputs."""
+        """Return starts [n, starts, latent] from the prior, the same for each of the n inputs."""
         z = self.spread * torch.randn(self.starts, latent, generator=torch.Generator().manual_seed(seed))
         return z.to(like.device, like.dtype).expand(n, -1, -1).contiguous()
 
     def start_per_input(self, x: Tensor, latent: int, seed: int) -> Tensor:
-        """[N, starts, latent] from the prior, drawn for each image [N,C,H,W] by a seed of its own pixels and `seed`."""
+        """Return starts [N, starts, latent] from the prior, seeded by each image's pixels [N,C,H,W] and by `seed`."""
         shape = (self.starts, latent)
         return self.spread * draw_per_input(x, seed, lambda generator: torch.randn(shape, generator=generator))
 
     @abstractmethod
     def step(self, z: Tensor, error: Tensor, gradient: Tensor, memory: Memory, number: int) -> tuple[Tensor, Memory]:
-        """Where to look next, given latents z [M,k], the error there [M] and its gradient; number: of the step, from 1.
+        """Return the next latents and the new memory, given latents z [M,k], their errors [M] and gradients [M,k].
 
-        Returns the next latents, and what is to be remembered.
+        number: number of the step, from 1.
         """
 
     def unrolls_whole(self, steps: int) -> bool:
-        """Whether an attacker who unrolls that many steps unrolls the whole search, from the search's own starts.
+        """Return whether an attacker who unrolls that many steps unrolls the whole search from its own starts.
 
-        Fewer steps are unrolled from where the full search has ended.
+        Fewer steps are unrolled from where the full search ended.
         """
         return steps >= self.steps
 
     def unrolled(self, steps: int) -> Solver:
-        """The solver whose steps an attacker unrolls: this one for a whole search, else `at_optimum`."""
+        """Return the solver whose steps an attacker unrolls: this one for a whole search, else `at_optimum`."""
         return self if self.unrolls_whole(steps) else self.at_optimum()
 
     def at_optimum(self) -> Solver:
-        """The solver that takes this one's place where unrolled steps begin at a converged latent.
+        """Return the solver that replaces this one if unrolled steps begin at a converged latent.
 
         Adam and L-BFGS have no useful gradient there, so slow momentum descent replaces them.
         """
@@ -90,7 +92,7 @@ class Solver(Settings, ABC):
 
     @property
     def passes(self) -> int:
-        """Passes forward and backward through the generator that one image takes at the most."""
+        """Largest number of passes forward and backward through the generator for one image."""
         if not self.race:
             return self.starts * self.steps
         return self.starts * min(self.race, self.steps) + max(0, self.steps - self.race)
@@ -104,10 +106,10 @@ class Solver(Settings, ABC):
         unroll: bool = False,
         penalty: Penalty | None = None,
     ) -> Tensor:
-        """`steps` steps from start [N,R,k] towards x [N,C,H,W] → the latents reached, [N,R,k]; [N,1,k] after a race.
+        """Take `steps` steps from start [N,R,k] towards x [N,C,H,W]; return latents [N,R,k], or [N,1,k] after a race.
 
-        Without `unroll` the best iterate of each start is returned, detached; with it the last one, differentiable
-        in x through every step. penalty: of all N·R latents, in their order.
+        unroll: whether to return the last iterate of each start, differentiable in x through every step, in place of
+        the best iterate, detached. penalty: penalty on the N·R latents.
         """
         n, starts, latent = start.shape
         rows = torch.arange(n * starts, device=start.device)
@@ -126,7 +128,7 @@ class Solver(Settings, ABC):
     def _descended(
         self, generator: nn.Module, aim: Tensor, z: Tensor, rows: Tensor, steps: int, penalty: Penalty | None
     ) -> tuple[Tensor, Tensor]:
-        """The best iterate of each latent [M,k] and its error [M]; what has converged leaves the batch."""
+        """Return the best iterate of each latent [M,k] and its error [M]; latents that converged leave the batch."""
         best, best_error = z.clone(), z.new_full((len(z),), torch.inf)
         active = torch.arange(len(z), device=z.device)
 
@@ -157,7 +159,7 @@ class Solver(Settings, ABC):
         self, generator: nn.Module, aim: Tensor, z: Tensor, rows: Tensor, steps: int, penalty: Penalty | None
     ) -> Tensor:
         memory: Memory = ()
-        # An attack may ask for predictions under no_grad
+        # An attack may call this under no_grad
         with torch.enable_grad():
             for number in range(1, steps + 1):
                 if not z.requires_grad:
@@ -170,13 +172,13 @@ class Solver(Settings, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class MomentumSolver(Solver):
-    """Descent with momentum (reference code of Ilyas et al. 2017; Samangouei et al. 2018).
+    """Gradient descent with momentum (reference code of Ilyas et al. 2017; Samangouei et al. 2018).
 
-    drop: share of the steps after which the rate is a tenth; 1: never.
+    momentum: share of the last step that is kept. drop: share of the steps after which the rate is a tenth; 1: never.
 
-    The rate in the former's code is 100, for its own generators. On ours it never settles: on 100 validation images of
-    MNIST the median and the 99 % quantile of the distance to the range after 1,000 steps are 1.85 and 5.96 at rate
-    50, 1.43 and 3.44 at 20, 1.36 and 3.41 at 10, 1.34 and 2.60 at 5, 1.37 and 2.64 at 3.
+    The rate in the code of Ilyas et al. is 100, for their generators. On those of this project it does not converge: on
+    100 validation images of MNIST the median and the 99 % quantile of the distance to the range after 1,000 steps are
+    1.85 and 5.96 at rate 50, 1.43 and 3.44 at 20, 1.36 and 3.41 at 10, 1.34 and 2.60 at 5, 1.37 and 2.64 at 3.
     """
 
     method: Literal["momentum"] = "momentum"
@@ -195,13 +197,13 @@ class MomentumSolver(Solver):
 
 
 SLOW_DESCENT = MomentumSolver(rate=2.0)
-"""Fooled by PGD-9 through ten unrolled steps of it, beyond the optimum that L-BFGS has found: 100 % of 24 validation
-images of MNIST with Defense-GAN at L2 4 (at a rate of 10: 42 %; through ten steps of Adam: 17 %)."""
+"""The solver that is unrolled from an optimum. PGD with 9 steps, through ten unrolled steps from the optimum of L-BFGS,
+fools Defense-GAN at L2 4 on 100 % of 24 validation images of MNIST (rate 10: 42 %; ten steps of Adam: 17 %)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamSolver(Solver):
-    """Adam (Kingma and Ba 2015) with its usual decays; the rate is a length in latent space."""
+    """Adam (Kingma and Ba 2015) with its usual decays. rate: step size, a length in latent space."""
 
     method: Literal["adam"] = "adam"
     steps: Annotated[int, Ge(1)] = 50
@@ -216,8 +218,9 @@ class AdamSolver(Solver):
 class QuasiNewtonSolver(Solver):
     """L-BFGS (Liu and Nocedal 1989) for every latent by itself, in one batch, with a backtracking line search.
 
-    Each step is one pass: a look at a trial point. One that doesn't bring enough (Armijo) is shortened, else the search
-    goes on from it. rate: length of the very first step. pairs: of differences that are remembered.
+    Each step is one pass, which evaluates a trial point. A trial that reduces the error too little (Armijo's condition)
+    is shortened; otherwise the search continues from it. rate: length of the first step. pairs: number of pairs of
+    differences that are kept.
     """
 
     method: Literal["l-bfgs"] = "l-bfgs"
@@ -228,24 +231,27 @@ class QuasiNewtonSolver(Solver):
     pairs: Annotated[int, Ge(1)] = 10
 
     def unrolls_whole(self, steps: int) -> bool:
-        """Never: the line search's choices have no derivative."""
+        """Return False, because the choices of the line search have no derivative."""
         return False
 
     def step(self, z: Tensor, error: Tensor, gradient: Tensor, memory: Memory, number: int) -> tuple[Tensor, Memory]:
-        """memory: base point, its error, gradient; differences s, y [M,pairs,k], 1/s·y; scale; share of the step."""
+        """See `Solver.step`.
+
+        memory: base point, its error and gradient; differences s, y [M,pairs,k] and 1/s·y; scale; share of the step.
+        """
         if not memory:
             length = gradient.norm(dim=1).clamp_min(1e-30)
-            # no further than where a straight line would reach zero: what starts near its goal stays there
+            # no farther than where a straight line would reach zero, so that a start near its goal stays there
             scale = torch.minimum(self.rate / length, error / length.square())
             history = z.new_zeros(len(z), self.pairs, z.shape[1])
             memory = (z, error, gradient, history, history, history[:, :, 0], scale, torch.ones_like(error))
         else:
-            memory = self._looked(z, error, gradient, memory)
+            memory = self._after_trial(z, error, gradient, memory)
         base, _, slope, s, y, weight, scale, share = memory
         return base + share[:, None] * direction(slope, s, y, weight, scale), memory
 
-    def _looked(self, z: Tensor, error: Tensor, gradient: Tensor, memory: Memory) -> Memory:
-        """The memory after a trial: its point is the new base where it brought enough."""
+    def _after_trial(self, z: Tensor, error: Tensor, gradient: Tensor, memory: Memory) -> Memory:
+        """Return the memory after a trial; the trial point is the new base if it reduced the error enough."""
         base, base_error, base_gradient, s, y, weight, scale, share = memory
         moved, turned = z - base, gradient - base_gradient
         taken = error <= base_error + 1e-4 * (moved * base_gradient).sum(1)
@@ -265,7 +271,11 @@ class QuasiNewtonSolver(Solver):
 
 
 def direction(gradient: Tensor, s: Tensor, y: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """−H·gradient by the two loops of L-BFGS; differences s, y [M,pairs,k] with the latest last, weight 0 for none."""
+    """Return −H·gradient [M,k] by the two loops of L-BFGS.
+
+    s, y: differences of points and of gradients [M,pairs,k], the latest last. weight: 1/s·y [M,pairs], 0 for a missing
+    pair. scale: scale of the first estimate of H, [M].
+    """
     pairs = s.shape[1]
     q, shares = gradient, []
     for i in reversed(range(pairs)):
@@ -280,11 +290,11 @@ def direction(gradient: Tensor, s: Tensor, y: Tensor, weight: Tensor, scale: Ten
 
 
 def slope(generator: nn.Module, z: Tensor, aim: Tensor, rows: Tensor, penalty: Penalty | None) -> tuple[Tensor, Tensor]:
-    """Error of latents z [M,k] and its gradient, in whole blocks: the same bits whatever else is in the batch."""
+    """Return the errors [M] of latents z [M,k] and their gradients [M,k], computed on whole blocks."""
     at_once = AT_ONCE if z.device.type == "cpu" else max(1, len(z))
     errors, gradients = [], []
     for latents, images, numbers in zip(z.split(at_once), aim.split(at_once), rows.split(at_once), strict=True):
-        # An attack may ask for predictions under no_grad, and autograd.Function switches gradients off
+        # An attack may call this under no_grad, and autograd.Function switches gradients off
         with torch.enable_grad():
             padded = pad_to_block(latents.detach()).clone().requires_grad_(True)
             error = objective(generator, padded, pad_to_block(images), pad_to_block(numbers), penalty)
@@ -295,20 +305,20 @@ def slope(generator: nn.Module, z: Tensor, aim: Tensor, rows: Tensor, penalty: P
 
 
 def objective(generator: nn.Module, z: Tensor, x: Tensor, rows: Tensor, penalty: Penalty | None) -> Tensor:
-    """What a solver descends: latents z [M,k], images x [M,C,H,W] → [M]."""
+    """Return the objective of a solver for latents z [M,k] and images x [M,C,H,W], [M]: error plus penalty."""
     error = mean_squared_error(generator(z), x)
     return error if penalty is None else error + penalty(z, rows)
 
 
 def mean_squared_error(a: Tensor, b: Tensor) -> Tensor:
-    """Per image: [N,C,H,W] twice → [N]."""
+    """Return the mean squared difference of each pair of images, both [N,C,H,W] → [N]."""
     return (a - b).square().flatten(1).mean(1)
 
 
 def best_start(generator: nn.Module, x: Tensor, z: Tensor, penalty: Penalty | None = None) -> tuple[Tensor, Tensor]:
-    """Of latents z [N,R,k], the one nearest to x [N,C,H,W] by G(z): → latents [N,k], images [N,C,H,W].
+    """Return the best of latents z [N,R,k] for each image x [N,C,H,W]: latents [N,k], and their images [N,C,H,W].
 
-    penalty: added to the mean squared error, as in `Solver.solve`.
+    The best one has the smallest mean squared error of G(z), plus the penalty, as in `Solver.solve`.
     """
     n, starts, latent = z.shape
     images = generator(z.reshape(-1, latent))
