@@ -1,4 +1,4 @@
-"""From a matrix to jobs: each a (data set, defense, attack, norm) with its ladder of ε, an identity and an estimate."""
+"""Turns a matrix into jobs: each a data set, defense, attack and norm with all ε, an identity, and an estimate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from manifold_bench.defenses.weights import with_cards
 
 @dataclass(frozen=True)
 class AttackFacts:
-    """What is known of an attack without its code: fields as in `Attack`."""
+    """The properties of an attack that the judge needs without the attack's code; fields are as in `Attack`."""
 
     norm: Norm
     knowledge: Knowledge
@@ -36,10 +36,10 @@ class AttackFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedJob:
-    """What runs at once, on one defense and data set.
+    """The base of attack jobs and measurement jobs: one call on one defense and data set.
 
-    identity: everything the result depends on; key: its hash. skip: why it makes no sense. needs: what it occupies of a
-    machine.
+    identity: everything that the result depends on. key: hash of the identity. skip: reason why the job makes no sense,
+    or None. needs: resources that it occupies on a machine.
     """
 
     dataset: DatasetRef
@@ -62,13 +62,14 @@ class PlannedJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(PlannedJob):
-    """An attack, or the clean pass, which every other job of the defense reads: there attack is None.
+    """An attack, or the clean pass, whose records every other job of the defense reads; then attack is None.
 
-    split: where the indices point to: test, validation, or noise made for the norm "fooling". ladder: whether what is
-    beaten at one ε stays beaten at the larger ones. aims: classes that each input is to be taken for, one after the
-    other; 1 where the attack chooses. forwards, backwards: estimated passes for one input and aim at one ε, at the
-    most, before it is judged. inference_steps: of the defense. source: another defense whose classifier the attacker
-    owns, if any. keeps_images: whether it stores every image that is judged, not only the first few.
+    split: split that the indices belong to: test, validation, or noise for the norm "fooling". ladder: whether an input
+    that is beaten at one ε counts as beaten at the larger ones. aims: number of target classes for each input; 1 if the
+    attack gets none. forwards, backwards: estimates of the largest numbers of passes for one input and target class at
+    one ε, without the judge's. inference_steps: number of solver steps of the defense's answer. clean_key: key of the
+    clean pass. source: another defense whose classifier the attacker owns, or None. keeps_images: whether every judged
+    image is stored, not only the first few.
     """
 
     split: str
@@ -99,14 +100,14 @@ class Job(PlannedJob):
 
     @property
     def kind(self) -> Kind:
-        """What its rows are about."""
+        """The kind of its records."""
         if self.attack is None:
             return CALIBRATION if self.label == CALIBRATION else CLEAN
         return PROBED if self.label.startswith(PROBE) else ATTACK
 
     @property
     def names(self) -> tuple[str, str, str, str]:
-        """Data set, defense, attack and norm, as its record file is named."""
+        """Data set, defense, attack and norm, which name its record file."""
         return self.dataset.name, self.defense.label, self.label, self.norm
 
     @property
@@ -119,20 +120,20 @@ class Job(PlannedJob):
     @property
     def title(self) -> str:
         norm = "" if self.attack is None else f" {self.norm}"
-        seed = f", seed {self.seed}" if self.seed else ""  # 0, that of most runs, goes without saying
+        seed = f", seed {self.seed}" if self.seed else ""  # 0 is the seed of most runs, and is left out
         return f"{super().title}{norm}{seed}"
 
     @property
     def reads(self) -> tuple[Path, ...]:
-        """The files that it needs: its data's, and the defenses' weights with their cards."""
+        """The files that it needs: those of its data, and the defenses' weights with their cards."""
         source = self.source.files if self.source else ()
         return (*self.dataset.load().files, *with_cards((*self.defense.files, *source)))
 
     @property
     def passes(self) -> float:
-        """Estimated passes in all, the judge's among them: a minimal-distance attack runs once, others once for each ε.
+        """Estimated number of all passes, including the judge's; a minimal attack runs once, others once for each ε.
 
-        In units of a full-strength answer: where a defense optimises inside, an attack's own passes are cheaper.
+        The unit is one deployed answer: if a defense optimises at inference, passes of an attack may be cheaper.
         """
         runs = 1 if self.attack is not None and self.attack.minimal else len(self.eps)
         answers = self.draws if self.defense.cls.randomized else 1
@@ -141,7 +142,7 @@ class Job(PlannedJob):
 
 
 def jobs_on(data: PlannedData, matrix: Matrix, device: str) -> list[Job]:
-    """Return every cell of the matrix on one data set as jobs, clean passes included."""
+    """Return all jobs of the matrix on one data set, clean passes included; raises InputError."""
     jobs = []
     for ref in data.defenses_of(matrix):
         with contained(f"defense {ref.label!r} on data set {data.dataset.name!r} cannot be planned"):
@@ -163,9 +164,9 @@ class _Defended:
         return self.ref.build()
 
     def jobs(self) -> list[Job]:
-        """One job for the clean pass, one for the calibration images, and one for each attack, norm and seed.
+        """Return a job for the clean pass, one for the calibration images, and one for each attack, norm and seed.
 
-        A deterministic defense answers clean images the same with each seed: one clean pass serves them all.
+        A deterministic defense needs one clean pass, because its answers do not depend on the seed.
         """
         matrix = self.matrix
         answers = matrix.seeds if self.module.randomized else [matrix.seed] * len(matrix.seeds)
@@ -182,7 +183,7 @@ class _Defended:
         return jobs + (self.probes(clean[matrix.seed].key) if matrix.diagnose else [])
 
     def probes(self, clean_key: str) -> list[Job]:
-        """The diagnosis' own attacks."""
+        """Return the jobs of the diagnosis' attacks."""
         data, made = self.data, []
         no_source = None if data.undefended else data.no_undefended
         for choice, skip in probes(self.matrix, data.dataset.name, self.module, no_source):
@@ -194,14 +195,14 @@ class _Defended:
         return made
 
     def attacked(self, choice: AttackChoice) -> tuple[str, tuple[int, ...]]:
-        """Split and indices of an attack's inputs: the first n of the clean pass, or as many noise images."""
+        """Return split and indices of an attack's inputs: the first n of the clean pass, or as many noise images."""
         first = self.data.indices[: choice.n]
         return ("noise", tuple(range(len(first)))) if choice.attack.norm == "fooling" else ("test", first)
 
     def job(
         self, inputs: tuple[str, tuple[int, ...]], label: str, seed: int, choice: AttackChoice | None = None
     ) -> Job:
-        """A job on those inputs (split and indices); choice: the attack, None for answers to unperturbed inputs."""
+        """Return a job on these inputs (split and indices); choice: the attack, or None for answers to clean inputs."""
         (split, indices), dataset, matrix = inputs, self.data.dataset.load(), self.matrix
         attack = choice.attack if choice else None
         norm = attack.norm if attack else "none"
@@ -209,7 +210,7 @@ class _Defended:
         draws = self.ref.draws or matrix.draws
         forwards, backwards = map(float, attack.passes() if attack else (1, 0))
         if attack is not None and self.module.inference_steps:
-            # in units of a full-strength answer; what goes back passes the optimisation by, or a few steps of it
+            # in units of a deployed answer; a backward pass takes none or only a few steps of the optimisation
             forwards *= max(1, solver_steps(attack, self.module)) / self.module.inference_steps
             backwards /= self.module.inference_steps
         identity = {
@@ -256,7 +257,7 @@ class _Defended:
 
 
 def _aims(attack: Attack | None, num_classes: int) -> int:
-    """How many classes each input is to be taken for, one after the other; noise has no right class to leave out."""
+    """Return the number of target classes for each input; for noise it is all classes, since no class is right."""
     if attack is None or attack.aims == "none":
         return 1
     return num_classes - int(attack.aims == "wrong" and attack.norm != "fooling")

@@ -1,4 +1,4 @@
-"""The types of a matrix: which data sets, defenses and attacks are crossed, and with which parameters."""
+"""The types of a matrix file and of a matrix: data sets, defenses and attacks to combine, with their parameters."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Names = Annotated[tuple[Name, ...], Field(min_length=1, strict=False)]
 
 
 class Entry(BaseModel):
-    """A table of the file: no key but its own, no value converted."""
+    """The base of tables in a matrix file: unknown keys and values of another type are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class NamedEntry(Entry):
-    """A table that may be a name alone."""
+    """A table with a name; a text in its place is the name."""
 
     name: Name
 
@@ -45,15 +45,15 @@ class NamedEntry(Entry):
 
 
 class DatasetEntry(NamedEntry):
-    """A data set and how many of its test images are used (all, where n is not given)."""
+    """A data set. n: number of test images that are used; None: all."""
 
     n: Count | None = None
 
 
 class Resources(Entry):
-    """How much of a machine a job occupies, for engines that have several machines; None: as the matrix says, or 1.
+    """The resources that a job occupies, for engines with several machines; None: as the matrix says, or else 1.
 
-    gpus: a share of one GPU, or a whole number of them; ignored where the jobs' device is the CPU.
+    cpus: number of CPUs. gpus: a share of one GPU, or a whole number of GPUs; ignored for jobs on the CPU.
     """
 
     cpus: Positive | None = None
@@ -62,7 +62,7 @@ class Resources(Entry):
     @model_validator(mode="after")
     def _share_or_whole(self) -> Resources:
         if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus = {self.gpus} cannot be had; give a share of one GPU or a whole number")
+            raise ValueError(f"gpus = {self.gpus} is not allowed; give a share of one GPU or a whole number of GPUs")
         return self
 
 
@@ -70,7 +70,7 @@ NO_RESOURCES_GIVEN = Resources()
 
 
 class SystemEntry(NamedEntry):
-    """A defense or an attack with its parameters; the label tells it from others of the same name."""
+    """A defense, attack or measurement with its parameters. label: name in tables, different for each entry."""
 
     model_config = ConfigDict(extra="allow")
     label: Name | None = None
@@ -82,23 +82,28 @@ class SystemEntry(NamedEntry):
 
 
 class DefenseEntry(SystemEntry):
-    """A defense; datasets: of which data sets of the matrix (None: of all); draws: as the matrix', for this one."""
+    """A defense.
+
+    datasets: names of the data sets that it runs on; None: all of the matrix. draws: number of answers to each input,
+    in place of the matrix' number.
+    """
 
     datasets: Names | None = None
     draws: Count | None = None
 
 
 class ConfinedEntry(SystemEntry):
-    """What may be confined to some of the matrix' data sets and defenses, named by their labels."""
+    """An attack or measurement. datasets, defenses: names and labels of those that it runs on; None: all."""
 
     datasets: Names | None = None
     defenses: Names | None = None
 
 
 class AttackEntry(ConfinedEntry):
-    """An attack for one norm, with its ladder of perturbation sizes; n: on the first n of a data set's images.
+    """An attack in one norm. eps: perturbation sizes. n: number of a data set's images that it attacks; None: all.
 
-    ladder: what is beaten at one size isn't attacked at larger ones; where false, each size attacks every input anew.
+    ladder: whether inputs that are beaten at one size are not attacked at larger ones; if false, every size attacks
+    every input.
     """
 
     norm: Norm = "linf"
@@ -108,7 +113,7 @@ class AttackEntry(ConfinedEntry):
 
 
 class MatrixFile(Entry):
-    """The file as written."""
+    """The content of a matrix file."""
 
     datasets: Annotated[tuple[DatasetEntry, ...], Field(min_length=1)]
     defenses: Annotated[tuple[DefenseEntry, ...], Field(min_length=1)]
@@ -126,10 +131,10 @@ class MatrixFile(Entry):
 
 @dataclass(frozen=True)
 class DefenseChoice:
-    """A defense of the matrix: its class, its label, and the parameters that its spec gets next to the image shape.
+    """A defense of the matrix: its class, its label, and the parameters of its spec other than the image shape.
 
     datasets: names of the data sets that it runs on; None: all of the matrix. draws: number of answers to each input if
-    it is randomized; None: as the matrix says. resources: what its jobs occupy.
+    it is randomized; None: as the matrix says. resources: resources that its jobs occupy.
     """
 
     name: str
@@ -141,18 +146,20 @@ class DefenseChoice:
     resources: Resources = NO_RESOURCES_GIVEN
 
     def defends(self, dataset: str) -> bool:
+        """Return whether it runs on the data set with that name."""
         return self.datasets is None or dataset in self.datasets
 
     def spec(self, shape: tuple[int, int, int], num_classes: int) -> DefenseSpec:
+        """Return its spec for images of that shape and number of classes; raises ValidationError."""
         values = {"shape": list(shape), "num_classes": num_classes, **self.parameters}
         return TypeAdapter(self.cls.Spec).validate_json(json.dumps(values), strict=True)
 
 
 @dataclass(frozen=True)
 class Confined:
-    """An attack or a measurement that runs only on the named data sets and defenses; None: on all of them.
+    """The base of attacks and measurements, which may run on some data sets and defenses alone.
 
-    resources: what its jobs occupy.
+    datasets: names of data sets; defenses: labels of defenses; None: all. resources: resources that its jobs occupy.
     """
 
     datasets: tuple[str, ...] | None = field(default=None, kw_only=True)
@@ -160,16 +167,17 @@ class Confined:
     resources: Resources = field(default=NO_RESOURCES_GIVEN, kw_only=True)
 
     def applies_to(self, dataset: str, defense: str) -> bool:
+        """Return whether it runs on that data set (by name) and defense (by label)."""
         named = ((self.datasets, dataset), (self.defenses, defense))
         return all(allowed is None or name in allowed for allowed, name in named)
 
 
 @dataclass(frozen=True)
 class AttackChoice(Confined):
-    """An attack of the matrix, ready to run, with its label and its ε (ascending).
+    """An attack of the matrix, ready to run, with its label.
 
-    ladder: whether what is beaten at one ε stays beaten at the larger ones. n: it attacks the first n of a data set's
-    chosen images; None: all.
+    eps: perturbation sizes, ascending. ladder: whether an input that is beaten at one ε counts as beaten at the larger
+    ones. n: number of a data set's chosen images that it attacks; None: all.
     """
 
     name: str
@@ -191,15 +199,17 @@ class MeasurementChoice(Confined):
 
 @dataclass(frozen=True)
 class Matrix:
-    """What is crossed: everything resolved and valid.
+    """A matrix with all names resolved and all values checked.
 
-    seeds: each attack runs once with each seed, and an input is robust if it is with all of them. Everything else runs
-    with the first seed alone, except clean passes of randomized defenses.
-    draws: number of answers of a randomized defense to each input, which is robust if every answer is. timeout: seconds
-    that a job may take before it counts as failed. calibration: number of validation images that each defense answers
-    unperturbed, for figures that need thresholds; None: none. claims: published numbers, and what of this matrix they
+    source: path or name of the file. seeds: seeds with each of which every attack runs once; an input is robust if it
+    is robust with all of them. Everything else runs with the first seed alone, except clean passes of randomized
+    defenses.
+    draws: number of answers of a randomized defense to each input, which is robust if it is in every answer. timeout:
+    seconds that a job may take before it counts as failed. calibration: number of clean validation images that each
+    defense answers, for figures that need thresholds; None: none. claims: published numbers, and the figures that they
     are compared with.
-    diagnose: whether the probes of the masking diagnosis run too. budget: what a budget of time has cut, in a sentence.
+    diagnose: whether the probes of the masking diagnosis run too. budget: sentence that says what was cut to fit a
+    budget of time; empty without a budget.
     """
 
     source: str
@@ -217,13 +227,13 @@ class Matrix:
     budget: str = ""
 
     def resources_of(self, defense: str) -> list[Resources]:
-        """The resources of jobs of the defense with that label; empty where it is not in the matrix."""
+        """Return the resources of the defense with that label, in a list; empty if it is not in the matrix."""
         return [choice.resources for choice in self.defenses if choice.label == defense]
 
     def needs(self, device: str, *parts: Resources) -> Needs:
-        """What a job occupies; parts: the resources of its defense and of its attack, of which the larger counts.
+        """Return the resources that a job occupies. parts: resources of its defense and its attack; the larger counts.
 
-        Where none says anything, what the matrix says, or else one CPU, and one GPU where the device is one.
+        If neither gives a number, it is that of the matrix, or else one CPU, and one GPU if the device is a GPU.
         """
 
         def most(*given: float | None, matrix: float | None) -> float:
@@ -241,7 +251,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Needs:
-    """How much of a machine a call occupies, for engines that have several. gpus: a share of one GPU, or whole ones."""
+    """The resources that a call occupies. cpus: number of CPUs. gpus: a share of one GPU, or a whole number of GPUs."""
 
     cpus: float = 1.0
     gpus: float = 0.0

@@ -1,4 +1,4 @@
-"""Which measurements a matrix asks for: each with its identity and why it is skipped, if it is."""
+"""Turns the measurements of a matrix into jobs, each with an identity, and a reason if it is skipped."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from manifold_bench.defenses.weights import with_cards
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurementJob(PlannedJob):
-    """A measurement of one defense on one data set; others: the defenses it names."""
+    """A measurement of one defense on one data set. others: other defenses that the measurement names."""
 
     measurement: Measurement
     others: tuple[DefenseRef, ...]
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """Data set, defense and measurement, as its file is named."""
+        """Data set, defense and measurement, which name its file."""
         return self.dataset.name, self.defense.label, self.label
 
     @property
     def facts(self) -> dict[str, str]:
-        """What is stored of it besides its names: what it measures, and which of its values comes first."""
+        """Facts that are stored with its values: its title, and the name of its most important value."""
         return {"title": self.measurement.title, "headline": self.measurement.headline}
 
     @property
     def reads(self) -> tuple[Path, ...]:
-        """The files that it needs: its data's, and the defenses' weights with their cards."""
+        """The files that it needs: those of its data, and the defenses' weights with their cards."""
         weights = with_cards(file for ref in (self.defense, *self.others) for file in ref.files)
         return (*self.dataset.load().files, *weights)
 
 
 def measurements_on(data: PlannedData, matrix: Matrix, device: str) -> list[MeasurementJob]:
-    """Return every measurement of the matrix on one data set as a job, and what the diagnosis inspects, if it runs."""
+    """Return every measurement of the matrix on one data set as a job, and the diagnosis' inspections, if it runs."""
     inspected = inspections(matrix, data.dataset.name, len(data.indices)) if matrix.diagnose else []
     jobs = []
     for choice in (*matrix.measurements, *inspected):
@@ -54,7 +54,7 @@ def measurements_on(data: PlannedData, matrix: Matrix, device: str) -> list[Meas
 
 def _job(choice: MeasurementChoice, data: PlannedData, ref: DefenseRef, matrix: Matrix, device: str) -> MeasurementJob:
     measurement = choice.measurement
-    by_label = {other.label: other for other in data.defenses}  # those that don't run now may be compared with
+    by_label = {other.label: other for other in data.defenses}  # with defenses that do not run now
     others = tuple(by_label[label] for label in measurement.others if label in by_label)
     absent = [label for label in measurement.others if label not in by_label]
     own = system(type(measurement), "measurements", written=choice.name)
@@ -76,6 +76,6 @@ def _job(choice: MeasurementChoice, data: PlannedData, ref: DefenseRef, matrix: 
         identity=identity,
         measurement=measurement,
         others=others,
-        skip=f"{absent[0]!r} is not of this data set" if absent else unsuited(measurement, ref.build()),
+        skip=f"{absent[0]!r} does not run on this data set" if absent else unsuited(measurement, ref.build()),
         needs=matrix.needs(device, *matrix.resources_of(ref.label), choice.resources),
     )

@@ -1,4 +1,4 @@
-"""Models that a name stands for: files of weights for a network, and the models of timm and RobustBench."""
+"""Models that are given by a name: networks with a file of weights, and the models of timm and RobustBench."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.models import Normalize
 
 WRAPPED = ("state_dict", "model_state_dict", "model")
-"""Keys under which checkpoints keep the weights next to other things."""
+"""Keys of the weights in checkpoints that hold other things too."""
 
 WRAPPERS = ("module.", "_orig_mod.")
-"""What `DataParallel` and `torch.compile` write before each name."""
+"""Prefixes that `DataParallel` and `torch.compile` add to names of weights."""
 
 
 def with_weights(model: object, path: Path) -> nn.Module:
-    """Fill a module with the weights of a file and return it.
+    """Load the weights of a file into a module, and return it.
 
-    path: a file of safetensors, or of a state dict that torch saved, alone or in a checkpoint. Nothing is unpickled
-    but tensors. Raises InputError.
+    path: a safetensors file, or a file of torch.save with a state dict, alone or in a checkpoint. Only tensors are
+    unpickled. Raises InputError.
     """
     place = f"weights {str(path)!r}"
     if not isinstance(model, nn.Module):
-        raise InputError(f"{place}: {type(model).__name__} is no torch.nn.Module that weights could be loaded into")
+        raise InputError(f"{place}: {type(model).__name__} takes no weights; name a torch.nn.Module before the @")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{place}: no such file") from error
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise InputError(
-            f"{place}: holds no weights alone (whole models are not unpickled, because that would run their code); "
-            "save them with torch.save(model.state_dict(), file) or safetensors.torch.save_file"
+            f"{place}: is no file of weights (whole models are not unpickled, because that would run their code); "
+            "save weights with torch.save(model.state_dict(), file) or safetensors.torch.save_file"
         ) from error
     state = next((state[key] for key in WRAPPED if isinstance(state, dict) and isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -58,7 +58,7 @@ def with_weights(model: object, path: Path) -> nn.Module:
 
 @cache
 def timm_model(name: str) -> nn.Module:
-    """A pretrained model of timm with its own normalization in front: images in [0,1] → logits. Raises InputError."""
+    """Return a pretrained model of timm, with its normalization: images in [0,1] → logits. Raises InputError."""
     try:
         import timm
     except ImportError as error:
@@ -72,7 +72,7 @@ def timm_model(name: str) -> nn.Module:
 
 @cache
 def robustbench_model(name: str) -> nn.Module:
-    """A model of RobustBench's zoo by `dataset/threat model/name`: images in [0,1] → logits. Raises InputError."""
+    """Return a model of RobustBench by `dataset/threat model/name`: images in [0,1] → logits. Raises InputError."""
     place = f"defense 'robustbench:{name}'"
     try:
         from robustbench.model_zoo import model_dicts
@@ -97,10 +97,10 @@ def robustbench_model(name: str) -> nn.Module:
 
 
 def _downloaded(name: str, load: Callable[[], Any]) -> Any:
-    """What `load` returns; whatever it raises becomes an InputError that speaks of the network."""
+    """Return what `load` returns; any exception becomes an InputError that mentions the network."""
     try:
         return load()
-    except Exception as error:  # of any library that downloads
+    except Exception as error:  # libraries that download raise exceptions of any kind
         raise InputError(
             f"defense {name!r}: cannot be loaded ({one_line(error)}); its weights are downloaded once, "
             "which needs the network"

@@ -1,4 +1,4 @@
-"""Cut a matrix down to the systems that the command line names."""
+"""Cuts a matrix down to the systems that the command line names."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def narrowed(
     norms: Sequence[str] = (),
     eps: Sequence[float] = (),
 ) -> Matrix:
-    """Return the matrix with the named systems alone; where none of a kind are named, all of that kind stay.
+    """Return the matrix with the named systems alone; if none of a kind are named, all of that kind stay.
 
-    A name matches all entries with that name unless it is a label, which matches its own entry. What is not in the
-    matrix is added from the registry: a data set with as many images as the first one, an attack in the first norm of
-    the matrix that it works in, with the ε there. A defense that is added meets the attacks that are confined to some
-    of the matrix' defenses too. "clean" as the only attack means the clean passes alone. eps: sizes of perturbations,
-    in place of the matrix'. Raises InputError for what is not known, and for sizes of attacks in several norms.
+    A label matches its own entry; any other name matches all entries with that name. A system that is not in the matrix
+    is added from the registry: a data set with as many images as the first one, and an attack in the first norm of the
+    matrix that it supports, with the ε of that norm. An added defense meets also attacks that are confined to some
+    defenses of the matrix. "clean" as the only attack means the clean passes alone. eps: perturbation sizes in place of
+    the matrix'. Raises InputError for unknown names, and for sizes if the attacks have several norms.
     """
     for name in datasets:
         find("datasets", name)
@@ -53,7 +53,7 @@ def narrowed(
 
 
 def _with_sizes(eps: tuple[float, ...], attacks: tuple[AttackChoice, ...]) -> tuple[AttackChoice, ...]:
-    """The attacks at these sizes; those of norms without a size stay as they are. Raises InputError."""
+    """Return the attacks at these sizes; those in norms without a size stay as they are. Raises InputError."""
     norms = list(dict.fromkeys(str(one.attack.norm) for one in attacks if one.attack.norm not in UNBOUNDED))
     if len(norms) > 1:
         raise InputError(f"--eps: the attacks have several norms ({', '.join(norms)}); choose one of them with --norm")
@@ -64,14 +64,14 @@ def _with_sizes(eps: tuple[float, ...], attacks: tuple[AttackChoice, ...]) -> tu
 
 
 def _also_against(labels: tuple[str, ...], choice: AttackChoice) -> AttackChoice:
-    """The same attack, not kept from the defenses with these labels."""
+    """Return the attack so that it runs on the defenses with these labels too."""
     if choice.defenses is None or not labels:
         return choice
     return dataclasses.replace(choice, defenses=(*choice.defenses, *labels))
 
 
 def selected(choices: tuple[C, ...], names: Iterable[str], add: Callable[[str], C]) -> tuple[C, ...]:
-    """Return the choices with those labels, or else names, each once and in that order; `add` makes unknown ones."""
+    """Return the choices with those labels, or else names, each once and in that order; `add` makes missing ones."""
     found: list[C] = []
     for name in names:
         there = (

@@ -1,4 +1,4 @@
-"""What a command is going to run: data sets with their chosen images, defenses with their weights, and all jobs."""
+"""The plan of a run: data sets with their chosen images, defenses with their weights, and all jobs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from manifold_bench.defenses.identity import JsonObject
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line adds to a matrix.
+    """The options of the command line that are not in a matrix.
 
-    data: folder of data files. n: images per data set; None: as in the matrix. keep_images: whether every attacked
-    image is stored.
+    data: folder of data files. n: number of images of each data set; None: as in the matrix. device: device of the
+    jobs. keep_images: whether every attacked image is stored.
     """
 
     data: Path | None = None
@@ -35,9 +35,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """What runs, and what of the matrix that it was cut from may be stored already.
+    """The plan of a run: the jobs that run, and the other jobs of the matrix, whose records may be stored already.
 
-    matrix: what runs. whole: the matrix that it was cut from by the command line, or the same one. named: labels of the
+    matrix: matrix that runs. whole: matrix from which the command line cut it, or the same one. named: labels of the
     "defenses" and "attacks" that the command line names. data: each data set with its images and with the references of
     all defenses of both matrices. untrainable: (data set, label of the defense) → why its training failed.
     """
@@ -57,19 +57,19 @@ class Plan:
 
     @cached_property
     def other_jobs(self) -> list[Job]:
-        """Jobs on these data sets that don't run now: of the whole matrix, and what crosses it with what was added."""
+        """Jobs on these data sets that do not run now: those of the whole matrix combined with the added systems."""
         joined = replace(self, matrix=_joined(self.matrix, self.whole)) if self.is_cut else self
         running = {job.key for job in self.jobs}
         return [job for job in joined.jobs if job.key not in running]
 
     @cached_property
     def measurements(self) -> list[MeasurementJob]:
-        """The measurements that are taken."""
+        """The measurements that run."""
         return [job for data in self.data for job in measurements_on(data, self.matrix, self.options.device)]
 
     @cached_property
     def other_measurements(self) -> list[MeasurementJob]:
-        """Measurements of the whole matrix, on these data sets, that are not taken now."""
+        """Measurements of the whole matrix, on these data sets, that do not run now."""
         whole = replace(self, matrix=self.whole) if self.is_cut else self
         running = {job.key for job in self.measurements}
         return [job for job in whole.measurements if job.key not in running]
@@ -101,10 +101,10 @@ class Plan:
         return sorted({file for _, ref in self.running for file in ref.files})
 
     def with_trained(self, untrainable: Mapping[tuple[str, str], str]) -> Plan:
-        """Return the plan after trainings: what had no weights is looked for again.
+        """Return the plan after trainings, with the new weights.
 
-        untrainable: (data set, label of the defense) → why its training failed. What has no weights now, or damaged
-        ones, is added: a training runs code of a user's, and may say that it went well.
+        untrainable: (data set, label of the defense) → why its training failed. Defenses that still have no weights, or
+        damaged ones, are added, because a training runs a user's code, which may end without an error.
         """
         choices, untrainable = _choices(self.matrix, self.whole), dict(untrainable)
         running = {(dataset.name, ref.label) for dataset, ref in self.running}
@@ -119,7 +119,7 @@ class Plan:
                 untrainable[pair] = str(error)
                 return ref
             if not found.trained and pair in running:
-                untrainable[pair] = "its training left no weights"
+                untrainable[pair] = "its training wrote no weights"
             return found
 
         data = tuple(replace(one, defenses=tuple(located(one, ref) for ref in one.defenses)) for one in self.data)
@@ -130,10 +130,10 @@ class Plan:
 def make_plan(
     matrix: Matrix, options: Options, whole: Matrix | None = None, named: Mapping[str, list[str]] | None = None
 ) -> Plan:
-    """Plan a matrix; reads the data and looks for the weights of every defense.
+    """Plan a matrix: read the data, and look for the weights of every defense.
 
-    whole, named: as in `Plan`; by default the matrix itself, and nothing. Raises InputError where data or weights are
-    missing or damaged, where there are fewer images than requested, and where a defense doesn't suit its data.
+    whole, named: as in `Plan`; by default the matrix itself, and no names. Raises InputError if data are missing or
+    damaged, weights are damaged, there are fewer images than requested, or a defense does not suit its data.
     """
     whole = whole or matrix
     chosen = [_chosen(entry, matrix, options) for entry in matrix.datasets]  # all data first: it fails fastest
@@ -147,18 +147,18 @@ def make_plan(
 
 
 def _choices(matrix: Matrix, whole: Matrix) -> dict[str, DefenseChoice]:
-    """The defenses of both matrices by label."""
+    """Return the defenses of both matrices by label."""
     return {choice.label: choice for choice in (*whole.defenses, *matrix.defenses)}
 
 
 def _joined(matrix: Matrix, whole: Matrix) -> Matrix:
-    """The whole matrix with the systems that the command line added."""
+    """Return the whole matrix with the systems that the command line added."""
     attacks = {(choice.label, choice.attack.norm): choice for choice in (*whole.attacks, *matrix.attacks)}
     return replace(whole, defenses=tuple(_choices(matrix, whole).values()), attacks=tuple(attacks.values()))
 
 
 def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options) -> PlannedData:
-    """Choose the test and validation images of a data set; raises InputError where there are fewer."""
+    """Choose the test and validation images of a data set; raises InputError if there are fewer."""
     ref = DatasetRef(entry.name, options.data)
     with contained(f"data set {ref.name!r} cannot be loaded"):
         data = ref.load()
@@ -169,26 +169,27 @@ def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options) -> PlannedDat
             raise InputError(f"n = {n}: data set {ref.name!r} has {there} test images; give --n {there} or less")
         if held_out > len(data.validation):
             raise InputError(
-                f"calibration = {held_out}: data set {ref.name!r} has {len(data.validation)} validation images"
+                f"calibration = {held_out}: data set {ref.name!r} has {len(data.validation)} validation images; "
+                "give that number or less"
             )
         return PlannedData(ref, tuple(map(int, data.chosen(n))), tuple(map(int, data.calibration(held_out))))
 
 
 def _with_undefended(data: PlannedData, matrix: Matrix) -> PlannedData:
-    """Add the model that the diagnosis' transfer attacks are made on: a trained one of the matrix, or of the zoo."""
+    """Add the model that the diagnosis' transfer attacks use: a trained `undefended` of the matrix, or of the zoo."""
     if not matrix.diagnose:
         return data
     reason = "neither the matrix nor the zoo has an undefended model of this data set"
     try:
         own = [ref for ref in data.defenses if ref.name == "undefended"]
         ref = own[0] if own else defense_ref(defense_by_name("undefended"), data.dataset.load())
-    except InputError as error:  # the matrix doesn't ask for this model: a damaged one costs these attacks alone
+    except InputError as error:  # the matrix does not name this model, so that only the transfer attacks are left out
         return replace(data, undefended=None, no_undefended=f"no undefended model to use: {error}")
     return replace(data, undefended=ref if ref.trained else None, no_undefended=reason)
 
 
 def matrix_json(matrix: Matrix, options: Options) -> JsonObject:
-    """Return the matrix as it was run as plain data, for run.json."""
+    """Return the matrix with its options as JSON data, for run.json."""
 
     def entry(choice: DefenseChoice | AttackChoice | MeasurementChoice, **more: object) -> JsonObject:
         return {"name": choice.name, "label": choice.label, "datasets": choice.datasets, **more}

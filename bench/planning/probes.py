@@ -1,7 +1,7 @@
-"""The attacks and measurements that the diagnosis adds to a matrix: small ones, under names of their own.
+"""The attacks and measurements that the masking diagnosis adds to a matrix.
 
-They are ordinary jobs with ordinary records, but no figure of the run is taken over labels with the prefix
-`records.schema.PROBE`.
+They are ordinary jobs with ordinary records, whose labels have the prefix `records.schema.PROBE`. No figure of the run
+is computed from these records.
 """
 
 from __future__ import annotations
@@ -21,50 +21,50 @@ from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.identity import JsonObject
 
 N = 50
-"""Inputs of a probe: the first ones of the clean pass."""
+"""Number of inputs of a probe: the first ones of the clean pass."""
 
 
 N_OPTIMISING = 20
-"""The same where each answer is an optimisation of its own."""
+"""The same number for a defense that optimises at inference."""
 
 
 STEPS = 40
 
 
 MORE_STEPS, MORE_RESTARTS = 100, 5
-"""Of the attack that looks whether more of them would gain anything."""
+"""Numbers of steps and restarts of the probe that checks whether more of them make an attack stronger."""
 
 
 LARGE = (0.5, 1.0)
-"""L∞ sizes at which nothing can be robust: every image can be grey, and every image can be any other."""
+"""L∞ sizes at which no defense can be robust: every image can become grey, or any other image."""
 
 
 QUERIES = 100
 
 
 PROBLEMS = 20
-"""Problems of the planted test; fewer where each answer is an optimisation of its own."""
+"""Number of problems of the planted test."""
 
 
 DEFAULT_EPS = (0.05, 0.1)
-"""L∞ sizes for data sets on which the matrix names none below ½."""
+"""L∞ sizes for data sets for which the matrix has none below ½."""
 
 
 def inputs(optimising: bool) -> int:
-    """How many inputs a probe takes of such a defense."""
+    """Return the number of inputs of a probe. optimising: whether the defense optimises at inference."""
     return N_OPTIMISING if optimising else N
 
 
 def steps(optimising: bool) -> int:
-    """How many steps a probe's ascent takes on such a defense."""
+    """Return the number of steps of a probe's ascent. optimising: whether the defense optimises at inference."""
     return STEPS // 2 if optimising else STEPS
 
 
 def strengths(matrix: Matrix, dataset: str) -> tuple[Norm, tuple[float, ...]]:
-    """In which norm and at which ε the probes of a data set work, the same for all its defenses.
+    """Return the norm and the ε of the probes on a data set, the same for all its defenses.
 
-    The smallest, middle and largest ε that the matrix' attacks have in L∞ (below ½: `LARGE` is beyond that), else in
-    L2; at least two, so that a fall can be seen.
+    These are the smallest, middle and largest ε of the matrix' attacks in L∞ (below ½, since `LARGE` is above), or else
+    in L2; at least two, so that a difference can be seen.
     """
     norms: tuple[Norm, ...] = ("linf", "l2")
     for norm in norms:
@@ -78,7 +78,7 @@ def strengths(matrix: Matrix, dataset: str) -> tuple[Norm, tuple[float, ...]]:
 
 
 def middle(eps: tuple[float, ...]) -> float:
-    """The ε of a probe that has only one."""
+    """Return the middle ε, for probes with only one."""
     return eps[len(eps) // 2]
 
 
@@ -87,7 +87,7 @@ def probes(
 ) -> list[tuple[AttackChoice, str | None]]:
     """Return the probes of one defense on one data set, each with the reason why it is skipped, or None.
 
-    no_source: why there is no undefended model of the data set to attack in the defense's place; None if there is one.
+    no_source: reason why there is no undefended model for transfer attacks; None if there is one.
     """
     norm, ladder = strengths(matrix, dataset)
     optimising = defense.inference_steps > 0
@@ -107,7 +107,7 @@ def probes(
     entry = AttackEntry.model_validate({"name": "art:SquareAttack", "norm": norm, "eps": [1.0], "max_iter": QUERIES})
     query = probe("art:SquareAttack", "query", attack_choice(entry, "diagnosis").attack, one)
     transfer = probe("transfer", "transfer", Transfer(norm=norm, steps=STEPS), ladder)
-    costly = f"each of its {QUERIES} queries would cost an optimisation" if optimising else None
+    costly = f"each of its {QUERIES} queries would need a full optimisation" if optimising else None
     return [*((choice, None) for choice in made), (query, costly), (transfer, no_source)]
 
 

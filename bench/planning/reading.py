@@ -1,4 +1,4 @@
-"""The matrix file: what is crossed with what. TOML, validated as a whole before anything runs."""
+"""Reads a matrix file (TOML), and validates all of it before anything runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FOLDER = Path(__file__).parents[1] / "matrices"
 
 
 def matrix_path(name: str) -> Path:
-    """The file of a matrix by name (`quick`) or path; raises InputError."""
+    """Return the path of a matrix file, given by name (`quick`) or by path; raises InputError."""
     known = sorted(path.stem for path in FOLDER.glob("*.toml"))
     if name in known:
         return FOLDER / f"{name}.toml"
@@ -60,7 +60,7 @@ def matrix_path(name: str) -> Path:
 
 
 def read_matrix(name: str) -> Matrix:
-    """Reads and validates a matrix by name or path; raises InputError that names the file and the key."""
+    """Read and validate a matrix, given by name or by path; raises InputError, which names the file and the key."""
     path = matrix_path(name)
     shown = str(path) if path.parent != FOLDER else f"{FOLDER.parent.name}/{FOLDER.name}/{path.name}"
     try:
@@ -78,7 +78,7 @@ def read_matrix(name: str) -> Matrix:
 
 
 def _check_numbers(value: object, place: str) -> None:
-    """Whether the whole numbers in a file's content have 64 bits, as TOML has them; raises InputError."""
+    """Check that the whole numbers in a file fit into 64 bits, as TOML demands; raises InputError."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InputError(f"{place}: {str(value)[:20]}… is not allowed; give a whole number < 2^63")
     if isinstance(value, dict):
@@ -90,7 +90,7 @@ def _check_numbers(value: object, place: str) -> None:
 
 
 def parse_matrix(raw: JsonObject, source: str) -> Matrix:
-    """Validates the content of a matrix file."""
+    """Validate the content of a matrix file; raises InputError. source: path of the file, for messages."""
     with at(source):
         file = validated(MatrixFile, raw, "", strict=None)
     limit_time(max(file.timeout, LEAST_SECONDS) if "timeout" in file.model_fields_set else SECONDS)
@@ -108,7 +108,7 @@ def parse_matrix(raw: JsonObject, source: str) -> Matrix:
     )
     for i, defense in enumerate(defenses):
         if defense.draws and not defense.cls.randomized:
-            raise InputError(f"{source}: defenses[{i}].draws: {defense.label!r} isn't randomized, and answers once")
+            raise InputError(f"{source}: defenses[{i}].draws: {defense.label!r} is not randomized; leave draws out")
     attacks = tuple(attack_choice(entry, f"{source}: attacks[{i}]") for i, entry in enumerate(file.attacks))
     measurements = tuple(
         _measurement(entry, f"{source}: measurements[{i}]") for i, entry in enumerate(file.measurements)
@@ -135,19 +135,19 @@ def parse_matrix(raw: JsonObject, source: str) -> Matrix:
 
 
 def _seeds(file: MatrixFile, source: str) -> tuple[int, ...]:
-    """`seeds`, or `seed` alone, or 0."""
+    """Return `seeds`, or `seed` alone, or 0; raises InputError."""
     if file.seeds is None:
         return (file.seed or 0,)
     if file.seed is not None:
-        raise InputError(f"{source}: seeds: 'seed' is there too; give one of the two")
+        raise InputError(f"{source}: seeds: 'seed' is given too; give one of the two")
     for index, seed in enumerate(file.seeds):
         if seed in file.seeds[:index]:
-            raise InputError(f"{source}: seeds[{index}]: {seed} is there twice")
+            raise InputError(f"{source}: seeds[{index}]: {seed} is given twice; give it once")
     return file.seeds
 
 
 def _check_names(matrix: Matrix) -> None:
-    """Whether what defenses, attacks and measurements name is in the matrix; raises InputError."""
+    """Check that everything that defenses, attacks and measurements name is in the matrix; raises InputError."""
     datasets = [entry.name for entry in matrix.datasets]
     defenses = [choice.label for choice in matrix.defenses]
     for i, defending in enumerate(matrix.defenses):
@@ -166,9 +166,9 @@ def _check_names(matrix: Matrix) -> None:
 
 @contextmanager
 def at(place: str, cls: type = object) -> Iterator[None]:
-    """Turns what is wrong with a value into an InputError that names the place in the file.
+    """Turn errors of validation into InputErrors that name the place in the file.
 
-    cls: the model or dataclass that is made of the value; it may be a user's code, and raise anything.
+    cls: model or dataclass that is made from the value; it may be a user's code, and raise anything.
     """
     with contained(f"{place}: {cls.__name__} fails"):
         try:
@@ -180,23 +180,26 @@ def at(place: str, cls: type = object) -> Iterator[None]:
 
 
 def validated(cls: type[V], values: JsonObject, place: str, strict: bool | None = True) -> V:
-    """An instance of a model or dataclass from values of a file; raises InputError.
+    """Return an instance of a model or dataclass, made from values of a file; raises InputError.
 
-    strict: whether texts never stand for numbers and the like; None: as the model says.
+    strict: whether no value is converted, such as a text to a number; None: as the model says.
     """
     with at(place, cls):
-        # as JSON: strict about types, yet lists may stand for tuples
+        # as JSON, which is strict about types, but takes lists for tuples
         return TypeAdapter(cls).validate_json(json.dumps(values, default=str), strict=strict)
 
 
 def defense_by_name(name: str, parameters: Mapping[str, object] = {}, place: str = "--defense") -> DefenseChoice:
-    """A defense by name, as on the command line; place: where a fault of the parameters lies."""
+    """Return a defense by name, as on the command line; raises InputError. place: beginning of its messages."""
     find("defenses", name)
     return defense_choice(name, None, parameters, place)
 
 
 def attack_by_name(name: str, others: tuple[AttackChoice, ...]) -> AttackChoice:
-    """An attack by name alone, as on the command line: in the first norm of `others` that it works in, with its ε."""
+    """Return an attack by name, as on the command line, in the first norm of `others` that it supports, with their ε.
+
+    Raises InputError.
+    """
     find("attacks", name)
     refusals = []
     for other in others:
@@ -210,7 +213,10 @@ def attack_by_name(name: str, others: tuple[AttackChoice, ...]) -> AttackChoice:
 
 
 def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, object], place: str) -> DefenseChoice:
-    """The defense of an entry, its parameters checked against the fields of its spec; raises InputError."""
+    """Return the defense of an entry, with checked parameters; raises InputError.
+
+    own_label: label that the entry gives, or None. place: place of the entry in the file, for messages.
+    """
     with at(place):
         cls = find("defenses", name)
         check_spec_class(cls)
@@ -218,12 +224,12 @@ def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, ob
     values = _known(_in_numbers(parameters, place), fields, place, name)
     choice = DefenseChoice(name, own_label or label(name, _unusual(cls.Spec, values)), cls, values)
     with at(place, cls.Spec):
-        choice.spec((1, 32, 32), 10)  # any shape: the parameters are what is checked here
+        choice.spec((1, 32, 32), 10)  # with any shape, to check the parameters
     return choice
 
 
 def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
-    """The attack of an entry, its parameters checked against its fields; raises InputError."""
+    """Return the attack of an entry, with checked parameters; raises InputError. place: as in `defense_choice`."""
     with at(place):
         cls: type[Attack] = find("attacks", entry.name)
     fields = {f.name for f in dataclasses.fields(cls)} - {"norm"}
@@ -232,7 +238,7 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
         prefix, _, suffix = entry.name.partition(":")
         if not suffix:
             raise InputError(
-                f"{place}.name: {prefix!r} runs that library's attacks: name one, as in {prefix}:ClassName"
+                f"{place}.name: {prefix!r} runs attacks of that library; name one of them, as in {prefix}:ClassName"
             )
         fields -= {"attack", "parameters"}
         inner = {key: value for key, value in values.items() if key not in fields}
@@ -244,9 +250,10 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
     with at(place, cls):
         check_attack(attack)
     if entry.norm not in attack.norms:
-        raise InputError(f"{place}.norm: {entry.name!r} is not for {entry.norm!r}; it is for {', '.join(attack.norms)}")
+        allowed = ", ".join(attack.norms)
+        raise InputError(f"{place}.norm: {entry.name!r} does not support {entry.norm!r}; give {allowed}")
     if attack.minimal and not entry.ladder:
-        raise InputError(f"{place}.ladder: {entry.name!r} runs once for all sizes; false is for attacks at one size")
+        raise InputError(f"{place}.ladder: false is not allowed, since {entry.name!r} runs once for all sizes")
     shown = label(entry.name, _unusual(cls, values) | ({} if entry.ladder else {"ladder": False}))
     return AttackChoice(
         entry.name,
@@ -283,12 +290,12 @@ def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:
     for index, eps in enumerate(entry.eps):
         check_size(f"{place}.eps[{index}]", entry.norm, eps)
     if len(set(entry.eps)) != len(entry.eps):
-        raise InputError(f"{place}.eps: a size is there twice")
+        raise InputError(f"{place}.eps: a size is given twice; give each once")
     return tuple(sorted(entry.eps))
 
 
 def check_size(place: str, norm: str, eps: float) -> None:
-    """Whether ε is a size in that norm; raises InputError."""
+    """Check that ε is a perturbation size in that norm; raises InputError."""
     if not (isinstance(eps, int | float) and 0 < eps < math.inf):
         raise InputError(f'{place}: {eps!r} is not a perturbation size; give a number > 0, as 0.03 or "8/255"')
     if norm == "linf" and eps > 1:
@@ -298,27 +305,27 @@ def check_size(place: str, norm: str, eps: float) -> None:
 
 
 def label(name: str, parameters: JsonObject) -> str:
-    """`name`, or `name(key=value, …)` where parameters are set."""
+    """Return the default label of a system: `name`, or `name(key=value, …)` if parameters are set."""
     if not parameters:
         return name
     return f"{name}({', '.join(f'{key}={plain(value)}' for key, value in sorted(parameters.items()))})"
 
 
 def _unusual(cls: type, values: JsonObject) -> JsonObject:
-    """The values that differ from the defaults of a dataclass' fields."""
+    """Return the values that differ from the defaults of a dataclass' fields."""
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     return {key: value for key, value in values.items() if value != defaults.get(key, dataclasses.MISSING)}
 
 
 def plain(value: object) -> str:
-    """A parameter's value as labels show it: numbers as in a matrix file, 8/255 as that."""
+    """Return a parameter's value as labels show it: numbers as in a matrix file, and fractions such as 8/255."""
     if isinstance(value, float) and "/" in (fraction := eps_text(value)):
         return fraction
     return value if isinstance(value, str) else json.dumps(value).replace('"', "")
 
 
 def _in_numbers(parameters: Mapping[str, object], place: str) -> JsonObject:
-    """The parameters of a system, its perturbation sizes in numbers where the file has them as fractions."""
+    """Return the parameters of a system, with perturbation sizes as numbers in place of fractions."""
     found = dict(parameters)
     for name in PARAMETERS:
         if name in found:
@@ -337,7 +344,7 @@ def _known(values: JsonObject, fields: Iterable[str], place: str, name: str) -> 
 
 
 def check_labels(place: str, labels: Sequence[str], norms: Sequence[str] | None = None) -> None:
-    """Whether labels (of attacks: in one norm) differ, and none is a name that records use for something else."""
+    """Check that labels differ (those of attacks within a norm) and that none is reserved; raises InputError."""
     known = list(zip(labels, norms or [""] * len(labels), strict=True))
     for index, (name, norm) in enumerate(known):
         if not is_printable(name):
@@ -345,4 +352,4 @@ def check_labels(place: str, labels: Sequence[str], norms: Sequence[str] | None 
         if name in (CLEAN, CALIBRATION, WORST_CASE) or name.startswith(PROBE):
             raise InputError(f"{place}[{index}]: {name!r} is a reserved name; choose another label")
         if (name, norm) in known[:index]:
-            raise InputError(f"{place}[{index}]: {name!r} is there twice; give one of them a label of its own")
+            raise InputError(f"{place}[{index}]: {name!r} is given twice; give one of them another label")

@@ -1,4 +1,4 @@
-"""References to data sets and defenses that can be sent to other processes, and where weights lie."""
+"""References to data sets and defenses, which can be sent to other processes, and the search for weights."""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ from manifold_bench.defenses.checks import check_defense
 from manifold_bench.defenses.identity import SCHEME, TRAINABLE, JsonObject, System, key_of, source_sha256, system
 
 TRAINING_SEED = 0
-"""Seed of trainings that a run starts by itself; `manifold-bench train --seed` makes others."""
+"""Seed of the trainings that a run starts; `manifold-bench train --seed` takes others."""
 
 
 @dataclass(frozen=True)
 class DatasetRef:
-    """A data set by name, small enough to send to another process."""
+    """A data set by its name. data: folder of data files, or None."""
 
     name: str
     data: Path | None
 
     def load(self) -> Dataset:
+        """Return the data set, which is made once per process; raises InputError."""
         return _loaded(find("datasets", self.name), self.data)  # type: ignore[arg-type]  # a class, with its own __hash__
 
 
 @cache
 def _loaded(cls: type[Dataset], data: Path | None) -> Dataset:
-    """The data set, once per process."""
+    """Return the data set, which is made once per process."""
     return cls(data=data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRef:
-    """Something trainable for a data set: its class and spec, and where its weights are.
+    """A trainable module for a data set: its class, its spec, and the file of its weights.
 
-    weights: file, or None for what learns nothing. weights_sha256: None until it is trained. parts: what it is built
-    on, by attribute.
+    weights: file of the weights; None if the module learns nothing. weights_sha256: hash of the weights; None until it
+    is trained. parts: its parts, by the names of their attributes.
     """
 
     system: System
@@ -63,40 +64,42 @@ class TrainedRef:
         return self.system.cls
 
     def build(self) -> Any:
-        """The module with its initial weights, always the same ones."""
+        """Return the module with its initial weights, which are always the same."""
         with torch.random.fork_rng():
             torch.manual_seed(TRAINING_SEED)
             return self.cls(self.spec)
 
     def fill(self, module: Trainable) -> None:
-        """Loads what is trained into a module that was built: the parts, then its own; raises WeightsError."""
+        """Load trained weights into a built module, first those of its parts, then its own; raises WeightsError."""
         for name, part in self.parts.items():
             part.fill(module.named_parts[name])
         if self.weights is not None and self.weights_sha256 is not None:
             weights.load_into(module, self.weights, self.weights_sha256)
 
     def load(self, device: str = "cpu") -> Any:
-        """The trained module, frozen, in eval mode; raises WeightsError."""
+        """Return the trained module, frozen, in eval mode and on that device; raises WeightsError."""
         module = self.build()
         self.fill(module)
         return weights.freeze(module).to(device)
 
     @property
     def title_prefix(self) -> str:
-        """What is written before the labels of the defenses that it is a part of; empty for a defense itself."""
+        """Text before the labels of the defenses whose part this is; empty for a defense."""
         return f"{self.cls.__name__} of "
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """The weights files of its parts and its own."""
         own = () if self.weights is None else (self.weights,)
         return (*(file for part in self.parts.values() for file in part.files), *own)
 
     @property
     def trained(self) -> bool:
+        """Whether its weights exist, and those of its parts."""
         return self.weights_sha256 is not None
 
     def with_trained_parts(self) -> Self:
-        """With the hashes of parts that were trained since this was made; raises WeightsError for what was not."""
+        """Return this with the hashes of parts that were trained meanwhile; raises WeightsError if one was not."""
         parts = {name: part.with_trained_parts() for name, part in self.parts.items()}
         found = {
             name: dataclasses.replace(part, weights_sha256=weights.read_card(part.weights).weights_sha256)
@@ -107,7 +110,7 @@ class TrainedRef:
 
     @property
     def untrained(self) -> dict[str, TrainedRef]:
-        """What has to be trained before it can be loaded, by `part`: missing parts first, then itself if it learns."""
+        """Everything that has to be trained before it can be loaded, by its name in `part`; parts come first."""
         parts = {
             f"{name}.{inner}" if inner else name: ref
             for name, part in self.parts.items()
@@ -116,14 +119,14 @@ class TrainedRef:
         return parts | ({"": self} if self.weights and not self.trained else {})
 
     def part(self, name: str) -> TrainedRef:
-        """One of its parts, or a part of that (`classifier.generator`); "" is itself. Raises KeyError."""
+        """Return one of its parts, or a part of a part (`classifier.generator`), or itself for "". Raises KeyError."""
         first, _, rest = name.partition(".")
         return self.parts[first].part(rest) if first else self
 
 
 @dataclass(frozen=True, kw_only=True)
 class DefenseRef(TrainedRef):
-    """A defense by its name in the registry and its label in the matrix; draws: see `DefenseChoice`."""
+    """A defense. name: name in the registry. label: label in the matrix. draws: see `DefenseChoice`."""
 
     name: str
     label: str
@@ -138,8 +141,8 @@ class DefenseRef(TrainedRef):
 class PlannedData:
     """A data set with its chosen images and the references of all defenses that a plan needs on it.
 
-    indices: of test images. calibration: indices of validation images. undefended: the model that the diagnosis'
-    transfer attacks are made on; no_undefended: why there is none.
+    indices: indices of the test images. calibration: indices of the validation images. undefended: model for the
+    diagnosis' transfer attacks, or None. no_undefended: reason why there is none.
     """
 
     dataset: DatasetRef
@@ -150,16 +153,16 @@ class PlannedData:
     no_undefended: str = ""
 
     def defenses_of(self, matrix: Matrix) -> list[DefenseRef]:
-        """The defenses of a matrix on this data set, in its order."""
+        """Return the defenses of a matrix that run on this data set, in the matrix' order."""
         by_label = {ref.label: ref for ref in self.defenses}
         name = self.dataset.name
         return [by_label[choice.label] for choice in matrix.defenses if choice.defends(name)]
 
 
 def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:
-    """Finds the weights of a defense for a data set: in the zoo, in the cache, or nowhere yet.
+    """Return the reference of a defense for a data set, with its weights in the zoo or the cache, if there are any.
 
-    Raises InputError where the parameters don't suit the data or the weights are damaged.
+    Raises InputError if the parameters do not suit the data, or the weights are damaged.
     """
     with contained(f"defense {choice.label!r} on data set {dataset.name!r} cannot be built"):
         spec = choice.spec(dataset.shape, dataset.num_classes)
@@ -177,7 +180,10 @@ Ref = TypeVar("Ref", bound=TrainedRef)
 
 
 def located(ref: Ref, module: Trainable, dataset: Dataset) -> Ref:
-    """The same with its weights and those of its parts, which are loaded into the module; raises WeightsError."""
+    """Return the reference with its weights and those of its parts, and load them into the module.
+
+    Raises WeightsError.
+    """
     parts: dict[str, TrainedRef] = {}
     for name, part in module.named_parts.items():
         parts[name] = located(TrainedRef(system=system(type(part), *TRAINABLE), spec=part.spec), part, dataset)
@@ -195,9 +201,9 @@ def located(ref: Ref, module: Trainable, dataset: Dataset) -> Ref:
 
 
 def cache_file(ref: TrainedRef, dataset: Dataset, seed: int = TRAINING_SEED, budget: float = 1.0) -> Path:
-    """Where what is trained here is kept; the name depends on everything that the training does.
+    """Return the path in the cache for the weights of a training; the name depends on everything that they depend on.
 
-    On its parts by their own training, not by their weights: there may be none yet.
+    It depends on the parameters of parts, and not on their weights, because these may not exist yet.
     """
     identity = {
         "identity": SCHEME,
@@ -212,11 +218,11 @@ def cache_file(ref: TrainedRef, dataset: Dataset, seed: int = TRAINING_SEED, bud
 
 
 def defense_identity(ref: DefenseRef) -> JsonObject:
-    """All of a defense that a result depends on."""
+    """Return the part of an identity that describes a defense."""
     own = ref.system.identity(ref.cls.version, ref.spec)
     return {"label": ref.label, **own, "weights_sha256": ref.weights_sha256}
 
 
 def dataset_identity(data: Dataset) -> JsonObject:
-    """All of a data set that a result depends on, but which images are taken."""
+    """Return the part of an identity that describes a data set, without the chosen images."""
     return {"name": data.name, "revision": data.revision, "source_sha256": source_sha256(type(data))}

@@ -1,4 +1,4 @@
-"""Names to code: packaging entry points for what is installed, `package.module:Name` for anything else."""
+"""Finds classes by name: entry points of installed packages, `package.module:Name`, `file.py:Name`, and models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.defenses.identity import Kind, registered
 
-# Imports inside functions: what only needs the names below waits for no torch
+# Imports inside functions, because code that needs only names should not wait for torch
 
 SINGULAR: dict[Kind, str] = {
     "datasets": "data set",
@@ -32,13 +32,13 @@ SINGULAR: dict[Kind, str] = {
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """«; did you mean 'x'?» for the nearest known word, or nothing."""
+    """Return "; did you mean 'x'?" for the nearest known word, or an empty text."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def one_of(place: str, name: str, known: Iterable[str]) -> str:
-    """The name, if it is known; raises InputError that says where it stands and what there is."""
+    """Return the name if it is known; raises InputError otherwise. place: place of the name, for the message."""
     known = list(known)
     if name not in known:
         raise InputError(f"{place}: {name!r} is not in this matrix{nearest(name, known)}; it has: {', '.join(known)}")
@@ -46,12 +46,12 @@ def one_of(place: str, name: str, known: Iterable[str]) -> str:
 
 
 _handed_in: dict[tuple[Kind, str], type[Any]] = {}
-"""Classes that a Python program handed in (`handing_in`): they have no name that could be imported."""
+"""Classes that a Python program added (`handing_in`), because no module holds them."""
 
 
 @contextmanager
 def handing_in(kind: Kind, classes: Mapping[str, type[Any]]) -> Iterator[None]:
-    """Let `find` know these classes by name, in this process and for as long as this lasts."""
+    """Let `find` return these classes by name, in this process and within this context."""
     given = {(kind, name): cls for name, cls in classes.items()}
     _handed_in.update(given)
     try:
@@ -62,13 +62,13 @@ def handing_in(kind: Kind, classes: Mapping[str, type[Any]]) -> Iterator[None]:
 
 
 def find(kind: Kind, name: str) -> type[Any]:
-    """The class of that name; raises InputError with the nearest known name.
+    """Return the class with that name; raises InputError, with the nearest known name.
 
-    `library:Class` is an attack adapter's name (art:DeepFool) where `library` is registered, else a module's. The name
-    of a defense may also be that of a model: `package.module:net` or `file.py:net` for a module, a function of tensors
-    or a function without arguments that returns one of these; each of them followed by `@weights.safetensors` or
-    `@weights.pt`, for a module with these weights; `timm:name` and `robustbench:dataset/threat model/name`; and
-    `file.pt` for a TorchScript module.
+    `library:Class` names an attack of a registered adapter (art:DeepFool), and otherwise a class in a module. A defense
+    may also be a model: `package.module:net` or `file.py:net` for a module, a function of tensors, or a function
+    without arguments that returns one of these; the same followed by `@weights.safetensors` or `@weights.pt`, for a
+    module with these weights; `timm:name`; `robustbench:dataset/threat model/name`; or `file.pt` for a TorchScript
+    module.
     """
     if (kind, name) in _handed_in:
         return _handed_in[kind, name]
@@ -89,7 +89,7 @@ def find(kind: Kind, name: str) -> type[Any]:
     if kind == "attacks" and colon and prefix in points:
         adapter = _load(kind, points[prefix])
         if not adapter.open_parameters:
-            raise InputError(f"unknown attack {name!r}; {prefix!r} takes nothing behind a colon")
+            raise InputError(f"unknown attack {name!r}; {prefix!r} is an attack itself; leave out the colon")
         return adapter
     if not colon:
         known = list(points)
@@ -101,7 +101,7 @@ def find(kind: Kind, name: str) -> type[Any]:
 
 
 def _object(kind: Kind, name: str) -> Any:
-    """What `package.module:name` or `file.py:name` names; raises InputError."""
+    """Return the object that `package.module:name` or `file.py:name` names; raises InputError."""
     prefix, _, attribute = name.partition(":")
     if prefix.endswith(".py"):
         return _attribute(kind, name, _import_file(kind, name, Path(prefix)), attribute)
@@ -111,7 +111,7 @@ def _object(kind: Kind, name: str) -> Any:
 
 
 def _import_file(kind: Kind, name: str, path: Path) -> str:
-    """Make a Python file importable by its stem, which is returned; raises InputError."""
+    """Make a Python file importable, and return the name of its module; raises InputError."""
     place = f"{SINGULAR[kind]} {name!r}"
     if not path.is_file():
         raise InputError(f"{place}: no such file: {path}")
@@ -128,7 +128,7 @@ def _import_file(kind: Kind, name: str, path: Path) -> str:
 
 
 def _attribute(kind: Kind, name: str, module: str, attribute: str) -> Any:
-    """An object of a module by its name; raises InputError where there is none."""
+    """Import a module and return one of its objects by name; raises InputError if there is none."""
     with contained(f"{SINGULAR[kind]} {name!r}: cannot import {module!r}"):
         content = importlib.import_module(module)
     found = getattr(content, attribute, None)
@@ -139,7 +139,7 @@ def _attribute(kind: Kind, name: str, module: str, attribute: str) -> Any:
 
 
 def _torchscript(name: str) -> type[Any]:
-    """The defense that a file of TorchScript holds; raises InputError."""
+    """Return a defense class for the model in a TorchScript file; raises InputError."""
     import torch
 
     from manifold_bench.defenses.models import class_of
@@ -149,7 +149,7 @@ def _torchscript(name: str) -> type[Any]:
         content = path.read_bytes()
         module = torch.jit.load(path, map_location="cpu")
     except OSError as error:
-        raise InputError(f"defense {name!r}: cannot be read ({error.strerror})") from error
+        raise InputError(f"defense {name!r}: the file cannot be read ({error.strerror})") from error
     except RuntimeError as error:
         raise InputError(
             f"defense {name!r}: not a TorchScript file (torch.jit.save). Pickled models are not loaded, because that "
@@ -161,7 +161,7 @@ def _torchscript(name: str) -> type[Any]:
 
 
 def _of_library(name: str, library: str, model: str) -> type[Any]:
-    """The defense that a pretrained model of a library is; raises InputError."""
+    """Return a defense class for a pretrained model of timm or RobustBench; raises InputError."""
     from manifold_bench.bench.planning.named_models import robustbench_model, timm_model
     from manifold_bench.defenses.models import class_of
 
@@ -170,9 +170,9 @@ def _of_library(name: str, library: str, model: str) -> type[Any]:
 
 
 def _defense_of(name: str, found: Any, weights: Path | None = None) -> type[Any]:
-    """The defense class of a model that a user's module holds under that name; raises InputError.
+    """Return a defense class for a model that was found under that name in a user's module; raises InputError.
 
-    weights: file of weights that it gets.
+    weights: file of weights that are loaded into the model; None: it keeps its own.
     """
     import torch
 
@@ -182,7 +182,7 @@ def _defense_of(name: str, found: Any, weights: Path | None = None) -> type[Any]
     prefix = name.partition(":")[0]
     module = Path(prefix).stem if prefix.endswith(".py") else prefix
     with contained(f"defense {name!r}: {name_of(found)} is no model"):
-        torch.manual_seed(0)  # weights that are drawn have to be the same in every process
+        torch.manual_seed(0)  # random initial weights have to be the same in every process
         made = found() if needs_no_arguments(found) else found
         if isinstance(made, type):
             raise TypeError(f"{made.__qualname__} takes arguments; name an instance, or a function that returns one")
@@ -192,7 +192,7 @@ def _defense_of(name: str, found: Any, weights: Path | None = None) -> type[Any]
 
 
 def needs_no_arguments(found: Any) -> bool:
-    """Whether it is a class or a function that can be called with nothing: a factory."""
+    """Return whether an object is a class or a function that can be called without arguments."""
     if not (inspect.isclass(found) or inspect.isroutine(found)):
         return False
     needed = inspect.Parameter.empty
@@ -203,7 +203,7 @@ def needs_no_arguments(found: Any) -> bool:
 
 
 def _by_reference(cls: type[Any]) -> type[Any]:
-    """Let a class that lies in no module be pickled by the name under which `find` finds it."""
+    """Let a class that is in no module be pickled by the name under which `find` finds it; return the class."""
     copyreg.pickle(type(cls), lambda made: (find, ("defenses", made.reference)))
     return cls
 
@@ -214,7 +214,8 @@ def _load(kind: Kind, point: EntryPoint) -> type[Any]:
 
 
 def _checked(kind: Kind, name: str, found: Any) -> type[Any]:
-    """Imported late: `--help` and `list` must not wait for torch."""
+    """Return a loaded object as a class of that kind; a model becomes a defense class. Raises InputError."""
+    # late, because --help and list should not wait for torch
     from manifold_bench.attacks.base import Attack
     from manifold_bench.bench.datasets.base import Dataset
     from manifold_bench.bench.measurements.base import Measurement

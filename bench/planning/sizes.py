@@ -1,4 +1,4 @@
-"""Perturbation sizes as a file or a program gives them: numbers, or fractions like "8/255"."""
+"""Perturbation sizes in files and programs: numbers, or fractions like "8/255"."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from manifold_bench.bench.text import eps_of
 
 PARAMETERS = ("eps", "eps_step", "start_eps", "step_size")
-"""Parameters of attacks and defenses that are perturbation sizes, ART's `eps_step` among them."""
+"""Names of parameters of attacks and defenses that are perturbation sizes, including ART's `eps_step`."""
 
 
 def _number(value: object) -> object:

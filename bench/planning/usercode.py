@@ -1,4 +1,4 @@
-"""Code of users that runs in the command's own process while it plans: it ends in time, and what it does is undone."""
+"""Limits for users' code that runs in the command's process during planning: its time, and its changes of settings."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from manifold_bench.bench.errors import InputError, Interrupted
 from manifold_bench.defenses.errors import one_line
 
 SECONDS = 300.0
-"""What each piece of a user's code may take, such as an import or the loading of data, where nothing else is given."""
+"""Default limit in seconds for each piece of a user's code, such as an import or the loading of data."""
 
 LEAST_SECONDS = 30.0
-"""A limit that a matrix gives is no shorter here: its jobs find the libraries imported."""
+"""Smallest limit here, even if a matrix has a shorter timeout, because importing libraries takes time."""
 
 AGAIN_SECONDS = 1.0
-"""After so long, code that has caught its interruption is interrupted again."""
+"""Seconds after which code that caught its interruption is interrupted again."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM)
-"""Signals on which this process or those that it starts rely."""
+"""Signals on which this process or its child processes rely."""
 
 
 class ProcessExit(BaseException):
@@ -36,25 +36,24 @@ class ProcessExit(BaseException):
 
 
 class TooSlow(BaseException):
-    """Code of a user took too long; no Exception, which that code may catch."""
+    """Code of a user took too long. It is no Exception, because that code may catch these."""
 
 
 _state = {"limit": SECONDS, "inside": False}
-"""The time that is allowed, and whether a user's code is running now."""
+"""The limit in seconds, and whether a user's code is running now."""
 
 
 def limit_time(seconds: float) -> None:
-    """From now on, let each piece of a user's code take so long; 0: any time."""
+    """Set the limit for each piece of a user's code from now on; 0: no limit."""
     _state["limit"] = seconds
 
 
 @contextmanager
 def contained(what: str) -> Iterator[None]:
-    """Undo what the code inside does to this process' settings, and raise InputError(f"{what} (…)") for all it raises.
+    """Restore this process' settings after the code inside, and raise InputError(f"{what} (…)") for all that it raises.
 
-    That includes that it takes too long (`limit_time`), which is noticed in the main thread, and by Python code. What
-    has been decided already (InputError) passes, and so does an interrupt by the user. Inside of another one, only the
-    words are other ones.
+    Code that takes longer than `limit_time` is interrupted, in the main thread and at the next Python instruction.
+    InputErrors and interrupts by the user are passed on unchanged. Inside another `contained` only the message differs.
     """
     by_user = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it raises Interrupted
     with nullcontext() if _state["inside"] else _kept_and_timed():
@@ -62,7 +61,7 @@ def contained(what: str) -> Iterator[None]:
             yield
         except (InputError, Interrupted):
             raise
-        except BaseException as error:  # it is a user's code: it may raise what ends a process
+        except BaseException as error:  # a user's code may raise exceptions that end a process
             if by_user and isinstance(error, KeyboardInterrupt):
                 raise
             raise InputError(f"{what} ({one_line(error)})") from error
@@ -80,7 +79,7 @@ def _kept_and_timed() -> Iterator[None]:
 
 @contextmanager
 def _in_time() -> Iterator[None]:
-    """Raise TooSlow in the code inside once its time is over."""
+    """Raise TooSlow in the code inside when it reaches the limit."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -94,16 +93,15 @@ def _in_time() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    raise TooSlow(f"it took more than {_state['limit']:g} s; a matrix allows more by its `timeout`")
+    raise TooSlow(f"it took more than {_state['limit']:g} s; set a larger `timeout` in the matrix file")
 
 
 @contextmanager
 def _settings_kept() -> Iterator[None]:
-    """Undo what the code inside changes of this process.
+    """Restore the settings of this process after the code inside.
 
-    That is: settings of torch and NumPy, the states of random number generators, the environment, the working folder,
-    umask, locale and signals, where warnings and output go, built-in functions, and modules that it puts in the place
-    of others.
+    These are settings of torch and NumPy, states of random number generators, environment, working folder, umask,
+    locale, signals, destinations of warnings and output, built-in functions, and modules that were replaced.
     """
     import numpy as np  # late: `--help` and `list` wait for neither
     import torch

@@ -140,7 +140,7 @@ def test_a_pickle_in_place_of_an_answer_runs_nothing(tmp_path, monkeypatch):
     shown = figures(out)
     for name in fits:
         assert set(shown.loc[name]["status"]) == {"failed"}
-    assert "left no weights" in shown.loc[("forging:ForgesFit", "clean", 0.0), "reason"]
+    assert "wrote no weights" in shown.loc[("forging:ForgesFit", "clean", 0.0), "reason"]
 
 
 @pytest.mark.slow
