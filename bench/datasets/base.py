@@ -1,4 +1,4 @@
-"""The contract of a data set."""
+"""The base classes of data sets."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Split = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True)
 class Dataset(ABC):
-    """Images with labels in three splits. Nothing learnt or calibrated ever sees `test`.
+    """Images with labels in three splits. Test images are never used for training or calibration.
 
-    data: the folder of the user's data files (`--data`), for data sets that need files.
+    data: folder of data files (`--data`), for data sets that need files; None: none was given.
     """
 
     name: ClassVar[str]
     shape: ClassVar[tuple[int, int, int]]
     num_classes: ClassVar[int]
     revision: ClassVar[str]
-    """Changes whenever an image, a label, a split or the order of the test images does."""
+    """A text that is different whenever an image, a label, a split or the order of the test images is different."""
     test_only: ClassVar[bool] = False
-    """Whether it has test images alone, so that nothing can be trained or calibrated on it."""
+    """Whether it has only test images, so that nothing can be trained or calibrated on it."""
     zoo: ClassVar[str]
-    """The name under which the zoo keeps weights for this data: data sets of the same kind of image share them."""
+    """The name of the zoo's weights for these data; data sets of the same kind of image share it."""
 
     paper: ClassVar[str] = ""
     """The key of its paper in `bench/references.bib`, or a citation as text."""
@@ -41,7 +41,7 @@ class Dataset(ABC):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What of the data folder it is made of, files and whole folders, for machines that don't have them."""
+        """The files and folders of the data folder that this data set reads; they are copied to other machines."""
         return ()
 
     @property
@@ -57,14 +57,14 @@ class Dataset(ABC):
     def validation(self) -> LabelledImages: ...
 
     def chosen(self, n: int | None) -> np.ndarray:
-        """Indices of the first n test images (all, where None) in a fixed shuffled order.
+        """Return the indices of the first n test images in a fixed random order; None: of all.
 
-        A smaller choice is part of every larger one, whatever the seed of the run: runs stay comparable by input.
+        A smaller choice is part of every larger one, whatever the seed of the run, so that runs have inputs in common.
         """
         return _order(len(self.test))[:n]
 
     def calibration(self, n: int) -> np.ndarray:
-        """Indices of the first n validation images in a fixed shuffled order, as `chosen` does for test images."""
+        """Return the indices of the first n validation images in a fixed random order, as `chosen` for test images."""
         return _order(len(self.validation))[:n]
 
 
@@ -73,11 +73,11 @@ def _order(n: int) -> np.ndarray:
 
 
 class LazySplits(Dataset):
-    """A data set whose splits are made one by one, each when it is first needed."""
+    """The base of data sets whose splits are loaded one by one, each when it is first used."""
 
     @abstractmethod
     def split(self, name: Split) -> LabelledImages:
-        """The images and labels of one split."""
+        """Return the images and labels of one split."""
 
     @cached_property
     def test(self) -> LabelledImages:  # type: ignore[override]
@@ -93,11 +93,11 @@ class LazySplits(Dataset):
 
 
 class PublishedSplit(LazySplits):
-    """A labelled set with published test images; 500 of each class of the other images are for validation."""
+    """The base of data sets with published test images; 500 of each class of the other images are for validation."""
 
     @abstractmethod
     def published(self, part: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels [N,H,W] or [N,H,W,C] from 0 to 255, and labels [N]."""
+        """Return pixels [N,H,W] or [N,H,W,C] from 0 to 255, and labels [N]."""
 
     def split(self, name: Split) -> LabelledImages:
         pixels, labels = self.published("test" if name == "test" else "train")
@@ -109,7 +109,7 @@ class PublishedSplit(LazySplits):
 
 
 class WholeDataset(LazySplits):
-    """One labelled set without published splits: a fixed random choice of every class for test and validation."""
+    """The base of data sets without published splits: fixed random images of each class are for test and validation."""
 
     test_per_class: ClassVar[int]
     validation_per_class: ClassVar[int]
@@ -117,7 +117,7 @@ class WholeDataset(LazySplits):
     @property
     @abstractmethod
     def whole(self) -> LabelledImages:
-        """Every image."""
+        """All images with their labels."""
 
     def split(self, name: Split) -> LabelledImages:
         whole = self.whole
@@ -128,7 +128,7 @@ class WholeDataset(LazySplits):
 
 
 def as_images(pixels: np.ndarray, labels: np.ndarray, largest: float) -> LabelledImages:
-    """pixels [N,H,W] or [N,H,W,C] from 0 to `largest`, labels [N] → LabelledImages."""
+    """Return LabelledImages for pixels [N,H,W] or [N,H,W,C] from 0 to `largest`, and labels [N]."""
     if pixels.ndim == 3:
         pixels = pixels[..., None]
     images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32))
@@ -136,18 +136,18 @@ def as_images(pixels: np.ndarray, labels: np.ndarray, largest: float) -> Labelle
 
 
 def split_rows(labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of a random choice with that many of every class, and the other rows; both sorted."""
+    """Return the rows of a random choice of `per_class` images of every class, and the other rows; both sorted."""
     random = np.random.default_rng(seed)
     chosen = np.concatenate([random.permutation(np.flatnonzero(labels == c))[:per_class] for c in np.unique(labels)])
     return np.sort(chosen), np.setdiff1d(np.arange(len(labels)), chosen)
 
 
 def select(data: LabelledImages, rows: np.ndarray) -> LabelledImages:
-    """Those rows of it."""
+    """Return the images and labels at those rows."""
     index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
     return LabelledImages(data.images[index], data.labels[index])
 
 
 def image_hashes(images: torch.Tensor) -> list[str]:
-    """sha256 of each image [N,C,H,W] as it enters a defense (float32 bytes)."""
+    """Return the sha256 of the float32 bytes of each image [N,C,H,W]."""
     return [hashlib.sha256(image.tobytes()).hexdigest() for image in images.contiguous().numpy()]

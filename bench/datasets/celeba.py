@@ -22,20 +22,20 @@ LISTS = {
 FOLDER = "img_align_celeba"
 SIZE = (178, 218)
 CROP = (35, 55, 143, 163)
-"""Left, top, right and bottom of the central 108×108."""
+"""Left, top, right and bottom of the central 108×108 pixels."""
 
 
 def face(path: Path) -> np.ndarray:
-    """The central 108×108 of an aligned face, resized to 64×64 (bilinear, area-weighted): [64,64,3] uint8.
+    """Return the central 108×108 pixels of an aligned face at 64×64 (bilinear, area-weighted): [64,64,3] uint8.
 
-    What the widely used DCGAN code does (Ilyas et al. don't say); our choice.
+    The widely used DCGAN code does the same. Ilyas et al. do not describe theirs.
     """
     image = read_image(path, "celeba", SIZE)
     return np.asarray(image.crop(CROP).resize((64, 64), Image.Resampling.BILINEAR))
 
 
 def faces(paths: list[Path]) -> torch.Tensor:
-    """Those images [N,3,64,64] float32 in [0,1]: 49 kB each and nothing beside them, decoded in threads."""
+    """Return these images as [N,3,64,64] float32 in [0,1], 49 kB each; they are decoded in threads."""
     images = np.empty((len(paths), 3, 64, 64), np.float32)
 
     def decode(row: int) -> None:
@@ -51,12 +51,12 @@ def faces(paths: list[Path]) -> torch.Tensor:
 class CelebA(LazySplits):
     """Photographs of faces; the class is the attribute Male.
 
-    Balanced random choices from the published partition: 2,000 test images, 1,000 for validation, 40,000 to train
-    on.
+    It has balanced random choices from the published partition: 2,000 test images, 1,000 for validation and 40,000 for
+    training.
 
-    Labels: 1 where the attribute Male is 1, else 0. No split is decoded before it is asked for, and none whole: the
-    202,599 images would take 10 GB as float32, these take 0.1, 0.05 and 2 GB. JPEG decoders may differ in a pixel's
-    last bit; the records' `input_sha256` tells.
+    The label is 1 if the attribute Male is 1, else 0. A split is decoded when it is first used; the three take 0.1,
+    0.05 and 2 GB (all 202,599 images would take 10 GB as float32). JPEG decoders may differ in a pixel's last bit,
+    which the records' `input_sha256` shows.
     """
 
     paper = "liu2015"
@@ -67,7 +67,7 @@ class CelebA(LazySplits):
     zoo = "celeba"
 
     per_class: ClassVar[dict[Split, int]] = {"train": 20_000, "validation": 500, "test": 1_000}
-    """Images of each class in the splits, in the order of their published numbers."""
+    """Number of images of each class in the splits, in the order of the published numbers of the splits."""
 
     @cached_property
     def _folders(self) -> list[Path]:
@@ -79,12 +79,12 @@ class CelebA(LazySplits):
 
     @cached_property
     def _listed(self) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """File names, labels, and parts (0 train, 1 validation, 2 test) of all images."""
+        """File names, labels, and splits (0 train, 1 validation, 2 test) of all images."""
         attributes, partition = (
             checked_bytes(self._folders, "celeba", name, checksum).decode().splitlines()
             for name, checksum in LISTS.items()
         )
-        column = 1 + attributes[1].split().index("Male")  # a line of names lies below the number of images
+        column = 1 + attributes[1].split().index("Male")  # the first line is the number of images, the second has names
         male = {fields[0]: fields[column] == "1" for fields in map(str.split, attributes[2:])}
         parts = dict(map(str.split, partition))
         return list(parts), np.array([male[name] for name in parts], np.int64), np.array(list(parts.values()), np.int64)

@@ -1,4 +1,4 @@
-"""What the code of a data set hands in, checked where it enters: images and labels that are none give false figures."""
+"""Checks of the images and labels of a data set, because faulty ones would give wrong figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from manifold_bench.defenses.checks import TEXT, ContractError, Expected, checke
 
 
 def check_dataset(data: Dataset, *splits: Split) -> None:
-    """Check what a data set declares, and these splits of it; raises InputError, which names the data set."""
+    """Check what a data set declares, and these splits; raises InputError, which names the data set."""
     try:
         for part in ("name", "revision", "zoo"):
             checked(data, part, TEXT)
@@ -27,11 +27,11 @@ def check_dataset(data: Dataset, *splits: Split) -> None:
             split, again = checked(data, name, labelled), getattr(data, name)  # "train", "validation" or "test"
             fault = fault_of(split, data.shape, data.num_classes)
             if not fault and not (torch.equal(split.images, again.images) and torch.equal(split.labels, again.labels)):
-                fault = "it differs from one look to the next; expected the same images in the same order"
+                fault = "it differs when it is read again; expected the same images in the same order"
             if fault:
                 raise ContractError(f"split {name!r}: {fault}")
     except ContractError as error:
-        if isinstance(error.__cause__, InputError):  # a file that is not there, say: it has its own words
+        if isinstance(error.__cause__, InputError):  # such as a missing file, which has its own message
             raise error.__cause__ from error
         raise InputError(f"data set {getattr(data, 'name', type(data).__name__)!r}: {error}") from error
 
@@ -47,7 +47,7 @@ def _are_sizes(value: object, count: int) -> bool:
 
 
 def fault_of(split: LabelledImages, shape: tuple[int, int, int], classes: int) -> str | None:
-    """What is wrong with the images or labels of a split, and what is expected; None where nothing is."""
+    """Return what is wrong with the images or labels of a split, and what is expected; None if nothing is wrong."""
     images, labels = split.images, split.labels
     for name, value, dtype in (("images", images, torch.float32), ("labels", labels, torch.int64)):
         if not isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009): 32×32 colour images from the published binary version, which is plain bytes, no code."""
+"""CIFAR-10 (Krizhevsky 2009): 32×32 colour images from the published binary version, which needs no unpickling."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ FILES = {
 class Cifar10(PublishedSplit):
     """Photographs of ten kinds of animals and vehicles.
 
-    The official 10,000 test images; of the 50,000 training images, 5,000 (500 of each class) are for validation.
-
-    The training images take 0.6 GB.
+    It has the official 10,000 test images. Of the 50,000 training images, 5,000 (500 of each class) are for validation;
+    the others take 0.6 GB.
     """
 
     paper = "krizhevsky2009"

@@ -16,17 +16,17 @@ from manifold_bench.bench.errors import InputError
 OBJECTS, VIEWS = 100, 72
 
 REDUCED = "coil100_32.npz"
-"""`images`[object, view, row, column, RGB], uint8: the 128×128 images reduced to 32×32, by whom and how is unknown."""
+"""A file with `images`[object, view, row, column, RGB], uint8: the images reduced to 32×32; their author is unknown."""
 REDUCED_SHA256 = "c583eb9508fec21c7d75ec77d9d6304b67b3104c9a1dc116b344309b311c94b6"
 """sha256 of the bytes of that array (the archive around it may differ)."""
 
 
 def read_reduced(path: Path) -> np.ndarray:
-    """The array of `coil100_32.npz`: [object, view, row, column, RGB] uint8, checked against its sha256."""
+    """Return the array of `coil100_32.npz`, [object, view, row, column, RGB] uint8; raises InputError if damaged."""
     try:
         with np.load(path) as archive:
             pixels = archive["images"]
-    except Exception as error:  # a damaged archive raises whatever numpy, zipfile and zlib run into
+    except Exception as error:  # for a damaged archive numpy, zipfile and zlib raise exceptions of any kind
         reason = " ".join(str(error).split())
         raise InputError(f"data set 'coil100': {path} is damaged ({reason}); put the right file there") from error
     found = sha256(pixels)
@@ -39,9 +39,10 @@ def read_reduced(path: Path) -> np.ndarray:
 
 
 def read_views(folder: Path) -> np.ndarray:
-    """The published 128×128 PNG files obj1__0.png … obj100__355.png as [object, view, row, column, RGB] uint8.
+    """Return the published PNG files obj1__0.png … obj100__355.png as [object, view, row, column, RGB] uint8, 32×32.
 
-    View v is the one at 5·v degrees. Each pixel is the mean of a block of 4×4, rounded to the nearest integer.
+    View v is at 5·v degrees. Each pixel is the mean of a block of 4×4 pixels, rounded to the nearest integer. Raises
+    InputError.
     """
     pixels = np.empty((OBJECTS, VIEWS, 32, 32, 3), np.uint8)
     for number in range(OBJECTS):
@@ -59,11 +60,12 @@ def sha256(pixels: np.ndarray) -> str:
 class Coil100(WholeDataset):
     """Photographs of 100 objects on a turntable.
 
-    18 test views of each object, 6 for validation, 48 to train on; the label is the object's number less one.
+    Of each object 18 views are for testing, 6 for validation and 48 for training; the label is the object's number
+    minus 1.
 
-    Reads `coil100_32.npz` or, where there is none, the folder of published PNG files. The paper's split is unpublished;
-    ours is in docs/coil100_split.txt. Views are numbered as in the file, or by angle; neighbours are 5 degrees apart,
-    so a test view has views much like it in the training set.
+    It reads `coil100_32.npz`, or else the folder of published PNG files. The paper's split is not published; this one
+    is in docs/coil100_split.txt. Views are numbered as in the file, or by angle. Neighbouring views are 5 degrees
+    apart, so that a test view has similar ones in the training set.
     """
 
     paper = "nene1996"
@@ -80,7 +82,7 @@ class Coil100(WholeDataset):
 
     @cached_property
     def _source(self) -> Path:
-        """The file of the reduced images, or the folder of the published ones."""
+        """The file of the reduced images, or else the folder of the published ones; raises InputError."""
         contents = f"{REDUCED}, or the published obj1__0.png … obj{OBJECTS}__355.png"
         folders = data_folders(self.data, "coil100", contents, "coil100", "coil-100")
         for folder in folders:
@@ -89,7 +91,7 @@ class Coil100(WholeDataset):
         for folder in folders:
             if next(folder.glob("obj*__*.png"), None):
                 return folder
-        raise InputError(f"data set 'coil100': nothing of it is in {folders[0]}; put there {contents}")
+        raise InputError(f"data set 'coil100': its files are not in {folders[0]}; put there {contents}")
 
     @cached_property
     def _pixels(self) -> np.ndarray:
@@ -102,16 +104,18 @@ class Coil100(WholeDataset):
 
     @property
     def revision(self) -> str:  # type: ignore[override]
-        """Names the pixels: PNG files reduced here are other data than the reduced file, unless every bit agrees."""
+        """Revision with a hash of the pixels, because PNG files reduced here may differ from the reduced file."""
         return f"coil100-{self._content[:12]}/split-1"
 
     @property
     def zoo(self) -> str:  # type: ignore[override]
-        """The zoo's weights are trained on the reduced file; in other data its test views could be among the training
-        views, so they don't count there."""
+        """Name of the zoo's weights, which are trained on the reduced file; PNG files have no weights in the zoo.
+
+        In other files the test views could be among the training views of these weights.
+        """
         return "coil100" if self._content == REDUCED_SHA256 else "coil100-png"
 
     @property
     def whole(self) -> LabelledImages:
-        """All 7,200, by object and view."""
+        """All 7,200 images, by object and view."""
         return as_images(self._pixels.reshape(-1, 32, 32, 3), np.repeat(np.arange(OBJECTS), VIEWS), 255.0)

@@ -13,7 +13,7 @@ from manifold_bench.bench.datasets.base import LabelledImages, WholeDataset, as_
 class Digits(WholeDataset):
     """Small handwritten digits that scikit-learn carries; needs no file.
 
-    500 test images (50 of each class), 200 for validation, 1,097 to train on.
+    It has 500 test images (50 of each class), 200 images for validation and 1,097 for training.
     """
 
     name = "digits"

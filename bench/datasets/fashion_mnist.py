@@ -17,7 +17,7 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 class FashionMnist(IdxFiles):
     """Photographs of clothes in the format of MNIST, in place of its digits.
 
-    The official 10,000 test images; of the others 5,000, 500 of each class, are for validation.
+    It has the official 10,000 test images. Of the other images 5,000, 500 of each class, are for validation.
     """
 
     paper = "xiao2017"

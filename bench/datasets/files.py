@@ -1,4 +1,4 @@
-"""Published files in the user's data folder: where they are looked for, and what is said where one isn't right."""
+"""Published files in the user's data folder: searching them, reading them, and checking that they are complete."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from manifold_bench.bench.errors import InputError
 
 
 def data_folders(data: Path | None, dataset: str, files: str, *subfolders: str) -> list[Path]:
-    """Where to look: those of `data`/subfolder that exist, then `data` itself.
+    """Return the folders to search: those of `data`/subfolder that exist, then `data` itself; raises InputError.
 
-    files: what should lie there, for the message where no folder was named.
+    files: names of the files, for the message if no folder was given.
     """
     if data is None:
         places = " or ".join(["DIR", *(f"DIR/{name}" for name in subfolders)])
@@ -25,20 +25,20 @@ def data_folders(data: Path | None, dataset: str, files: str, *subfolders: str) 
             f"({places} holds {files})"
         )
     if not data.is_dir():
-        raise InputError(f"--data: {data} is not a folder")
+        raise InputError(f"--data: {data} is not a folder; give one that exists")
     return [*(data / name for name in subfolders if (data / name).is_dir()), data]
 
 
 def those_there(folders: Sequence[Path], *names: str) -> tuple[Path, ...]:
-    """The first of each name in those folders; none where it is in none of them."""
+    """Return the first file of each name in those folders; names that are in none of them are left out."""
     found = (next((folder / name for folder in folders if (folder / name).exists()), None) for name in names)
     return tuple(path for path in found if path)
 
 
 def checked_bytes(folders: Sequence[Path], dataset: str, name: str, checksum: str) -> bytes:
-    """The content of the first `name`, or unpacked `name`.gz, in those folders.
+    """Return the content of the first `name`, or unpacked `name`.gz, in those folders; raises InputError.
 
-    checksum: of the published file, unpacked, as "sha256:…" or "md5:…".
+    checksum: checksum of the published file, unpacked, as "sha256:…" or "md5:…".
     """
     algorithm, _, expected = checksum.partition(":")
     path = next((path for path in those_there(folders, f"{name}.gz", name) if path.is_file()), None)
@@ -63,7 +63,7 @@ def checked_bytes(folders: Sequence[Path], dataset: str, name: str, checksum: st
 
 
 def read_image(path: Path, dataset: str, size: tuple[int, int]) -> Image.Image:
-    """An image file as RGB. size: width and height that the published ones have."""
+    """Return an image file as RGB; raises InputError. size: width and height of the published images."""
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
@@ -71,7 +71,7 @@ def read_image(path: Path, dataset: str, size: tuple[int, int]) -> Image.Image:
         raise InputError(
             f"data set {dataset!r}: {path.name} is not in {path.parent}; put the published images there"
         ) from error
-    except Exception as error:  # a damaged file raises whatever Pillow's readers run into
+    except Exception as error:  # for a damaged file Pillow raises exceptions of any kind
         reason = " ".join(str(error).split())
         raise InputError(f"data set {dataset!r}: {path} is damaged ({reason}); put the published file there") from error
     if image.size != size:

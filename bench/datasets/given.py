@@ -1,4 +1,4 @@
-"""Data that a program hands over: tensors or arrays, a data set of torch, or a folder of images by class."""
+"""Data sets made from a program's own data: tensors or arrays, a data set of torch, or a folder of images by class."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from manifold_bench.defenses.base import LabelledImages
 from manifold_bench.defenses.errors import one_line
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-"""Endings of the files that a folder of images is read from."""
+"""Endings of the files that are read from a folder of images."""
 
 
 @dataclass(frozen=True)
 class Given(Dataset):
-    """Images to attack, and none to train on: every image is a test image."""
+    """A data set of test images alone, made from a program's own data."""
 
     images: ClassVar[LabelledImages]
     test_only = True
@@ -44,7 +44,7 @@ class Given(Dataset):
 
 
 def dataset_of(name: str, images: LabelledImages, num_classes: int) -> type[Given]:
-    """Return a data set of these images, as a class that the planner can use."""
+    """Return a data set with these images, as a class that can be planned."""
     content = images.images.numpy().tobytes() + images.labels.numpy().tobytes()
     fields = {
         "name": name,
@@ -64,7 +64,7 @@ USAGE = (
 
 
 def labelled_images(data: Any) -> LabelledImages:
-    """Return images with their labels from whatever a program has them in.
+    """Return images with their labels from the forms in which programs have them.
 
     data: a pair of tensors, arrays or lists, images [N,C,H,W] in [0,1] and labels [N]; a `torch.utils.data.Dataset` of
     such pairs, or of pairs with a picture of PIL, or a `DataLoader` of one, read in the order of the data set; or a
@@ -87,7 +87,7 @@ def labelled_images(data: Any) -> LabelledImages:
 
 
 def _collected(data: TorchDataset[Any]) -> tuple[Tensor, list[Any]]:
-    """The items of a data set of torch in its order, pictures as floats [C,H,W]; raises InputError."""
+    """Return the images and labels of a data set of torch, in its order; raises InputError."""
     try:
         size = len(data)  # type: ignore[arg-type]
         items = [data[number] for number in range(size)]
@@ -98,12 +98,12 @@ def _collected(data: TorchDataset[Any]) -> tuple[Tensor, list[Any]]:
             f"in tensors ({one_line(error)})"
         ) from error
     if not items:
-        raise InputError("data: the torch Dataset is empty")
+        raise InputError("data: the torch Dataset is empty; give one with at least one image")
     return _as_tensor("images", images), labels
 
 
 def _picture(image: Any) -> Tensor:
-    """An image of a data set of torch: tensors as they are, pictures of PIL and their arrays as floats [C,H,W]."""
+    """Return an image of a data set of torch: tensors as they are, pictures of PIL and arrays as floats [C,H,W]."""
     if isinstance(image, Tensor):
         return image
     pixels = np.array(image)
@@ -112,13 +112,13 @@ def _picture(image: Any) -> Tensor:
 
 
 def _as_tensor(what: str, value: Any) -> Tensor:
-    """A tensor on the CPU with the values of a tensor, an array, a column of pandas or a list; raises InputError."""
+    """Return a tensor, array, column of pandas or list as a tensor on the CPU; raises InputError. what: its name."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     try:
         if isinstance(value, (list, tuple)) and any(isinstance(one, Tensor) for one in value):
             return torch.stack([torch.as_tensor(one).detach().cpu() for one in value])
-        array = np.array(value)  # a copy: torch cannot share what is read-only
+        array = np.array(value)  # a copy, because torch cannot share read-only memory
     except (ValueError, RuntimeError) as error:
         raise InputError(f"data: {what} of different shapes; give all the same shape ({one_line(error)})") from error
     if array.dtype.kind not in "buif":
@@ -128,7 +128,7 @@ def _as_tensor(what: str, value: Any) -> Tensor:
 
 
 def _fault_of_images(images: Tensor) -> str | None:
-    """What is wrong with images, and what to write; None where they are floats [N,C,H,W] in [0,1]."""
+    """Return what is wrong with images, and what to write; None if they are floats [N,C,H,W] in [0,1]."""
     shape = tuple(images.shape)
     found = f"images of shape {shape}"
     if not images.numel():
@@ -161,7 +161,7 @@ def _fault_of_images(images: Tensor) -> str | None:
 
 
 def _fault_of_labels(labels: Tensor, n: int) -> str | None:
-    """What is wrong with the labels of n images, and what to write; None where they are integers ≥ 0 [N]."""
+    """Return what is wrong with the labels of n images, and what to write; None if they are integers ≥ 0 [N]."""
     shape = tuple(labels.shape)
     if shape == (n, 1):
         return f"labels of shape {shape}; give labels[:, 0]"
@@ -177,9 +177,9 @@ def _fault_of_labels(labels: Tensor, n: int) -> str | None:
 
 
 def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
-    """Return the images of a folder that holds one folder for each class, and the names of the classes in order.
+    """Return the images of a folder with one folder for each class, and the names of the classes in order.
 
-    All images need the same size; those with one channel stay so where all have one. Raises InputError.
+    All images need the same size. If all have one channel, they keep it; otherwise all become RGB. Raises InputError.
     """
     if not folder.is_dir():
         raise InputError(f"data: {folder} is neither a known data set nor a folder")

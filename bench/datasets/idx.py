@@ -1,4 +1,4 @@
-"""Data sets that were published as four IDX files: images and labels, to train on and to test on."""
+"""Data sets that are published as four IDX files: images and labels, for training and for testing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from manifold_bench.bench.datasets.files import checked_bytes, those_there
 
 
 class IdxFiles(PublishedSplit):
-    """Grey images of 28×28 pixels and ten classes, 60,000 to train on and 10,000 to test on."""
+    """The base of data sets with 28×28 grey images of ten classes, 60,000 for training and 10,000 for testing."""
 
     shape = (1, 28, 28)
     num_classes = 10
@@ -24,7 +24,7 @@ class IdxFiles(PublishedSplit):
     @property
     @abstractmethod
     def folders(self) -> list[Path]:
-        """Where the files may lie, in the order in which they are looked for."""
+        """The folders in which the files are searched, in this order."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -38,13 +38,13 @@ class IdxFiles(PublishedSplit):
     def read(self, name: str) -> np.ndarray:
         """Return the content of an IDX file as an array of uint8, from `name` or `name`.gz.
 
-        Raises InputError where its checksum is not that of the published file.
+        Raises InputError if its checksum is not that of the published file.
         """
         return array_of(checked_bytes(self.folders, self.name, name, f"sha256:{self.checksums[name]}"))
 
 
 def array_of(raw: bytes) -> np.ndarray:
-    """The array of uint8 that an IDX file holds: two zero bytes, a type, the number of dimensions, their sizes."""
+    """Return the uint8 array in an IDX file: two zero bytes, a type, number and sizes of the dimensions, the data."""
     dimensions = raw[3]
     shape: Sequence[int] = np.frombuffer(raw, ">u4", count=dimensions, offset=4).tolist()
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)

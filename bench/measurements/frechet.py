@@ -1,4 +1,4 @@
-"""How far a generator's images are from real ones: the Fréchet distance of Heusel et al. (2017)."""
+"""The Fréchet distance between a generator's images and real ones (Heusel et al. 2017)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ BATCH = 500
 
 @runtime_checkable
 class Sampling(Protocol):
-    """A defense with a generator to draw from."""
+    """A defense with a generator of images."""
 
     def sample(self, n: int, seed: int) -> Tensor:
-        """n images [n,C,H,W] in [0,1], the classes in turn: the i-th is of class i mod K."""
+        """Return n images [n,C,H,W] in [0,1], of the classes in turn: the i-th is of class i mod K."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,9 @@ class FrechetDistance(Measurement):
     Gaussians are fitted to the features of `samples` generated images and of all test images.
 
     samples: number of generated images.
-    features: label of the defense whose classifier makes the features, its last layer's inputs. Heusel et al. use an
-    Inception network trained on ImageNet, whose distances are on another scale: with other features numbers compare
-    only with each other. As a scale of its own the same distance is given for the validation images, which are real.
+    features: label of the defense whose classifier makes the features, the inputs of its last layer. Heusel et al. use
+    an Inception network trained on ImageNet, whose distances have another scale: compare values with the same features
+    only. As a reference, the distance of the validation images, which are real, is measured too.
     """
 
     paper = "heusel2017"
@@ -55,13 +55,13 @@ class FrechetDistance(Measurement):
         )
 
     def unsuited(self, defense: Defense) -> str | None:
-        return None if isinstance(defense, Sampling) else "it has no generator to draw images from"
+        return None if isinstance(defense, Sampling) else "the defense has no generator of images"
 
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
         network = others[self.features]
         assert isinstance(defense, Sampling)
         sizes = [min(BATCH, self.samples - start) for start in range(0, self.samples, BATCH)]
-        # A seed for each batch: ten thousand large images at once would not fit everywhere
+        # A seed for each batch, because ten thousand large images at once may not fit into memory
         seeds = np.random.SeedSequence(seed).generate_state(len(sizes))
         generated = (defense.sample(n, int(s)) for n, s in zip(sizes, seeds, strict=True))
         real = moments(penultimate(network, data.test.images.split(BATCH)))
@@ -75,9 +75,9 @@ class FrechetDistance(Measurement):
 
 
 def penultimate(network: Defense, batches: Iterable[Tensor]) -> np.ndarray:
-    """What the last linear layer of a classifier is given: float64 [N,D] for batches of images [n,C,H,W].
+    """Return the inputs of a classifier's last linear layer, float64 [N,D], for batches of images [n,C,H,W].
 
-    Raises ValueError where the network has no linear layer with an output per class.
+    Raises ValueError if the network has no linear layer with one output for each class.
     """
     layers = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == network.num_classes]
     if not layers:
@@ -95,14 +95,15 @@ def penultimate(network: Defense, batches: Iterable[Tensor]) -> np.ndarray:
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and unbiased covariance [D,D] of features [N,D]."""
+    """Return the mean [D] and the unbiased covariance [D,D] of features [N,D]."""
     return features.mean(0), np.atleast_2d(np.cov(features, rowvar=False))
 
 
 def frechet_distance(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> float:
-    """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of two Gaussians (Dowson and Landau 1982), their Wasserstein-2 distance².
+    """Return ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) for two Gaussians with these means and covariances.
 
-    The eigenvalues of Σ₁Σ₂ are those of the symmetric Σ₁^½ Σ₂ Σ₁^½: real and, but for rounding, not negative.
+    It is their squared Wasserstein-2 distance (Dowson and Landau 1982). The eigenvalues of Σ₁Σ₂ are those of the
+    symmetric Σ₁^½ Σ₂ Σ₁^½: real and, up to rounding, not negative.
     """
     (mean, covariance), (mean_2, covariance_2) = one, other
     values, vectors = np.linalg.eigh(covariance)

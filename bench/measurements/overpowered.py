@@ -1,4 +1,4 @@
-"""The overpowered attack on free pairs: images of the range that are near each other and answered differently."""
+"""The overpowered attack as a measurement: pairs of generated images that are near and get different answers."""
 
 from __future__ import annotations
 
@@ -26,17 +26,19 @@ SHOWN = 8
 class OverpoweredPairs(Measurement):
     """Searches the generator's range for near pairs of images with different answers.
 
-    Of `pairs` pairs z, z′ ~ N(0, I), how many a descent brings within each η of `eta` (L2), classified differently.
+    It starts a descent from each of `pairs` pairs z, z′ ~ N(0, I), and counts the pairs that end within each η of `eta`
+    (L2) with different answers.
 
-    A pair counts where the full defense says so: it accepts both images and gives them different answers, and their
-    distance is within η. The range is connected: a classifier that isn't constant on it has such pairs at every η > 0,
-    on both sides of its boundary. So pairs whose classes both have a probability of `confidence` are counted too.
+    A pair counts if the deployed defense accepts both images and gives them different answers, and their distance is
+    within η. The generator's range is connected, so that a classifier that is not constant on it has such pairs at
+    every η > 0, on both sides of its boundary. For that reason pairs whose classes both have a probability of
+    `confidence` are counted separately.
 
     eta: distances in L2 within which pairs count. pairs: number of pairs.
     steps, rate: number of steps and learning rate of the descent (`attacks.lagrangian.overpowered_pairs`).
-    confidence: the classifier's probability from which on an answer is confident.
+    confidence: smallest probability of the classifier that makes an answer confident.
 
-    z′ is drawn by itself: of pairs that begin near each other most are of one class, and far fewer are found.
+    z and z′ are drawn independently: of pairs that start near each other most have one class, and far fewer are found.
     """
 
     paper = "ilyas2017"
@@ -56,12 +58,12 @@ class OverpoweredPairs(Measurement):
         )
 
     def unsuited(self, defense: Defense) -> str | None:
-        return None if generates(defense) else "it has no generator and classifier whose pairs could be searched"
+        return None if generates(defense) else "the defense has no generator with a classifier"
 
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
         values = {}
         found, confident = torch.zeros(2, self.pairs, dtype=torch.bool)
-        for eta in sorted(self.eta):  # what was brought within a smaller one is within a larger one, too
+        for eta in sorted(self.eta):  # pairs within a smaller η are within the larger ones, too
             near, sure = self.search(defense, eta, 0.5, seed), self.search(defense, eta, self.confidence, seed)
             fooled = answered(defense, sure)
             found = found | (fooled | answered(defense, near)).cpu()
@@ -71,9 +73,10 @@ class OverpoweredPairs(Measurement):
         return {self.headline: values[f"within {max(self.eta):g}"]} | values
 
     def search(self, defense: Defense, eta: float, confidence: float, seed: int) -> Pairs:
-        """Pairs whose images are to have a class of that probability, by its margin over the second: 1/2 asks for none.
+        """Search for pairs whose images have a class of probability `confidence`; 0.5 demands no margin.
 
-        Where more than two classes matter the probability is a little less than the margin says.
+        The search uses the margin over the second class; with more than two likely classes the probability is a little
+        smaller than the margin implies.
         """
         device = next(defense.parameters()).device
         assert generates(defense)
@@ -86,7 +89,7 @@ class OverpoweredPairs(Measurement):
         return Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def pictures(self, defense: Defense, data: Dataset, seed: int) -> Tensor | None:
-        """[2, up to SHOWN, C, H, W]: pairs found at the largest η, one image above the other; None without any."""
+        """Return pairs found at the largest η, one image above the other, [2, up to SHOWN, C, H, W]; None without any."""
         pairs = self.search(defense, max(self.eta), self.confidence, seed)
         chosen = answered(defense, pairs).nonzero()[:SHOWN, 0]
         if not len(chosen):
@@ -95,20 +98,20 @@ class OverpoweredPairs(Measurement):
 
 
 def images(defense: Defense, z: Tensor) -> Tensor:
-    """G(z): [M,k] → [M,C,H,W]."""
+    """Return the images G(z) [M,C,H,W] of latents z [M,k]."""
     assert generates(defense)
     return blockwise(defense.generator, z)
 
 
 def probability(defense: Defense, pairs: Pairs) -> Tensor:
-    """The classifier's probability of the less probable of the two classes of each pair, [M]."""
+    """Return the classifier's probability of the less probable of the two classes of each pair, [M]."""
     assert defense.classifier is not None
     both = [blockwise(defense.classifier, images(defense, z)) for z in (pairs.z, pairs.other)]
     return torch.stack([logits.softmax(1).amax(1) for logits in both]).amin(0)
 
 
 def answered(defense: Defense, pairs: Pairs) -> Tensor:
-    """Which pairs are found, and accepted and answered differently by the full-strength defense, [M] bool."""
+    """Return which pairs were found, and are accepted and answered differently by the deployed defense, [M] bool."""
     fooled = pairs.found.clone()
     rows = fooled.nonzero()[:, 0]
     for part in rows.split(BATCH) if len(rows) else ():  # networks need not take an empty batch

@@ -1,4 +1,4 @@
-"""How near a defense's projections come to images it has never seen."""
+"""The distance between a defense's projections and test images."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ from manifold_bench.defenses.training import device_of
 class Reconstruction(Measurement):
     """Measures how near the defense's projections come to clean and to noisy test images.
 
-    What a defense sees in place of the first n test images, and of the same with Gaussian noise.
+    It uses the first n test images, and the same images with Gaussian noise.
 
-    n: number of test images. noise: standard deviation of the noise. shown: number of images in the picture: drawn from
-    the generator where there is one, then originals over what is seen of them, then noisy ones over what is seen of
-    those.
+    n: number of test images. noise: standard deviation of the noise. shown: number of columns of the picture, whose
+    rows are generated images (if there is a generator), test images, their projections, noisy images, and theirs.
     """
 
     headline: ClassVar[str] = "mean squared error"
@@ -44,7 +43,7 @@ class Reconstruction(Measurement):
 
     def unsuited(self, defense: Defense) -> str | None:
         if type(defense).perceived is Defense.perceived:
-            return "it sees the images themselves"
+            return "the defense uses no projection in place of the images"
         return None
 
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
@@ -63,7 +62,7 @@ class Reconstruction(Measurement):
         return values
 
     def pictures(self, defense: Defense, data: Dataset, seed: int) -> Tensor:
-        """[rows, shown, C, H, W]."""
+        """Return the pictures [rows, shown, C, H, W]; see the class."""
         clean = data.test.images[: self.shown]
         noisy = self._noisy(clean, seed)
         rows = [clean, seen_by(defense, clean, seed), noisy, seen_by(defense, noisy, seed)]
@@ -76,10 +75,7 @@ class Reconstruction(Measurement):
 
 
 def seen_by(defense: Defense, images: Tensor, seed: int) -> Tensor:
-    """Return what the defense sees in place of images (`Defense.perceived`), [N,C,H,W] on the CPU.
-
-    seed: seed of the draws of a randomized defense.
-    """
+    """Return `Defense.perceived` of images [N,C,H,W], same shape, on the CPU. seed: seed of a randomized defense."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return blockwise(lambda x: perceived(defense, x), images.to(device_of(defense))).cpu()

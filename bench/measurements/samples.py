@@ -1,4 +1,4 @@
-"""What a generator makes, to look at, and what the defense itself says of it."""
+"""Generated images, and the defense's answers to them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,10 @@ class Samples(Measurement):
 
     @property
     def title(self) -> str:
-        return (
-            f"{self.n:,} images drawn from the generator, the classes in turn: shares by what the defense says of them"
-        )
+        return f"{self.n:,} generated images of the classes in turn: shares by the defense's answers to them"
 
     def unsuited(self, defense: Defense) -> str | None:
-        return None if isinstance(defense, Sampling) else "it has no generator to draw images from"
+        return None if isinstance(defense, Sampling) else "the defense has no generator of images"
 
     def measure(self, defense: Defense, others: Mapping[str, Defense], data: Dataset, seed: int) -> dict[str, float]:
         assert isinstance(defense, Sampling)
@@ -53,7 +51,7 @@ class Samples(Measurement):
         return {name: float(share.double().mean()) for name, share in shares.items()}
 
     def pictures(self, defense: Defense, data: Dataset, seed: int) -> Tensor:
-        """[shown, K, C, H, W]: a column for each class."""
+        """Return generated images [shown, K, C, H, W], a column for each class."""
         assert isinstance(defense, Sampling)
         images = defense.sample(self.shown * data.num_classes, seed).cpu()
         return images.unflatten(0, (self.shown, data.num_classes))

@@ -292,7 +292,7 @@ def test_reconstruction_is_what_a_defense_sees_beside_what_it_was_shown(digits):
     assert torch.allclose(rows[1], defense.perceived(rows[0])) and not torch.equal(rows[2], rows[0])
     assert measurement.unsuited(defense) is None
     plain = defense_ref(parse_matrix(MATRIX, "test.toml").defenses[0], digits).load()
-    assert measurement.unsuited(plain) == "it sees the images themselves"
+    assert measurement.unsuited(plain) == "the defense uses no projection in place of the images"
 
 
 def test_values_named_by_a_number_are_curves_and_drawn_once_for_all_defenses():
