@@ -12,7 +12,7 @@ from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.target import Target
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.bench.measurements.certified import Certified, certified_name
-from manifold_bench.bench.metrics.robustness import summary
+from manifold_bench.bench.metrics.summary import summary
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.report.certified import certified_plots, certified_tables
 from manifold_bench.bench.running.judge import CertificateContradictedError, Inputs, Judge, Judgement, verdict
