@@ -92,21 +92,21 @@ def test_a_measurement_stands_beside_its_publication():
         "dataset": "digits", "defense": "d", "measurement": "fid", "status": "ok", "reason": "", "headline": "fid",
         "values": {"fid": 51.23456, "other": 1.0},
     }  # fmt: skip
-    asked = claim(figure=None, measurement="fid", published=50.4)
-    assert measured(asked, CLEAN_CELL, [result]).text == "51.23"
-    assert measured(asked, CLEAN_CELL, []) is None
+    claimed = claim(figure=None, measurement="fid", published=50.4)
+    assert measured(claimed, CLEAN_CELL, [result]).text == "51.23"
+    assert measured(claimed, CLEAN_CELL, []) is None
     with pytest.raises(MissingCells, match="skipped: no generator"):
-        measured(asked, CLEAN_CELL, [{**result, "status": "skipped", "reason": "no generator"}])
+        measured(claimed, CLEAN_CELL, [{**result, "status": "skipped", "reason": "no generator"}])
 
 
 def test_a_plot_for_every_ladder_that_a_claim_is_about():
-    asked = [
+    claimed = [
         claim(figure="peak_error", attack="fgsm", eps=None, source="a paper, figure 3"),
         claim(figure="rejection_monotone", attack="fgsm", eps=None, published=True),
         claim(figure="peak_error", attack="fgsm", eps=None, defense="absent"),
         claim(),
     ]
-    ((parts, figure, _),) = claims_plots(run(CLEAN_CELL, LADDER), asked)
+    ((parts, figure, _),) = claims_plots(run(CLEAN_CELL, LADDER), claimed)
     assert parts == ("digits", "d", "fgsm", "linf", "outcomes")
     (axes,) = figure.axes
     assert "a paper, figure 3" in axes.get_title(loc="left")
