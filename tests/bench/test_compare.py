@@ -37,7 +37,7 @@ def compared(before: pd.DataFrame, after: pd.DataFrame, changes: dict[str, objec
 
 
 def compared_attack(before: pd.DataFrame, after: pd.DataFrame, **changes: object) -> Comparison:
-    """The one on the attack's cell, beside an unchanged clean one."""
+    """Return the comparison of the attacked cell; the clean cell is unchanged."""
     dotted = {path.replace("__", "."): value for path, value in changes.items()}
     return next(v for v in compared(run(CLEAN, before), run(CLEAN, after), dotted) if v.cell == CELL)
 
