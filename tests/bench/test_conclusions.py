@@ -83,17 +83,17 @@ def test_a_claim_stands_only_where_nothing_is_missing():
 
 def test_a_claim_falls_by_the_papers_own_attack():
     rows = cell("weak", adv=[1, 1, 2, 3])
-    asked = claim(published=(0, 9000), figure="fooled", attack="weak", strongest=(AT,), central=True)
-    (text, _) = conclusions(run(CLEAN_CELL, rows), [asked])
+    claimed = claim(published=(0, 9000), figure="fooled", attack="weak", strongest=(AT,), central=True)
+    (text, _) = conclusions(run(CLEAN_CELL, rows), [claimed])
     assert "1 of 4: 25.00" in text and "**the claim is contradicted: as the paper did it, L∞ ε = 0.1**" in text
 
 
 def test_fooling_has_a_conclusion_too():
     noise = {"norm": "fooling", "labels": [-1, -1], "clean": [REJECT, REJECT]}
     budget = Budget(norm="fooling", eps=math.inf)
-    asked = claim(published=(0, 1000), figure="fooled", attack="a", norm="fooling", eps=math.inf, strongest=(budget,),
+    claimed = claim(published=(0, 1000), figure="fooled", attack="a", norm="fooling", eps=math.inf, strongest=(budget,),
                   central=True)  # fmt: skip
     rows = run(cell(CLEAN), cell("a", **noise), cell("b", **noise, adv=[1, REJECT]))
-    text, _ = conclusions(rows, [asked])
+    text, _ = conclusions(rows, [claimed])
     assert "0 of 2: 0.00" in text and "made accepted and wrong 50.00" in text and "the claim is contradicted" in text
     assert "median" not in text
