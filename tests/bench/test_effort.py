@@ -74,10 +74,10 @@ def test_one_in_a_hundred_is_no_mark():
 def test_gradients_that_are_zero_or_not_finite_are_recorded(tmp_path, attack, defense):
     rows = rows_of(tmp_path, attack, defense)
     attacked = rows[rows["distance"] > 0]
-    asked = attacked[attacked["blind"].notna()]
-    assert len(asked) and (asked["blind"] == 1).all()
-    stands = asked[~asked["success"]]
-    assert len(stands) and effort_note(summary(rows.assign(attack="a", key="k")).iloc[0])
+    with_gradients = attacked[attacked["blind"].notna()]
+    assert len(with_gradients) and (with_gradients["blind"] == 1).all()
+    unbeaten = with_gradients[~with_gradients["success"]]
+    assert len(unbeaten) and effort_note(summary(rows.assign(attack="a", key="k")).iloc[0])
 
 
 @pytest.mark.parametrize("attack", ITERATIVE, ids=lambda attack: attack["name"])
@@ -88,7 +88,7 @@ def test_an_honest_attack_has_no_mark(tmp_path, attack):
 
 
 def test_the_best_point_met_on_any_query_is_credited(tmp_path):
-    """The way beyond the boundary was asked about at 1.05 of its distance, and nothing was returned."""
+    """The way beyond the boundary was queried at 1.05 of its distance, and nothing was returned."""
     rows = rows_of(tmp_path, {"name": "closed_form:Wanders", "norm": "l2", "eps": [0.05, 10.0]}, "closed_form:Linear")
     last = rows[rows["eps"] == 10.0].sort_values("sample")
     assert last["success"].all() and np.allclose(last["distance"], 1.05 * distances("l2"), atol=1e-5)
