@@ -13,7 +13,7 @@ from pages import EVIL, write_page
 
 
 class Watched:
-    """A page of the report, and what it complained of or asked for beside its own file."""
+    """A page of the report, with its errors and its requests for other files."""
 
     def __init__(self, browser: Any, folder: Path, **context: Any) -> None:
         self.page = browser.new_page(**context)
