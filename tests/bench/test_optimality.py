@@ -1,4 +1,4 @@
-"""What attacks are worth beside each other, on tables small enough to check by hand."""
+"""Comparisons of attacks, on tables small enough to check by hand."""
 
 from __future__ import annotations
 
