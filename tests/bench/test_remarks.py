@@ -1,4 +1,4 @@
-"""What a clean pass says of a defense: sentences beside its figures, and failures by name."""
+"""What a clean pass says of a defense: remarks on its figures, and failures by name."""
 
 from __future__ import annotations
 
