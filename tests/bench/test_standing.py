@@ -1,4 +1,4 @@
-"""How a system stands against the others, on records small enough to count."""
+"""Comparisons of a system with the others of a run, on records small enough to count."""
 
 from __future__ import annotations
 
@@ -134,18 +134,18 @@ def test_an_attack_is_told_beside_the_others():
 
 def test_what_was_named_and_what_was_reused_is_told():
     reused = [{"folder": "results/baselines/quick", "code": "abc", "started": "2026-01-01", "jobs": 7}]
-    told = {"named": {"defenses": ["mine", "gone"], "attacks": ["a"]}, "reused": reused}
+    run_file = {"named": {"defenses": ["mine", "gone"], "attacks": ["a"]}, "reused": reused}
     named = named_lines(
-        {name: against_others(RECORDS, name) for name in ("mine", "gone")}, attack_figures(RECORDS), told
+        {name: against_others(RECORDS, name) for name in ("mine", "gone")}, attack_figures(RECORDS), run_file
     )
-    paragraphs = ranking_paragraphs(named, told)
+    paragraphs = ranking_paragraphs(named, run_file)
     assert paragraphs[0].startswith("**mine** on digits, clean: 100.0 %")
     assert paragraphs[1].startswith("**mine** on digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak")
     assert any(text.startswith("**a** on digits, L∞, weak: success 70.0") for text in paragraphs)
     assert not any("gone" in text for text in paragraphs)
     assert paragraphs[-1] == "7 jobs from the baseline results/baselines/quick (code abc, 2026-01-01), not run again."
     console = Console(width=110, record=True, file=io.StringIO())
-    print_report(Report.of(a_run(RECORDS, **told)), console)
+    print_report(Report.of(a_run(RECORDS, **run_file)), console)
     shown = " ".join(console.export_text().split())
     for name, lines in named.items():
         assert name in shown and all(line.split(";")[0] in shown for line in lines)
