@@ -11,7 +11,7 @@ from manifold_bench.bench.metrics.summary import strongest
 
 
 def rows(clean: float | None, **attacks: dict[float, float]) -> pd.DataFrame:
-    """Rows of a summary: the robust accuracy of each attack by ε, and the clean one; NaN stands for a failed cell."""
+    """Rows of a summary: the robust accuracy of each attack by ε, and the clean one; NaN for a failed cell."""
     made = [] if clean is None else [("clean", "clean", "none", 0.0, clean)]
     made += [(name, "attack", "linf", eps, share) for name, cells in attacks.items() for eps, share in cells.items()]
     made += [("worst-case", "worst-case", "linf", 0.1, 0.0)]
