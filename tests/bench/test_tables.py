@@ -1,4 +1,4 @@
-"""Tables say what a figure stands on and never pass what is missing for a number."""
+"""Tables show what their figures are based on, and never a number for a cell that is missing."""
 
 import io
 
