@@ -25,8 +25,8 @@ RECORDS = run(
 )
 
 
-def made(records, **told) -> list[Verdict]:
-    results = a_run(records, **told)
+def made(records, **run_file) -> list[Verdict]:
+    results = a_run(records, **run_file)
     found = summary(results.records)
     return verdicts(results, found, diagnose(results), doubts_of(results, found))
 
