@@ -35,7 +35,7 @@ RUN: dict[str, Any] = {
 """A whole run.json."""
 
 REJECT = -7
-"""An answer in the lists below that stands for a rejection."""
+"""An answer in the lists below that means a rejection."""
 
 
 def cell(
@@ -185,7 +185,7 @@ def a_run(
     *,
     folder: Path = Path("a run"),
     minimal: Collection[str] = (),
-    **told: Any,
+    **run_file: Any,
 ) -> Results:
     """Results of a run, with these identities (identities(records) where not given) and run.json.
 
@@ -193,7 +193,7 @@ def a_run(
     """
     known = identities(records) if ids is None else ids
     index = {key: Entry(f"{key}.parquet", minimal=one["attack"]["label"] in minimal) for key, one in known.items()}
-    return Results(folder, records, records[:0], known, index, run=told)
+    return Results(folder, records, records[:0], known, index, run=run_file)
 
 
 @dataclass
