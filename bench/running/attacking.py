@@ -1,7 +1,7 @@
-"""The attack's side of a job. It runs in a process of its own, and hands over plain tensors and nothing else.
+"""The attack's side of a job, which runs in a separate process and sends plain tensors alone.
 
-So whatever an attack does to its process or to the defense that it attacks, the judge is out of its reach: that one
-works in another process, on an instance of the defense of its own.
+So an attack cannot reach the judge, whatever it does to its process or to the defense that it attacks: the judge works
+in another process, on another instance of the defense.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from manifold_bench.defenses.weights import weights_hash
 
 @dataclass(frozen=True)
 class Found:
-    """What an attack found for n inputs, and what it did for each of them.
+    """The results of an attack on n inputs, and its effort for each of them.
 
-    outputs [n,C,H,W]: what it returned. met [n,C,H,W], met_distance [n]: the smallest perturbation that the defense
-    answered with a success on any query, and its size, ∞ where there was none. forwards, backwards [n]: passes. blind,
-    moved, improved [n]: see `attempt.Effort`.
+    outputs: images that the attack returned, [n,C,H,W]. met, met_distance: the image with the smallest perturbation of
+    all queries that were successes, [n,C,H,W], and its size [n], ∞ if no query was. forwards, backwards: numbers of
+    passes, [n]. blind, moved, improved: see `attempt.Effort`, [n].
     """
 
     outputs: Tensor
@@ -54,23 +54,23 @@ FOUND = {
     **dict.fromkeys(("met_distance", "forwards", "backwards", "blind"), torch.float64),
     **dict.fromkeys(("moved", "improved"), torch.bool),
 }
-"""The types of what is found."""
+"""The type of each field of `Found`."""
 
 
 class AttackProcess:
-    """The judge's view of the process that attacks: `serve_attack` at the other end of the channel."""
+    """The judge's access to the process that attacks; `serve_attack` is at the other end of the channel."""
 
     def __init__(self, channel: Channel, device: str) -> None:
         self._channel, self._device = channel, device
         self._shape: tuple[int, ...] = ()
 
     def begin(self, inputs: Inputs) -> None:
-        """Hand over the inputs, and wait until the attack is ready; raises PartnerFailed."""
+        """Send the inputs, and wait until the attack is ready; raises PartnerFailed."""
         self._shape = inputs.x.shape[1:]
         self._ask({}, vars(inputs))
 
     def attack(self, rows: Tensor, eps: float) -> Found:
-        """Attack those rows [n] of the inputs within ε (∞ for a minimal attack); raises as `begin` does."""
+        """Attack those rows [n] of the inputs within ε (∞ for a minimal attack); raises PartnerFailed."""
         found = self._ask({"eps": eps}, {"rows": rows})
         types = {name: (one.dtype, list(one.shape)) for name, one in found.items()}
         n = len(rows)
@@ -81,7 +81,7 @@ class AttackProcess:
         return Found(**{name: one.to(self._device) if name in moved else one for name, one in found.items()})
 
     def end(self) -> None:
-        """End the attack; raises PartnerFailed where it has changed the defense that it attacked."""
+        """End the attack; raises PartnerFailed if it changed the defense that it attacked."""
         self._ask({"end": True}, {})
 
     def _ask(self, words: dict[str, object], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -90,21 +90,21 @@ class AttackProcess:
 
 
 def serve_attack(job: Job, folder: Path, judge: Channel) -> None:
-    """Attack what the judge asks for, until it says that this is the end."""
+    """Attack the rows that the judge sends, until the judge ends the attack."""
     _, given = judge.receive()
     torch.manual_seed(job.seed)
     np.random.seed(job.seed % 2**32)  # noqa: NPY002 - libraries draw from the global state
     attacking = Attacking(job, load_defense(job), Inputs(**given).to(job.device), Heartbeat(job, Log(folder / LOG)))
     judge.send({})
-    while "end" not in (asked := judge.receive())[0]:
-        found = attacking.attack(asked[1]["rows"].to(job.device), asked[0]["eps"])
+    while "end" not in (request := judge.receive())[0]:
+        found = attacking.attack(request[1]["rows"].to(job.device), request[0]["eps"])
         judge.send({}, vars(found))
     attacking.check_weights()
     judge.send({})
 
 
 class Attacking:
-    """A job's attack with the instance of the defense that it attacks."""
+    """A job's attack, with the instance of the defense that it attacks."""
 
     def __init__(self, job: Job, defense: Defense, inputs: Inputs, heartbeat: Heartbeat) -> None:
         self.job, self.defense, self.inputs, self.heartbeat = job, defense, inputs, heartbeat
@@ -149,11 +149,11 @@ class Attacking:
         return Found(*(torch.cat(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
 
     def check_weights(self) -> None:
-        """Raises RuntimeError where the attack has changed what it attacked: it has attacked another defense."""
+        """Raise RuntimeError if the attack changed the weights of the defense that it attacked."""
         if weights_hash(self.defense) != self.job.defense.weights_sha256:
             raise RuntimeError("the attack changed the defense's weights or buffers: its answers count for nothing")
 
     def _held_out(self) -> tuple[Tensor, Tensor]:
-        """The attacker's own images and labels: a copy of the validation split."""
+        """Return the attacker's own images and labels: a copy of the validation split."""
         data = self.job.dataset.load().validation
         return data.images.to(self.job.device, copy=True), data.labels.to(self.job.device, copy=True)

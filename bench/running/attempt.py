@@ -1,4 +1,4 @@
-"""One attempt to break a defense: the outputs of a job's attack, judged at each ε."""
+"""One job in progress: its attack, and the judgement of the attack's outputs at each ε."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from manifold_bench.bench.running.judge import Inputs, Judge, Judgement, ScoredV
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of a job at one ε.
+    """The results of a job at one ε.
 
-    outputs [N,C,H,W]: the images that are judged, until the next cell is asked for. distance [N]: of the smallest
-    perturbation so far that was a success, ∞ where there is none. effort: what the attack did at this ε. seconds: of
-    attacking and judging all inputs.
+    outputs: judged images [N,C,H,W]; the next cell overwrites them. judgement: their judgement. distance: size of the
+    smallest perturbation so far that was a success, [N]; ∞ if there is none. effort: effort of the attack at this ε.
+    seconds: time of attacking and judging all inputs.
     """
 
     eps: float
@@ -34,12 +34,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Effort:
-    """What an attack did for each input, all [N]; of an input that was not attacked, that nothing is wrong.
+    """The effort of an attack for each input, all [N]; inputs that were not attacked show no sign of a weak attack.
 
-    forwards, backwards: passes. unreturned: whether the judged image is one that the attack met on a query and did not
-    return, or its output rounded to whole grey levels. Of the time before the first success: blind, the share of the
-    gradients that were exactly zero or not finite (NaN: none was asked for); moved, whether any query or the output was
-    another image than the input; improved, whether any query came nearer to success than the first one.
+    forwards, backwards: numbers of passes. unreturned: whether the judged image is an image of a query that the attack
+    did not return, or its output rounded to whole grey levels. The others cover the time before the first success.
+    blind: share of the gradients that were exactly zero or not finite; NaN without gradients. moved: whether any query
+    or the output differed from the input. improved: whether any query came nearer to success than the first one.
     """
 
     forwards: Tensor
@@ -51,22 +51,23 @@ class Effort:
 
     @classmethod
     def none(cls, n: int) -> Effort:
-        """Of n inputs that nothing has been done for."""
+        """Return the effort for n inputs that were not attacked."""
         zeros, nothing = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.bool)
         return cls(zeros, zeros.clone(), nothing, zeros + torch.nan, ~nothing, ~nothing)
 
     def store(self, rows: Tensor, found: Found) -> None:
-        """Take in what an attack did for the inputs at rows [n]."""
+        """Store the effort of an attack for the inputs at rows [n]."""
         for name in ("forwards", "backwards", "blind", "moved", "improved"):
             getattr(self, name)[rows.cpu()] = getattr(found, name)
 
     def without_passes(self) -> Effort:
+        """Return the same effort with 0 passes."""
         return replace(self, forwards=self.forwards * 0, backwards=self.backwards * 0)
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """Images [A,C,H,W] that an attack on A of the N inputs came to, their judgement, and the effort for all inputs."""
+    """Images [A,C,H,W] of an attack on A of N inputs, their judgement, and the effort for all inputs."""
 
     outputs: Tensor
     judgement: Judgement
@@ -75,7 +76,7 @@ class Attacked:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A job in progress: the process that attacks, who judges, the inputs, and the clean answers to them."""
+    """A job in progress: the process that attacks, the judge, the inputs, and the clean answers to them."""
 
     job: Job
     attacker: AttackProcess
@@ -84,12 +85,12 @@ class Attempt:
     clean: ScoredVerdict
 
     def cells(self) -> Iterator[Cell]:
-        """Attack and judge at each ε, in ascending order."""
+        """Attack and judge at each ε in ascending order; yield the results of each."""
         assert self.job.attack is not None
         return self._one_run() if self.job.attack.minimal else self._run_at_each_eps()
 
     def _run_at_each_eps(self) -> Iterator[Cell]:
-        """What is beaten at one ε stays beaten, larger ones attack the rest; without a ladder each attacks all."""
+        """Run the attack at each ε on the inputs that are not beaten yet; without a ladder, on all inputs."""
         adversarial = self.inputs.x.clone()
         state = unperturbed(self.inputs, self.clean)
         distance = torch.where(state.success, 0.0, torch.inf)
@@ -105,9 +106,9 @@ class Attempt:
             yield Cell(eps, adversarial, state, distance, found.effort, seconds)
 
     def _one_run(self) -> Iterator[Cell]:
-        """At each ε the inputs whose smallest perturbation is no larger count as beaten; the others are as they were.
+        """Run a minimal attack once; at each ε the inputs with a perturbation within ε count as beaten.
 
-        The passes are those of the run: they are recorded at the smallest ε and nowhere else.
+        The passes of the run are recorded at the smallest ε alone.
         """
         begun = time.perf_counter()
         clean = unperturbed(self.inputs, self.clean)
@@ -127,13 +128,13 @@ class Attempt:
             yield Cell(eps, shown, state, distance, effort, seconds if number == 0 else 0.0)
 
     def _attack(self, rows: Tensor, eps: float) -> Attacked:
-        """Have those rows of the inputs attacked, and judge what may be a success.
+        """Attack those rows of the inputs, and judge all images that may be successes.
 
-        These are the outputs, the best points that were met, and rejected outputs rounded to whole grey levels.
+        These are the outputs, the best images of queries, and rejected outputs rounded to whole grey levels.
         """
         effort = Effort.none(len(self.inputs))
         tried, before = self.inputs[rows], self.clean.of(rows)
-        if not len(rows):  # all beaten at a smaller ε: networks need not take an empty batch
+        if not len(rows):  # all were beaten at a smaller ε, and networks may not take an empty batch
             return Attacked(tried.x, unperturbed(tried, before), effort)
         found = self.attacker.attack(rows, eps)
         effort.store(rows, found)
@@ -141,7 +142,7 @@ class Attempt:
         returned = judgement.distance(self.judge.norm).masked_fill(~judgement.success, torch.inf)
         others = [(found.met, found.met_distance < returned)]
         if (levels := grey_levels(tried.x)) is not None:
-            # A detector may reject an image merely because its pixels are no whole grey levels
+            # A detector may reject an image only because its pixels are not whole grey levels
             others.append((on_the_grid(outputs, tried.x, levels), judgement.valid & judgement.rejected))
         for points, chosen in others:
             again = chosen.nonzero()[:, 0]

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 
 TICK_SECONDS = 1.0
-"""Between two looks at the log, the memory and the clock."""
+"""Seconds between two updates of log, memory and time."""
 
 
 SILENT_SECONDS = 60.0
-"""Where there is no terminal: after so long without a line, one says what is running."""
+"""Without a terminal: seconds without any line after which a line says what is running."""
 
 
 EPOCH_SECONDS = 5.0
-"""Where there is no terminal: between two lines about epochs of a stage; its first and last have theirs anyway."""
+"""Without a terminal: seconds between two lines about epochs of a stage; its first and last epoch always have one."""
 
 
 SHOWN = 8
@@ -47,7 +47,7 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of work that is to come. job: for a job, what its seconds are estimated from."""
+    """A piece of work that is to be done. job: the job, from which its seconds are estimated; None for other work."""
 
     kind: Literal["job", "training", "measurement"]
     title: str
@@ -56,7 +56,7 @@ class Work:
 
 @dataclass
 class Running:
-    """A piece of work that a process has begun. note: what it is at; share: done so far, in [0, 1], None if unknown."""
+    """A piece of work in progress. note: its state in words. share: share that is done, in [0, 1]; None if unknown."""
 
     title: str
     pid: int
@@ -69,9 +69,9 @@ class Running:
 class Board:
     """Follows the log of a folder and shows it: live on a terminal, as plain lines elsewhere, or failures alone.
 
-    log: what the run and its workers append to. workers: how many pieces of work run at once. quiet: nothing is shown
-    but failures. It samples the memory of this process and its children, peaks included, and writes to the log how
-    each piece of work ended.
+    log: log of the run and its workers. workers: number of pieces of work that run at once. quiet: whether only
+    failures are shown. It samples the memory of this process and its children, and writes to the log how each piece of
+    work ended.
     """
 
     def __init__(self, console: Console, workers: int, log: Log, quiet: bool = False) -> None:
@@ -79,7 +79,7 @@ class Board:
         self.waiting: dict[str, Work] = {}
         self.running: dict[str, Running] = {}
         self.finished = 0
-        self.peak, self.peak_process = 0, 0  # bytes: all processes together, the largest of them
+        self.peak, self.peak_process = 0, 0  # bytes, of all processes together and of the largest one
         self.estimator = Estimator()
         self._past, self._read = log.read()
         self._costs: dict[str, float] | None = None
@@ -128,7 +128,7 @@ class Board:
         """Learn from the log how long these jobs took when they ran before."""
         past = {str(event.get("key")): event for event in self._past if event["event"] == "job finished"}
         for job in jobs:
-            with suppress(KeyError, TypeError, ValueError, OverflowError):  # of another version, or damaged
+            with suppress(KeyError, TypeError, ValueError, OverflowError):  # an event of another version, or damaged
                 event = past[job.key]
                 measured, seconds = float(event["measured"]), float(event["seconds"])
                 if min(measured, seconds) >= 0 and max(measured, seconds) < math.inf:
@@ -136,17 +136,17 @@ class Board:
         self._costs = None
 
     def expect(self, work: Mapping[str, Work]) -> None:
-        """Add work that is to come, by its key."""
+        """Add work that is to be done, by its key."""
         with self._lock:
             self.waiting |= work
             self._costs = None
 
     def cost(self, key: str) -> float:
-        """Estimated seconds of work, by its key, of the kind that jobs' records hold."""
+        """Return the estimated seconds of a job, by its key, as in its records."""
         return self._expected()[key]
 
     def _expected(self) -> dict[str, float]:
-        """The estimates of all jobs that wait or run, made anew when there is something to learn from."""
+        """Return the estimates of all jobs that wait or run; they are computed again after each finished job."""
         if self._costs is None:
             jobs = {key: work.job for key, work in self.waiting.items() if work.job is not None}
             self._costs = dict(zip(jobs, self.estimator.seconds(list(jobs.values())), strict=True))
@@ -155,7 +155,8 @@ class Board:
     def done(self, key: str, failure: str | None, rows: pd.DataFrame | None = None, memory: int = 0) -> None:
         """Note that a piece of work ended, on the screen and in the log.
 
-        rows: a job's records. memory: bytes that its processes had resident at the most, where that is known.
+        failure: reason of a failure, or None. rows: records of a job. memory: largest number of resident bytes of its
+        processes; 0 if unknown.
         """
         self.tick()
         with self._lock:
@@ -183,7 +184,7 @@ class Board:
                 self.line(f"{self._count()} {verb}{work.title}  {self._status(f'{seconds:.1f} s')}")
 
     def tick(self) -> None:
-        """Read the log, the memory and the clock, and show what has changed."""
+        """Read the log, the memory and the time, and show what has changed."""
         with self._lock:
             events, self._read = self.log.read(self._read)
             for event in events:
@@ -213,8 +214,8 @@ class Board:
             running.memory = max(running.memory, sizes.get(running.pid, 0))
 
     def _take_in(self, event: JsonObject) -> None:
-        """Take in what a process wrote to the log about its work; nothing where it is not what this project writes."""
-        with suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):  # a user's code writes there too
+        """Update the state by an event that a process wrote to the log; other lines are ignored."""
+        with suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):  # a user's code may write there
             self._take_in_from(event, event["key"])
 
     def _take_in_from(self, event: JsonObject, key: str) -> None:
@@ -231,7 +232,7 @@ class Board:
                 self._epoch(key, self.running[key], event)
 
     def _epoch(self, key: str, running: Running, event: JsonObject) -> None:
-        """An epoch of a training: the time left is that of its stage, which is all that is known."""
+        """Show an epoch of a training, with the time left in its stage."""
         stage, done, epochs, now = event["stage"], event["epoch"], event["epochs"], seconds_of(event)
         first = self._stage.get(key, ("",))[0] != stage
         if first:
@@ -251,7 +252,7 @@ class Board:
             self._left_out = text
 
     def left(self) -> float | None:
-        """Estimated seconds until all jobs are done; None where nothing is known yet or no job is left."""
+        """Return the estimated seconds until all jobs are done; None if nothing is known yet, or no job is left."""
         if not self._expected() or not self.estimator.knows_anything:
             return None
         expected = {key: self.estimator.wall(cost) for key, cost in self._expected().items()}
@@ -263,12 +264,12 @@ class Board:
         return f"[{self.finished}/{self.finished + len(self.waiting)}]"
 
     def _status(self, *first: str) -> str:
-        """What stands at the end of a line: time left, memory."""
+        """Return the end of a line: `first`, the time left, and the memory."""
         left = self.left()
         return " · ".join([*first, *([] if left is None else [f"left ~{clock(left)}"]), size(self._memory)])
 
     def _current(self) -> list[str]:
-        """What runs now and for how long, the longest first."""
+        """Return texts of the work in progress and its time, the longest first."""
         now = sorted(self.running.values(), key=lambda running: running.begun)
         return [f"{running.title} ({', '.join(self._state(running))})" for running in now[:SHOWN]] + (
             [f"{len(now) - SHOWN} more"] if len(now) > SHOWN else []
@@ -279,7 +280,7 @@ class Board:
         return [part for part in (running.note, share, clock(time.time() - running.begun)) if part]
 
     def _shown(self) -> RenderableType:
-        """The live part of a terminal: the bar, and a line for each piece of work that runs."""
+        """Return the live part of a terminal: a bar, and a line for each piece of work in progress."""
         with self._lock:
             total = self.finished + len(self.waiting)
             head = Table.grid(padding=(0, 1))
@@ -296,12 +297,12 @@ class Board:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+    """Return seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def size(bytes: float) -> str:
-    """Bytes as GiB or MiB."""
+    """Return bytes as GiB or MiB."""
     return f"{bytes / 2**30:.1f} GiB" if bytes >= 2**30 else f"{bytes / 2**20:.0f} MiB"

@@ -1,4 +1,4 @@
-"""Environment variables that have to be set before libraries are imported and torch computes: no torch here."""
+"""Environment variables that have to be set before torch computes; this module must not import torch."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def choose_kernels() -> None:
 
 
 def ensure_home() -> None:
-    """Give a user without a home that can be written to one among the temporary files: libraries keep settings there.
+    """Set HOME to a temporary folder if the user has no writable home, because libraries store settings there.
 
-    ART would otherwise share a folder with other users, and cannot be imported where it is theirs.
+    ART would otherwise use a folder that users share, and its import fails if the folder is another user's.
     """
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - which raises nothing where there is no home
     if home.is_absolute() and os.access(home, os.W_OK):

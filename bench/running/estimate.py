@@ -1,4 +1,4 @@
-"""How long jobs take, learnt from those that are done, and when the last one will be."""
+"""Estimates how long jobs take, from the jobs that are finished, and when all of them will be."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import NamedTuple
 from manifold_bench.bench.planning.jobs import Job
 
 ANSWER = 1e-4
-"""Seconds of a step of a full-strength answer, before anything is measured."""
+"""Seconds of a solver step of a deployed answer, before anything is measured."""
 
 
 MEASURABLE = 0.01
-"""Seconds below which a job's time says more about the clock than about its passes."""
+"""Seconds below which a job's time is too inaccurate to learn from."""
 
 
 OVERHEAD = 0.5
-"""Seconds of a job that are neither attacking nor judging, before anything is measured: its process, its weights."""
+"""Seconds of a job that are neither attacking nor judging, before anything is measured: process and weights."""
 
 
 class Kind(NamedTuple):
-    """What the time of a job depends on. system, defense: name and label; attack: its label, None for a clean pass.
+    """Everything that the time of a job depends on.
 
-    guess: of its seconds, before anything is known.
+    system, defense: name and label of the defense. attack: label of the attack; None for a clean pass. guess: guess of
+    its seconds, before anything is known.
     """
 
     dataset: str
@@ -42,22 +43,22 @@ class Kind(NamedTuple):
 
     @property
     def places(self) -> list[tuple[str, ...]]:
-        """What it shares its speed with, the nearest first: its defense, its kind of defense, its data set, all."""
+        """Keys of jobs of similar speed, the most similar first: same defense, same kind of it, same data set, all."""
         data = self.dataset
         return [(data, self.system, self.defense), (data, self.system, ""), (data, "", ""), ("", "", "")]
 
     @property
     def pairs(self) -> list[tuple[str, ...]]:
-        """The attack on its defense, and on its kind of defense."""
+        """Keys of the same attack on the same defense, and on the same kind of defense."""
         return [] if self.attack is None else [(*place, self.attack, self.norm) for place in self.places[:2]]
 
 
 class Estimator:
-    """Predicts the seconds of jobs: passes at most × seconds per pass of the defense × share of them that is used.
+    """Predicts the seconds of jobs: largest number of passes × seconds of a pass × share of the passes that is used.
 
-    Each factor is the median over the last finished jobs that have the most in common with the job. Seconds per pass
-    are those of clean passes: of the defense, or else of its kind, its data set, or all. The share is that of the same
-    attack on whatever defense. Where the attack has run on that kind of defense, its own time counts.
+    Each factor is a median over the last finished jobs that are most similar to the job. Seconds of a pass come from
+    clean passes of the defense, or else of its kind, its data set, or all. The share comes from the same attack on any
+    defense. If the attack has run on that kind of defense, its time is used directly.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,7 @@ class Estimator:
     def learn(self, kind: Kind, seconds: float, wall: float) -> None:
         """Learn from a finished job of that kind.
 
-        seconds: of its records, which hold attacking and judging. wall: of the whole job, from its first moment.
+        seconds: seconds in its records, for attacking and judging. wall: seconds of the whole job, with its start.
         """
         self._overheads.append(max(0.0, wall - seconds))
         if seconds < MEASURABLE:
@@ -92,24 +93,24 @@ class Estimator:
             self._ratios[key].append(ratio)
 
     def compare_with(self, elsewhere: Estimator) -> None:
-        """Where an attack has not run here, use the share of its passes that an estimator of another machine knows."""
+        """Use another machine's estimator for the share of passes of attacks that have not run here."""
         self._elsewhere = elsewhere
 
     def share(self, kind: Kind) -> float | None:
-        """Which share of its passes at most the attack takes: on that defense, or else on whatever defense."""
+        """Return the share of its largest number of passes that an attack uses, on that defense or else on any."""
         own, speed = self._median(kind.pairs), self._median(kind.places)
         return own / speed if own is not None and speed else self._median([(kind.attack, kind.norm)])
 
     def seconds(self, jobs: Sequence[Job]) -> list[float]:
-        """Predict the seconds of each of the jobs, of the kind that their records hold."""
+        """Predict the seconds of each job, as in its records."""
         return [kind.guess * self._ratio(kind) for kind in map(Kind.of, jobs)]
 
     def knows(self, kind: Kind) -> bool:
-        """Whether the speed of that very defense, or of its kind, was measured."""
+        """Return whether the speed of that defense, or of its kind, was measured."""
         return any(place in self._ratios for place in kind.places[:2])
 
     def wall(self, seconds: float) -> float:
-        """Wall seconds of a job with so many in its records."""
+        """Return the wall seconds of a job with these seconds in its records."""
         return seconds + (median(self._overheads) if self._overheads else OVERHEAD)
 
     def _ratio(self, kind: Kind) -> float:
@@ -122,25 +123,25 @@ class Estimator:
         return (1.0 if speed is None else speed) * (1.0 if share is None or kind.attack is None else share)
 
     def _median(self, keys: Iterable[Hashable]) -> float | None:
-        """The median of what was observed with the first key that anything was observed with."""
+        """Return the median of the observations for the first key that has any; None if no key has."""
         return next((median(self._ratios[key]) for key in keys if key in self._ratios), None)
 
 
 def guess(job: Job) -> float:
-    """Seconds, before anything is known: a constant for each step of each pass."""
+    """Return a job's seconds before anything is known: a constant for each step of each pass."""
     return ANSWER * max(1, job.inference_steps) * max(job.passes, 1.0)
 
 
 def left_of(expected: float, elapsed: float, share: float | None) -> float:
-    """Seconds that a running job still takes: by its own pace where it has told its share, else by what was expected.
+    """Return the seconds until a running job ends, by the share that is done if it is known, else by the estimate.
 
-    A job that takes longer than expected is expected to take another quarter of its time.
+    A job that takes longer than estimated is assumed to take another quarter of its time.
     """
     return elapsed * (1 - share) / share if share else max(expected - elapsed, 0.25 * elapsed)
 
 
 def time_left(running: Iterable[float], waiting: Iterable[float], workers: int) -> float:
-    """Seconds until all is done, if each worker that becomes free takes the longest piece of work that waits."""
+    """Return the seconds until all work is done, if each free worker takes the longest piece of work that waits."""
     free = heapq.nlargest(workers, running)
     free += [0.0] * (workers - len(free))
     heapq.heapify(free)

@@ -1,4 +1,4 @@
-"""One execution of a plan: train what is missing, take over stored records, run the jobs, and measure."""
+"""Executes a plan: trainings that are missing, reuse of stored records, jobs, and measurements."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ from manifold_bench.defenses.identity import JsonObject
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended. plan: with the weights that it trained. results: everything that is in its folder.
+    """The end of a run. plan: the plan with the weights that were trained. results: everything in the run's folder.
 
-    jobs: number of jobs that ran, failed ones included. unmeasured: number of failed measurements.
+    jobs: number of jobs that ran, failed ones included. failed, skipped: numbers of failed and of skipped jobs.
+    unmeasured: number of failed measurements.
     """
 
     plan: Plan
@@ -48,7 +49,10 @@ class Ended:
 
 
 def execute(plan: Plan, session: Session) -> Ended:
-    """Run what the session's folder lacks of a plan; the caller holds it (`run_folder`). Raises InputError."""
+    """Run everything of a plan that is missing in the session's folder, which the caller has locked (`run_folder`).
+
+    Raises InputError.
+    """
     begun, folder, board = time.time(), session.folder, session.board
     remove_drafts(cache_folder("kernels"))
     (folder / STAMP).unlink(missing_ok=True)
@@ -101,8 +105,8 @@ def run_jobs(plan: Plan, session: Session) -> None:
 
     for outcome in session.run(map(call, waiting.values()), urgency):
         job = waiting[outcome.id]
-        if outcome.failure or store.status(job) not in ("ok", "failed"):  # a user's code ran where it answers
-            reason = outcome.failure or "it left no records, or some that contradict themselves"
+        if outcome.failure or store.status(job) not in ("ok", "failed"):  # a user's code may have faked the answer
+            reason = outcome.failure or "it wrote no records, or records that contradict themselves"
             store.write(job, empty_records(job, "failed", reason))
         rows, _ = store.read(store.path(job))
         failed = rows["status"].iloc[0] == "failed"
@@ -110,7 +114,7 @@ def run_jobs(plan: Plan, session: Session) -> None:
 
 
 def _is_missing(job: Job, plan: Plan, session: Session) -> bool:
-    """Whether a job has to run; writes the records of one that cannot."""
+    """Return whether a job has to run; write the records of a job that cannot run."""
     store, board = session.store, session.board
     state = store.status(job)
     if (state == "ok" and images.are_kept(job, session.folder)) or (state == "skipped" and job.skip):

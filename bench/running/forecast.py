@@ -1,4 +1,4 @@
-"""How long a plan will take on this machine: from what earlier runs measured, else from a few passes made for it."""
+"""Forecasts how long a plan takes on this machine, from times of earlier runs or else from a short calibration."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
     from manifold_bench.bench.planning.jobs import Job
 
 IMAGES, IMAGES_OPTIMISING = 64, 16
-"""Images of a calibration; fewer where each answer is an optimisation of its own."""
+"""Numbers of images of a calibration; the second for defenses that optimise at inference."""
 
 STEPS, STEPS_OPTIMISING = 2, 1
-"""Steps of the ascent of a calibration."""
+"""Numbers of steps of a calibration's ascent; the second for defenses that optimise at inference."""
 
 UNBEATABLE = 1e-4
-"""L∞ size of a calibration's perturbations: no image leaves the ascent early."""
+"""L∞ size of a calibration's perturbations, so small that no image leaves the ascent early."""
 
 AROUND = 8.0
-"""Seconds that a run takes besides its jobs: until the first one starts, and for the report."""
+"""Seconds of a run outside its jobs: before the first one starts, and for the report."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of a run. jobs: wall seconds of each job that has to run, by its key. total: with so many workers.
+    """A forecast. jobs: wall seconds of each job that has to run, by its key. total: seconds of the whole run.
 
-    calibrated: labels of the defenses whose speed was measured for this forecast, for want of earlier runs.
+    calibrated: labels of the defenses whose speed was measured for this forecast, because they have no earlier runs.
     """
 
     jobs: Mapping[str, float]
@@ -53,7 +53,7 @@ class Forecast:
 
 
 class Forecaster:
-    """Forecasts plans for this machine; what it has measured of a defense serves all of them."""
+    """Forecasts plans for this machine; a defense is calibrated once for all of them."""
 
     def __init__(self, device: str, workers: int) -> None:
         self.workers = max(1, workers)
@@ -70,7 +70,7 @@ class Forecaster:
         for job in {(job.dataset, job.defense.label): job for job in reversed(waiting)}.values():
             if job.defense.trained and not self._estimator.knows(Kind.of(job)):
                 self._calibrated[job.defense.label] = None
-                with suppress(Exception):  # a user's code: what fails here fails in the run, with its reason
+                with suppress(Exception):  # a user's code that fails here also fails in the run, with its reason
                     calibrate(job, self._estimator)
         if len(self._calibrated) > before:
             self._estimator.compare_with(_baseline(plan))
@@ -81,7 +81,7 @@ class Forecaster:
 
 
 def _baseline(plan: Plan) -> Estimator:
-    """What the baseline of the plan's matrix, computed on some machine, says of how early its attacks stop."""
+    """Return an estimator that knows from the baseline of the plan's matrix how early its attacks stop."""
     estimator = Estimator()
     stores = [Store(folder) for folder in baseline_folders(Path(plan.matrix.source).stem)]
     jobs = sorted((*plan.jobs, *plan.other_jobs), key=lambda job: job.attack is not None)
@@ -95,7 +95,7 @@ def _baseline(plan: Plan) -> Estimator:
 
 
 def calibrate(job: Job, estimator: Estimator) -> None:
-    """Have the job's defense answer a few of its images and a short ascent be made on them; teach the estimator."""
+    """Measure the time of a few answers of the job's defense and of a short attack, for the estimator."""
     few = job.indices[: IMAGES_OPTIMISING if job.inference_steps else IMAGES]
     small = replace(job, indices=few, split="test", attack=None)
     attack = PGD(norm="linf", steps=STEPS_OPTIMISING if job.inference_steps else STEPS)
@@ -118,7 +118,7 @@ def calibrate(job: Job, estimator: Estimator) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch, as workers have it."""
+    """Limit torch to one thread, as in workers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -128,7 +128,7 @@ def one_thread() -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 40 s, 12 min, 1.5 h."""
+    """Return seconds as a short text: 40 s, 12 min, 1.5 h."""
     if seconds < 90:
         return f"{round(seconds)} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""Write to a run's log how far an attack is while it goes on."""
+"""Writes the progress of a running attack to the run's log."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from manifold_bench.bench.records.log import Log
 
 
 class Heartbeat:
-    """Writes to the log every few seconds how far a job's attack is: passes done, and those that are left at most.
+    """Writes the progress of a job's attack to the log every few seconds: passes that are done, and the share.
 
-    An input that the attack has let go gets no more passes; one that no batch has reached will get as many as those
-    that are through; and larger ε are taken to need as many as this one.
+    The estimate assumes that inputs which left the attack get no more passes, that later batches need as many passes as
+    finished ones, and that larger ε need as many as this one.
     """
 
     SECONDS = 10.0
-    """Between two messages of a job."""
+    """Seconds between two messages of a job."""
 
     def __init__(self, job: Job, log: Log) -> None:
         assert isinstance(job.attack, Attack)
@@ -35,18 +35,18 @@ class Heartbeat:
         self.last = time.monotonic()
 
     def begin(self, eps: float, rows: int) -> None:
-        """The attack begins with this ε, on so many rows."""
+        """Note that the attack begins at this ε, on that number of rows."""
         self.eps_left -= 1
         self.before += self.passes
         self.eps, self.rows, self.through, self.passes = eps, rows, 0, 0.0
 
     def end_batch(self, target: Target) -> None:
-        """The attack has finished a batch."""
+        """Note that the attack has finished a batch."""
         self.through += len(target.forwards)
         self.passes += float((target.forwards + target.backwards).sum())
 
     def beat(self, target: Target) -> None:
-        """Write to the log, unless that was done a moment ago; target: the batch under attack."""
+        """Write to the log, if the last message is old enough. target: target of the batch under attack."""
         if time.monotonic() < self.last + self.SECONDS:
             return
         self.last = time.monotonic()
@@ -55,7 +55,7 @@ class Heartbeat:
         self.log.event("job running", **job, eps=self.eps, passes=round(done), share=round(share, 4))
 
     def progress(self, passes: Tensor) -> tuple[float, float]:
-        """Return passes done, and the share of the attack that this is; passes: [n] of the batch under attack."""
+        """Return the number of passes so far, and the share of the attack. passes: those of the current batch, [n]."""
         active = (passes == 0) | (passes >= passes.max() - 2)
         done = float(passes.sum())
         left = float((self.most - passes[active]).clamp_min(0).sum())

@@ -1,4 +1,4 @@
-"""One job, wherever it runs: load the defense, attack, judge, store the records."""
+"""Runs one job: load the defense, attack, judge, and store the records."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ SHOWN = (3, 8)
 
 
 SHOWN_BYTES = 2**20
-"""What the kept images of a cell may take, above the smaller number of them: 8 of 64×64 pixels, 3 of 224×224."""
+"""Limit in bytes for the kept images of a cell, above the smaller number: 8 of 64×64 pixels, 3 of 224×224."""
 
 
 def run_job(job: Job, folder: Path, attacker: Channel | None = None) -> str:
-    """Run a job and store its records; return ok or failed. What it raises becomes the failed cell's reason.
+    """Run a job and store its records; return "ok" or "failed". An exception becomes the reason of the failed cell.
 
-    attacker: the other end of `attacking.serve_attack`, in the process where the job's attack runs.
+    attacker: channel to `attacking.serve_attack` in the process that runs the attack; None for a clean pass.
     """
     store = Store(folder)
     Log(folder / LOG).event("job started", title=job.title, key=job.key, pid=os.getpid())
@@ -68,7 +68,7 @@ def run_job(job: Job, folder: Path, attacker: Channel | None = None) -> str:
 
 
 def job_call(job: Job, folder: Path, timeout: float | None = None) -> Call:
-    """The call that runs a job and leaves its records in a run's folder: the judge, and the attack as its partner."""
+    """Return the call that runs a job and stores its records in a run's folder, with the attack as its partner."""
     return Call(
         job.key,
         run_job,
@@ -85,19 +85,19 @@ def job_call(job: Job, folder: Path, timeout: float | None = None) -> Call:
 
 
 def preparation(dataset: DatasetRef) -> Function | None:
-    """What loads a data set of this project for many jobs at once; None for one of a user's."""
+    """Return a function that loads a data set once for many jobs; None for a user's data set."""
     own = type(dataset.load()).__module__.startswith("manifold_bench.")
     return (load_splits, (dataset,)) if own else None
 
 
 def load_splits(dataset: DatasetRef) -> None:
-    """Load the parts of a data set that jobs read."""
+    """Load the splits of a data set that jobs read."""
     data = dataset.load()
     _ = data.test, data.validation
 
 
 def inputs(job: Job) -> Inputs:
-    """The job's rows, on the CPU."""
+    """Return the job's inputs, on the CPU."""
     x, y = _images_of(job.dataset, job.split, job.indices, job.seed)
     classes = torch.arange(job.dataset.load().num_classes).expand(len(x), -1)
     aims = job.attack.aims if job.attack else "none"
@@ -109,7 +109,7 @@ def inputs(job: Job) -> Inputs:
 
 
 def _images_of(dataset: DatasetRef, split: str, indices: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
-    """Images [N,C,H,W] and labels [N] of a split, by their indices there."""
+    """Return images [N,C,H,W] and labels [N] of a split, by their indices."""
     data = dataset.load()
     if split == "noise":
         return noise(data.shape, indices, seed), torch.full((len(indices),), -1)
@@ -119,7 +119,7 @@ def _images_of(dataset: DatasetRef, split: str, indices: tuple[int, ...], seed: 
 
 
 def noise(shape: tuple[int, int, int], numbers: tuple[int, ...], seed: int) -> Tensor:
-    """Uniform noise images [N,C,H,W] by their numbers; each depends on its own number and the seed alone."""
+    """Return uniform noise images [N,C,H,W]; each depends on its number and the seed alone."""
     drawn = []
     for number in numbers:
         own = int.from_bytes(hashlib.blake2b(f"{seed}|{number}".encode(), digest_size=7).digest())
@@ -128,7 +128,7 @@ def noise(shape: tuple[int, int, int], numbers: tuple[int, ...], seed: int) -> T
 
 
 def clean_records(job: Job) -> tuple[pd.DataFrame, list[str]]:
-    """The answers to the unperturbed inputs, one row each, and the defense's uneven layers (`kernels.LayerCheck`)."""
+    """Return the answers to clean inputs, one row each, and the defense's uneven layers (`kernels.LayerCheck`)."""
     rows = inputs(job).to(job.device)
     defense = load_defense(job)
     begun = time.perf_counter()
@@ -148,7 +148,7 @@ def clean_records(job: Job) -> tuple[pd.DataFrame, list[str]]:
 
 
 def attack_records(job: Job, store: Store, attacker: AttackProcess) -> pd.DataFrame:
-    """The rows of every ε. The judge has an instance of the defense of its own, which the attack has never touched."""
+    """Return the rows of every ε. The judge has its own instance of the defense, which the attack cannot touch."""
     rows = inputs(job).to(job.device)
     attacker.begin(rows)
     defense = load_defense(job)
@@ -168,13 +168,13 @@ def attack_records(job: Job, store: Store, attacker: AttackProcess) -> pd.DataFr
 
 
 def _clean_verdict(job: Job, defense: Defense, rows: Inputs, store: Store) -> ScoredVerdict:
-    """The answers in the records of the clean pass, or, to noise, which it has none of, answers given here."""
+    """Return the answers in the records of the clean pass; for noise, which it does not have, compute them."""
     if job.split == "noise":
         return verdict(defense, rows.x, rows.y, job.draws, job.seed, rows.aims)
     pattern = f"*--{job.clean_key[:16]}.parquet"
     paths = list(store.folder.glob(pattern))
     if not paths:
-        raise RuntimeError("the clean pass of this defense left no records")
+        raise RuntimeError("the clean pass of this defense has no records")
     stored, _ = store.read(paths[0])
     if (stored["status"] != "ok").any() or list(stored["sample"])[: job.n] != list(job.indices):
         raise RuntimeError(f"the clean pass of this defense failed: {stored['reason'].iloc[0]}")
@@ -183,7 +183,7 @@ def _clean_verdict(job: Job, defense: Defense, rows: Inputs, store: Store) -> Sc
 
 
 def _frame(job: Job, rows: Inputs, clean: ScoredVerdict, cell: Cell) -> pd.DataFrame:
-    """The rows of a job at one ε, but the images."""
+    """Return the rows of a job at one ε, without images."""
 
     def column(values: Tensor) -> np.ndarray:
         return values.detach().cpu().numpy()
@@ -210,7 +210,7 @@ def _frame(job: Job, rows: Inputs, clean: ScoredVerdict, cell: Cell) -> pd.DataF
 
 
 def _skeleton(job: Job, rows: Inputs, eps: float) -> pd.DataFrame:
-    """What is known of every row before anything has run."""
+    """Return the columns that are known before anything has run."""
     hashes = _hashes(job.dataset, job.split, job.indices, job.seed)
     numbers = rows.number.tolist()
     return pd.DataFrame(
@@ -238,7 +238,7 @@ def _hashes(dataset: DatasetRef, split: str, indices: tuple[int, ...], seed: int
 
 
 def empty_records(job: Job, status: str, reason: str) -> pd.DataFrame:
-    """The rows of a cell that did not run, or not to its end: they say so, and hold no figure."""
+    """Return the rows of a cell that failed or was skipped, with that status and reason."""
     nothing: dict[str, float | str] = {
         **dict.fromkeys(("clean_label", "adv_label"), 0),
         **dict.fromkeys(("linf", "l2", "l0", "forwards", "backwards", "seconds"), 0.0),
@@ -254,7 +254,7 @@ def empty_records(job: Job, status: str, reason: str) -> pd.DataFrame:
 
 
 def _keep_images(job: Job, folder: Path, frame: pd.DataFrame, rows: Inputs, cell: Cell) -> None:
-    """Store what was judged of each input at one ε; of an input with several aims, the first success or else the first.
+    """Store the judged image of each input at one ε; of several target classes the first success, or else the first.
 
     frame: the cell's rows, in the order of `rows`.
     """
@@ -274,9 +274,9 @@ def _keep_images(job: Job, folder: Path, frame: pd.DataFrame, rows: Inputs, cell
 
 
 def _pictures(job: Job, defense: Defense, x: Tensor, adversarial: Tensor) -> dict[str, Any]:
-    """The image columns (`schema.IMAGE_COLUMNS`): those of the first few inputs, nothing for the others.
+    """Return the image columns (`schema.IMAGE_COLUMNS`), with images for the first few inputs alone.
 
-    Of an input that is to be taken for several classes one row is shown, of the next input that with the next class.
+    Of an input with several target classes one row has images: that of the next class for each next input.
     """
     least, most = SHOWN
     count = min(job.n, max(least, min(most, SHOWN_BYTES // x[0].nbytes)))

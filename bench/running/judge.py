@@ -1,4 +1,4 @@
-"""What the harness itself finds out about an attack's output. The attack's own opinion plays no part."""
+"""The judge: it decides by itself whether an attack's outputs are valid, and whether they succeed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from manifold_bench.defenses.checks import check_outputs, check_verdict
 
 
 def load_defense(job: Job) -> Defense:
-    """A fresh instance of the job's defense, which fails where its outputs are no answer."""
+    """Return a new instance of the job's defense, which raises ContractError for outputs that are no answer."""
     defense = job.defense.load(job.device)
     defense.register_forward_hook(lambda defense, arguments, outputs: check_outputs(defense, arguments[0], outputs))
     return defense
@@ -25,21 +25,21 @@ def load_defense(job: Job) -> Defense:
 
 @dataclass(frozen=True)
 class ScoredVerdict(Verdict):
-    """A verdict whose scores are always there: float64 [N], NaN where the defense doesn't say."""
+    """A verdict that always has scores, float64 [N]; NaN for a defense without scores."""
 
     scores: Tensor
 
     def of(self, rows: Tensor) -> ScoredVerdict:
-        """The answers to those inputs."""
+        """Return the answers to the inputs at those rows."""
         return ScoredVerdict(self.labels[rows], self.rejected[rows], self.scores[rows])
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a job attacks: a row for each of its inputs and each class that the input is to be taken for.
+    """The inputs of a job, with a row for each pair of input and target class.
 
-    x: images [N,C,H,W]; y: labels [N], −1 for noise; aims: classes [N], −1 where the attack is free to choose;
-    number: [N], which of the job's inputs a row is, ascending.
+    x: images [N,C,H,W]. y: labels [N]; −1 for noise. aims: target classes [N]; −1 without one. number: index of each
+    row's input among the job's inputs, ascending, [N].
     """
 
     x: Tensor
@@ -58,10 +58,10 @@ class Inputs:
 
 
 def verdict(defense: Defense, x: Tensor, y: Tensor, draws: int, seed: int, aims: Tensor | None = None) -> ScoredVerdict:
-    """A fresh answer of the full-strength defense for x [N,C,H,W] with labels y [N]; aims [N] as in `succeeded`.
+    """Return a new answer of the deployed defense to x [N,C,H,W] with labels y [N]; aims [N] as in `succeeded`.
 
-    A randomized defense is asked `draws` times: an input counts as beaten if any answer is, else as rejected if any
-    answer is; the score is that of the answer that counts. No answer is kept between calls.
+    A randomized defense answers `draws` times. An input counts as beaten if any answer is a success, and else as
+    rejected if any answer is a rejection; the score is that of the answer that counts. Nothing is cached.
     """
     defense.eval()
     times = draws if defense.randomized else 1
@@ -85,7 +85,7 @@ def _answer(defense: Defense, x: Tensor) -> ScoredVerdict:
 
 
 def _columns(defense: Defense, x: Tensor) -> Tensor:
-    """The verdict on a copy of x as [N,3]: label, rejected, score; float64 holds every label exactly."""
+    """Return the verdict on a copy of x as float64 [N,3]: label, rejected, score."""
     answer = defense.verdict(x.clone())
     check_verdict(defense, answer, len(x))
     scores = torch.full_like(answer.labels, torch.nan, dtype=torch.float64) if answer.scores is None else answer.scores
@@ -93,16 +93,16 @@ def _columns(defense: Defense, x: Tensor) -> Tensor:
 
 
 def scored_answers(defense: Defense, x: Tensor, batch_size: int | None = None) -> Tensor:
-    """Label, rejection and score (NaN where the defense gives none), float64 [N,3], of images [N,C,H,W].
+    """Return label, rejection and score (NaN without one) of images x [N,C,H,W], float64 [N,3].
 
-    Nothing is cached: a randomized defense draws again. batch_size: see `blockwise`.
+    Nothing is cached, so that a randomized defense draws again. batch_size: see `blockwise`.
     """
     return blockwise(lambda part: _columns(defense, part), x, batch_size)
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """All [N]: the answer that counts, the measured distances, whether the output was valid, whether it succeeded."""
+    """The judgement of N outputs, all [N]: the answer, the measured distances, validity, and success."""
 
     labels: Tensor
     rejected: Tensor
@@ -114,7 +114,7 @@ class Judgement:
     success: Tensor
 
     def distance(self, norm: str) -> Tensor:
-        """The size of each perturbation in that norm; in L2 where the norm has no size of its own."""
+        """Return the size of each perturbation in that norm; in L2 for norms without ε."""
         return {"linf": self.linf, "l0": self.l0}.get(norm, self.l2)
 
     def of(self, rows: Tensor) -> Judgement:
@@ -122,18 +122,18 @@ class Judgement:
         return Judgement(*(values[rows] for values in vars(self).values()))
 
     def replaced(self, rows: Tensor, new: Judgement) -> Judgement:
-        """This judgement with another one's values at those rows; new: of these rows alone."""
+        """Return this judgement with the values of `new` at those rows; new: judgement of these rows alone."""
         pairs = zip(vars(self).values(), vars(new).values(), strict=True)
         return Judgement(*(old.index_put((rows,), fresh.to(old.dtype)) for old, fresh in pairs))
 
     def where(self, kept: Tensor, other: Judgement) -> Judgement:
-        """This judgement where kept [N] is true, the other one elsewhere."""
+        """Return this judgement where kept [N] is true, and the other one elsewhere."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Judgement(*(torch.where(kept, mine, others) for mine, others in pairs))
 
 
 def unperturbed(inputs: Inputs, clean: ScoredVerdict) -> Judgement:
-    """Judge clean inputs as if they were outputs of an attack: those that count as beaten are so at distance 0."""
+    """Return the judgement of clean inputs: those that are accepted and wrong are successes at distance 0."""
     zeros = torch.zeros(len(inputs), dtype=torch.float64, device=inputs.x.device)
     success = succeeded(clean, inputs.y, inputs.aims)
     every = torch.ones_like(success)
@@ -167,7 +167,7 @@ def check_certificate(defense: Defense, inputs: Inputs, judged: Judgement) -> No
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges the outputs of attacks in one norm on a defense; draws, seed: see `verdict`."""
+    """A judge of outputs of attacks in one norm on a defense. draws, seed: see `verdict`."""
 
     defense: Defense
     norm: Norm
@@ -177,9 +177,9 @@ class Judge:
     def judge(self, inputs: Inputs, clean: ScoredVerdict, adversarial: Tensor, eps: float) -> Judgement:
         """Judge an attack's outputs [N,C,H,W] on inputs to which the defense gave these clean answers.
 
-        What is not finite, outside [0,1] or outside the ε-ball is not valid: the clean answer stands in its place, and
-        it is no success. It stands, too, where a deterministic defense gets its input unchanged. Raises ValueError
-        where the attack returned another shape, CertificateContradictedError where an attack refutes a proof.
+        Outputs that are not finite, not in [0,1] or not in the ε-ball are not valid: they are no success, and the clean
+        answer is used for them. The clean answer is also used for unchanged inputs of a deterministic defense. Raises
+        ValueError if the attack returned another shape, and CertificateContradictedError if it refutes a proof.
         """
         x, y, aims = inputs.x, inputs.y, inputs.aims
         if adversarial.shape != x.shape:
