@@ -1,4 +1,4 @@
-"""The numerical kernels that compute a run, and whether they treat an input alike in batches of every size.
+"""The numerical kernels of a run, and a check that they give an input the same result in batches of every size.
 
 A layer multiplies matrices, and a numerical library picks the code for that by the processor and by the number of
 rows. Some codes add up in another order than others, so that an input's outputs can differ in their last bits between
@@ -32,7 +32,7 @@ CHECKED = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 def kernels(device: str = "cpu") -> JsonObject:
-    """Describe what decides how results are rounded: processor, instruction set, libraries, and their settings."""
+    """Return everything that decides how results are rounded: processor, instruction set, libraries, settings."""
     libraries = torch.__config__.show()
     found = {
         "processor": processor(),
@@ -51,7 +51,7 @@ def kernels(device: str = "cpu") -> JsonObject:
 
 @functools.cache
 def processor() -> str:
-    """Name of the processor, as the system tells it."""
+    """Return the name of the processor."""
     try:
         models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     except OSError:  # not Linux
@@ -65,12 +65,12 @@ def _first(pattern: str, text: str) -> str | None:
 
 
 class LayerCheck:
-    """Notes which matrix layers a defense uses while it is open, and then tells which of them are uneven.
+    """A context that records which matrix layers a defense uses, and then checks which of them are uneven.
 
-    A layer is uneven where the outputs or input gradients of the first rows of a batch are other bits when these rows
-    make up a smaller batch. `with LayerCheck(defense, images) as check: defense(images)`, then `check.uneven()`.
+    A layer is uneven if outputs or input gradients of the first rows of a batch have other bits when these rows are a
+    smaller batch. Use: `with LayerCheck(defense, images) as check: defense(images)`, then `check.uneven()`.
 
-    images: [N,C,H,W] on the defense's device; their shape decides how large batches are.
+    images: [N,C,H,W] on the defense's device; their shape decides the size of batches.
     """
 
     def __init__(self, defense: nn.Module, images: Tensor) -> None:
@@ -96,10 +96,10 @@ class LayerCheck:
             self._checks[name] = functools.partial(uneven_sizes, layer, like, self._most, layout)
 
     def uneven(self) -> list[str]:
-        """Names of the uneven layers, each with the sizes of the batches that differ from the largest.
+        """Return the uneven layers, each with the sizes of batches whose results differ from those of the largest.
 
-        Results for the same kernels are read from the cache. Without them each layer computes about two of the largest
-        batches, forward and backward.
+        Results for the same kernels are cached. A new layer computes about two of the largest batches, forward and
+        backward.
         """
         key = hashlib.sha256(json.dumps(kernels(self._device), sort_keys=True).encode()).hexdigest()[:16]
         path = cache_folder("kernels") / f"{key}.json"
@@ -112,10 +112,10 @@ class LayerCheck:
 
 
 def uneven_sizes(layer: nn.Module, like: Tensor, most: int, layout: torch.memory_format) -> list[int]:
-    """Sizes of batches in which a layer's outputs or input gradients are other bits than in a batch of `most`.
+    """Return batch sizes for which a layer's outputs or input gradients have other bits than in a batch of `most`.
 
-    like: an input of the layer, for shape, type and device; layout: its layout in memory. Attacks use batches of whole
-    blocks, up to `batch_rows`. A layer that takes no other batches than its own counts as even.
+    like: an input of the layer, for shape, type and device. layout: its layout in memory. Attacks use batches of whole
+    blocks, up to `batch_rows`. A layer that fails on other batch sizes counts as even.
     """
     sizes = [size for size in (BLOCK * blocks for blocks in (1, 2, 3, 5, 8, 16)) if size < most]
     x = torch.randn((most, *like.shape[1:]), generator=torch.Generator().manual_seed(0)).to(like)
@@ -139,7 +139,7 @@ def uneven_sizes(layer: nn.Module, like: Tensor, most: int, layout: torch.memory
 
 
 def _known(path: Path) -> dict[str, list[int]]:
-    """What was checked before by the same kernels; nothing where there is no such file or it is damaged."""
+    """Return the cached results for these kernels; empty if there is no such file or it is damaged."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): [int(size) for size in sizes] for name, sizes in known.items()}

@@ -1,4 +1,4 @@
-"""What only one process may write at a time, and what killed processes have left half written."""
+"""Locks for files that one process at a time may write, and removal of drafts that killed processes left."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from manifold_bench.bench.errors import InputError, system_error
 from manifold_bench.bench.planning.folders import cache_folder
 
 LOCK = ".lock"
-"""The file in a run's folder that a run holds while it works there."""
+"""Name of the lock file in a run's folder."""
 
 
 OLD_SECONDS = 3600.0
-"""A draft that nobody has written to for so long is left from a process that was killed."""
+"""Seconds without a write after which a draft counts as left by a killed process."""
 
 
 @contextmanager
 def run_folder(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, which is made if need be, and delete the drafts that killed runs have left in it.
+    """Make and lock a run's folder, and delete the drafts that killed runs left in it.
 
-    Raises InputError where it cannot be written to, and where another run holds it.
+    Raises InputError if it cannot be written to, or another run has locked it.
     """
     with _opened(folder) as file:
         try:
@@ -51,12 +51,12 @@ def _opened(folder: Path) -> IO[str]:
         return (folder / LOCK).open("a+", encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = system_error(error) if isinstance(error, OSError) else str(error)
-        raise InputError(f"--out: {folder} cannot be written to ({reason})") from error
+        raise InputError(f"--out: {folder} cannot be written to ({reason}); give another folder") from error
 
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Wait until no other process of this machine is inside for the same path."""
+    """Wait until no other process of this machine is in this context for the same path."""
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     lock = cache_folder("locks") / f"{name}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -66,10 +66,10 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 
 
 def remove_drafts(folder: Path, older: float = OLD_SECONDS) -> None:
-    """Delete the drafts of `atomic_write` below a folder that are older than so many seconds."""
+    """Delete the drafts of `atomic_write` below a folder that are at least `older` seconds old."""
     for path in folder.rglob(".*.tmp"):
         try:
             if time.time() - path.stat().st_mtime >= older:
                 path.unlink()
-        except OSError:  # gone meanwhile, or somebody else's
+        except OSError:  # it is gone, or another user's
             continue

@@ -1,4 +1,4 @@
-"""Run the measurements that a plan asks for."""
+"""Runs the measurements of a plan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from manifold_bench.defenses.errors import one_line
 
 
 def measure(plan: Plan, session: Session) -> int:
-    """Take the measurements of a plan that have no result in the run's folder yet; return how many failed."""
+    """Run the measurements of a plan that have no result in the run's folder yet; return how many failed."""
     folder, board = session.folder, session.board
     write_index([*plan.measurements, *plan.other_measurements], folder)
     waiting = {}
@@ -36,14 +36,14 @@ def measure(plan: Plan, session: Session) -> int:
     calls = [call(key, arguments=(job, folder), reads=job.reads, needs=job.needs) for key, job in waiting.items()]
     for outcome in session.run(calls):
         job = waiting[outcome.id]
-        if outcome.failure or status(job, folder) not in ("ok", "failed"):  # a user's code ran where it answers
-            store(job, folder, Outcome("failed", outcome.failure or "it left no result, or a damaged one"))
+        if outcome.failure or status(job, folder) not in ("ok", "failed"):  # a user's code may have faked the answer
+            store(job, folder, Outcome("failed", outcome.failure or "it wrote no result, or a damaged one"))
         board.done(outcome.id, read(path_of(job, folder))["reason"], memory=outcome.memory)
     return sum(status(job, folder) not in ("ok", "skipped") for job in plan.measurements)
 
 
 def run_measurement(job: MeasurementJob, folder: Path) -> None:
-    """Measure, and store the values in the run's folder; what is raised becomes the reason of a failure."""
+    """Run a measurement and store its values in the run's folder; an exception becomes the reason of a failure."""
     Log(folder / LOG).event("measurement started", title=job.title, key=job.key, pid=os.getpid())
     try:
         others = {ref.label: ref.load(job.device) for ref in job.others}

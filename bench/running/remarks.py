@@ -1,4 +1,4 @@
-"""What a clean pass finds out about a defense besides its answers; reports show it as a note to the clean figures."""
+"""Remarks about a defense from its clean pass, which reports show as notes to the clean figures."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from manifold_bench.defenses.models import Model
 from manifold_bench.defenses.weights import read_card
 
 FEW = 8
-"""Images that are asked about again."""
+"""Number of images that the defense answers again."""
 
 
 class OutputCheck:
-    """Notes what the outputs of a defense look like while it is open: `with OutputCheck(defense) as check: …`."""
+    """A context that records properties of a defense's outputs: `with OutputCheck(defense) as check: …`."""
 
     def __init__(self, defense: Defense) -> None:
         self.defense = defense
@@ -45,14 +45,14 @@ class OutputCheck:
 
     @property
     def probabilities(self) -> bool:
-        """Whether all outputs look like probabilities instead of logits."""
+        """Whether all outputs look like probabilities, not logits."""
         return 0 < self._rows == self._alike
 
 
 def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, uneven: bool) -> Iterator[str]:
-    """What is odd about a defense that answered `clean` to the inputs of a clean pass: a sentence for each.
+    """Yield a sentence for each odd property of a defense that answered `clean` to the inputs of a clean pass.
 
-    outputs: what was noted of its outputs meanwhile. uneven: whether its layers round by the size of the batch.
+    outputs: record of its outputs. uneven: whether its layers round differently for other batch sizes.
     """
     defense, x = outputs.defense, inputs.x
     yield from _guesses(defense, clean, inputs.y)
@@ -66,12 +66,12 @@ def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, unev
         yield "its verdict rejects images although rejects is False, so that attacks do not see it"
     yield from _repeats(defense, x[:FEW], job.draws, uneven)
     if any(layer.training for layer in defense.modules()):
-        yield "its forward puts layers into train mode"
+        yield "its forward puts layers into train mode, so that later answers may differ"
     yield from _left_in_train_mode(job.defense)
 
 
 def _guesses(defense: Defense, clean: Verdict, labels: Tensor) -> Iterator[str]:
-    """Whether the classes of clean images are no more often right than guesses would be, at a level of 5 %."""
+    """Yield a remark if answers to clean images are not more often right than guesses, at a level of 5 %."""
     right, n = int((clean.labels == labels).sum()), len(labels)
     if binomtest(right, n, 1 / defense.num_classes, alternative="greater").pvalue > 0.05:
         advice = ""
@@ -86,7 +86,7 @@ def _noise(like: Tensor) -> Tensor:
 
 
 def _repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator[str]:
-    """Whether answers to the same images differ from call to call, and from batch to batch."""
+    """Yield remarks if answers to the same images differ from call to call, or from batch to batch."""
     first, again = scored_answers(defense, few), scored_answers(defense, few)
     rounding = 0.01 if few.is_cuda else 1e-5  # sums on a GPU have no order
     if defense.randomized:
@@ -97,15 +97,15 @@ def _repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterato
     elif not torch.allclose(first, again, rtol=rounding, atol=rounding, equal_nan=True):
         yield f"{UNSTEADY}to the same images differ from call to call although randomized is False"
     elif not torch.equal(again[:, :2], scored_answers(defense, few, batch_size=1)[:, :2]):
-        # a score may differ in its last bits and mean the same
+        # scores are not compared, because they may differ in their last bits
         perhaps = ", perhaps by rounding alone: this machine's kernels round by the size of the batch"
         yield f"{UNSTEADY}depend on the batch{perhaps if uneven else ''}"
 
 
 def _left_in_train_mode(ref: TrainedRef) -> Iterator[str]:
-    """What a defense's constructor, or the training that made its weights, left in train mode, of layers that mind it.
+    """Yield a remark if the defense's constructor, or its `fit`, left layers in train mode that depend on the mode.
 
-    A constructor whose weights come from a training has nothing to evaluate yet.
+    For a defense with trained weights `fit` counts, for others the constructor.
     """
     if ref.weights is None:
         built = ref.build()

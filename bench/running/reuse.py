@@ -1,6 +1,6 @@
-"""Reuse the records of a baseline for jobs with the same key, so that a new system is compared without running others.
+"""Reuses the records of a baseline for jobs with the same key, so that a new system is compared without running others.
 
-Baselines are runs in results/baselines/<matrix>: of the folder the command runs in, and those that come with the code.
+Baselines are runs in results/baselines/<matrix> of the working folder, and those that are installed with the code.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class Reused:
 
 
 def baseline_folders(matrix: str) -> list[Path]:
-    """Return the folders with a baseline of that matrix: of the working folder first, then those that are installed."""
+    """Return the folders with a baseline of that matrix: that of the working folder first, then the installed one."""
     here, with_the_code = Path() / BASELINES / matrix, Path(__file__).parents[1] / "baselines" / matrix
     folders = [here] if here.resolve() == with_the_code else [here, with_the_code]
     return [folder for folder in folders if folder.is_dir()]
 
 
 def reuse_records(plan: Plan, session: Session) -> tuple[list[Job], list[Reused]]:
-    """Return the jobs of a plan's whole matrix that have records though they don't run, and what a baseline gave.
+    """Return the jobs of a plan's whole matrix that do not run but have records, and what was reused from baselines.
 
-    Their records are those of an earlier run or of a baseline. Where all defenses of the matrix run and only attacks
-    were chosen, the clean passes are taken from a baseline, too.
+    The records come from an earlier run or a baseline. If all defenses of the matrix run, and only attacks were chosen,
+    clean passes are reused from a baseline, too.
     """
     if not plan.is_cut:
         return [], []
@@ -67,10 +67,10 @@ def reuse_records(plan: Plan, session: Session) -> tuple[list[Job], list[Reused]
 
 
 def reuse(jobs: Iterable[Job], store: Store, folders: Iterable[Path]) -> list[Reused]:
-    """Copy the records of jobs that the store lacks from baselines that have them; return what it has from where.
+    """Copy records of jobs from baselines if the store lacks them; return how many come from each baseline.
 
-    Only records with the very key of a job are taken, complete and ok or skipped. What an earlier call has copied
-    counts too: a file that is the baseline's, to the bit.
+    Only complete records with the same key are copied, of jobs that are ok or skipped. Identical files of an earlier
+    call count too.
     """
     reused = []
     missing = list(jobs)
@@ -86,14 +86,14 @@ def reuse(jobs: Iterable[Job], store: Store, folders: Iterable[Path]) -> list[Re
 
 
 def _copied(job: Job, baseline: Store, store: Store) -> bool:
-    """Copy the baseline's record of a job where the store has none; return whether the store has it, to the bit."""
+    """Copy the baseline's record of a job if the store has none; return whether the store has the same file."""
     source, target = baseline.path(job), store.path(job)
     if target.exists():
         return source.exists() and _checksum(source) == _checksum(target) != ""
     if baseline.status(job) not in ("ok", "skipped"):
         return False
     store.folder.mkdir(parents=True, exist_ok=True)
-    for file in (checksum_path, Path):  # the checksum first: a record that is there is whole
+    for file in (checksum_path, Path):  # the checksum first, so that every record is complete
         atomic_write(file(target), file(source).read_bytes())
     return True
 
@@ -104,7 +104,7 @@ def _checksum(path: Path) -> str:
 
 
 def lacking(jobs: Iterable[Job], folders: Iterable[Path]) -> list[str]:
-    """Return a line for each reason why jobs have no stored records: mostly a baseline's have other keys."""
+    """Return a line for each reason why jobs have no stored records; most often those of a baseline have other keys."""
     folders = list(folders)
     reasons: dict[str, list[Job]] = {}
     for job in jobs:
@@ -118,7 +118,7 @@ def lacking(jobs: Iterable[Job], folders: Iterable[Path]) -> list[str]:
 
 
 def _namesakes(job: Job, baseline: Store) -> Iterator[JsonObject]:
-    """The identities of a baseline's records with the same names as a job's, whatever their keys."""
+    """Yield the identities of a baseline's records with the same names as a job, with any key."""
     name = file_name(job.dataset.name, job.defense.label, job.label, job.norm)
     for path in sorted(baseline.folder.glob(f"{name}--*.parquet")):
         try:
@@ -128,7 +128,7 @@ def _namesakes(job: Job, baseline: Store) -> Iterator[JsonObject]:
 
 
 def _difference(stored: JsonObject, job: Job) -> str:
-    """Say what makes the keys differ, hashes last: `stored with dataset.n 64, not 16`."""
+    """Return why two keys differ, hashes last: `stored with dataset.n 64, not 16`."""
     old, new = dict(flat(stored)), dict(flat(json.loads(json.dumps(job.identity))))
     paths = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
     if not paths:

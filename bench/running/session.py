@@ -1,4 +1,4 @@
-"""What the stages of a run work with."""
+"""The objects that all stages of a run share."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from manifold_bench.bench.running.engines.calls import Call, Engine, Outcome, Ur
 
 @dataclass(frozen=True)
 class Session:
-    """A run's folder, the engine that its calls run on, and the board that shows how far they are.
+    """A run's folder, the engine that runs its calls, and the board that shows its progress.
 
-    upload: called after each outcome has been dealt with, to copy what is new in the folder to where it belongs.
+    upload: function that is called after each outcome, to copy new files of the folder to its URL.
     """
 
     folder: Path

@@ -1,7 +1,7 @@
-"""Recognise a finished run without importing any of what it ran with, so that repeating a command takes no time.
+"""Recognises a finished run without importing anything that it used, so that repeating a command takes no time.
 
-finished.json in a run's folder holds what the command asked for, and the hash of every file that the run read or left.
-While all of it is as it was, running again could change nothing.
+finished.json in a run's folder holds the request of the command, and the hash of every file that the run read or wrote.
+While nothing of this changes, running again would change nothing.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ STAMP = "finished.json"
 
 
 NOT_OF_RESULTS = ("workers", "quiet", "out", "engine", "address", "export")
-"""Arguments that change nothing about results."""
+"""Arguments that do not change results."""
 
 
 def request_of(given: argparse.Namespace) -> JsonObject:
-    """Return everything that results depend on and that can be known without loading it, before a run begins."""
+    """Return everything that results depend on and that is known before a run without importing torch."""
     data = data_folder(given.data)
     values = {name: value for name, value in vars(given).items() if name not in NOT_OF_RESULTS}
     return {
@@ -46,7 +46,7 @@ def request_of(given: argparse.Namespace) -> JsonObject:
 
 
 def finished(folder: Path, request: JsonObject) -> dict[str, str] | None:
-    """Return what the run in that folder showed at its end (see `write_stamp`), if it is still what is requested."""
+    """Return what the finished run in that folder showed (see `write_stamp`), or None if anything has changed since."""
     try:
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
         unchanged = (
@@ -63,20 +63,20 @@ def finished(folder: Path, request: JsonObject) -> dict[str, str] | None:
 def write_stamp(folder: Path, request: JsonObject, read: Mapping[str, str], shown: dict[str, str]) -> None:
     """Note that the run in that folder is finished.
 
-    request: made before it began. read: hashes of the files outside the folder that it read, besides those that the
-    request covers. shown: what the run showed at its end, for `finished`.
+    request: request from before the run. read: hashes of other files outside the folder that it read. shown: texts that
+    the run showed at its end, for `finished`.
     """
     stamp = {"request": request, "read": dict(read), "left": _left(folder), "shown": shown}
     atomic_write(folder / STAMP, json.dumps(stamp, indent=1) + "\n")
 
 
 def code_of_users(systems: Iterable[tuple[str, type]]) -> dict[str, str] | None:
-    """Return the hash of every file of users' code that systems run, each given by its name in the matrix and class.
+    """Return the hash of every file of users' code that systems run; a system is its name in the matrix and its class.
 
-    None where a class lies neither in this project nor in a user's file, because no hash covers it, and for a defense
-    that isn't trained by a run, because it may read its weights from anywhere.
+    It is None if a class is neither in this project nor in a user's file, because no hash covers it, and for a defense
+    without `fit`, because it may read its weights from any file.
     """
-    from manifold_bench.defenses.base import Defense, Trainable  # late: a finished run waits for no torch
+    from manifold_bench.defenses.base import Defense, Trainable  # late, so that a finished run does not import torch
 
     found: dict[str, str] = {}
     for name, cls in systems:
@@ -93,7 +93,7 @@ def code_of_users(systems: Iterable[tuple[str, type]]) -> dict[str, str] | None:
 
 
 def hash_of(path: Path) -> str:
-    """The sha256 of a file's content; nothing where there is no readable file."""
+    """Return the sha256 of a file's content; an empty text if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -102,7 +102,7 @@ def hash_of(path: Path) -> str:
 
 
 def _left(folder: Path) -> dict[str, str]:
-    """Name and hash of every file of a run, but its log and the stamp."""
+    """Return name and hash of every file of a run other than its log and the stamp."""
     return {
         str(path.relative_to(folder)): hash_of(path)
         for path in _files(folder)
@@ -111,14 +111,14 @@ def _left(folder: Path) -> dict[str, str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Every file below, in order; no caches of the interpreter."""
+    """Yield every file below a folder in order, without caches of the interpreter."""
     for base, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name != "__pycache__")
         yield from (Path(base) / name for name in sorted(names))
 
 
 def _listing(folder: Path) -> str:
-    """A hash of names, sizes and times of change of the files below: data may be large."""
+    """Return a hash of names, sizes and times of all files below a folder; contents of data would take too long."""
     return _hash_all(f"{path}|{(stat := path.stat()).st_size}|{stat.st_mtime_ns}" for path in _files(folder))
 
 

@@ -1,4 +1,4 @@
-"""Images that were made elsewhere, in the place of an attack's outputs."""
+"""An attack that returns images that were made elsewhere."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from manifold_bench.defenses.identity import LOCATION
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImages(Attack):
-    """Returns the image that a file holds for each input (`AdversarialImages`). It asks the defense nothing.
+    """Returns the image in a file for each input (`AdversarialImages`), without a query of the defense.
 
-    sha256: hash of the images and of what they were made from. file: where they lie.
+    sha256: hash of the images and of their inputs. file: path of the file.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l0", "unrestricted")
@@ -32,17 +32,17 @@ class StoredImages(Attack):
     file: Path = field(metadata=LOCATION)
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        """Return the images [N,C,H,W] for x; raises KeyError for an input that the file has none for."""
+        """Return the stored images [N,C,H,W] for x; raises KeyError for an input without one."""
         images, numbers = _stored(self.file)
         return images[[numbers[one] for one in image_hashes(x.cpu())]].to(x)
 
     def passes(self) -> tuple[int, int]:
-        """None: what the images cost is not known."""
+        """Return 0 passes, because the cost of the images is not known."""
         return 0, 0
 
 
 @lru_cache(maxsize=1)
 def _stored(file: Path) -> tuple[Tensor, dict[str, int]]:
-    """The images of a file, and which of them belongs to each input, by its hash."""
+    """Return the images of a file, and the index of the image for each input, by the input's hash."""
     stored = load(file)
     return torch.from_numpy(stored.images), {str(one): number for number, one in enumerate(stored.inputs)}

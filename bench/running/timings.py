@@ -1,4 +1,4 @@
-"""How long jobs took on this machine, kept in the user's cache, so that later runs can be forecast."""
+"""Times of the jobs on this machine, stored in the user's cache for forecasts of later runs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from manifold_bench.bench.planning.folders import cache_folder
 from manifold_bench.bench.running.estimate import Estimator, Kind
 
 KEPT = 4000
-"""Number of finished jobs that are read, the last ones."""
+"""Number of finished jobs that are read: the last ones."""
 
 
 def timings_file(device: str) -> Path:
-    """The file of this machine and kind of device."""
+    """Return the file for this machine and kind of device."""
     return cache_folder("timings") / f"{platform.node() or 'machine'}-{device.partition(':')[0]}.jsonl"
 
 
 def remember(device: str, kind: Kind, seconds: float, wall: float) -> None:
-    """Append a finished job, by one write; a cache that cannot be written to costs nothing but the forecast."""
+    """Append a finished job, by one write; if the cache cannot be written to, only forecasts are worse."""
     path = timings_file(device)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def remember(device: str, kind: Kind, seconds: float, wall: float) -> None:
 
 
 def experienced(device: str) -> Estimator:
-    """An estimator that has learnt from the jobs that ran on this machine and kind of device."""
+    """Return an estimator that has learnt from the jobs on this machine and kind of device."""
     estimator = Estimator()
     for kind, seconds, wall in _remembered(timings_file(device)):
         estimator.learn(kind, seconds, wall)
@@ -39,7 +39,7 @@ def experienced(device: str) -> Estimator:
 
 
 def _remembered(path: Path) -> Iterator[tuple[Kind, float, float]]:
-    """Kind, seconds and wall seconds of jobs; a line that another version or a full disk has left is passed over."""
+    """Yield kind, seconds and wall seconds of jobs; lines of other versions, or damaged ones, are ignored."""
     lines: deque[str] = deque(maxlen=KEPT)
     with suppress(OSError, UnicodeDecodeError), path.open(encoding="utf-8") as file:
         lines.extend(file)

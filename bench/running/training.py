@@ -1,4 +1,4 @@
-"""Train a defense or a part of one, and write its weights with their card."""
+"""Trains a defense or a part of one, and writes its weights with their card."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from manifold_bench.defenses.identity import parameters
 class Training:
     """The training of a defense, or of a part of one, on a data set.
 
-    path: file that the weights are written to. command: the command line that does this training, for the card.
-    budget: share of the full training, in (0, 1]. title: how the training is called on the screen and in the log.
-    known: hash of the card that was at `path` when this was planned; "" where there was none.
+    path: file for the weights. command: command line of this training, for the card. budget: share of the full
+    training, in (0, 1]. title: name of the training on the screen and in the log. known: hash of the card at `path`
+    when this was planned; "" if there was none.
     """
 
     ref: TrainedRef
@@ -57,35 +57,35 @@ class Training:
 
     @property
     def work(self) -> dict[str, Work]:
-        """The training as a board expects it."""
+        """The training as work for a board."""
         return {str(self.path): Work("training", self.title)}
 
-    def teller(self, log: Log) -> Callable[..., None]:
-        """What writes events of this training to a log, as from this process."""
+    def reporter(self, log: Log) -> Callable[..., None]:
+        """Return a function that writes events of this training, in this process, to a log."""
         return functools.partial(log.event, title=self.title, key=str(self.path), pid=os.getpid())
 
 
-def train(training: Training, tell: Callable[..., None] = lambda event, **fields: None) -> None:
-    """Train, and write weights and card to `training.path`; checkpoints lie next to it meanwhile.
+def train(training: Training, report: Callable[..., None] = lambda event, **fields: None) -> None:
+    """Train, and write weights and card to `training.path`; checkpoints are in the same folder until the end.
 
-    The parts must be trained already. Where another process is at the same training, its weights are waited for and
-    taken. tell: takes the events of the training, as `Log.event` does.
+    Parts have to be trained already. If another process runs the same training, this one waits, and uses its weights.
+    report: function that gets the events of the training, as `Log.event`.
     """
     with one_at_a_time(training.path):
         if hash_of(weights.card_path(training.path)) in ("", training.known):
             remove_drafts(training.path.parent)
-            _train(training, tell)
+            _train(training, report)
 
 
-def _train(training: Training, tell: Callable[..., None]) -> None:
+def _train(training: Training, report: Callable[..., None]) -> None:
     class Reporting(Progress):
         checkpoints = training.path.with_suffix(".checkpoints")
 
         def epoch(self, stage: str, done: int, epochs: int, **figures: float) -> None:
-            tell("training epoch", stage=stage, epoch=done, epochs=epochs, figures=figures)
+            report("training epoch", stage=stage, epoch=done, epochs=epochs, figures=figures)
 
-    tell("training started")
-    torch.set_num_threads(1)  # more threads sum in another order: the same seed would give other weights
+    report("training started")
+    torch.set_num_threads(1)  # more threads sum in another order, so that the same seed would give other weights
     data = training.dataset.load()
     Reporting.checkpoints.mkdir(parents=True, exist_ok=True)
     ref = training.ref.with_trained_parts()
@@ -122,7 +122,7 @@ def _train(training: Training, tell: Callable[..., None]) -> None:
 
 
 def training_of(ref: DefenseRef, part: str, dataset: DatasetRef, device: str, **changes: Any) -> Training:
-    """Return the training that fills the cache with a defense, or with a part of it (`generator`; "": itself).
+    """Return the training of a defense, or of a part of it (`generator`; "": the defense), for the cache.
 
     changes: other values of the fields path, seed and budget.
     """
@@ -135,7 +135,7 @@ def training_of(ref: DefenseRef, part: str, dataset: DatasetRef, device: str, **
 
 
 def training_command(ref: DefenseRef, part: str, training: Training) -> str:
-    """Return the command line of a training of a defense, or of that part of it, with all that isn't the default."""
+    """Return the command line of a training of a defense, or of that part of it, without default values."""
     words = ["manifold-bench", "train", "--dataset", training.dataset.name, "--defense", ref.name]
     words += ["--part", part] if part else []
     of_the_data = {field.name for field in dataclasses.fields(DefenseSpec)}
@@ -147,9 +147,9 @@ def training_command(ref: DefenseRef, part: str, training: Training) -> str:
 
 
 def train_with_parts(trainings: Sequence[Training], console: Console, quiet: bool) -> bool:
-    """Run trainings one after another, each in a process of its own, and show them; return whether all went well.
+    """Run trainings one after another, each in a separate process, and show them; return whether none failed.
 
-    The last one is what the others are parts of. Where one fails, those behind it do not begin.
+    The last one is that of the defense, the others are those of its parts. After a failure no other one starts.
     """
     log = Log(trainings[-1].path.with_suffix(".log.jsonl"))
     log.event("run started", **provenance())
@@ -171,7 +171,10 @@ def train_with_parts(trainings: Sequence[Training], console: Console, quiet: boo
 
 
 def train_missing(plan: Plan, session: Session) -> Plan:
-    """Train what has no weights yet, once where several defenses share them; return the plan with what came of it."""
+    """Train everything that has no weights yet; return the plan with the new weights and the failures.
+
+    Weights that several defenses share are trained once.
+    """
     trainings: dict[Path, Training] = {}
     users: dict[Path, list[tuple[DatasetRef, DefenseRef]]] = {}
     for dataset, ref in plan.running:
@@ -205,7 +208,7 @@ def train_missing(plan: Plan, session: Session) -> Plan:
 
 
 def _call(training: Training, log: Log, needs: Needs = ONE_CPU) -> Call:
-    """The call that runs a training; needs: what of a machine it occupies."""
+    """Return the call that runs a training. needs: resources that it occupies."""
     ref = training.ref
     return Call(
         training.path,
@@ -221,9 +224,9 @@ def _call(training: Training, log: Log, needs: Needs = ONE_CPU) -> Call:
 
 
 def fit_job(training: Training, log: Log) -> list[str]:
-    """Run a training in a worker process; return what it raised, on one line and as a traceback, or nothing."""
+    """Run a training in a worker process; return its exception on one line and as a traceback, or an empty list."""
     try:
-        train(training, training.teller(log))
+        train(training, training.reporter(log))
     except KeyboardInterrupt:
         raise  # as in `job.run_job`
     except BaseException as error:  # it is a user's code: it may raise what ends a process
@@ -232,7 +235,7 @@ def fit_job(training: Training, log: Log) -> list[str]:
 
 
 def _ended(outcome: Outcome) -> tuple[str | None, str]:
-    """Why a training failed, None where it did not, and the traceback, where there is one."""
+    """Return why a training failed, or None, and the traceback, or an empty text."""
     if outcome.failure:
         return outcome.failure, ""
     match outcome.result:

@@ -1,4 +1,4 @@
-"""A run's folder at an fsspec URL (s3://bucket/run, gs://…, sftp://…): commands work on a copy here."""
+"""Run folders at fsspec URLs (s3://bucket/run, gs://…, sftp://…): commands work on a copy on this machine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from manifold_bench.defenses.errors import one_line
 
 @contextmanager
 def local_folder(given: str, place: str) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A run's folder on this machine, and a function that uploads what is new in it.
+    """Yield a run's folder on this machine, and a function that uploads its new files.
 
-    given: a folder, which is used as it is, or an fsspec URL: its files are copied here, and what has changed is copied
-    back at the end or when the function is called. place: the command-line argument, for errors.
+    given: a folder, which is used as it is, or an fsspec URL, whose files are copied to this machine; changed files are
+    copied back at the end, or when the function is called. place: command-line argument, for messages.
     """
     if "://" not in given or given.startswith("file://"):
         yield Path(given.removeprefix("file://")), lambda: None
@@ -34,7 +34,7 @@ def local_folder(given: str, place: str) -> Iterator[tuple[Path, Callable[[], No
 
 
 class Mirror:
-    """A folder here and its original at a URL. Only this process writes there."""
+    """A copy of a folder at a URL on this machine; only this process writes to the URL."""
 
     def __init__(self, url: str, folder: Path, place: str) -> None:
         from fsspec.core import url_to_fs  # late: a run in a folder of this machine needs none of it
@@ -45,7 +45,7 @@ class Mirror:
             self._files, self._root = url_to_fs(url)
 
     def fetch(self) -> None:
-        """Copies everything from there."""
+        """Copy everything from the URL."""
         self.folder.mkdir()
         with self._explained():
             names = [path.removeprefix(self._root).lstrip("/") for path in self._files.find(self._root)]
@@ -57,9 +57,9 @@ class Mirror:
         self._known = self._here()
 
     def push(self, but: str = "") -> None:
-        """Copies what is new here, in the order in which it came to be, and deletes what is gone; but: leaves that be.
+        """Copy new files to the URL, in the order of their times, and delete removed ones; but: file to leave out.
 
-        Each file gets its name when it is whole, as here: a run that is killed leaves no half of one behind.
+        A file gets its name when it is complete, so that a killed run leaves no partial files.
         """
         here = self._here()
         with self._explained():
@@ -79,7 +79,7 @@ class Mirror:
         return f"{self._root.rstrip('/')}/{name}"
 
     def _here(self) -> dict[str, tuple[int, int]]:
-        """Name → when it got it, and size; drafts are left out."""
+        """Return time and size of each file by name, without drafts."""
         found = {}
         for path in self.folder.rglob("*"):
             name = path.relative_to(self.folder).as_posix()
@@ -90,7 +90,7 @@ class Mirror:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """What goes wrong with a store depends on the store: anything may be raised."""
+        """Turn exceptions of any kind, which depend on the kind of URL, into InputErrors."""
         try:
             yield
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What a call's process answers: one line of JSON of checked types, so that no code of a user's comes back with it."""
+"""Answers of a call's process: one line of JSON with checked types, so that no user's code is unpickled."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from manifold_bench.bench.records.files import parsed
 from manifold_bench.defenses.errors import shortened
 
 LONGEST = 1 << 20
-"""Bytes of an answer at most: what a call computes lies in files, and never in its answer."""
+"""Largest number of bytes of an answer; results of calls are in files, not in answers."""
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True))
 class Ending:
-    """How a call ended. number: the engine's number of the call. result: what it returned, as JSON has it.
+    """The end of a call. number: the engine's number of the call. result: its return value as JSON data.
 
-    failure: why there is no result, on one line. memory: bytes that its process and its partner's had resident at most.
+    failure: reason why there is no result, on one line. memory: largest number of resident bytes of its process and its
+    partner's.
     """
 
     number: int
@@ -31,12 +32,12 @@ class Ending:
     memory: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     def line(self) -> bytes:
-        """This as a line of JSON; raises TypeError or ValueError where the result is no JSON data."""
+        """Return this as a line of JSON; raises TypeError or ValueError if the result is no JSON data."""
         return json.dumps(dataclasses.asdict(self)).encode() + b"\n"
 
 
 def ending(line: bytes, number: int | None = None) -> Ending:
-    """What a line says; where it says nothing, or it is of another call than `number`, that the call failed."""
+    """Return the ending in a line; a failure if it cannot be read, or belongs to another call than `number`."""
     try:
         found = parsed(line, Ending)
         found.line()  # what can be read can have too many digits to be written
@@ -48,9 +49,9 @@ def ending(line: bytes, number: int | None = None) -> Ending:
 
 
 class AnswerPipe:
-    """The end of a pipe that a call's answer comes from. It is read as far as it is there, and never waited for.
+    """The reading end of a pipe for a call's answer; reading never blocks.
 
-    So a call that stops in the middle of its answer, or never ends it, holds up nobody.
+    So a call that stops in the middle of its answer blocks no other call.
     """
 
     def __init__(self, connection: Connection, number: int) -> None:
@@ -58,7 +59,7 @@ class AnswerPipe:
         os.set_blocking(connection.fileno(), False)
 
     def read(self) -> Ending | None:
-        """Read on; return the answer once it is whole. Raises EOFError where nothing more comes and none was."""
+        """Read more; return the answer once it is complete. Raises EOFError if the pipe ends without an answer."""
         try:
             chunk = os.read(self.connection.fileno(), LONGEST)
         except BlockingIOError:

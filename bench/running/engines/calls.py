@@ -1,4 +1,4 @@
-"""The contract of engines: calls go in, outcomes come out; and the queue that says which call comes next."""
+"""The interface of engines, which take calls and yield outcomes, and the queue that chooses the next call."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Function = tuple[Callable[..., Any], tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a module-level function in a process of its own, with what an engine has to know of it.
+    """A call of a module-level function in a separate process, with everything that an engine has to know about it.
 
-    timeout: how many seconds it may take, loading included; None: any number.
-    after: ids of calls of the same run that have to be finished first, whatever came of them; an id that is not in the
-    run counts as finished.
-    partner: a function that runs in a second process meanwhile. The call gets a `Partner` as its last argument, and the
-    partner a `Channel` to the call.
-    prepare: a function of this project that loads data which many calls read. It may run once for all of them.
-    reads: files and folders that it reads; writes: the folder that it writes to. An engine with other machines brings
-    the former there and the latter's new files back, and moves every path in the arguments accordingly; paths that lie
-    outside stay as they are. log: a file that it only appends lines to, which are passed on while it runs.
+    timeout: largest number of seconds, loading included; None: no limit.
+    after: ids of calls of the same run that have to end first, with any outcome; ids that are not in the run are
+    ignored.
+    partner: function that runs in a second process at the same time. The call gets a `Partner` as its last argument,
+    and the partner a `Channel` to the call.
+    prepare: function of this project that loads data for many calls; it may run once for all of them.
+    reads: files and folders that the call reads. writes: folder that it writes to. An engine with other machines copies
+    the former to a machine and new files of the latter back, and changes the paths in the arguments accordingly. log:
+    file to which the call only appends lines, which are passed on while it runs. needs: resources that it occupies.
     """
 
     id: Any
@@ -48,7 +48,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a call, or the reason why there is none. memory: bytes resident at most; 0 where unknown."""
+    """The result of a call, or the reason of its failure. memory: largest number of resident bytes; 0 if unknown."""
 
     id: Any
     result: Any = None
@@ -64,18 +64,18 @@ class Engine(Protocol):
 
     @property
     def workers(self) -> int:
-        """How many calls run at once, about."""
+        """Approximate number of calls that run at once."""
 
     def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
         """Run the calls, as many at once as there are workers; yield outcomes as they come.
 
-        urgency: function from a call's id to how urgent it is, evaluated whenever a worker is free: the largest comes
-        first. None: in their order.
+        urgency: function from a call's id to its urgency, evaluated whenever a worker is free; the call with the
+        largest one starts first. None: calls start in their order.
         """
 
 
 class CallQueue:
-    """The calls of a run that have not begun; those that wait for others are not ready before these are finished."""
+    """The calls of a run that have not started; a call is ready when all calls that it waits for have ended."""
 
     def __init__(self, calls: Iterable[Call], urgency: Urgency | None) -> None:
         self._calls = {call.id: call for call in calls}
@@ -86,7 +86,7 @@ class CallQueue:
         return bool(self._calls)
 
     def pop(self, most: int) -> list[Call]:
-        """Remove and return the most urgent calls that are ready, at most so many."""
+        """Remove and return the most urgent calls that are ready, at most `most`."""
         if most <= 0:
             return []
         ready = [call for call in self._calls.values() if self._unfinished.isdisjoint(call.after)]
@@ -97,7 +97,7 @@ class CallQueue:
         return ready[:most]
 
     def put_back(self, call: Call) -> None:
-        """Put back a call that was popped and came to nothing through no fault of its own."""
+        """Put back a call that was started and lost without its fault."""
         self._calls[call.id] = call
 
     def mark_finished(self, id: Any) -> None:
@@ -107,10 +107,10 @@ class CallQueue:
 
 @dataclass(frozen=True)
 class PackedCall:
-    """A call as bytes, so that the processes that pass it on import none of the code that it runs.
+    """A call as bytes, so that processes that only pass it on do not import the code that it runs.
 
-    modules: modules of this project that it needs; importing them beforehand saves it the time.
-    moved: files and folders, each with where it lies on this machine.
+    modules: modules of this project that it needs, which can be imported before it starts. moved: files and folders,
+    each with its path on the machine where it runs.
     """
 
     function: bytes
@@ -122,12 +122,12 @@ class PackedCall:
 
 
 def pack(call: Call) -> PackedCall:
-    """Pack a call, with every path marked as one. A call that cannot be packed fails when it is run."""
+    """Pack a call, with marks on its paths. A call that cannot be packed becomes one that fails."""
     try:
         return _packed(call)
     except Interrupted:
         raise
-    except BaseException as error:  # what a user's class says of how it is pickled may raise anything
+    except BaseException as error:  # pickling a user's class may raise anything
         reason = f"it cannot be sent to another process ({one_line(error)})"
         return _packed(Call(call.id, _fail, (reason,), call.timeout))
 
@@ -158,10 +158,10 @@ def _packed(call: Call) -> PackedCall:
 
 
 def run_packed(content: bytes, moved: Sequence[tuple[str, str]], *more: Any) -> Any:
-    """Call what was packed, with further arguments behind its own.
+    """Run a packed function with further arguments after its own; return its result.
 
-    moved: files and folders with where they lie here; the first that concerns a path counts. A folder above a moved one
-    counts as moved, too: what is known of it here lies there.
+    moved: files and folders with their paths on this machine; the first entry that concerns a path counts. Folders
+    above a moved one are moved, too.
     """
 
     class Unpickler(pickle.Unpickler):

@@ -1,4 +1,4 @@
-"""Messages between a call and its partner process: words and plain tensors, so that no code crosses with them."""
+"""Messages between a call and its partner process: JSON data and plain tensors, so that nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Channel:
         self.connection = connection
 
     def send(self, words: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Send words and tensors, which arrive on the CPU. Raises OSError where the other end is gone."""
+        """Send words (JSON data) and tensors, which arrive on the CPU. Raises OSError if the other end is gone."""
         plain = {name: one.detach().cpu().contiguous() for name, one in (tensors or {}).items()}
         self.connection.send_bytes(json.dumps(words).encode())
         self.connection.send_bytes(safetensors.torch.save(plain))
 
     def receive(self) -> Message:
-        """Wait for the next message; raises PartnerFailed, or EOFError where the other end is gone."""
+        """Wait for the next message; raises PartnerFailed, or EOFError if the other end is gone."""
         content = self.connection.recv_bytes(), self.connection.recv_bytes()
         try:
             words, tensors = parsed(content[0], dict[str, JsonValue]), safetensors.torch.load(content[1])
@@ -44,18 +44,18 @@ class Channel:
         return words, tensors
 
     def serve(self, function: Callable[[], Any]) -> None:
-        """Run what talks through this end; what it raises is raised at the other end, as PartnerFailed."""
+        """Run a function that uses this end; its exceptions are raised at the other end, as PartnerFailed."""
         try:
             function()
-        except BaseException as error:  # it is a user's code: it may raise what ends a process
+        except BaseException as error:  # a user's code may raise exceptions that end a process
             with suppress(OSError):  # the other end may be gone
                 self.send({"failed": one_line(error), "traceback": traceback_text()})
 
 
 class PartnerFailed(Exception):
-    """The partner raised something, or its process ended before it had answered.
+    """The partner raised an exception, or its process ended before it answered.
 
-    The message is what it raised, on one line, or how it ended; traceback: the whole of it, where there is one.
+    The message is that exception on one line, or how the process ended. traceback: the traceback, or an empty text.
     """
 
     def __init__(self, reason: str, traceback: str = "") -> None:
@@ -81,7 +81,7 @@ class Partner(Channel):
         """Wait for the next message; raises PartnerFailed."""
         wait([self.connection, self.process.exit])
         try:
-            if self.connection.poll():  # it may have answered before it ended
+            if self.connection.poll():  # the partner may have answered before it ended
                 return super().receive()
         except (EOFError, OSError):
             pass

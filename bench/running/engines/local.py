@@ -23,32 +23,32 @@ if TYPE_CHECKING:
     from manifold_bench.bench.running.engines.processes import Method
 
 TRIES = 3
-"""Templates that a call may lose before it counts as failed: it may be what brings them down."""
+"""Number of lost templates after which a call counts as failed, because it may be the cause."""
 
 
 LOOK_SECONDS = 5.0
-"""How often is looked whether the template has been stopped by a call."""
+"""Seconds between two checks of whether a call has stopped the template."""
 
 
 def usable_cpus() -> int:
-    """Number of CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LocalEngine:
-    """Runs each call in a process of its own, with one thread: the same sums however many run at once.
+    """Runs each call in a separate process with one thread, so that results do not depend on the number of workers.
 
     The processes are forked from a `template`, which starts with the engine and is replaced if it is lost.
     """
 
     def __init__(self, workers: int, method: Method = "fork" if sys.platform == "linux" else "spawn") -> None:
-        """method: how the template starts processes; elsewhere, libraries of the system do not survive a fork."""
+        """method: how the template starts processes; outside Linux, system libraries do not survive a fork."""
         choose_kernels()  # the template inherits the environment
         self.workers = workers
         self._method = method
         self._numbers = itertools.count()
         self._open: set[int] = set()
-        """Numbers of the calls that have begun and not ended."""
+        """Numbers of the calls that have started and not ended."""
         self._start_template()
 
     def __enter__(self) -> LocalEngine:
@@ -64,13 +64,13 @@ class LocalEngine:
             [sys.executable, "-c", start, str(theirs.fileno()), self._method],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # what is typed at a terminal reaches the command alone
+            start_new_session=True,  # so that Ctrl-C at a terminal reaches the command alone
         )
         theirs.close()
         self._template = Connection(mine.detach())
 
     def _stop_template(self) -> None:
-        """End the template: it kills what still runs once the connection is closed."""
+        """End the template, which kills all running calls once the connection is closed."""
         self._template.close()
         if not self._open:
             self._process.kill()
@@ -97,12 +97,12 @@ class LocalEngine:
                     else:
                         outcomes.append(Outcome(call.id, failure=f"it took other processes with it, {TRIES} times"))
                 running.clear()
-            elif ended.number in running:  # and not of a run that was broken off
+            elif ended.number in running:  # else it belongs to a run that was interrupted
                 outcomes.append(_outcome(running.pop(ended.number).id, ended))
             for outcome in outcomes:
                 waiting.mark_finished(outcome.id)
                 del lost[outcome.id]
-            self._start_ready(waiting, running, bool(lost))  # no worker waits for what is done with outcomes
+            self._start_ready(waiting, running, bool(lost))  # before the outcomes are used, so that no worker waits
             yield from outcomes
 
     def run_one(self, packed: PackedCall) -> Outcome:
@@ -114,22 +114,22 @@ class LocalEngine:
         return Outcome(0, failure=f"it took other processes with it, {TRIES} times")
 
     def _start_ready(self, waiting: CallQueue, running: dict[int, Call], alone: bool) -> None:
-        """Hand calls to the template until each worker has one; alone: one at a time, to find what brings it down."""
+        """Send calls to the template until each worker has one; alone: one at a time, to find the one that kills it."""
         for call in waiting.pop((1 if alone else self.workers) - len(running)):
             running[self._start(pack(call))] = call
 
     def _start(self, packed: PackedCall) -> int:
         number = next(self._numbers)
         self._open.add(number)
-        with suppress(OSError):  # the template may be lost, as the next reading tells
+        with suppress(OSError):  # the template may be lost, which the next read notices
             self._template.send((number, packed))
         return number
 
     def _next_ending(self) -> Ending | None:
-        """Wait for the next ending; None where the template was lost, and with it all that ran."""
+        """Wait for the next ending; None if the template was lost, with all running calls."""
         try:
             while not self._template.poll(LOOK_SECONDS):
-                if psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED:  # nobody would go on
+                if psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED:  # it would never continue
                     self._process.kill()
             ended = ending(self._template.recv_bytes())
         except (EOFError, OSError, psutil.Error):
