@@ -1,4 +1,4 @@
-"""Processes of this machine: how one begins, how it is watched, and how it ends."""
+"""Processes of this machine: starting them, watching them, and killing them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from manifold_bench.bench.planning.usercode import limit_time
 
 Method = Literal["fork", "spawn"]
-"""How a process starts: as a copy of the one that starts it, or afresh."""
+"""How a process starts: as a copy of its parent (fork), or as a new interpreter (spawn)."""
 
 
 SUBREAPER, DEATH_SIGNAL = 36, 1
@@ -26,7 +26,7 @@ SUBREAPER, DEATH_SIGNAL = 36, 1
 
 
 class Watched:
-    """A process that was started. exit: becomes readable when it ends, whoever else holds its open files."""
+    """A child process. exit: file descriptor that becomes readable when the process ends."""
 
     def __init__(self, process: BaseProcess) -> None:
         self.process = process
@@ -39,10 +39,10 @@ class Watched:
         return self.process.sentinel if self._pidfd is None else self._pidfd
 
     def kill(self) -> None:
-        """Kill it and every process of its group, and release what the system keeps for it."""
+        """Kill the process and every process of its group, and release their resources."""
         try:
             os.killpg(self.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # it has not made its group yet, or is gone
+        except (ProcessLookupError, PermissionError):  # the group does not exist yet, or no longer
             self.process.kill()
         self.process.join(timeout=5)
         if self._pidfd is not None:
@@ -50,7 +50,7 @@ class Watched:
             self._pidfd = None
 
     def ending(self) -> str:
-        """How it ended, in words, once it has."""
+        """Return how the process ended, in words; wait up to 5 s for the end."""
         self.process.join(timeout=5)
         hint = " (killed: out of memory?)" if self.process.exitcode == -signal.SIGKILL else ""
         return f"its process died with exit code {self.process.exitcode}{hint}"
@@ -65,9 +65,9 @@ def start_process(method: Method, function: Callable[..., None], arguments: tupl
 
 
 def prepare_process() -> None:
-    """Set up a process that computes: one thread, and the orphans of its children become its children (on Linux).
+    """Set up a process that computes: one thread, no time limit for users' code, since its parent watches the time.
 
-    Whoever starts it watches its time.
+    On Linux, orphans of its children become its children.
     """
     limit_time(0)
     torch.set_num_threads(1)
@@ -77,7 +77,7 @@ def prepare_process() -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """Have this process killed as soon as its parent, which has that id, is gone."""
+    """Let this process be killed as soon as its parent, which has that id, has ended."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -86,17 +86,17 @@ def end_with_parent(parent: int) -> None:
 
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:  # it was gone before
+        if os.getppid() != parent:  # the parent had ended before
             os._exit(1)
     else:
         threading.Thread(target=watch, daemon=True).start()
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep what tensors free for the next ones: handing it back to the kernel costs a page fault per 4 KiB.
+    """Let glibc keep freed memory for later tensors, because returning it to the kernel costs a page fault per 4 KiB.
 
-    By default every activation beyond 128 KiB is mapped anew in each step: a quarter of an attack's time on a small
-    network. Other C libraries are left as they are.
+    By default every activation above 128 KiB is mapped again in each step, which takes a quarter of an attack's time on
+    a small network. Other C libraries are not changed.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

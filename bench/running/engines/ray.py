@@ -1,7 +1,8 @@
-"""Runs calls on every machine of a Ray cluster: each as a task that hands it to a local engine with one worker there.
+"""Runs calls on all machines of a Ray cluster: each call is a task, which a local engine with one worker runs there.
 
-So a timeout, a crash and a kill mean what they mean locally. The machines share no folder: what a call reads is put
-on each machine once, and what it wrote comes back with its outcome. This process alone writes to the run's folder.
+So timeouts, crashes and kills have the same effect as locally. The machines share no folder: files that a call reads
+are copied to each machine once, and files that it writes come back with its outcome. Only this process writes to the
+run's folder.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import OWN, PROJECT
 
 TRIES = 3
-"""Machines that a call may lose before it counts as failed: it may be what brings them down."""
+"""Number of machines that may be lost under a call before it counts as failed, because it may be the cause."""
 
 
 LOG_SECONDS = 1.0
-"""Between two looks at what a call has appended to its log."""
+"""Seconds between two readings of a call's log."""
 
 
 SECONDS = 5.0
-"""How often is looked for machines that came or went, at the least."""
+"""Largest number of seconds between two checks for machines that joined or left."""
 
 
 @dataclass(frozen=True)
 class Started:
-    """A machine's first message about a call: it has begun."""
+    """A machine's first message about a call: it has started."""
 
     machine: str
     node: str
@@ -59,30 +60,30 @@ class Started:
 
 @dataclass(frozen=True)
 class LogLines:
-    """Lines that a call appended to its log meanwhile."""
+    """A message with lines that a call has appended to its log."""
 
     lines: bytes
 
 
 class Lost:
-    """The machine of a call is gone: no message will follow."""
+    """The machine of a call is lost, so that no message will follow."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The last message about a call. files: name below its folder → content, in the order in which they came to be."""
+    """The last message about a call. files: contents of the files that it wrote, by name, oldest first."""
 
     outcome: Outcome
     files: dict[str, bytes] = field(default_factory=dict)
 
 
 class RayEngine:
-    """A Ray cluster that was started by hand or by its own launcher. most: calls at once; None: as there is room."""
+    """Runs calls on a running Ray cluster. most: largest number of calls at once; None: as many as there are CPUs."""
 
     def __init__(self, address: str | None, most: int | None) -> None:
         self.most = most
         if (address or "").startswith("ray://"):
-            raise InputError(f"--address: {address} is a Ray client's; start the command on a machine of the cluster")
+            raise InputError(f"--address: {address} is for Ray clients; start the command on a machine of the cluster")
         try:
             ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -90,12 +91,12 @@ class RayEngine:
             where = address or "this machine"
             raise InputError(f"--engine ray: no cluster at {where} ({one_line(error)}); {advice}") from error
         self._task = ray.remote(max_retries=0, num_returns="streaming")(_work)
-        self._homes: dict[str, str] = {}  # node → its folder of this run
-        self._objects: dict[Path, Any] = {}  # what was read once, for all machines
+        self._homes: dict[str, str] = {}  # node → folder of this run there
+        self._objects: dict[Path, Any] = {}  # contents of files, which are read once for all machines
 
     @property
     def workers(self) -> int:
-        """CPUs of the cluster as it is now, or `most`."""
+        """`most`, or else the number of CPUs of the cluster now."""
         return self.most or max(1, int(ray.cluster_resources().get("CPU", 0)))
 
     def __enter__(self) -> RayEngine:
@@ -111,11 +112,11 @@ class RayEngine:
         ray.shutdown()
 
     def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
-        """Runs the calls; yields outcomes as they come. A call whose machine is lost runs on another one.
+        """Run the calls; yield outcomes as they come. A call whose machine is lost runs on another one.
 
-        As many as the cluster has CPUs run, and as many again wait at the machines so that none stands idle; the rest
-        stay here, for the most urgent to come first. Raises InputError where no machine could ever run a call, or where
-        one has other code.
+        As many calls run as the cluster has CPUs, and as many again wait at the machines, so that none is idle. The
+        others wait here, so that the most urgent starts first. Raises InputError if no machine is large enough for a
+        call, or a machine has other code.
         """
         calls = list(calls)
         for needs in {call.needs for call in calls}:
@@ -146,7 +147,7 @@ class RayEngine:
                 ray.cancel(task, force=True)
 
     def _received(self, task: Any, call: Call) -> Lost | Outcome | None:
-        """What a task has come to, None while it runs; raises InputError where its machine has other code."""
+        """Return the outcome of a task, Lost, or None while it runs; raises InputError for a machine with other code."""
         try:
             message = ray.get(next(task))
         except (NodeDiedError, ObjectLostError):
@@ -172,7 +173,7 @@ class RayEngine:
         return _write_files(call, message)
 
     def _start(self, call: Call) -> Any:
-        """Gives a call to Ray; what it reads goes to Ray's object store the first time that it is asked for."""
+        """Give a call to Ray, and put files that it reads into Ray's object store, each file once."""
         reads = [path.absolute() for path in call.reads if path.exists()]
         for path in reads:
             if path not in self._objects:
@@ -184,7 +185,7 @@ class RayEngine:
 
 
 def _check_size(needs: Needs) -> None:
-    """Raises InputError where no machine of the cluster is large enough: Ray would wait for one for ever."""
+    """Raise InputError if no machine of the cluster is large enough, because Ray would wait for one forever."""
     there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(r.get("CPU", 0) >= needs.cpus and r.get("GPU", 0) >= needs.gpus for r in there):
         largest = ", ".join(f"{r.get('CPU', 0):g} CPUs and {r.get('GPU', 0):g} GPUs" for r in there)
@@ -195,7 +196,7 @@ def _check_size(needs: Needs) -> None:
 
 
 def _write_files(call: Call, message: Finished) -> Outcome:
-    """Writes what a call wrote elsewhere to where it belongs, each file whole, in their order."""
+    """Write the files of a call on another machine to its folder here, atomically and in their order."""
     for name, content in message.files.items():
         assert call.writes is not None
         path = call.writes / name
@@ -207,14 +208,14 @@ def _write_files(call: Call, message: Finished) -> Outcome:
 
 
 def _content(path: Path) -> dict[str, bytes]:
-    """A file, or every file of a folder: name below the path → content."""
+    """Return the contents of a file, or of every file of a folder, by their names below the path."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 @cache
 def code() -> str:
-    """What the sums of a process depend on: a hash of this package's source, and versions."""
+    """Return everything that results of a process depend on: a hash of this package's source, and versions."""
     digest = hashlib.sha256()
     for package in OWN:
         for path in sorted((PROJECT / package).rglob("*.py")):
@@ -226,7 +227,7 @@ def code() -> str:
 def _work(
     call: PackedCall, reads: list[tuple[str, Any]], writes: str | None, log: str | None
 ) -> Iterator[Started | LogLines | Finished]:
-    """A task: runs a packed call in a process of its own. reads: path → object with its content."""
+    """Run a packed call as a Ray task, in a separate process. reads: paths with the objects of their contents."""
     home = _home()
     yield Started(platform.node(), ray.get_runtime_context().get_node_id(), str(home), code())
     with tempfile.TemporaryDirectory(dir=home) as own:
@@ -257,7 +258,7 @@ def _work(
 
 
 def _lines(path: Path, start: int) -> bytes:
-    """The whole lines of a file from that byte on; none where there is no such file yet."""
+    """Return the complete lines of a file from byte `start` on; nothing if there is no such file yet."""
     try:
         with path.open("rb") as file:
             file.seek(start)
@@ -269,12 +270,12 @@ def _lines(path: Path, start: int) -> bytes:
 
 @cache
 def _engine() -> LocalEngine:
-    """A local engine with one worker, for this call and those to come."""
+    """Return the local engine of this process, with one worker."""
     return LocalEngine(1)
 
 
 def _home() -> Path:
-    """This machine's folder for this run."""
+    """Return this machine's folder for this run."""
     context = ray.get_runtime_context()
     home = Path(tempfile.gettempdir()) / f"manifold-bench-{context.get_job_id()}-{context.get_node_id()}"
     home.mkdir(mode=0o700, exist_ok=True)
@@ -282,7 +283,7 @@ def _home() -> Path:
 
 
 def _placed(target: Path, content: Any) -> Path:
-    """Fetches what lies in Ray's object store and writes it there, unless that was done before."""
+    """Write the content of an object of Ray to `target`, unless it exists; return `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_name(f".{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -297,7 +298,7 @@ def _placed(target: Path, content: Any) -> Path:
 
 
 def _written(folder: Path, log: Path) -> dict[str, bytes]:
-    """The files below the folder but the log, links and drafts, which are hidden: name → content, oldest first."""
+    """Return the contents of the files below a folder by name, oldest first, without log, links and hidden drafts."""
     found = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     files = [path for path in found if path != log and not path.name.startswith(".")]
     files.sort(key=lambda path: path.stat().st_ctime_ns)

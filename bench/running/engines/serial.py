@@ -1,4 +1,4 @@
-"""Runs calls one after another in this process: for models and data that only this process has."""
+"""Runs calls one after another in this process, for models and data that only this process has."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from manifold_bench.bench.running.engines.channel import Channel
 from manifold_bench.defenses.errors import one_line
 
 END_SECONDS = 2.0
-"""How long a partner is waited for once its call is over: where that was interrupted, it may still be at work."""
+"""Seconds to wait for a partner after its call has ended; after an interrupt it may still be running."""
 
 
 class SerialEngine:
-    """One call at a time, in this process. Nothing protects one call from another, and no timeout applies."""
+    """Runs one call at a time in this process, without isolation of calls and without timeouts."""
 
     workers = 1
 

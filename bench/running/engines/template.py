@@ -1,7 +1,7 @@
-"""The template: a process that has imported what calls need and has run nothing, and forks a child for each call.
+"""The template: a process that imports the modules that calls need, runs nothing, and forks a child for each call.
 
-It reads calls from the engine's process and answers with how they ended. A child inherits what is imported and loaded
-here, but nothing that another call has done. Whatever a call leaves running ends with it.
+It reads calls from the engine's process and sends back how they ended. A child inherits imported modules and loaded
+data, but no effect of another call. Processes that a call leaves running are killed when it ends.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from manifold_bench.bench.running.engines.processes import (
 from manifold_bench.defenses.errors import one_line
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes of what the system counts memory in."""
+"""Bytes of the unit in which the system counts memory."""
 
 
 GRACE_SECONDS = 10.0
-"""What a call may take to end once it has answered: libraries clear away what they have left in the system."""
+"""Seconds that a call may take to end after its answer, because libraries clean up."""
 
 
 @dataclass
 class Running:
-    """A call that runs. answer: where its answer comes from; None once it has answered or closed it."""
+    """A running call. answer: pipe of its answer; None after the answer, or once the call has closed it."""
 
     number: int
     timeout: float | None
@@ -52,9 +52,9 @@ class Running:
     ending: Ending | None = None
 
     def read(self) -> None:
-        """Take in what there is of its answer."""
+        """Read what has arrived of its answer."""
         while self.answer is not None and self.answer.connection.poll():
-            with suppress(EOFError):  # then how it ended is what its exit says
+            with suppress(EOFError):  # then the exit of its process says how it ended
                 self.ending = self.answer.read()
                 if self.ending is None:
                     continue
@@ -62,14 +62,14 @@ class Running:
             self.close()
 
     def close(self) -> None:
-        """Read no further."""
+        """Close the pipe of the answer."""
         if self.answer is not None:
             self.answer.connection.close()
             self.answer = None
 
 
 def main(engine: str, method: Method) -> None:
-    """Serve the engine at the other end of that socket until it is gone. method: how processes are started."""
+    """Serve the engine at the other end of a socket until it has ended. method: how processes are started."""
     prepare_process()
     template = Template(Connection(int(engine)), method)
     try:
@@ -79,7 +79,7 @@ def main(engine: str, method: Method) -> None:
 
 
 class Template:
-    """Starts calls as children and watches them. engine: where calls come from, and where their endings go."""
+    """Starts calls as children and watches them. engine: connection that receives calls and sends their endings."""
 
     def __init__(self, engine: Connection, method: Method) -> None:
         self._engine, self._method = engine, method
@@ -87,7 +87,7 @@ class Template:
         self._prepared: set[bytes] = set()
 
     def serve(self) -> None:
-        """Start what the engine sends and report what ends, until the engine is gone."""
+        """Start the calls that the engine sends, and report those that end, until the engine has ended."""
         while True:
             running = list(self._running.values())
             deadline = min((call.deadline for call in running), default=math.inf)
@@ -118,20 +118,20 @@ class Template:
 
     @property
     def _answers(self) -> list[Connection]:
-        """Where answers are still to come from."""
+        """The pipes of calls that have not answered yet."""
         return [call.answer.connection for call in self._running.values() if call.answer is not None]
 
     def _prepare(self, packed: PackedCall) -> None:
-        """Import and load for all children what this project's own code is going to need."""
+        """Import modules and load data of this project for all children."""
         for name in packed.modules:
             importlib.import_module(name)
         if packed.prepare is not None and packed.prepare not in self._prepared:
             self._prepared.add(packed.prepare)
-            with suppress(Exception):  # the call itself meets it again, and fails with the reason
+            with suppress(Exception):  # the call itself raises it again, and fails with the reason
                 run_packed(packed.prepare, packed.moved)
 
     def _end(self, call: Running, ended: bool) -> None:
-        """Report how a call ended, and kill what it leaves behind."""
+        """Report how a call ended, and kill the processes that it leaves."""
         del self._running[call.number]
         call.process.kill()
         late = f"it took more than {call.timeout or GRACE_SECONDS:g} s and was stopped"
@@ -141,13 +141,13 @@ class Template:
         self._engine.send_bytes((call.ending or Ending(call.number, failure=failure)).line())
 
     def _kill_orphans(self) -> None:
-        """Kill the children that are not calls: what a call started and left behind becomes a child of this process."""
+        """Kill the children that are not calls: processes that a call left become children of this process."""
         if self._method == "fork":
             known = {call.process.pid for call in self._running.values()}
             _kill(child for child in psutil.Process().children() if child.pid not in known)
 
     def kill_all(self) -> None:
-        """Kill every call and all that it has started."""
+        """Kill every call and all processes that it has started."""
         for call in self._running.values():
             call.process.kill()
         self._running = {}
@@ -174,8 +174,8 @@ def run_call(
 ) -> None:
     """Run a call in this process, which has just been started, and its partner in another one.
 
-    parent: id of the template. inherited: connections of the template, which are none of this process' business.
-    method: as in `main`.
+    parent: process id of the template. inherited: connections of the template, which this process closes. method: as in
+    `main`.
     """
     for one in inherited:
         one.close()
@@ -194,13 +194,13 @@ def run_call(
         partner.process.process.join(GRACE_SECONDS)
     peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     line = Ending(number, result, failure, sum(peaks) * RSS_UNIT).line()
-    with suppress(OSError):  # something that is no answer was written before, and nobody reads on
+    with suppress(OSError):  # after a faulty answer of the call the other end is closed
         while line:
             line = line[os.write(answer.fileno(), line) :]
 
 
 def _start_partner(content: bytes, packed: PackedCall, answer: Connection, method: Method) -> Partner:
-    """Start the partner while this process is still clean: before it imports or loads anything for its call."""
+    """Start the partner before this process imports or loads anything for its call; return this end of the channel."""
     mine, theirs = Pipe()
     inherited = (mine, answer) if method == "fork" else ()
     process = start_process(method, run_partner, (theirs, inherited, content, packed.moved, os.getpid()))
@@ -215,7 +215,7 @@ def run_partner(
     moved: tuple[tuple[str, str], ...],
     parent: int,
 ) -> None:
-    """Run the partner of a call in this process; inherited: connections of the call, which are closed here."""
+    """Run the partner of a call in this process. inherited: connections of the call, which this process closes."""
     for one in inherited:
         one.close()
     prepare_process()
