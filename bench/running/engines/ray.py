@@ -147,7 +147,7 @@ class RayEngine:
                 ray.cancel(task, force=True)
 
     def _received(self, task: Any, call: Call) -> Lost | Outcome | None:
-        """Return the outcome of a task, Lost, or None while it runs; raises InputError for a machine with other code."""
+        """Return the outcome of a task, Lost, or None if it runs; raises InputError if a machine has other code."""
         try:
             message = ray.get(next(task))
         except (NodeDiedError, ObjectLostError):
