@@ -44,7 +44,7 @@ class APGD(ViewAttack):
 
     paper = "croce2020apgd"
     version: ClassVar[int] = 2
-    adapted_to = ("adversarial training",)
+    adapted_to = ("adversarial training", "gradient masking")
 
     loss: Literal["cross-entropy", "dlr"] = "cross-entropy"
     targets: Annotated[int, Ge(1)] | None = None

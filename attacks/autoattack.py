@@ -32,7 +32,7 @@ class AutoAttack(ViewAttack):
 
     paper = "croce2020apgd"
     version: ClassVar[int] = 3
-    adapted_to = ("adversarial training",)
+    adapted_to = ("adversarial training", "certified", "gradient masking")
 
     variant: Literal["standard", "rand"] = "standard"
 

@@ -22,7 +22,7 @@ from manifold_bench.bench.planning import matrix
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.bench.report import plan as plan_on_screen
-from manifold_bench.bench.running.forecast import Forecaster
+from manifold_bench.bench.running.forecast import Forecast, Forecaster
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -171,7 +171,8 @@ def planned() -> list[str]:
 def test_runs_are_planned(command, folder, monkeypatch):
     plans: list[Plan] = []
     monkeypatch.setattr(plan_on_screen, "print_plan", lambda plan, *others: plans.append(plan))
-    monkeypatch.setattr(Forecaster, "forecast", lambda *given: None)  # it would take seconds of passes
+    # It would take seconds of passes
+    monkeypatch.setattr(Forecaster, "forecast", lambda *given: Forecast({}, 1.0, ()))
     arguments = shlex.split(command)[1:]
     assert __main__.main([*arguments, *([] if "--dry-run" in arguments else ["--dry-run"])]) == 0
     assert plans[0].jobs

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from manifold_bench.bench.metrics import robustness as figures
 from manifold_bench.bench.metrics.shares import MissingCells, wilson
-from manifold_bench.bench.metrics.summary import SUMMARY_COLUMNS
+from manifold_bench.bench.metrics.summary import SUMMARY_COLUMNS, summary, with_figures, worst_case
 from manifold_bench.bench.records.schema import CALIBRATION, WORST_CASE
 
 # ten inputs of class 0; the defense is wrong on the first and rejects the second when clean
@@ -64,7 +64,7 @@ def test_worst_case_is_per_input_and_not_the_worst_mean():
 def test_an_invalid_output_is_no_success():
     cheating = cell("a", labels=LABELS, clean=CLEAN_ANSWERS, adv=[1] * 10, invalid=range(2, 10))
     assert figures.robust_accuracy(cheating).value == 0.8
-    assert row(figures.summary(cheating), "a")["valid"] == pytest.approx(0.2)
+    assert row(summary(cheating), "a")["valid"] == pytest.approx(0.2)
 
 
 def test_wilson_interval_by_hand():
@@ -119,7 +119,7 @@ def test_the_worst_case_never_rises_with_eps():
 
 
 def worst_cases(records: pd.DataFrame) -> pd.DataFrame:
-    table = figures.summary(records)
+    table = summary(records)
     return table[table["attack"] == WORST_CASE]
 
 
@@ -132,7 +132,7 @@ def test_distance_curve_agrees_with_the_ladder_of_a_minimal_distance_attack():
 
 
 def test_summary_has_a_row_per_cell_and_the_worst_cases():
-    table = figures.summary(run(CLEAN_CELL, A, B))
+    table = summary(run(CLEAN_CELL, A, B))
     assert tuple(table.columns) == SUMMARY_COLUMNS
     assert table["attack"].tolist() == ["clean", "a", "b", WORST_CASE]
     worst = row(table, WORST_CASE)
@@ -145,22 +145,22 @@ def test_summary_has_a_row_per_cell_and_the_worst_cases():
 
 
 def test_worst_case_counts_successes_in_smaller_balls():
-    table = figures.summary(LADDER)
+    table = summary(LADDER)
     assert row(table, "a", 0.2)["robust_accuracy"] == 0.75
     assert row(table, WORST_CASE, 0.2)["robust_accuracy"] == 0.5
     # b was tried at 0.1 only: what it beat there counts at 0.3 too
-    table = figures.summary(run(LADDER, cell("b", labels=[0] * 4, adv=[0, 0, 0, 1])))
+    table = summary(run(LADDER, cell("b", labels=[0] * 4, adv=[0, 0, 0, 1])))
     assert row(table, WORST_CASE, 0.3)["robust_accuracy"] == 0
 
 
 def test_a_failed_attack_makes_the_worst_case_partial_and_a_skipped_one_does_not():
     failed = cell("b", labels=LABELS, status="failed", reason="out of memory")
     skipped = cell("c", labels=LABELS, status="skipped", reason="no generator")
-    table = figures.summary(run(A, failed, skipped))
+    table = summary(run(A, failed, skipped))
     worst = row(table, WORST_CASE)
     assert (worst["status"], worst["robust_accuracy"]) == ("partial", 0.6)
     assert worst["reason"] == "over a; failed: b (out of memory)"
-    assert row(figures.summary(run(A, skipped)), WORST_CASE)["status"] == "ok"
+    assert row(summary(run(A, skipped)), WORST_CASE)["status"] == "ok"
     for attack, reason in (("b", "out of memory"), ("c", "no generator")):
         lost = row(table, attack)
         assert (lost["n"], lost["reason"]) == (10, reason)
@@ -170,15 +170,15 @@ def test_a_failed_attack_makes_the_worst_case_partial_and_a_skipped_one_does_not
 def test_no_attack_left_leaves_no_worst_case():
     failed = cell("b", labels=LABELS, status="failed", reason="out of memory")
     skipped = cell("c", labels=LABELS, status="skipped", reason="no generator")
-    worst = row(figures.summary(run(failed, skipped)), WORST_CASE)
+    worst = row(summary(run(failed, skipped)), WORST_CASE)
     assert (worst["status"], worst["reason"]) == ("failed", "b (out of memory)")
     assert np.isnan(worst["robust_accuracy"])
-    assert row(figures.summary(skipped), WORST_CASE)["status"] == "skipped"
+    assert row(summary(skipped), WORST_CASE)["status"] == "skipped"
 
 
 def test_an_attack_that_failed_at_one_strength_leaves_no_worst_case_there():
     # b got through 0.1 alone: the worst case at 0.2 would be that at 0.1 under another name
-    table = figures.summary(run(A, cell("b", eps=(0.2,), labels=LABELS, status="failed", reason="why")))
+    table = summary(run(A, cell("b", eps=(0.2,), labels=LABELS, status="failed", reason="why")))
     assert row(table, WORST_CASE, 0.1)["status"] == "ok"
     assert row(table, WORST_CASE, 0.2)["status"] == "failed"
     assert np.isnan(row(table, WORST_CASE, 0.2)["robust_accuracy"])
@@ -187,14 +187,14 @@ def test_an_attack_that_failed_at_one_strength_leaves_no_worst_case_there():
 def test_attacks_on_different_inputs_are_compared_on_the_common_ones():
     first = cell("a", labels=[0] * 4, adv=[1, 0, 0, 0], samples=[0, 1, 2, 3])
     second = cell("b", labels=[0] * 4, adv=[0, 0, 0, 1], samples=[2, 3, 4, 5])
-    worst = row(figures.summary(run(first, second)), WORST_CASE)
+    worst = row(summary(run(first, second)), WORST_CASE)
     assert (worst["status"], worst["n"], worst["robust_accuracy"]) == ("partial", 2, 1)
     assert worst["reason"] == "over a, b; over the 2 inputs of 6 that all of them attacked"
 
 
 def test_norms_data_sets_and_defenses_stay_apart():
     cells = [cell(norm=n, defense=d, dataset=s, adv=[9] * 4) for n in ("l2", "linf") for d in "xy" for s in "pq"]
-    table = figures.summary(run(*cells))
+    table = summary(run(*cells))
     assert (table["attack"] == WORST_CASE).sum() == 8
     assert (table["n"] == 4).all()
 
@@ -210,15 +210,15 @@ def test_an_input_with_several_aims_counts_once_and_falls_with_any_of_them():
     assert inputs["worst"].tolist() == [figures.RIGHT, figures.WRONG, figures.REJECTED]
     assert figures.robust_accuracy(AIMED)[::3] == (pytest.approx(2 / 3), 3)
     assert figures.strict_robust_accuracy(AIMED).value == pytest.approx(1 / 3)
-    of_cell = row(figures.summary(AIMED), "aimed")
+    of_cell = row(summary(AIMED), "aimed")
     assert (of_cell["n"], of_cell["forwards"], of_cell["backwards"]) == (3, 14, 8)
     assert worst_cases(AIMED)["n"].tolist() == [3]
     lost = AIMED.assign(status="failed", reason="why")
-    assert row(figures.summary(lost), "aimed")["n"] == 3
+    assert row(summary(lost), "aimed")["n"] == 3
 
 
 def test_the_worst_case_joins_attacks_with_and_without_aims():
-    worst = row(figures.summary(run(AIMED, cell("free", labels=[0] * 3, adv=[1, 0, 0]))), WORST_CASE)
+    worst = row(summary(run(AIMED, cell("free", labels=[0] * 3, adv=[1, 0, 0]))), WORST_CASE)
     assert (worst["status"], worst["n"]) == ("ok", 3)
     assert worst["robust_accuracy"] == pytest.approx(1 / 3)
 
@@ -236,12 +236,12 @@ SEEDS = [
 
 
 def test_an_input_is_worth_its_worst_seed_and_the_mean_stands_beside():
-    of_cell = row(figures.summary(run(CLEAN_CELL.assign(clean_label=0, clean_rejected=False), *SEEDS)), "a")
+    of_cell = row(summary(run(CLEAN_CELL.assign(clean_label=0, clean_rejected=False), *SEEDS)), "a")
     assert (of_cell["n"], of_cell["seeds"], of_cell["robust_accuracy"]) == (10, 3, 0.5)
     assert of_cell["robust_mean"] == pytest.approx(0.8)
     assert of_cell["robust_sd"] == pytest.approx(0.1)  # of 0.9, 0.8 and 0.7
     assert (of_cell["forwards"], of_cell["backwards"], of_cell["seconds"]) == (30, 15, 15)
-    (alone,) = (row(figures.summary(SEEDS[0]), name) for name in ("a",))
+    (alone,) = (row(summary(SEEDS[0]), name) for name in ("a",))
     assert (alone["seeds"], alone["robust_mean"]) == (1, 0.9) and np.isnan(alone["robust_sd"])
     assert worst_cases(run(*SEEDS))["robust_accuracy"].tolist() == [0.5]
 
@@ -250,7 +250,7 @@ def test_the_worst_case_of_a_seed_is_over_the_attacks_with_that_seed():
     other = [
         cell("b", labels=LABELS, adv=[int(i == at) for i in range(10)], seed=seed) for seed, at in ((0, 9), (7, 0))
     ]
-    worst = row(figures.summary(run(*SEEDS[:2], *other)), WORST_CASE)
+    worst = row(summary(run(*SEEDS[:2], *other)), WORST_CASE)
     assert (worst["status"], worst["seeds"], worst["robust_accuracy"]) == ("ok", 2, 0.7)
     assert worst["robust_mean"] == pytest.approx(0.8) and worst["robust_sd"] == pytest.approx(0)
 
@@ -259,16 +259,16 @@ def test_a_hole_in_one_seed_is_a_hole():
     with pytest.raises(MissingCells, match=r"2 of 10 inputs lack a linf ε = 0.1, seed 9"):
         figures.robust_accuracy(run(*SEEDS[:2], SEEDS[2][:8]))
     failed = cell("a", labels=LABELS, seed=11, status="failed", reason="why")
-    table = figures.summary(run(*SEEDS, failed))
+    table = summary(run(*SEEDS, failed))
     assert (row(table, "a")["status"], row(table, "a")["seeds"]) == ("failed", 4)
     assert row(table, WORST_CASE)["status"] == "partial" and row(table, WORST_CASE)["seeds"] == 3
-    worst = figures.with_figures([figures.worst_case(run(*SEEDS[:2], SEEDS[2][:8]), 0.1)]).iloc[0]
+    worst = with_figures([worst_case(run(*SEEDS[:2], SEEDS[2][:8]), 0.1)]).iloc[0]
     assert (worst["status"], worst["n"]) == ("partial", 8)
     assert "over the 8 inputs of 10" in worst["reason"]
 
 
 def test_seeds_with_different_attacks_have_no_mean():
-    worst = row(figures.summary(run(*SEEDS[:2], cell("b", labels=LABELS, adv=[1] * 10))), WORST_CASE)
+    worst = row(summary(run(*SEEDS[:2], cell("b", labels=LABELS, adv=[1] * 10))), WORST_CASE)
     assert (worst["seeds"], worst["robust_accuracy"]) == (2, 0)
     assert np.isnan([worst["robust_mean"], worst["robust_sd"]]).all()
 
@@ -282,7 +282,7 @@ FOOLED = cell(
 
 
 def test_noise_that_is_accepted_as_aimed_is_the_error_and_nothing_is_right():
-    table = figures.summary(run(NOISE, FOOLED, A))
+    table = summary(run(NOISE, FOOLED, A))
     for attack, fooled in (("noise", 0.25), ("fool", 0.25), (WORST_CASE, 0.5)):
         of_cell = row(table, attack, math.inf, "fooling")
         assert (of_cell["status"], of_cell["n"]) == ("ok", 4)
@@ -297,16 +297,16 @@ def test_noise_that_is_accepted_as_aimed_is_the_error_and_nothing_is_right():
 
 def test_every_seed_has_noise_of_its_own():
     again = cell("noise", labels=[-1] * 4, adv=[REJECT, 3, 3, REJECT], norm="fooling", seed=1)
-    of_cell = row(figures.summary(run(NOISE, again)), "noise", math.inf, "fooling")
+    of_cell = row(summary(run(NOISE, again)), "noise", math.inf, "fooling")
     assert (of_cell["n"], of_cell["seeds"], of_cell["error"]) == (8, 2, 0.375)
     assert np.isnan(of_cell["robust_mean"])
     # an attack with one of the seeds alone shares the images of that seed
-    worst = row(figures.summary(run(NOISE, again, FOOLED)), WORST_CASE, math.inf, "fooling")
+    worst = row(summary(run(NOISE, again, FOOLED)), WORST_CASE, math.inf, "fooling")
     assert (worst["status"], worst["n"], worst["error"]) == ("partial", 4, 0.5)
 
 
 def test_noise_is_never_mixed_with_images_and_has_no_curve():
-    assert row(figures.summary(run(NOISE, A)), WORST_CASE)["reason"] == "over a"
+    assert row(summary(run(NOISE, A)), WORST_CASE)["reason"] == "over a"
     with pytest.raises(ValueError, match="fooling"):
         figures.error(run(NOISE, A))
     with pytest.raises(ValueError, match="fooling"):
@@ -315,9 +315,7 @@ def test_noise_is_never_mixed_with_images_and_has_no_curve():
 
 def test_the_calibration_enters_no_figure():
     held_out = cell(CALIBRATION, labels=LABELS, clean=[1] * 10)  # of another split: the numbers name other images
-    pd.testing.assert_frame_equal(
-        figures.summary(run(held_out, CLEAN_CELL, A, B)), figures.summary(run(CLEAN_CELL, A, B))
-    )
+    pd.testing.assert_frame_equal(summary(run(held_out, CLEAN_CELL, A, B)), summary(run(CLEAN_CELL, A, B)))
     assert figures.accuracy(run(held_out, CLEAN_CELL)).value == 0.8
     assert figures.distance_curve(run(held_out, A), [0.1]).equals(figures.distance_curve(A, [0.1]))
     assert figures.median_distance(run(held_out, A)) == figures.median_distance(A)
@@ -352,7 +350,7 @@ def some_records(draw):
 @given(some_records())
 @settings(max_examples=20, deadline=None)
 def test_what_must_hold_of_every_summary(records):
-    table = figures.summary(records)
+    table = summary(records)
     np.testing.assert_allclose(table["accuracy"] + table["error"] + table["rejection"], 1)
     assert (table["strict_robust_accuracy"] <= table["robust_accuracy"]).all()
     assert (table["robust_accuracy"] <= row(table, "clean", 0, "none")["accuracy"]).all()

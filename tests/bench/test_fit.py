@@ -77,7 +77,7 @@ def returning(value: object) -> type:
 def test_a_fit_that_returns_no_figures_fails_by_name(monkeypatch, tmp_path, value):
     ref = planned(monkeypatch, returning(value))
     crash = fit_job(training_of(ref, "", DatasetRef("handed:Data", None), "cpu"), Log(tmp_path / "log.jsonl"))
-    assert crash and "It.fit" in crash.reason and "dict" in crash.reason and "\n" not in crash.reason
+    assert crash and "It.fit" in crash[0] and "dict" in crash[0] and "\n" not in crash[0]
 
 
 @pytest.mark.parametrize("value", [{}, {"n": 3}, {"a": np.float32(0.5), "b": torch.tensor(0.5), "c": True}])
@@ -165,7 +165,7 @@ def test_a_training_split_that_is_none_fails_the_training_by_the_data_sets_name(
     bad = LabelledImages(255 * handed.images().images, handed.images().labels)
     monkeypatch.setattr(Data, "given", {"train": bad})
     crash = fit_job(training_of(ref, "", DatasetRef("handed:Data", None), "cpu"), Log(tmp_path / "log.jsonl"))
-    assert crash and "'data'" in crash.reason and "train" in crash.reason and "[0, 1]" in crash.reason
+    assert crash and "'data'" in crash[0] and "train" in crash[0] and "[0, 1]" in crash[0]
 
 
 class Forgetful(Learning):
@@ -205,7 +205,7 @@ class Exploded(Learning):
 def test_a_training_whose_weights_are_of_no_use_fails_by_name(monkeypatch, tmp_path, it):
     ref = planned(monkeypatch, it)
     crash = fit_job(training_of(ref, "", DatasetRef("handed:Data", None), "cpu"), Log(tmp_path / "log.jsonl"))
-    assert crash and it.__name__ in crash.reason and ("NaN" if it is Exploded else "buffer") in crash.reason
+    assert crash and it.__name__ in crash[0] and ("NaN" if it is Exploded else "buffer") in crash[0]
     assert not ref.weights.exists()
 
 

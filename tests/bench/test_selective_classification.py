@@ -7,7 +7,6 @@ from handmade import REJECT, cell, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifold_bench.bench.metrics import robustness as figures
 from manifold_bench.bench.metrics.selective import (
     DEPLOYED,
     MATCHED_COLUMNS,
@@ -22,6 +21,7 @@ from manifold_bench.bench.metrics.selective import (
     threshold_at,
 )
 from manifold_bench.bench.metrics.shares import MissingCells
+from manifold_bench.bench.metrics.summary import summary
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 
 
@@ -187,9 +187,9 @@ def test_matched_rates_by_hand():
 
 
 def test_the_deployed_point_is_that_of_the_summary():
-    table, summary = matched(RECORDS), figures.summary(RECORDS)
+    table, rows = matched(RECORDS), summary(RECORDS)
     for norm, attack in (("none", CLEAN), ("linf", "worst-case")):
-        row = summary[(summary["norm"] == norm) & (summary["attack"] == attack)].iloc[0]
+        row = rows[(rows["norm"] == norm) & (rows["attack"] == attack)].iloc[0]
         for figure in ("n", "error", "robust_accuracy", "strict_robust_accuracy", "status", "reason"):
             assert point(table, DEPLOYED, norm)[figure] == row[figure]
 
@@ -277,7 +277,7 @@ CLASSIFIER = answered("classifier", {0.1: 0.9, 0.2: 0.5})
 
 
 def checks(*records: pd.DataFrame, **where: object) -> pd.DataFrame:
-    found = implausible(figures.summary(run(*records)))
+    found = implausible(summary(run(*records)))
     for column, value in where.items():
         found = found[found[column] == value]
     return found

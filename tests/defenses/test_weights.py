@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.bench.datasets.fashion_mnist import FashionMnist
 from manifold_bench.bench.datasets.mnist import Mnist, Mnist5k
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.errors import one_line
@@ -21,7 +22,12 @@ from manifold_bench.defenses.identity import TRAINABLE, registered, system
 from manifold_bench.defenses.undefended import Undefended
 from manifold_bench.defenses.weights import ZOO, Card, WeightsError, load_into, read_card, save, spec_json, weights_hash
 
-REVISIONS = {"mnist": Mnist.revision, "digits": Digits.revision, "coil100": "coil100-c583eb9508fe/split-1"}
+REVISIONS = {
+    "coil100": "coil100-c583eb9508fe/split-1",
+    "digits": Digits.revision,
+    "fashion-mnist": FashionMnist.revision,
+    "mnist": Mnist.revision,
+}
 """Of the data that the zoo's weights are trained on."""
 
 
