@@ -78,7 +78,7 @@ def test_a_signal_ends_a_run_with_one_line(matrix, tmp_path, whole, number):
     running = started(matrix, tmp_path / "out")
     running.send_signal(number)
     _, errors = running.communicate(timeout=60)
-    assert running.returncode == 130 and len(errors.splitlines()) == 1 and "again to continue" in errors
+    assert running.returncode == 130 and len(errors.splitlines()) == 1 and "again to continue" in errors, errors
     resumed(matrix, tmp_path / "out", whole)
 
 

@@ -210,7 +210,6 @@ BAD = {
     "no norm": (lambda at: npz(at / "a.npz", images=X), (*STATED[:2], "--eps", "0.1"), ["--norm"]),
     "no eps": (lambda at: npz(at / "a.npz", images=X), STATED[:4], ["--eps"]),
     "large eps": (lambda at: npz(at / "a.npz", images=X), (*STATED[:5], "8"), ["--eps", "(0, 1]"]),
-    "no size": (lambda at: npz(at / "a.npz", images=X), (*STATED[:5], "0"), ["--eps", "0.0"]),
     "size a text": (lambda at: npz(at / "a.npz", images=X, meta='{"eps": "much"}'), STATED[:4], ["--eps", "'much'"]),
     "norm of noise": (
         lambda at: npz(at / "a.npz", images=X, meta='{"norm": "fooling"}'),
