@@ -146,9 +146,9 @@ def plan_within(
     if cut is None:
         cut, taken = choose(max(sizes.values()), seconds, lambda one: cost(planned(one)))
         if taken > seconds:
+            least = f"{math.ceil(taken)} s" if taken < 90 else f"{math.ceil(taken / 60)} min"
             raise InputError(
-                f"--budget: {budget} is too short; this matrix takes at least about "
-                f"{math.ceil(taken / 60)} min (n = {cut.n}, a {round(1 / cut.share)}th of the iterations); give "
-                "that time, or name fewer systems"
+                f"--budget: {budget} is too short; this matrix takes at least about {least} (n = {cut.n}, a "
+                f"{round(1 / cut.share)}th of the iterations); give that time, or name fewer systems"
             )
     return planned(cut), cut

@@ -133,19 +133,20 @@ def _strongest(panel: Panel, worst: Row) -> str:
         return "no attack succeeded"
     together = found.share > worst["robust_accuracy"]
     names = "strongest attack" + "s" * (len(found.attacks) > 1) + f": {found.names}"
-    return names + (f", which alone leaves {percent(found.share)} %" if together else "")
+    alone = "each of which alone leaves" if len(found.attacks) > 1 else "which alone leaves"
+    return names + (f", {alone} {percent(found.share)} %" if together else "")
 
 
 def _diagnosed(finding: JsonObject) -> str:
     result = finding["result"]
     titles = [check["title"] for check in finding["checks"] if check["result"] == result]
     if result == "fail":
-        return f"Do not trust these figures, because checks of the diagnosis fail: {'; '.join(titles)}."
+        return f"Do not trust these figures. The diagnosis finds that this does not hold: {'; '.join(titles)}."
     if result == "warn":
-        return f"The diagnosis has doubts about these figures: {'; '.join(titles)}."
+        return f"The diagnosis has doubts about these figures, because this may not hold: {'; '.join(titles)}."
     if result == "pass":
         return f"The diagnosis found nothing against these figures ({len(titles)} checks passed)."
-    return "No diagnosis was run, so nothing has checked whether the attacks worked as they should (--diagnose)."
+    return "The whole diagnosis was not run (--diagnose), so it is not known whether the attacks worked as they should."
 
 
 def _marks(worst: Sequence[Row], doubts: Doubts) -> list[str]:
@@ -176,6 +177,8 @@ def _next(results: Results, dataset: str, defense: str, diagnosed: str, strong: 
             return advice, f'mb.run("{STRONG}", defenses={{"{defense}": model}}, dataset=["{dataset}"])'
         if diagnosed == "not run":
             return "A diagnosis would say whether the attacks worked:", "mb.evaluate(model, data, …, diagnose=True)"
+    elif budget_of(results.run):
+        return "Run it without the budget, which cut it, or with a larger one:", strong
     elif diagnosed == "not run":
         return "A diagnosis would say whether the attacks worked:", f"{strong} --diagnose"
     advice = "The next step is an attack written for this defense (docs/new_attack.md):"

@@ -77,6 +77,8 @@ def _guesses(defense: Defense, clean: Verdict, labels: Tensor) -> Iterator[str]:
         advice = ""
         if isinstance(defense, Model) and defense.spec.normalize is None:
             advice = "; if it was trained on normalized images, say normalize = [mean, standard deviation]"
+        if isinstance(defense, Model) and not defense.rejects and int(labels.max()) + 2 == defense.num_classes:
+            advice += "; if its last output is a reject score, say rejects = true"
         yield f"it is right on {percent(right / n)} % of {n} clean images, as guesses are{advice}"
 
 
