@@ -8,6 +8,7 @@ import pandas as pd
 
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.records.schema import ATTACK
+from manifold_bench.bench.text import eps_text, norm_text
 
 LIMIT = 0.01
 """Share of the inputs that have to fall late for an ε to be named."""
@@ -43,8 +44,9 @@ def unfinished(records: pd.DataFrame, minimal: Collection[str] = ()) -> dict[tup
         fell_late = late[beaten].groupby(cell["sample"][beaten]).all()
         count, n = int(fell_late.sum()), len(left)
         if left.any() and count >= FEWEST and count / n > LIMIT:
+            where = f"{norm_text(str(norm))} ε = {eps_text(float(str(eps)))}"
             found[str(dataset), str(defense), str(norm), float(str(eps))] = (
-                f"{count} of {n} inputs fell only in the second half of the passes of every attack that beat them, so "
-                "more steps, restarts or targets may leave less"
+                f"at {where}, {count} of {n} inputs fell only in the second half of the passes of every attack that "
+                "beat them, so more steps, restarts or targets may leave less"
             )
     return found

@@ -22,7 +22,7 @@ def named(*cells, minimal=()):
 
 def test_inputs_that_fall_in_the_second_half_of_the_passes_are_counted():
     (key, said), *others = named(attacked(late=3, early=10)).items()
-    assert key == ("digits", "d", "linf", 0.1) and said.startswith("3 of 50 inputs") and not others
+    assert key == ("digits", "d", "linf", 0.1) and "3 of 50 inputs" in said and not others
 
 
 def test_a_single_input_is_chance():
