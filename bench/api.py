@@ -72,7 +72,7 @@ def evaluate(
     *,
     attacks: Sequence[str | Mapping[str, Any]] = ("pgd", "autoattack"),
     norm: Norm = "linf",
-    eps: float | str | Sequence[float | str],
+    eps: float | str | Sequence[float | str] | None = None,
     **options: Any,
 ) -> Results:
     """Attack a model and return how robust it is.
@@ -86,6 +86,8 @@ def evaluate(
 
     Raises InputError for what cannot be evaluated, in one line that says what is allowed.
     """
+    if eps is None:
+        raise InputError('eps: say how large a perturbation may be, as eps=0.1, eps="8/255" or a list of such sizes')
     usage = {name: options.pop(name) for name in USAGE if name in options}
     model, randomized = _resolved(model), bool(usage.get("randomized"))
     if isinstance(model, str) and randomized:

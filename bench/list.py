@@ -81,12 +81,14 @@ def explained(name: str) -> Iterator[str]:
     """Yield the lines that explain one name; raises InputError for an unknown name."""
     # late, because these modules import the classes, and torch with them
     from manifold_bench.bench.planning.details import explanation, parameters
-    from manifold_bench.bench.planning.registry import find
+    from manifold_bench.bench.planning.registry import find, nearest
 
     found = [(kind, one) for kind in KINDS for one in descriptions(kind) if name in (one.name, named(kind, one))]
     matrix = MATRICES / f"{name}.toml"
     if not found and matrix not in MATRICES.glob("*.toml"):
-        raise InputError(f"unknown name {name!r}; `manifold-bench list` shows all names")
+        known = [named(kind, one) for kind in KINDS for one in descriptions(kind)]
+        near = nearest(name, [*known, *(path.stem for path in MATRICES.glob("*.toml"))])
+        raise InputError(f"unknown name {name!r}{near}; `manifold-bench list` shows all names")
     for kind, one in found:
         yield from _entry(named(kind, one), [kind.removesuffix("s"), *facts(kind, one)], one.summary, indent="")
         cls = find(kind, one.name)

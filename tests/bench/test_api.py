@@ -272,3 +272,8 @@ def test_the_command_line_refuses_what_is_no_model_in_one_line(folder, capfd, na
     assert main(small(name)) == 2
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and name in lines[0]
+
+
+def test_a_missing_size_is_named():
+    with pytest.raises(mb.InputError, match=r"eps: .*8/255"):
+        mb.evaluate("undefended", "digits")
