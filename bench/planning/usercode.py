@@ -48,6 +48,14 @@ def limit_time(seconds: float) -> None:
     _state["limit"] = seconds
 
 
+def _autocast_nesting() -> int:
+    """Return how many autocast contexts are open in this thread."""
+    import torch  # late, as in `_settings_kept`
+
+    torch.autocast_increment_nesting()
+    return int(torch.autocast_decrement_nesting())
+
+
 @contextmanager
 def contained(what: str) -> Iterator[None]:
     """Restore this process' settings after the code inside, and raise InputError(f"{what} (…)") for all that it raises.
@@ -131,7 +139,7 @@ def _settings_kept() -> Iterator[None]:
         changes.append((partial(signal.pthread_sigmask, signal.SIG_SETMASK), blocked))
         changes += [(partial(signal.signal, one), signal.getsignal(one)) for one in SIGNALS]
     environment, device, streams = dict(os.environ), torch.get_default_device(), (sys.stdout, sys.stderr)
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    deterministic, nesting = torch.are_deterministic_algorithms_enabled(), _autocast_nesting()
     exit_process, os._exit = os._exit, refuse  # type: ignore[assignment]
     try:
         with warnings.catch_warnings(), np.errstate(), torch.inference_mode(torch.is_inference_mode_enabled()):
@@ -141,6 +149,9 @@ def _settings_kept() -> Iterator[None]:
         sys.stdout, sys.stderr = streams
         for change, value in changes:
             change(value)
+        while _autocast_nesting() > nesting:
+            torch.autocast_decrement_nesting()
+            torch.clear_autocast_cache()  # else casts of weights stay, whatever the weights learn
         if torch.get_default_device() != device:
             torch.set_default_device(device)
         if torch.are_deterministic_algorithms_enabled() != deterministic:

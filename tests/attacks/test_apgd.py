@@ -132,7 +132,7 @@ def test_a_randomized_defense_is_differentiated_several_times_and_asked_again():
         attack.run(target, x, y, 1e-6, 0)
     assert (target.backwards <= 15).all() and (target.backwards % 3 == 0).all()
     assert attack.passes() == (18, 15)
-    assert attack.unsuited(Coin()) is None and "randomness" in (attack.unsuited(Linear(2)) or "")
+    assert attack.unsuited(Coin()) is None and "not randomized" in (attack.unsuited(Linear(2)) or "")
 
 
 class Drowned(Toy):

@@ -37,7 +37,7 @@ def test_a_pair_that_is_the_aim_without_an_attack_is_no_pair():
 
 
 def test_pairs_without_aims_are_refused():
-    with pytest.raises(MissingCells, match="no aim"):
+    with pytest.raises(MissingCells, match="not targeted"):
         pairs(cell())
 
 

@@ -178,7 +178,7 @@ def test_a_user_without_a_home(tmp_path):
     """No HOME and no entry among the users: libraries find a folder of their own among the temporary files."""
     (tmp_path / "sitecustomize.py").write_text(NOBODY, encoding="utf-8")
     env = environment(tmp_path / "cache", path=str(tmp_path), TMPDIR=str(tmp_path))
-    env = {name: value for name, value in env.items() if name not in ("HOME", "MANIFOLD_BENCH_CACHE")}
+    env = {name: value for name, value in env.items() if name not in ("HOME", "MANIFOLD_BENCH_CACHE", "XDG_CACHE_HOME")}
     done = subprocess.run(
         [sys.executable, "-m", "manifold_bench.bench", "run", "--matrix", "smoke", "--defense", "undefended",
          "--attack", "art:DeepFool", "--n", "2", "--out", tmp_path / "out", "--quiet"],

@@ -270,7 +270,7 @@ def test_the_plan_shows_what_is_measured_and_a_bad_one_is_refused(measured, tmp_
     assert main(["--matrix", str(measured[0]), "--out", str(measured[1]), "--dry-run"]) == 0
     plan = capsys.readouterr().out
     assert "measurement digits / net / fid: finished" in plan
-    assert "measurement digits / undefended / fid: skipped: it has no generator" in plan
+    assert "measurement digits / undefended / fid: skipped: the defense has no generator" in plan
     (tmp_path / "bad.toml").write_text(RUN.replace("samples = 60", "samples = 1"), encoding="utf-8")
     assert main(["--matrix", str(tmp_path / "bad.toml")]) == 2
     line = capsys.readouterr().err

@@ -157,7 +157,7 @@ def test_other_weights_are_another_result(folder):
         ("weighted_net.py:Net@other.pt", "does not fit Net"),
         ("weighted_net.py:Net@tensor.pt", "state_dict()"),
         ("weighted_net.py:Sized@w.pt", "takes arguments"),
-        ("weighted_net.py:number@w.pt", "no torch.nn.Module"),
+        ("weighted_net.py:number@w.pt", "takes no weights"),
     ],
 )
 def test_weights_that_cannot_be_used(folder, name, advice):

@@ -103,6 +103,14 @@ def test_what_a_module_changes_is_undone():
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert not torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
     assert torch.ones(1).device.type == "cpu"
+    layer, x = torch.nn.Linear(4, 4), torch.ones(2, 4)
+    answers = []
+    for _ in range(2):
+        with torch.autocast("cpu"):
+            answers.append(layer(x))
+        with torch.no_grad():
+            layer.weight.add_(1.0)
+    assert not torch.equal(*answers), "a cast of the first weights was kept"
 
 
 def test_a_thread_of_a_program_has_no_limit():

@@ -138,7 +138,8 @@ class Template:
         failure = call.process.ending() if ended else late
         call.close()
         self._kill_orphans()
-        self._engine.send_bytes((call.ending or Ending(call.number, failure=failure)).line())
+        with suppress(BrokenPipeError):  # the engine has ended: the next look at it says so
+            self._engine.send_bytes((call.ending or Ending(call.number, failure=failure)).line())
 
     def _kill_orphans(self) -> None:
         """Kill the children that are not calls: processes that a call left become children of this process."""
