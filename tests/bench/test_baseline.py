@@ -35,6 +35,7 @@ def finished_run(folder: Path, *cells: pd.DataFrame, finished: bool = True) -> P
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch) -> Path:
     """The current folder, where results/baselines is."""
+    monkeypatch.setenv("COLUMNS", "300")  # lines that are as long as they are
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
