@@ -6,7 +6,7 @@ Perturbations". Both were broken by Carlini and Wagner 2017, "Adversarial Exampl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.gradient import FGSM, PGD
 from manifold_bench.attacks.target import Target
 from manifold_bench.defenses.augmentation import shifted
-from manifold_bench.defenses.base import Defense, LabelledImages, Progress, append_reject_score
+from manifold_bench.defenses.base import Defense, LabelledImages, Progress, append_reject_score, deployment
 from manifold_bench.defenses.calibration import HeldOutScores, selective_figures
 from manifold_bench.defenses.classifier import ClassifierSpec, fit_classifier
 from manifold_bench.defenses.networks import StridedCNN
@@ -37,7 +37,7 @@ class AuxiliaryDetectorSpec(ClassifierSpec):
     eps: Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], MinLen(1)] = (0.05, 0.1, 0.2, 0.3)
     steps: Annotated[int, Ge(1)] = 10
     detector_epochs: Annotated[int, Ge(1)] = 4
-    rejection_rate: Annotated[float, Gt(0), Lt(0.5)] = field(default=0.01, metadata={"deployment": True})
+    rejection_rate: Annotated[float, Gt(0), Lt(0.5)] = deployment(0.01)
     width: Annotated[int, Ge(1)] = 16
     hidden: Annotated[int, Ge(1)] = 64
     epochs: Annotated[int, Ge(1)] = 12

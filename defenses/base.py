@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict, answered
 from manifold_bench.attacks.losses import reject_excess
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Settings:
     """The base of dataclasses whose fields a matrix file may set; an unknown key is an error."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+def deployment(default: T) -> T:
+    """Return a dataclass field for a parameter that changes how the trained defense answers, but not its training."""
+    return field(default=default, metadata={"deployment": True})
 
 
 @dataclass(frozen=True, kw_only=True)

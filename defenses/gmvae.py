@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -16,19 +16,20 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import pad_to_block
 from manifold_bench.defenses.augmentation import shifted, warped
-from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages, Progress, append_reject_score, suspicion
+from manifold_bench.defenses.base import (
+    Defense,
+    DefenseSpec,
+    LabelledImages,
+    Progress,
+    append_reject_score,
+    deployment,
+    suspicion,
+)
 from manifold_bench.defenses.calibration import HeldOutScores, selective_figures
 from manifold_bench.defenses.decoders import PoolingEncoder, UpsamplingDecoder
 from manifold_bench.defenses.projection_gradients import straight_through
 from manifold_bench.defenses.solvers import AdamSolver, Penalty, best_start
 from manifold_bench.defenses.training import Step, Training, in_batches, initialise, train_module
-
-T = TypeVar("T")
-
-
-def deployment(default: T) -> T:
-    """Return a dataclass field for a parameter that changes how the trained defense answers, but not its training."""
-    return field(default=default, metadata={"deployment": True})
 
 
 @dataclass(frozen=True, kw_only=True)

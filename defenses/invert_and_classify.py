@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from manifold_bench.defenses.base import LabelledImages, Progress, append_reject_score
+from manifold_bench.defenses.base import LabelledImages, Progress, append_reject_score, deployment
 from manifold_bench.defenses.calibration import HeldOutScores
 from manifold_bench.defenses.project_and_classify import ProjectAndClassify, ProjectAndClassifySpec
 from manifold_bench.defenses.training import accuracy, device_of, in_batches
@@ -22,8 +22,8 @@ class InvertAndClassifySpec(ProjectAndClassifySpec):
     calibration_images: number of validation images that are projected to set η.
     """
 
-    rejection_rate: Annotated[float, Gt(0), Lt(1)] = field(default=0.01, metadata={"deployment": True})
-    reject: bool = field(default=True, metadata={"deployment": True})
+    rejection_rate: Annotated[float, Gt(0), Lt(1)] = deployment(0.01)
+    reject: bool = deployment(True)
     calibration_images: Annotated[int, Ge(1)] = 1000
 
 

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -15,17 +15,12 @@ from torch.nn import functional as F
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.defenses.augmentation import shifted
-from manifold_bench.defenses.base import Certificate, LabelledImages, Progress
+from manifold_bench.defenses.base import Certificate, LabelledImages, Progress, deployment
 from manifold_bench.defenses.training import Training, accuracy, epochs_for, initialise, train_module
 from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 SELECTION = 100
 """Noisy copies that choose the class a certificate is sought for (their n₀)."""
-
-
-def deployment(default: Any) -> Any:
-    """A field that changes how a trained defense answers, not what it learns."""
-    return field(default=default, metadata={"deployment": True})
 
 
 @dataclass(frozen=True, kw_only=True)
