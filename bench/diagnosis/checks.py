@@ -14,7 +14,6 @@ import pandas as pd
 
 from manifold_bench.bench.diagnosis.evidence import (
     ALPHA,
-    ALPHA_WARN,
     BALLS,
     ITERATIVE,
     MORE,
@@ -28,6 +27,7 @@ from manifold_bench.bench.diagnosis.evidence import (
     NotRun,
     Result,
     beaten_within,
+    beyond_chance,
     binomial,
     compared_by_role,
     judged,
@@ -75,17 +75,6 @@ def check(title: str, meaning: str) -> Callable[[Callable[[Evidence], Finding]],
         return find
 
     return add
-
-
-def beyond_chance(count: int, n: int, shares: tuple[float, float], text: str) -> Finding:
-    """Return a finding by whether `count` of n inputs is significantly more than a share of them.
-
-    shares: the share above which the check fails, and the one above which it warns. text: the evidence.
-    """
-    failing, warning = shares
-    if binomial(count, n, failing) < ALPHA:
-        return Finding("fail", text)
-    return Finding("warn" if binomial(count, n, warning) < ALPHA_WARN else "pass", text)
 
 
 @check(

@@ -149,6 +149,17 @@ def compared_by_role(ok: pd.DataFrame, weaker: str, stronger: Iterable[str]) -> 
     return found
 
 
+def beyond_chance(count: int, n: int, shares: tuple[float, float], text: str) -> Finding:
+    """Return a finding by whether `count` of n inputs is significantly more than a share of them.
+
+    shares: the share above which the check fails, and the one above which it warns. text: the evidence.
+    """
+    failing, warning = shares
+    if binomial(count, n, failing) < ALPHA:
+        return Finding("fail", text)
+    return Finding("warn" if binomial(count, n, warning) < ALPHA_WARN else "pass", text)
+
+
 def judged(comparisons: list[Comparison], text: str, most: Result = "fail") -> Finding:
     """Return the finding on the worst of several comparisons.
 
