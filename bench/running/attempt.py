@@ -140,16 +140,21 @@ class Attempt:
         effort.store(rows, found)
         outputs, judgement = found.outputs, self.judge.judge(tried, before, found.outputs, eps)
         returned = judgement.distance(self.judge.norm).masked_fill(~judgement.success, torch.inf)
-        others = [(found.met, found.met_distance < returned)]
-        if (levels := grey_levels(tried.x)) is not None:
-            # A detector may reject an image only because its pixels are not whole grey levels
-            others.append((on_the_grid(outputs, tried.x, levels), judgement.valid & judgement.rejected))
-        for points, chosen in others:
+
+        def judge_instead(points: Tensor, chosen: Tensor) -> None:
+            """Judge points [A,C,H,W] in place of the outputs where chosen [A]; successes replace these."""
+            nonlocal judgement
             again = chosen.nonzero()[:, 0]
             if not len(again):
-                continue
+                return
             answer = self.judge.judge(tried[again], before.of(again), points[again], eps)
             better, answer = again[answer.success], answer.of(answer.success)
             outputs[better], judgement = points[better], judgement.replaced(better, answer)
             effort.unreturned[rows[better].cpu()] = True
+
+        judge_instead(found.met, found.met_distance < returned)
+        rejected = judgement.valid & judgement.rejected
+        # A detector may reject an image only because its pixels are not whole grey levels
+        if rejected.any() and (levels := grey_levels(tried.x)) is not None:
+            judge_instead(on_the_grid(outputs, tried.x, levels), rejected)
         return Attacked(outputs, judgement, effort)
