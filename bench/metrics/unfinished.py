@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import cast
 
 import pandas as pd
 
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.records.schema import ATTACK
 from manifold_bench.bench.text import eps_text, norm_text
+
+PLACE = ("dataset", "defense", "norm", "eps")
+"""Columns of the records that say which worst case a row belongs to."""
 
 LIMIT = 0.01
 """Share of the inputs that have to fall late for an ε to be named."""
@@ -30,23 +34,23 @@ def unfinished(records: pd.DataFrame, minimal: Collection[str] = ()) -> dict[tup
     records: of a run. minimal: keys of attacks that run once for all ε; how long they took says nothing of one ε.
     What an attack answers at the very end alone counts as not late, since nobody knows when it was found.
     """
-    rows = records[(records["kind"] == ATTACK) & (records["status"] == "ok") & (records["norm"] != FOOLING)]
-    rows = rows[["dataset", "defense", "norm", "eps", "attack", "seed", "key", "sample", "success"]].assign(
-        passes=rows["forwards"] + rows["backwards"]
+    attacked = (records["kind"] == ATTACK) & (records["status"] == "ok") & (records["norm"] != FOOLING)
+    rows = records[[*PLACE, "attack", "seed", "sample", "success"]].assign(
+        passes=records["forwards"] + records["backwards"], minimal=records["key"].isin(list(minimal))
     )
     found = {}
-    for (dataset, defense, norm, eps), cell in rows.groupby(["dataset", "defense", "norm", "eps"]):
+    for place, cell in rows[attacked].groupby(list(PLACE)):
+        dataset, defense, norm, eps = cast(tuple[str, str, str, float], place)
         left = ~cell.groupby("sample")["success"].any()
         whole = cell["passes"].where(~cell["success"]).groupby([cell["attack"], cell["seed"]]).transform("max")
         late = (whole >= ITERATIVE) & (cell["passes"] > whole / 2) & (cell["passes"] < whole)
-        late &= ~cell["key"].isin(list(minimal))
+        late &= ~cell["minimal"]
         beaten = cell["success"]
         fell_late = late[beaten].groupby(cell["sample"][beaten]).all()
         count, n = int(fell_late.sum()), len(left)
         if left.any() and count >= FEWEST and count / n > LIMIT:
-            where = f"{norm_text(str(norm))} ε = {eps_text(float(str(eps)))}"
-            found[str(dataset), str(defense), str(norm), float(str(eps))] = (
-                f"at {where}, {count} of {n} inputs fell only in the second half of the passes of every attack that "
-                "beat them, so more steps, restarts or targets may leave less"
+            found[dataset, defense, norm, eps] = (
+                f"at {norm_text(norm)} ε = {eps_text(eps)}, {count} of {n} inputs fell only in the second half of the "
+                "passes of every attack that beat them, so more steps, restarts or targets may leave less"
             )
     return found
