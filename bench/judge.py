@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.out = given.out or str(Path("results") / f"judged-{given.images.stem}")
     # late, because --help should not wait for torch
     from manifold_bench.bench.records.log import LOG, Log
-    from manifold_bench.bench.run import chosen_engine, report_of, report_page, shown_report, writing
+    from manifold_bench.bench.run import chosen_engine, print_ending, report_of, report_page, shown_report, writing
     from manifold_bench.bench.running.board import Board, clock
     from manifold_bench.bench.running.execution import execute
     from manifold_bench.bench.running.locks import run_folder
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in validity(ended.results):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         ending = f"{ended.counts}, {clock(time.time() - begun)} min; open {report_page(given)}"
-        console.print(ending, highlight=False, markup=False, soft_wrap=True)
+        print_ending(ending, console)
     return 1 if ended.failed else 0
 
 

@@ -83,11 +83,11 @@ def explained(name: str) -> Iterator[str]:
     from manifold_bench.bench.planning.details import explanation, parameters
     from manifold_bench.bench.planning.registry import find, nearest
 
-    found = [(kind, one) for kind in KINDS for one in descriptions(kind) if name in (one.name, named(kind, one))]
-    matrix = MATRICES / f"{name}.toml"
-    if not found and matrix not in MATRICES.glob("*.toml"):
-        known = [named(kind, one) for kind in KINDS for one in descriptions(kind)]
-        near = nearest(name, [*known, *(path.stem for path in MATRICES.glob("*.toml"))])
+    systems = [(kind, one) for kind in KINDS for one in descriptions(kind)]
+    found = [(kind, one) for kind, one in systems if name in (one.name, named(kind, one))]
+    matrix, matrices = MATRICES / f"{name}.toml", list(MATRICES.glob("*.toml"))
+    if not found and matrix not in matrices:
+        near = nearest(name, [*(named(*one) for one in systems), *(path.stem for path in matrices)])
         raise InputError(f"unknown name {name!r}{near}; `manifold-bench list` shows all names")
     for kind, one in found:
         yield from _entry(named(kind, one), [kind.removesuffix("s"), *facts(kind, one)], one.summary, indent="")

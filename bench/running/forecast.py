@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,9 +57,13 @@ class Forecaster:
     """Forecasts plans for this machine; a defense is calibrated once for all of them."""
 
     def __init__(self, device: str, workers: int) -> None:
-        self.workers = max(1, workers)
-        self._estimator = experienced(device)
+        self.device, self.workers = device, max(1, workers)
         self._calibrated: dict[str, None] = {}
+
+    @cached_property
+    def _estimator(self) -> Estimator:
+        """What earlier runs say, read when the first forecast is made: most runs make none."""
+        return experienced(self.device)
 
     def forecast(self, plan: Plan, store: Store) -> Forecast:
         """Forecast the jobs of a plan that have no records in the store.
