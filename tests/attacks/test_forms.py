@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from projecting import Part, Projects, classifier, generator
+from projecting import IN_PLANE, NEAR_PLANE, Part, Projects, classifier
 from rejecting import TwoDetectors
 from torch import Tensor, nn
 
@@ -29,9 +29,7 @@ from manifold_bench.attacks.threat import inside
 from manifold_bench.attacks.tracking import Tracking
 from manifold_bench.defenses.base import append_reject_score
 
-IN_PLANE = generator(0.3 * torch.randn(24, 4, generator=torch.Generator().manual_seed(4)))
-BESIDE = (IN_PLANE + 0.02 * torch.randn(IN_PLANE.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
-LABELS = Projects().verdict(BESIDE).labels
+LABELS = Projects().verdict(NEAR_PLANE).labels
 
 FORMS = {
     "tiny": lambda z: 0.01 * z,
@@ -64,12 +62,12 @@ def beaten(defense: nn.Module, attack: Attack, x: Tensor, y: Tensor, eps: float)
 @pytest.mark.parametrize("name", ON_RANGES)
 def test_the_form_of_a_projection_s_outputs_changes_no_robustness(name):
     attack = ON_RANGES[name]
-    plain = int(beaten(Projects(0.2), attack, BESIDE, LABELS, EPS[attack.norm]).sum())
+    plain = int(beaten(Projects(0.2), attack, NEAR_PLANE, LABELS, EPS[attack.norm]).sum())
     assert 3 <= plain <= 21, "the case would show nothing"
     for form, function in FORMS.items():
         defense = Projects(0.2)
         defense.classifier = Part(lambda x, function=function: function(classifier(x)))
-        found = int(beaten(defense, attack, BESIDE, LABELS, EPS[attack.norm]).sum())
+        found = int(beaten(defense, attack, NEAR_PLANE, LABELS, EPS[attack.norm]).sum())
         assert abs(found - plain) <= 1, form
 
 
@@ -194,7 +192,7 @@ def test_an_attack_on_latents_without_a_gradient_is_recorded_as_one(name):
 @pytest.mark.parametrize("name", ON_RANGES)
 def test_an_honest_attack_on_latents_is_recorded_as_one(name):
     attack = ON_RANGES[name]
-    seen = watched(Projects(), attack, BESIDE, LABELS, EPS[attack.norm] / 4)
+    seen = watched(Projects(), attack, NEAR_PLANE, LABELS, EPS[attack.norm] / 4)
     stands = seen.distance.isinf()
     assert stands.sum() >= 3 and (seen.gradients > 0).all()
     assert (seen.blind[stands] == 0).all() and seen.moved.all() and seen.improved.all()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from projecting import RANGE, Part, Projects, classifier, generator
+from projecting import IN_PLANE, NEAR_PLANE, RANGE, Part, Projects, classifier, generator
 from torch import Tensor, nn
 from toys import Linear
 
@@ -19,8 +19,6 @@ from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.defenses.solvers import MomentumSolver
 
-IN_PLANE = generator(0.3 * torch.randn(24, 4, generator=torch.Generator().manual_seed(4)))
-BESIDE = (IN_PLANE + 0.02 * torch.randn(IN_PLANE.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
 LABELS = Projects().verdict(IN_PLANE).labels
 ATTACK = Tracking(norm="l2", steps=40, refresh=5, targets=2)
 
@@ -131,11 +129,11 @@ def test_the_smallest_ball_that_holds_another_class_is_enough():
 def test_outputs_stay_in_the_ball_and_what_is_rejected_is_no_success(norm):
     eps = {"l2": 1.0, "linf": 0.25}[norm]
     open_, tight = Projects(), Projects(eta=0.15)
-    y = open_.verdict(BESIDE).labels
-    assert not tight.verdict(BESIDE).rejected.any()
+    y = open_.verdict(NEAR_PLANE).labels
+    assert not tight.verdict(NEAR_PLANE).rejected.any()
     for defense in (open_, tight):
-        out = replace(ATTACK, norm=norm).run(Target(defense, 24), BESIDE, y, eps, 0)
-        assert inside(out, BESIDE, norm, eps).all()
+        out = replace(ATTACK, norm=norm).run(Target(defense, 24), NEAR_PLANE, y, eps, 0)
+        assert inside(out, NEAR_PLANE, norm, eps).all()
         assert defense.verdict(out).wrong(y).float().mean() > (0.9 if defense is open_ else 0.4)
 
 
@@ -187,9 +185,9 @@ def test_passes_are_counted_and_estimated():
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_an_output_is_the_same_alone_and_in_a_batch(norm):
     attack, eps = replace(ATTACK, norm=norm), {"l2": 0.3, "linf": 0.08}[norm]
-    whole = attack.run(Target(Projects(0.2), 24), BESIDE, LABELS, eps, 0)
+    whole = attack.run(Target(Projects(0.2), 24), NEAR_PLANE, LABELS, eps, 0)
     for row in (0, 13):
-        alone = attack.run(Target(Projects(0.2), 1), BESIDE[row : row + 1], LABELS[row : row + 1], eps, 0)
+        alone = attack.run(Target(Projects(0.2), 1), NEAR_PLANE[row : row + 1], LABELS[row : row + 1], eps, 0)
         assert torch.equal(alone[0], whole[row])
 
 

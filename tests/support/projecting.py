@@ -16,6 +16,11 @@ def generator(z: Tensor) -> Tensor:
     return (z @ RANGE.T + 0.5).view(-1, 1, 4, 4)
 
 
+IN_PLANE = generator(0.3 * torch.randn(24, 4, generator=torch.Generator().manual_seed(4)))
+NEAR_PLANE = (IN_PLANE + 0.02 * torch.randn(IN_PLANE.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+"""Images [24,1,4,4] in the plane, and others a little away from it."""
+
+
 def classifier(x: Tensor) -> Tensor:
     return (x - 0.5).flatten(1) @ WEIGHT.T
 
