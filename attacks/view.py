@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class View:
-    """The differentiable function that stands in for a target: its logits, and gradients of losses on them.
+    """The differentiable form of a target, which attacks climb: its logits, and gradients of losses on them.
 
     part, gradient, inner_steps, warm_start: as in `attacks.base.ViewAttack`. memory: where the inner optimisation of
     each input ended, [n,...]; None before the first one.

@@ -193,7 +193,7 @@ def _resolved(model: Any) -> Any:
 
 
 def _object(model: Any) -> Any:
-    """A model as an object, also where a name stands for it; raises InputError for a defense that has to be built."""
+    """Return a model as an object, loaded if a name is given; raises InputError for a defense that has to be built."""
     model = _resolved(model)
     if not isinstance(model, str):
         return model

@@ -26,7 +26,7 @@ def certified_name(norm: str, eps: float) -> str:
 class Certified(Measurement):
     """Certified accuracy: the share of images whose right answer no perturbation within ε can change.
 
-    norm: norm of the certificates that are asked for. eps: sizes of the perturbations. n: number of test images, the
+    norm: norm of the certificates. eps: sizes of the perturbations. n: number of test images, the
     first ones that a matrix with this n attacks.
 
     A proof, such as interval bounds give, holds against every attack. A statistical certificate, such as randomized
