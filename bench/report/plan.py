@@ -59,7 +59,7 @@ def time_line(plan: Plan, forecast: Forecast) -> str:
     left_out += ["measurements"] if plan.measurements else []
     without = f", not counting {' and '.join(left_out)}" if left_out else ""
     if not forecast.jobs:
-        return "every job is finished"
+        return "no job is left"
     return f"about {duration(forecast.total)} on this machine ({source}){without}"
 
 

@@ -73,14 +73,14 @@ def write_stamp(folder: Path, request: JsonObject, read: Mapping[str, str], show
 def code_of_users(systems: Iterable[tuple[str, type]]) -> dict[str, str] | None:
     """Return the hash of every file of users' code that systems run; a system is its name in the matrix and its class.
 
-    It is None if a class is neither in this project nor in a user's file, because no hash covers it, and for a defense
-    without `fit`, because it may read its weights from any file.
+    It is None if a class is neither in this project nor in a user's file, because no hash covers it, and for a plain
+    model, because its weights may come from any file.
     """
-    from manifold_bench.defenses.base import Defense, Trainable  # late, so that a finished run does not import torch
+    from manifold_bench.defenses.models import Handed  # late, so that a finished run does not import torch
 
     found: dict[str, str] = {}
     for name, cls in systems:
-        if issubclass(cls, Defense) and cls.fit is Trainable.fit:
+        if isinstance(cls, Handed):
             return None
         if cls.__module__.startswith("manifold_bench."):
             continue

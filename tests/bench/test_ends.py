@@ -120,7 +120,7 @@ def test_a_limit_on_the_size_of_files_is_one_line(matrix, tmp_path, whole):
 @pytest.mark.parametrize("name", ["run.json", "log.jsonl", "records/index.json", "summary.csv", "report.md", ".lock"])
 def test_a_folder_in_place_of_a_file_is_one_line(whole, tmp_path, name):
     out = shutil.copytree(whole, tmp_path / "out")
-    (out / "finished.json").unlink(missing_ok=True)
+    (out / "finished.json").unlink()
     (out / name).unlink(missing_ok=True)
     (out / name).mkdir()
     done = bench_run(whole.parent / "matrix.toml", out)
