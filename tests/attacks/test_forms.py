@@ -119,8 +119,8 @@ class Named(TwoDetectors):
         return append_reject_score(self.form(logits[:, :3]), logits[:, 3] - logits[:, :3].amax(1)), ratios
 
 
-@pytest.mark.parametrize("name", ["selective-pgd", "orthogonal-pgd", "detector-lagrangian"])
-def test_the_form_of_logits_beside_detectors_changes_no_robustness(name):
+@pytest.mark.parametrize("name", ["selective-pgd", "orthogonal-pgd", "logit-matching", "detector-lagrangian"])
+def test_the_form_of_logits_of_a_defense_with_named_detectors_changes_no_robustness(name):
     attack, (x, y) = ON_DETECTORS[name], TwoDetectors().images(24)
     plain = int(beaten(Named(lambda z: z), attack, x, y, 0.1).sum())
     assert 3 <= plain <= 21, "the case would show nothing"
