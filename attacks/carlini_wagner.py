@@ -120,8 +120,8 @@ class CarliniWagner(ViewAttack):
 class Search:
     """One descent for images x [N,C,H,W] with labels y [N], each with its own value of c.
 
-    weight: c in units of the logits, [N]. nearest: the adversarial points with the smallest distances; its loss is
-    minus the distance.
+    weight: c [N]. It multiplies the margin of the logits, so it is in inverse units of the logits. nearest: the nearest
+    adversarial point met so far for each image; `Best` keeps the point of the largest value, here minus the distance.
     """
 
     view: View

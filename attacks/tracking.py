@@ -46,7 +46,7 @@ class Chart(NamedTuple):
 
     @classmethod
     def at(cls, generator: Callable[[Tensor], Tensor], z: Tensor, x: Tensor) -> Chart:
-        """Compute the chart at latents z [M,k] for images x [M,C,H,W]; costs 2 passes for each of the k columns."""
+        """Compute J and A⁻¹ at latents z [M,k] for images x [M,C,H,W]; costs 2 passes for each of the k latents."""
         m, k = z.shape
         points, aims, directions = z.repeat_interleave(k, 0), x.repeat_interleave(k, 0), torch.eye(k).to(z).repeat(m, 1)
         parts = zip(points.split(AT_ONCE), aims.split(AT_ONCE), directions.split(AT_ONCE), strict=True)

@@ -88,7 +88,7 @@ class View:
         return logits
 
     def show(self, x: Tensor, rows: Tensor, logits: Tensor) -> None:
-        """Record the logits that answer images x [n,C,H,W] of those rows."""
+        """Record the logits that the view gives for images x [n,C,H,W], the queries for the inputs `rows` [n]."""
         self.target.scored(x, rows, logits)
         if self.target.queries is not None and self.part == "defense" and not self.iterative:
             self.target.queries.answered(x, rows, answered(logits, self.num_classes))

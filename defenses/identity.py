@@ -196,7 +196,10 @@ class _Sources:
         self.files: list[tuple[str, Path]] = []
 
     def add_with_packages(self, module: str) -> list[int]:
-        """Add a module and the packages that contain it; return the numbers of those that are not left out."""
+        """Add a module and the packages that contain it; return the places in `files` of those whose code counts.
+
+        Files of this project, of installed packages and of the standard library do not count.
+        """
         parts = module.split(".")
         found = (self._add(".".join(parts[: end + 1])) for end in range(len(parts)))
         return [number for number in found if number is not None]

@@ -137,7 +137,11 @@ def beaten_within(rows: pd.DataFrame, eps: float) -> pd.Series:
 
 
 def compared_by_role(ok: pd.DataFrame, weaker: str, stronger: Iterable[str]) -> list[Comparison]:
-    """Compare the attacks of one role with those of the stronger roles, at every norm and ε at which both ran."""
+    """Compare how many inputs the attacks of a weaker role beat with what those of stronger roles beat together.
+
+    The role of an attack, such as SINGLE_STEP or ITERATIVE, is what it shows in the diagnosis. There is one comparison
+    for each norm and ε at which attacks of the weaker role and of a stronger one ran. ok: the rows of finished cells.
+    """
     found = []
     for norm, rows in ok[ok["norm"].isin(BALLS)].groupby("norm"):
         weak, strong = rows[rows["role"] == weaker], rows[rows["role"].isin(list(stronger))]

@@ -118,7 +118,10 @@ def lacking(jobs: Iterable[Job], folders: Iterable[Path]) -> list[str]:
 
 
 def _namesakes(job: Job, baseline: Store) -> Iterator[JsonObject]:
-    """Yield the identities of a baseline's records with the same names as a job, with any key."""
+    """Yield what identifies each of a baseline's cells that has a job's names of data set, defense, attack and norm.
+
+    Their keys, the hashes of everything that a figure depends on, may differ from the job's.
+    """
     name = file_name(job.dataset.name, job.defense.label, job.label, job.norm)
     for path in sorted(baseline.folder.glob(f"{name}--*.parquet")):
         try:

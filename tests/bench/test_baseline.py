@@ -109,7 +109,7 @@ def test_what_cannot_be_a_baseline_is_refused_and_leaves_the_old_one(here, capsy
     for arguments, expected in [
         ([str(damaged), "--name", "gate"], "damaged"),
         ([str(empty), "--name", "gate", "--force"], "no cell has results"),
-        ([str(baseline)], "is this baseline itself"),
+        ([str(baseline)], "is the baseline itself"),
         ([str(here / "gate"), "--name", "../up"], "--name: '../up' is not a folder name"),
         ([str(here / "gate"), "--name", "notes"], "exists and is not a baseline"),
         ([str(here / "nowhere")], "no records here"),
