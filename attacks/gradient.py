@@ -244,7 +244,7 @@ class PGD(ProjectedAscent):
 
     def __post_init__(self) -> None:
         if self.targeted and self.loss == "cross-entropy":
-            raise ValueError("targeted: cannot be combined with loss = 'cross-entropy'; leave loss out, or set it to 'margin'")
+            raise ValueError("targeted: impossible with loss = 'cross-entropy'; leave loss out, or set it to 'margin'")
 
     @property
     def adapted_to(self) -> tuple[str, ...]:

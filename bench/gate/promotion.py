@@ -26,7 +26,9 @@ def promote(results: Results, target: Path, force: bool = False) -> list[str]:
     """
     folder = results.folder
     if folder.resolve() == target.resolve():
-        raise InputError(f"{folder}: this folder is the baseline itself; give the folder of a run, or another name for the baseline with --name")
+        raise InputError(
+            f"{folder}: this is the baseline itself; give the folder of a run, or another --name for the baseline"
+        )
     if target.exists() and not (target / "records").is_dir():
         raise InputError(f"{target}: exists and is not a baseline; remove it, or give another name with --name")
     if not any(results.status(cell)[0] == "ok" for cell in results.cells):
