@@ -10,6 +10,7 @@ from pathlib import Path
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.gate.gate import Gate, origin
 from manifold_bench.bench.metrics.summary import summary
+from manifold_bench.bench.records import measurements
 from manifold_bench.bench.records.results import Results, cell_text
 from manifold_bench.bench.records.schema import IMAGE_COLUMNS
 from manifold_bench.bench.records.store import INDEX, Contents, Store
@@ -17,7 +18,7 @@ from manifold_bench.bench.report.table import csv
 
 
 def promote(results: Results, target: Path, force: bool = False) -> list[str]:
-    """Copy a run's records to the baseline folder `target`, replace what is there, and return lines on what was done.
+    """Copy a run's results to the baseline folder `target`, replace what is there, and return lines on what was done.
 
     Images are left out: no figure needs them, and the data's licence may forbid to publish them. run.json is copied and
     summary.csv is written. The old baseline is only removed after the new one was written and read back. Raises
@@ -47,6 +48,7 @@ def promote(results: Results, target: Path, force: bool = False) -> list[str]:
         for name in ("run.json", f"{copy.folder.name}/{INDEX}"):
             if (folder / name).exists():
                 shutil.copyfile(folder / name, draft / name)
+        measurements.copy_without_pictures(folder, draft)
         new = Results.load(draft)
         (draft / "summary.csv").write_text(csv(summary(new.records)), encoding="utf-8")
         lines = [*(f"promoted nevertheless: {fault}" for fault in faults), *described(target, new, _size(draft))]

@@ -59,7 +59,10 @@ def store(job: Planned, folder: Path, outcome: Outcome) -> None:
     if (pictures := outcome.pictures) is not None:
         pixels = (pictures * 255).round().byte().cpu().numpy().tobytes()
         content["pictures"] = {"shape": list(pictures.shape), "pixels": base64.b64encode(pixels).decode()}
-    path = path_of(job, folder)
+    _write(path_of(job, folder), content)
+
+
+def _write(path: Path, content: JsonObject) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps({**content, "sha256": key_of(content)}, indent=1) + "\n")
 
@@ -136,7 +139,10 @@ class Index(BaseModel):
 
 def write_index(jobs: Iterable[Planned], folder: Path) -> None:
     """Write index.json, which lists the measurements of the run; other files in the folder are of earlier runs."""
-    names = [path_of(job, folder).name for job in jobs]
+    _write_names([path_of(job, folder).name for job in jobs], folder)
+
+
+def _write_names(names: list[str], folder: Path) -> None:
     if names or (folder / FOLDER).is_dir():
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         atomic_write(folder / FOLDER / INDEX, json.dumps({"measurements": names}, indent=1) + "\n")
@@ -147,8 +153,26 @@ def load(folder: Path) -> list[JsonObject]:
 
     Raises InputError where a file is damaged.
     """
+    return [read(folder / FOLDER / name) for name in _names(folder)]
+
+
+def copy_without_pictures(folder: Path, target: Path) -> None:
+    """Copy the stored results of the last run in a folder to another one, without their pictures.
+
+    Raises InputError where a file is damaged.
+    """
+    names = _names(folder)
+    for name in names:
+        content = read(folder / FOLDER / name)
+        content.pop("pictures", None)
+        _write(target / FOLDER / name, content)
+    _write_names(names, target)
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names of the files of the last run in a folder that are there."""
     index = folder / FOLDER / INDEX
     if not index.exists():
         return []
     names = read_json(index, Index, "run again").measurements
-    return [read(folder / FOLDER / name) for name in names if (folder / FOLDER / name).exists()]
+    return [name for name in names if (folder / FOLDER / name).exists()]

@@ -2,14 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from handmade import RUN, cell, run, write_run
 
 from manifold_bench.bench import compare
 from manifold_bench.bench.baseline import main
+from manifold_bench.bench.records import measurements
+from manifold_bench.bench.records.measurements import Outcome
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import IMAGE_COLUMNS
 
@@ -52,6 +56,17 @@ def test_a_baseline_compares_as_the_run_and_has_no_pictures(here, capsys):
     assert pd.read_csv(baseline / "summary.csv").set_index("attack").loc["a", "robust_accuracy"] == 0.85
     assert compare.main([str(baseline), str(made)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "PASS: 2 = (no difference)"
+
+
+def test_a_baseline_has_the_measurements_without_their_pictures(here):
+    facts = {"title": "samples", "headline": "accepted"}
+    job = SimpleNamespace(names=("data", "defense", "samples"), key="0" * 64, facts=facts, identity={"defense": "one"})
+    made = finished_run(here / "mine", CLEAN, attacked(3))
+    measurements.store(job, made, Outcome("ok", values={"accepted": 0.5}, pictures=torch.zeros(1, 2, 1, 4, 4)))
+    measurements.write_index([job], made)
+    assert main([str(made)]) == 0
+    (expected,), (found,) = Results.load(made).measurements, Results.load(Path("results/baselines/mine")).measurements
+    assert expected.pop("pictures") and found == expected
 
 
 def test_it_says_what_it_replaces(here, capsys):
