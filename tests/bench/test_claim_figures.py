@@ -114,6 +114,13 @@ def test_reclassification_of_different_images_is_refused():
         recovered(moved.iloc[:3], rejecting)
 
 
+def test_an_input_of_which_the_defenses_were_shown_different_images_is_left_out():
+    labels = [0] * 200
+    rejecting, answering = cell("a", labels=labels, adv=[REJECT] * 200), cell("a", labels=labels, defense="r")
+    answering.loc[0, "linf"] = 0.09
+    assert recovered(answering, rejecting) == wilson(199, 199)
+
+
 def test_the_area_under_the_curve_counts_pairs_in_which_the_attacked_input_looks_worse():
     """Of the nine pairs (clean, attacked) of {1, 2, 3} and {2, 4, 5} the attacked one is above in 7 and level in 1."""
     rows = cell(labels=(0, 1, 2), clean_scores=(1, 2, 3), adv_scores=(2, 4, 5))
