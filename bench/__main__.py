@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from manifold_bench.bench import COMMANDS
+from manifold_bench.bench.text import printable
 
 USAGE = "usage: manifold-bench COMMAND [ARGUMENTS]\n\n" + "\n".join(
     f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items()
@@ -26,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0
     if name not in COMMANDS:
-        print(f"{USAGE}\n\nerror: {name!r} is no command; give one of the above" if name else USAGE, file=sys.stderr)
+        error = f"error: {printable(repr(name))} is no command; there are {', '.join(COMMANDS)}"
+        print(error if name else USAGE, file=sys.stderr)
         return 2
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import tempfile
 import uuid
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, redirect_stderr
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,12 +243,7 @@ def _arguments(options: Mapping[str, Any]) -> list[str]:
         else:
             several = [value] if isinstance(value, (str, int, float, Path)) else list(value)
             words += [word for one in several for word in (flag, str(one))]
-    said = io.StringIO()
-    try:
-        with redirect_stderr(said):
-            command.parser().parse_args(words)
-    except SystemExit as error:
-        raise InputError(said.getvalue().strip().rpartition("error: ")[2]) from error
+    command.parser().parse_args(words)
     return words
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.text import eps_of, printable
+from manifold_bench.bench.text import eps_of
 from manifold_bench.defenses.errors import one_line
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h)")
@@ -17,7 +17,7 @@ DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h)")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses arguments with NUL characters, and escapes control characters in its messages."""
+    """A parser that raises InputError for arguments that are not allowed, and refuses NUL characters."""
 
     def parse_args(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
         given = super().parse_args(arguments)
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         return given
 
     def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def positive(text: str) -> int:

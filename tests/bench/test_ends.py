@@ -134,20 +134,14 @@ def test_a_folder_in_place_of_a_file_is_one_line(whole, tmp_path, name):
 def test_a_path_that_no_file_system_takes_is_bad_input(out, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for arguments in (["--matrix", "smoke", "--out", out], ["--matrix", out], ["--matrix", "smoke", "--data", out]):
-        try:
-            code = main([*arguments, "--defense", "tiny:NearestMean", "--attack", "clean", "--n", "2"])
-        except SystemExit as error:
-            code = error.code
+        code = main([*arguments, "--defense", "tiny:NearestMean", "--attack", "clean", "--n", "2"])
         said = capsys.readouterr().err.splitlines()
         assert code in (1, 2) and said and "error: " in said[-1] and not any("Traceback" in line for line in said)
 
 
 @pytest.mark.parametrize("option", [["--seed", str(2**63)], ["--seed", "9" * 6000], ["--device", "hpu"]])
 def test_values_that_cannot_be_are_bad_input(option, tmp_path, capsys):
-    try:
-        code = main(["--matrix", "smoke", "--out", str(tmp_path / "out"), *option])
-    except SystemExit as error:
-        code = error.code
+    code = main(["--matrix", "smoke", "--out", str(tmp_path / "out"), *option])
     said = capsys.readouterr().err
     assert code == 2 and option[0] in said and "Traceback" not in said and not (tmp_path / "out").exists()
 

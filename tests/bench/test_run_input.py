@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from commands import GOOD, bench_run, matrix_file, one_error_line
 
+from manifold_bench.bench import COMMANDS
+from manifold_bench.bench.__main__ import main as manifold_bench
 from manifold_bench.bench.list import main as list_systems
 from manifold_bench.bench.run import main
 
@@ -32,10 +34,23 @@ def test_list_names_everything(capsys):
     "option", [["--nonsense"], ["--n", "0"], ["--n", "many"], ["--workers", "-1"], ["--seed", "-1"]]
 )
 def test_an_option_that_cannot_be_is_refused(option, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["--matrix", "smoke", *option])
-    assert caught.value.code == 2
-    assert "error: " in capsys.readouterr().err
+    assert main(["--matrix", "smoke", *option]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and option[0] in line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("nonsense", ["--nonsense", "--no\x1b[31mnsense", "\0"])
+def test_every_command_refuses_arguments_in_one_line(command, nonsense, capsys):
+    assert manifold_bench([command, nonsense]) == 2
+    shown = capsys.readouterr()
+    assert not shown.out and len(shown.err.splitlines()) == 1 and shown.err[:-1].isprintable()
+
+
+def test_an_unknown_command_is_refused_in_one_line_that_names_all(capsys):
+    assert manifold_bench(["rnu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(command in line for command in COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,6 @@ def test_sizes_of_several_norms_or_beyond_the_box_are_refused(eps):
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "8/0", "inf", "nan", "much"])
-def test_no_sizes(text, capsys):
-    with pytest.raises(SystemExit):
+def test_no_sizes(text):
+    with pytest.raises(InputError, match="--eps"):
         parser().parse_args(["--eps", text])
-    assert "--eps" in capsys.readouterr().err
