@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 from junitparser.junitparser import FinalResult
 from rich.console import Console
 
+from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.gate.limits import Check, Limit, check
 from manifold_bench.bench.metrics.paired import Comparison, Joint, compare, joint
 from manifold_bench.bench.metrics.signs import SIGNS
@@ -65,7 +67,12 @@ class Gate:
 
     @classmethod
     def of(cls, baseline: Results, new: Results, limits: list[Limit]) -> Gate:
-        """Compare two runs and check the limits."""
+        """Compare two runs and check the limits. Raises InputError where no cell is in both runs."""
+        if baseline.cells.keys().isdisjoint(new.cells):
+            raise InputError(
+                f"compare: BASELINE ({_defenses(baseline)}) and NEW ({_defenses(new)}) have no cell in common; give "
+                "runs that share a defense, by its label, on the same data set"
+            )
         found = compare(baseline, new)
         checks = check(limits, baseline, new, found)
         added = sorted(new.cells.keys() - baseline.cells.keys())
@@ -169,6 +176,12 @@ class Gate:
                 + (" They can break a limit that is smaller than a few inputs of a cell." if self.broken else "")
             )
         return sentences
+
+
+def _defenses(results: Results) -> str:
+    """Return the defenses of a run with their data sets, the first few where there are many: `inc on mnist5k`."""
+    pairs = {f"{defense} on {dataset}": None for dataset, defense, *_ in results.cells}
+    return textwrap.shorten(", ".join(pairs), 200, placeholder=" …")
 
 
 def _machine(run: JsonObject) -> str:

@@ -249,6 +249,15 @@ def test_exit_code_and_closing_line(monkeypatch, capsys, before, after, code, cl
     assert closing in output.splitlines()[-1]
 
 
+@pytest.mark.parametrize("other", [cell("clean", defense="e"), cell("clean", dataset="mnist"), cell("other")])
+def test_runs_without_a_common_cell_are_refused_in_one_line(monkeypatch, capsys, other):
+    monkeypatch.setattr(Results, "load", lambda folder: a_run({"old": CLEAN, "new": other}[folder.name]))
+    assert main(["old", "new"]) == 2
+    shown = capsys.readouterr()
+    (line,) = shown.err.splitlines()
+    assert not shown.out and "d on digits" in line and f"{other['defense'][0]} on {other['dataset'][0]}" in line
+
+
 def test_a_reason_is_printed_as_it_is(monkeypatch, capsys):
     failed = attacked(0, status="failed", reason="[out] of memory")
     assert "[out] of memory" in command(monkeypatch, capsys, attacked(0), failed)[1]
