@@ -130,6 +130,7 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
     from manifold_bench.bench.running.execution import execute
     from manifold_bench.bench.running.forecast import Forecaster
     from manifold_bench.bench.running.session import Session
+    from manifold_bench.bench.terminal import print_text
     from manifold_bench.defenses.weights import with_cards
 
     matrix, whole = matrices(given)
@@ -150,6 +151,8 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
             code = code_of_users(plan.systems)
             held.enter_context(run_folder(folder))
             plan = planned_within(plan, folder, given, forecaster)
+            if plan.matrix.budget and not given.quiet:
+                print_text(console, plan.matrix.budget)
             board = Board(console, engine.workers, Log(folder / LOG), given.quiet)
             ended = execute(plan, Session(folder, engine, board, upload))
         with writing(console, given.quiet):

@@ -41,22 +41,28 @@ class Cut:
     share: float
 
 
-def cut_matrix(matrix: Matrix, cut: Cut, sizes: dict[str, int], budget: str) -> Matrix:
-    """Return the matrix with fewer images and iterations; its `budget` is a sentence that says what was cut.
-
-    sizes: number of images of each data set before the cut. budget: time as the user wrote it.
-    """
+def cut_matrix(matrix: Matrix, cut: Cut, sizes: dict[str, int]) -> Matrix:
+    """Return the matrix with fewer images and iterations. sizes: number of images of each data set before the cut."""
     datasets = tuple(
         entry.model_copy(update={"n": min(sizes.get(entry.name, cut.n), cut.n)}) for entry in matrix.datasets
     )
     attacks = tuple(_shortened(choice, cut) for choice in matrix.attacks)
-    images = [f"n = {entry.n} of {sizes[entry.name]} ({entry.name})" for entry in datasets if entry.name in sizes]
-    shorter = [new.label for old, new in zip(matrix.attacks, attacks, strict=True) if new.label != old.label]
-    if cut.share == 1 and all(sizes.get(entry.name, 0) == entry.n for entry in datasets):
-        return dataclasses.replace(matrix, budget=f"Nothing had to be cut for a budget of {budget}.")
-    summary = f"Within a budget of {budget}: {', '.join(images)}; "
-    summary += f"fewer iterations: {', '.join(dict.fromkeys(shorter))}." if shorter else "all iterations."
-    return dataclasses.replace(matrix, datasets=datasets, attacks=attacks, budget=summary)
+    return dataclasses.replace(matrix, datasets=datasets, attacks=attacks)
+
+
+def summary(plan: Plan, uncut: Plan, budget: str) -> str:
+    """Return a sentence that says what was cut of a plan; attacks that run on no defense are left out.
+
+    plan, uncut: the plan with and without the cut. budget: time as the user wrote it.
+    """
+    if plan is uncut:
+        return f"Nothing had to be cut for a budget of {budget}."
+    sizes, before = sizes_of(plan), sizes_of(uncut)
+    images = ", ".join(f"n = {n} of {before[name]} ({name})" for name, n in sizes.items())
+    old, running = {choice.label for choice in uncut.matrix.attacks}, {job.label for job in plan.jobs if not job.skip}
+    shorter = [one.label for one in plan.matrix.attacks if one.label in running - old]
+    iterations = f"fewer iterations: {', '.join(dict.fromkeys(shorter))}" if shorter else "all iterations"
+    return f"Within a budget of {budget}: {images}; {iterations}."
 
 
 def _shortened(choice: AttackChoice, cut: Cut) -> AttackChoice:
@@ -140,7 +146,9 @@ def plan_within(
     sizes = sizes_of(plan)
 
     def planned(cut: Cut) -> Plan:
-        matrix, whole = (cut_matrix(one, cut, sizes, budget) for one in (plan.matrix, plan.whole))
+        if cut.share == 1 and cut.n >= max(sizes.values()):
+            return plan
+        matrix, whole = (cut_matrix(one, cut, sizes) for one in (plan.matrix, plan.whole))
         return make_plan(matrix, dataclasses.replace(plan.options, n=None), whole, plan.named)
 
     if cut is None:
@@ -151,4 +159,7 @@ def plan_within(
                 f"--budget: {budget} is too short; this matrix takes at least about {least} (n = {cut.n}, a "
                 f"{round(1 / cut.share)}th of the iterations); give that time, or name fewer systems"
             )
-    return planned(cut), cut
+    found = planned(cut)
+    said = summary(found, plan, budget)
+    matrix, whole = (dataclasses.replace(one, budget=said) for one in (found.matrix, found.whole))
+    return dataclasses.replace(found, matrix=matrix, whole=whole), cut

@@ -20,10 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from manifold_bench.bench.report.screen import print_report
     from manifold_bench.bench.report.writing import write_report
     from manifold_bench.bench.running.url_folder import local_folder
-    from manifold_bench.bench.terminal import terminal
+    from manifold_bench.bench.terminal import print_text, terminal
 
     with local_folder(given, "DIR") as (folder, _):
         report = write_report(Results.load(folder))
+    if report.budget:
+        print_text(terminal(), report.budget)
     print_report(report, terminal())
     print(f"report.html, report.md, summary.csv, diagnosis.json, tables/ and plots/ are in {given}")
     return 0

@@ -35,8 +35,6 @@ def print_report(report: Report, console: Console) -> None:
             print_text(console, f"({i}) {textwrap.shorten(note, 300, placeholder=' …')}")
         console.print()
     print_text(console, SCREEN_LEGEND)
-    if report.budget:
-        print_text(console, report.budget)
     for line in diagnosis_lines(report.diagnosis):
         print_text(console, line)
     for name, lines in report.rankings.items():

@@ -34,8 +34,7 @@ class Verdict:
     """What a run found about one defense on one data set, in sentences.
 
     clean: accuracy and rejection without an attack. left: robust accuracy at each norm and ε. trust: what the
-    diagnosis, the marks of tables and a time budget say about these figures. advice: what to run next, and command: how
-    to run it.
+    diagnosis and the marks of tables say about these figures. advice: what to run next, and command: how to run it.
     """
 
     dataset: str
@@ -86,7 +85,7 @@ def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doub
                 defense=label,
                 clean=_clean(rows),
                 left=[line for panel in attacked for line in _left(panel)] or ["No attack ran."],
-                trust=[_diagnosed(finding), *marks, *filter(None, [budget_of(results.run)])],
+                trust=[_diagnosed(finding), *marks],
                 advice=advice,
                 command=command,
             )

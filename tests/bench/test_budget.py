@@ -76,6 +76,20 @@ def test_the_plan_within_a_budget_has_every_system_and_says_what_was_cut():
         plan_within(plan, "1s", 1.0, None, passes)
 
 
+def test_attacks_that_are_skipped_are_not_named_among_those_that_were_cut():
+    skipped = {"name": "selective-pgd", "norm": "linf", "eps": [0.1], "steps": 40}
+    plan = make_plan(parse_matrix(MATRIX | {"attacks": [*MATRIX["attacks"], skipped]}, "here"), Options())
+    small, _ = plan_within(plan, "1h", 1.0, Cut(20, 0.5), lambda one: 0.0)
+    assert {bool(job.skip) for job in small.jobs if job.label == "selective-pgd [20 of 40 steps]"} == {True}
+    assert "pgd [20 of 40 steps]" in small.matrix.budget and "selective-pgd" not in small.matrix.budget
+
+
+def test_a_budget_that_cuts_nothing_keeps_the_number_of_images_of_the_command_line():
+    plan = make_plan(parse_matrix(MATRIX, "here"), Options(n=7))
+    kept, _ = plan_within(plan, "1h", 1.0, None, lambda one: 0.0)
+    assert [job.key for job in kept.jobs] == [job.key for job in plan.jobs]
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1.5 min", 90), ("2h", 7200)])
 def test_durations(text, seconds):
     assert seconds_of(parser().parse_args(["--budget", text]).budget) == seconds
