@@ -145,6 +145,7 @@ def test_on_a_phone_only_the_boxes_scroll_and_the_first_column_stays(browser, fo
     watched = Watched(browser, folder, viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)
     page = watched.page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert all(svg.bounding_box()["width"] <= 390 for svg in page.locator("svg.drawing").all())
     box = page.locator("#leaderboard .box")
     assert box.evaluate("box => box.scrollWidth > box.clientWidth")
     before = page.locator("#board tbody tr:not([hidden]) th").first.bounding_box()
