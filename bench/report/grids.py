@@ -19,7 +19,7 @@ from manifold_bench.bench.report.pictures import (
     size_text,
     truth_text,
 )
-from manifold_bench.bench.report.style import OKABE_ITO, folded, new_figure
+from manifold_bench.bench.report.style import OKABE_ITO, folded, new_figure, wrapped
 from manifold_bench.bench.text import eps_text, norm_text
 from manifold_bench.defenses.identity import JsonObject
 
@@ -51,7 +51,7 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, Jso
         first = cell.iloc[0]
         strength = "" if first["norm"] == FOOLING else f", ε = {eps_text(first['eps'])}"
         where = f"{first['defense']}\n{folded(first['attack'])}\n{norm_text(first['norm'])}{strength}"
-        axes.text(-0.15 * wide, row * i + 0.5 * high, where, ha="right", va="center", fontsize=7.5)
+        axes.text(-0.15 * wide, row * i + 0.5 * high, wrapped(where), ha="right", va="center", fontsize=7.5)
         for j, record in enumerate(shown_inputs(cell, SHOWN_INPUTS)):
             original, adversarial, seen = (pixels(record[column], shape) for column in IMAGE_COLUMNS)
             assert original is not None and adversarial is not None

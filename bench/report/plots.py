@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,7 +87,7 @@ def security_curves(*panels: Panel) -> Figure:
     attacks share only some inputs. A failed or skipped worst case leaves a gap. Several panels are drawn one below the
     other.
     """
-    figure = style.blank_figure(6.4, sum(max(4.0, 0.6 + 0.2 * len(panel.defenses)) for panel in panels))
+    figure = style.blank_figure(6.4, sum(max(4.0, style.legend_height(panel.defenses)) for panel in panels))
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         _draw_security_curves(axes, panel)
     return figure
@@ -131,7 +130,8 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
     """
     panels = list(records.groupby("defense"))
     searching = sorted(records.loc[records["key"].isin(minimal), "attack"].unique())
-    figure = style.blank_figure(7.5, 0.8 + 2.2 * len(panels))
+    legend = style.legend_height(f"{name}\nmedian" for name in ("all attacks", *searching))
+    figure = style.blank_figure(7.5, 0.8 + max(2.2, legend) * len(panels))
     grid = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
     for axes, (defense, rows) in zip(grid, panels, strict=True):
         named: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [("all attacks", rows, {"color": "0.7", "lw": 4})]
@@ -144,7 +144,7 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
                 points = np.linspace(0, 1, CURVE_POINTS)
                 steps = np.quantile(distances, points, method="nearest") if len(distances) else []
                 curve = distance_curve(own, np.unique([0.0, *steps]).tolist())
-                label = f"{textwrap.fill(name, 36)}\nmedian {distance_text(median_distance(own))}"
+                label = f"{name}\nmedian {distance_text(median_distance(own))}"
                 axes.step(curve["eps"], 100 * curve["value"], where="post", label=label, **line)
         axes.set_ylim(0, 100)
         axes.set_title(str(defense), loc="left", fontsize=9)
@@ -166,7 +166,8 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
     scale of the risk is linear up to 1 % and logarithmic above.
     """
     largest = records["eps"].max()
-    figure, axes = style.new_figure(8.0, max(4.2, 1.4 + 0.36 * records["defense"].nunique()))
+    legend = style.legend_height(f"{defense}\narea" for defense in records["defense"].unique())
+    figure, axes = style.new_figure(8.0, max(4.2, 0.9 + legend))
     bold = style.weights(records["defense"].nunique())
     for i, (defense, rows) in enumerate(records.groupby("defense")):
         colour, marker = (style.line_style(i)[part] for part in ("color", "marker"))
@@ -206,7 +207,14 @@ def heat_map(panel: Panel) -> Figure:
     """
     defenses, columns = panel.defenses, matrix_columns(panel)
     at = keyed(pd.concat([panel.clean, panel.attacked]), "defense", "attack", "eps")
-    figure, axes = style.new_figure(2.6 + 0.62 * len(columns), 2.3 + 0.36 * len(defenses))
+    heads = [
+        CLEAN if attack == CLEAN else style.wrapped(f"{style.folded(attack)}\nε = {eps_text(eps)}")
+        for attack, eps in columns
+    ]
+    names = list(map(style.wrapped, defenses))
+    head, name = (max(len(line) for text in texts for line in text.split("\n")) for texts in (heads, names))
+    width = 1.7 + 0.62 * len(columns) + max(0.05 * head, 0.08 * name)  # heads are written at an angle
+    figure, axes = style.new_figure(width, 1.6 + 0.36 * len(defenses) + 0.05 * head)
     shares = np.full((len(defenses), len(columns)), np.nan)
     for i, defense in enumerate(defenses):
         for j, (attack, eps) in enumerate(columns):
@@ -218,10 +226,9 @@ def heat_map(panel: Panel) -> Figure:
             text = f"{100 * shares[i, j]:.1f}" + ("‡" if row["status"] == "partial" else "")
             axes.text(j, i, text, ha="center", va="center", color=style.shade(shares[i, j])[1], fontsize=8)
     image = axes.imshow(100 * shares, cmap=style.COLOURS, vmin=0, vmax=100, aspect="auto")
-    heads = [CLEAN if attack == CLEAN else f"{style.folded(attack)}\nε = {eps_text(eps)}" for attack, eps in columns]
     axes.set_xticks(range(len(columns)), heads, rotation=50, ha="right", rotation_mode="anchor", fontsize=7.5)
     axes.get_xticklabels()[-1].set_fontweight("bold")
-    axes.set_yticks(range(len(defenses)), defenses)
+    axes.set_yticks(range(len(defenses)), names)
     axes.set(xlabel="attack (‡ partial; – not in this run)", ylabel="defense")
     axes.set_title(f"{panel.title}: robust accuracy at each attack's largest ε", loc="left")
     axes.tick_params(length=0)
@@ -235,7 +242,7 @@ def measured_curves(title: str, name: str, lines: dict[str, list[tuple[float, fl
 
     name: of the values without the number, the label of the x axis. lines: defense → points (number, value).
     """
-    figure, axes = style.new_figure(6.4, max(3.6, 0.6 + 0.2 * len(lines)))
+    figure, axes = style.new_figure(6.4, max(3.6, style.legend_height(lines)))
     bold = style.weights(len(lines))
     for i, (defense, points) in enumerate(lines.items()):
         line = style.line_style(i) | {"ms": 4.5 * bold[i], "clip_on": False}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import textwrap
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,8 +59,20 @@ def line_style(number: int) -> dict[str, Any]:
 
 
 def legend_beside(axes: Axes, title: str | None = None, **style: Any) -> None:
-    """Draw the legend to the right of a plot, where it covers nothing."""
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False, title=title, **style)
+    """Draw the legend to the right of a plot, where it covers nothing; long labels get several lines."""
+    handles, labels = axes.get_legend_handles_labels()
+    style = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0, "frameon": False} | style
+    axes.legend(handles, list(map(wrapped, labels)), title=title, **style)
+
+
+def wrapped(label: str) -> str:
+    """Break the lines of a label after 36 characters, so that it leaves room for the plot."""
+    return "\n".join(textwrap.fill(line, 36) for line in label.split("\n"))
+
+
+def legend_height(labels: Iterable[object]) -> float:
+    """Return the height in inches of the legend that `legend_beside` draws of these labels under a title."""
+    return 0.5 + sum(0.07 + 0.15 * len(wrapped(str(label)).splitlines()) for label in labels)
 
 
 def weights(lines: int) -> np.ndarray:

@@ -43,6 +43,18 @@ def test_every_plot_is_written_as_svg_and_the_same_each_time(records, tmp_path):
         assert (tmp_path / "once" / f"{name}.svg").read_bytes() == (tmp_path / "again" / f"{name}.svg").read_bytes()
 
 
+@pytest.mark.parametrize("length", [1, 43, 120])
+@pytest.mark.parametrize("many", [1, 12])
+@pytest.mark.filterwarnings("error:constrained_layout not applied")  # which says that no room is left for the axes
+def test_labels_of_any_length_leave_room_for_the_axes(length, many, tmp_path):
+    named = [chr(97 + i) * length for i in range(many)]
+    cells = [cell(name, (0.1,), LABELS, defense=named[0]) for name in (CLEAN, *named)]
+    cells += [cell(name, (0.1,), LABELS, defense=one) for one in named[1:] for name in (CLEAN, named[0])]
+    rows = run(*cells)
+    drawn = plots.write_plots(plots.run_plots(a_run(rows, minimal=named), summary(rows)), tmp_path)
+    assert {plot.svg.stem for plot in drawn} >= {"digits--linf--curves", "digits--linf--distances"}
+
+
 def test_the_curve_starts_at_the_clean_accuracy_and_leaves_out_what_has_no_figure(drawn):
     axes = drawn["digits", "linf", "curves"].axes[0]
     lines = {line.get_label(): line for line in axes.lines}
