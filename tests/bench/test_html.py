@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handmade import run, write_run
+from handmade import cell, run, write_run
 from pages import CELLS, DIAGNOSIS, EVIL, write_page
 
 from manifold_bench.bench.records.results import Results
@@ -117,6 +117,14 @@ def test_without_run_json_the_page_says_so(tmp_path):
     write_report(Results.load(write_run(tmp_path, run(*CELLS[:2]))))
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "has no run.json" in text and "computes this cell again" not in text
+
+
+def test_names_in_backticks_are_code_in_the_verdict(tmp_path):
+    rows = run(cell(CLEAN, labels=[0] * 10, defense=EVIL), cell("pgd", (0.1,), [0] * 10, adv=[1] * 10, defense=EVIL))
+    write_report(Results.load(write_run(tmp_path, rows)))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    verdict = text[text.index('<section id="verdict"') :].partition("</section>")[0]
+    assert "<code>strong</code>" in verdict and "`" not in verdict and EVIL not in verdict
 
 
 def test_a_difference_by_hand():

@@ -67,7 +67,7 @@ def write_page(report: Report, plots: Sequence[Drawn]) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"norm": norm_text, "kernels": kernels_text}
-    environment.filters |= {"inlined": _inlined, "unbroken": _unbroken, "bold": _bold}
+    environment.filters |= {"inlined": _inlined, "unbroken": _unbroken, "marked": _marked}
     cells = Cells(report)
     text = environment.get_template("report.html.jinja").render(
         report=report,
@@ -191,6 +191,9 @@ def _unbroken(text: str) -> Markup:
     return Markup(re.sub(r"\[[^][]*\]", r'<span class="interval">\g<0></span>', str(escape(text))))
 
 
-def _bold(paragraph: str) -> Markup:
-    """Return a text as HTML in which **…** is strong; all other Markdown and HTML is shown as it is written."""
-    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(paragraph))))
+def _marked(text: str) -> Markup:
+    """Return a text as HTML in which **…** is strong and `…` is code; all else is shown as it is written."""
+    parts = re.split(r"`([^`]+)`", str(escape(text)))  # every second part is code
+    parts[::2] = [re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", part) for part in parts[::2]]
+    parts[1::2] = [f"<code>{part}</code>" for part in parts[1::2]]
+    return Markup("".join(parts))
