@@ -120,7 +120,7 @@ class Defense(Trainable):
     """
 
     Spec: ClassVar[type[DefenseSpec]] = DefenseSpec
-    family: ClassVar[str] = "other"
+    family: ClassVar[str] = "not stated"
     """The kind of defense, by which reports group; it changes no result."""
     randomized: ClassVar[bool] = False
     detectors: ClassVar[tuple[str, ...]] = ()

@@ -41,6 +41,7 @@ class Model(Defense):
     """
 
     Spec: ClassVar = ModelSpec
+    family: ClassVar[str] = "plain model"
     spec: ModelSpec
 
     def __init__(self, spec: ModelSpec, model: Any) -> None:

@@ -25,7 +25,7 @@ def groups(kind: Kind) -> dict[str, list[str]]:
     """The names of all systems by what they have to know or what they do, with norms that are unusual and papers."""
     found: dict[str, list[str]] = {}
     for one in descriptions(kind):
-        group = knowledge(one) if kind == "attacks" else str(one.values.get("family", "other"))
+        group = knowledge(one) if kind == "attacks" else str(one.values.get("family", "not stated"))
         norms = one.values.get("norms", ())
         unusual = [] if kind != "attacks" or norms in (..., ("linf", "l2")) else map(norm_text, norms)
         about = ", ".join(filter(None, [*unusual, one.cited]))

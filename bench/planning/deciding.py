@@ -11,8 +11,8 @@ from manifold_bench.bench.records.schema import ATTACK
 if TYPE_CHECKING:
     from manifold_bench.bench.planning.plan import Plan
 
-UNMARKED = ("none", "other")
-"""Families that need no attack made for them: no defense at all, and defenses that name no family."""
+UNMARKED = ("none", "plain model", "not stated")
+"""Families that need no attack made for them: no defense at all, models of users, and defenses that name no family."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Entry(NamedTuple):
     file: FileName
     title: str = ""
     knowledge: str | None = None
-    family: Name = "other"
+    family: Name = "not stated"
     minimal: bool = False
 
 

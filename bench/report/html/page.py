@@ -125,7 +125,7 @@ def leaderboard(report: Report) -> Leaderboard:
                     figures.append(_shown(marks, accepting.get((dataset, defense)), "error"))
                 alone = strongest(of_defense[defense], eps)
                 attack = alone.names + (f": {percent(alone.share)}" if alone.attacks else "")
-                family, diagnosis = families.get(defense, "other"), diagnosed.get((dataset, defense), "not run")
+                family, diagnosis = families.get(defense, "not stated"), diagnosed.get((dataset, defense), "not run")
                 where = (dataset, norm, family, eps_text(eps), eps == ladder[-1])
                 entries.append(Entry(*where, defense, figures, attack, diagnosis))
     ladders = {norm: list(dict.fromkeys(map(eps_text, sorted(known)))) for norm, known in strengths.items()}
