@@ -236,7 +236,8 @@ def _arguments(options: Mapping[str, Any]) -> list[str]:
     words = []
     for name, value in options.items():
         if name not in known:
-            raise InputError(f"{name}: no such option{nearest(name, known)}; there are {', '.join([*USAGE, *known])}")
+            there = [*USAGE, *known]
+            raise InputError(f"{name}: no such option{nearest(name, there)}; there are {', '.join(there)}")
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             words += [flag] if value else []

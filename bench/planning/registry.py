@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -92,12 +93,40 @@ def find(kind: Kind, name: str) -> type[Any]:
             raise InputError(f"unknown attack {name!r}; {prefix!r} is an attack itself; leave out the colon")
         return adapter
     if not colon:
+        if fault := _fault_of_path(kind, name):
+            raise InputError(f"{SINGULAR[kind]} {name!r}: {fault}")
         known = list(points)
         raise InputError(
             f"unknown {SINGULAR[kind]} {name!r}{nearest(name, known)}; "
             f"`manifold-bench list` names all {len(known)}; package.module:Name is allowed too"
         )
     return _checked(kind, name, _object(kind, name))
+
+
+def _fault_of_path(kind: Kind, name: str) -> str | None:
+    """Return what is wrong with a path that was given as a name, and what to write; None for other names."""
+    path = Path(name)
+    if path.suffix == ".py" and path.is_file():
+        with contained(f"{SINGULAR[kind]} {name!r}: cannot be imported"):
+            content = importlib.import_module(_import_file(kind, name, path))
+        inside = [word for word, value in vars(content).items() if _is_candidate(word, value, path.stem)]
+        there = f"; it has {', '.join(inside)}" if inside else ""
+        return f"name what is in it, as {name}:{inside[0] if inside else 'Name'}{there}"
+    if path.suffix != ".py" and not {"/", os.sep} & set(name):
+        return None
+    if not path.exists():
+        return f"no such {'folder' if kind == 'datasets' else 'file'}; give a path that exists, or a registered name"
+    if kind == "datasets" and path.is_dir():
+        return "a folder of images is data for evaluate in Python; here name a class, as file.py:Class"
+    return "give a registered name, or what is in a Python file, as file.py:Name"
+
+
+def _is_candidate(word: str, value: object, module: str) -> bool:
+    """Return whether something in a module may be what its user means: a public object made there, or a network."""
+    import torch
+
+    maker = value if inspect.isclass(value) or inspect.isroutine(value) else type(value)
+    return not word.startswith("_") and (maker.__module__ == module or isinstance(value, torch.nn.Module))
 
 
 def _object(kind: Kind, name: str) -> Any:

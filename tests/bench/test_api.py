@@ -274,6 +274,12 @@ def test_the_command_line_refuses_what_is_no_model_in_one_line(folder, capfd, na
     assert len(lines) == 1 and name in lines[0]
 
 
+@pytest.mark.parametrize(("option", "meant"), [("normalise", "normalize"), ("clases", "classes"), ("nom", "norm")])
+def test_a_misspelt_option_is_answered_with_the_nearest(linear, digits, option, meant):
+    with pytest.raises(mb.InputError, match=f"did you mean '{meant}'"):
+        mb.evaluate(linear, "digits", eps=0.1, **{option: 3})
+
+
 def test_a_missing_size_is_named():
     with pytest.raises(mb.InputError, match=r"eps: .*8/255"):
         mb.evaluate("undefended", "digits")

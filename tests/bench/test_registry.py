@@ -117,6 +117,30 @@ def test_a_package_from_outside_is_found(tmp_path, monkeypatch):
         sys.modules.pop("outside_package", None)
 
 
+def test_a_file_without_a_name_in_it_is_answered_with_what_it_holds(tmp_path):
+    path = tmp_path / "held_models.py"
+    path.write_text(
+        "import math\nfrom functools import partial\nfrom torch import Tensor, nn\n"
+        "net = nn.Flatten()\nclass Mine(nn.Module): ...\ndef make(): return net\n_hidden, number = nn.Flatten(), 3\n"
+    )
+    try:
+        said = refused("defenses", str(path))
+    finally:
+        sys.modules.pop("held_models", None)
+        sys.path.remove(str(tmp_path))
+    assert f"{path}:net" in said and said.endswith("it has net, Mine, make")
+
+
+@pytest.mark.parametrize(("kind", "word"), [("datasets", "no such folder"), ("defenses", "no such file")])
+@pytest.mark.parametrize("name", ["./my_images", "absent/folder", "/absent"])
+def test_a_path_that_does_not_exist_is_said_to(kind, word, name):
+    assert word in refused(kind, name)
+
+
+def test_a_folder_is_no_data_set_of_a_command(tmp_path):
+    assert "no such" not in refused("datasets", str(tmp_path))
+
+
 def test_the_nearest_word():
     assert nearest("stepz", ["steps", "norm"]) == "; did you mean 'steps'?"
     assert nearest("qqq", ["steps", "norm"]) == nearest("x", []) == ""
