@@ -85,7 +85,7 @@ def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doub
                 defense=label,
                 clean=_clean(rows),
                 left=[line for panel in attacked for line in _left(panel)] or ["No attack ran."],
-                trust=[_diagnosed(finding), *marks],
+                trust=[_diagnosed(finding), *_misled(finding), *marks],
                 advice=advice,
                 command=command,
             )
@@ -146,6 +146,16 @@ def _diagnosed(finding: JsonObject) -> str:
     if result == "pass":
         return f"The diagnosis found nothing against these figures ({len(titles)} checks passed)."
     return "The whole diagnosis was not run (--diagnose), so it is not known whether the attacks worked as they should."
+
+
+def _misled(finding: JsonObject) -> list[str]:
+    """Return a sentence where query-based attacks beat significantly more than those with gradients; else nothing."""
+    return [
+        "Gradients mislead here: query-based attacks, which use none, beat significantly more inputs than all "
+        f"gradient-based attacks together ({check['evidence']})."
+        for check in finding["checks"]
+        if check["check"] == "query" and check["result"] in ("warn", "fail")
+    ]
 
 
 def _marks(worst: Sequence[Row], doubts: Doubts) -> list[str]:

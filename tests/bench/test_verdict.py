@@ -72,6 +72,20 @@ def test_a_model_of_a_program_has_advice_for_a_program():
     assert verdict.command.startswith("mb.run(") and '"digits"' in verdict.command
 
 
+@pytest.mark.parametrize(("by_queries", "misled"), [(20, True), (2, False), (0, False)])
+def test_gradients_mislead_where_queries_beat_significantly_more(by_queries, misled):
+    labels = [0] * 20
+    beaten = {"square": by_queries, "pgd": 1}
+    cells = [cell(name, (0.1,), labels, adv=[1] * n + [0] * (20 - n)) for name, n in beaten.items()]
+    results = a_run(run(cell(CLEAN, labels=labels), *cells))
+    for key, identity in results.identities.items():
+        knowledge = {"square": "score", "pgd": "white-box"}.get(identity["attack"]["label"])
+        results.index[key] = results.index[key]._replace(knowledge=knowledge)
+    found = summary(results.records)
+    (verdict,) = verdicts(results, found, diagnose(results), doubts_of(results, found))
+    assert any("mislead" in sentence for sentence in verdict.trust) == misled
+
+
 def test_marks_of_the_worst_case_are_named():
     blind = cell("pgd", (0.1,), LABELS, adv=LABELS)
     blind["blind"] = 1.0
