@@ -90,6 +90,10 @@ class Attack(ABC):
     def passes(self) -> tuple[int, int]:
         """Return the most forward and backward passes that one input costs at one ε; an estimate, for the plan."""
 
+    def training_passes(self) -> int:
+        """Return how many passes of one image through a model that the attack trains, in the whole job; an estimate."""
+        return 0
+
     def steps_of_a_pass(self, defense: AttackableDefense) -> int:
         """Return how many solver steps of the defense each of the `passes` costs; 0 where the defense has no solver."""
         return defense.inference_steps

@@ -82,6 +82,9 @@ class Substitute(Attack):
     def passes(self) -> tuple[int, int]:
         return math.ceil(self.images * 2 ** (self.rounds - 1) / 100), 0  # shared by a batch of about a hundred
 
+    def training_passes(self) -> int:
+        return 3 * self.epochs * self.images * (2**self.rounds - 1)  # a backward pass takes twice as long as a forward
+
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         attack = (
             FGSM(norm=self.norm, part="classifier")

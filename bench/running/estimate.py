@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from statistics import median
 from typing import NamedTuple
 
+from manifold_bench.attacks.base import Attack
 from manifold_bench.bench.planning.jobs import Job
 
 ANSWER = 1e-4
@@ -128,8 +129,9 @@ class Estimator:
 
 
 def guess(job: Job) -> float:
-    """Return a job's seconds before anything is known: a constant for each step of each pass."""
-    return ANSWER * max(1, job.inference_steps) * max(job.passes, 1.0)
+    """Return a job's seconds before anything is known: a constant for each step of each pass, trainings included."""
+    training = job.attack.training_passes() if isinstance(job.attack, Attack) else 0
+    return ANSWER * (max(1, job.inference_steps) * max(job.passes, 1.0) + training)
 
 
 def left_of(expected: float, elapsed: float, share: float | None) -> float:

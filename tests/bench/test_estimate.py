@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from planned import job
 
 from manifold_bench.attacks.gradient import FGSM, PGD
+from manifold_bench.attacks.substitute import Substitute
 from manifold_bench.bench.running.estimate import Estimator, guess, left_of, time_left
 
 TIMES = st.lists(st.floats(0, 1e4), max_size=20)
@@ -26,6 +27,17 @@ def matrix():
         made.append((job(name, pgd, "early", passes=4000, **kind), 4000 * unit * few * 0.03))
         made.append((job(name, fgsm, "fgsm", passes=3, **kind), 3 * unit * few * 1.1))
     return made
+
+
+def test_the_training_of_a_substitute_counts_whatever_the_number_of_inputs():
+    def trained(n: int, **parameters: int) -> float:
+        attack = Substitute(norm="linf", **parameters)
+        return guess(job("fast", attack, "substitute", n=n)) - guess(job("fast", FGSM(), "substitute", n=n))
+
+    assert trained(10) > 0
+    assert trained(1000) == pytest.approx(trained(10))
+    assert trained(10, epochs=20) == pytest.approx(2 * trained(10))
+    assert trained(10, images=300) == pytest.approx(2 * trained(10))
 
 
 def test_the_time_left_is_right_from_the_first_quarter_on():
