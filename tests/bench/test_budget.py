@@ -80,7 +80,7 @@ def test_attacks_that_are_skipped_are_not_named_among_those_that_were_cut():
     skipped = {"name": "selective-pgd", "norm": "linf", "eps": [0.1], "steps": 40}
     plan = make_plan(parse_matrix(MATRIX | {"attacks": [*MATRIX["attacks"], skipped]}, "here"), Options())
     small, _ = plan_within(plan, "1h", 1.0, Cut(20, 0.5), lambda one: 0.0)
-    assert {bool(job.skip) for job in small.jobs if job.label == "selective-pgd [20 of 40 steps]"} == {True}
+    assert {bool(job.skip) for job in small.jobs if job.label.startswith("selective-pgd")} == {True}
     assert "pgd [20 of 40 steps]" in small.matrix.budget and "selective-pgd" not in small.matrix.budget
 
 
