@@ -123,6 +123,8 @@ class Defense(Trainable):
     family: ClassVar[str] = "not stated"
     """The kind of defense, by which reports group; it changes no result."""
     randomized: ClassVar[bool] = False
+    open_parameters: ClassVar[bool] = False
+    """Whether it is an adapter for a library, whose classes a matrix file names as `library:ClassName`."""
     detectors: ClassVar[tuple[str, ...]] = ()
     """Names of the detectors whose ratios `detection` returns; empty if the defense has no `detection`."""
 

@@ -53,13 +53,13 @@ class ArtTorch(_Art):
         x = self.scaled(x)
         for step in self.classifier.preprocessing_operations:
             if step.apply_predict:
-                x = _preprocessed(step, x)
+                x = preprocessed(step, x)
         outputs = self.module(x)
         return outputs[-1] if isinstance(outputs, (list, tuple)) else outputs
 
 
-def _preprocessed(step: Any, x: Tensor) -> Tensor:
-    """Return the output of an ART preprocessor for images x [N,C,H,W], differentiable in x."""
+def preprocessed(step: Any, x: Tensor) -> Tensor:
+    """Return the output of an ART preprocessor for images x, in its order of axes, differentiable in x."""
     if isinstance(step, PreprocessorPyTorch):
         return step.forward(x)[0]
     given = x.detach().cpu().numpy()

@@ -78,7 +78,7 @@ def table(kind: Kind, folder: str) -> str:
     rows = []
     for one in descriptions(kind):
         about = [knowledge(one), norms(one)] if kind == "attacks" else [str(one.values.get("family", ""))]
-        rows.append([f"[`{named(kind, one)}`]({folder}{one.name}.md)", *about, plain(one.summary), cited(one)])
+        rows.append([f"[`{named(one)}`]({folder}{one.name}.md)", *about, plain(one.summary), cited(one)])
     return markdown_table(heads, rows)
 
 
@@ -95,7 +95,7 @@ def cited(one: Description) -> str:
 def system(kind: Kind, one: Description) -> str:
     """The page of one attack or defense."""
     cls = find(kind, one.name)
-    facts = {"Name in a matrix file": f"`{named(kind, one)}`"}
+    facts = {"Name in a matrix file": f"`{named(one)}`"}
     if kind == "attacks":
         facts |= {"Knowledge": knowledge(one), "Norms": norms(one)}
     else:
@@ -106,7 +106,7 @@ def system(kind: Kind, one: Description) -> str:
     facts["Implementation"] = f"`{cls.__module__}.{cls.__qualname__}` ({one.package})"
     if one.paper:
         facts["Paper"] = cited(one)
-    lines = [f"# `{named(kind, one)}`", plain(one.summary), *map(plain, explanation(kind, cls))]
+    lines = [f"# `{named(one)}`", plain(one.summary), *map(plain, explanation(kind, cls))]
     lines.append("\n".join(f"- {name}: {value}" for name, value in facts.items()))
     keys = [
         [f"`{key.name}`", plain(key.allowed), f"`{key.default}`" if key.default else "", plain(key.meaning)]

@@ -29,7 +29,7 @@ def groups(kind: Kind) -> dict[str, list[str]]:
         norms = one.values.get("norms", ())
         unusual = [] if kind != "attacks" or norms in (..., ("linf", "l2")) else map(norm_text, norms)
         about = ", ".join(filter(None, [*unusual, one.cited]))
-        found.setdefault(f"{kind}: {group}", []).append(f"`{named(kind, one)}`" + (f" ({about})" if about else ""))
+        found.setdefault(f"{kind}: {group}", []).append(f"`{named(one)}`" + (f" ({about})" if about else ""))
     return found
 
 

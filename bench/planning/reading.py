@@ -35,7 +35,7 @@ from manifold_bench.bench.planning.sizes import PARAMETERS, in_numbers
 from manifold_bench.bench.planning.usercode import LEAST_SECONDS, SECONDS, contained, limit_time
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST_CASE
 from manifold_bench.bench.text import eps_text, is_printable, printable
-from manifold_bench.defenses.base import DefenseSpec
+from manifold_bench.defenses.base import Defense, DefenseSpec
 from manifold_bench.defenses.checks import check_spec_class
 from manifold_bench.defenses.identity import JsonObject
 
@@ -220,12 +220,22 @@ def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, ob
     with at(place):
         cls = find("defenses", name)
         check_spec_class(cls)
+    _check_named_fully(cls, name, place)
     fields = {f.name for f in dataclasses.fields(cls.Spec)} - {f.name for f in dataclasses.fields(DefenseSpec)}
     values = _known(_in_numbers(parameters, place), fields, place, name)
     choice = DefenseChoice(name, own_label or label(name, _unusual(cls.Spec, values)), cls, values)
     with at(place, cls.Spec):
         choice.spec((1, 32, 32), 10)  # with any shape, to check the parameters
     return choice
+
+
+def _check_named_fully(cls: type[Attack] | type[Defense], name: str, place: str) -> None:
+    """Check that the name of a library's adapter is followed by one of its classes; raises InputError."""
+    if cls.open_parameters and not name.partition(":")[2]:
+        prefix = name.removesuffix(":")
+        raise InputError(
+            f"{place}.name: {prefix!r} runs classes of that library; name one of them, as in {prefix}:ClassName"
+        )
 
 
 def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
@@ -235,15 +245,11 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
     fields = {f.name for f in dataclasses.fields(cls)} - {"norm"}
     values = _in_numbers(entry.parameters, place)
     if cls.open_parameters:
-        prefix, _, suffix = entry.name.partition(":")
-        if not suffix:
-            raise InputError(
-                f"{place}.name: {prefix!r} runs attacks of that library; name one of them, as in {prefix}:ClassName"
-            )
+        _check_named_fully(cls, entry.name, place)
         fields -= {"attack", "parameters"}
         inner = {key: value for key, value in values.items() if key not in fields}
         given = {key: value for key, value in values.items() if key in fields}
-        arguments = {**given, "attack": suffix, "parameters": inner}
+        arguments = {**given, "attack": entry.name.partition(":")[2], "parameters": inner}
     else:
         arguments = _known(values, fields, place, entry.name)
     attack = validated(cls, {**arguments, "norm": entry.norm}, place)

@@ -65,11 +65,11 @@ def handing_in(kind: Kind, classes: Mapping[str, type[Any]]) -> Iterator[None]:
 def find(kind: Kind, name: str) -> type[Any]:
     """Return the class with that name; raises InputError, with the nearest known name.
 
-    `library:Class` names an attack of a registered adapter (art:DeepFool), and otherwise a class in a module. A defense
-    may also be a model: `package.module:net` or `file.py:net` for a module, a function of tensors, or a function
-    without arguments that returns one of these; the same followed by `@weights.safetensors` or `@weights.pt`, for a
-    module with these weights; `timm:name`; `robustbench:dataset/threat model/name`; or `file.pt` for a TorchScript
-    module.
+    `library:Class` names an attack or a defense of a registered adapter (art:DeepFool, art:JpegCompression), and
+    otherwise a class in a module. A defense may also be a model: `package.module:net` or `file.py:net` for a module, a
+    function of tensors, or a function without arguments that returns one of these; the same followed by
+    `@weights.safetensors` or `@weights.pt`, for a module with these weights; `timm:name`; `robustbench:dataset/threat
+    model/name`; or `file.pt` for a TorchScript module.
     """
     if (kind, name) in _handed_in:
         return _handed_in[kind, name]
@@ -87,11 +87,8 @@ def find(kind: Kind, name: str) -> type[Any]:
         return _checked(kind, name, _object(kind, name))
     if name in points:
         return _load(kind, points[name])
-    if kind == "attacks" and colon and prefix in points:
-        adapter = _load(kind, points[prefix])
-        if not adapter.open_parameters:
-            raise InputError(f"unknown attack {name!r}; {prefix!r} is an attack itself; leave out the colon")
-        return adapter
+    if kind in ("attacks", "defenses") and colon and prefix in points:
+        return _of_adapter(kind, name, _load(kind, points[prefix]))
     if not colon:
         if fault := _fault_of_path(kind, name):
             raise InputError(f"{SINGULAR[kind]} {name!r}: {fault}")
@@ -127,6 +124,26 @@ def _is_candidate(word: str, value: object, module: str) -> bool:
 
     maker = value if inspect.isclass(value) or inspect.isroutine(value) else type(value)
     return not word.startswith("_") and (maker.__module__ == module or isinstance(value, torch.nn.Module))
+
+
+def _of_adapter(kind: Kind, name: str, adapter: type[Any]) -> type[Any]:
+    """Return the class for a name whose first part is a registered adapter's; raises InputError.
+
+    The adapter of attacks itself chooses the library's class, by its parameters. One of defenses makes a class.
+    """
+    prefix, _, attribute = name.partition(":")
+    if not adapter.open_parameters:
+        article = "an" if kind == "attacks" else "a"
+        raise InputError(
+            f"unknown {SINGULAR[kind]} {name!r}; {prefix!r} is {article} {SINGULAR[kind]} itself; leave out the colon"
+        )
+    if kind == "attacks":
+        return adapter
+    try:
+        found: type[Any] = adapter.named(attribute)
+    except ValueError as error:
+        raise InputError(f"defense {name!r}: {error}") from error
+    return found
 
 
 def _object(kind: Kind, name: str) -> Any:

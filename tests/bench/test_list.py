@@ -41,7 +41,7 @@ def test_the_list_fits_80_columns_and_names_every_system():
     lines = list(everything())
     assert max(map(len, lines)) <= 80
     heads = {line.split()[0] for line in lines if line.startswith("  ") and not line.startswith("    ")}
-    assert heads >= {named(kind, one) for kind in KINDS for one in descriptions(kind)}
+    assert heads >= {named(one) for kind in KINDS for one in descriptions(kind)}
 
 
 @pytest.mark.parametrize(("kind", "name"), SYSTEMS)
