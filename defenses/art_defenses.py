@@ -152,7 +152,8 @@ def _defense(name: str) -> type[ArtDefense]:
         "randomized": name in RANDOMIZED,
         "version": int(hashlib.sha256(release.encode()).hexdigest()[:15], 16),
     }
-    return type(name, (ArtDefense,), content)
+    made: type[Any] = type(name, (ArtDefense,), content)
+    return made
 
 
 def _spec(name: str, implementation: type) -> type[ArtSpec]:
@@ -160,12 +161,14 @@ def _spec(name: str, implementation: type) -> type[ArtSpec]:
     fields: list[Any] = []
     for key, parameter in inspect.signature(implementation).parameters.items():
         if key not in FIXED:
-            default = {} if parameter.default is parameter.empty else {"default": parameter.default}
-            fields.append((key, TYPES[parameter.annotation.strip("'")], dataclasses.field(**default)))
-    return dataclasses.make_dataclass(
+            needed = parameter.default is parameter.empty
+            field: Any = dataclasses.field() if needed else dataclasses.field(default=parameter.default)
+            fields.append((key, TYPES[parameter.annotation], field))
+    made: type[Any] = dataclasses.make_dataclass(
         name, fields, bases=(ArtSpec,), namespace={"implementation": implementation, "__module__": __name__},
         frozen=True, kw_only=True,
     )  # fmt: skip
+    return made
 
 
 def __getattr__(name: str) -> type:
