@@ -22,6 +22,10 @@ class InputError(Exception):
     """
 
 
+class MissingData(InputError):
+    """The published files of a data set are not found. A run of several data sets goes on without this one."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The command is to end because of a signal: Ctrl-C, a closed terminal, or a system that shuts down."""
 

@@ -139,6 +139,7 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
     named = {
         "defenses": [choice.label for choice in matrix.defenses] if given.defense else [],
         "attacks": [choice.label for choice in matrix.attacks] if given.attack else [],
+        "datasets": given.dataset,
     }
     forecaster = Forecaster(device, given.workers or usable_cpus())
     if given.dry_run:
@@ -170,7 +171,7 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
         print_ending(ending, console)
         if ended.failed or ended.unmeasured:
             return 1
-        if code is not None and not plan.is_cut:
+        if code is not None and not plan.is_cut and not plan.missing_data:
             weights = {str(path.resolve()): hash_of(path) for path in with_cards(ended.plan.weights)}
             write_stamp(folder, request, code | weights, {"screen": screen, "counts": counts})
         return 0

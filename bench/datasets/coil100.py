@@ -11,7 +11,7 @@ import numpy as np
 
 from manifold_bench.bench.datasets.base import LabelledImages, WholeDataset, as_images
 from manifold_bench.bench.datasets.files import data_folders, read_image
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, MissingData
 
 OBJECTS, VIEWS = 100, 72
 
@@ -82,7 +82,7 @@ class Coil100(WholeDataset):
 
     @cached_property
     def _source(self) -> Path:
-        """The file of the reduced images, or else the folder of the published ones; raises InputError."""
+        """The file of the reduced images, or else the folder of the published ones; raises MissingData."""
         contents = f"{REDUCED}, or the published obj1__0.png … obj{OBJECTS}__355.png"
         folders = data_folders(self.data, "coil100", contents, "coil100", "coil-100")
         for folder in folders:
@@ -91,7 +91,7 @@ class Coil100(WholeDataset):
         for folder in folders:
             if next(folder.glob("obj*__*.png"), None):
                 return folder
-        raise InputError(f"data set 'coil100': its files are not in {folders[0]}; put there {contents}")
+        raise MissingData(f"data set 'coil100': its files are not in {folders[0]}; put there {contents}")
 
     @cached_property
     def _pixels(self) -> np.ndarray:

@@ -10,17 +10,18 @@ from pathlib import Path
 
 from PIL import Image
 
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, MissingData
 
 
 def data_folders(data: Path | None, dataset: str, files: str, *subfolders: str) -> list[Path]:
-    """Return the folders to search: those of `data`/subfolder that exist, then `data` itself; raises InputError.
+    """Return the folders to search: those of `data`/subfolder that exist, then `data` itself.
 
-    files: names of the files, for the message if no folder was given.
+    files: names of the files, for the message if no folder was given. Raises MissingData if none was given, and
+    InputError if it does not exist.
     """
     if data is None:
         places = " or ".join(["DIR", *(f"DIR/{name}" for name in subfolders)])
-        raise InputError(
+        raise MissingData(
             f"data set {dataset!r} needs its files: name their folder with --data DIR or MANIFOLD_BENCH_DATA "
             f"({places} holds {files})"
         )
@@ -36,14 +37,15 @@ def those_there(folders: Sequence[Path], *names: str) -> tuple[Path, ...]:
 
 
 def checked_bytes(folders: Sequence[Path], dataset: str, name: str, checksum: str) -> bytes:
-    """Return the content of the first `name`, or unpacked `name`.gz, in those folders; raises InputError.
+    """Return the content of the first `name`, or unpacked `name`.gz, in those folders.
 
-    checksum: checksum of the published file, unpacked, as "sha256:…" or "md5:…".
+    checksum: checksum of the published file, unpacked, as "sha256:…" or "md5:…". Raises MissingData if the file is in
+    none of them, and InputError if it is damaged.
     """
     algorithm, _, expected = checksum.partition(":")
     path = next((path for path in those_there(folders, f"{name}.gz", name) if path.is_file()), None)
     if path is None:
-        raise InputError(
+        raise MissingData(
             f"data set {dataset!r}: {name} is not in {folders[0]}; "
             f"put the published file there, as it is or as {name}.gz (unpacked {algorithm} {expected[:12]}…)"
         )
@@ -63,12 +65,15 @@ def checked_bytes(folders: Sequence[Path], dataset: str, name: str, checksum: st
 
 
 def read_image(path: Path, dataset: str, size: tuple[int, int]) -> Image.Image:
-    """Return an image file as RGB; raises InputError. size: width and height of the published images."""
+    """Return an image file as RGB; raises MissingData or InputError.
+
+    size: width and height of the published images.
+    """
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
     except FileNotFoundError as error:
-        raise InputError(
+        raise MissingData(
             f"data set {dataset!r}: {path.name} is not in {path.parent}; put the published images there"
         ) from error
     except Exception as error:  # for a damaged file Pillow raises exceptions of any kind

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from manifold_bench.bench.datasets.checks import check_dataset
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, MissingData
 from manifold_bench.bench.planning.jobs import Job, jobs_on
 from manifold_bench.bench.planning.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix, MeasurementChoice
 from manifold_bench.bench.planning.measurements import MeasurementJob, measurements_on
@@ -38,8 +38,10 @@ class Plan:
     """The plan of a run: the jobs that run, and the other jobs of the matrix, whose records may be stored already.
 
     matrix: matrix that runs. whole: matrix from which the command line cut it, or the same one. named: labels of the
-    "defenses" and "attacks" that the command line names. data: each data set with its images and with the references of
-    all defenses of both matrices. untrainable: (data set, label of the defense) → why its training failed.
+    "defenses" and "attacks", and names of the "datasets", that the command line names. data: each data set with its
+    images and with the references of all defenses of both matrices. missing_data: name of each data set whose files are
+    not found, so that it is skipped → why, and where to get them. untrainable: (data set, label of the defense) → why
+    its training failed.
     """
 
     matrix: Matrix
@@ -47,6 +49,7 @@ class Plan:
     options: Options
     data: tuple[PlannedData, ...]
     named: Mapping[str, list[str]] = field(default_factory=dict)
+    missing_data: Mapping[str, str] = field(default_factory=dict)
     untrainable: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @cached_property
@@ -132,18 +135,29 @@ def make_plan(
 ) -> Plan:
     """Plan a matrix: read the data, and look for the weights of every defense.
 
-    whole, named: as in `Plan`; by default the matrix itself, and no names. Raises InputError if data are missing or
-    damaged, weights are damaged, there are fewer images than requested, or a defense does not suit its data.
+    whole, named: as in `Plan`; by default the matrix itself, and no names. A data set whose files are not found is
+    skipped, unless it is named, or no other one is there. Raises InputError for such data, if data or weights are
+    damaged, there are fewer images than requested, or a defense does not suit its data.
     """
-    whole = whole or matrix
-    chosen = [_chosen(entry, matrix, options) for entry in matrix.datasets]  # all data first: it fails fastest
+    whole, named = whole or matrix, named or {}
+    chosen, missing = [], {}
+    for entry in matrix.datasets:  # all data first: it fails fastest
+        try:
+            chosen.append(_chosen(entry, matrix, options))
+        except MissingData as error:
+            if entry.name in named.get("datasets", ()):
+                raise
+            missing[entry.name] = error
+    if not chosen:
+        raise next(iter(missing.values()))
+    reasons = {name: f"{error}; docs/data.md says where to get it" for name, error in missing.items()}
     choices = _choices(matrix, whole).values()
 
     def defended(one: PlannedData) -> PlannedData:
         refs = (defense_ref(choice, one.dataset.load()) for choice in choices if choice.defends(one.dataset.name))
         return _with_undefended(replace(one, defenses=tuple(refs)), matrix)
 
-    return Plan(matrix, whole, options, tuple(map(defended, chosen)), named or {})
+    return Plan(matrix, whole, options, tuple(map(defended, chosen)), named, reasons)
 
 
 def _choices(matrix: Matrix, whole: Matrix) -> dict[str, DefenseChoice]:

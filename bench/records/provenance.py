@@ -99,6 +99,7 @@ class MatrixPart(_Part):
 class NamedPart(_Part):
     defenses: list[Name] = []
     attacks: list[Name] = []
+    datasets: list[Name] = []
 
 
 class BorrowedPart(_Part):
@@ -134,6 +135,7 @@ class RunFile(_Part):
     draws: Whole
     matrix: MatrixPart
     named: NamedPart = NamedPart()
+    missing_data: dict[Name, str] = {}
     borrowed: list[BorrowedPart] = []
     kernels: list[KernelsPart] = []
 

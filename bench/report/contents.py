@@ -19,7 +19,7 @@ from manifold_bench.bench.report.certified import certified_tables
 from manifold_bench.bench.report.diagnosis import flags
 from manifold_bench.bench.report.table import Table, flagged
 from manifold_bench.bench.report.tables import Doubts
-from manifold_bench.bench.report.verdict import Verdict, budget_of, verdicts
+from manifold_bench.bench.report.verdict import Verdict, budget_of, missing_data_of, verdicts
 
 
 def _shown(table: Table, flags: dict[tuple[str, str], str], budget: str) -> Table:
@@ -83,6 +83,11 @@ class Report:
     def budget(self) -> str:
         """A sentence on what was cut so that the run fits its time budget; empty where nothing was cut."""
         return budget_of(self.results.run)
+
+    @property
+    def missing_data(self) -> list[str]:
+        """A line on each data set that was skipped because its files were not found."""
+        return missing_data_of(self.results.run)
 
     @property
     def counts(self) -> str:

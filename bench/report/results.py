@@ -21,7 +21,7 @@ from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
 from manifold_bench.bench.report.plots import security_curves
 from manifold_bench.bench.report.style import STYLE
 from manifold_bench.bench.report.tables import doubts_of, panels
-from manifold_bench.bench.report.verdict import budget_of, verdicts
+from manifold_bench.bench.report.verdict import budget_of, missing_data_of, verdicts
 from manifold_bench.bench.report.writing import write_report
 from manifold_bench.bench.text import eps_of, eps_text
 
@@ -118,7 +118,7 @@ class Results:
 
     @property
     def notes(self) -> list[str]:
-        """What the reader of the table has to know: what is odd, what failed, what a budget cut."""
+        """What the reader of the table has to know: what is odd, failed, was cut for a budget, or has no data."""
         rows = self.summary
         odd = rows[((rows["kind"] == CLEAN) & (rows["reason"] != "")) | (rows["status"] == "failed")]
         odd = odd[odd["kind"] != WORST_CASE].drop_duplicates(["dataset", "defense", "attack", "reason"])
@@ -126,7 +126,7 @@ class Results:
             f"{defense} on {dataset}, {attack}: {reason}"
             for dataset, defense, attack, reason in odd[["dataset", "defense", "attack", "reason"]].to_numpy()
         ]
-        return list(filter(None, [*reasons, budget_of(self.stored.run)]))
+        return list(filter(None, [*reasons, budget_of(self.stored.run), *missing_data_of(self.stored.run)]))
 
     def plot(self) -> Figure:
         """Return a figure of the robust accuracy over ε, a line for each defense, a part for each data set and norm.

@@ -101,6 +101,14 @@ def budget_of(run: JsonObject) -> str:
     return str(run.get("matrix", {}).get("budget", ""))
 
 
+def missing_data_of(run: JsonObject) -> list[str]:
+    """Return a line on each data set that was skipped because its files were not found.
+
+    run: content of run.json.
+    """
+    return [f"skipped: {reason}" for reason in run.get("missing_data", {}).values()]
+
+
 def _clean(rows: pd.DataFrame) -> str:
     before = keyed(rows, "norm").get("none")
     if before is None or before["status"] != "ok":

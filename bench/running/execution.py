@@ -45,7 +45,8 @@ class Ended:
 
     @property
     def counts(self) -> str:
-        return f"{self.jobs} jobs ({self.failed} failed), {self.skipped} skipped"
+        missing = f", not found: {', '.join(self.plan.missing_data)}" if self.plan.missing_data else ""
+        return f"{self.jobs} jobs ({self.failed} failed), {self.skipped} skipped{missing}"
 
 
 def execute(plan: Plan, session: Session) -> Ended:
@@ -56,6 +57,8 @@ def execute(plan: Plan, session: Session) -> Ended:
     begun, folder, board = time.time(), session.folder, session.board
     remove_drafts(cache_folder("kernels"))
     (folder / STAMP).unlink(missing_ok=True)
+    for reason in plan.missing_data.values():
+        board.line(f"skipped: {reason}")
     board.log.event("run started", **provenance(), matrix=plan.matrix.source, workers=board.workers)
     with board:
         plan = train_missing(plan, session)
@@ -151,6 +154,7 @@ def _write_run_json(
         "draws": plan.matrix.draws,
         "matrix": matrix_json(plan.matrix, plan.options),
         "named": plan.named,
+        "missing_data": plan.missing_data,
         "reused": [dataclasses.asdict(one) for one in reused],
         "undecided": [dataclasses.asdict(one) for one in undecided(plan)],
         "jobs": [{"title": job.title, "key": job.key, "skipped": job.skip} for job in plan.jobs],
