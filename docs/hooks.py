@@ -141,18 +141,16 @@ def commands() -> str:
 def records() -> str:
     """The columns of the records, as the schema's source explains them."""
     source = (ROOT / "bench" / "records" / "schema.py").read_text(encoding="utf-8")
-    block = source[source.index("DTYPES:") :]
+    return "\n\n".join(["# Records", RECORDS, *columns_of("DTYPES", source), *columns_of("ANSWERS", source)])
+
+
+def columns_of(name: str, source: str) -> list[str]:
+    """The docstring of a dict of columns in the schema's source, and the table of these columns."""
+    block = source[source.index(f"{name}:") :]
     columns = re.findall(r'^    "(\w+)": "(\w+)",((?:\s*# .*\n)*)', block[: block.index("\n}\n") + 1], re.M)
-    rows = [[f"`{name}`", kind, plain(" ".join(re.findall(r"# (.*)", comment)))] for name, kind, comment in columns]
+    rows = [[f"`{column}`", kind, plain(" ".join(re.findall(r"# (.*)", comment)))] for column, kind, comment in columns]
     after = block[block.index('\n}\n"""') + 6 :]
-    return "\n\n".join(
-        [
-            "# Records",
-            RECORDS,
-            plain_paragraphs(after[: after.index('"""')]),
-            markdown_table(["column", "type", "meaning"], rows),
-        ]
-    )
+    return [plain_paragraphs(after[: after.index('"""')]), markdown_table(["column", "type", "meaning"], rows)]
 
 
 RECORDS = """\

@@ -31,11 +31,13 @@ COMPARABLE = (
     "seed",
     "device",
     "eps",
+    "answers",
 )
 """Parts of a job's identity that may differ between comparable cells.
 
 These are the inputs, because the shared ones are found by their hash; weights and source of the defense, because their
-changes are what a gate checks; and seed and device, because their effect is chance."""
+changes are what a gate checks; seed and device, because their effect is chance; and how the answers of a randomized
+defense are counted, because the robust accuracy that is compared is the worst of n in any case."""
 
 
 @dataclass(frozen=True)

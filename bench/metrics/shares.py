@@ -22,8 +22,12 @@ class Estimate(NamedTuple):
 
 
 @cache
-def wilson(count: int, n: int) -> Estimate:
-    """Return count / n with its 95 % Wilson score interval (Wilson 1927)."""
+def wilson(count: float, n: int) -> Estimate:
+    """Return count / n with its 95 % Wilson score interval (Wilson 1927).
+
+    count: number of inputs, or a sum of n values in [0, 1]. For such values the interval is wider than it needs to be,
+    since none with the same mean vary more than zeros and ones.
+    """
     if n == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
     from statsmodels.stats.proportion import proportion_confint  # late: takes a second, and workers do not need it
@@ -36,5 +40,5 @@ def percent_interval(value: float, n: int) -> str:
     """Return a share of n inputs in percent with its Wilson interval, `86.1 [78.0, 91.5]`; `undefined` for NaN."""
     if np.isnan(value):
         return "undefined"
-    share = wilson(round(value * n), n)
+    share = wilson(value * n, n)
     return f"{100 * share.value:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"

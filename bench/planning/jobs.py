@@ -18,7 +18,17 @@ from manifold_bench.bench.planning.matrix import ONE_CPU, AttackChoice, Matrix, 
 from manifold_bench.bench.planning.probes import probes
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, dataset_identity, defense_identity
 from manifold_bench.bench.planning.usercode import contained
-from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, PROBE, PROBED, REVISION, Kind, protocol
+from manifold_bench.bench.records.schema import (
+    ATTACK,
+    CALIBRATION,
+    CLEAN,
+    COUNTING,
+    PROBE,
+    PROBED,
+    REVISION,
+    Kind,
+    protocol,
+)
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.identity import SCHEME, JsonObject, key_of, system
 from manifold_bench.defenses.weights import with_cards
@@ -232,6 +242,7 @@ class _Defended:
             "device": self.device,
             "shape": list(dataset.shape),
             "num_classes": dataset.num_classes,
+            **({"answers": COUNTING} if self.module.randomized else {}),
         }
         resources = [*matrix.resources_of(self.ref.label), *([choice.resources] if choice else [])]
         return Job(

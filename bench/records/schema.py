@@ -101,6 +101,25 @@ minimal-distance attack, a row at an ε below the distance that it found holds t
 """
 
 
+ANSWERS: dict[str, str] = {
+    "answers": "int64",  # number n of answers to the judged output; in clean rows to the input
+    "answers_right": "int64",  # number of these that are accepted and right
+    "answers_wrong": "int64",  # number of these that are accepted and wrong, or for noise successes as in `success`
+    "first_answer": "int64",  # class that the first answer names, −1 for a rejection
+    "majority_answer": "int64",  # class that most answers name, −1 for a rejection; of several the one named first
+}
+"""Column → type, for columns that the records of randomized defenses have too.
+
+The figures of four protocols follow from them (`metrics.protocols`). Where an output is not valid, they are about the
+clean input. Cells that failed or were skipped, and records of earlier versions, do not have these columns.
+"""
+
+
+COUNTING = 1
+"""Revision of the columns ANSWERS, and of the rule that an input is attacked until every answer is a success. It is
+part of the identity of a randomized defense's jobs alone."""
+
+
 IMAGE_COLUMNS = ("image_original", "image_adversarial", "image_seen")
 """Columns with images [C,H,W] as bytes, for the first samples of a cell, null elsewhere; the shape is in the metadata.
 
@@ -110,14 +129,16 @@ pixels in all three; the number of bytes shows which it is."""
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a frame with the columns of the schema in their types and order, followed by image columns, if any."""
+    """Return a frame with the columns of the schema in their types and order, then those that not all records have."""
+    answers = {column: kind for column, kind in ANSWERS.items() if column in frame and frame[column].notna().all()}
     images = [column for column in IMAGE_COLUMNS if column in frame]
-    return frame[[*DTYPES, *images]].astype(DTYPES)
+    return frame[[*DTYPES, *answers, *images]].astype(DTYPES | answers)
 
 
 def as_stored(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the columns of a stored frame in order; raises ValueError where one is missing or has another type."""
-    for column, kind in DTYPES.items():
+    answers = ANSWERS if any(column in frame for column in ANSWERS) else {}
+    for column, kind in (DTYPES | answers).items():
         if column not in frame:
             raise ValueError(f"column {column}: missing")
         if frame.dtypes[column] != kind:
@@ -125,7 +146,7 @@ def as_stored(frame: pd.DataFrame) -> pd.DataFrame:
     images = [column for column in IMAGE_COLUMNS if column in frame]
     if 0 < len(images) < len(IMAGE_COLUMNS):
         raise ValueError(f"columns of images: only {', '.join(images)} of {', '.join(IMAGE_COLUMNS)}")
-    return frame[[*DTYPES, *images]]
+    return frame[[*DTYPES, *answers, *images]]
 
 
 def protocol(randomized: bool, draws: int) -> str:
@@ -202,3 +223,8 @@ def _faults(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
     as_aimed = ~noise | (rows["aim"] < 0) | (rows["aim"] == rows["adv_label"])
     beaten = rows["valid"] & ~rows["adv_rejected"] & (rows["adv_label"] != rows["label"]) & as_aimed
     yield "success contradicts valid, adv_rejected and adv_label", ok & (rows["success"] != beaten)
+    if "answers" in rows:
+        counted, right, wrong = (rows[name] for name in ("answers", "answers_right", "answers_wrong"))
+        impossible = (right < 0) | (wrong < 0) | (right + wrong > counted)
+        impossible |= rows["valid"] & (rows["success"] != (wrong > 0))
+        yield "the numbers of answers contradict each other or success", ok & counted.notna() & impossible

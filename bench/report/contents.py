@@ -9,6 +9,7 @@ import pandas as pd
 
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis, diagnose
 from manifold_bench.bench.metrics import effort, optimality, selective
+from manifold_bench.bench.metrics.protocols import protocols
 from manifold_bench.bench.metrics.ranking import against_others
 from manifold_bench.bench.metrics.summary import summary as summary_of
 from manifold_bench.bench.planning.claims import Claim, claims_of
@@ -17,6 +18,7 @@ from manifold_bench.bench.records.schema import IMAGE_COLUMNS, WORST_CASE
 from manifold_bench.bench.report import attacks, claims, measurements, ranking, tables
 from manifold_bench.bench.report.certified import certified_tables
 from manifold_bench.bench.report.diagnosis import flags
+from manifold_bench.bench.report.protocols import protocol_tables
 from manifold_bench.bench.report.table import Table, flagged
 from manifold_bench.bench.report.tables import Doubts
 from manifold_bench.bench.report.verdict import Verdict, budget_of, missing_data_of, verdicts
@@ -31,15 +33,16 @@ def _shown(table: Table, flags: dict[tuple[str, str], str], budget: str) -> Tabl
 class Report:
     """The contents of a report.
 
-    summary: result of metrics.summary.summary. doubts: (data set, defense, norm, ε, figure) → evidence that the
-    attacks were too weak for it. verdicts: verdicts on the defenses that the run is about. rankings: label of each
-    system that the command line named → sentences that compare it with the others. paragraphs: Markdown text on these
-    comparisons and on central claims. claim_tables, measurement_tables, tables: all tables; defenses that fail the
-    diagnosis are marked in them.
+    summary: result of metrics.summary.summary. protocols: result of metrics.protocols.protocols. doubts: (data set,
+    defense, norm, ε, figure) → evidence that the attacks were too weak for it. verdicts: verdicts on the defenses that
+    the run is about. rankings: label of each system that the command line named → sentences that compare it with the
+    others. paragraphs: Markdown text on these comparisons and on central claims. claim_tables, measurement_tables,
+    tables: all tables; defenses that fail the diagnosis are marked in them.
     """
 
     results: Results
     summary: pd.DataFrame
+    protocols: pd.DataFrame
     doubts: Doubts
     diagnosis: Diagnosis
     verdicts: list[Verdict]
@@ -62,12 +65,15 @@ class Report:
         mark = partial(_shown, flags=flags(diagnosis), budget=budget_of(run))
         made = [table for name, found in compared.items() for table in ranking.ranking_tables(found, name)]
         made += tables.tables(summary, doubts) + certified_tables(summary, results.measurements)
+        judged = protocols(records)
+        made += protocol_tables(summary, judged, doubts)
         made += attacks.attack_tables(worth)
         made += tables.selective_tables(selective.matched(records), doubts)
         conclusions = claims.conclusions(records, stated, results.measurements)
         return cls(
             results=results,
             summary=summary,
+            protocols=judged,
             doubts=doubts,
             diagnosis=diagnosis,
             verdicts=verdicts(results, summary, diagnosis, doubts),

@@ -24,15 +24,18 @@ from manifold_bench.defenses.files import atomic_write
 def write_report(results: Results) -> Report:
     """Write summary.csv, diagnosis.json, tables/, plots/, report.md and report.html into the run's folder.
 
-    Tables and plots of an earlier report are deleted. Returns the report; raises InputError where run.json is damaged.
+    protocols.csv is written where defenses are randomized. Tables and plots of an earlier report are deleted. Returns
+    the report; raises InputError where run.json is damaged.
     """
     report, folder = Report.of(results), results.folder
     (folder / "summary.csv").write_text(csv(report.summary), encoding="utf-8")
     atomic_write(folder / "diagnosis.json", json.dumps(report.diagnosis, indent=1, ensure_ascii=False) + "\n")
     # old files may show cells that are no longer in the run
-    for pattern in ("tables/*.md", "tables/*.tex", "plots/*.svg", "plots/*.png"):
+    for pattern in ("protocols.csv", "tables/*.md", "tables/*.tex", "plots/*.svg", "plots/*.png"):
         for old in folder.glob(pattern):
             old.unlink()
+    if len(report.protocols):
+        (folder / "protocols.csv").write_text(csv(report.protocols), encoding="utf-8")
     (folder / "tables").mkdir(exist_ok=True)
     of_diagnosis = diagnosis_tables(report.diagnosis)
     tables = [*report.claim_tables, *report.measurement_tables, *report.tables]

@@ -12,7 +12,7 @@ from torch import Tensor
 from manifold_bench.attacks.threat import expand, grey_levels, on_the_grid, within
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.running.attacking import AttackProcess, Found
-from manifold_bench.bench.running.judge import Inputs, Judge, Judgement, ScoredVerdict, unperturbed
+from manifold_bench.bench.running.judge import Inputs, Judge, Judgement, WorstVerdict, unperturbed
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,15 @@ class Effort:
 
 @dataclass(frozen=True)
 class Attacked:
-    """Images [A,C,H,W] of an attack on A of N inputs, their judgement, and the effort for all inputs."""
+    """Images [A,C,H,W] of an attack on A of N inputs, their judgement, and the effort for all inputs.
+
+    nearest: size of the smallest perturbation that was judged a success, [A]; ∞ if there is none.
+    """
 
     outputs: Tensor
     judgement: Judgement
     effort: Effort
+    nearest: Tensor
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Attempt:
     attacker: AttackProcess
     judge: Judge
     inputs: Inputs
-    clean: ScoredVerdict
+    clean: WorstVerdict
 
     def cells(self) -> Iterator[Cell]:
         """Attack and judge at each ε in ascending order; yield the results of each."""
@@ -90,18 +94,23 @@ class Attempt:
         return self._one_run() if self.job.attack.minimal else self._run_at_each_eps()
 
     def _run_at_each_eps(self) -> Iterator[Cell]:
-        """Run the attack at each ε on the inputs that are not beaten yet; without a ladder, on all inputs."""
+        """Run the attack at each ε on the inputs that are not beaten yet; without a ladder, on all inputs.
+
+        An input of a randomized defense is attacked until every answer is a success. On the ladder it keeps the image
+        of a smaller ε where more answers to that one are successes.
+        """
         adversarial = self.inputs.x.clone()
         state = unperturbed(self.inputs, self.clean)
-        distance = torch.where(state.success, 0.0, torch.inf)
+        distance = torch.where(state.success, 0.0, torch.inf).double()
         for eps in self.job.eps:
             begun = time.perf_counter()
-            active = (~state.success if self.job.ladder else torch.ones_like(state.success)).nonzero()[:, 0]
+            active = (~state.beaten if self.job.ladder else torch.ones_like(state.success)).nonzero()[:, 0]
             found = self._attack(active, eps)
-            adversarial[active] = found.outputs
-            state = state.replaced(active, found.judgement)
-            size = state.distance(self.judge.norm)
-            distance = torch.where(state.success, torch.minimum(distance, size), distance)
+            takes = (found.judgement.wins >= state.wins[active]) | (not self.job.ladder)
+            changed = active[takes]
+            adversarial[changed] = found.outputs[takes]
+            state = state.replaced(changed, found.judgement.of(takes))
+            distance = distance.index_put((active,), torch.minimum(distance[active], found.nearest))
             seconds = time.perf_counter() - begun
             yield Cell(eps, adversarial, state, distance, found.effort, seconds)
 
@@ -112,13 +121,16 @@ class Attempt:
         """
         begun = time.perf_counter()
         clean = unperturbed(self.inputs, self.clean)
-        active = (~clean.success).nonzero()[:, 0]
+        active = (~clean.beaten).nonzero()[:, 0]
         run = self._attack(active, float("inf"))
+        takes = run.judgement.wins >= clean.wins[active]
+        changed = active[takes]
         adversarial = self.inputs.x.clone()
-        adversarial[active] = run.outputs
-        found = clean.replaced(active, run.judgement)
+        adversarial[changed] = run.outputs[takes]
+        found = clean.replaced(changed, run.judgement.of(takes))
         size = found.distance(self.judge.norm)
-        distance = torch.where(found.success, size, torch.inf)
+        distance = torch.where(clean.success, 0.0, torch.inf).double()
+        distance = distance.index_put((active,), torch.minimum(distance[active], run.nearest))
         seconds = time.perf_counter() - begun
         for number, eps in enumerate(self.job.eps):
             reached = found.success & within(size, self.judge.norm, eps)
@@ -130,16 +142,19 @@ class Attempt:
     def _attack(self, rows: Tensor, eps: float) -> Attacked:
         """Attack those rows of the inputs, and judge all images that may be successes.
 
-        These are the outputs, the best images of queries, and rejected outputs rounded to whole grey levels.
+        These are the outputs, the best images of queries, and rejected outputs rounded to whole grey levels. Of several
+        the one with the most successful answers counts, and the later one where these are equal; of a minimal attack
+        the later success, which is the nearer one.
         """
         effort = Effort.none(len(self.inputs))
         tried, before = self.inputs[rows], self.clean.of(rows)
         if not len(rows):  # all were beaten at a smaller ε, and networks may not take an empty batch
-            return Attacked(tried.x, unperturbed(tried, before), effort)
+            return Attacked(tried.x, unperturbed(tried, before), effort, rows.double())
         found = self.attacker.attack(rows, eps)
         effort.store(rows, found)
         outputs, judgement = found.outputs, self.judge.judge(tried, before, found.outputs, eps)
-        returned = judgement.distance(self.judge.norm).masked_fill(~judgement.success, torch.inf)
+        nearest = self._size_of_success(judgement)
+        minimal = self.job.attack is not None and self.job.attack.minimal
 
         def judge_instead(points: Tensor, chosen: Tensor) -> None:
             """Judge points [A,C,H,W] in place of the outputs where chosen [A]; successes replace these."""
@@ -148,13 +163,19 @@ class Attempt:
             if not len(again):
                 return
             answer = self.judge.judge(tried[again], before.of(again), points[again], eps)
-            better, answer = again[answer.success], answer.of(answer.success)
+            nearest[again] = torch.minimum(nearest[again], self._size_of_success(answer))
+            takes = answer.success & (minimal | (answer.wins >= judgement.wins[again]))
+            better, answer = again[takes], answer.of(takes)
             outputs[better], judgement = points[better], judgement.replaced(better, answer)
             effort.unreturned[rows[better].cpu()] = True
 
-        judge_instead(found.met, found.met_distance < returned)
+        judge_instead(found.met, found.met_distance < nearest)
         rejected = judgement.valid & judgement.rejected
         # A detector may reject an image only because its pixels are not whole grey levels
         if rejected.any() and (levels := grey_levels(tried.x)) is not None:
             judge_instead(on_the_grid(outputs, tried.x, levels), rejected)
-        return Attacked(outputs, judgement, effort)
+        return Attacked(outputs, judgement, effort, nearest)
+
+    def _size_of_success(self, judgement: Judgement) -> Tensor:
+        """Return the size of each perturbation that is a success, ∞ for the others."""
+        return judgement.distance(self.judge.norm).masked_fill(~judgement.success, torch.inf)

@@ -19,14 +19,23 @@ from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import DatasetRef
 from manifold_bench.bench.records.images import AdversarialImages, path_of
 from manifold_bench.bench.records.log import LOG, Log
-from manifold_bench.bench.records.schema import CALIBRATION, protocol
+from manifold_bench.bench.records.schema import ANSWERS, CALIBRATION, protocol
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.attacking import AttackProcess, serve_attack
 from manifold_bench.bench.running.attempt import Attempt, Cell, Effort
 from manifold_bench.bench.running.engines.calls import Call, Function
 from manifold_bench.bench.running.engines.channel import Channel, PartnerFailed
 from manifold_bench.bench.running.failures import write_traceback
-from manifold_bench.bench.running.judge import Inputs, Judge, ScoredVerdict, load_defense, unperturbed, verdict
+from manifold_bench.bench.running.judge import (
+    Inputs,
+    Judge,
+    ScoredVerdict,
+    WorstVerdict,
+    counted,
+    load_defense,
+    unperturbed,
+    verdict,
+)
 from manifold_bench.bench.running.kernels import LayerCheck, kernels
 from manifold_bench.bench.running.remarks import OutputCheck, remarks
 from manifold_bench.defenses.base import Defense
@@ -167,7 +176,7 @@ def attack_records(job: Job, store: Store, attacker: AttackProcess) -> pd.DataFr
     return pd.concat([frame.assign(distance=smallest) for frame in frames], ignore_index=True)
 
 
-def _clean_verdict(job: Job, defense: Defense, rows: Inputs, store: Store) -> ScoredVerdict:
+def _clean_verdict(job: Job, defense: Defense, rows: Inputs, store: Store) -> WorstVerdict:
     """Return the answers in the records of the clean pass; for noise, which it does not have, compute them."""
     if job.split == "noise":
         return verdict(defense, rows.x, rows.y, job.draws, job.seed, rows.aims)
@@ -178,17 +187,23 @@ def _clean_verdict(job: Job, defense: Defense, rows: Inputs, store: Store) -> Sc
     stored, _ = store.read(paths[0])
     if (stored["status"] != "ok").any() or list(stored["sample"])[: job.n] != list(job.indices):
         raise RuntimeError(f"the clean pass of this defense failed: {stored['reason'].iloc[0]}")
-    columns = ("clean_label", "clean_rejected", "clean_score")
-    return ScoredVerdict(*(torch.tensor(stored[name].to_numpy(), device=job.device)[rows.number] for name in columns))
+
+    def column(*names: str) -> Tensor:
+        return torch.tensor(stored[[*names]].to_numpy(), device=job.device)[rows.number]
+
+    clean = ScoredVerdict(*(column(name)[:, 0] for name in ("clean_label", "clean_rejected", "clean_score")))
+    answers = column(*ANSWERS) if job.defense.cls.randomized else counted([clean], rows.y)
+    return WorstVerdict(clean.labels, clean.rejected, clean.scores, answers)
 
 
-def _frame(job: Job, rows: Inputs, clean: ScoredVerdict, cell: Cell) -> pd.DataFrame:
+def _frame(job: Job, rows: Inputs, clean: WorstVerdict, cell: Cell) -> pd.DataFrame:
     """Return the rows of a job at one ε, without images."""
 
     def column(values: Tensor) -> np.ndarray:
         return values.detach().cpu().numpy()
 
     state = cell.judgement
+    answers = dict(zip(ANSWERS, column(state.answers).T, strict=True)) if job.defense.cls.randomized else {}
     return _skeleton(job, rows, cell.eps).assign(
         clean_label=column(clean.labels),
         clean_rejected=column(clean.rejected),
@@ -203,6 +218,7 @@ def _frame(job: Job, rows: Inputs, clean: ScoredVerdict, cell: Cell) -> pd.DataF
         valid=column(state.valid),
         success=column(state.success),
         **{name: column(values) for name, values in vars(cell.effort).items()},
+        **answers,
         seconds=cell.seconds / max(len(rows), 1),
         status="ok",
         reason="",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from manifold_bench.attacks.batching import blockwise
 from manifold_bench.attacks.contract import Verdict, succeeded
-from manifold_bench.attacks.threat import Norm, flat_norm, inside
+from manifold_bench.attacks.threat import Norm, expand, flat_norm, inside
 from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.bench.records.schema import ANSWERS
 from manifold_bench.bench.text import norm_text
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.checks import check_outputs, check_verdict
@@ -29,9 +31,16 @@ class ScoredVerdict(Verdict):
 
     scores: Tensor
 
-    def of(self, rows: Tensor) -> ScoredVerdict:
+
+@dataclass(frozen=True)
+class WorstVerdict(ScoredVerdict):
+    """The worst of n answers to each of N inputs. answers: columns `schema.ANSWERS` on all n of them, int64 [N,5]."""
+
+    answers: Tensor
+
+    def of(self, rows: Tensor) -> WorstVerdict:
         """Return the answers to the inputs at those rows."""
-        return ScoredVerdict(self.labels[rows], self.rejected[rows], self.scores[rows])
+        return WorstVerdict(*(values[rows] for values in (self.labels, self.rejected, self.scores, self.answers)))
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Inputs:
         return Inputs(self.x.to(device), self.y.to(device), self.aims.to(device), self.number.to(device))
 
 
-def verdict(defense: Defense, x: Tensor, y: Tensor, draws: int, seed: int, aims: Tensor | None = None) -> ScoredVerdict:
+def verdict(defense: Defense, x: Tensor, y: Tensor, draws: int, seed: int, aims: Tensor | None = None) -> WorstVerdict:
     """Return a new answer of the deployed defense to x [N,C,H,W] with labels y [N]; aims [N] as in `succeeded`.
 
     A randomized defense answers `draws` times. An input counts as beaten if any answer is a success, and else as
@@ -67,16 +76,30 @@ def verdict(defense: Defense, x: Tensor, y: Tensor, draws: int, seed: int, aims:
     times = draws if defense.randomized else 1
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        worst = _answer(defense, x)
-        for _ in range(times - 1):
-            new = _answer(defense, x)
-            takes = ~succeeded(worst, y, aims) & (succeeded(new, y, aims) | (new.rejected & ~worst.rejected))
-            worst = ScoredVerdict(
-                torch.where(takes, new.labels, worst.labels),
-                torch.where(takes, new.rejected, worst.rejected),
-                torch.where(takes, new.scores, worst.scores),
-            )
-    return worst
+        given = [_answer(defense, x) for _ in range(times)]
+    worst = given[0]
+    for new in given[1:]:
+        takes = ~succeeded(worst, y, aims) & (succeeded(new, y, aims) | (new.rejected & ~worst.rejected))
+        worst = ScoredVerdict(
+            torch.where(takes, new.labels, worst.labels),
+            torch.where(takes, new.rejected, worst.rejected),
+            torch.where(takes, new.scores, worst.scores),
+        )
+    return WorstVerdict(worst.labels, worst.rejected, worst.scores, counted(given, y, aims))
+
+
+def counted(given: Sequence[Verdict], y: Tensor, aims: Tensor | None = None) -> Tensor:
+    """Return the columns `schema.ANSWERS`, int64 [N,5], of n answers to inputs with labels y [N]; aims [N]."""
+    named = torch.stack([one.labels.masked_fill(one.rejected, -1) for one in given])  # [n,N]
+    votes = torch.stack([(named == one).sum(0) for one in named])
+    columns = {
+        "answers": torch.full_like(y, len(given)),
+        "answers_right": ((named == y) & (y >= 0)).sum(0),
+        "answers_wrong": torch.stack([succeeded(one, y, aims) for one in given]).sum(0),
+        "first_answer": named[0],
+        "majority_answer": named.gather(0, votes.argmax(0, keepdim=True))[0],  # the first one of several
+    }
+    return torch.stack([columns[name] for name in ANSWERS], dim=1)
 
 
 def _answer(defense: Defense, x: Tensor) -> ScoredVerdict:
@@ -102,7 +125,10 @@ def scored_answers(defense: Defense, x: Tensor, batch_size: int | None = None) -
 
 @dataclass(frozen=True)
 class Judgement:
-    """The judgement of N outputs, all [N]: the answer, the measured distances, validity, and success."""
+    """The judgement of N outputs: the worst answer, the measured distances, validity, and success, all [N].
+
+    answers: see `WorstVerdict`, [N,5].
+    """
 
     labels: Tensor
     rejected: Tensor
@@ -112,6 +138,17 @@ class Judgement:
     l0: Tensor
     valid: Tensor
     success: Tensor
+    answers: Tensor
+
+    @property
+    def wins(self) -> Tensor:
+        """Number of answers that are successes, [N]; 0 where the output is not valid."""
+        return self.answers[:, list(ANSWERS).index("answers_wrong")] * self.valid
+
+    @property
+    def beaten(self) -> Tensor:
+        """Whether every answer is a success, [N]. For a deterministic defense it is the same as success."""
+        return self.wins == self.answers[:, 0]
 
     def distance(self, norm: str) -> Tensor:
         """Return the size of each perturbation in that norm; in L2 for norms without ε."""
@@ -129,15 +166,15 @@ class Judgement:
     def where(self, kept: Tensor, other: Judgement) -> Judgement:
         """Return this judgement where kept [N] is true, and the other one elsewhere."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return Judgement(*(torch.where(kept, mine, others) for mine, others in pairs))
+        return Judgement(*(torch.where(expand(kept, mine), mine, others) for mine, others in pairs))
 
 
-def unperturbed(inputs: Inputs, clean: ScoredVerdict) -> Judgement:
+def unperturbed(inputs: Inputs, clean: WorstVerdict) -> Judgement:
     """Return the judgement of clean inputs: those that are accepted and wrong are successes at distance 0."""
     zeros = torch.zeros(len(inputs), dtype=torch.float64, device=inputs.x.device)
     success = succeeded(clean, inputs.y, inputs.aims)
     every = torch.ones_like(success)
-    return Judgement(clean.labels, clean.rejected, clean.scores, zeros, zeros, zeros, every, success)
+    return Judgement(clean.labels, clean.rejected, clean.scores, zeros, zeros, zeros, every, success, clean.answers)
 
 
 class CertificateContradictedError(RuntimeError):
@@ -174,7 +211,7 @@ class Judge:
     draws: int
     seed: int
 
-    def judge(self, inputs: Inputs, clean: ScoredVerdict, adversarial: Tensor, eps: float) -> Judgement:
+    def judge(self, inputs: Inputs, clean: WorstVerdict, adversarial: Tensor, eps: float) -> Judgement:
         """Judge an attack's outputs [N,C,H,W] on inputs to which the defense gave these clean answers.
 
         Outputs that are not finite, not in [0,1] or not in the ε-ball are not valid: they are no success, and the clean
@@ -190,10 +227,11 @@ class Judge:
         delta = (adversarial.double() - x.double()).nan_to_num(torch.inf, torch.inf, torch.inf)
         changed = (delta != 0).flatten(1).any(1)
         counts = valid & (changed | self.defense.randomized)
-        answer = ScoredVerdict(
+        answer = WorstVerdict(
             torch.where(counts, answer.labels, clean.labels),
             torch.where(counts, answer.rejected, clean.rejected),
             torch.where(counts, answer.scores, clean.scores),
+            torch.where(counts[:, None], answer.answers, clean.answers),
         )
         judgement = Judgement(
             labels=answer.labels,
@@ -204,6 +242,7 @@ class Judge:
             l0=flat_norm(delta, "l0"),
             valid=valid,
             success=valid & succeeded(answer, y, aims),
+            answers=answer.answers,
         )
         check_certificate(self.defense, inputs, judgement)
         return judgement
