@@ -12,6 +12,8 @@ robust accuracy of `robustness`, and with n = 1 all four are.
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pandas as pd
 
@@ -41,7 +43,7 @@ def protocols(records: pd.DataFrame) -> pd.DataFrame:
     no rows at all where no records count answers, as those of earlier versions.
     """
     ends = [f"{name}{end}" for name in PROTOCOLS for end in ("", "_low", "_high")]
-    found = []
+    found: list[list[object]] = []
     if "answers" in records:
         shown = records["kind"].isin([CLEAN, ATTACK]) & (records["norm"] != FOOLING)
         rows = records[shown & (records["protocol"] != "deterministic")]
@@ -49,13 +51,13 @@ def protocols(records: pd.DataFrame) -> pd.DataFrame:
             values = own.groupby("sample")[list(PROTOCOLS)].min()
             n, known = len(values), bool(own[list(PROTOCOLS)].notna().to_numpy().all())
             figures = [end for name in PROTOCOLS for end in wilson(float(values[name].sum()), n if known else 0)[:3]]
-            found.append([*cell, n, own["answers"].max(), *figures])
+            found.append([*cast(tuple[object, ...], cell), n, own["answers"].max(), *figures])
     return pd.DataFrame(found, columns=[*CELL, "n", "answers", *ends])
 
 
 def _values(rows: pd.DataFrame) -> dict[str, np.ndarray]:
     """Return the value of each row by each protocol, float [N] in [0, 1]; NaN where answers were not counted."""
-    label, is_clean = rows["label"].to_numpy(), (rows["kind"] == CLEAN).to_numpy()
+    label, is_clean = rows["label"].to_numpy(), (rows["kind"] == CLEAN).to_numpy(bool)
     unperturbed = rows[is_clean].drop_duplicates(list(INPUT))
     clean = _answers(rows[list(INPUT)].merge(unperturbed, "left", list(INPUT)))
     own = _answers(rows)
@@ -79,4 +81,4 @@ def _values(rows: pd.DataFrame) -> dict[str, np.ndarray]:
 def _answers(rows: pd.DataFrame) -> dict[str, np.ndarray]:
     """Return the columns ANSWERS of rows as float [N]; NaN where the status is not ok."""
     ok = rows["status"].eq("ok").fillna(False).to_numpy(bool)
-    return {name: np.where(ok, rows[name].to_numpy(float, na_value=np.nan), np.nan) for name in ANSWERS}
+    return {name: np.where(ok, rows[name].to_numpy(float), np.nan) for name in ANSWERS}

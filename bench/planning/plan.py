@@ -140,7 +140,8 @@ def make_plan(
     damaged, there are fewer images than requested, or a defense does not suit its data.
     """
     whole, named = whole or matrix, named or {}
-    chosen, missing = [], {}
+    chosen: list[PlannedData] = []
+    missing: dict[str, MissingData] = {}
     for entry in matrix.datasets:  # all data first: it fails fastest
         try:
             chosen.append(_chosen(entry, matrix, options))

@@ -164,7 +164,7 @@ class Attempt:
                 return
             answer = self.judge.judge(tried[again], before.of(again), points[again], eps)
             nearest[again] = torch.minimum(nearest[again], self._size_of_success(answer))
-            takes = answer.success & (minimal | (answer.wins >= judgement.wins[again]))
+            takes = answer.success & ((answer.wins >= judgement.wins[again]) | minimal)
             better, answer = again[takes], answer.of(takes)
             outputs[better], judgement = points[better], judgement.replaced(better, answer)
             effort.unreturned[rows[better].cpu()] = True
