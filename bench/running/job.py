@@ -193,7 +193,7 @@ def _clean_verdict(job: Job, defense: Defense, rows: Inputs, store: Store) -> Wo
 
     clean = ScoredVerdict(*(column(name)[:, 0] for name in ("clean_label", "clean_rejected", "clean_score")))
     answers = column(*ANSWERS) if job.defense.cls.randomized else counted([clean], rows.y)
-    return WorstVerdict(clean.labels, clean.rejected, clean.scores, answers)
+    return WorstVerdict(clean.labels, clean.rejected, clean.scores, answers=answers)
 
 
 def _frame(job: Job, rows: Inputs, clean: WorstVerdict, cell: Cell) -> pd.DataFrame:

@@ -32,7 +32,7 @@ class ScoredVerdict(Verdict):
     scores: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorstVerdict(ScoredVerdict):
     """The worst of n answers to each of N inputs. answers: columns `schema.ANSWERS` on all n of them, int64 [N,5]."""
 
@@ -40,7 +40,8 @@ class WorstVerdict(ScoredVerdict):
 
     def of(self, rows: Tensor) -> WorstVerdict:
         """Return the answers to the inputs at those rows."""
-        return WorstVerdict(*(values[rows] for values in (self.labels, self.rejected, self.scores, self.answers)))
+        first = (values[rows] for values in (self.labels, self.rejected, self.scores))
+        return WorstVerdict(*first, answers=self.answers[rows])
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def verdict(defense: Defense, x: Tensor, y: Tensor, draws: int, seed: int, aims:
             torch.where(takes, new.rejected, worst.rejected),
             torch.where(takes, new.scores, worst.scores),
         )
-    return WorstVerdict(worst.labels, worst.rejected, worst.scores, counted(given, y, aims))
+    return WorstVerdict(worst.labels, worst.rejected, worst.scores, answers=counted(given, y, aims))
 
 
 def counted(given: Sequence[Verdict], y: Tensor, aims: Tensor | None = None) -> Tensor:
@@ -231,7 +232,7 @@ class Judge:
             torch.where(counts, answer.labels, clean.labels),
             torch.where(counts, answer.rejected, clean.rejected),
             torch.where(counts, answer.scores, clean.scores),
-            torch.where(counts[:, None], answer.answers, clean.answers),
+            answers=torch.where(counts[:, None], answer.answers, clean.answers),
         )
         judgement = Judgement(
             labels=answer.labels,
