@@ -8,7 +8,7 @@ from manifold_bench.bench.metrics.protocols import PROTOCOLS
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.table import Table
 from manifold_bench.bench.report.tables import Doubts, Marks, keyed
-from manifold_bench.bench.text import eps_text, norm_text
+from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text
 
 LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals, which are conservative for the mean. Single: the first of n "
@@ -36,9 +36,9 @@ def protocol_tables(summary: pd.DataFrame, figures: pd.DataFrame, doubts: Doubts
             if figure is None:
                 continue
             size = "" if cell["norm"] == "none" else f", {norm_text(cell['norm'])} ε = {eps_text(cell['eps'])}"
-            n = "–" if pd.isna(figure["answers"]) else f"{figure['answers']:.0f}"
+            answers = NOT_RUN if pd.isna(figure["answers"]) else f"{figure['answers']:.0f}"
             shown = (marks.cell({**cell, **figure}, name) for name in PROTOCOLS)
-            rows.append([cell["defense"], f"{cell['attack']}{size}", str(figure["n"]), n, *shown])
+            rows.append([cell["defense"], f"{cell['attack']}{size}", str(figure["n"]), answers, *shown])
         title = f"{dataset}: randomized defenses, four protocols"
         header = ["defense", "attack", "inputs", "answers", *PROTOCOLS]
         made.append(Table((str(dataset), "randomized", "protocols"), title, header, rows, marks.notes, LEGEND))
