@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics.protocols import PROTOCOLS
@@ -36,7 +37,7 @@ def protocol_tables(summary: pd.DataFrame, figures: pd.DataFrame, doubts: Doubts
             if figure is None:
                 continue
             size = "" if cell["norm"] == "none" else f", {norm_text(cell['norm'])} ε = {eps_text(cell['eps'])}"
-            answers = NOT_RUN if pd.isna(figure["answers"]) else f"{figure['answers']:.0f}"
+            answers = NOT_RUN if np.isnan(figure["answers"]) else f"{figure['answers']:.0f}"
             shown = (marks.cell({**cell, **figure}, name) for name in PROTOCOLS)
             rows.append([cell["defense"], f"{cell['attack']}{size}", str(figure["n"]), answers, *shown])
         title = f"{dataset}: randomized defenses, four protocols"
