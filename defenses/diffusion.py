@@ -129,11 +129,13 @@ class Diffusion(Trainable):
         """Return images in about [−1,1] that the reverse process reaches from noisy ones [N,C,H,W].
 
         times: descending times of the process, from that of the noisy images to 0. noise [N,S,C,H,W]: standard normal
-        noise that each of the S steps adds. Gradients pass through every step exactly; the backward pass computes each
-        step again, so that the memory it takes does not grow with the number of steps.
+        noise that each of the S steps adds. Gradients pass through every step exactly. The backward pass computes each
+        step again, so that activations are kept for one step at a time.
         """
         for step, (now, then) in enumerate(pairwise(times)):
-            noisy = checkpoint(self.step, noisy, now, then, noise[:, step], use_reentrant=False)
+            noisy = checkpoint(
+                self.step, noisy, now, then, noise[:, step], use_reentrant=False, preserve_rng_state=False
+            )
         return noisy
 
     def step(self, noisy: Tensor, now: int, then: int, noise: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Purifier(Defense):
 
     paper = "nie2022"
     Spec: ClassVar = PurifierSpec
-    family: ClassVar[str] = "projection"
+    family: ClassVar[str] = "purification"
     randomized: ClassVar[bool] = True
     parts: ClassVar[tuple[str, ...]] = ("diffusion", "classifier")
     spec: PurifierSpec
