@@ -248,7 +248,10 @@ class PGD(ProjectedAscent):
 
     @property
     def adapted_to(self) -> tuple[str, ...]:
-        return ("projection",) if self.gradient in ("gauss-newton", "implicit") else ("adversarial training",)
+        if self.gradient in ("gauss-newton", "implicit"):
+            return ("projection",)
+        averaged = self.eot > 1 and self.gradient != "identity"
+        return ("adversarial training", *(("purification",) if averaged else ()))
 
     def passes(self) -> tuple[int, int]:
         climbs = self.restarts * (9 if self.targeted else 1)  # a guess, since the number of classes is not known here
