@@ -25,8 +25,8 @@ class PurifierSpec(DefenseSpec):
     """
 
     diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
-    time: Annotated[int, Ge(1), Le(STEPS)] = deployment(300)
-    steps: Annotated[int, Ge(1)] = deployment(10)
+    time: Annotated[int, Ge(1), Le(STEPS)] = deployment(200)
+    steps: Annotated[int, Ge(1)] = deployment(5)
 
     def __post_init__(self) -> None:
         if self.time > self.diffusion.latest:

@@ -18,7 +18,7 @@ from manifold_bench.defenses.purifier import Purifier, PurifierSpec
 from manifold_bench.defenses.training import initialise
 from manifold_bench.defenses.weights import fill_from_zoo, freeze
 
-SPEC = PurifierSpec(shape=(1, 8, 8), num_classes=10, diffusion=DiffusionSettings(width=8, epochs=8), steps=4)
+SPEC = PurifierSpec(shape=(1, 8, 8), num_classes=10, diffusion=DiffusionSettings(width=8, epochs=8), time=300, steps=4)
 
 
 @pytest.fixture
