@@ -120,8 +120,8 @@ class FlowGMM(Defense):
     (m − log p(x)) / τ − 1. p(x) = (1/K) Σ_c p(x|c) is exact: it is no bound, and there is no decoder to mislead. m is
     the median of log p(x) over clean validation images, and a share `rejection_rate` of these are more than τ below it.
 
-    The training maximises log p(x|y) alone. Simpler images than those of the training have a larger p(x), and are
-    accepted (Nalisnick et al. 2019, https://arxiv.org/abs/1810.09136).
+    The training maximises log p(x|y) alone. Flows are known to find simpler images than those of their training
+    likelier (Nalisnick et al. 2019, https://arxiv.org/abs/1810.09136), which this one then accepts.
     """
 
     paper = "izmailov2020"
