@@ -114,7 +114,7 @@ class MixtureFlow(nn.Module):
 
 
 class FlowGMM(Defense):
-    """Classifies by the largest likelihood p(x|c) of a flow with one Gaussian for each class, and rejects small p(x).
+    """Classifies by the largest p(x|c) of a flow with one Gaussian for each class, and rejects small p(x).
 
     forward: images [N,C,H,W] in [0,1] → logits log p(x|c), and a reject score that exceeds the largest one by
     (m − log p(x)) / τ − 1. p(x) = (1/K) Σ_c p(x|c) is exact: it is no bound, and there is no decoder to mislead. m is
