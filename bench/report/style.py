@@ -61,8 +61,8 @@ def line_style(number: int) -> dict[str, Any]:
 def legend_beside(axes: Axes, title: str | None = None, **style: Any) -> None:
     """Draw the legend to the right of a plot, where it covers nothing; long labels get several lines."""
     handles, labels = axes.get_legend_handles_labels()
-    beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0, "frameon": False}
-    axes.legend(handles, list(map(wrapped, labels)), title=title, **beside | style)
+    placement: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0, "frameon": False}
+    axes.legend(handles, list(map(wrapped, labels)), title=title, **placement | style)
 
 
 def wrapped(label: str) -> str:

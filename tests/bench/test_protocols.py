@@ -60,8 +60,8 @@ def test_the_four_figures_are_those_counted_by_hand():
     figures = found.set_index("attack")
     # clean: first answers 0 1 5 3; shares 4/4 3/4 1/4 2/4; all right: the first; votes 0 1 5 3 (of 3 R 3 R the first)
     assert figures.loc["clean", list(PROTOCOLS)].tolist() == [3 / 4, 2.5 / 4, 1 / 4, 3 / 4]
-    # attacked: 0 holds; 5 fails; the clean 5 stands; R holds, since the first clean answer is accepted. Shares 2/4,
-    # 1/4, the clean 1/4, and of the last all hold, times the 2/4 of the clean answers that are accepted
+    # attacked: 0 holds; 5 fails; the clean answer 5 is kept; R holds, since the first clean answer is accepted.
+    # Shares 2/4, 1/4, the clean 1/4, and of the last all hold, times the 2/4 of the clean answers that are accepted
     assert figures.loc["a", list(PROTOCOLS)].tolist() == [2 / 4, 1.5 / 4, 0, 2 / 4]
     assert tuple(figures.loc["a", ["mean_low", "mean_high"]]) == wilson(1.5, 4)[1:3]
     of_worst = summary(by_hand()).query("defense == 'd' and kind != 'worst-case'").set_index("attack")
