@@ -18,9 +18,10 @@ from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.gradient import FGSM, PGD
 from manifold_bench.attacks.target import Target
 from manifold_bench.defenses.augmentation import shifted
-from manifold_bench.defenses.base import Defense, LabelledImages, Progress, append_reject_score, deployment
-from manifold_bench.defenses.calibration import HeldOutScores, selective_figures
+from manifold_bench.defenses.base import LabelledImages, Progress, deployment
+from manifold_bench.defenses.calibration import selective_figures
 from manifold_bench.defenses.classifier import ClassifierSpec, fit_classifier
+from manifold_bench.defenses.detector import Detector
 from manifold_bench.defenses.networks import StridedCNN
 from manifold_bench.defenses.training import Training, epochs_for, in_batches, initialise, train_module
 
@@ -44,7 +45,7 @@ class AuxiliaryDetectorSpec(ClassifierSpec):
     rate: Annotated[float, Gt(0)] = 2e-3
 
 
-class AuxiliaryDetector(Defense):
+class AuxiliaryDetector(Detector):
     """A plain classifier, with a second network that rejects what looks adversarial to it.
 
     forward: images [N,C,H,W] in [0,1] → logits [N,K+1], with rejection as one more class (Carlini and Wagner 2017,
@@ -58,33 +59,19 @@ class AuxiliaryDetector(Defense):
 
     paper = "gong2017"
     Spec: ClassVar = AuxiliaryDetectorSpec
-    family: ClassVar[str] = "detection"
-    rejects: ClassVar[bool] = True
     detectors: ClassVar = ("adversarial",)
     spec: AuxiliaryDetectorSpec
     median: Tensor
 
     def __init__(self, spec: AuxiliaryDetectorSpec) -> None:
-        super().__init__(spec)
+        super().__init__(spec, [spec.rejection_rate])
         self.classifier: StridedCNN = StridedCNN(spec.shape, spec.num_classes, spec.width, spec.hidden)
         self.detector = StridedCNN(spec.shape, 1, spec.width, spec.hidden)
-        self.held_out = HeldOutScores(1)
         self.register_buffer("median", torch.tensor(0.0))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._answer(x)[0]
-
-    def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Defense.detection`; the ratio does not depend on the label."""
-        return self._answer(x)
-
-    def _answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        ratio = self.score(x) / self.held_out.thresholds([self.spec.rejection_rate])
-        return append_reject_score(self.classifier(x), ratio - 1), ratio[:, None]
-
-    def score(self, x: Tensor) -> Tensor:
-        """Return the detector's logit minus that of the median clean image, [N], for images x [N,C,H,W]."""
-        return self.detector(x)[:, 0] - self.median
+    def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the classifier's logits, and the detector's logit minus that of the median clean image, [N,1]."""
+        return self.classifier(x), self.detector(x) - self.median
 
     def fit(
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress

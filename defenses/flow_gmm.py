@@ -14,15 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from manifold_bench.defenses.augmentation import shifted
-from manifold_bench.defenses.base import (
-    Defense,
-    DefenseSpec,
-    LabelledImages,
-    Progress,
-    append_reject_score,
-    deployment,
-)
-from manifold_bench.defenses.calibration import HeldOutScores, selective_figures
+from manifold_bench.defenses.base import DefenseSpec, LabelledImages, Progress, deployment
+from manifold_bench.defenses.calibration import selective_figures
+from manifold_bench.defenses.detector import Detector
 from manifold_bench.defenses.training import Training, epochs_for, in_batches, initialise, train_module
 
 FLOOR = 0.05
@@ -113,7 +107,7 @@ class MixtureFlow(nn.Module):
         return log_det[:, None] - 0.5 * (distance + z.shape[1] * math.log(2 * math.pi))
 
 
-class FlowGMM(Defense):
+class FlowGMM(Detector):
     """Classifies by the largest p(x|c) of a flow with one Gaussian for each class, and rejects small p(x).
 
     forward: images [N,C,H,W] in [0,1] → logits log p(x|c), and a reject score that exceeds the largest one by
@@ -127,28 +121,19 @@ class FlowGMM(Defense):
     paper = "izmailov2020"
     Spec: ClassVar = FlowGMMSpec
     family: ClassVar[str] = "generative rejection"
-    rejects: ClassVar[bool] = True
     detectors: ClassVar = ("likelihood",)
     spec: FlowGMMSpec
     median: Tensor
 
     def __init__(self, spec: FlowGMMSpec) -> None:
-        super().__init__(spec)
+        super().__init__(spec, [spec.rejection_rate])
         self.classifier: MixtureFlow = MixtureFlow(spec)
-        self.held_out = HeldOutScores(1)
         self.register_buffer("median", torch.tensor(0.0))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._answer(x)[0]
-
-    def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Defense.detection`; the ratio does not depend on the label."""
-        return self._answer(x)
-
-    def _answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(x|c) of each class, and how far log p(x) is below the median clean image's, [N,1] in nats."""
         likely = self.classifier(x)
-        ratio = (self.median - evidence(likely)) / self.held_out.thresholds([self.spec.rejection_rate])
-        return append_reject_score(likely, ratio - 1), ratio[:, None]
+        return likely, (self.median - evidence(likely))[:, None]
 
     def fit(
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress

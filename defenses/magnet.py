@@ -11,10 +11,11 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manifold_bench.defenses.base import Defense, LabelledImages, Progress, append_reject_score
-from manifold_bench.defenses.calibration import HeldOutScores, selective_figures
+from manifold_bench.defenses.base import LabelledImages, Progress
+from manifold_bench.defenses.calibration import selective_figures
 from manifold_bench.defenses.classifier import ClassifierSpec, fit_classifier
 from manifold_bench.defenses.convolutions import ImageConvolution
+from manifold_bench.defenses.detector import Detector
 from manifold_bench.defenses.networks import StridedCNN
 from manifold_bench.defenses.training import Training, accuracy, epochs_for, in_batches, initialise, train_module
 
@@ -77,7 +78,7 @@ class Autoencoder(nn.Module):
         return torch.sigmoid(self.output(torch.sigmoid(self.last(h))))
 
 
-class MagNet(Defense):
+class MagNet(Detector):
     """Classifies an autoencoder's reconstruction, and rejects what it reconstructs badly.
 
     AE-I (the reformer) makes the reconstruction. An input that AE-I or AE-II reconstructs too badly is rejected.
@@ -94,33 +95,18 @@ class MagNet(Defense):
 
     paper = "meng2017"
     Spec: ClassVar = MagNetSpec
-    family: ClassVar[str] = "detection"
-    rejects: ClassVar[bool] = True
     spec: MagNetSpec
 
     def __init__(self, spec: MagNetSpec) -> None:
-        super().__init__(spec)
+        super().__init__(spec, [getattr(spec, f"rate_{name}") for name in detectors(spec)])
         channels = spec.shape[0]
         self.classifier: StridedCNN = StridedCNN(spec.shape, spec.num_classes, spec.width, spec.hidden)
         self.reformer = Autoencoder(channels, spec.filters, pooled=True)
         self.second = Autoencoder(channels, spec.filters, pooled=False)
-        self.held_out = HeldOutScores(len(self.detectors))
 
     @property
     def detectors(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("l2", "l1", *(TEMPERATURES if self.spec.shape[0] > 1 else ()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._answer(x)[0]
-
-    def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Defense.detection`; the ratios do not depend on the label."""
-        return self._answer(x)
-
-    def _answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits, scores = self.scores(x)
-        ratios = scores / self.thresholds()
-        return append_reject_score(logits, ratios.amax(1) - 1), ratios
+        return detectors(self.spec)
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits [N,K] of the reconstructions of images x [N,C,H,W], and the detectors' scores [N,D]."""
@@ -131,10 +117,6 @@ class MagNet(Defense):
             plain = self.classifier(x)
             scores += [jensen_shannon(plain / t, logits / t) for t in TEMPERATURES.values()]
         return logits, torch.stack(scores, dim=1)
-
-    def thresholds(self) -> Tensor:
-        """Return the detectors' thresholds [D], in the order of `detectors`; ∞ before `fit`."""
-        return self.held_out.thresholds([getattr(self.spec, f"rate_{name}") for name in self.detectors])
 
     def perceived(self, x: Tensor) -> Tensor:
         """Return the reconstruction by AE-I, which is classified."""
@@ -180,3 +162,8 @@ def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
     p, q = first.log_softmax(1), second.log_softmax(1)
     middle = torch.logaddexp(p, q) - math.log(2)
     return ((p.exp() * (p - middle)).sum(1) + (q.exp() * (q - middle)).sum(1)) / 2
+
+
+def detectors(spec: MagNetSpec) -> tuple[str, ...]:
+    """Return the names of MagNet's detectors; those by divergence are for colour images."""
+    return ("l2", "l1", *(TEMPERATURES if spec.shape[0] > 1 else ()))

@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from linear import comparable, interior_inputs, l2
+from linear import check_distances, check_pgd, check_seed, interior_inputs, l2
 from refusals import check_refusal
 from rejecting import BAND, Band, images_below
 from toys import Parity
 
-from manifold_bench.attacks import losses
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.from_foolbox import FoolboxAttack, foolbox_model, starting_points
-from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.target import Target
 
 CARLINI = {"steps": 200, "binary_search_steps": 6, "stepsize": 0.01, "initial_const": 0.1}
@@ -25,13 +23,7 @@ CARLINI = {"steps": 200, "binary_search_steps": 6, "stepsize": 0.01, "initial_co
     ],
 )
 def test_linear_model_distance_is_the_closed_form(linear_model, attack, parameters, factor):
-    x, y, distance = interior_inputs(linear_model, 8)
-    adapter = FoolboxAttack(attack=attack, norm="l2", parameters=parameters)
-    found = adapter.run(Target(linear_model, 8), x, y, 0.0, seed=0)
-    assert linear_model.verdict(found).wrong(y).all()
-    assert (l2(found, x) >= 0.999 * distance).all()
-    assert (l2(found, x) / distance).median() <= factor
-    assert (l2(found, x) <= 2 * factor * distance).all()
+    check_distances(linear_model, FoolboxAttack(attack=attack, norm="l2", parameters=parameters), factor)
 
 
 @pytest.mark.parametrize(
@@ -43,34 +35,16 @@ def test_linear_model_distance_is_the_closed_form(linear_model, attack, paramete
     ],
 )
 def test_the_seed_decides(digits, digits_cnn, attack, norm, parameters):
-    x, y = digits.test.images[:4], digits.test.labels[:4]
-
-    def run(seed: int) -> torch.Tensor:
-        adapter = FoolboxAttack(attack=attack, norm=norm, parameters=parameters)
-        return adapter.run(Target(digits_cnn, 4), x, y, 0.1, seed)
-
-    state = torch.get_rng_state()
-    first = run(1)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first, run(1))
-    assert not torch.equal(first, run(2))
+    adapter = FoolboxAttack(attack=attack, norm=norm, parameters=parameters)
+    check_seed(adapter, digits_cnn, digits.test.images[:4], digits.test.labels[:4])
 
 
 @pytest.mark.parametrize("classes", [2, 10])
 def test_pgd_is_foolboxs_pgd(digits, digits_cnn, classes, monkeypatch):
-    """Where the last step is the best: ours returns the best point, and stops where an input is beaten."""
     x, y = digits.test.images[:128], digits.test.labels[:128] % classes
     defense = {2: Parity(digits_cnn), 10: digits_cnn}[classes]
-    ours = PGD(steps=5, step_size=0.01, random_start=False, loss="cross-entropy")
     theirs = FoolboxAttack(attack="LinfPGD", parameters={"steps": 5, "abs_stepsize": 0.01, "random_start": False})
-    with monkeypatch.context() as patch:
-        patch.setattr(losses, "SHARPNESS", losses.SHARPNESS / 2)  # the temperature at which libraries see logits
-        a = ours.run(Target(defense, 128), x, y, 0.05, seed=0)
-    b = theirs.run(Target(defense, 128), x, y, 0.05, seed=0)
-    same = comparable(defense, x, a, b, y)
-    assert same.sum() > 32
-    assert ((a - b)[same].abs() > 1e-5).float().mean() < 0.001, "but for rounding where a gradient is nearly zero"
-    assert torch.equal(defense.verdict(a).wrong(y), defense.verdict(b).wrong(y))
+    check_pgd(defense, x, y, theirs, monkeypatch)
 
 
 def test_the_step_follows_eps(linear_model):

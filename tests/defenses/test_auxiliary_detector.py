@@ -62,7 +62,7 @@ def test_its_figures_say_what_it_catches(defense, digits):
 def test_it_rejects_exactly_what_scores_above_the_threshold(defense, digits):
     noise = torch.rand(100, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     x = torch.cat([digits.test.images[:100], 0.8 * digits.test.images[:100] + 0.2 * noise])
-    above = defense.score(x) > defense.held_out.thresholds([0.01])
+    above = defense.scores(x)[1][:, 0] > defense.held_out.thresholds([0.01])
     verdict = defense.verdict(x)
     assert 0 < above.sum() < 200
     assert torch.equal(verdict.rejected, above)
@@ -79,7 +79,7 @@ def test_the_stated_rate_is_met_on_validation_images_and_holds_on_others(defense
     other = deployed(defense, rate)
     threshold = other.held_out.thresholds([rate])[0]
     assert (other.held_out.ordered > threshold).float().mean() == pytest.approx(rate)
-    scores = other.score(digits.validation.images)
+    scores = other.scores(digits.validation.images)[1][:, 0]
     assert torch.allclose(scores.sort().values, other.held_out.ordered[0], rtol=0, atol=1e-5)
     rejected, clear = other.verdict(digits.validation.images).rejected, (scores - threshold).abs() > 1e-5
     assert clear.sum() >= 199 and (rejected & clear).float().mean() == pytest.approx(rate)
@@ -88,7 +88,7 @@ def test_the_stated_rate_is_met_on_validation_images_and_holds_on_others(defense
 
 
 def test_the_median_clean_image_scores_nothing(defense, digits):
-    assert defense.score(digits.validation.images).median().abs() < 1e-5
+    assert defense.scores(digits.validation.images)[1][:, 0].median().abs() < 1e-5
     assert (defense.held_out.ordered[0].diff() >= 0).all()
 
 

@@ -7,12 +7,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from tiny import SEEN, Tiny
+from tiny import SEEN, OneSplit, Tiny
 from torch import Tensor
 
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.target import Target
-from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.defenses.base import Defense, DefenseSpec, LabelledImages
 
 WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 1.5])
@@ -20,7 +19,7 @@ BIAS = -0.5
 
 
 @dataclass(frozen=True)
-class Grey(Dataset):
+class Grey(OneSplit):
     """Images of 2×2 pixels so far inside [0,1] that the closed forms hold; the labels are those of `Linear`.
 
     Every sixth label is the wrong one, so that some inputs are beaten before any attack.
@@ -37,14 +36,6 @@ class Grey(Dataset):
         images = 0.35 + 0.3 * torch.rand(24, 1, 2, 2, generator=torch.Generator().manual_seed(0))
         labels = (images.flatten(1) @ WEIGHTS + BIAS > 0).long()
         return LabelledImages(images, torch.where(torch.arange(24) % 6 == 0, 1 - labels, labels))
-
-    @property
-    def train(self) -> LabelledImages:
-        return self.test
-
-    @property
-    def validation(self) -> LabelledImages:
-        return self.test
 
 
 class Linear(Defense):

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from manifold_bench.attacks import losses
+from manifold_bench.attacks.gradient import PGD
+from manifold_bench.attacks.target import Target
 
 
 def interior_inputs(model: Any, n: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,6 +31,26 @@ def l2(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).flatten(1).norm(dim=1)
 
 
+def check_distances(model: Any, attack: Any, factor: float) -> None:
+    """An attack on the linear model beats each input, never nearer than possible, on median within `factor` of it."""
+    x, y, distance = interior_inputs(model, 8)
+    found = attack.run(Target(model, 8), x, y, 0.0, seed=0)
+    assert model.verdict(found).wrong(y).all()
+    assert (l2(found, x) >= 0.999 * distance).all()
+    assert (l2(found, x) / distance).median() <= factor
+    assert (l2(found, x) <= 2 * factor * distance).all()
+
+
+def check_seed(attack: Any, defense: Any, x: Tensor, y: Tensor) -> None:
+    """The seed alone decides what an attack finds, and the global generators stay as they were."""
+    state = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    first, again, other = (attack.run(Target(defense, len(x)), x, y, 0.1, seed) for seed in (1, 1, 2))
+    assert (np.random.get_state()[1] == state[0]).all()  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), state[1])
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 def comparable(defense: Any, x: Tensor, ours: Tensor, theirs: Tensor, y: Tensor) -> Tensor:
     """Where our PGD and another must agree [N]: no success on the way (ours stops there), and no saturated loss.
 
@@ -35,3 +60,16 @@ def comparable(defense: Any, x: Tensor, ours: Tensor, theirs: Tensor, y: Tensor)
         before = F.cross_entropy(defense(x), y, reduction="none")
         after = F.cross_entropy(defense(theirs), y, reduction="none")
     return ~defense.verdict(ours).wrong(y) & (before > 1e-4) & (after > before)
+
+
+def check_pgd(defense: Any, x: Tensor, y: Tensor, theirs: Any, monkeypatch: Any) -> None:
+    """Our PGD of five steps is another's where the last step is the best: ours returns the best point."""
+    ours = PGD(steps=5, step_size=0.01, random_start=False, loss="cross-entropy")
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "SHARPNESS", losses.SHARPNESS / 2)  # the temperature at which libraries see logits
+        a = ours.run(Target(defense, 128), x, y, 0.05, seed=0)
+    b = theirs.run(Target(defense, 128), x, y, 0.05, seed=0)
+    same = comparable(defense, x, a, b, y)
+    assert same.sum() > 32
+    assert ((a - b)[same].abs() > 1e-5).float().mean() < 0.001, "but for rounding where a gradient is nearly zero"
+    assert torch.equal(defense.verdict(a).wrong(y), defense.verdict(b).wrong(y))

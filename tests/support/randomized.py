@@ -7,12 +7,11 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from tiny import Tiny
+from tiny import OneSplit, Tiny
 from torch import Tensor
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.target import Target
-from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.defenses.base import Defense, LabelledImages
 
 RIGHT, RIGHT_UNDER_ATTACK = 0.9, 0.3
@@ -20,7 +19,7 @@ RIGHT, RIGHT_UNDER_ATTACK = 0.9, 0.3
 
 
 @dataclass(frozen=True)
-class Dark(Dataset):
+class Dark(OneSplit):
     """400 dark images, all of class 0."""
 
     name = "dark"
@@ -33,14 +32,6 @@ class Dark(Dataset):
     def test(self) -> LabelledImages:
         images = 0.1 * torch.rand(400, 1, 2, 2, generator=torch.Generator().manual_seed(0))
         return LabelledImages(images, torch.zeros(400, dtype=torch.long))
-
-    @property
-    def train(self) -> LabelledImages:
-        return self.test
-
-    @property
-    def validation(self) -> LabelledImages:
-        return self.test
 
 
 class Odds(Defense):
