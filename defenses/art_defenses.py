@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from typing import Any, ClassVar  # Any: ART's objects, which have no types
+from typing import Any, ClassVar, Literal  # Any: ART's objects, which have no types
 
 import torch
 from art.defences import preprocessor
@@ -20,6 +20,7 @@ from torch import Tensor
 from manifold_bench.attacks.adapter import constructor_defaults, seeded
 from manifold_bench.defenses.base import Defense, DefenseSpec
 from manifold_bench.defenses.from_art import preprocessed
+from manifold_bench.defenses.pretrained import Pretrained, PretrainedSpec
 from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 FIXED: Mapping[str, object] = {
@@ -57,6 +58,12 @@ REFUSED: Mapping[str, str] = {
 }
 """Classes that cannot be used, and why."""
 
+CLASSIFIERS: Mapping[str, tuple[type[Any], type[DefenseSpec]]] = {
+    "undefended": (Undefended, UndefendedSpec),
+    "pretrained": (Pretrained, PretrainedSpec),
+}
+"""Classifiers that a preprocessor can be put before, and their specs."""
+
 TYPES: Mapping[str, type] = {"bool": bool, "float": float, "int": int, "str": str}
 """Types of the parameters that can be set, by ART's annotations."""
 
@@ -65,10 +72,11 @@ TYPES: Mapping[str, type] = {"bool": bool, "float": float, "int": int, "str": st
 class ArtSpec(DefenseSpec):
     """The parameters of an ART class, under ART's names, with ART's defaults and checks.
 
-    implementation: ART's class.
+    implementation: ART's class. classifier: the defense without parameters that classifies the preprocessed images.
     """
 
     implementation: ClassVar[Any] = None
+    classifier: Literal["undefended", "pretrained"] = "undefended"
 
     def __post_init__(self) -> None:
         if self.implementation is not None:
@@ -77,7 +85,7 @@ class ArtSpec(DefenseSpec):
     def made(self) -> Any:
         """Return ART's object with these parameters; raises ValueError for values that ART refuses."""
         name, accepted = self.implementation.__name__, constructor_defaults(self.implementation)
-        own = {field.name for field in dataclasses.fields(self)} - {"shape", "num_classes"}
+        own = {field.name for field in dataclasses.fields(self)} - {"shape", "num_classes", "classifier"}
         fixed = {key: value for key, value in FIXED.items() if key in accepted}
         try:
             return self.implementation(**fixed, **{key: getattr(self, key) for key in own})
@@ -91,13 +99,14 @@ class ArtSpec(DefenseSpec):
 
 
 class ArtDefense(Defense):
-    """Puts a preprocessor of the Adversarial Robustness Toolbox, named as art:ClassName, before `undefended`.
+    """Puts a preprocessor of the Adversarial Robustness Toolbox, named as art:ClassName, before a classifier.
 
     Among them are JpegCompression, FeatureSqueezing, SpatialSmoothing, TotalVarMin, GaussianAugmentation and Cutout.
 
-    The answer is f(t(x)) for the classifier f of `undefended` and the preprocessor t. The gradient passes through t by
-    ART's own estimate, which is the identity (BPDA) for what ART does not differentiate (Athalye et al. 2018,
-    https://arxiv.org/abs/1802.00420). ART gets images [N,H,W,C], the only order that TotalVarMin understands.
+    The answer is f(t(x)) for the classifier f, which is `undefended` or `pretrained`, and the preprocessor t. The
+    gradient passes through t by ART's own estimate, which is the identity (BPDA) for what ART does not differentiate
+    (Athalye et al. 2018, https://arxiv.org/abs/1802.00420). ART gets images [N,H,W,C], the only order that TotalVarMin
+    understands.
     """
 
     paper = "nicolae2018"
@@ -110,7 +119,8 @@ class ArtDefense(Defense):
     def __init__(self, spec: ArtSpec) -> None:
         super().__init__(spec)
         self.preprocessor = spec.made()
-        self.classifier: Undefended = Undefended(UndefendedSpec(shape=spec.shape, num_classes=spec.num_classes))
+        cls, own = CLASSIFIERS[spec.classifier]
+        self.classifier: Defense = cls(own(shape=spec.shape, num_classes=spec.num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.transformed(x))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from manifold_bench.bench.datasets.base import Dataset
+from manifold_bench.bench.datasets.base import TestImages
 from manifold_bench.bench.errors import InputError
 from manifold_bench.defenses.base import LabelledImages
 from manifold_bench.defenses.errors import one_line
@@ -25,22 +25,15 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 @dataclass(frozen=True)
-class Given(Dataset):
+class Given(TestImages):
     """A data set of test images alone, made from a program's own data."""
 
     images: ClassVar[LabelledImages]
-    test_only = True
     zoo = "given"
 
     @property
     def test(self) -> LabelledImages:
         return self.images
-
-    @property
-    def train(self) -> LabelledImages:
-        return LabelledImages(self.images.images[:0], self.images.labels[:0])
-
-    validation = train
 
 
 def dataset_of(name: str, images: LabelledImages, num_classes: int) -> type[Given]:

@@ -115,7 +115,7 @@ def test_classes_and_parameters_survive_another_process():
         ("art:JpegCompression", {"quality": 0}, "100"),
         ("art:JpegCompression", {"quality": "high"}, "quality"),
         ("art:JpegCompression", {"qualty": 5}, "quality"),
-        ("art:JpegCompression", {"clip_values": [0, 1]}, "allowed: quality"),
+        ("art:JpegCompression", {"clip_values": [0, 1]}, "allowed: classifier, quality"),
         ("art:Cutout", {}, "length"),
     ],
 )
