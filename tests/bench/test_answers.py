@@ -133,7 +133,7 @@ def test_a_pickle_in_place_of_an_answer_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv(PAYLOAD, str(tmp_path / "here"))
     pickle.loads(pickle.dumps(Payload()))
     assert (tmp_path / "here").exists()  # whoever unpickles it would do as it says
-    ways = ("pickle", "json")
+    ways = ("pickle", "json", "patches")
     fits = ["forging:ForgesFit", "forging:PicklesFit"]
     out = ended(tmp_path, "out", [*map(defense, ways), *fits], "".join(map(attack, ways)))
     check(out, ways, ways)

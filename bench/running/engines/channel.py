@@ -48,7 +48,7 @@ class Channel:
         try:
             function()
         except BaseException as error:  # a user's code may raise exceptions that end a process
-            with suppress(OSError):  # the other end may be gone
+            with suppress(Exception):  # the other end may be gone, or the function has broken what is used here
                 self.send({"failed": one_line(error), "traceback": traceback_text()})
 
 

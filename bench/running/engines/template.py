@@ -194,8 +194,8 @@ def run_call(
         partner.connection.close()
         partner.process.process.join(GRACE_SECONDS)
     peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    line = Ending(number, result, failure, sum(peaks) * RSS_UNIT).line()
-    with suppress(OSError):  # after a faulty answer of the call the other end is closed
+    with suppress(Exception):  # the other end is closed after a faulty answer, or the call has broken what is used here
+        line = Ending(number, result, failure, sum(peaks) * RSS_UNIT).line()
         while line:
             line = line[os.write(answer.fileno(), line) :]
 
