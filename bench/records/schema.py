@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.text import is_printable
@@ -162,6 +163,9 @@ KINDS = (CLEAN, CALIBRATION, ATTACK, PROBED)
 
 STATUSES = ("ok", "failed", "skipped")
 
+OF_A_JOB = ("dataset", "split", "kind", "defense", "attack", "norm", "seed", "protocol")
+"""Columns that have one value in all rows of a job."""
+
 ROUNDING = 1e-5
 """Relative and absolute tolerance by which a stored distance may exceed ε, at least that of `attacks.threat.within`."""
 
@@ -176,9 +180,10 @@ class Contradiction(NamedTuple):
 def contradiction(rows: pd.DataFrame) -> Contradiction | None:
     """Return the first row that no run can have written, None where there is none.
 
-    Faults are values outside their column's range, texts with control characters, and kinds and norms that exclude each
-    other. Rows that are ok must not have a valid output farther away than ε, another answer to an unchanged input (of a
-    deterministic defense), or a success that does not follow from their other columns.
+    rows: those of one job, or of several jobs with a column `key`. Faults are values outside their column's range, texts
+    with control characters, kinds and norms that exclude each other, and rows of a job that differ in a column of
+    `OF_A_JOB`. Rows that are ok must not have a valid output farther away than ε, another answer to an unchanged input
+    (of a deterministic defense), or a success that does not follow from their other columns.
     """
     for fault, found in _faults(rows):
         if found.any():
@@ -198,6 +203,11 @@ def _faults(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
     known = {"status": STATUSES, "kind": KINDS, "norm": NORMS}
     for column, allowed in known.items():
         yield f"{column} is not one of {', '.join(allowed)}", ~rows[column].isin(allowed)
+    job, _ = pd.factorize(rows["key"] if "key" in rows else np.zeros(len(rows)))
+    first = np.unique(job, return_index=True)[1][job]
+    for column in OF_A_JOB:
+        values = rows[column].to_numpy()
+        yield f"{column} differs within one job", pd.Series(values != values[first], rows.index)
     unperturbed = rows["kind"].isin([CLEAN, CALIBRATION])
     probed = rows["kind"] == PROBED
     yield "kind and norm exclude each other", unperturbed != (rows["norm"] == "none")

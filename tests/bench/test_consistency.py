@@ -46,11 +46,22 @@ def test_what_a_judge_writes_agrees_with_itself(norm):
         (1, {"linf": math.nan}),
         (0, {"linf": 0.0, "l2": 0.0, "l0": 0.0, "adv_rejected": True}),
         (1, {"linf": 0.0, "l2": 0.0, "l0": 0.0}),
+        (2, {"seed": 1}),  # of another job
+        (3, {"attack": "b"}),
+        (0, {"protocol": "single-shot"}),
+        (1, {"dataset": "mnist"}),
     ],
     ids=str,
 )
 def test_what_no_judge_writes_is_found(row, values):
     assert contradiction(changed(rows(), row, **values))
+
+
+def test_several_jobs_may_differ():
+    several = pd.concat([rows().assign(key="1"), rows("l2", seed=3).assign(key="2")], ignore_index=True)
+    assert contradiction(several) is None
+    found = contradiction(changed(several, 5, seed=4))
+    assert found and found.row == 5
 
 
 MATRIX = """
