@@ -180,8 +180,8 @@ class Contradiction(NamedTuple):
 def contradiction(rows: pd.DataFrame) -> Contradiction | None:
     """Return the first row that no run can have written, None where there is none.
 
-    rows: those of one job, or of several jobs with a column `key`. Faults are values outside their column's range, texts
-    with control characters, kinds and norms that exclude each other, and rows of a job that differ in a column of
+    rows: those of one job, or of several jobs with a column `key`. Faults are values outside their column's range,
+    texts with control characters, kinds and norms that exclude each other, and rows of a job that differ in a column of
     `OF_A_JOB`. Rows that are ok must not have a valid output farther away than ε, another answer to an unchanged input
     (of a deterministic defense), or a success that does not follow from their other columns.
     """
