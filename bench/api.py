@@ -91,17 +91,18 @@ def evaluate(
     model, randomized = _resolved(model), bool(usage.get("randomized"))
     if isinstance(model, str) and randomized:
         raise InputError(f"randomized: {model!r} has to say it itself, by an attribute `randomized = True`")
+    cls = _class_of(MODEL, model, randomized)
     with ExitStack() as stack:
         if isinstance(data, str) and not Path(data).is_dir():
             name = data
         else:
             name, images = GIVEN, labelled_images(data)
-            classes = usage.get("classes") or _number_of_classes(model, images, bool(usage.get("rejects")))
+            classes = usage.get("classes") or _number_of_classes(cls, images, bool(usage.get("rejects")))
             stack.enter_context(handing_in("datasets", {name: dataset_of(name, images, classes)}))
         defense: dict[str, Any] = {"name": model} if isinstance(model, str) else {"name": MODEL, "label": MODEL}
         defense |= {key: usage[key] for key in ("normalize", "rejects", "draws") if usage.get(key)}
         if not isinstance(model, str):
-            stack.enter_context(handing_in("defenses", {MODEL: _class_of(MODEL, model, randomized)}))
+            stack.enter_context(handing_in("defenses", {MODEL: cls}))
         attacks = [attacks] if isinstance(attacks, (str, Mapping)) else attacks
         sizes = [eps] if isinstance(eps, (int, float, str)) else list(eps)
         strength = {"norm": norm, "eps": [size if isinstance(size, str) else float(size) for size in sizes]}
@@ -142,9 +143,7 @@ def attack(
     entry = validated(AttackEntry, {"name": name, "norm": norm, "eps": [eps], **parameters}, place, strict=None)
     choice = attack_choice(entry, place)
     chosen, largest = choice.attack, choice.eps[0]
-    shape = (images.images.shape[1], images.images.shape[2], images.images.shape[3])
-    model = _object(model)
-    defense = as_defense(model, shape, _number_of_classes(model, images, False))
+    defense = _built(model, images)
     if reason := chosen.unsuited(defense):
         raise InputError(f"attack {name!r}: {reason}")
     x, y = images.images, images.labels
@@ -202,6 +201,18 @@ def _object(model: Any) -> Any:
     return cls.given
 
 
+def _built(model: Any, images: LabelledImages) -> Defense:
+    """Return a model as a defense of these images; raises InputError for what does not suit them."""
+    cls = _class_of(MODEL, _object(model))
+    channels, height, width = images.images.shape[1:]
+    spec = cls.Spec(shape=(channels, height, width), num_classes=_number_of_classes(cls, images, False))
+    try:
+        models.check_suits(cls, spec)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return models.in_evaluation_mode(cls(spec), cls.__name__)
+
+
 def _class_of(label: str, model: Any, randomized: bool = False) -> type[Defense]:
     """A class for the planner; no stored result is ever used again for an object, because nothing tells its code."""
     model = _resolved(model)
@@ -215,17 +226,15 @@ def _class_of(label: str, model: Any, randomized: bool = False) -> type[Defense]
     return cls
 
 
-def _number_of_classes(model: Any, images: LabelledImages, rejects: bool) -> int:
+def _number_of_classes(cls: type[Any], images: LabelledImages, rejects: bool) -> int:
     """The number of classes that a model tells apart; that of the labels for a defense that has yet to be built."""
-    if isinstance(model, str):
-        cls = find("defenses", model)
-        if not isinstance(cls, models.Handed):
-            return int(images.labels.max()) + 1
-        model = cls.given
-    if isinstance(model, Defense):
-        return model.num_classes
+    if not isinstance(cls, models.Handed):
+        return int(images.labels.max()) + 1
+    if isinstance(cls.given, Defense):
+        return cls.given.num_classes
+    channels, height, width = images.images.shape[1:]
     try:
-        return models.outputs_of(model, images.images[[0, -1]]) - int(rejects)
+        return models.outputs_for(cls, (channels, height, width)) - int(rejects)
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
 

@@ -37,7 +37,7 @@ class ModelSpec(DefenseSpec):
 class Model(Defense):
     """A user's model as a defense: images [N,C,H,W] in [0,1] → logits [N,K], or [N,K+1] if it rejects.
 
-    Raises TypeError for an object that is no model, and ValueError for a model whose outputs are not as expected.
+    The model is not tried; see `as_defense` and `check_suits`. Raises TypeError for an object that is no model.
     """
 
     Spec: ClassVar = ModelSpec
@@ -49,7 +49,6 @@ class Model(Defense):
         self.model = module_of(model)
         self.normalize = None if spec.normalize is None else Normalize(*spec.normalize, channels=spec.shape[0])
         self.name = name_of(model)
-        self._check_outputs()
 
     @property
     def rejects(self) -> bool:
@@ -63,22 +62,6 @@ class Model(Defense):
                 "with bpda, or use attacks that need none (square, evolutionary, art:HopSkipJump)"
             )
         return outputs
-
-    def _check_outputs(self) -> None:
-        """Raise ValueError for a model whose outputs for images are not as expected."""
-        expected = self.num_classes + int(self.rejects)
-        images = torch.rand((2, *self.spec.shape), generator=torch.Generator().manual_seed(0))
-        if self.normalize is not None:
-            images = self.normalize(images)
-        found = answers(self.model, images, self.name).shape[1]
-        if found == expected + 1 and not self.rejects:
-            raise ValueError(
-                f"{self.name} returns {found} outputs for {expected} classes; if the last one means that the input is "
-                "rejected, say rejects=True"
-            )
-        if found != expected:
-            score = " and a reject score" if self.rejects else ""
-            raise ValueError(f"{self.name} returns {found} outputs for {self.num_classes} classes{score}")
 
 
 class RandomizedModel(Model):
@@ -101,18 +84,20 @@ def as_defense(model: Any, spec: ModelSpec, randomized: bool = False) -> Defense
     if isinstance(model, Defense):
         if spec.normalize is not None or spec.rejects or randomized:
             raise TypeError("normalize, rejects and randomized are for plain models; a Defense declares them itself")
-        if (model.spec.shape, model.num_classes) != (spec.shape, spec.num_classes):
-            raise ValueError(
-                f"{name_of(model)} is made for {model.num_classes} classes and images of shape {model.spec.shape}; "
-                f"the data have {spec.num_classes} classes and shape {spec.shape}"
-            )
+        _check_fit(model, spec)
         return model
     made = (RandomizedModel if randomized else Model)(spec, model)
+    _check_outputs(model, outputs_of(model, spec.shape), spec)
+    return in_evaluation_mode(made, made.name)
+
+
+def in_evaluation_mode(made: Defense, name: str) -> Defense:
+    """Put a defense into evaluation mode and return it; warns if that changes some of its layers."""
     if layers := in_train_mode(made):
         warnings.warn(
-            f"{made.name} is in training mode; it is evaluated in evaluation mode, which changes {', '.join(layers)}. "
+            f"{name} is in training mode; it is evaluated in evaluation mode, which changes {', '.join(layers)}. "
             "A model that is meant to be random has to draw in its forward; say randomized=True then",
-            stacklevel=3,
+            stacklevel=4,
         )
     return made.eval()
 
@@ -121,10 +106,32 @@ class Handed(type):
     """The metaclass of classes that `class_of` makes; they are in no module, and are found by their reference.
 
     reference: name under which `registry.find` finds the class. given: the object that the class was made from.
+    tried: number of the object's outputs for images of each shape [C,H,W] on which it was tried.
     """
 
     reference: str
     given: Any
+    tried: dict[tuple[int, int, int], int]
+
+
+def outputs_for(cls: type[Any], shape: tuple[int, int, int]) -> int:
+    """Return the number of outputs of the model in a class of `class_of` for images of that shape; tried once each."""
+    if shape not in cls.tried:
+        cls.tried[shape] = outputs_of(cls.given, shape)
+    return cls.tried[shape]
+
+
+def check_suits(cls: type[Any], spec: DefenseSpec) -> None:
+    """Raise ValueError if a class of `class_of` has an object that does not suit images and classes of a spec.
+
+    Other classes pass.
+    """
+    if not isinstance(cls, Handed):
+        return
+    if isinstance(spec, ModelSpec):
+        _check_outputs(cls.given, outputs_for(cls, spec.shape), spec)
+    else:
+        _check_fit(cls.given, spec)
 
 
 def class_of(model: Any, reference: str, module: str, randomized: bool = False) -> type[Defense]:
@@ -143,8 +150,8 @@ def class_of(model: Any, reference: str, module: str, randomized: bool = False) 
         made = copy.deepcopy(model) if isinstance(model, Defense) else plain(spec, model)
         self.__dict__.update(made.__dict__)
 
-    content = {"__init__": start, "__module__": module, "fit": Trainable.fit, "parts": (), "reference": reference}
-    content["given"] = model
+    content = {"__init__": start, "__module__": module, "fit": Trainable.fit, "parts": ()}
+    content |= {"reference": reference, "given": model, "tried": {}}
     if isinstance(model, Defense):
         content["Spec"] = DefenseSpec
     made: type[Any] = Handed(name_of(model), (base,), content)
@@ -165,9 +172,34 @@ def unwrapped(model: Any) -> Any:
     return unwrapped(model._orig_mod) if isinstance(model, nn.Module) and hasattr(model, "_orig_mod") else model
 
 
-def outputs_of(model: Any, images: Tensor) -> int:
-    """Return the number of a model's outputs for each image; raises TypeError and ValueError as `as_defense` does."""
+def outputs_of(model: Any, shape: tuple[int, int, int]) -> int:
+    """Try a model on two random images of that shape [C,H,W], and return the number of its outputs for each.
+
+    Raises TypeError and ValueError as `as_defense` does.
+    """
+    images = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
     return answers(module_of(model), images, name_of(model)).shape[1]
+
+
+def _check_outputs(model: Any, found: int, spec: ModelSpec) -> None:
+    """Raise ValueError if a plain model has another number of outputs than its spec says. found: number of outputs."""
+    if found == spec.num_classes + 1 and not spec.rejects:
+        raise ValueError(
+            f"{name_of(model)} returns {found} outputs for {spec.num_classes} classes; if the last one means that the "
+            "input is rejected, say rejects=True"
+        )
+    if found != spec.num_classes + int(spec.rejects):
+        score = " and a reject score" if spec.rejects else ""
+        raise ValueError(f"{name_of(model)} returns {found} outputs for {spec.num_classes} classes{score}")
+
+
+def _check_fit(defense: Defense, spec: DefenseSpec) -> None:
+    """Raise ValueError if a defense was made for other images, or another number of classes, than a spec says."""
+    if (defense.spec.shape, defense.num_classes) != (spec.shape, spec.num_classes):
+        raise ValueError(
+            f"{name_of(defense)} is made for {defense.num_classes} classes and images of shape {defense.spec.shape}; "
+            f"the data have {spec.num_classes} classes and shape {spec.shape}"
+        )
 
 
 def module_of(model: Any) -> nn.Module:

@@ -22,6 +22,7 @@ from manifold_bench.defenses import weights
 from manifold_bench.defenses.base import Trainable, TrainableSpec
 from manifold_bench.defenses.checks import check_defense
 from manifold_bench.defenses.identity import SCHEME, TRAINABLE, JsonObject, System, key_of, source_sha256, system
+from manifold_bench.defenses.models import check_suits
 
 TRAINING_SEED = 0
 """Seed of the trainings that a run starts; `manifold-bench train --seed` takes others."""
@@ -168,6 +169,7 @@ def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:
         spec = choice.spec(dataset.shape, dataset.num_classes)
         own = system(choice.cls, *TRAINABLE, written=choice.name)
         ref = DefenseRef(name=choice.name, label=choice.label, draws=choice.draws, system=own, spec=spec)
+        check_suits(choice.cls, spec)
         module = ref.build()
         check_defense(module)
         try:

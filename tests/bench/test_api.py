@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import manifold_bench as mb
+from manifold_bench.defenses import models
+from manifold_bench.defenses.answers import answers
 
 SOURCE = """
 import torch
@@ -175,6 +177,25 @@ def test_rejecting_and_normalized_models_say_so(linear, digits):
     assert result.table["rejected"].tolist() == [100.0]
     with pytest.raises(mb.InputError, match="rejects=True"):
         mb.evaluate(Detector(), "digits", n=8, attacks=["noise"], eps=0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"classes": 10}])
+def test_a_model_s_outputs_are_tried_once(interior, linear, monkeypatch, options):
+    tried = []
+    monkeypatch.setattr(models, "answers", lambda *given: tried.append(given) or answers(*given))
+    mb.evaluate(linear, interior, attacks=["noise"], eps=0.1, **options)
+    assert len(tried) == 1
+    mb.attack("noise", linear, interior, eps=0.1)
+    assert len(tried) == 2
+
+
+def test_a_defense_that_was_made_for_other_images_is_refused(linear):
+    defense = mb.as_defense(linear, (1, 8, 8), 10)
+    data = (torch.zeros(4, 3, 32, 32), torch.arange(4))
+    with pytest.raises(mb.InputError, match="is made for"):
+        mb.evaluate(defense, data, attacks=["noise"], eps=0.1)
+    with pytest.raises(mb.InputError, match="is made for"):
+        mb.attack("noise", defense, data, eps=0.1)
 
 
 def test_run_takes_models_by_label(linear, tmp_path):

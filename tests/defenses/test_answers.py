@@ -114,7 +114,7 @@ def test_a_model_without_a_gradient_answers_and_says_so_where_one_is_needed(net,
 def test_trying_a_model_leaves_it_as_it_is():
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 5)).train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    assert outputs_of(net, torch.rand(4, 3, 4, 4)) == 5
+    assert outputs_of(net, (3, 4, 4)) == 5
     planned = class_of(net, "net", __name__)(SPEC)
     for module in (net, planned.model):
         assert all(part.training for part in module.modules())
