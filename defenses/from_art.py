@@ -72,7 +72,7 @@ def preprocessed(step: Any, x: Tensor) -> Tensor:
 
 
 class ArtClassifier(_Art):
-    """A classifier of ART without torch; see `art_module`."""
+    """A classifier of ART that does not compute in torch; its gradient is that of ART's `class_gradient`."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.scaled(x)

@@ -79,7 +79,9 @@ class GaussianMixtureVAESpec(DefenseSpec):
 
     def __post_init__(self) -> None:
         if self.latent is not None and self.latent < self.num_classes:
-            raise ValueError(f"latent: {self.latent} is less than {self.num_classes}, the number of classes; give more")
+            raise ValueError(
+                f"latent: {self.latent} is too small; give {self.num_classes} (the number of classes) or more"
+            )
 
     @property
     def k(self) -> int:

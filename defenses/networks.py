@@ -49,7 +49,10 @@ def samangouei_classifier(letter: Letter, shape: tuple[int, int, int], num_class
         return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(200, num_classes))
     least = 28 if letter in "BF" else 5
     if min(height, width) < least:
-        raise ValueError(f"network {letter} needs images of at least {least}×{least}, and these are {height}×{width}")
+        raise ValueError(
+            f"network {letter} needs images of at least {least}×{least}, and these are {height}×{width}; "
+            "networks D and E take any size"
+        )
     if letter in "BF":
         first = [drop(0.2), ImageConvolution(channels, 64, 8, stride=2, padding=3), nn.ReLU()]
         further = [nn.Conv2d(64, 128, 6, stride=2), nn.ReLU(), nn.Conv2d(128, 128, 5), nn.ReLU()]

@@ -115,7 +115,7 @@ class Comparison(NamedTuple):
 
     @property
     def p(self) -> float:
-        """One-sided p of the exact McNemar test: how probable so large an advantage of the weaker attack is."""
+        """One-sided p of the exact McNemar test: the probability of such an advantage by chance."""
         return binomial(self.only_weaker, self.only_weaker + self.only_stronger, 0.5)
 
 

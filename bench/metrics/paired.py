@@ -44,10 +44,10 @@ defense are counted, because the robust accuracy that is compared is the worst o
 class Comparison:
     """The comparison of one cell of the baseline with the same cell of the new run.
 
-    sign: one of SIGNS. note: its reason. n: number of shared inputs. baseline, new: share of them that is robust in
-    each run, in [0, 1]. lost, gained: number of inputs robust only in the baseline, and only in the new run. p: exact
-    McNemar test, Holm-adjusted over all cells that could be compared. n, baseline, new and p are None for a cell that
-    could not.
+    sign: a key of SIGNS, such as "-" for worse. note: reason for the sign. n: number of shared inputs. baseline,
+    new: share of them that is robust in each run, in [0, 1]. lost, gained: number of inputs robust only in the
+    baseline, and only in the new run. p: exact McNemar test, Holm-adjusted over all cells that could be compared. n,
+    baseline, new and p are None for a cell that could not.
     """
 
     cell: Cell

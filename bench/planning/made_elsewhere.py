@@ -119,7 +119,7 @@ def _checked(path: Path, images: np.ndarray) -> np.ndarray:
 def first(found: Found, n: int | None) -> Found:
     """The first n of the images; all, where None. Raises InputError where there are fewer."""
     if n is not None and n > len(found.images):
-        raise InputError(f"--n: {n}: there are {len(found.images)} images")
+        raise InputError(f"--n: {n}: the file has {len(found.images)} images; give that or less")
     labels, indices, inputs = (
         None if part is None else part[:n] for part in (found.labels, found.indices, found.inputs)
     )
@@ -135,11 +135,11 @@ def matched(found: Found, dataset: Dataset, path: Path) -> AdversarialImages:
     test, n = dataset.test, len(found.images)
     if found.images.shape[1:] != dataset.shape:
         shapes = f"{list(found.images.shape[1:])}, those of data set {dataset.name!r} {list(dataset.shape)}"
-        raise InputError(f"{path}: images are of shape {shapes}")
+        raise InputError(f"{path}: images are of shape {shapes}; name their data set by --dataset")
     indices = np.arange(n) if found.indices is None else found.indices
     for name, values in (("indices", indices), ("labels", found.labels), ("inputs", found.inputs)):
         if values is not None and values.shape != (n,):
-            raise InputError(f"{path}: {name} of shape {list(values.shape)} for {n} images")
+            raise InputError(f"{path}: {name} of shape {list(values.shape)} for {n} images; give shape [{n}]")
     if not np.issubdtype(indices.dtype, np.integer) or indices.min() < 0 or indices.max() >= len(test):
         raise InputError(f"{path}: data set {dataset.name!r} has {len(test)} test images; give indices from 0 to that")
     if len(np.unique(indices)) < n:

@@ -83,7 +83,7 @@ class Index(BaseModel):
 
 
 class Contents(NamedTuple):
-    """The content of a record file. kernels: description of what computed the rows, None where it is not stored."""
+    """The content of a record file. kernels: processor and libraries that computed the rows; None if not stored."""
 
     rows: pd.DataFrame
     identity: JsonObject

@@ -56,7 +56,7 @@ def _opened(folder: Path) -> IO[str]:
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Wait until no other process of this machine is in this context for the same path."""
+    """Let one process of this machine at a time run the code inside for a path; the others wait here for their turn."""
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     lock = cache_folder("locks") / f"{name}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)

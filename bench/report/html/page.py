@@ -48,7 +48,8 @@ class Entry:
 class Leaderboard:
     """The leaderboard of report.html.
 
-    header: heads of the columns of figures. strengths: norm → its ε, ascending. notes: reasons of the numbered marks.
+    header: headings of the columns with figures. strengths: norm → its ε, ascending. notes: texts that explain the
+    numbered marks.
     """
 
     header: list[str]
