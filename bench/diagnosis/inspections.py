@@ -195,10 +195,10 @@ class Repeats(Inspection):
                 first = scored_answers(defense, x)
             again = scored_answers(defense, x)
             single = scored_answers(defense, x[:alone], batch_size=1)
-            beside_others = scored_answers(defense, torch.where(expand(kept, x), x, 1 - x))
+            with_others = scored_answers(defense, torch.where(expand(kept, x), x, 1 - x))
             noisy = scored_answers(defense, random_in_ball(x, "linf", HALF_A_LEVEL, seed))
         accepted = first[:, 1] == 0
-        changed = (first != beside_others) & ~(first.isnan() & beside_others.isnan())
+        changed = (first != with_others) & ~(first.isnan() & with_others.isnan())
         return {
             "n": len(x),
             "again": int((first != again)[:, :2].any(1).sum()),

@@ -75,7 +75,7 @@ def certified_plots(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> It
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
         axes.set_title(f"{panel.title}: certified accuracy, and robust accuracy under all attacks", loc="left")
-        style.legend_beside(axes)
+        style.legend_outside(axes)
         yield style.Plot((panel.dataset, panel.norm, "certified"), figure, "curves")
 
 

@@ -16,7 +16,7 @@ from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.metrics.summary import attacked_within
 from manifold_bench.bench.planning.claims import Budget, Claim, where
 from manifold_bench.bench.records.schema import ATTACK, CLEAN
-from manifold_bench.bench.report.style import MARKERS, OKABE_ITO, Plot, legend_beside, new_figure
+from manifold_bench.bench.report.style import MARKERS, OKABE_ITO, Plot, legend_outside, new_figure
 from manifold_bench.bench.report.table import Notes, Table
 from manifold_bench.bench.text import NOT_RUN, distance_text, norm_text
 from manifold_bench.defenses.identity import JsonObject
@@ -280,5 +280,5 @@ def outcomes_plot(curve: pd.DataFrame, title: str, norm: str) -> Figure:
     axes.set_xlim(left=0)
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.25)
-    legend_beside(axes)
+    legend_outside(axes)
     return figure

@@ -118,7 +118,7 @@ def _draw_security_curves(axes: Axes, panel: Panel) -> None:
     axes.grid(alpha=0.25)
     if len(worst):
         title = "defense" + ("\n(hollow: partial)" if (worst["status"] == "partial").any() else "")
-        style.legend_beside(axes, title)
+        style.legend_outside(axes, title)
 
 
 def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Collection[str]) -> Figure:
@@ -149,7 +149,7 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
         axes.set_ylim(0, 100)
         axes.set_title(str(defense), loc="left", fontsize=9)
         axes.grid(alpha=0.25)
-        style.legend_beside(axes, fontsize=8)
+        style.legend_outside(axes, fontsize=8)
     grid[-1].set_xlim(left=0)
     grid[-1].set_xlabel(f"distance ({norm_text(norm)}; pixels span 0 to 1)")
     figure.supylabel("robust accuracy, % of inputs", fontsize=9)
@@ -195,7 +195,7 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
     axes.grid(alpha=0.25)
     axes.set_title(f"{dataset}: risk over coverage, clean and under all {norm_text(norm)} attacks", loc="left")
     title = "defense (marker: as deployed;\nhollow: partial worst case)"
-    style.legend_beside(axes, title)
+    style.legend_outside(axes, title)
     return figure
 
 
@@ -253,7 +253,7 @@ def measured_curves(title: str, name: str, lines: dict[str, list[tuple[float, fl
         axes.set(ylim=(0, 1), ylabel="share")
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.25)
-    style.legend_beside(axes, "defense")
+    style.legend_outside(axes, "defense")
     return figure
 
 

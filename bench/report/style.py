@@ -58,7 +58,7 @@ def line_style(number: int) -> dict[str, Any]:
     }
 
 
-def legend_beside(axes: Axes, title: str | None = None, **style: Any) -> None:
+def legend_outside(axes: Axes, title: str | None = None, **style: Any) -> None:
     """Draw the legend to the right of a plot, where it covers nothing; long labels get several lines."""
     handles, labels = axes.get_legend_handles_labels()
     placement: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0, "frameon": False}
@@ -71,7 +71,7 @@ def wrapped(label: str) -> str:
 
 
 def legend_height(labels: Iterable[object]) -> float:
-    """Return the height in inches of the legend that `legend_beside` draws of these labels under a title."""
+    """Return the height in inches of the legend that `legend_outside` draws of these labels under a title."""
     return 0.5 + sum(0.07 + 0.15 * len(wrapped(str(label)).splitlines()) for label in labels)
 
 

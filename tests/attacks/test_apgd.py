@@ -26,7 +26,7 @@ def test_checkpoints_are_the_papers():
 
 
 def written_out(model: Toy, x: Tensor, y: Tensor, start: Tensor, eps: float, steps: int, norm: str) -> Tensor:
-    """Algorithm 1 of Croce & Hein 2020 for one image, as it stands there: the best point by cross-entropy."""
+    """Algorithm 1 of Croce & Hein 2020 for one image, as printed in the paper: the best point by cross-entropy."""
 
     def f(point: Tensor) -> float:
         return F.cross_entropy(model(point).double(), y).item()
@@ -87,7 +87,7 @@ def test_it_is_algorithm_1(norm):
 @pytest.mark.parametrize(
     "attack", [{}, {"loss": "dlr"}, {"loss": "dlr", "targets": 3}], ids=["ce", "dlr", "dlr-targeted"]
 )
-def test_what_stands_is_what_lies_further_away_than_eps(attack, norm):
+def test_what_is_robust_is_what_lies_further_away_than_eps(attack, norm):
     model, x = Linear(4 if attack else 2), near_the_middle(40)
     y = model.verdict(x).labels
     distance = model.distance(x, y, norm)
@@ -124,7 +124,7 @@ def test_every_pass_is_counted():
     assert APGD(steps=7, restarts=2, loss="dlr", targets=3).passes() == (49, 42)
 
 
-def test_a_randomized_defense_is_differentiated_several_times_and_asked_again():
+def test_a_randomized_defense_is_differentiated_several_times_and_confirms_again():
     x, y = near_the_middle(4), torch.zeros(4, dtype=torch.long)
     target, attack = Target(Coin(), 4), APGD(steps=5, eot=3)
     with torch.random.fork_rng():

@@ -76,7 +76,7 @@ def test_results_are_the_same_bits_in_any_company(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_what_stands_is_what_lies_further_away_than_eps(norm):
+def test_what_is_robust_is_what_lies_further_away_than_eps(norm):
     model, x = Linear(4), near_the_middle(40)
     y = model.verdict(x).labels
     distance = model.distance(x, y, norm)

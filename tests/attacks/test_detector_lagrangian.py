@@ -27,7 +27,7 @@ def falls(attack: DetectorLagrangian, x: Tensor, y: Tensor, eps: float) -> Tenso
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_what_stands_is_what_lies_further_away_than_eps(norm):
+def test_what_is_robust_is_what_lies_further_away_than_eps(norm):
     x, y = TWO.images(40)
     distance = TWO.distance(x, norm)
     eps = float(distance.median()) + 1e-4

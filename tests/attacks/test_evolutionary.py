@@ -79,13 +79,13 @@ def test_an_accepted_image_of_every_class_aimed_at_evolves(defense, population):
 
 
 def test_every_member_of_every_generation_costs_a_pass_until_one_is_accepted():
-    attack, asked = Evolutionary(population=3, generations=7), target(Closed())
-    attack.run(asked, X, NONE, INF, 0)
-    assert asked.forwards.tolist() == [24] * 12 and not asked.backwards.any()
+    attack, attacked = Evolutionary(population=3, generations=7), target(Closed())
+    attack.run(attacked, X, NONE, INF, 0)
+    assert attacked.forwards.tolist() == [24] * 12 and not attacked.backwards.any()
     assert attack.passes() == (24, 0)
-    asked, done = target(Bands()), CENTRES[AIMS].view(12, 1, 1, 1).expand(12, 1, 2, 2)
-    assert torch.equal(attack.run(asked, done, NONE, INF, 0), done)
-    assert asked.forwards.tolist() == [3] * 12
+    attacked, done = target(Bands()), CENTRES[AIMS].view(12, 1, 1, 1).expand(12, 1, 2, 2)
+    assert torch.equal(attack.run(attacked, done, NONE, INF, 0), done)
+    assert attacked.forwards.tolist() == [3] * 12
     with pytest.raises(BudgetExhausted):
         attack.run(target(Closed(), max_forwards=23), X, NONE, INF, 0)
 
@@ -111,9 +111,9 @@ class Doubted(Bands):
 
 
 def test_what_its_scores_claim_a_randomized_defense_has_to_confirm():
-    asked = target(Doubted())
-    Evolutionary(generations=200, rate=0.5, strength=5.0).run(asked, X, NONE, INF, 0)
-    assert (asked.forwards > 201).any()
+    attacked = target(Doubted())
+    Evolutionary(generations=200, rate=0.5, strength=5.0).run(attacked, X, NONE, INF, 0)
+    assert (attacked.forwards > 201).any()
 
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=4, max_size=4), st.integers(0, 2), st.booleans())

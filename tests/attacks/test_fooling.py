@@ -84,7 +84,7 @@ def fooled(defense: Balls, images: Tensor, aims: Tensor = AIMS) -> list[bool]:
     return (~answer.rejected & (answer.labels == aims)).tolist()
 
 
-@pytest.mark.parametrize("tells", [True, False], ids=["detectors told", "only a reject score"])
+@pytest.mark.parametrize("tells", [True, False], ids=["with detectors", "only a reject score"])
 @pytest.mark.parametrize("power", [1.0, 2.0, 4.0])
 def test_noise_becomes_an_accepted_image_of_every_class_aimed_at(power, tells):
     defense = Balls(tells=tells)
@@ -106,9 +106,9 @@ def test_where_nothing_is_accepted_every_step_is_spent_and_nothing_claimed(tells
             return append_reject_score(-self.distances(x).square(), 1 + self.distances(x).amin(1))
 
     defense, attack = Closed(tells=tells), Fooling(steps=10, restarts=3)
-    asked = target(defense)
-    out = attack.run(asked, X, NONE, INF, 0)
-    assert asked.forwards.tolist() == asked.backwards.tolist() == [30] * 12
+    attacked = target(defense)
+    out = attack.run(attacked, X, NONE, INF, 0)
+    assert attacked.forwards.tolist() == attacked.backwards.tolist() == [30] * 12
     assert attack.passes() == (30, 30) and Fooling(part="classifier", steps=10, restarts=3).passes() == (10, 10)
     assert out.isfinite().all() and out.amin() >= 0 and out.amax() <= 1
 
@@ -138,9 +138,9 @@ def test_the_descent_ends_at_the_minimum_of_the_published_objective(a, b):
 
 def test_an_image_accepted_as_its_aim_costs_one_pass_and_stays_as_it_is():
     images = PROTOTYPES.view(3, 1, 4, 4)[AIMS]
-    asked = target(Balls())
-    assert torch.equal(Fooling().run(asked, images, NONE, INF, 0), images)
-    assert asked.forwards.tolist() == asked.backwards.tolist() == [1] * 12
+    attacked = target(Balls())
+    assert torch.equal(Fooling().run(attacked, images, NONE, INF, 0), images)
+    assert attacked.forwards.tolist() == attacked.backwards.tolist() == [1] * 12
     other = target(Balls(), (AIMS + 1) % 3)
     moved = Fooling().run(other, images, NONE, INF, 0)
     assert other.forwards.min() > 1 and all(fooled(Balls(), moved, (AIMS + 1) % 3))
@@ -157,10 +157,10 @@ def test_an_input_depends_on_no_other():
 
 
 def test_who_knows_the_classifier_alone_climbs_it_to_the_end_and_asks_nobody():
-    attack, asked = Fooling(part="classifier", steps=40), target(Balls())
-    out = attack.run(asked, X, NONE, INF, 0)
+    attack, attacked = Fooling(part="classifier", steps=40), target(Balls())
+    out = attack.run(attacked, X, NONE, INF, 0)
     assert torch.equal(Scores()(out).argmax(1), AIMS)
-    assert asked.forwards.tolist() == asked.backwards.tolist() == [40] * 12
+    assert attacked.forwards.tolist() == attacked.backwards.tolist() == [40] * 12
     assert attack.knowledge == "oblivious" and Fooling().knowledge == "white-box"
     plain = Balls()
     plain.classifier = None
@@ -181,19 +181,21 @@ class Cheap(Balls):
 
 
 def test_what_a_cheaper_view_claims_the_defense_has_to_confirm():
-    asked = target(Cheap(honest=False))
-    Fooling(steps=30, restarts=1).run(asked, X, NONE, INF, 0)
-    assert asked.backwards.tolist() == [30] * 12
-    assert (asked.forwards >= 30 + 2).all() and (asked.forwards <= 30 + 3).all()  # asked at steps 0, 10 and 20
-    asked = target(Cheap(honest=True))
-    out = Fooling(steps=100).run(asked, X, NONE, INF, 0)
-    assert all(fooled(Cheap(honest=True), out)) and (asked.backwards < 100).all()
+    attacked = target(Cheap(honest=False))
+    Fooling(steps=30, restarts=1).run(attacked, X, NONE, INF, 0)
+    assert attacked.backwards.tolist() == [30] * 12
+    assert (attacked.forwards >= 30 + 2).all() and (
+        attacked.forwards <= 30 + 3
+    ).all()  # confirmed at steps 0, 10 and 20
+    attacked = target(Cheap(honest=True))
+    out = Fooling(steps=100).run(attacked, X, NONE, INF, 0)
+    assert all(fooled(Cheap(honest=True), out)) and (attacked.backwards < 100).all()
 
 
 def test_an_answer_that_is_not_a_number_is_no_success():
     silent = torch.tensor([[torch.nan, torch.nan, torch.nan, torch.nan], [0.0, 1.0, 2.0, -1.0]])
-    asked = target(Balls(), AIMS[:2])
-    claimed = accepted_as(torch.tensor([0, 2]), silent, X[:2], asked.view(), torch.arange(2))
+    attacked = target(Balls(), AIMS[:2])
+    claimed = accepted_as(torch.tensor([0, 2]), silent, X[:2], attacked.view(), torch.arange(2))
     assert claimed.tolist() == [False, True]
 
 

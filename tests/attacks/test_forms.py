@@ -193,14 +193,14 @@ def test_an_attack_on_latents_without_a_gradient_is_recorded_as_one(name):
 def test_an_honest_attack_on_latents_is_recorded_as_one(name):
     attack = ON_RANGES[name]
     seen = watched(Projects(), attack, NEAR_PLANE, LABELS, EPS[attack.norm] / 4)
-    stands = seen.distance.isinf()
-    assert stands.sum() >= 3 and (seen.gradients > 0).all()
-    assert (seen.blind[stands] == 0).all() and seen.moved.all() and seen.improved.all()
+    robust = seen.distance.isinf()
+    assert robust.sum() >= 3 and (seen.gradients > 0).all()
+    assert (seen.blind[robust] == 0).all() and seen.moved.all() and seen.improved.all()
 
 
 def test_a_descent_with_multipliers_records_its_gradients():
     x, y = TwoDetectors().images(4)
-    stands = watched(Strip(lambda z: z), DetectorLagrangian(steps=10), x, y, 0.01)
+    steep = watched(Strip(lambda z: z), DetectorLagrangian(steps=10), x, y, 0.01)
     flat = watched(Strip(lambda z: z.detach() + 0 * z), DetectorLagrangian(steps=10), x, y, 0.01)
-    assert (stands.gradients > 0).all() and not stands.blind.any()
+    assert (steep.gradients > 0).all() and not steep.blind.any()
     assert torch.equal(flat.blind, flat.gradients) and (flat.gradients > 0).all()

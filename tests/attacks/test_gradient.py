@@ -329,14 +329,14 @@ class Cheap(Toy):
 
     def __init__(self, honest: bool) -> None:
         super().__init__()
-        self.full, self.honest, self.asked = Linear(2), honest, 0
+        self.full, self.honest, self.calls = Linear(2), honest, 0
 
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
         logits = self.full(x)
         return logits if self.honest else -logits, x.new_zeros(len(x), 1, 1)
 
     def verdict(self, x: Tensor) -> Verdict:
-        self.asked += 1
+        self.calls += 1
         return self.full.verdict(x)
 
 
@@ -345,7 +345,7 @@ def test_a_success_on_something_cheaper_is_no_success_until_the_defense_confirms
     y = model.full.verdict(x).labels
     target = Target(model, 5)
     PGD(steps=12).run(target, x, y, 1e-6, 0)
-    assert model.asked == 2  # steps 0 and 10; at the last one the judge asks
+    assert model.calls == 2  # steps 0 and 10; at the last one the judge asks
     assert target.forwards.tolist() == [13 + 2] * 5 and target.backwards.tolist() == [12] * 5
 
 
@@ -358,13 +358,13 @@ def test_a_confirmed_success_ends_the_attack_on_that_input():
     assert target.forwards.max() <= 11 + 2 and target.backwards.max() <= 11
 
 
-def test_a_randomized_defense_is_asked_again():
+def test_a_success_on_a_randomized_defense_is_confirmed_again():
     x, y = near_the_middle(4), torch.zeros(4, dtype=torch.long)
     target = Target(Coin(), 4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         PGD(steps=5).run(target, x, y, 0.3, 0)
-    assert (target.forwards > target.backwards).all()  # confirmations beside the climb
+    assert (target.forwards > target.backwards).all()  # confirmations in addition to the climb
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

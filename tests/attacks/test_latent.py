@@ -83,7 +83,7 @@ def test_a_pair_is_the_same_alone_and_in_a_batch():
 
 
 class Unmoved(Projects):
-    """Says what it is told, whatever the classifier says."""
+    """Accepts every image as class 0, whatever the classifier says."""
 
     def verdict(self, x: Tensor) -> Verdict:
         return Verdict(torch.zeros(len(x), dtype=torch.long), torch.zeros(len(x), dtype=torch.bool))
@@ -146,8 +146,8 @@ def test_passes_are_counted_and_estimated(attack):
     unmoved.classifier = Part(lambda x: constant(x).roll(0, 1))
     target = Target(unmoved, 4)
     attack.run(target, NEAR[:4], torch.zeros(4, dtype=torch.long), 1.0, 0)  # all is claimed, nothing confirmed
-    asked = attack.starts * (CONFIRMATIONS + 1)
-    assert target.forwards.tolist() == [1 + starts + looks + (1 if isinstance(attack, Latent) else 2) * asked] * 4
+    confirmed = attack.starts * (CONFIRMATIONS + 1)
+    assert target.forwards.tolist() == [1 + starts + looks + (1 if isinstance(attack, Latent) else 2) * confirmed] * 4
     forwards, backwards = attack.passes()
     assert backwards == looks and forwards >= target.forwards.max() - (SAMPLES / 4 if starts else 0)
 

@@ -1,4 +1,4 @@
-"""FAB, DeepFool and Carlini–Wagner: the smallest perturbation, where it is known in closed form and beside others'."""
+"""FAB, DeepFool and Carlini–Wagner: compared with closed forms and with other libraries."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def test_nan_is_no_answer_and_fails_by_name(attack):
 
 @pytest.mark.parametrize("attack", [CarliniWagner(steps=200), CarliniWagner(), FAB(steps=20, targets=3, norm="l2")])
 def test_black_and_white_images_are_attacked_too(digits, digits_cnn, attack):
-    """Pixels that are 0 and 1 exactly: a variable whose tanh is the image stands still there."""
+    """Pixels that are 0 and 1 exactly: the gradient of a variable whose tanh is the image vanishes there."""
     x = (digits.test.images[:12] > 0.5).float()
     y = digits_cnn.verdict(x).labels
     out = attack.run(Target(digits_cnn, 12), x, y, math.inf, 0)

@@ -47,7 +47,7 @@ def falls(attack: AimedAscent | PGD, defense: nn.Module, x: Tensor, y: Tensor, e
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("start", ["random", "clean", "interpolation"])
-def test_what_stands_is_what_lies_further_away_than_eps(start, norm):
+def test_what_is_robust_is_what_lies_further_away_than_eps(start, norm):
     x, y = TWO.images(40)
     assert not TWO.verdict(x).rejected.any() and not TWO.verdict(x).wrong(y).any()
     distance = TWO.distance(x, norm)
@@ -149,8 +149,8 @@ def test_every_pass_is_counted():
     for attack, forwards, backwards in (
         (SelectivePGD, 1 + looks, climbs * steps),
         (OrthogonalPGD, 1 + looks + climbs * steps, 2 * climbs * steps),
-        (LogitMatching, 1 + looks + climbs, climbs * steps),  # beside them, each guide's outputs
-        (LatentMatching, 1 + 2 * (looks + climbs), climbs * steps),  # the encoder beside the defense
+        (LogitMatching, 1 + looks + climbs, climbs * steps),  # and the outputs of each guide
+        (LatentMatching, 1 + 2 * (looks + climbs), climbs * steps),  # of the encoder and of the defense
     ):
         made = attack(steps=steps, restarts=restarts)
         target = of(TWO, 5)

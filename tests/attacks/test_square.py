@@ -49,7 +49,7 @@ def test_a_planted_example_is_found_from_scores_alone(norm, eps):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_what_lies_further_away_than_eps_stands_and_costs_every_query(norm):
+def test_what_lies_further_away_than_eps_is_robust_and_costs_every_query(norm):
     model, x = Linear(2), near_the_middle(12)
     y = model.verdict(x).labels
     distance = model.distance(x, y, norm)

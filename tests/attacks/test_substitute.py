@@ -42,23 +42,23 @@ def target(defense: Linear, n: int = 8) -> Target:
 def test_every_label_asked_for_is_counted_once_for_all_strengths(method):
     defense = Silent()
     attack = Substitute(images=10, rounds=3, epochs=1, width=4, norm="l2", method=method, steps=2)
-    asked = target(defense)
-    outputs = [attack.run(asked, X, torch.zeros(8, dtype=torch.long), eps, 0) for eps in (0.1, 0.5)]
-    assert asked.forwards.tolist() == [40 / 8] * 8 and asked.backwards.tolist() == [0] * 8
+    attacked = target(defense)
+    outputs = [attack.run(attacked, X, torch.zeros(8, dtype=torch.long), eps, 0) for eps in (0.1, 0.5)]
+    assert attacked.forwards.tolist() == [40 / 8] * 8 and attacked.backwards.tolist() == [0] * 8
     for out, eps in zip(outputs, (0.1, 0.5), strict=True):
         assert inside(out, X, "l2", eps).all() and not torch.equal(out, X)
-    attack.run(asked, X, torch.zeros(8, dtype=torch.long), 0.1, 1)
-    assert asked.forwards.tolist() == [80 / 8] * 8, "another seed has a substitute of its own"
+    attack.run(attacked, X, torch.zeros(8, dtype=torch.long), 0.1, 1)
+    assert attacked.forwards.tolist() == [80 / 8] * 8, "another seed has a substitute of its own"
 
 
 def test_what_is_rejected_is_not_learnt_from():
     defense = Silent(rejects=True)
-    asked = target(defense)
-    SMALL.substitute(asked, 0)
+    attacked = target(defense)
+    SMALL.substitute(attacked, 0)
     first, second, third = (len(x) for x in defense.shown)
     kept = int((defense.shown[0][:10, 0, 0, 0] <= 0.5).sum())
     assert first == 16 and 0 < kept < 10, "whole blocks"
-    assert asked.forwards[0] * 8 < 40 and second <= 16 and third <= 24
+    assert attacked.forwards[0] * 8 < 40 and second <= 16 and third <= 24
     with pytest.raises(ValueError, match="rejects all 10 images"):
         SMALL.substitute(target(Silent(all_of_them=True)), 0)
 

@@ -148,16 +148,16 @@ def test_too_many_passes_are_refused():
 
 
 class Projecting(Plain):
-    """Optimises at inference: hands out where it ended, and remembers how it was asked."""
+    """Optimises at inference: hands out where it ended, and records the calls."""
 
     gradient_modes = ("identity", "unrolled")
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: list[tuple[str, bool, int]] = []
+        self.calls: list[tuple[str, bool, int]] = []
 
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
-        self.asked.append((gradient, start is not None, inner_steps))
+        self.calls.append((gradient, start is not None, inner_steps))
         ended = x.detach().flatten(1)[:, None, :3] if start is None else start + 1
         return self.classifier(x), ended
 
@@ -177,15 +177,15 @@ def test_an_inner_optimisation_goes_on_where_it_ended_for_the_same_rows():
     rows = torch.arange(4)
     view.answer(X[:4], rows)
     view.answer(X[:2], rows[2:])
-    assert defense.asked == [("identity", False, 7), ("identity", True, 7)]
+    assert defense.calls == [("identity", False, 7), ("identity", True, 7)]
     assert view.memory is not None
     expected = X[:4].flatten(1)[:, None, :3].clone()
     expected[2:] += 1
     assert torch.equal(view.memory, expected)
     view.logits(X[:4], None)  # rows not known: nothing to go on from
-    assert defense.asked[-1] == ("identity", False, 7)
+    assert defense.calls[-1] == ("identity", False, 7)
     Target(defense, 4).view(gradient="unrolled").answer(X[:4], rows)
-    assert defense.asked[-1][0] == "unrolled"
+    assert defense.calls[-1][0] == "unrolled"
 
 
 def test_without_a_warm_start_every_inner_optimisation_is_one_of_its_own():
@@ -193,11 +193,11 @@ def test_without_a_warm_start_every_inner_optimisation_is_one_of_its_own():
     view: View = Target(defense, 4).view(inner_steps=7)
     for _ in range(3):
         view.answer(X[:4], torch.arange(4))
-    assert defense.asked == [("identity", False, 7)] * 3 and view.memory is None
+    assert defense.calls == [("identity", False, 7)] * 3 and view.memory is None
     for attack in (PGD(steps=2), PGD(steps=2, warm_start=True)):
-        defense.asked.clear()
+        defense.calls.clear()
         attack.run(Target(defense, 4), X[:4], defense(X[:4]).argmax(1), 1e-6, 0)
-        warm = [started for _, started, _ in defense.asked]
+        warm = [started for _, started, _ in defense.calls]
         assert warm == [False, attack.warm_start, attack.warm_start]
 
 
@@ -218,5 +218,5 @@ def test_every_query_about_one_input_starts_from_its_own_optimisation():
     module = CountedModule(view, rows)
     module(X[2:3])
     module(X[:4])
-    assert defense.asked == [("identity", False, 7), ("identity", True, 7)]
+    assert defense.calls == [("identity", False, 7), ("identity", True, 7)]
     assert target.forwards.tolist() == [0, 0, 5]

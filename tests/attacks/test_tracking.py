@@ -192,7 +192,7 @@ def test_an_output_is_the_same_alone_and_in_a_batch(norm):
 
 
 class Drawn(Projects):
-    """Each answer begins anew; a third of them find a latent beside the nearest one."""
+    """Each answer begins anew; a third of them find another latent than the nearest one."""
 
     randomized = True
 

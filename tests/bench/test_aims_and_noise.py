@@ -100,14 +100,14 @@ def test_noise_that_is_accepted_fools_and_costs_nothing(tmp_path):
 
 
 def test_noise_with_an_aim_fools_only_as_that_class(tmp_path):
-    _, rows, beside = ran(tmp_path, AIMED_NOISE, AIMED_NOISE | {"beside": 1}, **DIGITS | {"n": 30})
+    _, rows, shifted = ran(tmp_path, AIMED_NOISE, AIMED_NOISE | {"shift": 1}, **DIGITS | {"n": 30})
     assert set(zip(rows["sample"], rows["aim"], strict=True)) == {(i, c) for i in range(30) for c in range(10)}
     before = ~rows["clean_rejected"] & (rows["clean_label"] == rows["aim"])
     assert before.any() and before.groupby(rows["sample"]).sum().max() == 1
     assert (rows["distance"][before] == 0).all() and (rows["distance"][~before] > 0).all()
     assert rows["success"].equals(rows["valid"] & ~rows["adv_rejected"] & (rows["adv_label"] == rows["aim"]))
     assert rows["success"].all() and (rows["forwards"] == np.where(before, 0, 2)).all()
-    assert beside["success"].equals(before) and not beside["adv_rejected"][~before].any()
+    assert shifted["success"].equals(before) and not shifted["adv_rejected"][~before].any()
 
 
 @pytest.mark.parametrize("attack", [AIMED_NOISE, {"name": "pgd", "eps": [0.1], "steps": 3}])

@@ -97,7 +97,7 @@ eps = [0.3]
 
 
 def ended(folder: Path, name: str, defenses: list[str], attacks: str = "") -> Path:
-    """A run of those systems beside the honest ones: its folder."""
+    """Run those systems together with honest ones, and return the run's folder."""
     path = folder / f"{name}.toml"
     path.write_text(f"defenses = {json.dumps(['tiny:NearestMean', *defenses])}\n{HEAD}{attacks}", encoding="utf-8")
     done = bench_run(path, folder / name, **{PAYLOAD: str(folder / "payload")})

@@ -1,4 +1,4 @@
-"""Records of baselines beside a new system: taken where the keys agree, and said where they don't."""
+"""Records of baselines are shown together with a new system where keys agree; a line says where they do not."""
 
 from __future__ import annotations
 

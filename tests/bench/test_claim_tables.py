@@ -70,7 +70,7 @@ def test_the_strongest_attack_agrees_with_the_tables_of_the_run(answers):
     assert attacked_within(rows, 0.1)[1] == "ok"
 
 
-def test_a_table_per_source_with_everything_beside_everything():
+def test_a_table_per_source_with_claimed_and_measured_figures():
     entries = [
         claim(strongest=(AT,)),
         claim(source="figure 3", figure="error", attack="weak", published=None, text="wrong"),
@@ -87,7 +87,7 @@ def test_a_table_per_source_with_everything_beside_everything():
     assert second.rows[0][1:4] == ["digits, d × weak, L∞ ε = 0.1", "–", "25.00 [4.56, 69.94], n = 4"]
 
 
-def test_a_measurement_stands_beside_its_publication():
+def test_a_measurement_is_in_the_row_of_its_publication():
     result = {
         "dataset": "digits", "defense": "d", "measurement": "fid", "status": "ok", "reason": "", "headline": "fid",
         "values": {"fid": 51.23456, "other": 1.0},

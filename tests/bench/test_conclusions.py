@@ -59,7 +59,7 @@ def test_the_conclusion_tells_the_numbers_it_rests_on():
     assert "**the claim is contradicted: as the paper did it, L∞ ε = 0.1**" in text
 
 
-def test_the_distance_told_is_that_of_inputs_which_every_attack_tried():
+def test_the_distance_shown_is_that_of_inputs_which_every_attack_tried():
     few = cell("few", labels=[0, 1], adv=[1, 0], distance=[0.05, 0.05], samples=[0, 1])
     text = conclusions(run(CLEAN_CELL, WEAK, few), [CENTRAL])[0]
     assert "Median L∞ distance at which an input is beaten: 0.050, n = 2." in text
@@ -69,7 +69,7 @@ def conclusion(*cells: object) -> str:
     return conclusions(run(*cells), [CENTRAL])[0]
 
 
-def test_a_claim_stands_only_where_nothing_is_missing():
+def test_a_claim_holds_only_where_nothing_is_missing():
     right = cell(CLEAN)
     holds = cell("weak", adv=[REJECT, 1, 2, 3])
     assert "the claim is not contradicted by the attacks of this run" in conclusion(right, holds)

@@ -63,8 +63,8 @@ def test_the_dry_run_and_run_json_say_it(tmp_path: Path, capsys):
     assert main([*arguments, "--dry-run"]) == 0
     assert str(Undecided("digits", "generative rejection", ("gmvae",))) in " ".join(capsys.readouterr().out.split())
     assert main([*arguments, "--quiet", "--workers", "1"]) == 0
-    told = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["undecided"]
-    assert told == [{"dataset": "digits", "family": "generative rejection", "defenses": ["gmvae"]}]
+    stored = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["undecided"]
+    assert stored == [{"dataset": "digits", "family": "generative rejection", "defenses": ["gmvae"]}]
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.toml")))

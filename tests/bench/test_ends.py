@@ -1,4 +1,4 @@
-"""Whatever ends a command is told in one line, and nothing that was stored is lost."""
+"""Whatever ends a command, it says why in one line, and nothing that was stored is lost."""
 
 from __future__ import annotations
 

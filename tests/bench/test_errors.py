@@ -1,4 +1,4 @@
-"""Any exception is told on one line that is never empty."""
+"""The text of any exception is one line that is never empty."""
 
 from __future__ import annotations
 

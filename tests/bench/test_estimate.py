@@ -56,16 +56,16 @@ def test_the_time_left_is_right_from_the_first_quarter_on():
 def test_one_early_end_is_expected_elsewhere_and_one_clean_pass_tells_of_its_defense():
     jobs = {(made.defense.label, made.label): (made, seconds) for made, seconds in matrix()}
 
-    def told(*names):
+    def estimates(*names):
         known = Estimator()
         for name in names:
             known.observe(*jobs[name], jobs[name][1])
         return lambda *name: known.seconds([jobs[name][0]])[0] / jobs[name][1]
 
     clean = [(name, "clean") for name in ("fast", "slow", "slow-twin", "projecting")]
-    before = told(*clean)
+    before = estimates(*clean)
     assert before("fast", "pgd") == pytest.approx(1, rel=0.6) and before("slow-twin", "early") > 10
-    after = told(*clean, ("slow", "early"))
+    after = estimates(*clean, ("slow", "early"))
     assert after("slow-twin", "early") == pytest.approx(1, rel=0.5)
     assert after("fast", "early") < before("fast", "early") / 3
     assert after("slow-twin", "fgsm") > before("slow-twin", "fgsm") / 2  # another attack, much as it was

@@ -235,7 +235,7 @@ SEEDS = [
 ]
 
 
-def test_an_input_is_worth_its_worst_seed_and_the_mean_stands_beside():
+def test_an_input_is_worth_its_worst_seed_and_the_mean_is_shown_too():
     of_cell = row(summary(run(CLEAN_CELL.assign(clean_label=0, clean_rejected=False), *SEEDS)), "a")
     assert (of_cell["n"], of_cell["seeds"], of_cell["robust_accuracy"]) == (10, 3, 0.5)
     assert of_cell["robust_mean"] == pytest.approx(0.8)

@@ -210,7 +210,7 @@ def test_a_training_whose_weights_are_of_no_use_fails_by_name(monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize("left", [True, False])
-def test_a_fit_that_leaves_dropout_in_train_mode_is_told_of_it(monkeypatch, tmp_path, left):
+def test_a_fit_that_leaves_dropout_in_train_mode_is_remarked_on(monkeypatch, tmp_path, left):
     class It(Learning):
         def __init__(self, spec: DefenseSpec) -> None:
             super().__init__(spec)

@@ -147,7 +147,7 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_text_stands_out_from_its_ground():
+def test_text_has_contrast_to_its_background():
     style = (Path(page.__file__).parent / "style.css").read_text()
     themes = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)]
     assert len(themes) == 2

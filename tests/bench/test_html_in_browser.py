@@ -21,10 +21,10 @@ class Watched:
         self.page.on("console", lambda message: self.trouble.append(message.text))
         self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
         self.url = (folder / "report.html").as_uri()
-        self.page.on("request", lambda request: self._asked(request.url))
+        self.page.on("request", lambda request: self._record(request.url))
         self.page.goto(self.url)
 
-    def _asked(self, url: str) -> None:
+    def _record(self, url: str) -> None:
         if url.partition("#")[0] != self.url and not url.startswith("data:"):
             self.trouble.append(url)
 

@@ -46,7 +46,7 @@ def test_a_randomized_defense_is_judged_by_its_protocol(tmp_path, draws, protoco
     for frame in (clean, rows):
         assert set(frame["protocol"]) == {protocol}
     accuracy = (clean["clean_label"] == clean["label"]).mean()
-    # it is right by the throw of a coin: half the time when asked once, hardly ever six times in a row
+    # it is right by the throw of a coin: half the time for one answer, hardly ever six times in a row
     assert (0.2 < accuracy < 0.8) if draws == 1 else accuracy < 0.2
     assert clean["forwards"].eq(draws).all()
     assert clean["reason"].str.contains("one draw").eq(draws == 1).all()
@@ -98,7 +98,7 @@ def test_scores_are_those_of_the_clean_and_of_the_judged_image(tmp_path):
     assert rows["clean_score"].equals(clean["clean_score"]) and (rows["adv_score"] != rows["clean_score"]).all()
     assert rows["adv_rejected"].tolist() == (rows["adv_score"] > 0).tolist()
     assert rows["adv_rejected"].any() and not rows["adv_rejected"].all()
-    assert invalid["adv_score"].equals(clean["clean_score"])  # nothing was judged: the clean answer stands
+    assert invalid["adv_score"].equals(clean["clean_score"])  # nothing was judged, so the clean answer is stored
 
 
 def test_a_defense_that_does_not_say_how_suspicious_has_no_scores(tmp_path):

@@ -58,7 +58,7 @@ def test_success_is_valid_accepted_and_wrong():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1.1, -0.1, 0.95])
-def test_an_output_that_breaks_the_rules_is_no_success_and_the_clean_answer_stands(bad):
+def test_an_output_that_breaks_the_rules_is_no_success_and_the_clean_answer_is_stored(bad):
     x = flat(0.4, 0.4, 0.85)
     adversarial = flat(0.6, 0.6, 0.6)
     adversarial[1, 0, 0, 0] = adversarial[2, 0, 0, 0] = bad
@@ -111,7 +111,7 @@ def test_distances_are_measured_not_believed():
     assert result.linf[1].isinf() and result.l2[1].isinf()
 
 
-def test_the_defense_is_asked_in_eval_mode_and_afresh():
+def test_the_defense_answers_in_eval_mode_and_afresh():
     class Moody(Brightness):
         def verdict(self, x: Tensor) -> Verdict:
             labels = torch.full((len(x),), int(self.training))
@@ -243,17 +243,17 @@ def test_random_answers_are_repeatable_by_seed_and_leave_the_state_alone():
     assert not torch.equal(verdict(Dice(), x, y, 2, 4).labels, first.labels)
 
 
-def test_a_deterministic_defense_is_asked_once_however_many_draws():
+def test_a_deterministic_defense_answers_once_however_many_draws():
     class Counting(Brightness):
-        asked = 0
+        calls = 0
 
         def verdict(self, x: Tensor) -> Verdict:
-            self.asked += 1
+            self.calls += 1
             return super().verdict(x)
 
     defense = Counting()
     verdict(defense, flat(0.1, 0.9), torch.zeros(2, dtype=torch.long), 9, 0)
-    assert defense.asked == 1
+    assert defense.calls == 1
 
 
 def test_the_protocol_has_a_name():

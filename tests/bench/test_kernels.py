@@ -110,8 +110,8 @@ def test_records_say_which_kernels_made_them_and_a_baseline_keeps_it(tmp_path):
     (described,) = Results.load(out).distinct_kernels
     assert described["environment"]["MKL_CBWR"] == SETTINGS["MKL_CBWR"]
     assert described["instructions"] == torch.backends.cpu.get_cpu_capability() and described["threads"] == 1
-    told = json.loads((out / "run.json").read_text())
-    assert told["kernels"] == [described] and kernels_text(described).startswith(described["processor"])
+    stored = json.loads((out / "run.json").read_text())
+    assert stored["kernels"] == [described] and kernels_text(described).startswith(described["processor"])
     assert records(out)["status"].eq("ok").any()
     promote(Results.load(out), tmp_path / "baseline", force=True)
     assert Results.load(tmp_path / "baseline").distinct_kernels == [described]

@@ -80,7 +80,7 @@ def test_a_minimal_attack_that_fails_is_infinitely_far_and_invalid(tmp_path):
     assert not rows["success"][tried].any() and not rows["valid"][tried].any()
     assert np.isinf(rows["distance"][tried]).all()
     assert rows["success"][~tried].all() and rows["valid"][~tried].all() and (rows["distance"][~tried] == 0).all()
-    assert (rows["adv_label"][tried] == rows["label"][tried]).all()  # the clean answer stands
+    assert (rows["adv_label"][tried] == rows["label"][tried]).all()  # the clean answer is stored
 
 
 def test_deepfool_finds_the_closed_form(tmp_path):

@@ -115,7 +115,7 @@ def test_samples_of_the_data_are_near_and_batches_are_not_alike():
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
-def test_samples_are_shown_by_class_and_asked_about():
+def test_samples_are_shown_by_class_and_classified():
     defense = Grey(SPEC)
     data = type("Data", (), {"num_classes": 3})
     assert Samples(n=6).measure(defense, {}, data, 0) == {
@@ -277,7 +277,7 @@ def test_the_plan_shows_what_is_measured_and_a_bad_one_is_refused(measured, tmp_
     assert line.endswith("measurements[0].samples: 1 is not allowed; give a number ≥ 2\n") and line.count("\n") == 1
 
 
-def test_reconstruction_is_what_a_defense_sees_beside_what_it_was_shown(digits):
+def test_reconstruction_is_compared_with_the_image_that_the_defense_got(digits):
     measurement = Reconstruction(n=50, noise=0.3, shown=4)
     defense = Blurred(DefenseSpec(shape=(1, 8, 8), num_classes=10))
     values = measurement.measure(defense, {}, digits, 0)

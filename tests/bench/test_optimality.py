@@ -83,7 +83,7 @@ RECORDS = run(
 )  # fmt: skip
 
 
-def test_attacks_beside_each_other():
+def test_attacks_compared_with_each_other():
     table = attack_figures(RECORDS).set_index("attack")
     assert table.index.tolist() == ["a", "b", "c", WORST_CASE]
     # right when clean: four. The ensemble: 1, 2, 2, not; up to 3, a step beyond the largest ε: 8 of 12

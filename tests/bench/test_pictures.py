@@ -15,7 +15,7 @@ SHAPE = [1, 8, 8]
 
 
 class Steep(nn.Module):
-    """Two classes, told apart by a hundredth of a grey level of the mean pixel."""
+    """Two classes that differ by a hundredth of a grey level of the mean pixel."""
 
     def forward(self, images: Tensor) -> Tensor:
         height = (images.flatten(1).mean(1) - 0.5) * 1e4

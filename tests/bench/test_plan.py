@@ -150,6 +150,6 @@ def test_a_randomized_defense_may_have_draws_of_its_own():
     jobs = make_plan(matrix, Options()).jobs
     draws = {(job.defense.label, job.draws, job.identity["protocol"]) for job in jobs if job.attack is None}
     assert {(label, n) for label, n, _ in draws} >= {(matrix.defenses[0].label, 2), ("often", 5)}
-    assert {told for label, _, told in draws if label == "often"} == {"worst-of-5"}
+    assert {protocol for label, _, protocol in draws if label == "often"} == {"worst-of-5"}
     with pytest.raises(InputError, match=r"defenses\[0\].draws: 'undefended' is not randomized"):
         parse_matrix(MATRIX | {"defenses": [{"name": "undefended", "draws": 3}]}, "test.toml")

@@ -29,8 +29,8 @@ def log(tmp_path):
     return Log(tmp_path / "log.jsonl")
 
 
-def told(log, quiet=False, terminal=False, workers=2):
-    """A board and what it writes to."""
+def board_of(log, quiet=False, terminal=False, workers=2):
+    """A board and the stream that it writes to."""
     out = io.StringIO()
     return Board(Console(file=out, width=100, force_terminal=terminal), workers, log, quiet), out
 
@@ -54,7 +54,7 @@ def run(board, log, number=6, failing=()):
 
 
 def test_a_line_for_each_job_that_ends_and_no_flood(log):
-    board, out = told(log)
+    board, out = board_of(log)
     run(board, log, failing=[3])
     lines = out.getvalue().splitlines()
     assert len(lines) == 6 and lines[3] == "[4/6] FAILED job 3: out of luck"
@@ -65,7 +65,7 @@ def test_a_line_for_each_job_that_ends_and_no_flood(log):
 
 
 def test_quiet_shows_failures_alone_and_the_log_has_the_rest(log):
-    board, out = told(log, quiet=True)
+    board, out = board_of(log, quiet=True)
     run(board, log, failing=[3])
     board.line("anything")
     assert out.getvalue().splitlines() == ["[4/6] FAILED job 3: out of luck"]
@@ -80,7 +80,7 @@ def test_quiet_shows_failures_alone_and_the_log_has_the_rest(log):
 
 def test_long_silence_is_broken_by_what_runs_now(log, monkeypatch):
     monkeypatch.setattr(progress, "SILENT_SECONDS", 0.05)
-    board, out = told(log)
+    board, out = board_of(log)
     board.expect(some(3))
     for i in range(2):
         log.event("job started", title=f"job {i}", key=f"key {i}", pid=os.getpid())
@@ -94,7 +94,7 @@ def test_long_silence_is_broken_by_what_runs_now(log, monkeypatch):
 
 
 def test_a_terminal_shows_what_runs_where_it_is_and_its_memory(log):
-    board, out = told(log, terminal=True)
+    board, out = board_of(log, terminal=True)
     board.expect(some(12))
     for i in range(10):
         log.event("job started", title=f"job {i}", key=f"key {i}", pid=os.getpid())
@@ -109,8 +109,8 @@ def test_a_terminal_shows_what_runs_where_it_is_and_its_memory(log):
 
 
 def test_a_resumed_run_knows_from_its_log_how_long_jobs_take(log):
-    run(told(log)[0], log, number=2)
-    board, _ = told(log)
+    run(board_of(log)[0], log, number=2)
+    board, _ = board_of(log)
     made = some(3)
     assert board.left() is None
     for key, work in made.items():
@@ -128,7 +128,7 @@ def epoch(log, stage, done, epochs):
 
 
 def test_epochs_are_shown_with_loss_time_left_and_memory_but_not_each_of_many(log):
-    board, out = told(log)
+    board, out = board_of(log)
     with board:
         board.expect({"w": Work("training", "net on digits")})
         log.event("training started", title="net on digits", key="w", pid=os.getpid())

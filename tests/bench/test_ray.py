@@ -111,13 +111,13 @@ def test_two_machines_leave_the_records_that_one_leaves(place, cluster):
     (measured,) = (place / "two" / "out" / "measurements").glob("*gmvae*.json")
     assert measured.read_bytes() == (place / "local" / "out" / "measurements" / measured.name).read_bytes()
 
-    told = {"job": Counter(), "training": Counter(), "measurement": Counter()}
+    counts = {"job": Counter(), "training": Counter(), "measurement": Counter()}
     for event in Log(place / "two" / "out" / LOG).read()[0]:
         kind, _, what = event["event"].partition(" ")
-        if kind in told:
-            told[kind][what] += 1
-    assert told["job"]["started"] == 13 and told["job"]["finished"] == 12 and told["training"]["epoch"]
-    assert told["training"]["started"] == told["measurement"]["finished"] == told["job"]["failed"] == 1
+        if kind in counts:
+            counts[kind][what] += 1
+    assert counts["job"]["started"] == 13 and counts["job"]["finished"] == 12 and counts["training"]["epoch"]
+    assert counts["training"]["started"] == counts["measurement"]["finished"] == counts["job"]["failed"] == 1
 
     read = {path for word, path, _ in notes(place) if word == "read"}
     assert len(read) == 2 and not any(path.startswith(str(place)) for path in read)  # each machine has its own copy
@@ -167,8 +167,8 @@ def test_a_cluster_that_cannot_do_it_is_refused(cluster, monkeypatch):
 )
 def test_what_a_cluster_cannot_take_is_one_line(arguments, hint, tmp_path, capsys):
     assert main(["--matrix", "smoke", "--out", str(tmp_path / "out"), *arguments]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and told.count("\n") == 1 and hint in told
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and hint in shown
 
 
 @pytest.mark.slow

@@ -304,7 +304,7 @@ def test_what_is_odd_is_said(monkeypatch, tmp_path, case):
     assert says in remark(monkeypatch, tmp_path, it)
 
 
-def test_a_randomized_defense_is_told_of_its_draws(monkeypatch, tmp_path):
+def test_a_randomized_defense_gets_a_remark_on_its_draws(monkeypatch, tmp_path):
     it = type("It", (Noisy,), {"randomized": True})
     assert "one draw" in remark(monkeypatch, tmp_path, it)
     assert remark(monkeypatch, tmp_path, it, draws=3) == ""

@@ -92,8 +92,8 @@ def test_a_file_that_is_cut_off_on_its_way_is_not_there(url, monkeypatch):
 def test_a_store_that_is_not_to_be_had_is_one_line(tmp_path, capsys):
     (tmp_path / "matrix.toml").write_text(MATRIX, encoding="utf-8")
     assert run.main(["--matrix", str(tmp_path / "matrix.toml"), "--out", "nonsense://bucket/run"]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: --out: nonsense://bucket/run cannot be used") and told.count("\n") == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: --out: nonsense://bucket/run cannot be used") and shown.count("\n") == 1
 
 
 def test_a_file_url_is_a_folder_of_this_machine(tmp_path):

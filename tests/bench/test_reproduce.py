@@ -60,15 +60,15 @@ def test_the_command_of_a_cell_plans_that_cell_and_no_other(tmp_path, n):
     path = tmp_path / "my matrix.toml"
     path.write_text(MATRIX)
     matrix = dataclasses.replace(read_matrix(str(path)), seeds=(11,))
-    told = {"matrix": json.loads(json.dumps(matrix_json(matrix, Options(n=n)))), "seeds": [11], "device": "cpu"}
+    stored = {"matrix": json.loads(json.dumps(matrix_json(matrix, Options(n=n)))), "seeds": [11], "device": "cpu"}
     whole = planned(matrix, n)
     assert len(whole) == 14
     for key, identity in whole.items():
         dataset, defense, attack, norm = key
-        line = command(told, dataset, defense, [attack], norm)
+        line = command(stored, dataset, defense, [attack], norm)
         clean = (dataset, defense, CLEAN, "none")
         assert from_command(line) == {clean: whole[clean], key: identity}, line
-    both = command(told, "digits", "undefended", ["pgd", "it's pgd (of $5, or so)"], "linf")
+    both = command(stored, "digits", "undefended", ["pgd", "it's pgd (of $5, or so)"], "linf")
     assert {key[2:] for key in from_command(both)} == {
         (CLEAN, "none"), ("pgd", "linf"), ("it's pgd (of $5, or so)", "linf"),
     }  # fmt: skip

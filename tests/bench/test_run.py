@@ -40,12 +40,12 @@ def test_a_run_ends_well_and_shows_everything(good):
     robust = shown["robust_accuracy"]["tiny:NearestMean"]
     assert robust["pgd(steps=10)", 0.3] <= robust["pgd(steps=10)", 0.1] <= robust["clean", 0.0]
 
-    told = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    assert told["finished"] is True and told["seeds"] == [0] and told["draws"] == 3 and told["workers"] == 2
-    assert told["matrix"]["source"] == str(matrix) and told["matrix"]["datasets"] == [{"name": "digits", "n": 12}]
-    assert {"code", "python", "packages", "machine", "wall_seconds", "started", "device", "jobs"} <= told.keys()
-    assert len(told["jobs"]) == 8
-    assert 2**26 < told["peak_memory"]["process"] < told["peak_memory"]["run"]  # torch alone takes more
+    stored = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert stored["finished"] is True and stored["seeds"] == [0] and stored["draws"] == 3 and stored["workers"] == 2
+    assert stored["matrix"]["source"] == str(matrix) and stored["matrix"]["datasets"] == [{"name": "digits", "n": 12}]
+    assert {"code", "python", "packages", "machine", "wall_seconds", "started", "device", "jobs"} <= stored.keys()
+    assert len(stored["jobs"]) == 8
+    assert 2**26 < stored["peak_memory"]["process"] < stored["peak_memory"]["run"]  # torch alone takes more
 
     for pattern in ("tables/*.md", "tables/*.tex", "plots/*curves*", "plots/*heatmap*", "plots/*images*", "report.md"):
         assert list(out.glob(pattern)), pattern

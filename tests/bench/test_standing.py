@@ -100,7 +100,7 @@ def test_only_shared_inputs_are_compared():
     assert (found["n"], found["own_share"], found["other_share"], found["gained"]) == (5, 1, 0, 5)
 
 
-def test_it_is_told_in_a_line_for_each_strength():
+def test_there_is_a_line_for_each_strength():
     assert ranking_lines(against_others(RECORDS, "mine")) == [
         "digits, clean: 100.0 % accepted and right, rank 1 of 4; no different from alike, strong, weak",
         "digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak; "
@@ -119,7 +119,7 @@ def test_the_table_begins_with_the_defense_and_goes_on_with_the_best():
     assert table.rows[3][1:] == ["100.0 [83.9, 100.0] = (0/0, p = 1)", "30.0 [14.5, 51.9] + (10/0, p = 0.012)"]
 
 
-def test_an_attack_is_told_beside_the_others():
+def test_an_attack_is_compared_with_the_others():
     both = [beaten(n, attack="b", defense=defense, passes=(2, 0)) for defense, n in (("mine", 2), ("weak", 14))]
     lines = attack_lines(attack_figures(run(RECORDS, *both)), "b")
     assert lines[0] == (
@@ -132,7 +132,7 @@ def test_an_attack_is_told_beside_the_others():
     assert attack_lines(attack_figures(run(RECORDS, failed)), "b") == ["digits, L∞, mine: failed: why"]
 
 
-def test_what_was_named_and_what_was_reused_is_told():
+def test_what_was_named_and_what_was_reused_is_shown():
     reused = [{"folder": "results/baselines/quick", "code": "abc", "started": "2026-01-01", "jobs": 7}]
     run_file = {"named": {"defenses": ["mine", "gone"], "attacks": ["a"]}, "reused": reused}
     named = named_lines(

@@ -42,7 +42,7 @@ def line(table: Table, *start: str) -> dict[str, str]:
     return dict(zip(table.header, found, strict=True))
 
 
-def test_a_robust_figure_has_its_interval_and_the_clean_rejection_beside_it():
+def test_a_robust_figure_has_its_interval_and_the_clean_rejection_in_its_row():
     row = line(ATTACKS, "plain", "pgd")
     assert row["n"] == "10"
     assert row["robust, ε = 0.1"] == "60.0 [31.3, 83.2]"

@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_tutorial_s_defense_stands_beside_the_baselines(folder):
+def test_the_tutorial_s_defense_is_compared_with_the_baselines(folder):
     out = folder / "results" / "mine"
     done = bench_run("mine.toml", out, "--defense", "my_defense:Smoothing", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -54,7 +54,7 @@ def test_the_tutorial_s_defense_stands_beside_the_baselines(folder):
     assert json.loads((out / "run.json").read_text(encoding="utf-8"))["reused"][0]["jobs"] == 4
 
 
-def test_the_tutorial_s_attack_stands_beside_the_others(folder):
+def test_the_tutorial_s_attack_is_compared_with_the_others(folder):
     out = folder / "results" / "attacked"
     done = bench_run("mine.toml", out, "--attack", "my_attack:RaySearch", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -21,9 +21,9 @@ def inputs(request: pytest.FixtureRequest) -> int:
 def tell(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
     """Puts a table into the benchmark's JSON, for the page, and on the screen."""
 
-    def told(title: str, text: str, columns: list[str], rows: list[list[str]]) -> None:
+    def add_table(title: str, text: str, columns: list[str], rows: list[list[str]]) -> None:
         benchmark.extra_info["table"] = {"title": title, "text": text, "columns": columns, "rows": rows}
         with capsys.disabled():
             print(f"\n{title}", *map(" · ".join, rows), sep="\n  ")
 
-    return told
+    return add_table

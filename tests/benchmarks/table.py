@@ -16,7 +16,7 @@ Made by `tox -e benchmark` from its JSON; not to be edited. {machine}, Python {p
 thread, {date}.
 """
 
-ATTACKS = """# Attacks beside others'
+ATTACKS = """# Attacks, compared with other libraries'
 
 All attack the same MNIST digits and weights of the zoo with the same budget and take turns; times are medians over
 the rounds. Ours is a whole job of the harness in one of its workers: loading the defense, attacking, judging, storing
@@ -30,13 +30,13 @@ COLUMNS = (
 
 
 def page(results: dict[str, Any]) -> str:
-    """Markdown of a pytest-benchmark JSON: tables as they were measured, then attacks beside others'."""
+    """Markdown of a pytest-benchmark JSON: tables as they were measured, then attacks and other libraries'."""
     machine, benchmarks = results["machine_info"], results["benchmarks"]
     cpu = machine.get("cpu", {}).get("brand_raw") or machine.get("processor") or "an unnamed CPU"
     parts = [HEAD.format(machine=cpu, python=machine["python_version"], date=results["datetime"][:10])]
-    told = [b.get("extra_info", {}) for b in benchmarks]
-    parts += [table(info["table"]) for info in told if "table" in info]
-    attacks = [section(info["attack"]) for info in told if "attack" in info]
+    infos = [b.get("extra_info", {}) for b in benchmarks]
+    parts += [table(info["table"]) for info in infos if "table" in info]
+    attacks = [section(info["attack"]) for info in infos if "attack" in info]
     return "\n".join([*parts, *([ATTACKS] if attacks else []), *attacks])
 
 

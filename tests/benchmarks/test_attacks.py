@@ -1,4 +1,4 @@
-"""Attacks on the MNIST classifiers of the zoo: ours through the whole harness, beside others' on the same weights.
+"""Attacks on the MNIST classifiers of the zoo: ours through the whole harness, other libraries' on the same weights.
 
 `tox -e benchmark`, or `pytest tests/benchmarks -m slow --benchmark-only --benchmark-json FILE.json --inputs 256` and
 then `python tests/benchmarks/table.py FILE.json`. Contestants take turns, so that whatever else the machine does meets
@@ -68,7 +68,7 @@ class Task:
 
     @property
     def minimal(self) -> bool:
-        """Whether it looks for the smallest perturbation; ε is where robust accuracy is told then."""
+        """Whether it looks for the smallest perturbation; robust accuracy is then measured at ε."""
         return self.norm == "l2"
 
 

@@ -1,4 +1,4 @@
-"""The matrix `full` on the MNIST digits that need no file: backward passes beside a plain cross product, and memory."""
+"""The matrix `full` on the digits that need no file: backward passes compared with a cross product, and memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import resource
 from pathlib import Path
 
 import pytest
-from plans import PASSES, planned, told_passes
+from plans import PASSES, planned, rows_of_passes
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.bench.planning.jobs import Job
@@ -68,7 +68,7 @@ def test_passes(benchmark, tmp_path: Path, tell):
     ]
     benchmark.pedantic(run, args=(jobs, tmp_path), rounds=1)
     store = Store(tmp_path)
-    rows = told_passes(jobs, {job.title: store.read(store.path(job))[0] for job in jobs})
+    rows = rows_of_passes(jobs, {job.title: store.read(store.path(job))[0] for job in jobs})
     tell(
         title="The matrix `full`: passes",
         text=f"{len(jobs)} jobs on {DATA}, {INPUTS} inputs, the attacks that have gradients, on the defenses that "

@@ -1,4 +1,4 @@
-"""A forward and a backward pass in the ways that torch offers, beside how the harness does it; what bf16 would change.
+"""A forward and a backward pass in the ways that torch offers and in the harness' way; what bf16 would change.
 
 Where a way isn't ours, this is why: it measures no better, or it changes verdicts.
 """
@@ -108,16 +108,16 @@ def test_ways_of_a_pass(benchmark, tell):
                     taken[way].append(min(measured() for _ in range(3)))
             usual, *others = (statistics.median(times) for times in taken.values())
             rate = operations(name) * BATCH / usual
-            told = [name, f"{1e6 * usual / BATCH:.0f} µs", f"{rate / limit:.2f}"]
-            rows.append([*told, *(f"{usual / other:.2f}" for other in others)])
+            row = [name, f"{1e6 * usual / BATCH:.0f} µs", f"{rate / limit:.2f}"]
+            rows.append([*row, *(f"{usual / other:.2f}" for other in others)])
 
     benchmark.pedantic(all_networks, rounds=1)
     tell(
         title="Ways of a pass",
         text=f"There and back, {BATCH} inputs, time of one; how many times as fast other ways are. As it is: the "
         "weights channels-last in memory, the layers of `defenses.convolutions`, one thread, freed memory kept; "
-        "torch's layers: its own in place of these, and its own layout. Operations a second are told beside those of a "
-        f"product of two 1024 × 1024 matrices, {limit / 1e9:.0f} · 10⁹.",
+        "torch's layers: its own in place of these, and its own layout. The third column compares operations per "
+        f"second with those of a product of two 1024 × 1024 matrices, {limit / 1e9:.0f} · 10⁹.",
         columns=[
             "network",
             "as it is",

@@ -1,4 +1,4 @@
-"""The matrix `quick`: passes beside a plain cross product, two workers beside one, memory, and what isn't a pass."""
+"""The matrix `quick`: passes compared with a cross product, two workers with one, memory, and what isn't a pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from here import run_here
-from plans import PASSES, planned, told_passes
+from plans import PASSES, planned, rows_of_passes
 from torch import nn
 
 from manifold_bench.attacks.view import View
@@ -78,7 +78,7 @@ def test_a_matrix_with_one_worker_and_with_two(benchmark, tmp_path: Path, tell):
         ["`list`", f"{seconds('list'):.2f} s", ""],
         ["memory of a worker, at most", f"{worker / 2**30:.2f} GiB", ""],
         ["memory of all processes", f"{whole / 2**30:.2f} GiB", "two workers"],
-        *told_passes(jobs(), two),
+        *rows_of_passes(jobs(), two),
     ]
     tell(
         title=f"The matrix `{MATRIX}`",
@@ -109,7 +109,7 @@ class Clock:
         return timed
 
 
-def test_what_a_job_takes_beside_its_passes(benchmark, inputs: int, tmp_path: Path, monkeypatch, tell):
+def test_what_a_job_takes_in_addition_to_its_passes(benchmark, inputs: int, tmp_path: Path, monkeypatch, tell):
     torch.set_num_threads(1)
     keep_freed_memory()
     clock = Clock()

@@ -101,7 +101,7 @@ def test_a_dense_layer_on_maps_begins_as_a_linear_layer_does():
     assert torch.equal(ours.weight.flatten(1), own.weight) and torch.equal(ours.bias, own.bias)
 
 
-def test_weights_of_another_size_are_told():
+def test_weights_of_another_size_are_refused():
     with pytest.raises(RuntimeError, match="size mismatch for weight"):
         DenseOnMaps(3, (4, 2), 5).load_state_dict(nn.Linear(25, 5).state_dict())
 

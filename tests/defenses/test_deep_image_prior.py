@@ -183,15 +183,15 @@ def test_all_steps_anew_are_the_deployed_fit(defense, digits):
     assert 0.7 < error(other, x.flip(0)).mean() / error(fitted, x).mean() < 1.4
 
 
-def test_an_attack_takes_the_last_steps_and_asks_the_full_fit_in_the_end(quick, digits, monkeypatch):
-    asked = []
+def test_an_attack_takes_the_last_steps_and_the_full_fit_confirms_it(quick, digits, monkeypatch):
+    calls = []
     fit = DeepImagePrior.fit_networks
 
-    def told(self, x, start, inner_steps):
-        asked.append((start is not None, inner_steps))
+    def recorded(self, x, start, inner_steps):
+        calls.append((start is not None, inner_steps))
         return fit(self, x, start, inner_steps)
 
-    monkeypatch.setattr(DeepImagePrior, "fit_networks", told)
+    monkeypatch.setattr(DeepImagePrior, "fit_networks", recorded)
     x, y = digits.test.images[:8], digits.test.labels[:8]
     target = Target(quick, len(x))
     view = target.view(inner_steps=2, warm_start=True)
@@ -199,7 +199,7 @@ def test_an_attack_takes_the_last_steps_and_asks_the_full_fit_in_the_end(quick, 
     for _ in range(2):
         view.answer(x, torch.arange(8))
     target.verdict(x, torch.arange(8))
-    assert asked == [(False, 2), (True, 2), (False, 3)]
+    assert calls == [(False, 2), (True, 2), (False, 3)]
     with pytest.raises(ValueError, match="identity"):
         target.view(gradient="unrolled")
     found = PGD(steps=2, inner_steps=2, gradient="identity").run(target, x, y, 0.3, 0)

@@ -90,7 +90,7 @@ def test_the_decoding_threshold_is_the_quantile_of_the_training_errors(defense, 
 
 
 def test_covariances_are_those_of_the_training_encodings_about_their_means(defense, digits):
-    """With (k + 2) observations of the average variance beside them, which few images need."""
+    """They are shrunk as if there were (k + 2) more observations of the average variance, which few images need."""
     x, y = digits.train.images, digits.train.labels
     offsets = (defense.encoder(x) - torch.eye(10)[y]).double().detach()
     copies = 10  # 1,097 images, 10,000 encodings

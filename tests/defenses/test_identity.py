@@ -34,7 +34,7 @@ TREE = {
     "mine.py": """
 import torch
 import plain, deep.down.below as aliased
-from deep import beside
+from deep import sibling
 from starred import *
 from based import Base
 import importlib
@@ -48,7 +48,7 @@ class Net(Base):
     "plain.py": "import circular\nvalue = 1\n",
     "circular.py": "import plain\nvalue = 1\n",
     "deep/__init__.py": "value = 1\n",
-    "deep/beside.py": "value = 1\n",
+    "deep/sibling.py": "value = 1\n",
     "deep/down/__init__.py": "value = 1\n",
     "deep/down/below.py": "value = 1\n",
     "starred/__init__.py": "__all__ = ['inner']\n",
@@ -145,7 +145,7 @@ def test_where_files_lie_and_what_their_folders_are_called_is_no_part_of_the_has
     assert len(alone) == 1
 
 
-def test_classes_of_one_module_and_classes_that_another_module_makes_are_told_apart(tmp_path):
+def test_classes_of_one_module_and_classes_that_another_module_makes_are_distinguished(tmp_path):
     factory = "def make(width):\n    class Net:\n        size = width\n    return Net\n"
     write(
         tmp_path,

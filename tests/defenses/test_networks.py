@@ -42,7 +42,7 @@ def test_small_images_where_they_make_sense(letter):
 @pytest.mark.parametrize(
     ("letter", "shape", "least"), [("B", (1, 8, 8), 28), ("F", (3, 32, 27), 28), ("A", (1, 4, 9), 5)]
 )
-def test_too_small_images_are_told(letter, shape, least):
+def test_too_small_images_are_refused(letter, shape, least):
     with pytest.raises(
         ValueError,
         match=f"network {letter} needs images of at least {least}×{least}, and these are {shape[1]}×{shape[2]}",

@@ -46,7 +46,7 @@ def test_the_unrolled_gradient_is_the_derivative_of_the_solver(solver):
 
 @pytest.mark.parametrize("solver", [QuasiNewtonSolver(), AdamSolver(steps=900)], ids=lambda s: s.method)
 def test_the_slope_of_what_is_unrolled_beyond_an_optimum_is_that_of_the_optimum(solver):
-    x, generator = beside_the_surface(0.3).requires_grad_(True), Curved()
+    x, generator = away_from_the_surface(0.3).requires_grad_(True), Curved()
     z, aside = (
         converged(x.detach()),
         torch.rand(3, 1, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(8)),
@@ -70,7 +70,7 @@ def converged(x: Tensor) -> Tensor:
     return solver.solve(Curved(), x, start, solver.steps)[:, 0]
 
 
-def beside_the_surface(far: float) -> Tensor:
+def away_from_the_surface(far: float) -> Tensor:
     random = torch.Generator().manual_seed(6)
     x = Curved()(0.5 * torch.randn(3, 3, dtype=torch.float64, generator=random))
     return x + far * torch.randn(x.shape, dtype=torch.float64, generator=random)
@@ -78,7 +78,7 @@ def beside_the_surface(far: float) -> Tensor:
 
 def test_the_implicit_gradient_is_the_slope_of_the_converged_projection():
     """Central differences of G(z*(x)), far enough from the surface for its curvature to count."""
-    x, generator, random = beside_the_surface(0.05), Curved(), torch.Generator().manual_seed(7)
+    x, generator, random = away_from_the_surface(0.05), Curved(), torch.Generator().manual_seed(7)
     weight, aside = (torch.randn(x.shape, dtype=torch.float64, generator=random) for _ in range(2))
     h = 3e-4
     ahead, behind = (generator(converged(x + sign * h * aside)) for sign in (1, -1))
@@ -96,7 +96,7 @@ def test_the_implicit_gradient_is_the_slope_of_the_converged_projection():
 
 def test_gauss_newton_projects_on_the_tangent_space():
     """On the surface itself both forms are the projector: symmetric, idempotent, identity on tangents."""
-    x, generator = beside_the_surface(0.0), Curved()
+    x, generator = away_from_the_surface(0.0), Curved()
     z = converged(x)
     exact = LinearSolve(curvature=False, damping=0.0, iterations=50)
     jacobian = torch.func.vmap(torch.func.jacrev(lambda one: generator(one[None]).flatten()))(z)
@@ -109,7 +109,7 @@ def test_gauss_newton_projects_on_the_tangent_space():
 
 
 def test_damped_steps_shrink_and_never_turn_round():
-    x, generator = beside_the_surface(0.3), Curved()
+    x, generator = away_from_the_surface(0.3), Curved()
     z, gradient = converged(x), torch.randn(3, 1, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
     sizes = []
     for damping in (0.01, 0.1, 1.0):

@@ -78,7 +78,7 @@ def of_network(**given) -> UndefendedSpec:
     return UndefendedSpec(shape=(1, 8, 8), num_classes=10, **given)
 
 
-def test_samangouei_classifier_networks_are_trained_as_in_their_paper_unless_told_otherwise():
+def test_samangouei_classifier_networks_are_trained_as_in_their_paper_by_default():
     assert (of_network().epochs, of_network().rate) == (12, 2e-3)
     assert (of_network(network="A").epochs, of_network(network="A").rate) == (10, 1e-3)
     assert of_network(network="A", epochs=2).epochs == 2

@@ -271,7 +271,7 @@ class Wordless(Exception):
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (KeyError("inner"), "KeyError: 'inner'"),
         (ValueError("\n  first\nsecond"), "ValueError: first second"),
@@ -280,6 +280,6 @@ class Wordless(Exception):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_every_exception_has_a_reason_on_one_line(error, told):
-    assert one_line(error) == told
+def test_every_exception_has_a_reason_on_one_line(error, expected):
+    assert one_line(error) == expected
     assert len(one_line(ValueError("word " * 1000))) <= 300

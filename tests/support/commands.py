@@ -60,7 +60,7 @@ def matrix_file(folder: Path, text: str) -> Path:
 
 
 def bench_run(matrix: object, out: Path, *arguments: object, workers: int = 2, **more: Any):
-    """`manifold-bench run` with a cache beside the output folder."""
+    """Run `manifold-bench run` with a cache in the parent of the output folder."""
     return command(
         "run", "--matrix", matrix, "--out", out, "--workers", workers, *arguments, cache=out.parent / "cache", **more
     )

@@ -51,7 +51,7 @@ def called(main: Callable[[Sequence[str]], int], *arguments: str) -> Ended:
 
 
 def check_ended(end: Ended) -> None:
-    """A command ends with a known exit code; bad input is told in one line; nothing steers the terminal."""
+    """A command ends with a known exit code; bad input leads to one line; nothing steers the terminal."""
     assert end.code in (0, 1, 2), end
     steering = [c for c in end.out + end.err if (ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160]
     assert not steering, (steering, end)

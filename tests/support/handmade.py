@@ -65,7 +65,7 @@ def cell(
     clean, adv: the defense's answer per input (adv: for all ε, or per ε), REJECT for a rejection; right where not
     given. clean_scores, adv_scores: how suspicious it looked, in the same form; NaN where not given (adv_scores: the
     clean ones). invalid: positions of inputs whose output broke the rules. distance: per input; derived where not
-    given. An input with several aims stands in the lists once for each, with its sample repeated. Noise (norm
+    given. The lists hold an input with several aims once for each aim, with its sample repeated. Noise (norm
     "fooling") has the label −1.
     """
     if attack in (CLEAN, CALIBRATION):

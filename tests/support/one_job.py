@@ -29,7 +29,7 @@ def planned(*attacks, dataset="closed_form:Grey", defense="closed_form:Linear", 
 def ran(folder, *attacks, **more) -> list[pd.DataFrame]:
     """The stored rows of the clean pass and of those attacks, each run as a job; by ε, sample and aim.
 
-    `tiny.SEEN` is what these jobs were asked, and nothing else.
+    `tiny.SEEN` then holds the calls of these jobs alone.
     """
     SEEN.clear()
     jobs = planned(*attacks, **more)

@@ -1,4 +1,4 @@
-"""The jobs of a matrix, and how many backward passes they took beside a plain cross product."""
+"""The jobs of a matrix, and how many backward passes they took compared with a plain cross product."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from manifold_bench.bench.planning.matrix import Matrix
 from manifold_bench.bench.planning.plan import Options, make_plan
 
 PASSES = (
-    "The backward passes are those of all attacks that have any and whose budget is known, beside a cross product that "
-    "gives every ε its whole budget. What is beaten at one ε needs none at the next; an input that holds needs all of "
-    "them at each, or an attack would be cut short where it matters: no order of the ε saves those."
+    "The backward passes are those of all attacks that have any and whose budget is known, compared with those of a "
+    "cross product that gives every ε its whole budget. An input that is beaten at one ε needs no passes at the next. "
+    "A robust input needs the full budget at every ε; no order of the ε saves those passes."
 )
 
 
@@ -22,7 +22,7 @@ def planned(matrix: Matrix, options: Options) -> list[Job]:
     return [job for job in make_plan(matrix, options).jobs if job.skip is None]
 
 
-def told_passes(jobs: Sequence[Job], found: Mapping[str, pd.DataFrame]) -> list[list[str]]:
+def rows_of_passes(jobs: Sequence[Job], found: Mapping[str, pd.DataFrame]) -> list[list[str]]:
     """Lines of a table: backward passes of an input, all jobs together. found: records by the jobs' titles."""
     ours = holding = plain = 0.0
     for job in jobs:

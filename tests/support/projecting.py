@@ -58,7 +58,7 @@ class Projects(nn.Module):
         return Verdict(classifier(seen).argmax(1), (seen - x).flatten(1).norm(dim=1) > self.eta)
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
-        """In L2, to the nearest image of another class, [N]; in or beside the plane the shortest way runs along it."""
+        """Return the L2 distance [N] to the nearest image of another class; near the plane, the way runs along it."""
         logits = classifier(generator(self.inverter(x)))
         gaps = logits.gather(1, y[:, None]) - logits
         along = (WEIGHT[y][:, None] - WEIGHT[None]) @ RANGE / 0.5

@@ -216,15 +216,15 @@ class Tiny(Attack):
 
 
 SEEN: list[tuple[float, int]] = []
-"""What `Step`, `Exact` and `Aimed` were asked in this process: ε and the number of inputs."""
+"""The calls of `Step`, `Exact` and `Aimed` in this process: ε and the number of inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Aimed(Tiny):
-    """Puts in place of every image the attacker's own first one of the class aimed at, or `beside` it."""
+    """Replace every image by the attacker's own first one of the target class, or of a class `shift` further."""
 
     classes: Literal["wrong", "every"] = "wrong"
-    beside: int = 0
+    shift: int = 0
 
     @property
     def aims(self) -> Literal["wrong", "every"]:
@@ -235,7 +235,7 @@ class Aimed(Tiny):
         SEEN.append((eps, len(x)))
         target.count(torch.arange(len(x)), 2, 1)
         images, labels = target.held_out()
-        return torch.stack([images[labels == (aim + self.beside) % 10][0] for aim in target.aims])
+        return torch.stack([images[labels == (aim + self.shift) % 10][0] for aim in target.aims])
 
 
 @dataclass(frozen=True, kw_only=True)
