@@ -175,7 +175,10 @@ def _import_file(kind: Kind, name: str, path: Path) -> str:
 
 def _attribute(kind: Kind, name: str, module: str, attribute: str) -> Any:
     """Import a module and return one of its objects by name; raises InputError if there is none."""
+    import torch
+
     with contained(f"{SINGULAR[kind]} {name!r}: cannot import {module!r}"):
+        torch.manual_seed(0)  # a network with random weights has to be the same in every process
         content = importlib.import_module(module)
     found = getattr(content, attribute, None)
     if found is None:

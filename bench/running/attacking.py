@@ -151,7 +151,10 @@ class Attacking:
     def check_weights(self) -> None:
         """Raise RuntimeError if the attack changed the weights of the defense that it attacked."""
         if weights_hash(self.defense) != self.job.defense.weights_sha256:
-            raise RuntimeError("the attack changed the defense's weights or buffers: its answers count for nothing")
+            raise RuntimeError(
+                "the attack changed the defense's weights or buffers, or they are drawn anew in each process; its "
+                "outputs do not count"
+            )
 
     def _held_out(self) -> tuple[Tensor, Tensor]:
         """Return the attacker's own images and labels: a copy of the validation split."""
