@@ -58,7 +58,7 @@ def run(matrix: str | Path, *, defenses: Mapping[str, Any] | None = None, **opti
             classes = {name: _class_of(name, model) for name, model in defenses.items()}
             stack.enter_context(handing_in("defenses", classes))
             options = {"workers": 0} | options | {"defense": [*classes, *options.get("defense", ())]}
-        command.run_command(["--matrix", str(matrix), *_arguments(options)])
+        command.run_command(["--matrix", str(matrix), *_arguments(options)], temporary)
     result = load(folder)
     if temporary:
         weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)

@@ -94,8 +94,11 @@ def parser() -> Parser:
 main = report_errors(lambda arguments=None: run_command(arguments))
 
 
-def run_command(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments, or those of the process; return the exit code. Raises InputError."""
+def run_command(arguments: Sequence[str] | None = None, temporary: bool = False) -> int:
+    """Run the command with these arguments, or those of the process; return the exit code. Raises InputError.
+
+    temporary: whether the output folder is deleted at the end of the program; no line names it then.
+    """
     given = parser().parse_args(arguments)
     ensure_home()
     if not given.matrix:
@@ -106,13 +109,13 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         raise InputError("--address: is allowed with --engine ray alone; leave it out, or add --engine ray")
     given.out = str(given.out or Path("results") / Path(given.matrix).stem)
     with local_folder(given.out, "--out") as (folder, upload):
-        return run_in(folder, given, upload)
+        return run_in(folder, given, upload, temporary)
 
 
-def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) -> int:
+def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None], temporary: bool) -> int:
     """Plan, run and report in a folder of this machine; return the exit code.
 
-    upload: function that is called whenever the folder has new files.
+    upload: function that is called whenever the folder has new files. temporary: see `run_command`.
     """
     from manifold_bench.bench.terminal import terminal
 
@@ -167,7 +170,8 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None]) 
             console.print(f"{ended.unmeasured} measurements failed", highlight=False)
         if uneven := uneven_text(ended.results.distinct_kernels):
             console.print(uneven, highlight=False, markup=False, soft_wrap=True)
-        ending = f"{counts}, {clock(time.time() - begun)} min; open {report_page(given)}"
+        where = 'result.report("folder") writes the report' if temporary else f"open {report_page(given)}"
+        ending = f"{counts}, {clock(time.time() - begun)} min; {where}"
         print_ending(ending, console)
         if ended.failed or ended.unmeasured:
             return 1

@@ -108,7 +108,10 @@ def parse_matrix(raw: JsonObject, source: str) -> Matrix:
     )
     for i, defense in enumerate(defenses):
         if defense.draws and not defense.cls.randomized:
-            raise InputError(f"{source}: defenses[{i}].draws: {defense.label!r} is not randomized; leave draws out")
+            raise InputError(
+                f"{source}: defenses[{i}].draws: {defense.label!r} is not randomized; leave draws out, or say that its "
+                "answers differ from call to call (randomized=True in Python, an attribute randomized in a file)"
+            )
     attacks = tuple(attack_choice(entry, f"{source}: attacks[{i}]") for i, entry in enumerate(file.attacks))
     measurements = tuple(
         _measurement(entry, f"{source}: measurements[{i}]") for i, entry in enumerate(file.measurements)

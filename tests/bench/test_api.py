@@ -198,6 +198,12 @@ def test_a_defense_that_was_made_for_other_images_is_refused(linear):
         mb.attack("noise", defense, data, eps=0.1)
 
 
+def test_the_folder_of_a_result_is_named_only_where_it_stays(linear, interior, tmp_path, capsys):
+    for out in (None, tmp_path / "out"):
+        result = mb.evaluate(linear, interior, attacks=["noise"], eps=0.1, out=out)
+        assert (str(result.folder) in capsys.readouterr().out) == (out is not None)
+
+
 def test_run_takes_models_by_label(linear, tmp_path):
     result = mb.run("quick", defenses={"mine": linear}, dataset=["digits"], attack=["fgsm"], n=8, out=tmp_path)
     assert set(result.records["defense"]) == {"mine"}
@@ -260,6 +266,13 @@ def test_the_command_line_takes_instances_factories_classes_and_functions_of_a_f
     }
     assert clean[names[1]] == clean[names[2]]  # twice the logits of the same first weights
     assert main(small(*names)) == 0
+
+
+def test_a_network_with_random_weights_is_the_same_in_every_process(folder):
+    from manifold_bench.bench.run import main
+
+    (folder / "handed_net.py").write_text(SOURCE.replace("torch.manual_seed(0)\n", ""))
+    assert main([*small("handed_net.py:net"), "--workers", "1"]) == 0
 
 
 def test_the_command_line_takes_torchscript(folder):
