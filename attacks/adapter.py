@@ -7,6 +7,7 @@ differs from the label exactly where the defense accepts and is wrong, seeds the
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 import math
 import random
@@ -49,7 +50,8 @@ class LibraryAttack(ViewAttack):
 
     Clean inputs that are accepted and wrong are returned unchanged, and so are inputs for which a minimal attack finds
     nothing (some libraries return an empty image there). Raises ValueError where the class does not exist or cannot be
-    used, where it has no such parameter, and where it does not support `norm`.
+    used, where a package that it needs is not installed, where it has no such parameter, and where it does not support
+    `norm`.
     """
 
     norms = NORMS
@@ -72,6 +74,11 @@ class LibraryAttack(ViewAttack):
     parameters: Mapping[str, Parameter] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        package = self.needs
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"{self.name}: needs the package {package!r}, which is not installed; run `pip install {package}`"
+            )
         settable = {name: default for name, default in self.defaults.items() if name not in self.ours}
         for key in self.parameters:
             if key not in settable:
@@ -85,6 +92,11 @@ class LibraryAttack(ViewAttack):
     def name(self) -> str:
         """The attack's name in a matrix file."""
         return f"{self.library}:{self.attack}"
+
+    @property
+    @abstractmethod
+    def needs(self) -> str | None:
+        """The package that the library imports for this attack without requiring it; None if there is none."""
 
     @abstractmethod
     def classes(self) -> Mapping[str, type]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -52,8 +51,8 @@ TARGETS_ONLY = ("SaliencyMapMethod", "ShadowAttack")
 PROBABILITIES = ("SimBA", "VirtualAdversarialMethod")
 """Classes that need probabilities in place of logits."""
 
-NEEDS: Mapping[str, str] = {"AutoAttack": "multiprocess", "ThresholdAttack": "cma"}
-"""Packages that ART imports for a class without requiring them."""
+NEEDS: Mapping[str, str] = {"AutoAttack": "multiprocess", "BrendelBethgeAttack": "numba"}
+"""Packages that ART imports for a class without requiring them; without numba that class does not even exist."""
 
 BATCH = 128
 
@@ -107,13 +106,16 @@ class ArtAttack(LibraryAttack):
         super().__post_init__()
         if self.norm not in (norms := _norms(self.attack, self.defaults)):
             raise ValueError(f"{self.name}: norm: {self.norm!r} is not supported; allowed: {' or '.join(norms)}")
-        package = NEEDS.get(self.attack, "art")
-        if importlib.util.find_spec(package) is None:
-            raise ValueError(f"{self.name}: needs the package {package!r}, which is not installed")
         try:  # ART checks values when it constructs
             self.implementation(module_classifier(nn.Flatten(), (1, 1, 2), 2), **self._arguments(0.1))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.name}: {error}") from error
+
+    @property
+    def needs(self) -> str | None:
+        if self.attack in NEEDS:
+            return NEEDS[self.attack]
+        return "cma" if self.values.get("es") == 0 else None  # PixelAttack and ThresholdAttack, searching by CMA-ES
 
     def classes(self) -> Mapping[str, type]:
         return art_attacks()

@@ -77,12 +77,16 @@ class FoolboxAttack(LibraryAttack):
         super().__post_init__()
         try:
             attack = self._attack(eps=0.1)
-        except (AssertionError, ImportError, TypeError, ValueError) as error:
+        except (AssertionError, TypeError, ValueError) as error:
             raise ValueError(f"{self.name}: {error}") from error
         norms = _norms(attack)
         if self.norm not in norms:
             allowed = f"allowed: {' or '.join(norms)}" if norms else "it works in L1 alone, which is no norm here"
             raise ValueError(f"{self.name}: norm: {self.norm!r} is not supported; {allowed}")
+
+    @property
+    def needs(self) -> str | None:
+        return "numba" if self.attack.endswith("BrendelBethgeAttack") else None
 
     def classes(self) -> Mapping[str, type]:
         return foolbox_attacks()

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import ast
+import inspect
+import sys
+
 import numpy as np
 import pytest
 import torch
 from linear import check_distances, check_pgd, check_seed, interior_inputs, l2
-from refusals import check_refusal
+from refusals import check_refusal, without
 from rejecting import BAND, Band, images_below
 from toys import Parity
 
-from manifold_bench.attacks.from_art import ArtAttack, module_classifier
+from manifold_bench.attacks.from_art import ArtAttack, art_attacks, module_classifier
 from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
 
 HOP_SKIP_JUMP = {"max_iter": 15, "init_eval": 50, "max_eval": 200}
@@ -157,6 +161,51 @@ def test_a_fault_of_the_defense_is_not_swallowed(linear_model):
 )
 def test_what_cannot_work_is_one_clear_error(given, says):
     check_refusal(ArtAttack, given, f"art:{given['attack']}", says)
+
+
+@pytest.mark.parametrize(
+    ("given", "package"),
+    [
+        ({"attack": "PixelAttack", "norm": "l0", "parameters": {"es": 0}}, "cma"),
+        ({"attack": "ThresholdAttack"}, "cma"),
+        ({"attack": "AutoAttack", "norm": "l2"}, "multiprocess"),
+        ({"attack": "BrendelBethgeAttack", "norm": "l2"}, "numba"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(given, package, monkeypatch):
+    without(package, monkeypatch)
+    check_refusal(ArtAttack, given, f"art:{given['attack']}", f"run `pip install {package}`$")
+
+
+def test_no_package_is_asked_for_that_the_parameters_do_not_need(monkeypatch):
+    without("cma", monkeypatch)
+    assert ArtAttack(attack="PixelAttack", norm="l0").values["es"] == 1  # differential evolution, ART's default there
+    assert ArtAttack(attack="ThresholdAttack", parameters={"es": 1}).needs is None
+
+
+def test_everything_that_art_imports_late_is_known():
+    """Packages that the modules of usable classes import inside functions; the frameworks there are alternatives."""
+    own = {"art", "tensorflow", "torch"}
+    found = {
+        (name, package)
+        for name, cls in art_attacks().items()
+        for package in imported(inspect.getsource(sys.modules[cls.__module__])) - own - required()
+    }
+    known = {("AutoAttack", "multiprocess"), ("PixelAttack", "cma"), ("ThresholdAttack", "cma")}
+    assert {one for one in found if one[0] != "BrendelBethgeAttack"} == known
+
+
+def imported(source: str) -> set[str]:
+    """The top-level packages outside the standard library that a module imports anywhere."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+
+
+def required() -> set[str]:
+    """The packages that ART requires, and those that this project requires for it."""
+    return {"numpy", "packaging", "scipy", "six", "sklearn", "tqdm"}
 
 
 def test_knowledge_and_kind():

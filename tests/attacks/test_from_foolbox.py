@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from linear import check_distances, check_pgd, check_seed, interior_inputs, l2
-from refusals import check_refusal
+from refusals import check_refusal, without
 from rejecting import BAND, Band, images_below
 from toys import Parity
 
@@ -152,6 +152,13 @@ def test_the_defense_is_left_as_it_was(digits, digits_cnn):
 )
 def test_what_cannot_work_is_one_clear_error(given, says):
     check_refusal(FoolboxAttack, given, f"foolbox:{given['attack']}", says)
+
+
+@pytest.mark.parametrize(("size", "norm"), [("L0", "l0"), ("L1", "l2"), ("L2", "l2"), ("Linfinity", "linf")])
+def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(size, norm, monkeypatch):
+    without("numba", monkeypatch)
+    given = {"attack": f"{size}BrendelBethgeAttack", "norm": norm}
+    check_refusal(FoolboxAttack, given, f"foolbox:{given['attack']}", "run `pip install numba`$")
 
 
 def test_knowledge_and_kind():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from typing import Any
+
 import pytest
 
 
@@ -11,3 +14,13 @@ def check_refusal(adapter, given: dict[str, object], name: str, says: str) -> No
         adapter(**given)
     assert str(error.value).startswith(name)
     assert "\n" not in str(error.value)
+
+
+def without(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if that package were not installed here."""
+    find = importlib.util.find_spec
+
+    def found(name: str, *more: Any) -> Any:
+        return None if name == package else find(name, *more)
+
+    monkeypatch.setattr(importlib.util, "find_spec", found)
