@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, ClassVar, Literal
@@ -14,12 +15,14 @@ from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.gradient import NO_RANDOMNESS, Best, Climb, averaged, looking, or_random, steepest
-from manifold_bench.attacks.losses import cross_entropy, dlr, likeliest_wrong, wrong_first
+from manifold_bench.attacks.losses import Loss, cross_entropy, dlr, likeliest_wrong, margin, wrong_first
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import expand, project, random_in_ball
 
 MOMENTUM = 0.75
 """α in the paper: share of the new step in each move; the rest repeats the last move."""
+
+LOSSES: Mapping[str, Loss] = {"cross-entropy": cross_entropy, "dlr": dlr, "margin": margin}
 
 RISES = 0.75
 """ρ in the paper: the step size is halved where a smaller share of the steps since the last checkpoint went up."""
@@ -35,9 +38,10 @@ class APGD(ViewAttack):
     (`attacks.losses.wrong_first`), so that a wrong answer is never given up for a right one. An input leaves the batch
     as soon as the attack succeeds on it.
 
-    loss: loss that is climbed: `cross-entropy`, or `dlr`, the difference of logits ratio.
-    targets: number of wrong classes that are target classes in turn, the likeliest for the clean input first; only with
-    loss = `dlr`. None: the attack is untargeted.
+    loss: loss that is climbed: `cross-entropy`; `dlr`, the difference of logits ratio; or `margin`, which unlike `dlr`
+    is defined for two and three classes.
+    targets: number of wrong classes that are target classes in turn, the likeliest for the clean input first; not with
+    loss = `cross-entropy`. None: the attack is untargeted.
     steps: number of steps of each ascent. restarts: number of ascents towards each class.
     eot: number of answers of a randomized defense over which every loss and gradient is averaged (EOT).
     """
@@ -46,19 +50,19 @@ class APGD(ViewAttack):
     version: ClassVar[int] = 2
     adapted_to = ("adversarial training", "gradient masking")
 
-    loss: Literal["cross-entropy", "dlr"] = "cross-entropy"
+    loss: Literal["cross-entropy", "dlr", "margin"] = "cross-entropy"
     targets: Annotated[int, Ge(1)] | None = None
     steps: Annotated[int, Ge(1)] = 100
     restarts: Annotated[int, Ge(1)] = 1
     eot: Annotated[int, Ge(1)] = 1
 
     def __post_init__(self) -> None:
-        if self.targets is not None and self.loss != "dlr":
-            raise ValueError("targets: not for loss = 'cross-entropy'; set loss = 'dlr', or leave targets out")
+        if self.targets is not None and self.loss == "cross-entropy":
+            raise ValueError("targets: not for loss = 'cross-entropy'; set another loss, or leave targets out")
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
         if self.loss == "dlr" and defense.num_classes < 4:
-            return f"the difference of logits ratio needs at least 4 classes, and there are {defense.num_classes}"
+            return f"loss = 'dlr' needs at least 4 classes, and there are {defense.num_classes}; set loss = 'margin'"
         if self.eot > 1 and not defense.randomized:
             return NO_RANDOMNESS
         return super().unsuited(defense)
@@ -74,7 +78,7 @@ class APGD(ViewAttack):
         if self.targets is not None:
             clean = self.view(target).answer(x, rows)
             aims = [*likeliest_wrong(clean, y, target.num_classes)[:, : self.targets].unbind(1)]
-        climbed = cross_entropy if self.loss == "cross-entropy" else dlr
+        climbed = LOSSES[self.loss]
         climbs = list(product(aims, range(self.restarts)))
         for number, (aim, _) in enumerate(climbs):
             start = random_in_ball(x[rows], self.norm, eps, seed + number)

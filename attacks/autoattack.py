@@ -24,7 +24,8 @@ class AutoAttack(ViewAttack):
 
     variant: `version` of the reference implementation. `standard` is APGD on the cross-entropy, APGD on the DLR loss
     and FAB towards 9 classes each, all with 100 steps, and Square with 5,000 queries. `rand`, for randomized defenses,
-    is untargeted APGD on the cross-entropy and on the DLR loss, with gradients that are means over 20 answers.
+    is untargeted APGD on the cross-entropy and on the DLR loss, with gradients that are means over 20 answers. The DLR
+    loss needs four classes; with two or three the margin takes its place, and every wrong class is a target class.
 
     The deployed defense decides which inputs the next attack gets. On a defense that rejects, each attack includes the
     reject score in its loss.
@@ -40,30 +41,33 @@ class AutoAttack(ViewAttack):
         if self.part != "defense":
             raise ValueError(f"part: {self.part!r} is not allowed here: Square needs the whole defense; leave it out")
 
-    def members(self) -> tuple[Attack, ...]:
-        """Return the attacks, in their order."""
+    def members(self, classes: int) -> tuple[Attack, ...]:
+        """Return the attacks on a defense with that number of classes, in their order."""
+        loss: Literal["dlr", "margin"] = "dlr" if classes >= 4 else "margin"
         knows: dict[str, Any] = {  # keyword arguments of several classes
             name: getattr(self, name) for name in ("norm", "gradient", "inner_steps", "warm_start")
         }
         if self.variant == "rand":
-            return APGD(eot=20, **knows), APGD(loss="dlr", eot=20, **knows)
+            return APGD(eot=20, **knows), APGD(loss=loss, eot=20, **knows)
         return (
             APGD(**knows),
-            APGD(loss="dlr", targets=9, **knows),
+            APGD(loss=loss, targets=9, **knows),
             FAB(targets=9, **knows),
             Square(norm=self.norm, horizon=10_000),  # 5,000 queries, with the sizes of 10,000, as in the reference
         )
 
     def passes(self) -> tuple[int, int]:
-        forwards, backwards = zip(*(member.passes() for member in self.members()), strict=True)
+        forwards, backwards = zip(*(member.passes() for member in self.members(classes=10)), strict=True)
         return sum(forwards) + len(forwards) - 1, sum(backwards)
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        return next((reason for member in self.members() if (reason := member.unsuited(defense))), None)
+        return next(
+            (reason for member in self.members(defense.num_classes) if (reason := member.unsuited(defense))), None
+        )
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         found, rows = x.clone(), all_rows(x)
-        members = self.members()
+        members = self.members(target.num_classes)
         for member in members:
             found[rows] = member.run(target.only(rows), x[rows], y[rows], eps, seed)
             if member is members[-1]:

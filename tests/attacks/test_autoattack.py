@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rejecting import Band
+from rejecting import Band, images_below
 from toys import CNN, Coin, Linear, near_the_middle
 
 from manifold_bench.attacks.apgd import APGD
@@ -16,7 +16,7 @@ from manifold_bench.attacks.threat import inside
 
 
 def test_members_and_budgets_are_the_references():
-    standard = AutoAttack(norm="l2", gradient="unrolled").members()
+    standard = AutoAttack(norm="l2", gradient="unrolled").members(classes=10)
     shared = {"norm": "l2", "gradient": "unrolled"}
     assert standard == (
         APGD(steps=100, **shared),
@@ -24,17 +24,18 @@ def test_members_and_budgets_are_the_references():
         FAB(targets=9, steps=100, **shared),
         Square(norm="l2", queries=5000, share=0.8, horizon=10_000),
     )
-    assert AutoAttack(variant="rand").members() == (APGD(eot=20), APGD(loss="dlr", eot=20))
+    assert AutoAttack(variant="rand").members(classes=4) == (APGD(eot=20), APGD(loss="dlr", eot=20))
+    assert AutoAttack(variant="rand").members(classes=3) == (APGD(eot=20), APGD(loss="margin", eot=20))
     assert AutoAttack().passes() == (101 + (1 + 909) + (1 + 1800) + 5000 + 3, 100 + 900 + 900)
 
 
 class Short(AutoAttack):
     """With a hundredth of the steps."""
 
-    def members(self):
+    def members(self, classes):
         return (
             APGD(norm=self.norm, steps=5),
-            APGD(norm=self.norm, loss="dlr", targets=2, steps=5),
+            APGD(norm=self.norm, loss="dlr" if classes > 3 else "margin", targets=2, steps=5),
             FAB(norm=self.norm, targets=2, steps=5),
             Square(norm=self.norm, queries=20),
         )
@@ -49,7 +50,7 @@ def test_each_member_gets_what_the_former_left(norm):
     falls = model.verdict(out).wrong(y)
     assert inside(out, x, norm, eps).all() and 0 < falls.sum() < 37
     rows, forwards = torch.arange(37), torch.zeros(37).double()
-    for number, member in enumerate(attack.members()):
+    for number, member in enumerate(attack.members(10)):
         target = Target(model, len(rows))
         alone = member.run(target, x[rows], y[rows], eps, 3)
         forwards[rows] += target.forwards + (number < 3)  # between them the verdict decides who stays
@@ -75,9 +76,10 @@ def test_results_are_the_same_bits_in_any_company(norm):
         assert torch.equal(attack.run(Target(model, len(rows)), x[rows], y[rows], eps, 11), together[rows])
 
 
+@pytest.mark.parametrize("classes", [2, 3, 4])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_what_is_robust_is_what_lies_further_away_than_eps(norm):
-    model, x = Linear(4), near_the_middle(40)
+def test_what_is_robust_is_what_lies_further_away_than_eps(norm, classes):
+    model, x = Linear(classes), near_the_middle(40)
     y = model.verdict(x).labels
     distance = model.distance(x, y, norm)
     eps = float(distance.median()) + 1e-4
@@ -86,14 +88,27 @@ def test_what_is_robust_is_what_lies_further_away_than_eps(norm):
     assert torch.equal(model.verdict(out).wrong(y)[clear], (distance < eps)[clear])
 
 
+@pytest.mark.parametrize(("eps", "falls"), [(0.2, False), (0.55, True)])
+def test_two_classes_and_a_band_of_rejection_between_them(eps, falls):
+    x, y = images_below(6)
+    out = Short().run(Target(Band(), 6), x, y, eps, 0)  # type: ignore[arg-type]
+    assert Band().verdict(out).wrong(y).tolist() == [falls] * 6
+
+
+def test_each_member_for_two_classes_succeeds_where_it_can():
+    """Also alone: APGD on the margin, towards the only wrong class, FAB and Square, each on what is within ε."""
+    model, x = Linear(2), near_the_middle(12)
+    y = model.verdict(x).labels
+    eps = 1.05 * float(model.distance(x, y, "linf").max())
+    for member in Short().members(2)[:3]:
+        assert model.verdict(member.run(Target(model, 12), x, y, eps, 0)).wrong(y).all(), member
+
+
 def test_pairings_that_make_no_sense_are_named():
-    assert "4 classes" in (AutoAttack().unsuited(Linear(3)) or "")
-    assert "4 classes" in (AutoAttack().unsuited(Band()) or "")  # type: ignore[arg-type]
-    assert AutoAttack().unsuited(Linear(4)) is None
+    for classes in (2, 3, 4):
+        assert AutoAttack().unsuited(Linear(classes)) is None
     assert "not randomized" in (AutoAttack(variant="rand").unsuited(Linear(4)) or "")
-    four = Coin()
-    four.num_classes = 4
-    assert AutoAttack(variant="rand").unsuited(four) is None
+    assert AutoAttack(variant="rand").unsuited(Coin()) is None
     with pytest.raises(ValueError, match="part"):
         AutoAttack(part="classifier")
 
