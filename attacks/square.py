@@ -61,26 +61,17 @@ class Square(Attack):
         else:
             found, change, around = tiles(x, eps, draws), partial(square_l2, eps=eps), [x]
         label = y
-        value, beaten = self._ask(target, view, found, label, rows)
+        value, beaten = score(view, found, label, rows)
         for query in range(1, self.queries):
             rows, label, value, *around = remaining(~beaten, rows, label, value, *around)
             if not len(rows):
                 break
             candidate = change(around, found.index_select(0, rows), self._side(query, x), draws.of(rows, query))
-            new, beaten = self._ask(target, view, candidate, label, rows)
+            new, beaten = score(view, candidate, label, rows)
             better = ((new > value) | beaten).nonzero()[:, 0]
             found.index_copy_(0, rows[better], candidate.index_select(0, better))
             value[better] = new[better]
         return found
-
-    def _ask(self, target: Target, view: View, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Query images x [n,C,H,W] of those rows → values to maximise [n] and whether each is a success [n]."""
-        # Fresh, because an attacker with scores alone cannot choose where an inner optimisation starts
-        logits = view.answer(x, rows, fresh=True)
-        climbed: Loss = wrong_first(margin) if view.rejects else margin
-        value = climbed(logits, y, view.num_classes, None)
-        claimed = accepted_and_wrong(logits, y, view.num_classes)
-        return value.double().nan_to_num(nan=-torch.inf), view.confirmed(x, y, rows, claimed)
 
     def _side(self, query: int, x: Tensor) -> int:
         """Return the side of that query's square, in pixels."""
@@ -91,6 +82,19 @@ class Square(Attack):
         if self.norm == "l2":
             side = max(side, 3) + (max(side, 3) % 2 == 0)
         return min(max(side, 1), height, width)
+
+
+def score(view: View, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Query images x [n,C,H,W] with labels y [n] → values to maximise [n] float64 and whether each is a success [n].
+
+    The value is the margin; on a defense that rejects, `attacks.losses.wrong_first` of it.
+    """
+    # Fresh, because an attacker with scores alone cannot choose where an inner optimisation starts
+    logits = view.answer(x, rows, fresh=True)
+    climbed: Loss = wrong_first(margin) if view.rejects else margin
+    value = climbed(logits, y, view.num_classes, None)
+    claimed = accepted_and_wrong(logits, y, view.num_classes)
+    return value.double().nan_to_num(nan=-torch.inf), view.confirmed(x, y, rows, claimed)
 
 
 class Draws:
