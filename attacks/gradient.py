@@ -78,7 +78,7 @@ class FGSM(ViewAttack):
 
     loss: name of the loss that is climbed, see `attacks.losses.named_loss`.
     random: length of a random step before the gradient step, in the attack's norm; the gradient step is shorter by that
-    much (RAND+FGSM, Tramèr et al. 2018, where it is 0.05 in L∞).
+    much (α of RAND+FGSM, whose paper takes 0.05 in L∞).
     """
 
     paper = "goodfellow2015"
@@ -99,6 +99,18 @@ class FGSM(ViewAttack):
 
     def passes(self) -> tuple[int, int]:
         return 1, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandFGSM(FGSM):
+    """RAND+FGSM: a random step first, then FGSM with what is left of ε.
+
+    x′ = x + α sign N(0, I), then x′ + (ε − α) sign ∇L(x′); in L2 both steps go along normalised vectors. The random
+    step leads away from points where a defense has flattened the loss.
+    """
+
+    paper = "tramer2018"
+    random: Annotated[float, Ge(0), Lt(math.inf)] = 0.05
 
 
 Look = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
@@ -132,6 +144,22 @@ def averaged(looks: Sequence[Look]) -> Look:
         return logits, values, gradient
 
     return looks[0] if len(looks) == 1 else look
+
+
+def smoothed(look: Look, neighbours: int, radius: float, norm: Norm, seed: int) -> Look:
+    """Return an evaluation whose gradient is the mean over each point and `neighbours` random points near it.
+
+    Logits and objective are those of the point itself. The neighbours are uniform in the ball of that radius. They are
+    evaluated first, so that a warm start goes on from the point.
+    """
+
+    def around(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+        near = range(0 if last else neighbours)
+        slopes = [look(random_in_ball(point, norm, radius, seed + k), rows, last)[2] for k in near]
+        logits, values, gradient = look(point, rows, last)
+        return logits, values, torch.stack([*slopes, gradient]).mean(0)
+
+    return around if neighbours else look
 
 
 @dataclass
@@ -225,14 +253,15 @@ class PGD(ProjectedAscent):
 
     x ← Π(x + α sign ∇L), where Π projects on the ball; in L2 the step goes along the normalised gradient.
 
-    With random_start = false and one restart this is BIM (Kurakin et al. 2017).
-
     loss: name of the loss that is climbed, see `attacks.losses.named_loss`.
     random_start: whether ascents start at random points of the ball; otherwise they start at the input.
     targeted: whether there are ascents towards every wrong class, with all restarts for each, in place of ascents away
     from the label; not for cross-entropy.
     eot: number of answers of a randomized defense over which every loss and gradient is averaged (EOT). If the defense
     optimises at inference, each of these answers has its own optimisation, which goes on from step to step.
+    neighbours: number of random points near each point over which its gradient is averaged too, for defenses whose
+    gradient is shattered: it changes from one pixel value to the next. radius: largest distance of these points, in the
+    attack's norm.
     """
 
     paper = "madry2018"
@@ -241,6 +270,8 @@ class PGD(ProjectedAscent):
     random_start: bool = True
     targeted: bool = False
     eot: Annotated[int, Ge(1)] = 1
+    neighbours: Annotated[int, Ge(0)] = 0
+    radius: Annotated[float, Gt(0), Lt(math.inf)] = 0.05
 
     def __post_init__(self) -> None:
         if self.targeted and self.loss == "cross-entropy":
@@ -255,7 +286,8 @@ class PGD(ProjectedAscent):
 
     def passes(self) -> tuple[int, int]:
         climbs = self.restarts * (9 if self.targeted else 1)  # a guess, since the number of classes is not known here
-        return climbs * (self.steps + 1) * self.eot, climbs * self.steps * self.eot
+        gradients = climbs * self.steps * (1 + self.neighbours) * self.eot
+        return gradients + climbs * self.eot, gradients
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
         return (NO_RANDOMNESS if self.eot > 1 and not defense.randomized else None) or super().unsuited(defense)
@@ -271,11 +303,24 @@ class PGD(ProjectedAscent):
             views = [self.view(target) for _ in range(self.eot)]
             loss = named_loss(self.loss, views[0].rejects, self.targeted)
             look = averaged([looking(view, loss, y, aims) for view in views])
+            look = smoothed(look, self.neighbours, self.radius, self.norm, seed)
             climb = Climb(views[0], look, x, y, eps, best, final=number == len(climbs) - 1)
             rows = self.climb(climb, rows, start)
             if not len(rows):
                 break
         return best.point
+
+
+@dataclass(frozen=True, kw_only=True)
+class BIM(PGD):
+    """Basic iterative method: PGD that starts at the input instead of a random point.
+
+    x₀ = x, xₜ₊₁ = Π(xₜ + α sign ∇L) with α = 2.5 ε / steps, where Π projects on the ball.
+    """
+
+    paper = "kurakin2017"
+    steps: Annotated[int, Ge(1)] = 10
+    random_start: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

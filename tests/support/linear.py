@@ -62,9 +62,11 @@ def comparable(defense: Any, x: Tensor, ours: Tensor, theirs: Tensor, y: Tensor)
     return ~defense.verdict(ours).wrong(y) & (before > 1e-4) & (after > before)
 
 
-def check_pgd(defense: Any, x: Tensor, y: Tensor, theirs: Any, monkeypatch: Any) -> None:
+OURS = PGD(steps=5, step_size=0.01, random_start=False, loss="cross-entropy")
+
+
+def check_pgd(defense: Any, x: Tensor, y: Tensor, theirs: Any, monkeypatch: Any, ours: Any = OURS) -> None:
     """Our PGD of five steps is another's where the last step is the best: ours returns the best point."""
-    ours = PGD(steps=5, step_size=0.01, random_start=False, loss="cross-entropy")
     with monkeypatch.context() as patch:
         patch.setattr(losses, "SHARPNESS", losses.SHARPNESS / 2)  # the temperature at which libraries see logits
         a = ours.run(Target(defense, 128), x, y, 0.05, seed=0)
