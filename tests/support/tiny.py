@@ -274,7 +274,7 @@ def note(line: str) -> None:
 class BriefAutoAttack(AutoAttack):
     """With a tenth of the steps, and fewer classes."""
 
-    def members(self) -> tuple[Attack, ...]:
+    def members(self, classes: int) -> tuple[Attack, ...]:
         return (
             APGD(norm=self.norm, steps=5),
             APGD(norm=self.norm, loss="dlr", targets=2, steps=5),
