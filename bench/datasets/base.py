@@ -72,10 +72,9 @@ def _order(n: int) -> np.ndarray:
     return np.random.default_rng(20_190_125).permutation(n)
 
 
-class TestImages(Dataset):
+class OnlyTestImages(Dataset):
     """The base of data sets that have only test images."""
 
-    __test__ = False  # pytest takes the name for that of tests
     test_only = True
 
     @property

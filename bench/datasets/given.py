@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from manifold_bench.bench.datasets.base import TestImages
+from manifold_bench.bench.datasets.base import OnlyTestImages
 from manifold_bench.bench.errors import InputError
 from manifold_bench.defenses.base import LabelledImages
 from manifold_bench.defenses.errors import one_line
@@ -25,7 +25,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 @dataclass(frozen=True)
-class Given(TestImages):
+class Given(OnlyTestImages):
     """A data set of test images alone, made from a program's own data."""
 
     images: ClassVar[LabelledImages]

@@ -12,12 +12,12 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from manifold_bench.bench.datasets.base import TestImages, as_images
+from manifold_bench.bench.datasets.base import OnlyTestImages, as_images
 from manifold_bench.bench.errors import InputError
 from manifold_bench.defenses.base import LabelledImages
 
 
-class FoolboxSamples(TestImages):
+class FoolboxSamples(OnlyTestImages):
     """The base of both. `prefix` is how the names of their files begin; `sha256` is that of all files together."""
 
     prefix: ClassVar[str]
