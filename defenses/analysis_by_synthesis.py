@@ -33,7 +33,7 @@ class AnalysisBySynthesisSpec(DefenseSpec):
 
     latent: Annotated[int, Ge(1)] = 8
     hidden: Annotated[int, Ge(1)] = 128
-    epochs: Annotated[int, Ge(1)] = 12
+    epochs: Annotated[int, Ge(1)] = 30
     batch_size: Annotated[int, Ge(1)] = 128
     rate: Annotated[float, Gt(0)] = 2e-3
     samples: Annotated[int, Ge(1)] = deployment(2000)

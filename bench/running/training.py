@@ -143,6 +143,7 @@ def training_command(ref: DefenseRef, part: str, training: Training) -> str:
     for name in parameters(ref.spec):
         if name not in of_the_data:
             words += ["--set", f"{name}={json.dumps(values[name])}"]
+    words += ["--device", training.device] if training.device != "cpu" else []
     return shlex.join([*words, "--seed", str(training.seed), "--budget", f"{training.budget:g}"])
 
 
