@@ -32,6 +32,7 @@ from manifold_bench.bench.report.results import Results, load
 from manifold_bench.bench.running.judge import Inputs, Judge, verdict
 from manifold_bench.defenses import models
 from manifold_bench.defenses.base import Defense, LabelledImages
+from manifold_bench.defenses.identity import registered
 
 USAGE = ("normalize", "rejects", "randomized", "draws", "classes")
 """Options of `evaluate` that say how the model is used."""
@@ -79,12 +80,13 @@ def evaluate(
 ) -> Results:
     """Attack a model and return how robust it is.
 
-    model: whatever `as_defense` takes, or a name as on the command line. data: the name of a registered data set; a
-    pair (images [N,C,H,W] in [0,1], labels [N]) of tensors, arrays or lists; a `torch.utils.data.Dataset` of such
-    pairs; or a folder that holds a folder of images for each class. attacks: names, or tables with a name and
-    parameters ({"name": "pgd", "steps": 100}). norm, eps: the threat model: the perturbation is at most ε in that norm,
-    a number or a fraction ("8/255"). options: `normalize`, `rejects`, `randomized` with `draws` (number of answers to
-    each input that are judged) and `classes` (number of classes) of the model, and those of `run`.
+    model: whatever `as_defense` takes, or a name as on the command line. data: the name of a registered data set, which
+    comes before a folder of that name; a pair (images [N,C,H,W] in [0,1], labels [N]) of tensors, arrays or lists; a
+    `torch.utils.data.Dataset` of such pairs; or a folder that holds a folder of images for each class. attacks: names,
+    or tables with a name and parameters ({"name": "pgd", "steps": 100}). norm, eps: the threat model: the perturbation
+    is at most ε in that norm, a number or a fraction ("8/255"). options: `normalize`, `rejects`, `randomized` with
+    `draws` (number of answers to each input that are judged) and `classes` (number of classes) of the model, and those
+    of `run`.
 
     Raises InputError for what cannot be evaluated, in one line that says what is allowed.
     """
@@ -95,7 +97,7 @@ def evaluate(
         raise InputError(f"randomized: {model!r} has to say it itself, by an attribute `randomized = True`")
     cls = _class_of(MODEL, model, randomized)
     with ExitStack() as stack:
-        if isinstance(data, str) and not Path(data).is_dir():
+        if isinstance(data, str) and (data in registered("datasets") or not Path(data).is_dir()):
             name = data
         else:
             name, images = GIVEN, labelled_images(data)
