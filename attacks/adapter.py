@@ -27,6 +27,7 @@ from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows
 from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.losses import accepted_and_wrong
+from manifold_bench.attacks.missing import not_installed
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import NORMS, input_seeds, project
 from manifold_bench.attacks.view import CountedModule, View
@@ -76,9 +77,7 @@ class LibraryAttack(ViewAttack):
     def __post_init__(self) -> None:
         package = self.needs
         if package is not None and importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"{self.name}: needs the package {package!r}, which is not installed; run `pip install {package}`"
-            )
+            raise ValueError(not_installed(self.name, package))
         settable = {name: default for name, default in self.defaults.items() if name not in self.ours}
         for key in self.parameters:
             if key not in settable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 import uuid
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,10 +27,12 @@ from manifold_bench.bench.planning.matrix import AttackEntry
 from manifold_bench.bench.planning.named_models import with_weights
 from manifold_bench.bench.planning.reading import attack_choice, validated
 from manifold_bench.bench.planning.registry import find, handing_in, nearest, needs_no_arguments
+from manifold_bench.bench.planning.sizes import check_size
 from manifold_bench.bench.report.results import Results, load
 from manifold_bench.bench.running.judge import Inputs, Judge, verdict
 from manifold_bench.defenses import models
 from manifold_bench.defenses.base import Defense, LabelledImages
+from manifold_bench.defenses.identity import registered
 
 USAGE = ("normalize", "rejects", "randomized", "draws", "classes")
 """Options of `evaluate` that say how the model is used."""
@@ -76,24 +80,24 @@ def evaluate(
 ) -> Results:
     """Attack a model and return how robust it is.
 
-    model: whatever `as_defense` takes, or a name as on the command line. data: the name of a registered data set; a
-    pair (images [N,C,H,W] in [0,1], labels [N]) of tensors, arrays or lists; a `torch.utils.data.Dataset` of such
-    pairs; or a folder that holds a folder of images for each class. attacks: names, or tables with a name and
-    parameters ({"name": "pgd", "steps": 100}). norm, eps: the threat model: the perturbation is at most ε in that norm,
-    a number or a fraction ("8/255"). options: `normalize`, `rejects`, `randomized` with `draws` (number of answers to
-    each input that are judged) and `classes` (number of classes) of the model, and those of `run`.
+    model: whatever `as_defense` takes, or a name as on the command line. data: the name of a registered data set, which
+    comes before a folder of that name; a pair (images [N,C,H,W] in [0,1], labels [N]) of tensors, arrays or lists; a
+    `torch.utils.data.Dataset` of such pairs; or a folder that holds a folder of images for each class. attacks: names,
+    or tables with a name and parameters ({"name": "pgd", "steps": 100}). norm, eps: the threat model: the perturbation
+    is at most ε in that norm, a number or a fraction ("8/255"). options: `normalize`, `rejects`, `randomized` with
+    `draws` (number of answers to each input that are judged) and `classes` (number of classes) of the model, and those
+    of `run`.
 
     Raises InputError for what cannot be evaluated, in one line that says what is allowed.
     """
-    if eps is None:
-        raise InputError('eps: say how large a perturbation may be, as eps=0.1, eps="8/255" or a list of such sizes')
+    sizes = _sizes(eps)
     usage = {name: options.pop(name) for name in USAGE if name in options}
     model, randomized = _resolved(model), bool(usage.get("randomized"))
     if isinstance(model, str) and randomized:
         raise InputError(f"randomized: {model!r} has to say it itself, by an attribute `randomized = True`")
     cls = _class_of(MODEL, model, randomized)
     with ExitStack() as stack:
-        if isinstance(data, str) and not Path(data).is_dir():
+        if isinstance(data, str) and (data in registered("datasets") or not Path(data).is_dir()):
             name = data
         else:
             name, images = GIVEN, labelled_images(data)
@@ -104,8 +108,7 @@ def evaluate(
         if not isinstance(model, str):
             stack.enter_context(handing_in("defenses", {MODEL: cls}))
         attacks = [attacks] if isinstance(attacks, (str, Mapping)) else attacks
-        sizes = [eps] if isinstance(eps, (int, float, str)) else list(eps)
-        strength = {"norm": norm, "eps": [size if isinstance(size, str) else float(size) for size in sizes]}
+        strength = {"norm": norm, "eps": sizes}
         entries = [{"name": one} if isinstance(one, str) else dict(one) for one in attacks]
         content = {
             "datasets": [{"name": name}],
@@ -140,10 +143,14 @@ def attack(
     """
     images = labelled_images(data)
     place = f"attack {name!r}"
-    entry = validated(AttackEntry, {"name": name, "norm": norm, "eps": [eps], **parameters}, place, strict=None)
+    sizes = _sizes(eps)
+    if len(sizes) != 1:
+        raise InputError(f"{place}: eps: {len(sizes)} sizes are given; give one, or use evaluate")
+    entry = validated(AttackEntry, {"name": name, "norm": norm, "eps": sizes, **parameters}, place, strict=None)
     choice = attack_choice(entry, place)
     chosen, largest = choice.attack, choice.eps[0]
     defense = _built(model, images)
+    check_size(f"{place}: eps", norm, largest, defense.spec.shape)
     if reason := chosen.unsuited(defense):
         raise InputError(f"attack {name!r}: {reason}")
     x, y = images.images, images.labels
@@ -178,6 +185,20 @@ def as_defense(
         return models.as_defense(_object(model), spec, randomized)
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
+
+
+def _sizes(eps: Any) -> list[str | float]:
+    """Return one or several perturbation sizes as a list of texts and finite numbers; raises InputError."""
+    try:
+        many = list(eps) if np.ndim(eps) else [eps]
+        if any(isinstance(one, (bool, np.bool_)) for one in many):
+            raise TypeError
+        sizes = [one if isinstance(one, str) else float(one) for one in many]
+    except (TypeError, ValueError):
+        sizes = []
+    if not sizes or not all(isinstance(one, str) or math.isfinite(one) for one in sizes):
+        raise InputError('eps: say how large a perturbation may be, as eps=0.1, eps="8/255" or a list of such sizes')
+    return sizes
 
 
 def _resolved(model: Any) -> Any:

@@ -122,7 +122,7 @@ def _choice(
     """
     from manifold_bench.bench.planning.made_elsewhere import first, matched
     from manifold_bench.bench.planning.matrix import AttackChoice
-    from manifold_bench.bench.planning.reading import check_size
+    from manifold_bench.bench.planning.sizes import check_size
     from manifold_bench.bench.records.images import FOLDER
     from manifold_bench.bench.records.store import file_name
     from manifold_bench.bench.running.stored_images import StoredImages
@@ -136,7 +136,7 @@ def _choice(
         raise InputError(f"--norm: {norm!r} is not allowed; give {', '.join(StoredImages.norms)}")
     eps = math.inf if norm == "unrestricted" else _known(given, images.meta, "eps")
     if norm != "unrestricted":
-        check_size("--eps", norm, eps)
+        check_size("--eps", norm, eps, dataset.shape)
     content = hashlib.sha256(images.images.tobytes() + images.inputs.tobytes()).hexdigest()
     file = (folder / FOLDER / f"{file_name(label)}--{content[:16]}.npz").resolve()
     file.parent.mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialTrainingSpec(UndefendedSpec):
-    """norm, eps: norm and size of the perturbations in training.
+    """norm, eps: norm and size of the perturbations in training, in the images' scale [0,1].
 
     warm_up: share of the training in which the radius grows from 0 to eps; without a warm-up the network collapses to a
     constant at L∞ 0.3. mixed_precision: whether the training computes in 16 bits, see `Training`. Other fields are as
@@ -29,6 +29,13 @@ class AdversarialTrainingSpec(UndefendedSpec):
     epochs: Annotated[int, Ge(1)] = 14
     rate: Annotated[float, Gt(0)] = 1e-3
     mixed_precision: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(
+                f'eps: {self.eps:g} is no L∞ size; give a number of at most 1, or a fraction such as "8/255"'
+            )
 
 
 class AdversarialTraining(Undefended):

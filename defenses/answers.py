@@ -49,8 +49,8 @@ def answers(model: nn.Module, images: Tensor, name: str) -> Tensor:
             found = model(images.clone())
         except Exception as error:  # a user's code may raise anything
             advice = next((f"; {words}" for words, changed in ADVICE if _takes(model, changed(images.clone()))), "")
-            shape = tuple(images.shape)
-            raise ValueError(f"{name} fails on images of shape {shape}: {one_line(error)}{advice}") from error
+            shape = ", ".join(map(str, images.shape[1:]))
+            raise ValueError(f"{name} fails on images of shape [N, {shape}]: {one_line(error)}{advice}") from error
     if fault := _fault(found, len(images)):
         raise ValueError(f"{name} returns {fault}")
     return found

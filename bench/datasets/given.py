@@ -175,7 +175,7 @@ def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
     All images need the same size. If all have one channel, they keep it; otherwise all become RGB. Raises InputError.
     """
     if not folder.is_dir():
-        raise InputError(f"data: {folder} is neither a known data set nor a folder")
+        raise InputError(f"data: there is no folder {str(folder)!r}; give one that exists, or images and their labels")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     files = [(path, label) for label, name in enumerate(names) for path in sorted((folder / name).iterdir())]
     files = [(path, label) for path, label in files if path.suffix.lower() in PICTURES]

@@ -166,10 +166,13 @@ class Confined:
     defenses: tuple[str, ...] | None = field(default=None, kw_only=True)
     resources: Resources = field(default=NO_RESOURCES_GIVEN, kw_only=True)
 
+    def runs_on(self, dataset: str) -> bool:
+        """Return whether it runs on that data set (by name)."""
+        return self.datasets is None or dataset in self.datasets
+
     def applies_to(self, dataset: str, defense: str) -> bool:
         """Return whether it runs on that data set (by name) and defense (by label)."""
-        named = ((self.datasets, dataset), (self.defenses, defense))
-        return all(allowed is None or name in allowed for allowed, name in named)
+        return self.runs_on(dataset) and (self.defenses is None or defense in self.defenses)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import pickle
 from collections.abc import Callable
 from functools import cache
@@ -13,9 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from manifold_bench.attacks.missing import not_installed
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.folders import cache_folder
 from manifold_bench.bench.planning.registry import nearest
+from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.models import Normalize
 
@@ -59,10 +63,7 @@ def with_weights(model: object, path: Path) -> nn.Module:
 @cache
 def timm_model(name: str) -> nn.Module:
     """Return a pretrained model of timm, with its normalization: images in [0,1] → logits. Raises InputError."""
-    try:
-        import timm
-    except ImportError as error:
-        raise InputError(f"defense 'timm:{name}': timm is not installed; run `pip install timm`") from error
+    timm = _imported(f"defense 'timm:{name}'", "timm")
     if not timm.is_model(name):
         raise InputError(f"defense 'timm:{name}': timm has no such model{nearest(name, timm.list_models())}")
     model = _downloaded(f"timm:{name}", lambda: timm.create_model(name, pretrained=True))
@@ -74,14 +75,10 @@ def timm_model(name: str) -> nn.Module:
 def robustbench_model(name: str) -> nn.Module:
     """Return a model of RobustBench by `dataset/threat model/name`: images in [0,1] → logits. Raises InputError."""
     place = f"defense 'robustbench:{name}'"
-    try:
-        from robustbench.model_zoo import model_dicts
-        from robustbench.utils import load_model
-    except ImportError as error:
-        raise InputError(f"{place}: robustbench is not installed; run `pip install robustbench`") from error
+    zoo, utils = (_imported(place, f"robustbench.{module}") for module in ("model_zoo", "utils"))
     known = {
         f"{dataset.value}/{threat.value}/{model}"
-        for dataset, threats in model_dicts.items()
+        for dataset, threats in zoo.model_dicts.items()
         for threat, models in threats.items()
         for model in models
     }
@@ -92,12 +89,26 @@ def robustbench_model(name: str) -> nn.Module:
     folder = cache_folder("robustbench")
     return _downloaded(
         f"robustbench:{name}",
-        lambda: load_model(model_name=model, dataset=dataset, threat_model=threat, model_dir=folder),
+        lambda: utils.load_model(model_name=model, dataset=dataset, threat_model=threat, model_dir=folder),
     )
 
 
+def _imported(place: str, module: str) -> Any:
+    """Import an optional library; raises InputError if it, or a package that it needs, is missing or broken."""
+    with contained(f"{place}: {module.partition('.')[0]} cannot be imported"):
+        try:
+            return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise InputError(not_installed(place, (error.name or module).partition(".")[0])) from error
+
+
 def _downloaded(name: str, load: Callable[[], Any]) -> Any:
-    """Return what `load` returns; any exception becomes an InputError that mentions the network."""
+    """Return what `load` returns; any exception becomes an InputError that mentions the network.
+
+    Meanwhile warnings in logs are not shown: without a network, a library reports each of its attempts there.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         return load()
     except Exception as error:  # libraries that download raise exceptions of any kind
@@ -105,3 +116,5 @@ def _downloaded(name: str, load: Callable[[], Any]) -> Any:
             f"defense {name!r}: cannot be loaded ({one_line(error)}); its weights are downloaded once, "
             "which needs the network"
         ) from error
+    finally:
+        logging.disable(before)

@@ -9,8 +9,9 @@ from typing import TypeVar
 from manifold_bench.attacks.threat import UNBOUNDED
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix
-from manifold_bench.bench.planning.reading import attack_by_name, check_size, defense_by_name
+from manifold_bench.bench.planning.reading import attack_by_name, defense_by_name
 from manifold_bench.bench.planning.registry import find, one_of
+from manifold_bench.bench.planning.sizes import check_size
 from manifold_bench.bench.records.schema import CLEAN
 
 C = TypeVar("C", bound=DefenseChoice | AttackChoice)

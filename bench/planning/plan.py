@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from manifold_bench.attacks.threat import UNBOUNDED
 from manifold_bench.bench.datasets.checks import check_dataset
 from manifold_bench.bench.errors import InputError, MissingData
 from manifold_bench.bench.planning.jobs import Job, jobs_on
@@ -14,6 +15,7 @@ from manifold_bench.bench.planning.matrix import AttackChoice, DatasetEntry, Def
 from manifold_bench.bench.planning.measurements import MeasurementJob, measurements_on
 from manifold_bench.bench.planning.reading import defense_by_name
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, defense_ref
+from manifold_bench.bench.planning.sizes import check_size
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.records.schema import ATTACK
 from manifold_bench.defenses.identity import JsonObject
@@ -173,7 +175,10 @@ def _joined(matrix: Matrix, whole: Matrix) -> Matrix:
 
 
 def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options) -> PlannedData:
-    """Choose the test and validation images of a data set; raises InputError if there are fewer."""
+    """Choose the test and validation images of a data set.
+
+    Raises InputError if there are fewer, or if a perturbation size is larger than any distance between such images.
+    """
     ref = DatasetRef(entry.name, options.data)
     with contained(f"data set {ref.name!r} cannot be loaded"):
         data = ref.load()
@@ -187,6 +192,10 @@ def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options) -> PlannedDat
                 f"calibration = {held_out}: data set {ref.name!r} has {len(data.validation)} validation images; "
                 "give that number or less"
             )
+        for choice in matrix.attacks:
+            if choice.runs_on(ref.name) and choice.attack.norm not in UNBOUNDED:
+                for eps in choice.eps:
+                    check_size(f"attack {choice.label!r} on {ref.name!r}", choice.attack.norm, eps, data.shape)
         return PlannedData(ref, tuple(map(int, data.chosen(n))), tuple(map(int, data.calibration(held_out))))
 
 

@@ -31,7 +31,7 @@ from manifold_bench.bench.planning.matrix import (
     MeasurementChoice,
 )
 from manifold_bench.bench.planning.registry import find, nearest, one_of
-from manifold_bench.bench.planning.sizes import PARAMETERS, in_numbers
+from manifold_bench.bench.planning.sizes import PARAMETERS, check_size, in_numbers
 from manifold_bench.bench.planning.usercode import LEAST_SECONDS, SECONDS, contained, limit_time
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST_CASE
 from manifold_bench.bench.text import eps_text, is_printable, printable
@@ -301,16 +301,6 @@ def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:
     if len(set(entry.eps)) != len(entry.eps):
         raise InputError(f"{place}.eps: a size is given twice; give each once")
     return tuple(sorted(entry.eps))
-
-
-def check_size(place: str, norm: str, eps: float) -> None:
-    """Check that ε is a perturbation size in that norm; raises InputError."""
-    if not (isinstance(eps, int | float) and 0 < eps < math.inf):
-        raise InputError(f'{place}: {eps!r} is not a perturbation size; give a number > 0, as 0.03 or "8/255"')
-    if norm == "linf" and eps > 1:
-        raise InputError(f"{place}: {eps_text(eps)} is no L∞ size; images lie in [0,1], give numbers in (0, 1]")
-    if norm == "l0" and eps != int(eps):
-        raise InputError(f"{place}: {eps_text(eps)} is no L0 size; give whole numbers of pixels ≥ 1")
 
 
 def label(name: str, parameters: JsonObject) -> str:

@@ -169,7 +169,10 @@ def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:
         spec = choice.spec(dataset.shape, dataset.num_classes)
         own = system(choice.cls, *TRAINABLE, written=choice.name)
         ref = DefenseRef(name=choice.name, label=choice.label, draws=choice.draws, system=own, spec=spec)
-        check_suits(choice.cls, spec)
+        try:
+            check_suits(choice.cls, spec)
+        except ValueError as error:
+            raise InputError(f"defense {choice.label!r} on data set {dataset.name!r}: {error}") from error
         module = ref.build()
         check_defense(module)
         try:

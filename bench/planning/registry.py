@@ -93,10 +93,11 @@ def find(kind: Kind, name: str) -> type[Any]:
         if fault := _fault_of_path(kind, name):
             raise InputError(f"{SINGULAR[kind]} {name!r}: {fault}")
         known = list(points)
-        raise InputError(
-            f"unknown {SINGULAR[kind]} {name!r}{nearest(name, known)}; "
-            f"`manifold-bench list` names all {len(known)}; package.module:Name is allowed too"
-        )
+        listed = f"`manifold-bench list` names all {len(known)}; package.module:Name is allowed too"
+        if kind == "datasets":
+            names = ", ".join(known)
+            listed = f"no folder has that name either; `manifold-bench list` names {names}; file.py:Name is allowed too"
+        raise InputError(f"unknown {SINGULAR[kind]} {name!r}{nearest(name, known)}; {listed}")
     return _checked(kind, name, _object(kind, name))
 
 
@@ -109,12 +110,12 @@ def _fault_of_path(kind: Kind, name: str) -> str | None:
         inside = [word for word, value in vars(content).items() if _is_candidate(word, value, path.stem)]
         there = f"; it has {', '.join(inside)}" if inside else ""
         return f"name what is in it, as {name}:{inside[0] if inside else 'Name'}{there}"
+    if kind == "datasets" and name and path.is_dir():
+        return "a folder of images is data for evaluate in Python; here name a class, as file.py:Class"
     if path.suffix != ".py" and not {"/", os.sep} & set(name):
         return None
     if not path.exists():
         return f"no such {'folder' if kind == 'datasets' else 'file'}; give a path that exists, or a registered name"
-    if kind == "datasets" and path.is_dir():
-        return "a folder of images is data for evaluate in Python; here name a class, as file.py:Class"
     return "give a registered name, or what is in a Python file, as file.py:Name"
 
 

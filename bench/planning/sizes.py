@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from manifold_bench.bench.text import eps_of
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.text import LEVELS, eps_of, eps_text, norm_text
 
 PARAMETERS = ("eps", "eps_step", "start_eps", "step_size")
 """Names of parameters of attacks and defenses that are perturbation sizes, including ART's `eps_step`."""
@@ -34,3 +36,25 @@ Size = Annotated[Fractional, Field(gt=0, allow_inf_nan=False)]
 
 Sizes = Annotated[tuple[Size, ...], BeforeValidator(_list), Field(min_length=1, strict=False)]
 """One size or several."""
+
+
+def check_size(place: str, norm: str, eps: float, shape: tuple[int, int, int] | None = None) -> None:
+    """Check that ε is a perturbation size in that norm, for images [C,H,W] of that shape if it is known.
+
+    Raises InputError; place: beginning of its message.
+    """
+    if not (isinstance(eps, int | float) and 0 < eps < math.inf):
+        raise InputError(f'{place}: {eps!r} is not a perturbation size; give a number > 0, as 0.03 or "8/255"')
+    if norm == "l0" and eps != int(eps):
+        raise InputError(f"{place}: {eps_text(eps)} is no L0 size; give whole numbers of pixels ≥ 1")
+    channels, height, width = shape or (math.inf,) * 3
+    largest = {"linf": 1.0, "l2": math.sqrt(channels * height * width), "l0": height * width}.get(norm, math.inf)
+    if eps <= largest * (1 + 1e-6):
+        return
+    images = f" for images of shape {shape}" if shape and norm != "linf" else ""
+    allowed = f"give a number in (0, {math.floor(100 * largest) / 100:g}]"
+    if norm != "l0":
+        allowed += " (sizes are in the data set's scale [0,1])"
+    if norm != "l0" and eps <= LEVELS:
+        allowed += f', or "{eps_text(eps)}/{LEVELS}" for {eps_text(eps)} of {LEVELS} grey levels'
+    raise InputError(f"{place}: {eps_text(eps)} is no {norm_text(norm)} size{images}; {allowed}")

@@ -110,7 +110,13 @@ def _answer(defense: Defense, x: Tensor) -> ScoredVerdict:
 
 def _columns(defense: Defense, x: Tensor) -> Tensor:
     """Return the verdict on a copy of x as float64 [N,3]: label, rejected, score."""
-    answer = defense.verdict(x.clone())
+    try:
+        answer = defense.verdict(x.clone())
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # torch's words about sizes name neither the defense nor its input
+        shape = ", ".join(map(str, x.shape[1:]))
+        raise RuntimeError(f"{type(defense).__name__} fails on images of shape [N, {shape}]: {error}") from error
     check_verdict(defense, answer, len(x))
     scores = torch.full_like(answer.labels, torch.nan, dtype=torch.float64) if answer.scores is None else answer.scores
     return torch.stack([column.double() for column in (answer.labels, answer.rejected, scores)], dim=1)

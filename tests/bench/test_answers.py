@@ -79,6 +79,33 @@ def returns_tensor() -> torch.Tensor:
     return torch.zeros(1)
 
 
+def returns_itself() -> list:
+    result: list = []
+    result.append(result)
+    return result
+
+
+def patches_json() -> torch.Tensor:
+    def broken(*arguments: object, **options: object) -> str:
+        raise RuntimeError("patched")
+
+    json.dumps = broken
+    return torch.zeros(1)
+
+
+@pytest.mark.parametrize(("call", "kind"), [(returns_tensor, "Tensor"), (returns_itself, "list")])
+def test_a_result_that_is_no_data_ends_with_its_reason(call, kind):
+    with LocalEngine(1) as engine:
+        (found,) = engine.run([Call("it", call, (), None)])
+    assert found.result is None and found.failure and kind in found.failure and "JSON" in found.failure
+
+
+def test_a_call_that_patches_what_writes_answers_leaves_no_traceback(capfd):
+    with LocalEngine(1) as engine:
+        (found,) = engine.run([Call("it", patches_json, (), None)])
+    assert found.failure and "Traceback" not in "".join(capfd.readouterr())
+
+
 def test_a_stopped_template_costs_the_call_that_stops_it_alone():
     with LocalEngine(2) as engine:
         calls = [Call("bad", stops_template, (), None), Call("tensor", returns_tensor, (), None)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -314,6 +315,52 @@ def test_a_misspelt_option_is_answered_with_the_nearest(linear, digits, option, 
         mb.evaluate(linear, "digits", eps=0.1, **{option: 3})
 
 
+def test_a_registered_data_set_comes_before_a_folder_of_that_name(linear, digits, tmp_path, monkeypatch):
+    for label in range(10):
+        (tmp_path / "digits" / str(label)).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    result = mb.evaluate(linear, "digits", n=8, attacks=["noise"], eps=0.1)
+    assert set(result.records["dataset"]) == {"digits"}
+
+
+@pytest.mark.parametrize("data", ["my_images", Path("my_images"), "./my_images"])
+def test_a_missing_folder_of_images_is_named(linear, data):
+    for call in (mb.evaluate, partial(mb.attack, "noise")):
+        with pytest.raises(mb.InputError, match=r"my_images.*folder|folder.*my_images"):
+            call(linear, data, eps=0.1)
+
+
+@pytest.mark.parametrize("layers", [(nn.Flatten(), nn.Linear(784, 10)), (nn.Conv2d(3, 4, 3), nn.Flatten())])
+def test_a_model_of_images_of_another_size_is_refused_by_the_shape_of_the_data(interior, layers):
+    for data, where in (("digits", "data set 'digits'"), (interior, "")):
+        with pytest.raises(mb.InputError) as caught:
+            mb.evaluate(nn.Sequential(*layers), data, n=8, attacks=["noise"], eps=0.1)
+        said = str(caught.value)
+        assert where in said and "Sequential fails on images of shape [N, 1, 8, 8]" in said and "\n" not in said
+
+
+NO_SIZES = [None, [], {}, True, [0.1, True], [None], float("nan"), [0.1, float("inf")], object()]
+
+
+@pytest.mark.parametrize("eps", [*NO_SIZES, 8, ["8"], np.array([0.1, 4])])
+def test_what_is_no_size_of_a_perturbation_is_refused(linear, interior, eps):
+    for call in (mb.evaluate, partial(mb.attack, "noise")):
+        with pytest.raises(mb.InputError, match="eps"):
+            call(linear, interior, eps=eps)
+
+
 def test_a_missing_size_is_named():
     with pytest.raises(mb.InputError, match=r"eps: .*8/255"):
         mb.evaluate("undefended", "digits")
+
+
+def test_a_size_larger_than_the_box_is_refused(linear, interior):
+    for call in (mb.evaluate, partial(mb.attack, "fgsm")):
+        with pytest.raises(mb.InputError, match=r"9/255"):
+            call(linear, interior, norm="l2", eps=9)
+
+
+@pytest.mark.parametrize("eps", [np.float32(0.125), np.float64(0.125), torch.tensor(0.125), np.array([0.125]), "1/8"])
+def test_a_size_may_be_a_number_of_any_library(linear, interior, eps):
+    result = mb.evaluate(linear, interior, attacks=["noise"], eps=eps)
+    assert list(result.table["eps"]) == [0.125]

@@ -258,3 +258,13 @@ def test_a_deterministic_defense_answers_once_however_many_draws():
 
 def test_the_protocol_has_a_name():
     assert [protocol(False, 5), protocol(True, 1), protocol(True, 5)] == ["deterministic", "single-shot", "worst-of-5"]
+
+
+def test_a_defense_that_fails_on_the_images_is_named_with_their_shape():
+    class Linear784(Defense):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1) @ torch.zeros(784, 10)
+
+    defense = Linear784(DefenseSpec(shape=(1, 8, 8), num_classes=10))
+    with pytest.raises(RuntimeError, match=r"^Linear784 fails on images of shape \[N, 1, 8, 8\]: .*784"):
+        verdict(defense, torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2]), 1, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import nn
 import manifold_bench as mb
 from manifold_bench.bench.planning import named_models
 from manifold_bench.bench.planning.registry import find
+from manifold_bench.bench.run import main as run_command
 from manifold_bench.defenses.models import ModelSpec
 
 NETWORK = """
@@ -206,3 +208,45 @@ def test_a_library_that_is_not_installed(monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(mb.InputError, match=f"pip install {library}"):
         find("defenses", f"{library}:cifar10/Linf/some")
+
+
+@pytest.mark.parametrize("library", ["timm", "robustbench"])
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        ("import absent_package.part", "pip install absent-package"),
+        ("raise RuntimeError('operator torchvision::nms does not exist')", "operator torchvision::nms does not exist"),
+        ("raise OSError('libcudart.so: cannot open shared object file')", "libcudart.so"),
+        ("raise SystemExit(3)", "SystemExit"),
+        ("(", "SyntaxError"),
+    ],
+)
+def test_a_library_that_cannot_be_imported(libraries, folder, library, content, advice):
+    (folder / ("timm.py" if library == "timm" else "robustbench/model_zoo.py")).write_text(content)
+    with pytest.raises(mb.InputError) as caught:
+        find("defenses", f"{library}:cifar10/Linf/Carmon2019Unlabeled")
+    said = str(caught.value)
+    assert library in said and advice in said and "\n" not in said
+
+
+FAILING = """
+import logging
+
+
+def is_model(name):
+    return True
+
+
+def create_model(name, pretrained):
+    for number in range(5):
+        logging.getLogger("hub").warning("retry %d", number)
+    raise ConnectionError("no route to host")
+"""
+
+
+def test_without_a_network_one_line_is_all_that_a_user_sees(libraries, folder, capfd):
+    (folder / "timm.py").write_text(FAILING)
+    assert run_command(["--matrix", "smoke", "--defense", "timm:resnet18", "--out", "out"]) == 2
+    out, err = capfd.readouterr()
+    assert len((out + err).splitlines()) == 1 and "timm:resnet18" in err
+    assert logging.root.manager.disable == logging.NOTSET

@@ -137,6 +137,22 @@ def test_a_path_that_does_not_exist_is_said_to(kind, word, name):
     assert word in refused(kind, name)
 
 
+@pytest.mark.parametrize("name", ["my_images", "digit", "digits.", "MNIST"])
+def test_an_unknown_data_set_may_have_been_meant_as_a_folder(name):
+    with pytest.raises(InputError) as caught:
+        find("datasets", name)
+    said = str(caught.value)
+    assert repr(name) in said and "folder" in said and "\n" not in said
+    assert all(known in said for known in registered("datasets"))
+
+
+def test_a_folder_of_images_in_this_folder_is_no_data_set_of_a_command(tmp_path, monkeypatch):
+    (tmp_path / "my_images").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="evaluate in Python"):
+        find("datasets", "my_images")
+
+
 def test_a_folder_is_no_data_set_of_a_command(tmp_path):
     assert "no such" not in refused("datasets", str(tmp_path))
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.planning.sizes import check_size
 from manifold_bench.bench.text import eps_of, eps_text
 
 
@@ -65,3 +69,36 @@ def test_short_decimal_numbers_stay_as_they_are():
     shown = {0.1: "0.1", 0.2: "0.2", 0.3: "0.3", 0.0313725: "0.0313725", 5.0: "5", 0.1 + 0.2: "0.3"}
     assert {size: eps_text(size) for size in shown} == shown
     assert [eps_text(size) for size in (8 / 255, 0.5 / 255, 128 / 255)] == ["8/255", "0.5/255", "128/255"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "largest", "too_large"), [("linf", 1.0, [1.001, 8, 300]), ("l2", 28.0, [28.1, 128]), ("l0", 784, [785])]
+)
+def test_a_size_beyond_the_box_of_the_data_is_refused_where_the_scale_is_said(norm, largest, too_large):
+    for eps in (largest, *too_large):
+        plan = partial(check_size, "attacks[0].eps[0]", norm, eps, (1, 28, 28))
+        if eps == largest:
+            plan()
+            continue
+        with pytest.raises(InputError) as caught:
+            plan()
+        said = str(caught.value)
+        assert said.startswith("attacks[0].eps[0]: ") and "\n" not in said
+        assert ("[0,1]" in said) == (norm != "l0") and (f"{eps_text(eps)}/255" in said) == (norm != "l0" and eps <= 255)
+
+
+def test_a_matrix_is_planned_with_sizes_that_its_data_set_has():
+    plan = make_plan(planned([1.5, 8.0], "l2"), Options(n=2))
+    assert [job.eps for job in plan.jobs] == [(0.0,), (1.5, 8.0)]
+    with pytest.raises(InputError, match="'digits'"):
+        make_plan(planned([1.5, 8.1], "l2"), Options(n=2))
+
+
+@pytest.mark.parametrize("name", ["pgd-training", "fgsm-training", "trades", "interval-training"])
+def test_a_training_on_the_scale_of_grey_levels_is_refused(name):
+    with pytest.raises(InputError, match=r"defenses\[0\].*8/255"):
+        planned(0.1, defense={"name": name, "eps": 8})
+
+
+def test_adversarial_training_in_l2_may_be_larger_than_1():
+    assert planned(0.1, defense={"name": "pgd-training", "norm": "l2", "eps": 1.5}).defenses

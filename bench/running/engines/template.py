@@ -194,8 +194,13 @@ def run_call(
         partner.connection.close()
         partner.process.process.join(GRACE_SECONDS)
     peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    memory = sum(peaks) * RSS_UNIT
     with suppress(Exception):  # the other end is closed after a faulty answer, or the call has broken what is used here
-        line = Ending(number, result, failure, sum(peaks) * RSS_UNIT).line()
+        try:
+            line = Ending(number, result, failure, memory).line()
+        except Exception:  # as for a result that is no JSON data
+            failure = f"its result, of type {type(result).__name__}, cannot be written as JSON data"
+            line = Ending(number, failure=failure, memory=memory).line()
         while line:
             line = line[os.write(answer.fileno(), line) :]
 
