@@ -90,7 +90,7 @@ def evaluate(
 
     Raises InputError for what cannot be evaluated, in one line that says what is allowed.
     """
-    sizes = _sizes(eps)
+    sizes, entries = _sizes(eps), _entries(attacks)
     usage = {name: options.pop(name) for name in USAGE if name in options}
     model, randomized = _resolved(model), bool(usage.get("randomized"))
     if isinstance(model, str) and randomized:
@@ -104,12 +104,15 @@ def evaluate(
             classes = usage.get("classes") or _number_of_classes(cls, images, bool(usage.get("rejects")))
             stack.enter_context(handing_in("datasets", {name: dataset_of(name, images, classes)}))
         defense: dict[str, Any] = {"name": model} if isinstance(model, str) else {"name": MODEL, "label": MODEL}
-        defense |= {key: usage[key] for key in ("normalize", "rejects", "draws") if usage.get(key)}
+        if usage.get("rejects"):
+            defense["rejects"] = True
+        if usage.get("draws") is not None:
+            defense["draws"] = usage["draws"]
+        if usage.get("normalize") is not None:
+            defense["normalize"] = _pair(usage["normalize"])
         if not isinstance(model, str):
             stack.enter_context(handing_in("defenses", {MODEL: cls}))
-        attacks = [attacks] if isinstance(attacks, (str, Mapping)) else attacks
         strength = {"norm": norm, "eps": sizes}
-        entries = [{"name": one} if isinstance(one, str) else dict(one) for one in attacks]
         content = {
             "datasets": [{"name": name}],
             "defenses": [defense],
@@ -180,7 +183,8 @@ def as_defense(
 
     Raises InputError for what is no model of such images.
     """
-    spec = models.ModelSpec(shape=shape, num_classes=classes, normalize=normalize, rejects=rejects)
+    pair = None if normalize is None else _pair(normalize)
+    spec = models.ModelSpec(shape=shape, num_classes=classes, normalize=pair, rejects=rejects)
     try:
         return models.as_defense(_object(model), spec, randomized)
     except (TypeError, ValueError) as error:
@@ -199,6 +203,22 @@ def _sizes(eps: Any) -> list[str | float]:
     if not sizes or not all(isinstance(one, str) or math.isfinite(one) for one in sizes):
         raise InputError('eps: say how large a perturbation may be, as eps=0.1, eps="8/255" or a list of such sizes')
     return sizes
+
+
+def _pair(normalize: Any) -> Any:
+    """Return mean and standard deviation as they are given; raises InputError for what is no pair."""
+    if not isinstance(normalize, (tuple, list, Tensor, np.ndarray)) or len(normalize) != 2:
+        raise InputError("normalize: give (mean, standard deviation), each a number or one for each channel")
+    return normalize
+
+
+def _entries(attacks: Any) -> list[dict[str, Any]]:
+    """Return attacks as the tables of a matrix file, from one or several names or tables; raises InputError."""
+    try:
+        many = [attacks] if isinstance(attacks, (str, Mapping)) else list(attacks)
+        return [{"name": one} if isinstance(one, str) else dict(one) for one in many]
+    except (TypeError, ValueError) as error:
+        raise InputError('attacks: give names, or tables as {"name": "pgd", "steps": 100}, in a list') from error
 
 
 def _resolved(model: Any) -> Any:
@@ -255,9 +275,12 @@ def _number_of_classes(cls: type[Any], images: LabelledImages, rejects: bool) ->
         return cls.given.num_classes
     channels, height, width = images.images.shape[1:]
     try:
-        return models.outputs_for(cls, (channels, height, width)) - int(rejects)
+        found = models.outputs_for(cls, (channels, height, width)) - int(rejects)
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
+    if found <= (largest := int(images.labels.max())):
+        raise InputError(f"data: labels reach from 0 to {largest}, but {models.name_of(cls.given)} has {found} classes")
+    return found
 
 
 def _arguments(options: Mapping[str, Any]) -> list[str]:
@@ -279,11 +302,24 @@ def _arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def toml(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Tables of arrays as TOML: their values are written as JSON, which is TOML for numbers, texts, truth and lists."""
+    """Tables of arrays as TOML: their values are written as JSON, which is TOML for numbers, texts, truth and lists.
+
+    Tensors and numbers of NumPy are written as numbers; raises InputError for objects that no file can hold.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (Tensor, np.ndarray, np.generic)):
+            return value.tolist()
+        raise InputError(f"{type(value).__name__} is no value of a parameter; give numbers, texts, or lists of these")
+
     lines: list[str] = []
     for key, tables in content.items():
         if not tables:
             lines.insert(0, f"{key} = []")
         for table in tables:
-            lines += [f"[[{key}]]", *(f"{name} = {json.dumps(value)}" for name, value in table.items()), ""]
+            lines += [
+                f"[[{key}]]",
+                *(f"{name} = {json.dumps(value, default=plain)}" for name, value in table.items()),
+                "",
+            ]
     return "\n".join(lines)

@@ -268,7 +268,9 @@ class Normalize(nn.Module):
         for name, given in (("mean", mean), ("deviation", deviation)):
             values = torch.as_tensor(given, dtype=torch.float32).reshape(-1)
             if len(values) not in (1, channels):
-                raise ValueError(f"normalize: {len(values)} values for {channels} channels; give 1 or {channels}")
+                raise ValueError(
+                    f"normalize: {len(values)} values of the {name} for {channels} channels; give 1 or {channels}"
+                )
             self.register_buffer(name, values.view(1, -1, 1, 1))
         if not bool((self.deviation > 0).all()):
             raise ValueError("normalize: the standard deviation has to be > 0")

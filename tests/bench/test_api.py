@@ -339,6 +339,40 @@ def test_a_model_of_images_of_another_size_is_refused_by_the_shape_of_the_data(i
         assert where in said and "Sequential fails on images of shape [N, 1, 8, 8]" in said and "\n" not in said
 
 
+REFUSED: dict[str, tuple[dict, str]] = {
+    "attacks that are none": ({"attacks": None}, "attacks"),
+    "a number as an attack": ({"attacks": [3]}, "attacks"),
+    "an object as a parameter": ({"attacks": [{"name": "pgd", "steps": object()}]}, "object"),
+    "no draws": ({"draws": 0, "randomized": True}, "draws"),
+    "one number to normalize with": ({"normalize": 0.5}, "normalize"),
+    "three numbers to normalize with": ({"normalize": (0.5, 0.5, 0.5)}, "normalize"),
+    "means of two channels": ({"normalize": ((0.1, 0.2), 0.5)}, "normalize"),
+    "a deviation of 0": ({"normalize": (0.5, torch.tensor(0.0))}, "normalize"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_arguments_that_cannot_be_used_are_refused_in_one_line(linear, interior, case):
+    given, named = REFUSED[case]
+    with pytest.raises(mb.InputError) as caught:
+        mb.evaluate(linear, interior, **{"attacks": ["noise"], "eps": 0.1} | given)
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_parameters_may_be_numbers_of_any_library(linear, interior):
+    attacks = [{"name": "pgd", "steps": np.int64(3), "step_size": torch.tensor(0.125)}]
+    usage = {"normalize": (torch.tensor([0.5]), np.float32(0.25)), "attacks": attacks, "eps": 0.1}
+    plain = {"normalize": (0.5, 0.25), "attacks": [{"name": "pgd", "steps": 3, "step_size": 0.125}], "eps": 0.1}
+    found, same = mb.evaluate(linear, interior, **usage), mb.evaluate(linear, interior, **plain)
+    assert found.table["robust"].tolist() == same.table["robust"].tolist()
+
+
+def test_labels_beyond_the_models_classes_are_refused(interior):
+    three = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(mb.InputError, match="has 3 classes"):
+        mb.evaluate(three, (interior[0], torch.arange(32) % 4), attacks=["noise"], eps=0.1)
+
+
 NO_SIZES = [None, [], {}, True, [0.1, True], [None], float("nan"), [0.1, float("inf")], object()]
 
 
