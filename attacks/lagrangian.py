@@ -21,9 +21,9 @@ SAMPLES = 1000
 class Look(NamedTuple):
     """The values of a constrained problem at n points.
 
-    lacking: [n], objective: margin that the answer lacks to be the wanted one; 0 where it lacks nothing. excess: [n] or
-    [n,D], how far each of D constraints is violated; ≤ 0 where it holds. Both are differentiable. reached: [n] bool,
-    whether the answer is the wanted one.
+    lacking: [n], the objective: how far the margin of the wanted answer is below the demanded one; 0 where it is not.
+    excess: [n] or [n,D], how far each of D constraints is violated; ≤ 0 where it holds. Both are differentiable.
+    reached: [n] bool, whether the answer is the wanted one.
     """
 
     lacking: Tensor

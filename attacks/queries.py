@@ -33,7 +33,10 @@ class Queries:
 
     @property
     def improved(self) -> Tensor:
-        """True also for inputs that could not improve: those with fewer than two queries with scores, and noise."""
+        """Whether a later query came nearer than the first to a wrong class, or to an accepted wrong class, [N] bool.
+
+        It is true, too, where nothing could improve: with fewer than two queries that return scores, and for noise.
+        """
         return self._improved | (self.calls < 2)
 
     def only(self, rows: Tensor) -> Queries:

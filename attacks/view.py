@@ -43,7 +43,8 @@ class View:
         if self.part == "classifier" and defense.classifier is None:
             raise ValueError("this defense has no classifier of its own to attack")
         if self.part == "defense" and self.gradient not in ("default", *defense.gradient_modes):
-            raise ValueError(f"gradients of this defense: {', '.join(defense.gradient_modes)}; not {self.gradient!r}")
+            modes = ", ".join(defense.gradient_modes)
+            raise ValueError(f"gradient: {self.gradient!r} is no gradient of this defense; give default, {modes}")
         attacked = defense if self.part == "defense" else defense.classifier
         assert attacked is not None
         self._scored = Scored(attacked, self.num_classes)

@@ -34,8 +34,8 @@ def bpda(forward: Step, backward: Step = identity) -> Step:
         approximation = backward(x)
         if value.shape != approximation.shape:
             raise ValueError(
-                f"bpda: forward returned shape {tuple(value.shape)}, backward {tuple(approximation.shape)}; "
-                "they have to be equal"
+                f"bpda: forward returned shape {tuple(value.shape)}, but its replacement backward returned "
+                f"{tuple(approximation.shape)}; both have to return the same shape"
             )
         return straight_through(approximation, value.to(approximation))
 

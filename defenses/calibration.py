@@ -26,9 +26,10 @@ class HeldOutScores(nn.Module):
         self.ordered = scores.detach().T.sort(dim=1).values.to(self.ordered.device)
 
     def thresholds(self, rates: Sequence[float]) -> Tensor:
-        """Return the threshold of each detector, [D]: the smallest score that at most a share `rate` of images exceed.
+        """Return the threshold of each detector, [D]: the smallest held-out score that no more than its rate exceeds.
 
-        rates: false-rejection rate of each detector, in [0, 1). Thresholds are ∞ before `keep` is called.
+        rates: share of clean images that each detector may reject, in [0, 1). Without held-out scores, which `keep`
+        stores, thresholds are ∞.
         """
         images = self.ordered.shape[1]
         if not images:

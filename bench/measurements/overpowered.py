@@ -104,7 +104,7 @@ def images(defense: Defense, z: Tensor) -> Tensor:
 
 
 def probability(defense: Defense, pairs: Pairs) -> Tensor:
-    """Return the classifier's probability of the less probable of the two classes of each pair, [M]."""
+    """Return the smaller of the classifier's two confidences in its answers to the two images of each pair, [M]."""
     assert defense.classifier is not None
     both = [blockwise(defense.classifier, images(defense, z)) for z in (pairs.z, pairs.other)]
     return torch.stack([logits.softmax(1).amax(1) for logits in both]).amin(0)

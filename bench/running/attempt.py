@@ -89,7 +89,7 @@ class Attempt:
     clean: WorstVerdict
 
     def cells(self) -> Iterator[Cell]:
-        """Attack and judge at each ε in ascending order; yield the results of each."""
+        """Attack and judge at each ε in ascending order; yield the records of each cell."""
         assert self.job.attack is not None
         return self._one_run() if self.job.attack.minimal else self._run_at_each_eps()
 
