@@ -253,7 +253,7 @@ def needs_no_arguments(found: Any) -> bool:
 
 
 def _by_reference(cls: type[Any]) -> type[Any]:
-    """Let a class that was made at run time be pickled as its name, by which `find` makes it again; return the class."""
+    """Let a class that was made at run time be pickled as its name, by which `find` makes it again; return it."""
     copyreg.pickle(type(cls), lambda made: (find, ("defenses", made.reference)))
     return cls
 

@@ -78,7 +78,7 @@ def _check_identity(stored: Contents, path: Path) -> None:
             if not all(isinstance(image, bytes) and len(image) in (size, 4 * size) for image in images):
                 raise ValueError(f"{column}: not images of shape {list(identity.shape)}")
     except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); delete this file and run again, which repeats its job alone") from error
+        raise InputError(f"{path}: damaged ({error}); delete it and run again, which repeats its job") from error
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Results:
         rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"kind": pd.Series(dtype="string")})
         if len(rows) and (found := contradiction(rows)):
             file = store.folder / there[str(rows["key"].iloc[found.row])].file
-            raise DamagedRecords(f"{file}: damaged ({found.fault}); delete this file and run again, which repeats its job alone")
+            raise DamagedRecords(f"{file}: damaged ({found.fault}); delete it and run again, which repeats its job")
         probed = rows["kind"] == PROBED
         if probed.all():
             raise InputError(f"{store.folder}: no records here yet")
