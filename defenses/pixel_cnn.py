@@ -4,6 +4,7 @@ Generation with PixelCNN Decoders", https://arxiv.org/abs/1606.05328), by which 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
@@ -63,6 +64,18 @@ class Layer(nn.Module):
         return vertical + gated(gates), horizontal + self.out(gated(across))
 
 
+class Head(nn.Module):
+    """A dense network at each pixel: maps [N,inputs,H,W] → logits of every level, [N,256,H,W]."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = nn.Conv2d(inputs, hidden, 1)
+        self.out = nn.Conv2d(hidden, LEVELS, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.out(F.relu(self.hidden(maps)))
+
+
 class PixelCNN(Trainable):
     """An autoregressive model of 8-bit images: p(x) = Π p(x_i | x_1 … x_{i−1}), by a softmax for each sub-pixel x_i.
 
@@ -74,17 +87,16 @@ class PixelCNN(Trainable):
     paper = "oord2016"
     Spec: ClassVar = PixelCNNSpec
     spec: PixelCNNSpec
+    layers: Sequence[Layer]
+    heads: Sequence[Head]
 
     def __init__(self, spec: PixelCNNSpec) -> None:
         super().__init__(spec)
         channels, width = spec.shape[0], spec.settings.width
         self.above = nn.Conv2d(channels, width, 1)
         self.left = nn.Conv2d(channels, width, 1)
-        self.layers = nn.ModuleList(Layer(width) for _ in range(spec.settings.layers))
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width + before, 2 * width, 1), nn.ReLU(), nn.Conv2d(2 * width, LEVELS, 1))
-            for before in range(channels)
-        )
+        self.layers = nn.ModuleList(Layer(width) for _ in range(spec.settings.layers))  # type: ignore[assignment]
+        self.heads = nn.ModuleList(Head(width + c, 2 * width) for c in range(channels))  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of every level for every sub-pixel, [N,256,C,H,W], given images x [N,C,H,W] in [0,1]."""
@@ -130,9 +142,9 @@ class PixelCNN(Trainable):
                     seen[:, :, j + SPAN - 1] = horizontal
                     gates = at_pixel(layer.horizontal, seen[:, :, j : j + SPAN]) + link[j]
                     horizontal = horizontal + at_pixel(layer.out, gated(gates))
-                for c, (first, relu, last) in enumerate(self.heads):
+                for c, head in enumerate(self.heads):
                     before = torch.cat([horizontal, image[:, :c, i + 1, j + 1]], dim=1)
-                    logits = at_pixel(last, relu(at_pixel(first, before)))
+                    logits = at_pixel(head.out, F.relu(at_pixel(head.hidden, before)))
                     far = (every - given[:, c, i, j, None]).abs() > eps
                     given[:, c, i, j] = logits.masked_fill(far, -torch.inf).argmax(1)
                     image[:, c, i + 1, j + 1] = 2 * values(given[:, c, i, j], x) - 1
