@@ -3,6 +3,7 @@ Defend against Adversarial Examples" (https://arxiv.org/abs/1710.10766)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
@@ -52,6 +53,11 @@ class PixelDefend(Defense):
     @property
     def gradient_modes(self) -> tuple[str, ...]:
         return ("identity",)
+
+    @property
+    def inference_steps(self) -> int:
+        """Number of pixels, which are decoded one after another."""
+        return math.prod(self.spec.shape[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(straight_through(x, self.perceived(x)))
