@@ -27,12 +27,14 @@ SPAN = 3
 class PixelCNNSettings(Settings):
     """width: number of channels of each layer. layers: number of layers.
 
-    epochs, batch_size, rate: number of epochs, batch size and learning rate of the training.
+    epochs, batch_size, rate: number of epochs, batch size and learning rate of the training. An epoch of MNIST takes
+    about a quarter of an hour of one CPU core; with 12 epochs, for a GPU, validation images take 1.015 bits per
+    dimension.
     """
 
     width: Annotated[int, Ge(1)] = 32
     layers: Annotated[int, Ge(1)] = 6
-    epochs: Annotated[int, Ge(1)] = 12
+    epochs: Annotated[int, Ge(1)] = 1
     batch_size: Annotated[int, Ge(1)] = 64
     rate: Annotated[float, Gt(0)] = 1e-3
 

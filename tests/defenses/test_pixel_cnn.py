@@ -95,7 +95,7 @@ def test_training_learns_which_values_are_likely(digits):
     initialise(one, 0)
     with torch.no_grad():
         before = float(one.bits(digits.validation.images).mean())
-    figures = one.fit(digits.train, digits.validation, 0.03, 0, Progress())
+    figures = one.fit(digits.train, digits.validation, 0.4, 0, Progress())
     assert before > 7.5 and figures["validation_bits_per_dimension"] < before - 2 and not one.training
     with torch.no_grad():
         bits = F.cross_entropy(one(digits.validation.images), (digits.validation.images * 255).round().long())
