@@ -22,7 +22,7 @@ from manifold_bench.defenses.models import Model
 from manifold_bench.defenses.weights import read_card
 
 FEW = 8
-"""Number of images that the defense answers again."""
+"""Number of images that the defense answers again, and that it takes to tell answers from guesses."""
 
 
 class OutputCheck:
@@ -73,6 +73,8 @@ def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, unev
 def _guesses(defense: Defense, clean: Verdict, labels: Tensor) -> Iterator[str]:
     """Yield a remark if answers to clean images are not more often right than guesses, at a level of 5 %."""
     right, n = int((clean.labels == labels).sum()), len(labels)
+    if n < FEW:
+        return
     if binomtest(right, n, 1 / defense.num_classes, alternative="greater").pvalue > 0.05:
         advice = ""
         if isinstance(defense, Model) and defense.spec.normalize is None:
