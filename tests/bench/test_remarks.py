@@ -332,3 +332,19 @@ def test_few_images_tell_nothing_of_guesses(n, said):
     )
     clean = found.records[found.records["kind"] == "clean"]
     assert clean["reason"].str.contains("guesses").eq(said).all()
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (torch.sigmoid, True),
+        (lambda z: (5 * z).sigmoid(), True),
+        (lambda z: (20 * z - 4).exp(), True),
+        (lambda z: z, False),
+        (lambda z: 5 + 9 * z.relu(), False),
+        (lambda z: z.softmax(1), False),
+    ],
+)
+def test_likelihoods_and_sigmoids_are_noted(monkeypatch, tmp_path, form, said):
+    it = type("It", (Honest,), {"forward": lambda self, x: form(logits(x))})
+    assert ("likelihoods" in remark(monkeypatch, tmp_path, it)) == said
