@@ -51,9 +51,51 @@ def logits_of(outputs: Tensor, x: Tensor, classes: int) -> Tensor:
         raise ValueError("the defense returned NaN for an image")
     likely = probabilities(outputs, classes)
     if not likely.any():
-        return outputs.to(x.dtype, copy=True)
+        return narrowed(outputs, x.dtype, classes).clone()
     values = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-    return torch.where(likely[:, None], log(values), values).to(x.dtype)
+    return torch.where(likely[:, None], log(values), narrowed(values, x.dtype, classes)).to(x.dtype)
+
+
+def narrowed(outputs: Tensor, kind: torch.dtype, classes: int) -> Tensor:
+    """Return outputs [N,K] or [N,K+1] in another float type, so that the largest one stays the largest; differentiable.
+
+    Rows that the type cannot tell apart (1e9 + 1 and 1e9 + 2, or 1e40 and 2e40, as float32) lose their largest output
+    first, and are divided by a power of two where they still overflow or vanish. Probabilities are only rounded.
+    """
+    narrow = outputs.to(kind)
+    if torch.finfo(outputs.dtype).bits <= torch.finfo(kind).bits:
+        return narrow
+    values = outputs.detach()
+    lost = _lost(values, kind) & ~probabilities(values, classes)
+    if not lost.any():
+        return narrow
+    top, spread = _range(values)
+    shifted = outputs - top
+    exponents = 64 * (spread.clamp_max(torch.finfo(values.dtype).max).frexp().exponent / 64).round().clamp_min(-15)
+    factor = torch.full_like(values[:, :1], 2.0) ** -exponents  # in steps, so that neighbours get the same one
+    scaled = outputs * factor - top * factor
+    apart = (scaled.detach().to(kind) == 0).sum(1) == (values == top).sum(1)
+    scales = _lost(shifted.detach(), kind) & apart
+    return torch.where(lost[:, None], torch.where(scales[:, None], scaled, shifted).to(kind), narrow)
+
+
+def _range(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest finite value of each row, and its distance to the smallest one, both [N,1]."""
+    finite = values.isfinite()
+    top = values.masked_fill(~finite, -torch.inf).amax(1, keepdim=True)
+    return top, top - values.masked_fill(~finite, torch.inf).amin(1, keepdim=True)
+
+
+def _lost(values: Tensor, kind: torch.dtype) -> Tensor:
+    """Return in which rows of values a float type cannot hold the order, or less than half of its digits, [N] bool."""
+    ordered = values.sort(1).values
+    narrow = ordered.to(kind)
+    tied = ((ordered[:, 1:] > ordered[:, :-1]) & (narrow[:, 1:] == narrow[:, :-1])).any(1)
+    spread = _range(values)[1][:, 0]
+    largest = values.masked_fill(~values.isfinite(), 0).abs().amax(1)
+    limits = torch.finfo(kind)
+    coarse = (spread < largest * math.sqrt(limits.eps)) | (spread < limits.tiny / limits.eps)
+    return tied | ((spread > 0) & coarse)
 
 
 def probabilities(outputs: Tensor, classes: int) -> Tensor:

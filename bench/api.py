@@ -6,13 +6,15 @@ import json
 import math
 import shutil
 import tempfile
+import threading
 import uuid
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -43,7 +45,28 @@ GIVEN = "data"
 MODEL = "model"
 """Label of the model that `evaluate` is given."""
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+_running = threading.RLock()
+"""Held while a call computes; a thread may call again inside, as `evaluate` calls `run`."""
+
+
+def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
+    """Let calls from several threads run one after the other.
+
+    They share what a process has once: random numbers, settings of torch, and the names of what was handed in.
+    """
+
+    @wraps(function)
+    def waiting(*arguments: P.args, **named: P.kwargs) -> R:
+        with _running:
+            return function(*arguments, **named)
+
+    return waiting
+
+
+@one_at_a_time
 def run(matrix: str | Path, *, defenses: Mapping[str, Any] | None = None, **options: Any) -> Results:
     """Run a matrix as the command `manifold-bench run` does, and return the results.
 
@@ -69,6 +92,7 @@ def run(matrix: str | Path, *, defenses: Mapping[str, Any] | None = None, **opti
     return result
 
 
+@one_at_a_time
 def evaluate(
     model: Any,
     data: Any,
@@ -136,6 +160,7 @@ class Attacked:
     distance: Tensor
 
 
+@one_at_a_time
 def attack(
     name: str, model: Any, data: tuple[Any, Any], *, norm: Norm = "linf", eps: float | str, **parameters: Any
 ) -> Attacked:

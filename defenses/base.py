@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict, answered
 from manifold_bench.attacks.losses import reject_excess
+from manifold_bench.attacks.outputs import narrowed
 
 T = TypeVar("T")
 
@@ -135,9 +136,14 @@ class Defense(Trainable):
         """The part that maps images to logits [N,K] without the defense around it; None if there is none."""
 
     def __call__(self, x: Tensor, *others: object, **named: object) -> Any:
-        """Return `forward` of a copy of the images, which it may change in place; floats in the images' type."""
+        """Return `forward` of a copy of the images, which it may change in place; floats in the images' type.
+
+        Outputs that this type cannot tell apart are moved or scaled first, each row as a whole; see `narrowed`.
+        """
         outputs = super().__call__(x.clone(), *others, **named)
-        return outputs.to(x.dtype) if isinstance(outputs, Tensor) and outputs.is_floating_point() else outputs
+        if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+            return outputs
+        return narrowed(outputs, x.dtype, self.num_classes)
 
     @property
     def rejects(self) -> bool:

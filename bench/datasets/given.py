@@ -23,6 +23,12 @@ from manifold_bench.defenses.errors import one_line
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 """Endings of the files that are read from a folder of images."""
 
+INTEGERS = (
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+)
+"""Types of labels."""
+
 
 @dataclass(frozen=True)
 class Given(OnlyTestImages):
@@ -74,9 +80,17 @@ def labelled_images(data: Any) -> LabelledImages:
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise InputError(USAGE)
     images, labels = _as_tensor("images", data[0]), _as_tensor("labels", data[1])
+    if images.is_floating_point():
+        images = images.float()
+    if labels.dtype in INTEGERS:
+        kind, labels = labels.dtype, labels.long()
+        if kind == torch.uint64 and bool((labels < 0).any()):  # larger ones have wrapped around
+            raise InputError(
+                f"data: labels above {torch.iinfo(torch.int64).max}; give the numbers of the classes from 0 on"
+            )
     if fault := _fault_of_images(images) or _fault_of_labels(labels, len(images)):
         raise InputError(f"data: {fault}")
-    return LabelledImages(images.float().contiguous(), labels.long())
+    return LabelledImages(images.contiguous(), labels)
 
 
 def _collected(data: TorchDataset[Any]) -> tuple[Tensor, list[Any]]:
@@ -149,7 +163,7 @@ def _fault_of_images(images: Tensor) -> str | None:
             "normalize=(mean, std) for the model"
         )
     if high > 1:
-        return f"images from {low:g} to {high:g}, not in [0,1]; give images / 255 where 255 is white"
+        return f"images from {low:g} to {high:.8g}, not in [0,1]; give images / 255 where 255 is white"
     return None
 
 

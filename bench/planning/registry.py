@@ -52,14 +52,14 @@ _handed_in: dict[tuple[Kind, str], type[Any]] = {}
 
 @contextmanager
 def handing_in(kind: Kind, classes: Mapping[str, type[Any]]) -> Iterator[None]:
-    """Let `find` return these classes by name, in this process and within this context."""
-    given = {(kind, name): cls for name, cls in classes.items()}
-    _handed_in.update(given)
+    """Let `find` return these classes by name, in this process and within this context; others come back after it."""
+    before = dict(_handed_in)
+    _handed_in.update({(kind, name): cls for name, cls in classes.items()})
     try:
         yield
     finally:
-        for key in given:
-            del _handed_in[key]
+        _handed_in.clear()
+        _handed_in.update(before)
 
 
 def find(kind: Kind, name: str) -> type[Any]:

@@ -22,7 +22,10 @@ from manifold_bench.defenses.models import Model
 from manifold_bench.defenses.weights import read_card
 
 FEW = 8
-"""Number of images that the defense answers again."""
+"""Number of images that the defense answers again, and that it takes to tell answers from guesses."""
+
+WIDE = 1e4
+"""Ratio of the largest output to the smallest one from which positive outputs look like likelihoods."""
 
 
 class OutputCheck:
@@ -30,7 +33,7 @@ class OutputCheck:
 
     def __init__(self, defense: Defense) -> None:
         self.defense = defense
-        self._rows = self._alike = 0
+        self._rows = self._alike = self._wide = 0
 
     def __enter__(self) -> Self:
         self._hook = self.defense.register_forward_hook(self._note)
@@ -42,11 +45,19 @@ class OutputCheck:
     def _note(self, defense: nn.Module, arguments: tuple[object, ...], outputs: Tensor) -> None:
         self._alike += int(probabilities(outputs, self.defense.num_classes).sum())
         self._rows += len(outputs)
+        low, high = outputs.detach().double().aminmax(dim=1)
+        squashed = (low >= 0) & (high <= 1) & (low < high)
+        self._wide += int(((low > 0) & (high > WIDE * low) | squashed).sum())
 
     @property
     def probabilities(self) -> bool:
         """Whether all outputs look like probabilities, not logits."""
         return 0 < self._rows == self._alike
+
+    @property
+    def likelihoods(self) -> bool:
+        """Whether most outputs look like likelihoods or sigmoids: positive and wide apart, or from 0 to 1."""
+        return not self.probabilities and 2 * self._wide > self._rows
 
 
 def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, uneven: bool) -> Iterator[str]:
@@ -58,6 +69,8 @@ def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, unev
     yield from _guesses(defense, clean, inputs.y)
     if outputs.probabilities:
         yield "its outputs look like probabilities (each row sums to 1); attacks take their logarithms"
+    if outputs.likelihoods:
+        yield "its outputs look like likelihoods or sigmoids, whose gradients vanish; return logarithms or log-odds"
     if defense.rejects and clean.rejected.all():
         yield "it rejects every image"
     elif defense.rejects and not clean.rejected.any() and not scored_answers(defense, _noise(x))[:, 1].any():
@@ -73,6 +86,8 @@ def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, unev
 def _guesses(defense: Defense, clean: Verdict, labels: Tensor) -> Iterator[str]:
     """Yield a remark if answers to clean images are not more often right than guesses, at a level of 5 %."""
     right, n = int((clean.labels == labels).sum()), len(labels)
+    if n < FEW:
+        return
     if binomtest(right, n, 1 / defense.num_classes, alternative="greater").pvalue > 0.05:
         advice = ""
         if isinstance(defense, Model) and defense.spec.normalize is None:

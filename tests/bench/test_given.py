@@ -45,6 +45,9 @@ class Endless(IterableDataset):
         (list(X), list(Y)),
         (X, pd.Series(Y.numpy(), index=range(100, 106))),
         (X.numpy()[::-1][::-1], Y.numpy()),
+        *((X, Y.numpy().astype(kind)) for kind in ("uint8", "uint16", "uint32", "uint64", "int8", "int16")),
+        (X.numpy(), torch.tensor(Y.tolist(), dtype=torch.uint16)),
+        (list(X), [torch.tensor(label, dtype=torch.uint32) for label in Y.tolist()]),
         TensorDataset(X, Y),
         DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True),
     ],
@@ -60,6 +63,11 @@ def test_pictures_become_floats_with_channels_first():
     found = labelled_images(Pictures())
     assert (found.images - X).abs().max() <= 0.5 / 255 + 1e-6 and torch.equal(found.labels, Y)
     assert labelled_images(Pictures("L")).images.shape == (6, 1, 4, 5)
+
+
+def test_what_rounds_to_1_is_1():
+    images = torch.full((6, 3, 4, 5), 1 + 1e-12, dtype=torch.float64)
+    assert (labelled_images((images, Y)).images == 1).all()
 
 
 def test_a_read_only_array_is_not_changed():
@@ -85,6 +93,8 @@ def test_a_read_only_array_is_not_changed():
         ((X[:0], Y[:0]), "at least one image"),
         ((X, torch.nn.functional.one_hot(Y)), "labels.argmax(1)"),
         ((X, Y[:, None]), "labels[:, 0]"),
+        ((X, Y.numpy().astype("uint64") + 2**63), "9223372036854775807"),
+        ((X.clamp_max(0.9) + 0.1000001, Y), "1.0000001"),
         ((X, Y[:3]), "[6]"),
         ((X, Y.float()), "labels.long()"),
         ((X, Y > 0), "labels.long()"),

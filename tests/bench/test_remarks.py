@@ -12,6 +12,7 @@ from handed import GOOD, Honest, logits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import manifold_bench as mb
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
@@ -320,3 +321,30 @@ def test_layers_that_were_set_to_eval_mode_are_no_remark(monkeypatch, tmp_path):
 def test_layers_of_parts_that_are_trained_by_themselves_are_no_remark(network):
     spec = DefenseGAN.Spec(shape=(1, 8, 8), num_classes=10, network=network)
     assert not in_train_mode(DefenseGAN(spec))
+
+
+@pytest.mark.parametrize(("n", "said"), [(1, False), (4, False), (8, True), (24, True)])
+def test_few_images_tell_nothing_of_guesses(n, said):
+    """A model that names the same class for each of n images of two classes."""
+    images, labels = torch.rand(n, 1, 2, 2), torch.arange(n) % 2
+    found = mb.evaluate(
+        lambda x: x.flatten(1)[:, :2] * 0 + torch.tensor([1.0, 0.0]), (images, labels), attacks=["noise"], eps=0.1
+    )
+    clean = found.records[found.records["kind"] == "clean"]
+    assert clean["reason"].str.contains("guesses").eq(said).all()
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (torch.sigmoid, True),
+        (lambda z: (5 * z).sigmoid(), True),
+        (lambda z: (20 * z - 4).exp(), True),
+        (lambda z: z, False),
+        (lambda z: 5 + 9 * z.relu(), False),
+        (lambda z: z.softmax(1), False),
+    ],
+)
+def test_likelihoods_and_sigmoids_are_noted(monkeypatch, tmp_path, form, said):
+    it = type("It", (Honest,), {"forward": lambda self, x: form(logits(x))})
+    assert ("likelihoods" in remark(monkeypatch, tmp_path, it)) == said
