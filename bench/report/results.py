@@ -14,16 +14,19 @@ from matplotlib.figure import Figure
 
 from manifold_bench.bench.diagnosis.diagnose import diagnose
 from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.summary import strongest, summary
 from manifold_bench.bench.records import results as records
 from manifold_bench.bench.records.images import AdversarialImages, adversarial
 from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
+from manifold_bench.bench.report.diagnosis import flags
 from manifold_bench.bench.report.plots import security_curves
 from manifold_bench.bench.report.style import STYLE
-from manifold_bench.bench.report.tables import doubts_of, panels
+from manifold_bench.bench.report.table import flag_note
+from manifold_bench.bench.report.tables import STRICTNESS, Marks, doubts_of, panels
 from manifold_bench.bench.report.verdict import budget_of, missing_data_of, verdicts
 from manifold_bench.bench.report.writing import write_report
-from manifold_bench.bench.text import eps_of, eps_text
+from manifold_bench.bench.text import eps_of, eps_text, printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,8 @@ class Results:
         """The worst case of each defense at each ε, in percent, with the attacks that alone leave the least.
 
         clean: accepted and right without an attack; rejected: of the clean inputs; robust: right when clean and never
-        accepted and wrong under attack, with its 95 % interval; strict: never rejected under attack either.
+        accepted and wrong under attack, with its 95 % interval; strict: never rejected under attack either; marks:
+        those of the report's tables (docs/figures.md), with the numbers of their notes.
         """
         rows = []
         for (dataset, defense), of_defense in self.summary.groupby(["dataset", "defense"]):
@@ -75,8 +79,26 @@ class Results:
                         {"dataset": dataset, "defense": defense, "norm": norm, "eps": worst["eps"], "n": worst["n"]}
                         | {name: round(100 * share, 1) for name, share in shares.items()}
                         | {"strongest": strongest(single, worst["eps"]).names}
+                        | {"marks": self._marked[0][dataset, defense, norm, worst["eps"]]}
                     )
         return pd.DataFrame(rows)
+
+    @cached_property
+    def _marked(self) -> tuple[dict[tuple[object, ...], str], list[str]]:
+        """The marks of each worst case, by data set, defense, norm and ε, and the notes on the marks of all cells."""
+        failing = flags(diagnose(self.stored))
+        marks = Marks(self.summary, doubts_of(self.stored, self.summary))
+        worst = self.summary["kind"] == WORST_CASE
+        found = {}
+        for row in self.summary[worst].to_dict("records"):
+            figures = ["error"] if row["norm"] == FOOLING else list(STRICTNESS)
+            made = marks.of(row, *figures)
+            if reason := failing.get((row["dataset"], row["defense"])):
+                made.append("¶" + marks.notes.number(flag_note(row["defense"], reason)))
+            found[row["dataset"], row["defense"], row["norm"], row["eps"]] = " ".join(made)
+        for row in self.summary[~worst].to_dict("records"):
+            marks.of(row)
+        return found, marks.notes
 
     @cached_property
     def verdict(self) -> str:
@@ -118,15 +140,11 @@ class Results:
 
     @property
     def notes(self) -> list[str]:
-        """What the reader of the table has to know: what is odd, failed, was cut for a budget, or has no data."""
-        rows = self.summary
-        odd = rows[((rows["kind"] == CLEAN) & (rows["reason"] != "")) | (rows["status"] == "failed")]
-        odd = odd[odd["kind"] != WORST_CASE].drop_duplicates(["dataset", "defense", "attack", "reason"])
-        reasons = [
-            f"{defense} on {dataset}, {attack}: {reason}"
-            for dataset, defense, attack, reason in odd[["dataset", "defense", "attack", "reason"]].to_numpy()
-        ]
-        return list(filter(None, [*reasons, budget_of(self.stored.run), *missing_data_of(self.stored.run)]))
+        """What the reader of the table has to know: its marks in words, in the order of the table's numbers.
+
+        Further notes are about single attacks (stopped trying, failed, skipped), and what was cut or has no data.
+        """
+        return list(filter(None, [*self._marked[1], budget_of(self.stored.run), *missing_data_of(self.stored.run)]))
 
     def plot(self) -> Figure:
         """Return a figure of the robust accuracy over ε, a line for each defense, a part for each data set and norm.
@@ -141,15 +159,19 @@ class Results:
 
     @property
     def _shown(self) -> pd.DataFrame:
-        """The table with ε as text."""
-        return self.table.assign(eps=[eps_text(eps) for eps in self.table["eps"]])
+        """The table with ε as text, and without marks where there are none."""
+        table = self.table.assign(eps=[eps_text(eps) for eps in self.table["eps"]])
+        return table if table["marks"].any() else table.drop(columns="marks")
+
+    @property
+    def _numbered(self) -> list[str]:
+        return [f"({number}) {printable(note)}" for number, note in enumerate(self.notes, 1)]
 
     def __repr__(self) -> str:
-        return "\n".join([self._shown.to_string(index=False), *(f"note: {note}" for note in self.notes)])
+        return "\n".join([self._shown.to_string(index=False), *self._numbered])
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
-        return self._shown.to_html(index=False) + notes
+        return self._shown.to_html(index=False) + "".join(f"<p>{escape(note)}</p>" for note in self._numbered)
 
 
 def load(folder: str | Path) -> Results:

@@ -82,32 +82,43 @@ class Marks:
         """
         if row is None:
             return NOT_RUN
-        status, reason = row["status"], row["reason"]
-        if status in ("failed", "skipped"):
-            return f"{status} {self.notes.number(f'{status}: {reason}')}"
+        if row["status"] in ("failed", "skipped"):
+            return " ".join(self.of(row))
         shown = text(row[figure], row["n"])
         if figure == "robust_accuracy" and row.get("seeds", 1) > 1:
             shown = f"{percent(row['robust_mean'])} ± {percent(row['robust_sd'])} ({shown})"
+        return " ".join([shown, *self.of(row, figure)])
+
+    def of(self, row: Row, *figures: str) -> list[str]:
+        """Return the marks of figures of a summary row, each with the number of its note: `["‖(1)", "§(2)"]`.
+
+        A failed or skipped row has its status in their place.
+        """
+        status, reason = row["status"], row["reason"]
+        if status in ("failed", "skipped"):
+            return [f"{status} {self.notes.number(f'{status}: {reason}')}"]
+        found: list[str] = []
         who = f"{row['defense']} × {row['attack']}"
         if row["valid"] < 1:
             share = f"{100 * (1 - self._valid[row['defense'], row['attack']]):.1f} %"
-            shown += " †" + self.notes.number(
-                f"† {who}: up to {share} of the outputs are invalid and count as no success"
+            found.append(
+                "†" + self.notes.number(f"† {who}: up to {share} of the outputs are invalid and count as no success")
             )
         if note := effort_note(row):
             one = row["kind"] != WORST_CASE
             attacks = f"{who}: the attack" if one else f"{row['defense']}: every gradient-based attack"
-            shown += " ‖" + self.notes.number(f"‖ {attacks} {note}; this is no evidence of robustness")
+            found.append("‖" + self.notes.number(f"‖ {attacks} {note}; this is no evidence of robustness"))
         if status == "partial":
-            shown += " ‡" + self.notes.number(f"‡ partial: {who}: {reason}")
+            found.append("‡" + self.notes.number(f"‡ partial: {who}: {reason}"))
         elif reason and row["kind"] != WORST_CASE:
-            shown += " " + self.notes.number(f"note: {who}: {reason}")
+            found.append(self.notes.number(f"note: {who}: {reason}"))
         if row["kind"] == WORST_CASE and row.get("rate", DEPLOYED) == DEPLOYED:
-            evidence = self.doubts.get((row["dataset"], row["defense"], row["norm"], row["eps"], figure))
-            if evidence is not None:
-                evidence = f"{row['defense']}: {evidence}"
-                shown += " §" + self.notes.number(f"§ the attacks look too weak: {evidence}")
-        return shown
+            for figure in figures:
+                evidence = self.doubts.get((row["dataset"], row["defense"], row["norm"], row["eps"], figure))
+                if evidence is not None:
+                    evidence = f"{row['defense']}: {evidence}"
+                    found.append("§" + self.notes.number(f"§ the attacks look too weak: {evidence}"))
+        return list(dict.fromkeys(found))
 
 
 Doubts = Mapping[Any, str]

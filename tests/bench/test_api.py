@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,22 @@ def test_results_show_one_row_for_each_eps_and_write_a_report(found, tmp_path):
     assert page.is_file() and (tmp_path / "out" / "summary.csv").is_file()
     again = mb.load(tmp_path / "out")
     assert again.summary.equals(found.summary)
+
+
+@pytest.mark.parametrize(
+    ("masked", "mark"),
+    [
+        (lambda net, images: net(images.detach()) + 0 * images.sum(), "‖"),  # every gradient is 0
+        (lambda net, images: 1 / 0 if images.shape[0] and images.requires_grad else net(images), "failed"),
+    ],
+)
+def test_what_the_report_marks_is_marked_wherever_the_results_are_shown(masked, mark, linear, interior):
+    found = mb.evaluate(lambda images: masked(linear, images), interior, attacks=["pgd"], norm="linf", eps=[0.05, 0.1])
+    assert found.table["marks"].str.startswith(mark).all()
+    assert pd.api.types.is_numeric_dtype(found.table["robust"])
+    assert any(note.startswith(mark) for note in found.notes)
+    for text in (repr(found), found._repr_html_()):
+        assert f"{mark}(1)" in text.replace(" (", "(") and f"(1) {mark}" in text
 
 
 def test_a_model_is_left_as_it_was(linear, digits):
