@@ -18,7 +18,7 @@ from typing import Any
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.usercode import contained
-from manifold_bench.defenses.identity import Kind, registered
+from manifold_bench.defenses.identity import JsonObject, Kind, registered
 
 # Imports inside functions, because code that needs only names should not wait for torch
 
@@ -50,16 +50,28 @@ _handed_in: dict[tuple[Kind, str], type[Any]] = {}
 """Classes that a Python program added (`handing_in`), because no module holds them."""
 
 
+_settings: dict[str, JsonObject] = {}
+"""Label of a defense that a Python program added → its keys as in a matrix file, such as rejects and draws."""
+
+
 @contextmanager
-def handing_in(kind: Kind, classes: Mapping[str, type[Any]]) -> Iterator[None]:
-    """Let `find` return these classes by name, in this process and within this context."""
+def handing_in(kind: Kind, classes: Mapping[str, type[Any]], settings: Mapping[str, JsonObject] = {}) -> Iterator[None]:
+    """Let `find` return these classes by name, and `settings_of` these settings, in this process and context."""
     given = {(kind, name): cls for name, cls in classes.items()}
     _handed_in.update(given)
+    _settings.update(settings)
     try:
         yield
     finally:
         for key in given:
             del _handed_in[key]
+        for name in settings:
+            del _settings[name]
+
+
+def settings_of(label: str) -> JsonObject:
+    """Return the settings of a defense that a Python program added with them; empty for any other."""
+    return dict(_settings.get(label, {}))
 
 
 def find(kind: Kind, name: str) -> type[Any]:
