@@ -47,11 +47,11 @@ MODEL = "model"
 def run(matrix: str | Path, *, defenses: Mapping[str, Any] | None = None, **options: Any) -> Results:
     """Run a matrix as the command `manifold-bench run` does, and return the results.
 
-    matrix: a name (quick) or a TOML file. defenses: models under labels of their own, which run in place of the
-    matrix' defenses; see `as_defense` for what a model may be. How a model is used is said in a table with the model,
-    {"model": net, "rejects": True, "draws": 10}, with the options of `evaluate` other than `classes`. options: those of the command line by their long names
-    (n=64, out="folder", attack=["pgd"], workers=2); without `out` the folder is temporary. Models that are handed over
-    run in this process, one job after the other, and always anew.
+    matrix: a name (quick) or a TOML file. defenses: models under labels of their own, which run in place of the matrix'
+    defenses; see `as_defense` for what a model may be. How a model is used is said in a table with the model, {"model":
+    net, "rejects": True, "draws": 10}, with the options of `evaluate` other than `classes`. options: those of the
+    command line by their long names (n=64, out="folder", attack=["pgd"], workers=2); without `out` the folder is
+    temporary. Models that are handed over run in this process, one job after the other, and always anew.
 
     Raises InputError for what the command line would refuse.
     """
@@ -227,7 +227,7 @@ def _entries(attacks: Any) -> list[dict[str, Any]]:
 
 
 def _table(label: str, given: Any) -> dict[str, Any]:
-    """Return a model of `run` with its settings, as numbers, texts and lists, and the key `model`; raises InputError."""
+    """Return a model of `run` with its settings, and the key `model`; raises InputError."""
     if not isinstance(given, Mapping):
         return {"model": given}
     table, place = dict(given), f"defenses[{label!r}]"
