@@ -70,10 +70,11 @@ def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
 def run(matrix: str | Path, *, defenses: Mapping[str, Any] | None = None, **options: Any) -> Results:
     """Run a matrix as the command `manifold-bench run` does, and return the results.
 
-    matrix: a name (quick) or a TOML file. defenses: models under labels of their own, which run in place of the
-    matrix' defenses; see `as_defense` for what a model may be. options: those of the command line by their long names
-    (n=64, out="folder", attack=["pgd"], workers=2); without `out` the folder is temporary. Models that are handed over
-    run in this process, one job after the other, and always anew.
+    matrix: a name (quick) or a TOML file. defenses: models under labels of their own, which run in place of the matrix'
+    defenses; see `as_defense` for what a model may be. How a model is used is said in a table with the model, {"model":
+    net, "rejects": True, "draws": 10}, with the options of `evaluate` other than `classes`. options: those of the
+    command line by their long names (n=64, out="folder", attack=["pgd"], workers=2); without `out` the folder is
+    temporary. Models that are handed over run in this process, one job after the other, and always anew.
 
     Raises InputError for what the command line would refuse.
     """
@@ -82,8 +83,12 @@ def run(matrix: str | Path, *, defenses: Mapping[str, Any] | None = None, **opti
     options = {"quiet": True} | options | {"out": folder}
     with ExitStack() as stack:
         if defenses:
-            classes = {name: _class_of(name, model) for name, model in defenses.items()}
-            stack.enter_context(handing_in("defenses", classes))
+            tables = {label: _table(label, model) for label, model in defenses.items()}
+            classes = {
+                label: _class_of(label, table.pop("model"), bool(table.pop("randomized", False)))
+                for label, table in tables.items()
+            }
+            stack.enter_context(handing_in("defenses", classes, tables))
             options = {"workers": 0} | options | {"defense": [*classes, *options.get("defense", ())]}
         command.run_command(["--matrix", str(matrix), *_arguments(options)], temporary)
     result = load(folder)
@@ -246,6 +251,24 @@ def _entries(attacks: Any) -> list[dict[str, Any]]:
         raise InputError('attacks: give names, or tables as {"name": "pgd", "steps": 100}, in a list') from error
 
 
+def _table(label: str, given: Any) -> dict[str, Any]:
+    """Return a model of `run` with its settings, and the key `model`; raises InputError."""
+    if not isinstance(given, Mapping):
+        return {"model": given}
+    table, place = dict(given), f"defenses[{label!r}]"
+    if "model" not in table:
+        raise InputError(f'{place}: the table has no model; give {{"model": model, "rejects": True}}')
+    model, randomized = _resolved(table.pop("model")), table.pop("randomized", False)
+    if "classes" in table:
+        raise InputError(f"{place}: classes: the data set of a matrix says it itself; leave it out")
+    if isinstance(model, str) and randomized:
+        raise InputError(f"{place}: randomized: {model!r} has to say it itself, by an attribute `randomized = True`")
+    if table.get("normalize") is not None:
+        table["normalize"] = _pair(table["normalize"])
+    settings = json.loads(json.dumps({key: one for key, one in table.items() if one is not None}, default=_plain))
+    return {**settings, "model": model, "randomized": randomized}
+
+
 def _resolved(model: Any) -> Any:
     """A model as it is; a pair (model, file of weights) as the model with these weights, or as the name of both."""
     if not (isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], (str, Path))):
@@ -313,6 +336,9 @@ def _arguments(options: Mapping[str, Any]) -> list[str]:
     known = sorted(vars(command.parser().parse_args([])))
     words = []
     for name, value in options.items():
+        if name in USAGE and name != "classes":
+            table = f'{{"model": model, {json.dumps(name)}: …}}'
+            raise InputError(f'{name}: say it with the model, as defenses={{"mine": {table}}}, or use evaluate')
         if name not in known:
             there = [*USAGE, *known]
             raise InputError(f"{name}: no such option{nearest(name, there)}; there are {', '.join(there)}")
@@ -331,12 +357,6 @@ def toml(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
     Tensors and numbers of NumPy are written as numbers; raises InputError for objects that no file can hold.
     """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, (Tensor, np.ndarray, np.generic)):
-            return value.tolist()
-        raise InputError(f"{type(value).__name__} is no value of a parameter; give numbers, texts, or lists of these")
-
     lines: list[str] = []
     for key, tables in content.items():
         if not tables:
@@ -344,7 +364,14 @@ def toml(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         for table in tables:
             lines += [
                 f"[[{key}]]",
-                *(f"{name} = {json.dumps(value, default=plain)}" for name, value in table.items()),
+                *(f"{name} = {json.dumps(value, default=_plain)}" for name, value in table.items()),
                 "",
             ]
     return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    """Return a tensor, or a number of NumPy, as JSON has it; raises InputError for objects that no file can hold."""
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        return value.tolist()
+    raise InputError(f"{type(value).__name__} is no value of a parameter; give numbers, texts, or lists of these")

@@ -87,6 +87,8 @@ def _fault(found: object, n: int) -> str | None:
         return f"shape {shape} for {n} images; give lambda x: model(x).flatten(1)"
     if len(shape) != 2 or shape[0] != n:
         return f"shape {shape} for {n} images, not ({n}, number of classes)"
+    if bool(found.isnan().any()):
+        return "NaN for images in [0,1], which is no answer; look at its weights and at the pixels that it expects"
     return None
 
 

@@ -17,9 +17,11 @@ UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 def explain(error: ValidationError, place: str, owner: type) -> str:
     """Return the first fault of a validation as `place.key[2]: value is not …; what is allowed`.
 
+    Unknown keys come before others.
+
     owner: model or dataclass that was validated, for the keys that are allowed in place of a misspelt one.
     """
-    fault = error.errors()[0]
+    fault = min(error.errors(), key=lambda one: one["type"] not in UNKNOWN_KEY)  # a misspelt key is missing, too
     path, known = keys_at(owner, fault["loc"][:-1] if fault["type"] in UNKNOWN_KEY else fault["loc"])
     for part in [*path, *fault["loc"][-1:]] if fault["type"] in UNKNOWN_KEY else path:
         place += f"[{part}]" if isinstance(part, int) else f".{unwrapped(part)}" if place else unwrapped(part)

@@ -180,7 +180,7 @@ class AttackChoice(Confined):
     """An attack of the matrix, ready to run, with its label.
 
     eps: perturbation sizes, ascending. ladder: whether an input that is beaten at one ε counts as beaten at the larger
-    ones. n: number of a data set's chosen images that it attacks; None: all.
+    ones. n: number of a data set's chosen images that it attacks; None: all. parameters: those that its entry gives.
     """
 
     name: str
@@ -189,6 +189,7 @@ class AttackChoice(Confined):
     eps: tuple[float, ...]
     ladder: bool = field(default=True, kw_only=True)
     n: int | None = field(default=None, kw_only=True)
+    parameters: JsonObject = field(default_factory=dict, kw_only=True, compare=False)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from manifold_bench.bench.planning.sizes import check_size
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.records.schema import ATTACK
 from manifold_bench.defenses.identity import JsonObject
+from manifold_bench.defenses.models import RandomizedModel
 
 
 @dataclass(frozen=True)
@@ -218,14 +219,18 @@ def matrix_json(matrix: Matrix, options: Options) -> JsonObject:
     def entry(choice: DefenseChoice | AttackChoice | MeasurementChoice, **more: object) -> JsonObject:
         return {"name": choice.name, "label": choice.label, "datasets": choice.datasets, **more}
 
+    def defense(one: DefenseChoice) -> JsonObject:
+        randomized = issubclass(one.cls, RandomizedModel)
+        return entry(one, parameters=one.parameters, draws=one.draws, randomized=randomized)
+
     def attack(one: AttackChoice) -> JsonObject:
         own = {"norm": one.attack.norm, "eps": list(one.eps), "ladder": one.ladder, "n": one.n}
-        return entry(one, attack=repr(one.attack), defenses=one.defenses, **own)
+        return entry(one, attack=repr(one.attack), parameters=one.parameters, defenses=one.defenses, **own)
 
     return {
         "source": matrix.source,
         "datasets": [{"name": one.name, "n": options.n or one.n} for one in matrix.datasets],
-        "defenses": [entry(one, parameters=one.parameters) for one in matrix.defenses],
+        "defenses": [defense(one) for one in matrix.defenses],
         "attacks": [attack(one) for one in matrix.attacks],
         "measurements": [
             entry(one, measurement=repr(one.measurement), defenses=one.defenses) for one in matrix.measurements

@@ -26,11 +26,12 @@ from manifold_bench.bench.planning.matrix import (
     Confined,
     ConfinedEntry,
     DefenseChoice,
+    DefenseEntry,
     Matrix,
     MatrixFile,
     MeasurementChoice,
 )
-from manifold_bench.bench.planning.registry import find, nearest, one_of
+from manifold_bench.bench.planning.registry import find, nearest, one_of, settings_of
 from manifold_bench.bench.planning.sizes import PARAMETERS, check_size, in_numbers
 from manifold_bench.bench.planning.usercode import LEAST_SECONDS, SECONDS, contained, limit_time
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST_CASE
@@ -107,11 +108,7 @@ def parse_matrix(raw: JsonObject, source: str) -> Matrix:
         for i, entry in enumerate(file.defenses)
     )
     for i, defense in enumerate(defenses):
-        if defense.draws and not defense.cls.randomized:
-            raise InputError(
-                f"{source}: defenses[{i}].draws: {defense.label!r} is not randomized; leave draws out, or say that its "
-                "answers differ from call to call (randomized=True in Python, an attribute randomized in a file)"
-            )
+        _check_draws(defense, f"{source}: defenses[{i}]")
     attacks = tuple(attack_choice(entry, f"{source}: attacks[{i}]") for i, entry in enumerate(file.attacks))
     measurements = tuple(
         _measurement(entry, f"{source}: measurements[{i}]") for i, entry in enumerate(file.measurements)
@@ -195,7 +192,22 @@ def validated(cls: type[V], values: JsonObject, place: str, strict: bool | None 
 def defense_by_name(name: str, parameters: Mapping[str, object] = {}, place: str = "--defense") -> DefenseChoice:
     """Return a defense by name, as on the command line; raises InputError. place: beginning of its messages."""
     find("defenses", name)
-    return defense_choice(name, None, parameters, place)
+    if not (own := settings_of(name)):
+        return defense_choice(name, None, parameters, place)
+    entry = validated(DefenseEntry, {**own, "name": name, "label": name}, f"defense {name!r}", strict=None)
+    made = defense_choice(name, name, entry.parameters, f"defense {name!r}")
+    choice = dataclasses.replace(made, datasets=entry.datasets, draws=entry.draws, resources=entry.resources)
+    _check_draws(choice, f"defense {name!r}")
+    return choice
+
+
+def _check_draws(defense: DefenseChoice, place: str) -> None:
+    """Check that a defense with a number of draws is randomized; raises InputError."""
+    if defense.draws and not defense.cls.randomized:
+        raise InputError(
+            f"{place}.draws: {defense.label!r} is not randomized; leave draws out, or say that its "
+            "answers differ from call to call (randomized=True in Python, an attribute randomized in a file)"
+        )
 
 
 def attack_by_name(name: str, others: tuple[AttackChoice, ...]) -> AttackChoice:
@@ -274,6 +286,7 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
         resources=entry.resources,
         datasets=entry.datasets,
         defenses=entry.defenses,
+        parameters=entry.parameters,
     )
 
 

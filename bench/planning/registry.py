@@ -18,7 +18,7 @@ from typing import Any
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.usercode import contained
-from manifold_bench.defenses.identity import Kind, registered
+from manifold_bench.defenses.identity import JsonObject, Kind, registered
 
 # Imports inside functions, because code that needs only names should not wait for torch
 
@@ -50,16 +50,31 @@ _handed_in: dict[tuple[Kind, str], type[Any]] = {}
 """Classes that a Python program added (`handing_in`), because no module holds them."""
 
 
+_settings: dict[str, JsonObject] = {}
+"""Label of a defense that a Python program added → its keys as in a matrix file, such as rejects and draws."""
+
+
 @contextmanager
-def handing_in(kind: Kind, classes: Mapping[str, type[Any]]) -> Iterator[None]:
-    """Let `find` return these classes by name, in this process and within this context; others come back after it."""
-    before = dict(_handed_in)
+def handing_in(kind: Kind, classes: Mapping[str, type[Any]], settings: Mapping[str, JsonObject] = {}) -> Iterator[None]:
+    """Let `find` return these classes by name, and `settings_of` these settings, in this process and context.
+
+    Others come back after it.
+    """
+    before, settings_before = dict(_handed_in), dict(_settings)
     _handed_in.update({(kind, name): cls for name, cls in classes.items()})
+    _settings.update(settings)
     try:
         yield
     finally:
         _handed_in.clear()
         _handed_in.update(before)
+        _settings.clear()
+        _settings.update(settings_before)
+
+
+def settings_of(label: str) -> JsonObject:
+    """Return the settings of a defense that a Python program added with them; empty for any other."""
+    return dict(_settings.get(label, {}))
 
 
 def find(kind: Kind, name: str) -> type[Any]:

@@ -89,7 +89,7 @@ class Results:
         failing = flags(diagnose(self.stored))
         marks = Marks(self.summary, doubts_of(self.stored, self.summary))
         worst = self.summary["kind"] == WORST_CASE
-        found = {}
+        found: dict[tuple[object, ...], str] = {}
         for row in self.summary[worst].to_dict("records"):
             figures = ["error"] if row["norm"] == FOOLING else list(STRICTNESS)
             made = marks.of(row, *figures)

@@ -51,7 +51,8 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     print_text(console, verdict.title, style="bold")
     for sentence in verdict.sentences:
         print_text(console, sentence, indent="  ")
-    console.print(Text(f"  {verdict.command}"), soft_wrap=True)
+    if verdict.command:
+        console.print(Text(f"  {verdict.command}"), soft_wrap=True)
     console.print()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,12 +30,17 @@ STRONG = "strong"
 """Name of the matrix whose attacks are strong enough for a conclusion."""
 
 
+FAILED = "Every attack failed, so nothing is known: mend what the reasons name, and run the same again."
+"""Advice where no attack ended."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a run found about one defense on one data set, in sentences.
 
     clean: accuracy and rejection without an attack. left: robust accuracy at each norm and ε. trust: what the
-    diagnosis and the marks of tables say about these figures. advice: what to run next, and command: how to run it.
+    diagnosis and the marks of tables say about these figures. advice: what to run next, and command: how to run it,
+    empty where every attack failed.
     """
 
     dataset: str
@@ -55,7 +61,7 @@ class Verdict:
         return [self.clean, *self.left, *self.trust, self.advice]
 
     def __str__(self) -> str:
-        return "\n".join([self.title, *(f"  {line}" for line in [*self.sentences, self.command])])
+        return "\n".join([self.title, *(f"  {line}" for line in [*self.sentences, self.command] if line)])
 
 
 def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doubts: Doubts) -> list[Verdict]:
@@ -77,8 +83,9 @@ def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doub
         finding = checked.get((name, label), {"result": "not run", "checks": []})
         marks = _marks(worst, doubts)
         sizes = next(((panel.norm, sorted(panel.worst["eps"].unique())) for panel in attacked), None)
-        again = _command(results.run, name, label, sizes)
-        advice, command = _next(results, name, label, finding["result"], again)
+        steps = _Steps(results, name, label, sizes)
+        failed = bool(worst) and all(row["status"] == "failed" for row in worst)
+        advice, command = (FAILED, "") if failed else _next(steps, finding["result"])
         made.append(
             Verdict(
                 dataset=name,
@@ -123,7 +130,8 @@ def _left(panel: Panel) -> list[str]:
     for row in panel.worst.to_dict("records"):
         where = f"{norm_text(panel.norm)}, ε = {eps_text(row['eps'])}"
         if row["status"] in ("failed", "skipped"):
-            lines.append(f"{where}: not known, every attack was {row['status']}.")
+            happened = "failed" if row["status"] == "failed" else "was skipped"
+            lines.append(f"{where}: not known, because every attack {happened}: {row['reason']}.")
             continue
         interval = f"95 % interval {percent(row['robust_low'])} to {percent(row['robust_high'])} %, n = {row['n']}"
         strict = row["strict_robust_accuracy"]
@@ -182,44 +190,118 @@ def _marks(worst: Sequence[Row], doubts: Doubts) -> list[str]:
     return list(sentences)
 
 
-def _next(results: Results, dataset: str, defense: str, diagnosed: str, strong: str) -> tuple[str, str]:
-    """Return advice on what to run next, and the command. strong: the command that runs the matrix `strong`."""
+@dataclass(frozen=True)
+class _Steps:
+    """Commands that attack one defense on one data set further: for a shell, or for Python where a shell can't name it.
+
+    sizes: a norm of the run and its ε. The commands name them unless the data set is MNIST, as in the matrix `strong`.
+    """
+
+    results: Results
+    dataset: str
+    defense: str
+    sizes: tuple[str, list[float]] | None
+
+    @property
+    def entry(self) -> JsonObject:
+        """The defense's entry in the run's matrix, by its label."""
+        entries = self.results.run.get("matrix", {}).get("defenses", [])
+        return next((one for one in entries if one["label"] == self.defense), {"name": self.defense})
+
+    @property
+    def settings(self) -> JsonObject:
+        """How the run used the model, by the keys of a matrix file; `randomized` only for an object of a program."""
+        entry = self.entry
+        used = {**entry.get("parameters", {}), "draws": entry.get("draws")}
+        used |= {"randomized": bool(entry.get("randomized")) and not self.is_named}
+        return {key: value for key, value in used.items() if value not in (None, False)}
+
+    @property
+    def is_named(self) -> bool:
+        """Whether a shell can name the defense."""
+        return _is_named_in_shells("defenses", self.entry["name"])
+
+    @property
+    def has_name_of_data(self) -> bool:
+        """Whether a matrix can name the data set."""
+        return _is_named_in_shells("datasets", self.dataset)
+
+    @property
+    def threat(self) -> JsonObject:
+        """Norm and ε, and nothing if the run has none; ε as numbers, or texts for fractions."""
+        if self.sizes is None:
+            return {}
+        texts = map(eps_text, self.sizes[1])
+        return {"norm": self.sizes[0], "eps": [text if "/" in text else float(text) for text in texts]}
+
+    def strong(self, **more: object) -> str:
+        """Return the command that runs the matrix `strong`. more: further options of the command."""
+        run, words = self.results.run, list(self.results.run.get("command", []))
+        options: JsonObject = {} if self.dataset == "mnist5k" else {"dataset": [self.dataset]}
+        options |= {} if self.dataset.startswith("mnist") else self.threat
+        options |= {"device": run["device"]} if run.get("device", "cpu") != "cpu" else {}
+        options |= {"data": words[words.index("--data") + 1]} if "--data" in words[:-1] else {}
+        options |= more
+        if self.is_named and not self.settings:
+            parts = ["manifold-bench", "run", "--matrix", STRONG, "--defense", self.defense]
+            for name, value in options.items():
+                for one in value if isinstance(value, list) else [value]:
+                    parts += [f"--{name}"] if one is True else [f"--{name}", str(one)]
+            return shlex.join(parts)
+        table = _Code("model") if not self.is_named else self.entry["name"]
+        model = {"model": table, **self.settings} if self.settings else table
+        label = "model" if self.is_named else self.defense
+        return _call("mb.run", _literal(STRONG), {"defenses": {label: model}, **options})
+
+    def again(self, **more: object) -> str:
+        """Return the call that attacks the same data again, which no matrix can name. more: further arguments."""
+        matrix, rows = self.results.run.get("matrix", {}), self.results.records
+        attacks = [{"name": one["name"], **one.get("parameters", {})} for one in matrix.get("attacks", [])]
+        given = [one["name"] if len(one) == 1 else one for one in attacks]
+        own = [one for one in self.results.identities.values() if one["dataset"]["name"] == self.dataset]
+        classes = {one["num_classes"] for one in own} - {int(rows["label"].max()) + 1}
+        usage = self.settings | ({"classes": classes.pop()} if classes else {})
+        model = self.entry["name"] if self.is_named else _Code("model")
+        options = ({"attacks": given} if given else {}) | self.threat | usage | more
+        return _call("mb.evaluate", f"{_literal(model)}, data", options)
+
+
+class _Code(str):
+    """The name of a variable in a command for Python."""
+
+
+def _call(function: str, first: str, arguments: JsonObject) -> str:
+    """Return a call in Python. first: its arguments without a name, as code."""
+    return f"{function}({', '.join([first, *(f'{name}={_literal(value)}' for name, value in arguments.items())])})"
+
+
+def _literal(value: object) -> str:
+    """Return a value as Python code, with texts in double quotes."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return (
+        json.dumps(value, ensure_ascii=False) if isinstance(value, str) and not isinstance(value, _Code) else str(value)
+    )
+
+
+def _next(steps: _Steps, diagnosed: str) -> tuple[str, str]:
+    """Return advice on what to run next, and the command. diagnosed: result of the diagnosis."""
+    results = steps.results
     matrix = matrix_name(str(results.run.get("matrix", {}).get("source", "")))
-    shell = _is_named_in_shells("defenses", defense) and _is_named_in_shells("datasets", dataset)
-    if matrix != STRONG:
+    if matrix != STRONG and steps.has_name_of_data:
         advice = f"{FIRST_LOOKS.get(matrix, '')} Run the stronger attacks and the diagnosis of `{STRONG}`:".strip()
-        if shell:
-            return advice, strong
-        if _is_named_in_shells("datasets", dataset):
-            return advice, f'mb.run("{STRONG}", defenses={{"{defense}": model}}, dataset=["{dataset}"])'
-        if diagnosed == "not run":
-            return "A diagnosis would say whether the attacks worked:", "mb.evaluate(model, data, …, diagnose=True)"
-    elif budget_of(results.run):
-        return "Run it without the budget, which cut it, or with a larger one:", strong
-    elif diagnosed == "not run":
-        return "A diagnosis would say whether the attacks worked:", f"{strong} --diagnose"
+        return advice, steps.strong()
+    if matrix == STRONG and budget_of(results.run):
+        return "Run it without the budget, which cut it, or with a larger one:", steps.strong()
+    run = steps.strong if steps.has_name_of_data else steps.again
+    if diagnosed == "not run":
+        return "A diagnosis would say whether the attacks worked:", run(diagnose=True)
     advice = "The next step is an attack written for this defense (docs/new_attack.md):"
-    if shell:
-        return advice, f"{strong} --attack my_attack.py:MyAttack"
-    return advice, 'mb.evaluate(model, data, …, attacks=["my_attack.py:MyAttack"])'
+    return advice, run(**{"attack" if steps.has_name_of_data else "attacks": ["my_attack.py:MyAttack"]})
 
 
 def _is_named_in_shells(kind: Kind, name: str) -> bool:
     """Return whether the command line knows a name, which it does not for an object from a Python program."""
     return name in registered(kind) or ":" in name or name.endswith((".pt", ".pth", ".ts"))
-
-
-def _command(run: JsonObject, dataset: str, defense: str, sizes: tuple[str, list[float]] | None) -> str:
-    """Return the command that runs the matrix `strong` on one defense.
-
-    sizes: a norm of the run and its ε. The command names them unless the data set is MNIST, as in the matrix.
-    """
-    parts = ["manifold-bench", "run", "--matrix", STRONG, "--defense", defense]
-    parts += [] if dataset == "mnist5k" else ["--dataset", dataset]
-    if sizes and not dataset.startswith("mnist"):
-        norm, ladder = sizes
-        parts += ["--norm", norm, *(word for eps in ladder for word in ("--eps", eps_text(eps)))]
-    parts += ["--device", run["device"]] if run.get("device", "cpu") != "cpu" else []
-    words = list(run.get("command", []))
-    parts += ["--data", words[words.index("--data") + 1]] if "--data" in words[:-1] else []
-    return shlex.join(parts)

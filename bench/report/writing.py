@@ -59,7 +59,8 @@ def write_report(results: Results) -> Report:
 def _verdict(verdict: Verdict) -> str:
     """Return a verdict as Markdown: a heading, a list of its sentences, and the command."""
     sentences = "\n".join(f"- {markdown_text(sentence)}" for sentence in verdict.sentences)
-    return f"## {markdown_text(verdict.title)}\n\n{sentences}\n\n      {printable(verdict.command)}\n"
+    command = f"\n      {printable(verdict.command)}\n" if verdict.command else ""
+    return f"## {markdown_text(verdict.title)}\n\n{sentences}\n{command}"
 
 
 def _page(report: Report, tables: list[Table], plots: list[Drawn]) -> str:
