@@ -1,4 +1,4 @@
-"""Auto-PGD: projected gradient ascent whose step size follows its progress (Croce & Hein 2020, algorithm 1)."""
+"""Auto-PGD: projected gradient ascent whose step size follows its progress (Croce & Hein 2020 and, in L1, 2021)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,16 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from manifold_bench.attacks.ascent import ASCENTS
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.contract import AttackableDefense
-from manifold_bench.attacks.gradient import NO_RANDOMNESS, Best, Climb, averaged, looking, or_random, steepest
+from manifold_bench.attacks.gradient import NO_RANDOMNESS, Best, Climb, averaged, looking, or_random
 from manifold_bench.attacks.losses import Loss, cross_entropy, dlr, likeliest_wrong, margin, wrong_first
 from manifold_bench.attacks.target import Target
-from manifold_bench.attacks.threat import expand, project, random_in_ball
-
-MOMENTUM = 0.75
-"""α in the paper: share of the new step in each move; the rest repeats the last move."""
+from manifold_bench.attacks.threat import Norm, expand, project
 
 LOSSES: Mapping[str, Loss] = {"cross-entropy": cross_entropy, "dlr": dlr, "margin": margin}
-
-RISES = 0.75
-"""ρ in the paper: the step size is halved where a smaller share of the steps since the last checkpoint went up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +28,10 @@ class APGD(ViewAttack):
     """Auto-PGD: gradient ascent with momentum, whose step size halves where progress stops.
 
     The first step is 2 ε long; progress is checked at the paper's checkpoints.
+
+    In L1 it is APGD-L1 (Croce & Hein 2021, "Mind the box"): each step changes a few pixels, whose number follows the
+    best point so far, and ends at the nearest point of the ball within [0,1]. The first three tenths of the steps go
+    within 3 ε, the next three tenths within 2 ε, and the rest within ε.
 
     On a defense that rejects, the attack climbs the loss until the answer is wrong, and then minus the reject excess
     (`attacks.losses.wrong_first`), so that a wrong answer is never given up for a right one. An input leaves the batch
@@ -48,6 +47,7 @@ class APGD(ViewAttack):
 
     paper = "croce2020apgd"
     version: ClassVar[int] = 2
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     adapted_to = ("adversarial training", "gradient masking")
 
     loss: Literal["cross-entropy", "dlr", "margin"] = "cross-entropy"
@@ -68,8 +68,14 @@ class APGD(ViewAttack):
         return super().unsuited(defense)
 
     def passes(self) -> tuple[int, int]:
-        climbs = self.restarts * (self.targets or 1)
-        return climbs * (self.steps + 1) * self.eot + (self.targets is not None), climbs * self.steps * self.eot
+        climbs, balls = self.restarts * (self.targets or 1), len(self._balls(1.0))
+        forwards = climbs * (self.steps + balls) * self.eot
+        return forwards + (self.targets is not None), climbs * self.steps * self.eot
+
+    def _balls(self, eps: float) -> list[tuple[float, int]]:
+        """Return radius and number of steps of each ball that an ascent goes through; the last radius is ε."""
+        balls = [(factor * eps, int(share * self.steps)) for factor, share in ASCENTS[self.norm].wider]
+        return [*(ball for ball in balls if ball[1]), (eps, self.steps - sum(steps for _, steps in balls))]
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         best = Best(x.clone(), torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device))
@@ -78,31 +84,38 @@ class APGD(ViewAttack):
         if self.targets is not None:
             clean = self.view(target).answer(x, rows)
             aims = [*likeliest_wrong(clean, y, target.num_classes)[:, : self.targets].unbind(1)]
-        climbed = LOSSES[self.loss]
+        climbed, balls = LOSSES[self.loss], self._balls(eps)
         climbs = list(product(aims, range(self.restarts)))
         for number, (aim, _) in enumerate(climbs):
-            start = random_in_ball(x[rows], self.norm, eps, seed + number)
+            point = ASCENTS[self.norm].start(x[rows], self.norm, balls[0][0], seed + number)
             views = [self.view(target) for _ in range(self.eot)]
             loss = wrong_first(climbed) if views[0].rejects else climbed
             look = averaged([looking(view, loss, y, aim) for view in views])
             climb = Climb(views[0], look, x, y, eps, best, final=number == len(climbs) - 1)
-            rows = self._climb(climb, rows, start)
+            for radius, steps in balls:
+                if radius != balls[0][0]:
+                    point = project(point, x[rows], self.norm, radius)
+                rows, point = self._ascend(climb, rows, point, radius, steps)
             if not len(rows):
                 break
         return best.point
 
-    def _climb(self, climb: Climb, rows: Tensor, point: Tensor) -> Tensor:
-        """Ascend from points [n,C,H,W] of those rows, update `climb.best`, and return the rows without a success."""
-        eps = climb.eps
-        due, checked = checkpoints(self.steps), 0
-        state: Ascent | None = None
+    def _ascend(self, climb: Climb, rows: Tensor, point: Tensor, radius: float, steps: int) -> tuple[Tensor, Tensor]:
+        """Ascend from points [n,C,H,W] of those rows within a ball; return the rows without a success, and their best.
+
+        Within the ball of ε, `climb.best` is updated and successes leave. Within a wider one nothing is a success.
+        """
+        kind, checked = ASCENTS[self.norm], 0
+        due, state = kind.checkpoints(steps), None
         origin = climb.x.index_select(0, rows)
-        for step in range(self.steps + 1):
-            last = step == self.steps
+        for step in range(steps + 1):
+            last = step == steps
             logits, values, gradient = climb.look(point, rows, last)
-            beaten = climb.beaten(point, rows, logits, step, last)
-            climb.best.update(rows, point, values, beaten)
-            state = Ascent.begun(point, values, gradient, 2 * eps) if state is None else state
+            beaten = torch.zeros_like(rows, dtype=torch.bool)
+            if radius == climb.eps:
+                beaten = climb.beaten(point, rows, logits, step, last)
+                climb.best.update(rows, point, values, beaten)
+            state = kind.begun(point, values, gradient, origin, radius) if state is None else state
             state.seen(point, values, gradient)
             if step in due:
                 point, gradient = state.checked(point, gradient, step - checked)
@@ -111,77 +124,11 @@ class APGD(ViewAttack):
             rows, point, gradient, origin = remaining(~beaten, rows, point, gradient, origin)
             if last or not len(rows):
                 break
-            ahead = steepest(or_random(gradient, point, step), self.norm)
-            stepped = project(point + expand(state.size, point) * ahead, origin, self.norm, eps)
-            if step:
-                moved = point + MOMENTUM * (stepped - point) + (1 - MOMENTUM) * (point - state.previous)
-                stepped = project(moved, origin, self.norm, eps)
+            ahead = state.ahead(or_random(gradient, point, step), self.norm)
+            stepped = project(point + expand(state.size, point) * ahead, origin, self.norm, radius)
+            if step and state.momentum:
+                moved = point + (1 - state.momentum) * (stepped - point) + state.momentum * (point - state.previous)
+                stepped = project(moved, origin, self.norm, radius)
             state.previous, point = state.point, stepped
-        return rows
-
-
-@dataclass
-class Ascent:
-    """The state of an ascent for each of n inputs; points and gradients are [n,C,H,W], all others [n].
-
-    point, value: current point and its loss. previous: the point before. top, top_value, top_gradient: the best point,
-    its loss and its gradient. size: step size. rises: number of steps since the last checkpoint that raised the loss.
-    checked_value: best loss at the last checkpoint. halved: whether the step size was halved there.
-    """
-
-    point: Tensor
-    value: Tensor
-    previous: Tensor
-    top: Tensor
-    top_value: Tensor
-    top_gradient: Tensor
-    size: Tensor
-    rises: Tensor
-    checked_value: Tensor
-    halved: Tensor
-
-    @classmethod
-    def begun(cls, point: Tensor, value: Tensor, gradient: Tensor, size: float) -> Ascent:
-        """Return the state at the first point, with step size `size`."""
-        steps = torch.full((len(point),), size, dtype=point.dtype, device=point.device)
-        nothing = torch.zeros_like(steps)
-        return cls(point, value, point, point, value, gradient, steps, nothing, value, nothing.bool())
-
-    def only(self, going: Tensor) -> Ascent:
-        """Return the state of the inputs where `going` [n] is true."""
-        return Ascent(*remaining(going, *vars(self).values()))
-
-    def seen(self, point: Tensor, value: Tensor, gradient: Tensor) -> None:
-        """Update the state with a new point, its loss and its gradient."""
-        self.rises = self.rises + (value > self.value)
-        better = value > self.top_value
-        self.top = torch.where(expand(better, point), point, self.top)
-        self.top_gradient = torch.where(expand(better, point), gradient, self.top_gradient)
-        self.top_value = torch.where(better, value, self.top_value)
-        self.point, self.value = point, value
-
-    def checked(self, point: Tensor, gradient: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Return the point to continue from and the gradient there, at a checkpoint `steps` steps after the last one.
-
-        The step size is halved, and the ascent returns to its best point, where too few steps raised the loss, or where
-        the step size was not halved last time and the best loss is still the same (conditions 1 and 2 of the paper).
-        """
-        stuck = ~self.halved & (self.top_value <= self.checked_value)
-        halve = (self.rises < RISES * steps) | stuck
-        self.size = torch.where(halve, self.size / 2, self.size)
-        self.halved, self.checked_value, self.rises = halve, self.top_value, torch.zeros_like(self.rises)
-        where = expand(halve, point)
-        return torch.where(where, self.top, point), torch.where(where, self.top_gradient, gradient)
-
-
-def checkpoints(steps: int) -> set[int]:
-    """Return the numbers of steps after which the step size is checked: ⌈p · steps⌉ for p = 0.22, 0.41, 0.57, …, 0.99.
-
-    Each interval between two p is 0.03 shorter than the last one, but no shorter than 0.06.
-    """
-    found, at, stretch = set(), 22, 22
-    while at <= 100:
-        found.add(-(-at * steps // 100))
-        stretch = max(stretch - 3, 6)
-        at += stretch
-    return found
+        assert state is not None  # there is at least one step
+        return rows, state.top

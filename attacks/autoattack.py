@@ -14,13 +14,15 @@ from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.fab import FAB
 from manifold_bench.attacks.square import Square
 from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import Norm
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttack(ViewAttack):
     """AutoAttack: APGD, FAB and Square in a row, with fixed budgets and nothing to tune.
 
-    The budgets are those of the reference implementation.
+    The budgets are those of the reference implementation. In L1 they are those of "Mind the box" (Croce & Hein 2021):
+    untargeted APGD starts five times, and targeted APGD has five target classes.
 
     variant: `version` of the reference implementation. `standard` is APGD on the cross-entropy, APGD on the DLR loss
     and FAB towards 9 classes each, all with 100 steps, and Square with 5,000 queries. `rand`, for randomized defenses,
@@ -33,6 +35,7 @@ class AutoAttack(ViewAttack):
 
     paper = "croce2020apgd"
     version: ClassVar[int] = 3
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     adapted_to = ("adversarial training", "certified", "gradient masking")
 
     variant: Literal["standard", "rand"] = "standard"
@@ -49,9 +52,10 @@ class AutoAttack(ViewAttack):
         }
         if self.variant == "rand":
             return APGD(eot=20, **knows), APGD(loss=loss, eot=20, **knows)
+        restarts, targets = (5, 5) if self.norm == "l1" else (1, 9)
         return (
-            APGD(**knows),
-            APGD(loss=loss, targets=9, **knows),
+            APGD(restarts=restarts, **knows),
+            APGD(loss=loss, targets=targets, **knows),
             FAB(targets=9, **knows),
             Square(norm=self.norm, horizon=10_000),  # 5,000 queries, with the sizes of 10,000, as in the reference
         )

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
-from manifold_bench.attacks.gradient import CONFIRM_EVERY, or_stray, steepest
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, or_stray
 from manifold_bench.attacks.losses import accepted_and_wrong, boundary, likeliest_wrong
 from manifold_bench.attacks.target import Target
-from manifold_bench.attacks.threat import expand
+from manifold_bench.attacks.threat import expand, steepest
 
 SHORTEST = 1e-5
 """Length of the shortest step; without it steps would become ever shorter right before a boundary."""

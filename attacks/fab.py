@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
@@ -35,7 +35,8 @@ class FAB(ViewAttack):
     It searches towards the likeliest wrong classes in turn, and keeps the smallest perturbation.
 
     Each step projects the point and the original image on the linearised boundary z_aim = z_y within the box [0,1], and
-    goes to a weighted mean of both projections. On a defense that rejects, the boundary is that of acceptance as soon
+    goes to a weighted mean of both projections. In L1 projections change the values with the largest gradient, each as
+    far as the box allows. On a defense that rejects, the boundary is that of acceptance as soon
     as the answer is wrong.
 
     targets: number of target classes. steps: number of steps towards each.
@@ -45,6 +46,7 @@ class FAB(ViewAttack):
     """
 
     paper = "croce2020fab"
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     minimal = True
 
     targets: Annotated[int, Ge(1)] = 9
@@ -121,11 +123,32 @@ def to_plane(x: Tensor, slope: Tensor, value: Tensor, norm: Norm) -> Tensor:
     size = slope.abs().flatten(1)
     down = -(slope * expand(value.sign(), slope)).sign()  # the direction in which each pixel has to change
     room = torch.where(down > 0, 1 - x, x).flatten(1) * (size > 0)
+    step = in_turn(size, room, value.abs()) if norm == "l1" else together(size, room, value.abs(), norm)
+    return down * step.view_as(x)
+
+
+def in_turn(size: Tensor, room: Tensor, wanted: Tensor) -> Tensor:
+    """Return the smallest change in L1 that moves a linear function by `wanted` [N]: the largest slopes first.
+
+    size: absolute slope of each value, [N,D]. room: how far each may change, [N,D].
+    """
+    size, order = size.sort(dim=1, descending=True)
+    room = room.gather(1, order)
+    gained = size * room
+    left = (wanted[:, None] - (gained.cumsum(1) - gained)).clamp_min(0)  # what the values before leave to do
+    return torch.zeros_like(size).scatter_(1, order, torch.minimum(room, left / size.clamp_min(1e-37)))
+
+
+def together(size: Tensor, room: Tensor, wanted: Tensor, norm: Norm) -> Tensor:
+    """Return the smallest change in L∞ or L2 that moves a linear function by `wanted` [N]: all values change at once.
+
+    size, room: as for `in_turn`.
+    """
     pace = torch.ones_like(size) if norm == "linf" else size
     # At time t a pixel has changed by min(t · pace, room). The function's change is concave and piecewise linear in t,
     # so that Newton's method from 0 never overshoots and ends exactly at the solution after a few steps. Sorting the
     # pixels by their time of arrival would take three times as long.
-    arrival, wanted = room / pace.clamp_min(1e-37), value.abs()
+    arrival = room / pace.clamp_min(1e-37)
     speed, gained = size * pace, size * room
     time, before = torch.zeros_like(wanted), torch.full_like(wanted, -1.0)
     while (time > before).any():
@@ -133,5 +156,4 @@ def to_plane(x: Tensor, slope: Tensor, value: Tensor, norm: Norm) -> Tensor:
         left = (wanted - gained.masked_fill(moving, 0.0).sum(1)).clamp_min(0)
         pull = speed.masked_fill(~moving, 0.0).sum(1).clamp_min(1e-37)
         before, time = time, torch.maximum(time, left / pull)
-    step = torch.minimum(time.clamp_max(1e30)[:, None] * pace, room)
-    return down * step.view_as(x)
+    return torch.minimum(time.clamp_max(1e30)[:, None] * pace, room)

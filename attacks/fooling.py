@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
-from manifold_bench.attacks.gradient import CONFIRM_EVERY, steepest
+from manifold_bench.attacks.gradient import CONFIRM_EVERY
 from manifold_bench.attacks.losses import margin
 from manifold_bench.attacks.target import Target
-from manifold_bench.attacks.threat import Norm, random_in_ball
+from manifold_bench.attacks.threat import Norm, random_in_ball, steepest
 from manifold_bench.attacks.view import View
 
 

@@ -25,7 +25,6 @@ NORM_OF: Mapping[str, Norm] = {
     "CarliniL2Method": "l2",
     "CarliniLInfMethod": "linf",
     "DeepFool": "l2",
-    "ElasticNet": "l2",
     "NewtonFool": "l2",
     "PixelAttack": "l0",
     "SaliencyMapMethod": "l0",
@@ -37,7 +36,10 @@ NORM_OF: Mapping[str, Norm] = {
     "VirtualAdversarialMethod": "l2",
     "ZooAttack": "l2",
 }
-"""Norm of each usable class that has no parameter for it (ElasticNet minimises L1 + L2)."""
+"""Norm of each usable class that has no parameter for it, but for ElasticNet, which minimises L1 + L2."""
+
+ORDERS: Mapping[Norm, float] = {"linf": np.inf, "l2": 2, "l1": 1}
+"""Values of ART's parameter `norm`. Not every class takes 1; its constructor says so."""
 
 DECISION = ("BoundaryAttack", "HopSkipJump", "SignOPTAttack", "SpatialTransformation")
 """Classes that use predicted labels alone."""
@@ -152,7 +154,7 @@ class ArtAttack(LibraryAttack):
         if "eps" in values:
             ours["eps"] = eps
         if "norm" in values:
-            ours["norm"] = np.inf if self.norm == "linf" else 2
+            ours["norm"] = ORDERS[self.norm]
         if "eps_step" in values and "eps_step" not in self.parameters:
             ours["eps_step"] = 2 * eps if self.attack.startswith("Auto") else 2.5 * eps / values.get("max_iter", 1)
         if "targeted" in values:
@@ -210,6 +212,8 @@ def art_attacks() -> Mapping[str, type]:
 
 def _norms(name: str, accepted: Collection[str]) -> tuple[Norm, ...]:
     """Return the norms that a class supports; none for a class that does not attack labelled images."""
+    if name == "ElasticNet":
+        return ("l1", "l2")
     if name in NORM_OF:
         return (NORM_OF[name],)
-    return ("linf", "l2") if "norm" in accepted else ()
+    return tuple(ORDERS) if "norm" in accepted else ()

@@ -54,8 +54,8 @@ class FoolboxAttack(LibraryAttack):
 
     The attacks are the untargeted classes of `foolbox.attacks`.
 
-    A class with a fixed distance supports that norm alone (L1 minimisers are judged in L2; Foolbox' L0 counts values,
-    not pixels); a class that can minimise any distance gets `norm`. The default of `abs_stepsize` is 2.5 ε / steps,
+    A class with a fixed distance supports that norm alone (an L1 minimiser also L2; Foolbox' L0 counts values, not
+    pixels); a class that can minimise any distance gets `norm`. The default of `abs_stepsize` is 2.5 ε / steps,
     because the library's default relative step size assumes its default number of steps. Attacks that start beyond the
     boundary start from the nearest image, of the batch or of noise, that is accepted as another class.
     """
@@ -81,8 +81,7 @@ class FoolboxAttack(LibraryAttack):
             raise ValueError(f"{self.name}: {error}") from error
         norms = _norms(attack)
         if self.norm not in norms:
-            allowed = f"allowed: {' or '.join(norms)}" if norms else "it works in L1 alone, which is no norm here"
-            raise ValueError(f"{self.name}: norm: {self.norm!r} is not supported; {allowed}")
+            raise ValueError(f"{self.name}: norm: {self.norm!r} is not supported; allowed: {' or '.join(norms)}")
 
     @property
     def needs(self) -> str | None:
@@ -178,15 +177,15 @@ def foolbox_attacks() -> Mapping[str, type]:
 
 
 def _norms(attack: attacks.Attack) -> tuple[Norm, ...]:
-    """Return the norms that a Foolbox attack supports; none for an attack within an L1 ball."""
+    """Return the norms that a Foolbox attack supports."""
     if not isinstance(attack, base.AttackWithDistance):
         return ("unrestricted",)
-    by_power: dict[float, tuple[Norm, ...]] = {0: ("l0",), 2: ("l2",), float("inf"): ("linf",)}
+    by_power: dict[float, tuple[Norm, ...]] = {0: ("l0",), 1: ("l1",), 2: ("l2",), float("inf"): ("linf",)}
     if isinstance(attack, base.FlexibleDistanceMinimizationAttack) and getattr(attack, "_distance", None) is None:
-        return ("linf", "l2", "l0")
+        return ("linf", "l2", "l1", "l0")
     assert isinstance(attack.distance, LpDistance)
-    if attack.distance.p == 1:
-        return ("l2",) if isinstance(attack, base.MinimizationAttack) else ()
+    if attack.distance.p == 1 and isinstance(attack, base.MinimizationAttack):
+        return ("l1", "l2")
     return by_power[attack.distance.p]
 
 

@@ -7,7 +7,7 @@ beaten; `attacks.selective` uses it too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, ClassVar
@@ -21,25 +21,16 @@ from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.contract import AttackableDefense
 from manifold_bench.attacks.losses import Loss, LossName, accepted_and_wrong, named_loss
 from manifold_bench.attacks.target import Target
-from manifold_bench.attacks.threat import Norm, draw_per_input, expand, flat_norm, project, random_in_ball
+from manifold_bench.attacks.threat import Norm, draw_per_input, expand, project, random_in_ball, steepest
 from manifold_bench.attacks.view import View
 
 CONFIRM_EVERY = 10
 """Number of steps between confirmations by the deployed defense, if the attacked view is not the deployed defense."""
 
-STRAY: dict[Norm, float] = {"linf": 0.05, "l2": 0.5}
+STRAY: Mapping[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 2.0}
 """Length of the random step that an attack on boundaries takes where the gradient is zero."""
 
 NO_RANDOMNESS = "this defense is not randomized, so eot > 1 would average equal answers; leave eot out"
-
-
-def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """Return the unit step of steepest ascent: the sign in L∞, the normalised gradient in L2. [N,C,H,W] → same."""
-    if norm == "linf":
-        return gradient.sign()
-    # Scaled by the largest entry first, because the squares of a confident model's tiny gradients would vanish
-    scaled = gradient / expand(flat_norm(gradient, "linf").clamp_min(1e-37), gradient)
-    return scaled / expand(flat_norm(scaled, "l2").clamp_min(1e-12), gradient)
 
 
 def or_random(gradient: Tensor, point: Tensor, seed: int) -> Tensor:
@@ -74,7 +65,7 @@ def confirming(step: int) -> bool:
 class FGSM(ViewAttack):
     """Fast gradient sign method: one step of length ε along the sign of the gradient.
 
-    x + ε sign ∇L; in L2 the step goes along the normalised gradient.
+    x + ε sign ∇L; in L2 the step goes along the normalised gradient, and in L1 along the signs of its largest entries.
 
     loss: name of the loss that is climbed, see `attacks.losses.named_loss`.
     random: length of a random step before the gradient step, in the attack's norm; the gradient step is shorter by that
@@ -82,6 +73,7 @@ class FGSM(ViewAttack):
     """
 
     paper = "goodfellow2015"
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     version: ClassVar[int] = 2
     loss: LossName = "auto"
     random: Annotated[float, Ge(0), Lt(math.inf)] = 0.0
@@ -251,7 +243,8 @@ class ProjectedAscent(ViewAttack):
 class PGD(ProjectedAscent):
     """Projected gradient descent: climbs the loss from random starts and keeps the best point.
 
-    x ← Π(x + α sign ∇L), where Π projects on the ball; in L2 the step goes along the normalised gradient.
+    x ← Π(x + α sign ∇L), where Π projects on the ball; in L2 the step goes along the normalised gradient, and in L1
+    along the signs of its largest 5 % (sparse L1 descent, Tramèr & Boneh 2019).
 
     loss: name of the loss that is climbed, see `attacks.losses.named_loss`.
     random_start: whether ascents start at random points of the ball; otherwise they start at the input.
@@ -265,6 +258,7 @@ class PGD(ProjectedAscent):
     """
 
     paper = "madry2018"
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     version: ClassVar[int] = 2
     loss: LossName = "auto"
     random_start: bool = True

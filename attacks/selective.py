@@ -21,10 +21,10 @@ from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import all_rows, blockwise, padded
 from manifold_bench.attacks.contract import AttackableDefense, encodes
-from manifold_bench.attacks.gradient import Best, Climb, Look, ProjectedAscent, steepest
+from manifold_bench.attacks.gradient import Best, Climb, Look, ProjectedAscent
 from manifold_bench.attacks.losses import likeliest_wrong, margin, spread
 from manifold_bench.attacks.target import Target
-from manifold_bench.attacks.threat import Norm, expand, flat_norm, project, random_in_ball
+from manifold_bench.attacks.threat import Norm, expand, flat_norm, project, random_in_ball, steepest
 from manifold_bench.attacks.view import View
 
 FALL = 0.002

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -15,11 +15,17 @@ from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.losses import Loss, accepted_and_wrong, margin, wrong_first
 from manifold_bench.attacks.target import Target
-from manifold_bench.attacks.threat import expand, flat_norm, input_seeds, project
+from manifold_bench.attacks.threat import Norm, expand, flat_norm, input_seeds, project
 from manifold_bench.attacks.view import View
 
 DRAWN = 50
 """Number of queries whose random numbers are drawn together."""
+
+POWERS: Mapping[Norm, int] = {"l2": 2, "l1": 1}
+"""Power of a change whose sum over the image is that power of the norm."""
+
+DECAY = {2: 2, 1: 4}
+"""Exponent by which a bump falls with the distance from its centre, for each of the `POWERS`."""
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Numbers of queries, of 10,000, after which the share of pixels in a square is halved (section 5 of the paper)."""
@@ -41,6 +47,7 @@ class Square(Attack):
     """
 
     paper = "andriushchenko2020"
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     knowledge = "score"
 
     queries: Annotated[int, Ge(1)] = 5000
@@ -59,7 +66,8 @@ class Square(Attack):
             found, change = stripes(x, eps, draws), square_linf
             around = [project(x + end, x, "linf", eps) for end in (-eps, eps)]
         else:
-            found, change, around = tiles(x, eps, draws), partial(square_l2, eps=eps), [x]
+            found, around = tiles(x, self.norm, eps, draws), [x]
+            change = partial(square_bump, norm=self.norm, eps=eps)
         label = y
         value, beaten = score(view, found, label, rows)
         for query in range(1, self.queries):
@@ -79,7 +87,7 @@ class Square(Attack):
         at = query * 10_000 / (self.horizon or self.queries)
         covered = self.share / 2 ** sum(at > halving for halving in HALVINGS) * height * width
         side = round(covered**0.5)
-        if self.norm == "l2":
+        if self.norm != "linf":
             side = max(side, 3) + (max(side, 3) % 2 == 0)
         return min(max(side, 1), height, width)
 
@@ -132,8 +140,11 @@ def stripes(x: Tensor, eps: float, draws: Draws) -> Tensor:
     return project(x + eps * signs(draws.first(x.shape[1], 1, x.shape[3])), x, "linf", eps)
 
 
-def tiles(x: Tensor, eps: float, draws: Draws) -> Tensor:
-    """Return the starting points in L2: x plus 5 × 5 `bump`s with random signs and orientations, of norm ε in all."""
+def tiles(x: Tensor, norm: Norm, eps: float, draws: Draws) -> Tensor:
+    """Return the starting points in L2 or L1: x plus 5 × 5 `bump`s with random signs and orientations.
+
+    In L2 they are scaled to the norm ε, and in L1 projected on the ball, as in the reference implementation.
+    """
     channels, height, width = x.shape[1:]
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
@@ -141,9 +152,11 @@ def tiles(x: Tensor, eps: float, draws: Draws) -> Tensor:
     delta = torch.zeros_like(x)
     for tile in range(down * across):
         top, left = tile // across * side, tile % across * side
-        shape = oriented(x, side, u[:, tile, 0])
+        shape = oriented(x, side, POWERS[norm], u[:, tile, 0])
         delta[:, :, top : top + side, left : left + side] = shape * signs(u[:, tile, 1:])[:, :, None, None]
-    return project(x + eps * delta / expand(flat_norm(delta, "l2").clamp_min(1e-12), x), x, "l2", eps)
+    if norm == "l2":
+        delta = eps * delta / expand(flat_norm(delta, norm).clamp_min(1e-12), x)
+    return project(x + delta, x, norm, eps)
 
 
 def square_linf(around: Sequence[Tensor], best: Tensor, side: int, u: Tensor) -> Tensor:
@@ -162,34 +175,37 @@ def square_linf(around: Sequence[Tensor], best: Tensor, side: int, u: Tensor) ->
     return placed
 
 
-def square_l2(around: Sequence[Tensor], best: Tensor, side: int, u: Tensor, eps: float) -> Tensor:
-    """Return `best` with the norm of one window moved to another one, as a bump (algorithm 3 of the paper).
+def square_bump(around: Sequence[Tensor], best: Tensor, side: int, u: Tensor, *, norm: Norm, eps: float) -> Tensor:
+    """Return `best` with the norm of one window moved to another one, as a bump (algorithm 3 of the paper, in L2).
 
-    around: x alone. u: random numbers [n,numbers].
+    In L1 sums of absolute values take the place of sums of squares, and the point is projected on the ball within [0,1]
+    (Croce & Hein 2021). around: x alone. u: random numbers [n,numbers].
     """
     (x,) = around
+    order = POWERS[norm]
     channels = x.shape[1]
     delta = best - x
     corners = corner(x, side, u[:, 0], u[:, 1])
     taken, given = window(x, *corner(x, side, u[:, 2], u[:, 3]), side), window(x, *corners, side)
-    unused = (eps**2 - delta.square().flatten(1).sum(1)).clamp_min(0)
-    held = (delta.square() * (taken | given)).sum((2, 3))
-    available = (held + unused[:, None] / channels).sqrt()
+    mass = delta.abs() ** order
+    unused = (eps**order - mass.flatten(1).sum(1)).clamp_min(0)
+    held = (mass * (taken | given)).sum((2, 3))
+    available = (held + unused[:, None] / channels) ** (1 / order)
     pixels = (
         all_rows(x)[:, None, None],
         (corners[0][:, None] + torch.arange(side, device=x.device))[:, :, None],
         (corners[1][:, None] + torch.arange(side, device=x.device))[:, None, :],
     )
     there = delta.permute(0, 2, 3, 1)[pixels].permute(0, 3, 1, 2)  # [n,C,side,side]
-    moved = oriented(x, side, u[:, 4]) * signs(u[:, 5:])[:, :, None, None] + unit(there)
+    moved = oriented(x, side, order, u[:, 4]) * signs(u[:, 5:])[:, :, None, None] + unit(there, order)
     delta = delta.masked_fill(taken, 0.0).permute(0, 2, 3, 1).contiguous()
-    delta[pixels] = (unit(moved) * available[:, :, None, None]).permute(0, 2, 3, 1)
-    return project(x + delta.permute(0, 3, 1, 2), x, "l2", eps)
+    delta[pixels] = (unit(moved, order) * available[:, :, None, None]).permute(0, 2, 3, 1)
+    return project(x + delta.permute(0, 3, 1, 2), x, norm, eps)
 
 
-def unit(delta: Tensor) -> Tensor:
-    """Scale each channel of delta [n,C,h,w] to norm 1; channels of zeros stay zero."""
-    return delta / delta.flatten(2).norm(dim=2)[:, :, None, None].clamp_min(1e-12)
+def unit(delta: Tensor, order: int) -> Tensor:
+    """Scale each channel of delta [n,C,h,w] to norm 1 in L1 or L2; channels of zeros stay zero."""
+    return delta / delta.flatten(2).norm(order, dim=2)[:, :, None, None].clamp_min(1e-12)
 
 
 def corner(x: Tensor, side: int, down: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,22 +221,25 @@ def window(x: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     return within[:, None]
 
 
-def oriented(x: Tensor, side: int, uniform: Tensor) -> Tensor:
+def oriented(x: Tensor, side: int, order: int, uniform: Tensor) -> Tensor:
     """Return the `bump` of that side, transposed where the number in [0,1) is ≥ 0.5 → [n,1,side,side]."""
-    shape = bump(side).to(x)
+    shape = bump(side, order).to(x)
     return torch.where((uniform < 0.5)[:, None, None, None], shape, shape.T)
 
 
 @cache
-def bump(side: int) -> Tensor:
-    """Return two rectangles of opposite sign that decrease from their centres, [side,side], norm 1 (paper's eq. 2)."""
+def bump(side: int, order: int) -> Tensor:
+    """Return two rectangles of opposite sign that decrease from their centres, [side,side] (paper's eq. 2).
+
+    Its norm is 1, in L2 or L1 by `order`.
+    """
 
     def rectangle(height: int, width: int) -> Tensor:
         rows = (torch.arange(height) - height // 2).abs()
         columns = (torch.arange(width) - width // 2).abs()
         ring = torch.maximum(rows[:, None], columns[None])
-        heights = 1 / torch.arange(1, max(height, width) // 2 + 2).double().square()
+        heights = 1 / torch.arange(1, max(height, width) // 2 + 2).double() ** DECAY[order]
         return heights.flip(0).cumsum(0).flip(0)[ring]
 
     shape = torch.cat([rectangle(side // 2, side), -rectangle(side - side // 2, side)])
-    return (shape / shape.norm()).float()
+    return (shape / shape.norm(order)).float()

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import blockwise, pad_to_block, remaining
 from manifold_bench.attacks.contract import AttackableDefense, projects
-from manifold_bench.attacks.gradient import Best, or_random, steepest
+from manifold_bench.attacks.gradient import Best, or_random
 from manifold_bench.attacks.latent import CONFIRMATIONS, Scene
 from manifold_bench.attacks.losses import likeliest_wrong, margin
 from manifold_bench.attacks.target import Target
-from manifold_bench.attacks.threat import expand
+from manifold_bench.attacks.threat import expand, steepest
 
 AT_ONCE = 128
 """Number of Jacobian columns that pass through a generator together, so that its activations stay in the caches."""

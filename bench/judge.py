@@ -39,7 +39,7 @@ def parser() -> Parser:
     defenses = "defense that answers the images (repeatable)"
     p.add_argument("--defense", action="append", required=True, metavar="NAME", help=defenses)
     p.add_argument("--dataset", metavar="NAME", help="data set whose test images were perturbed")
-    p.add_argument("--norm", choices=("linf", "l2", "l0", "unrestricted"), help="norm of the perturbations")
+    p.add_argument("--norm", choices=("linf", "l2", "l1", "l0", "unrestricted"), help="norm of the perturbations")
     p.add_argument("--eps", type=size, metavar="SIZE", help="largest allowed size of a perturbation: 0.3 or 8/255")
     p.add_argument("--label", metavar="TEXT", help="name of the images in tables (default: made from the file)")
     p.add_argument("--n", type=positive, metavar="N", help="judge only the first N images of the file")

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
-NORM_NAMES = {"linf": "L∞", "l2": "L2", "l0": "L0"}
+NORM_NAMES = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 
 NOT_RUN = "–"

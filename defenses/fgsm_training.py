@@ -13,8 +13,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn import functional as F
 
-from manifold_bench.attacks.gradient import steepest
-from manifold_bench.attacks.threat import project
+from manifold_bench.attacks.threat import project, steepest
 from manifold_bench.defenses.adversarial_training import AdversarialTraining, AdversarialTrainingSpec
 
 

@@ -11,8 +11,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn import functional as F
 
-from manifold_bench.attacks.gradient import steepest
-from manifold_bench.attacks.threat import project
+from manifold_bench.attacks.threat import project, steepest
 from manifold_bench.defenses.adversarial_training import AdversarialTraining, AdversarialTrainingSpec
 
 

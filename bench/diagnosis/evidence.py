@@ -28,7 +28,7 @@ ALPHA = 0.01
 ALPHA_WARN = 0.05
 """Significance level at which a check warns, for each comparison alone."""
 
-BALLS = ("linf", "l2", "l0")
+BALLS = ("linf", "l2", "l1", "l0")
 """Norms in which the ball of a larger ε contains that of a smaller one."""
 
 ITERATIVE, SINGLE_STEP, TRANSFER, NOISE, QUERY = "iterative", "single-step", "transfer", "noise", "query"

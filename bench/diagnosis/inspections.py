@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from manifold_bench.attacks.batching import blockwise, remaining
-from manifold_bench.attacks.gradient import steepest
 from manifold_bench.attacks.losses import LossName, accepted_and_wrong, named_loss
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import (
@@ -27,6 +26,7 @@ from manifold_bench.attacks.threat import (
     on_the_grid,
     project,
     random_in_ball,
+    steepest,
 )
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.measurements.base import Measurement

@@ -63,7 +63,7 @@ DTYPES: dict[str, str] = {
     "aim": "int64",  # target class of the attack, −1 for an untargeted attack
     "defense": "string",  # label of the defense with its parameters, unique in a run
     "attack": "string",  # label of the attack with its parameters, unique in a run together with the norm
-    "norm": "string",  # linf, l2, l0, unrestricted, fooling; "none" where kind is "clean" or "calibration"
+    "norm": "string",  # linf, l2, l1, l0, unrestricted, fooling; "none" where kind is "clean" or "calibration"
     "eps": "float64",  # perturbation size that was allowed; 0 for clean answers, inf where there is none
     "seed": "int64",  # seed of the attack
     "protocol": "string",  # deterministic, or how a randomized defense was judged: single-shot, worst-of-5
@@ -76,6 +76,7 @@ DTYPES: dict[str, str] = {
     "adv_score": "float64",  # as clean_score, for the judged output
     "linf": "float64",  # L∞ distance of the output at this ε from the input, as the benchmark measures it
     "l2": "float64",  # L2 distance of the output from the input
+    "l1": "float64",  # L1 distance of the output from the input; NaN in records from before this column
     "l0": "float64",  # L0 distance of the output from the input: number of changed pixels
     "distance": "float64",  # smallest distance, in the cell's norm, at which the attack beat this input at any ε: 0
     # where the clean answer is a success already, inf where the attack never beat it
@@ -116,6 +117,11 @@ clean input. Cells that failed or were skipped, and records of earlier versions,
 """
 
 
+ADDED = ("l1",)
+"""Columns of DTYPES that older records of the same revision do not have. They are read as NaN, and nothing that such
+records are about depends on them."""
+
+
 COUNTING = 1
 """Revision of the columns ANSWERS, and of the rule that an input is attacked until every answer is a success. It is
 part of the identity of a randomized defense's jobs alone."""
@@ -137,7 +143,11 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_stored(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns of a stored frame in order; raises ValueError where one is missing or has another type."""
+    """Return the columns of a stored frame in order; raises ValueError where one is missing or has another type.
+
+    Columns that were added later (`ADDED`) may be missing.
+    """
+    frame = frame.assign(**{column: np.nan for column in ADDED if column not in frame})
     answers = ANSWERS if any(column in frame for column in ANSWERS) else {}
     for column, kind in (DTYPES | answers).items():
         if column not in frame:
@@ -157,7 +167,10 @@ def protocol(randomized: bool, draws: int) -> str:
     return "single-shot" if draws == 1 else f"worst-of-{draws}"
 
 
-NORMS = ("linf", "l2", "l0", "unrestricted", "fooling", "none")
+DISTANCES = ("linf", "l2", "l1", "l0")
+"""Columns with distances; a norm with ε has the name of its column."""
+
+NORMS = (*DISTANCES, "unrestricted", "fooling", "none")
 
 KINDS = (CLEAN, CALIBRATION, ATTACK, PROBED)
 
@@ -220,12 +233,15 @@ def _faults(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
             | (rows["attack"].str.startswith(PROBE) != probed)
         ),
     )
-    for column in ("eps", "linf", "l2", "l0", "distance", "forwards", "backwards", "seconds"):
-        yield f"{column} is negative or not a number", ~(rows[column] >= 0)
+    for column in ("eps", *DISTANCES, "distance", "forwards", "backwards", "seconds"):
+        unknown = rows[column].isna() & (rows["norm"] != "l1") if column in ADDED else False
+        yield f"{column} is negative or not a number", ~((rows[column] >= 0) | unknown)
     for column in ("forwards", "backwards", "seconds"):
         yield f"{column} is infinite", rows[column] == float("inf")
     ok, noise = rows["status"] == "ok", rows["norm"] == "fooling"
-    size = rows["l2"].mask(rows["norm"] == "linf", rows["linf"]).mask(rows["norm"] == "l0", rows["l0"])
+    size = rows["l2"]
+    for norm in DISTANCES:
+        size = size.mask(rows["norm"] == norm, rows[norm])
     yield "valid, but farther away than ε", ok & rows["valid"] & (size > rows["eps"] * (1 + ROUNDING) + ROUNDING)
     unchanged = (rows["linf"] == 0) & (rows["l2"] == 0) & (rows["l0"] == 0) & (rows["protocol"] == "deterministic")
     differs = (rows["clean_label"] != rows["adv_label"]) | (rows["clean_rejected"] != rows["adv_rejected"])

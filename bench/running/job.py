@@ -19,7 +19,7 @@ from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import DatasetRef
 from manifold_bench.bench.records.images import AdversarialImages, path_of
 from manifold_bench.bench.records.log import LOG, Log
-from manifold_bench.bench.records.schema import ANSWERS, CALIBRATION, protocol
+from manifold_bench.bench.records.schema import ANSWERS, CALIBRATION, DISTANCES, protocol
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.attacking import AttackProcess, serve_attack
 from manifold_bench.bench.running.attempt import Attempt, Cell, Effort
@@ -213,6 +213,7 @@ def _frame(job: Job, rows: Inputs, clean: WorstVerdict, cell: Cell) -> pd.DataFr
         adv_score=column(state.scores),
         linf=column(state.linf),
         l2=column(state.l2),
+        l1=column(state.l1),
         l0=column(state.l0),
         distance=column(cell.distance),
         valid=column(state.valid),
@@ -257,7 +258,7 @@ def empty_records(job: Job, status: str, reason: str) -> pd.DataFrame:
     """Return the rows of a cell that failed or was skipped, with that status and reason."""
     nothing: dict[str, float | str] = {
         **dict.fromkeys(("clean_label", "adv_label"), 0),
-        **dict.fromkeys(("linf", "l2", "l0", "forwards", "backwards", "seconds"), 0.0),
+        **dict.fromkeys((*DISTANCES, "forwards", "backwards", "seconds"), 0.0),
         **dict.fromkeys(("clean_score", "adv_score", "blind"), np.nan),
         **dict.fromkeys(("clean_rejected", "adv_rejected", "valid", "success", "unreturned"), False),
         **dict.fromkeys(("moved", "improved"), True),

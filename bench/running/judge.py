@@ -142,6 +142,7 @@ class Judgement:
     scores: Tensor
     linf: Tensor
     l2: Tensor
+    l1: Tensor
     l0: Tensor
     valid: Tensor
     success: Tensor
@@ -159,7 +160,7 @@ class Judgement:
 
     def distance(self, norm: str) -> Tensor:
         """Return the size of each perturbation in that norm; in L2 for norms without ε."""
-        return {"linf": self.linf, "l0": self.l0}.get(norm, self.l2)
+        return {"linf": self.linf, "l1": self.l1, "l0": self.l0}.get(norm, self.l2)
 
     def of(self, rows: Tensor) -> Judgement:
         """Return the part of this judgement that is about the inputs in these rows."""
@@ -181,7 +182,9 @@ def unperturbed(inputs: Inputs, clean: WorstVerdict) -> Judgement:
     zeros = torch.zeros(len(inputs), dtype=torch.float64, device=inputs.x.device)
     success = succeeded(clean, inputs.y, inputs.aims)
     every = torch.ones_like(success)
-    return Judgement(clean.labels, clean.rejected, clean.scores, zeros, zeros, zeros, every, success, clean.answers)
+    return Judgement(
+        clean.labels, clean.rejected, clean.scores, zeros, zeros, zeros, zeros, every, success, clean.answers
+    )
 
 
 class CertificateContradictedError(RuntimeError):
@@ -246,6 +249,7 @@ class Judge:
             scores=answer.scores,
             linf=flat_norm(delta, "linf"),
             l2=flat_norm(delta, "l2"),
+            l1=flat_norm(delta, "l1"),
             l0=flat_norm(delta, "l0"),
             valid=valid,
             success=valid & succeeded(answer, y, aims),

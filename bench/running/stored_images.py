@@ -25,7 +25,7 @@ class StoredImages(Attack):
     sha256: hash of the images and of their inputs. file: path of the file.
     """
 
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l0", "unrestricted")
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1", "l0", "unrestricted")
     knowledge = "oblivious"
 
     sha256: str

@@ -13,16 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from toys import CNN, Coin, Linear, Pocket, Toy, beaten, near_the_middle
 
-from manifold_bench.attacks.apgd import APGD, checkpoints
+from manifold_bench.attacks.apgd import APGD
+from manifold_bench.attacks.ascent import SteadyAscent
 from manifold_bench.attacks.from_art import ArtAttack
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import inside, random_in_ball
 
 
 def test_checkpoints_are_the_papers():
-    assert sorted(checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
-    assert sorted(checkpoints(50)) == [11, 21, 29, 35, 40, 44, 47, 50]
-    assert sorted(checkpoints(1)) == [1]
+    assert sorted(SteadyAscent.checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert sorted(SteadyAscent.checkpoints(50)) == [11, 21, 29, 35, 40, 44, 47, 50]
+    assert sorted(SteadyAscent.checkpoints(1)) == [1]
 
 
 def written_out(model: Toy, x: Tensor, y: Tensor, start: Tensor, eps: float, steps: int, norm: str) -> Tensor:
@@ -83,7 +84,7 @@ def test_it_is_algorithm_1(norm):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize(
     "attack", [{}, {"loss": "dlr"}, {"loss": "dlr", "targets": 3}], ids=["ce", "dlr", "dlr-targeted"]
 )
@@ -103,7 +104,7 @@ def test_what_is_robust_is_what_lies_further_away_than_eps(attack, norm):
     assert 5 < falls.sum() < 35
 
 
-@given(st.integers(0, 1000), st.floats(1e-3, 0.9), st.sampled_from(["linf", "l2"]), st.sampled_from([None, 2]))
+@given(st.integers(0, 1000), st.floats(1e-3, 0.9), st.sampled_from(["linf", "l2", "l1"]), st.sampled_from([None, 2]))
 @settings(max_examples=15, deadline=None)
 def test_what_comes_back_is_within_the_ball_and_the_box(seed, eps, norm, targets):
     model, x = Linear(4), torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
@@ -115,13 +116,19 @@ def test_what_comes_back_is_within_the_ball_and_the_box(seed, eps, norm, targets
 def test_every_pass_is_counted():
     model, x = Linear(4), near_the_middle(5)
     y = model.verdict(x).labels
-    for attack in (APGD(steps=7, restarts=2), APGD(steps=7, restarts=2, loss="dlr", targets=3)):
+    for attack in (
+        APGD(steps=7, restarts=2),
+        APGD(steps=7, restarts=2, loss="dlr", targets=3),
+        APGD(norm="l1", steps=10, loss="margin", targets=2),
+    ):
         target = Target(model, 5)
         attack.run(target, x, y, 1e-6, 0)
         forwards, backwards = attack.passes()
         assert target.forwards.tolist() == [forwards] * 5 and target.backwards.tolist() == [backwards] * 5
     assert APGD(steps=7, restarts=2).passes() == (16, 14)
     assert APGD(steps=7, restarts=2, loss="dlr", targets=3).passes() == (49, 42)
+    assert APGD(norm="l1", steps=10).passes() == (13, 10)  # each of the three balls has a first point
+    assert APGD(norm="l1", steps=1).passes() == (2, 1)
 
 
 def test_a_randomized_defense_is_differentiated_several_times_and_confirms_again():

@@ -26,6 +26,8 @@ def test_members_and_budgets_are_the_references():
     )
     assert AutoAttack(variant="rand").members(classes=4) == (APGD(eot=20), APGD(loss="dlr", eot=20))
     assert AutoAttack(variant="rand").members(classes=3) == (APGD(eot=20), APGD(loss="margin", eot=20))
+    l1 = AutoAttack(norm="l1").members(classes=10)
+    assert l1[:2] == (APGD(norm="l1", restarts=5), APGD(norm="l1", loss="dlr", targets=5))
     assert AutoAttack().passes() == (101 + (1 + 909) + (1 + 1800) + 5000 + 3, 100 + 900 + 900)
 
 
@@ -62,10 +64,10 @@ def test_each_member_gets_what_the_former_left(norm):
     assert unbeaten == [attack.passes()[0]]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_results_are_the_same_bits_in_any_company(norm):
     model, x = CNN(), torch.rand(19, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    y, eps = model.verdict(x).labels, 0.02 if norm == "linf" else 0.12
+    y, eps = model.verdict(x).labels, {"linf": 0.02, "l2": 0.12, "l1": 0.5}[norm]
     attack = Short(norm=norm)
     together = attack.run(Target(model, 19), x, y, eps, 11)
     for rows in (
@@ -77,7 +79,7 @@ def test_results_are_the_same_bits_in_any_company(norm):
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_what_is_robust_is_what_lies_further_away_than_eps(norm, classes):
     model, x = Linear(classes), near_the_middle(40)
     y = model.verdict(x).labels

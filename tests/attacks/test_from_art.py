@@ -156,7 +156,8 @@ def test_a_fault_of_the_defense_is_not_swallowed(linear_model):
         ),
         ({"attack": "DeepFool", "norm": "l2", "parameters": {"max_iter": -3}}, "iterations"),
         ({"attack": "ProjectedGradientDescent", "parameters": {"eps": 0.1}}, "'eps' cannot be set here"),
-        ({"attack": "ProjectedGradientDescent", "norm": "l0"}, "linf or l2"),
+        ({"attack": "ProjectedGradientDescent", "norm": "l0"}, "linf or l2 or l1"),
+        ({"attack": "HopSkipJump", "norm": "l1"}, "[Nn]orm"),
     ],
 )
 def test_what_cannot_work_is_one_clear_error(given, says):

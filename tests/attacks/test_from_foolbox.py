@@ -5,11 +5,13 @@ import torch
 from linear import check_distances, check_pgd, check_seed, interior_inputs, l2
 from refusals import check_refusal, without
 from rejecting import BAND, Band, images_below
-from toys import Parity
+from toys import Linear, Parity, near_the_middle
 
 from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.from_art import ArtAttack
 from manifold_bench.attacks.from_foolbox import FoolboxAttack, foolbox_model, starting_points
 from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import flat_norm, inside
 
 CARLINI = {"steps": 200, "binary_search_steps": 6, "stepsize": 0.01, "initial_const": 0.1}
 
@@ -145,7 +147,7 @@ def test_the_defense_is_left_as_it_was(digits, digits_cnn):
         ({"attack": "L2CarliniWagner", "norm": "l2"}, "did you mean 'L2CarliniWagnerAttack'"),
         ({"attack": "GenAttack"}, "target"),
         ({"attack": "L2PGD", "norm": "linf"}, "'linf' is not supported; allowed: l2"),
-        ({"attack": "L1PGD", "norm": "l2"}, "L1"),
+        ({"attack": "L1PGD", "norm": "l2"}, "'l2' is not supported; allowed: l1"),
         ({"attack": "LinfPGD", "parameters": {"step": 3}}, "allowed: abs_stepsize, .*steps"),
         ({"attack": "VirtualAdversarialAttack", "norm": "l2"}, "missing parameters: steps"),
     ],
@@ -154,11 +156,36 @@ def test_what_cannot_work_is_one_clear_error(given, says):
     check_refusal(FoolboxAttack, given, f"foolbox:{given['attack']}", says)
 
 
-@pytest.mark.parametrize(("size", "norm"), [("L0", "l0"), ("L1", "l2"), ("L2", "l2"), ("Linfinity", "linf")])
+@pytest.mark.parametrize(("size", "norm"), [("L0", "l0"), ("L1", "l1"), ("L2", "l2"), ("Linfinity", "linf")])
 def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(size, norm, monkeypatch):
     without("numba", monkeypatch)
     given = {"attack": f"{size}BrendelBethgeAttack", "norm": norm}
     check_refusal(FoolboxAttack, given, f"foolbox:{given['attack']}", "run `pip install numba`$")
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        FoolboxAttack(attack="EADAttack", norm="l1", parameters={"steps": 300, "initial_stepsize": 0.02}),
+        FoolboxAttack(attack="L1FMNAttack", norm="l1"),
+        ArtAttack(attack="ElasticNet", norm="l1", parameters={"max_iter": 100, "decision_rule": "L1"}),
+    ],
+    ids=["ead", "fmn", "elastic-net"],
+)
+def test_minimisers_of_l1_are_never_nearer_than_the_closed_form(attack):
+    model, x = Linear(2), near_the_middle(6)
+    y = model.verdict(x).labels
+    found = attack.run(Target(model, 6), x, y, 0.0, seed=0)
+    share = flat_norm(found - x, "l1") / model.distance(x, y, "l1")
+    assert model.verdict(found).wrong(y).all() and (share >= 0.999).all() and share.median() < 1.5
+
+
+def test_an_attack_within_an_l1_ball_stays_there():
+    model, x = Linear(2), near_the_middle(6)
+    y, attack = model.verdict(x).labels, FoolboxAttack(attack="SparseL1DescentAttack", norm="l1")
+    eps = 1.5 * float(model.distance(x, y, "l1").max())
+    found = attack.run(Target(model, 6), x, y, eps, seed=0)
+    assert inside(found, x, "l1", eps).all() and model.verdict(found).wrong(y).all()
 
 
 def test_knowledge_and_kind():

@@ -10,9 +10,9 @@ from torch import Tensor
 from toys import CNN, Coin, Linear, Pocket, Toy, beaten, near_the_middle
 
 from manifold_bench.attacks.contract import Verdict
-from manifold_bench.attacks.gradient import BIM, FGSM, MIM, PGD, RandFGSM, steepest
+from manifold_bench.attacks.gradient import BIM, FGSM, MIM, PGD, RandFGSM
 from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
-from manifold_bench.attacks.threat import flat_norm, inside
+from manifold_bench.attacks.threat import flat_norm, inside, steepest
 from manifold_bench.defenses.base import append_reject_score
 
 ATTACKS = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from linear import interior_inputs
 from rejecting import Band, TwoDetectors, Walled, images_below
 from torch import Tensor
-from toys import CNN, Linear, Toy, near_the_middle
+from toys import CNN, Linear, Toy, boxed_l1, near_the_middle
 
 from manifold_bench.attacks.carlini_wagner import CarliniWagner
 from manifold_bench.attacks.deepfool import DeepFool
@@ -26,6 +26,7 @@ FAR = CarliniWagner(searches=4, steps=200, rate=0.02, c=10.0)
 ATTACKS = {
     "fab-linf": FAB(steps=20),
     "fab-l2": FAB(norm="l2", steps=20),
+    "fab-l1": FAB(norm="l1", steps=20),
     "deepfool-linf": DeepFool(),
     "deepfool-l2": DeepFool(norm="l2"),
     "carlini-wagner": CW,
@@ -51,7 +52,7 @@ def test_linear_model_distance_is_the_closed_form(attack, classes):
 
 @every
 def test_three_classes_whose_boundaries_meet(attack, linear_model):
-    if attack.norm == "linf":
+    if attack.norm != "l2":
         pytest.skip("the closed form of this model is for L2")
     x, y, distance = interior_inputs(linear_model, 12)
     out = attack.run(Target(linear_model, 12), x, y, INF, 0)
@@ -128,6 +129,23 @@ def test_a_step_to_a_plane_is_the_smallest_within_the_box(norm, data):
     expected = down * torch.minimum(high.view(-1, 1, 1, 1) * pace, room)
     assert torch.allclose(step[reachable], expected[reachable], atol=1e-6)
     assert torch.allclose(step[~reachable].abs(), room[~reachable], atol=1e-9)
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_step_to_a_plane_in_l1_is_the_smallest_within_the_box(data):
+    """Against the closed form, which spends the largest slopes first."""
+    random = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    x, slope = torch.rand(1, 1, 2, 3, generator=random), torch.randn(1, 1, 2, 3, generator=random)
+    value = data.draw(st.floats(0.01, 3))
+    step = to_plane(x, slope, torch.tensor([value]), "l1")
+    assert (x + step >= -1e-6).all() and (x + step <= 1 + 1e-6).all()
+    least = boxed_l1(torch.tensor(value), slope.flatten(), x)
+    if least < INF:
+        assert float((slope * step).sum()) == pytest.approx(-value, abs=1e-5)
+        assert float(step.abs().sum()) == pytest.approx(least, abs=1e-5)
+    else:
+        assert float((slope * step).sum()) > -value
 
 
 def test_a_boundary_without_slope_is_nowhere():
@@ -238,6 +256,7 @@ def test_confidence_goes_further():
     [
         FAB(steps=4, targets=3),
         FAB(norm="l2", steps=4, targets=3),
+        FAB(norm="l1", steps=4, targets=3),
         DeepFool(norm="l2"),
         DeepFool(),
         CarliniWagner(searches=2, steps=30, rate=0.05, c=1.0),

@@ -13,7 +13,7 @@ from rejecting import MEANS, Band, TwoDetectors, Walled, images_below
 from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict
-from manifold_bench.attacks.gradient import PGD, steepest
+from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.selective import (
     AimedAscent,
     GMVAEWhiteBox,
@@ -25,7 +25,7 @@ from manifold_bench.attacks.selective import (
     without,
 )
 from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
-from manifold_bench.attacks.threat import flat_norm, inside
+from manifold_bench.attacks.threat import flat_norm, inside, steepest
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.defenses.base import append_reject_score
 from manifold_bench.defenses.networks import StridedCNN

@@ -12,7 +12,7 @@ from toys import CNN, Linear, Toy, near_the_middle
 
 from manifold_bench.attacks.from_art import ArtAttack
 from manifold_bench.attacks.square import Draws as Drawn
-from manifold_bench.attacks.square import Square, bump, square_l2, square_linf, tiles
+from manifold_bench.attacks.square import Square, bump, square_bump, square_linf, tiles
 from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
 from manifold_bench.attacks.threat import flat_norm, inside
 
@@ -92,23 +92,27 @@ def test_a_square_is_one_square_at_the_corners_of_the_ball_and_always_a_change()
 
 def test_a_bump_is_eq_2_by_hand():
     inner = torch.tensor([[1.25, 1.25], [1.25, 1.25]])
-    assert bump(1).tolist() == [[-1]]
+    assert bump(1, 2).tolist() == [[-1]]
     three = torch.tensor([[0.25, 1.25, 0.25], [-0.25, -1.25, -0.25], [-0.25, -0.25, -0.25]])
-    assert bump(3).shape == (3, 3) and bump(3).norm() == pytest.approx(1)
-    assert (bump(3)[0] > 0).all() and (bump(3)[1:] < 0).all()
-    assert bump(3).abs().argmax() in (1, 7) and torch.allclose(bump(3)[0] / bump(3)[0, 0], three[0] / three[0, 0])
-    assert (bump(6)[:3] > 0).all() and (bump(6)[3:] < 0).all() and inner.norm() > 0
+    assert bump(3, 2).shape == (3, 3) and bump(3, 2).norm() == pytest.approx(1)
+    assert (bump(3, 2)[0] > 0).all() and (bump(3, 2)[1:] < 0).all()
+    assert bump(3, 2).abs().argmax() in (1, 7) and torch.allclose(
+        bump(3, 2)[0] / bump(3, 2)[0, 0], three[0] / three[0, 0]
+    )
+    assert (bump(6, 2)[:3] > 0).all() and (bump(6, 2)[3:] < 0).all() and inner.norm() > 0
 
 
-def test_the_norm_moves_and_is_used_whole():
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_the_norm_moves_and_is_used_whole(norm):
     x = torch.full((30, 1, 9, 9), 0.5)
     x += torch.arange(30.0).view(-1, 1, 1, 1) * 1e-5
     draws = Drawn(x, 0, numbers=6)
-    start = tiles(x, 0.7, draws)
-    assert torch.allclose(flat_norm(start - x, "l2"), torch.tensor(0.7))
-    moved = square_l2([x], start, 3, draws.of(torch.arange(30), 1), 0.7)
-    assert torch.allclose(flat_norm(moved - x, "l2"), torch.tensor(0.7), atol=1e-5)
-    assert ((moved != start).flatten(1).sum(1) <= 18).all() and ((moved != start).flatten(1).sum(1) >= 9).all()
+    start = tiles(x, norm, 0.7, draws)
+    assert torch.allclose(flat_norm(start - x, norm), torch.tensor(0.7), atol=1e-5)
+    moved = square_bump([x], start, 3, draws.of(torch.arange(30), 1), norm=norm, eps=0.7)
+    assert torch.allclose(flat_norm(moved - x, norm), torch.tensor(0.7), atol=1e-5)
+    changed = (moved != start).flatten(1).sum(1)
+    assert (changed <= 18).all() and (changed >= (9 if norm == "l2" else 1)).all()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from manifold_bench.attacks.threat import NORMS, Norm, flat_norm, input_seeds, inside, project, random_in_ball
+from manifold_bench.attacks.threat import (
+    NORMS,
+    Norm,
+    flat_norm,
+    input_seeds,
+    inside,
+    project,
+    random_in_ball,
+    sparse_step,
+)
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
 SEEDS = st.integers(0, 2**31)
@@ -23,7 +32,7 @@ def images(shape: tuple[int, ...], seed: int, low: float = 0.0, high: float = 1.
 
 def strength(norm: Norm, share: float) -> float:
     """An ε for that norm from a share in (0, 1]; whole pixels in L0."""
-    return {"linf": share, "l2": 4 * share, "l0": float(math.ceil(8 * share))}.get(norm, math.inf)
+    return {"linf": share, "l2": 4 * share, "l1": 4 * share, "l0": float(math.ceil(8 * share))}.get(norm, math.inf)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -42,16 +51,18 @@ def test_projection_lands_in_ball_and_box_and_stays_there(norm, shape, seed, sha
 @MANY
 def test_projection_leaves_what_is_inside(norm, shape, seed, share):
     eps, origin = strength(norm, share), images(shape, seed)
-    x = random_in_ball(origin, norm, eps * (0.99 if norm in ("linf", "l2") else 1), seed)
+    x = random_in_ball(origin, norm, eps * (0.99 if norm in ("linf", "l2", "l1") else 1), seed)
     assert torch.equal(project(x, origin, norm, eps), x)
 
 
 @given(shape=SHAPES, seed=SEEDS, share=st.floats(1e-3, 1))
 @MANY
-def test_no_point_of_the_ball_is_nearer_than_the_linf_projection(shape, seed, share):
-    origin, x = images(shape, seed), images(shape, seed + 1, -1, 2)
-    nearest = project(x, origin, "linf", share)
-    other = random_in_ball(origin, "linf", share, seed)
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_no_point_of_the_ball_within_the_box_is_nearer_than_the_projection(norm, shape, seed, share):
+    """The set is convex, so that it is enough to look at a step towards another point of it."""
+    eps, origin, x = strength(norm, share), images(shape, seed), images(shape, seed + 1, -1, 2)
+    nearest = project(x, origin, norm, eps)
+    other = nearest + 0.05 * (project(images(shape, seed + 2, -1, 2), origin, norm, eps) - nearest)
     assert (flat_norm(x - nearest, "l2") <= flat_norm(x - other, "l2") + 1e-5).all()
 
 
@@ -62,10 +73,48 @@ def test_l0_projection_keeps_the_pixels_that_changed_most():
     assert torch.equal(kept, torch.tensor([[[[0.1, 0.0, 0.5]], [[0.3, 0.0, 0.0]]]]))
 
 
+def test_the_l1_projection_by_hand():
+    """Both pixels shrink by 0.2; a pixel without room leaves what it cannot use to the others."""
+    origin, x = torch.tensor([[[[0.5, 0.5]]], [[[0.9, 0.5]]]]), torch.tensor([[[[0.9, 0.2]]], [[[1.3, 0.2]]]])
+    assert torch.allclose(project(x, origin, "l1", 0.3), torch.tensor([[[[0.7, 0.4]]], [[[1.0, 0.3]]]]))
+    assert torch.allclose(project(x, origin, "l1", 0.7), torch.tensor([[[[0.9, 0.2]]], [[[1.0, 0.2]]]]))
+
+
+@given(seed=SEEDS, order=st.permutations(range(5)))
+@MANY
+def test_the_l1_projection_does_not_depend_on_the_batch(seed, order):
+    origin, x = images((5, 2, 3, 3), seed), images((5, 2, 3, 3), seed + 1, -1, 2)
+    together = project(x, origin, "l1", 1.3)
+    assert torch.equal(project(x[list(order)], origin[list(order)], "l1", 1.3), together[list(order)])
+    assert torch.equal(project(x[2:3], origin[2:3], "l1", 1.3), together[2:3])
+
+
+def test_the_l1_projection_is_the_papers_on_images():
+    """Against bisection on the threshold in float64; ε is used whole."""
+    origin, x = images((6, 1, 28, 28), 0), images((6, 1, 28, 28), 1, -1, 2)
+    delta, room = (x - origin).double(), torch.where(x > origin, 1 - origin, origin).double()
+    low, high = torch.zeros(6, 1, 1, 1).double(), torch.full((6, 1, 1, 1), 2.0).double()
+    for _ in range(60):
+        middle = (low + high) / 2
+        size = torch.minimum((delta.abs() - middle).clamp_min(0), room).sum((1, 2, 3), keepdim=True)
+        low, high = torch.where(size > 10, middle, low), torch.where(size > 10, high, middle)
+    expected = origin + delta.sign() * torch.minimum((delta.abs() - high).clamp_min(0), room)
+    found = project(x, origin, "l1", 10.0)
+    assert (found - expected).abs().max() < 1e-5
+    assert flat_norm(found - origin, "l1").tolist() == pytest.approx([10.0] * 6, rel=1e-4)
+
+
+def test_a_sparse_step_follows_the_largest_entries():
+    gradient = torch.tensor([[3.0, -4.0, 1.0, 0.0], [3.0, -4.0, 1.0, 0.0], [0.0, 0.0, 2.0, 0.0]])
+    steps = sparse_step(gradient, torch.tensor([1, 2, 3]))
+    assert steps.tolist() == [[0, -1, 0, 0], [0.5, -0.5, 0, 0], [0, 0, 1, 0]]
+
+
 def test_norms_of_a_perturbation_checked_by_hand():
     delta = torch.tensor([[[[0.3, 0.0], [0.0, 0.0]], [[-0.4, 0.0], [0.0, 0.0]]], torch.zeros(2, 2, 2).tolist()])
     assert flat_norm(delta, "linf").tolist() == pytest.approx([0.4, 0])
     assert flat_norm(delta, "l2").tolist() == pytest.approx([0.5, 0])
+    assert flat_norm(delta, "l1").tolist() == pytest.approx([0.7, 0])
     assert flat_norm(delta, "l0").tolist() == [1, 0]  # one pixel, though both of its channels changed
 
 
@@ -92,6 +141,9 @@ def test_no_norm_admits_what_is_not_an_image(norm, bad):
         ("l2", 0.4, [0.4 + 1e-5, 0, 0, 0], True),
         ("l2", 0.4, [0.4 + 3e-5, 0, 0, 0], False),
         ("l2", 0.5, [0.3, 0.41, 0, 0], False),
+        ("l1", 0.5, [0.3, 0.2, 0, 0], True),
+        ("l1", 0.5, [0.25, -0.25, 1e-5, 0], True),
+        ("l1", 0.5, [0.3, -0.2, 3e-5, 0], False),
         ("l0", 1, [0.5, 0, 0, 0], True),
         ("l0", 1, [0.5, 1e-4, 0, 0], False),
         ("l0", 2, [0.5, 1e-4, 0, 0], True),
@@ -146,6 +198,10 @@ def test_random_points_fill_the_ball():
     assert linf.flatten().var().item() == pytest.approx(1 / 3, rel=0.1)
     radius = flat_norm(random_in_ball(x, "l2", 0.4, 0) - x, "l2") / 0.4
     assert radius.square().mean().item() == pytest.approx(1 / 2, rel=0.05)  # uniform in a disc
+    inside = (random_in_ball(x, "l1", 0.4, 0) - x) / 0.4
+    assert inside.flatten().mean().abs() < 0.05
+    assert flat_norm(inside, "l1").square().mean().item() == pytest.approx(1 / 2, rel=0.05)
+    assert inside[:, 0, 0, 0].square().mean().item() == pytest.approx(1 / 6, rel=0.1)  # uniform in a rhombus
 
 
 def test_random_state_of_the_caller_is_left_alone():

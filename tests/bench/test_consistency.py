@@ -26,7 +26,7 @@ def changed(frame: pd.DataFrame, row: int, **values: object) -> pd.DataFrame:
     return frame
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_what_a_judge_writes_agrees_with_itself(norm):
     assert contradiction(rows(norm)) is None
     edge = changed(rows(norm), 1, **{norm: 0.1 * (1 + 5e-7)})
@@ -55,6 +55,14 @@ def test_what_a_judge_writes_agrees_with_itself(norm):
 )
 def test_what_no_judge_writes_is_found(row, values):
     assert contradiction(changed(rows(), row, **values))
+
+
+def test_a_distance_may_be_unknown_only_where_its_norm_is_not_the_cells():
+    """Records from before the column `l1` are read with NaN there."""
+    assert contradiction(rows().assign(l1=math.nan)) is None
+    assert contradiction(rows("l1")) is None
+    assert contradiction(changed(rows("l1"), 1, l1=math.nan))
+    assert contradiction(changed(rows("l1"), 1, l1=0.2))
 
 
 def test_several_jobs_may_differ():

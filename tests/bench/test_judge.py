@@ -78,6 +78,8 @@ def test_an_output_that_breaks_the_rules_is_no_success_and_the_clean_answer_is_s
         ("l2", 0.5, 0.25, True),  # four pixels: ‖δ‖₂ is twice the step
         ("l2", 0.5, 0.25 + 4e-6, True),
         ("l2", 0.5, 0.25 + 2e-5, False),
+        ("l1", 1.0, 0.25, True),
+        ("l1", 0.99, 0.25, False),
         ("l0", 4, 0.25, True),
         ("l0", 3, 0.25, False),
         ("unrestricted", math.inf, 0.25, True),

@@ -115,6 +115,7 @@ def cell(
                     "adv_score": (clean_scores[i] if i in invalid else scores[e][i]) if ok else math.nan,
                     "linf": e if ok else 0.0,
                     "l2": e if ok else 0.0,
+                    "l1": e if ok else 0.0,
                     "l0": 1.0 if ok else 0.0,
                     "distance": (found if distance is None else distance[i]) if ok else 0.0,
                     "valid": ok and i not in invalid,

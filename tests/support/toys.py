@@ -55,12 +55,31 @@ class Linear(Toy):
         return self.scale * (x.flatten(1) @ self.weight.T + self.bias)
 
     def distance(self, x: Tensor, y: Tensor, norm: str) -> Tensor:
-        """The gap to the nearest class over the dual norm of the difference of weights [N]."""
+        """The gap to the nearest class over the dual norm of the difference of weights [N]; in L1 within the box."""
         logits = self.answer(x) / self.scale
         gaps = logits.gather(1, y[:, None]) - logits
         slope = self.weight[y][:, None] - self.weight[None]
+        if norm == "l1":
+            each = ((boxed_l1(gaps[i, c], slope[i, c], x[i]) for c in range(self.num_classes)) for i in range(len(x)))
+            return torch.tensor([min(ways) for ways in each])
         dual = slope.abs().sum(2) if norm == "linf" else slope.norm(dim=2)
         return (gaps / dual.clamp_min(1e-9)).masked_fill(dual == 0, torch.inf).amin(1)
+
+
+def boxed_l1(gap: Tensor, slope: Tensor, x: Tensor) -> float:
+    """The least sum of changes of one image within [0,1] that closes a gap of a linear function; ∞ where none does."""
+    if not slope.any():
+        return float("inf")
+    left, spent = float(gap), 0.0
+    for pixel in slope.abs().argsort(descending=True).tolist():
+        steepness = float(slope[pixel])
+        if not steepness:
+            return float("inf")
+        room = float(x.flatten()[pixel]) if steepness > 0 else 1 - float(x.flatten()[pixel])
+        if abs(steepness) * room >= left:
+            return spent + left / abs(steepness)
+        left, spent = left - abs(steepness) * room, spent + room
+    return float("inf")
 
 
 def near_the_middle(n: int = 24) -> Tensor:
