@@ -19,7 +19,6 @@ from manifold_bench.defenses.projection_gradients import straight_through
 from manifold_bench.defenses.training import in_batches
 from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
-
 STEEPNESS = 10.0
 """Steepness of the sigmoid that approximates a rounding step, for values one step apart."""
 
