@@ -1,4 +1,7 @@
-"""Preprocessors of the Adversarial Robustness Toolbox (ART) as defenses, found by the names of ART's classes."""
+"""Preprocessors of the Adversarial Robustness Toolbox (ART) as defenses, found by the names of ART's classes.
+
+ART's detectors are found here, too; they are defenses of their own, see `art_detectors`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from typing import Any, ClassVar, Literal  # Any: ART's objects, which have no types
+from typing import Any, ClassVar  # Any: ART's objects, which have no types
 
 import torch
 from art.defences import preprocessor
@@ -19,10 +22,10 @@ from torch import Tensor
 
 from manifold_bench.attacks.adapter import constructor_defaults, seeded
 from manifold_bench.attacks.missing import not_installed
+from manifold_bench.defenses.art_detectors import DETECTORS, ArtDetector
 from manifold_bench.defenses.base import Defense, DefenseSpec
 from manifold_bench.defenses.from_art import preprocessed
-from manifold_bench.defenses.pretrained import Pretrained, PretrainedSpec
-from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
+from manifold_bench.defenses.pretrained import Behind, classifier_behind
 
 FIXED: Mapping[str, object] = {
     "apply_fit": False,
@@ -43,6 +46,7 @@ MIXES = "it mixes images with each other for a training"
 AUDIO = "it is for audio"
 VIDEO = "it is for videos"
 REFUSED: Mapping[str, str] = {
+    "BeyondDetectorPyTorch": "it needs a self-supervised network, which a matrix file cannot name",
     "CutMix": MIXES,
     "CutMixPyTorch": MIXES,
     "LabelSmoothing": "it changes labels for a training",
@@ -59,12 +63,6 @@ REFUSED: Mapping[str, str] = {
 }
 """Classes that cannot be used, and why."""
 
-CLASSIFIERS: Mapping[str, tuple[type[Any], type[DefenseSpec]]] = {
-    "undefended": (Undefended, UndefendedSpec),
-    "pretrained": (Pretrained, PretrainedSpec),
-}
-"""Classifiers that a preprocessor can be put before, and their specs."""
-
 TYPES: Mapping[str, type] = {"bool": bool, "float": float, "int": int, "str": str}
 """Types of the parameters that can be set, by ART's annotations."""
 
@@ -77,7 +75,7 @@ class ArtSpec(DefenseSpec):
     """
 
     implementation: ClassVar[Any] = None
-    classifier: Literal["undefended", "pretrained"] = "undefended"
+    classifier: Behind = "undefended"
 
     def __post_init__(self) -> None:
         if self.implementation is not None:
@@ -105,6 +103,8 @@ class ArtDefense(Defense):
     gradient passes through t by ART's own estimate, which is the identity (BPDA) for what ART does not differentiate
     (Athalye et al. 2018, https://arxiv.org/abs/1802.00420). ART gets images [N,H,W,C], the only order that TotalVarMin
     understands.
+
+    The same names work for ART's detectors BinaryInputDetector, BinaryActivationDetector and SubsetScanningDetector.
     """
 
     paper = "nicolae2018"
@@ -117,8 +117,7 @@ class ArtDefense(Defense):
     def __init__(self, spec: ArtSpec) -> None:
         super().__init__(spec)
         self.preprocessor = spec.made()
-        cls, own = CLASSIFIERS[spec.classifier]
-        self.classifier: Defense = cls(own(shape=spec.shape, num_classes=spec.num_classes))
+        self.classifier: Defense = classifier_behind(spec.classifier, spec)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.transformed(x))
@@ -135,17 +134,17 @@ class ArtDefense(Defense):
             return self.transformed(x)
 
     @staticmethod
-    def named(name: str) -> type[ArtDefense]:
+    def named(name: str) -> type[ArtDefense] | type[ArtDetector]:
         """Return the defense of ART's class with that name; raises ValueError, which names similar ones or says why."""
         usable = {key for key, value in vars(preprocessor).items() if inspect.isclass(value)} - set(REFUSED)
-        usable = {key for key in usable if not key.endswith("TensorFlowV2")}
+        usable = {key for key in usable if not key.endswith("TensorFlowV2")} | set(DETECTORS)
         if name in REFUSED:
             raise ValueError(f"it cannot be used: {REFUSED[name]}")
         if name not in usable:
             near = difflib.get_close_matches(name, usable, n=1, cutoff=0.5)
             hint = f"did you mean 'art:{near[0]}'?" if near else f"known: {', '.join(sorted(usable))}"
-            raise ValueError(f"ART has no preprocessor {name!r} that can be used; {hint}")
-        return _defense(name)
+            raise ValueError(f"ART has no preprocessor or detector {name!r} that can be used; {hint}")
+        return DETECTORS.get(name) or _defense(name)
 
 
 @cache

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.threat import input_seeds
 from manifold_bench.defenses.base import Defense, DefenseSpec
+from manifold_bench.defenses.pretrained import Behind, classifier_behind
 from manifold_bench.defenses.projection_gradients import straight_through
 from manifold_bench.defenses.solvers import mean_squared_error
-from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 AT_ONCE = 16
 """Number of images whose networks are fitted together on a CPU; more do not fit into its caches."""
@@ -31,6 +31,7 @@ class DeepImagePriorSpec(DefenseSpec):
     jitter: standard deviation of random numbers that are added to the noise input in every step.
     averaging: decay of the outputs' running mean, which is classified.
     seed: seed of the weights, the noise input and the jitter.
+    classifier: the classifier of the networks' outputs, `undefended` or `pretrained`.
 
     The number of steps was chosen on 48 validation images of MNIST. After 25, 50, 100, 200 and 400 steps, 90, 100, 100,
     100 and 100 % of the clean images are right, and 71, 79, 67, 46 and 33 % of FGSM's images on the classifier at L∞
@@ -47,6 +48,7 @@ class DeepImagePriorSpec(DefenseSpec):
     jitter: Annotated[float, Ge(0)] = 1 / 30
     averaging: Annotated[float, Ge(0), Lt(1)] = 0.99
     seed: int = 0
+    classifier: Behind = "undefended"
 
     def __post_init__(self) -> None:
         side = min(self.shape[1:])
@@ -60,7 +62,9 @@ class DeepImagePrior(Defense):
 
     It answers C(f_θ*(z₀)), where θ* fits the network to x from random weights, argmin_θ ‖f_θ(z₀) − x‖².
 
-    Such a network learns the structure of natural images first (Ulyanov et al. 2018); the classifier C is `undefended`.
+    Such a network learns the structure of natural images first (Ulyanov et al. 2018); the classifier C is `undefended`,
+    or `pretrained` for photographs.
+
     The random θ, z₀ and jitter of an input follow from its pixels and the spec's seed, so that its answer depends on
     the input alone. The gradient mode is `identity` through the fit (BPDA). With a warm start all fits of an attacked
     input share the first steps, taken on the attack's first point, and differ in the last `inner_steps`: a fit that
@@ -76,7 +80,7 @@ class DeepImagePrior(Defense):
 
     def __init__(self, spec: DeepImagePriorSpec) -> None:
         super().__init__(spec)
-        self.classifier: Undefended = Undefended(UndefendedSpec(shape=spec.shape, num_classes=spec.num_classes))
+        self.classifier: Defense = classifier_behind(spec.classifier, spec)
         self.networks = SkipNetworks(spec.shape, spec.scales, spec.channels, spec.skip, spec.noise)
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal  # Any: each classifier has a spec of its own
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from manifold_bench.attacks.missing import not_installed
 from manifold_bench.defenses.base import Defense, DefenseSpec
 from manifold_bench.defenses.models import Normalize
+from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 
 def resnet_18() -> nn.Module:
@@ -79,6 +80,21 @@ class Pretrained(Defense):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
+
+
+Behind = Literal["undefended", "pretrained"]
+"""Names of the classifiers that a defense which only changes the image may be put before."""
+
+
+def classifier_behind(name: Behind, spec: DefenseSpec) -> Defense:
+    """Return the classifier of that name for a defense with this spec, for the same images and classes."""
+    classifiers: Mapping[Behind, tuple[type[Any], type[DefenseSpec]]] = {
+        "undefended": (Undefended, UndefendedSpec),
+        "pretrained": (Pretrained, PretrainedSpec),
+    }
+    cls, own = classifiers[name]
+    made: Defense = cls(own(shape=spec.shape, num_classes=spec.num_classes))
+    return made
 
 
 def source(shape: tuple[int, int, int], classes: int) -> Source:
