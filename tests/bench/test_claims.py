@@ -81,7 +81,7 @@ def test_norm_and_size_follow_where_there_is_one():
             {"strongest": {"norm": "linf", "eps": 0.3}},
             ".strongest[0]: no attack of this matrix has L∞ ε = 0.3; sizes in that norm",
         ),
-        ({"strongest": {"norm": "l1", "eps": 0.3}}, ".strongest[0].norm: \"l1\" is not allowed; give 'linf', "),
+        ({"strongest": {"norm": "l3", "eps": 0.3}}, ".strongest[0].norm: \"l3\" is not allowed; give 'linf', "),
         ({"central": True}, ".central: needs `published`, `strongest`, and one of the figures accuracy, "),
         ({"figure": "pairs"}, ".attack: missing; figure = 'pairs' needs the label of an attack"),
         ({"figure": "peak_error", "attack": "fgsm", "eps": 0.1}, ".eps: 'peak_error' covers every ε"),

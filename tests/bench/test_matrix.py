@@ -165,7 +165,7 @@ BAD: dict[str, Any] = {
     "second attack": (attack() + ATTACK.replace("pgd", "fgsmm"), ["attacks[1]: unknown attack 'fgsmm'"]),
     "attack twice": (attack() + ATTACK, ["attacks[1]: 'pgd' is given twice", "label"]),
     "attack without name": (f"{DATA}{DEFENSES}[[attacks]]\neps = [0.1]\n", ["attacks[0].name: missing"]),
-    "unknown norm": (attack(norm='"l1"'), ["attacks[0].norm", '"l1"', "'linf'", "'l2'"]),
+    "unknown norm": (attack(norm='"l3"'), ["attacks[0].norm", '"l3"', "'linf'", "'l2'"]),
     "norm a number": (attack(norm="2"), ["attacks[0].norm: 2", "'linf'"]),
     "norm not its own": (attack(norm='"l0"', eps="[3]"), ["attacks[0].norm: 'pgd' does not support 'l0'", "linf, l2"]),
     "reserved clean": (attack('label = "clean"'), ["attacks[0]: 'clean' is a reserved name"]),
