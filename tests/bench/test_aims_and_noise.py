@@ -23,9 +23,9 @@ def first_of_each_class():
 
 
 def test_each_input_is_made_each_wrong_class_and_judged_for_itself(tmp_path):
-    attack = {"name": "tiny:Aimed", "norm": "l2", "eps": [2, 99]}
+    attack = {"name": "tiny:Aimed", "norm": "l2", "eps": [2, 8]}
     clean, rows = ran(tmp_path, attack, **DIGITS)
-    assert [(2, 12 * 9), (99, int((~rows["success"][rows["eps"] == 2]).sum()))] == tiny.SEEN
+    assert [(2, 12 * 9), (8, int((~rows["success"][rows["eps"] == 2]).sum()))] == tiny.SEEN
     labels, rejected, scores = answers(tiny.Wary, first_of_each_class())
     for cell in by_eps(rows).values():
         pairs = set(zip(cell["sample"], cell["aim"], strict=True))
@@ -38,7 +38,7 @@ def test_each_input_is_made_each_wrong_class_and_judged_for_itself(tmp_path):
         known = clean.set_index("sample").loc[cell["sample"]].reset_index()
         for column in ("label", "input_sha256", "clean_label", "clean_rejected", "clean_score"):
             assert cell[column].equals(known[column])
-    far = by_eps(rows)[99.0]
+    far = by_eps(rows)[8.0]
     assert far["adv_label"].tolist() == [labels[aim] for aim in far["aim"]]
     assert far["adv_rejected"].tolist() == [rejected[aim] for aim in far["aim"]]
     assert far["adv_score"].tolist() == pytest.approx([scores[aim] for aim in far["aim"]], abs=1e-6)
@@ -48,7 +48,7 @@ def test_each_input_is_made_each_wrong_class_and_judged_for_itself(tmp_path):
 
 
 def test_an_input_that_is_wrong_already_is_beaten_for_every_aim(tmp_path):
-    attack = {"name": "tiny:Aimed", "norm": "l2", "eps": [99]}
+    attack = {"name": "tiny:Aimed", "norm": "l2", "eps": [8]}
     clean, rows = ran(tmp_path, attack, dataset="digits", defense="tiny:NearestMean", n=100)
     wrong = clean["sample"][clean["success"]]
     assert 0 < len(wrong) < 50
@@ -58,7 +58,7 @@ def test_an_input_that_is_wrong_already_is_beaten_for_every_aim(tmp_path):
 
 
 def test_images_of_an_aiming_attack_show_several_inputs_and_several_classes(tmp_path):
-    _, rows = ran(tmp_path, {"name": "tiny:Aimed", "norm": "l2", "eps": [99]}, **DIGITS)
+    _, rows = ran(tmp_path, {"name": "tiny:Aimed", "norm": "l2", "eps": [8]}, **DIGITS)
     shown = rows[rows["image_original"].notna()]
     assert shown["sample"].nunique() == len(shown) == 8 and shown["aim"].nunique() > 4
     image = tiny.Digits().test.images[shown["sample"].iloc[0]]
