@@ -68,7 +68,7 @@ def test_the_dry_run_and_run_json_say_it(tmp_path: Path, capsys):
 
 
 KNOWN = {"photographs": {"input transformation", "projection"}}
-"""Families that meet no attack made for them: PGD by BPDA is all that a few photographs can pay for, and the run says so."""
+"""Families that meet no attack made for them: photographs are expensive, so that BPDA is all, and the run says so."""
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.toml")))
