@@ -107,6 +107,7 @@ steps = 40
 """
 
 
+@pytest.mark.slow
 def test_a_run_trains_one_and_attacks_it(tmp_path):
     out = tmp_path / "out"
     done = bench_run(matrix_file(tmp_path, MATRIX), out)

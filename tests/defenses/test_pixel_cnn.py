@@ -88,6 +88,7 @@ def test_kept_maps_give_what_the_whole_network_gives(shape, eps):
     assert torch.equal(found, (x * 255).round() / 255) == (eps == 0)
 
 
+@pytest.mark.slow
 def test_training_learns_which_values_are_likely(digits):
     """The digits have 17 of the 256 values; a model that knows nothing needs 8 bits."""
     sizes = PixelCNNSettings(width=8, layers=2, rate=5e-3)
