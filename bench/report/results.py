@@ -12,7 +12,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from manifold_bench.bench.diagnosis.diagnose import diagnose
+from manifold_bench.bench.diagnosis.diagnose import Diagnosis, diagnose
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.summary import strongest, summary
@@ -23,7 +23,7 @@ from manifold_bench.bench.report.diagnosis import flags
 from manifold_bench.bench.report.plots import security_curves
 from manifold_bench.bench.report.style import STYLE
 from manifold_bench.bench.report.table import flag_note
-from manifold_bench.bench.report.tables import STRICTNESS, Marks, doubts_of, panels
+from manifold_bench.bench.report.tables import STRICTNESS, Doubts, Marks, doubts_of, panels
 from manifold_bench.bench.report.verdict import budget_of, missing_data_of, verdicts
 from manifold_bench.bench.report.writing import write_report
 from manifold_bench.bench.text import eps_of, eps_text, printable
@@ -84,10 +84,20 @@ class Results:
         return pd.DataFrame(rows)
 
     @cached_property
+    def _diagnosis(self) -> Diagnosis:
+        """What the diagnosis says of each defense; both the table and the verdict need it."""
+        return diagnose(self.stored)
+
+    @cached_property
+    def _doubts(self) -> Doubts:
+        """Evidence that attacks look too weak; both the table and the verdict need it."""
+        return doubts_of(self.stored, self.summary)
+
+    @cached_property
     def _marked(self) -> tuple[dict[tuple[object, ...], str], list[str]]:
         """The marks of each worst case, by data set, defense, norm and ε, and the notes on the marks of all cells."""
-        failing = flags(diagnose(self.stored))
-        marks = Marks(self.summary, doubts_of(self.stored, self.summary))
+        failing = flags(self._diagnosis)
+        marks = Marks(self.summary, self._doubts)
         worst = self.summary["kind"] == WORST_CASE
         found: dict[tuple[object, ...], str] = {}
         for row in self.summary[worst].to_dict("records"):
@@ -103,8 +113,7 @@ class Results:
     @cached_property
     def verdict(self) -> str:
         """What the attacks leave of the defense that the run is about, how sure that is, and what to run next."""
-        found = self.summary
-        made = verdicts(self.stored, found, diagnose(self.stored), doubts_of(self.stored, found))
+        made = verdicts(self.stored, self.summary, self._diagnosis, self._doubts)
         return "\n\n".join(map(str, made)) or "The run names no defense: see the table."
 
     def adversarial(
