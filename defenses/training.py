@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from manifold_bench.defenses.base import LabelledImages, Progress
+from manifold_bench.defenses.cuda_graphs import CapturedSteps
 from manifold_bench.defenses.files import atomic_write
 
 Step = Callable[[Tensor, Tensor, float], Tensor]
@@ -27,7 +28,7 @@ def hash_of(text: str) -> int:
 
 def minibatches(data: LabelledImages, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield shuffled batches of images and labels; a last batch of less than half the size is dropped."""
-    order = torch.randperm(len(data), generator=generator)
+    order = torch.randperm(len(data), generator=generator).to(data.images.device)
     for rows in order.split(batch_size)[: batches_of(len(data), batch_size)]:
         yield data.images[rows], data.labels[rows]
 
@@ -57,6 +58,8 @@ class Training:
     mixed_precision: whether convolutions and dense layers compute in bfloat16 where the hardware supports it (weights
     stay float32). That is two to three times as fast; machines without such hardware get other weights.
     stored_as: type to which the final weights are rounded, so that their file is small.
+    kinds: number of steps after which their kinds repeat, if the steps of a kind differ in images, labels and random
+    numbers alone: on a CUDA device each kind is then captured as a CUDA graph. 0: nothing is captured.
     """
 
     stage: str
@@ -67,6 +70,7 @@ class Training:
     betas: tuple[float, float] = (0.9, 0.999)
     mixed_precision: bool = False
     stored_as: torch.dtype = torch.float16
+    kinds: int = field(default=0, repr=False)  # a checkpoint fits whether or not steps are captured
 
 
 def train_module(
@@ -85,34 +89,43 @@ def train_module(
     """
     seed, stage, epochs, rate = training.seed, training.stage, training.epochs, training.rate
     device = device_of(module)
+    data = LabelledImages(data.images.to(device), data.labels.to(device))
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(module.parameters(), lr=rate, betas=training.betas)
+    captured = training.kinds > 0 and device.type == "cuda"
+    peak = torch.tensor(rate, device=device) if captured else rate  # a graph reads the learning rate from a tensor
+    optimizer = torch.optim.Adam(module.parameters(), lr=peak, betas=training.betas, capturable=captured)
     checkpoint = progress.checkpoints / f"{stage}.safetensors" if progress.checkpoints else None
     same_training = f"{training} on {len(data)} images"
     first = _resume(module, optimizer, checkpoint, same_training)
     batches = batches_of(len(data), training.batch_size)
     mixed_precision = training.mixed_precision and has_bfloat16(device)
+
+    def learn(images: Tensor, labels: Tensor, done: float) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision, cache_enabled=not captured):
+            loss = step(images, labels, done)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    graphs = CapturedSteps(learn, training.kinds, device) if captured else None
     for epoch in range(first, epochs):
         module.train()
         # an epoch's random numbers do not depend on earlier epochs, so that a resumed training draws the same ones
         generator = torch.Generator().manual_seed(hash_of(f"{seed}/{stage}/{epoch}"))
-        total, count = 0.0, 0
+        total, count = torch.zeros((), dtype=torch.float64, device=device), 0
         with torch.random.fork_rng():
             torch.manual_seed(hash_of(f"{seed}/{stage}/{epoch}/torch"))  # dropout and noise inside the step
             for number, (images, labels) in enumerate(minibatches(data, training.batch_size, generator)):
                 done = min(1.0, (epoch + number / batches) / epochs)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * one_cycle(done)
-                with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-                    loss = step(images.to(device), labels.to(device), done)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                total, count = total + loss.item(), count + 1
+                set_rate(optimizer, rate * one_cycle(done))
+                turn = epoch * batches + number
+                loss = graphs(turn, images, labels, done) if graphs else learn(images, labels, done)
+                total, count = total + loss, count + 1
         module.eval()
-        if not torch.isfinite(torch.tensor(total)):
+        if not torch.isfinite(total):
             raise FloatingPointError(f"training stage {stage!r}: the loss is not finite in epoch {epoch + 1}")
-        figures = {"loss": total / max(count, 1)} | evaluate()
+        figures = {"loss": total.item() / max(count, 1)} | evaluate()
         _save(module, optimizer, epoch + 1, checkpoint, same_training)
         progress.epoch(stage, epoch + 1, epochs, **figures)
     with torch.no_grad():
@@ -125,6 +138,15 @@ def train_module(
 def has_bfloat16(device: torch.device) -> bool:
     """Return whether that device multiplies bfloat16 in hardware."""
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def one_cycle(done: float, peak: float = 0.2) -> float:

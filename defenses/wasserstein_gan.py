@@ -72,7 +72,10 @@ class WassersteinGAN(GenerativeModel):
     def fit_generator(
         self, train: LabelledImages, validation: LabelledImages, budget: float, seed: int, progress: Progress
     ) -> dict[str, float]:
-        """Train generator and critic in turns, in one loop with one Adam; in a step only one gets a gradient."""
+        """Train generator and critic in turns, in one loop with one Adam; in a step only one gets a gradient.
+
+        On a CUDA device each step is captured as a CUDA graph.
+        """
         settings = self.spec.settings
         critic = Critic(self.spec.shape, settings.width).to(device_of(self))
         pair = nn.ModuleDict({"generator": self.generator, "critic": critic})
@@ -97,7 +100,10 @@ class WassersteinGAN(GenerativeModel):
             return {"critic_distance": float(distance.detach())}
 
         batch_size, betas = settings.batch_size, (0.5, 0.9)
-        training = Training("wgan-gp", seed, epochs, batch_size, settings.rate, betas, mixed_precision=True)
+        kinds = settings.critic_steps + 1
+        training = Training(
+            "wgan-gp", seed, epochs, batch_size, settings.rate, betas, mixed_precision=True, kinds=kinds
+        )
         train_module(pair, step, train, training, progress, figures)
         critic.requires_grad_(True)
         return figures()
