@@ -31,6 +31,8 @@ def unfinished(records: pd.DataFrame, minimal: Collection[str] = ()) -> dict[tup
     hold. An ε is named where more than `LIMIT` of the inputs, and no fewer than `FEWEST`, fall late, and some inputs
     are left. So many inputs were gained by the second half of the steps; as many steps again may gain more.
 
+    Only the inputs that every attack met count, as in the worst case.
+
     records: of a run. minimal: keys of attacks that run once for all ε; how long they took says nothing of one ε.
     What an attack answers at the very end alone counts as not late, since nobody knows when it was found.
     """
@@ -41,10 +43,13 @@ def unfinished(records: pd.DataFrame, minimal: Collection[str] = ()) -> dict[tup
     found = {}
     for place, cell in rows[attacked].groupby(list(PLACE)):
         dataset, defense, norm, eps = cast(tuple[str, str, str, float], place)
-        left = ~cell.groupby("sample")["success"].any()
         whole = cell["passes"].where(~cell["success"]).groupby([cell["attack"], cell["seed"]]).transform("max")
         late = (whole >= ITERATIVE) & (cell["passes"] > whole / 2) & (cell["passes"] < whole)
         late &= ~cell["minimal"]
+        attacks = cell.groupby(["attack", "seed"]).ngroups
+        common = cell.groupby("sample")["sample"].transform("size") == attacks  # the inputs of the worst case
+        cell, late = cell[common], late[common]
+        left = ~cell.groupby("sample")["success"].any()
         beaten = cell["success"]
         fell_late = late[beaten].groupby(cell["sample"][beaten]).all()
         count, n = int(fell_late.sum()), len(left)

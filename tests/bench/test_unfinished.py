@@ -39,6 +39,14 @@ def test_what_another_attack_beats_early_is_not_late():
     assert named(attacked("a", late=3), attacked("b", late=3))
 
 
+def test_only_inputs_that_every_attack_met_count():
+    first = attacked("a", late=20)
+    assert named(first, attacked("b", late=20))
+    few = attacked("b", late=20)
+    assert not named(first, few[few["sample"] < 20]), "all of them fell"
+    assert "20 of 30 inputs" in named(first, few[few["sample"] < 30]).popitem()[1]
+
+
 def test_what_fell_at_a_smaller_size_costs_no_passes_and_is_not_late():
     larger = attacked(late=3, eps=0.2)
     larger.loc[larger["success"], ["forwards", "backwards"]] = 0.0
