@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from manifold_bench.bench import COMMANDS
+from manifold_bench.bench.planning.usercode import ProcessExit, staying
 from manifold_bench.bench.text import printable
 
 USAGE = "usage: manifold-bench COMMAND [ARGUMENTS]\n\n" + "\n".join(
@@ -30,7 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error = f"error: {printable(repr(name))} is no command; there are {', '.join(COMMANDS)}"
         print(error if name else USAGE, file=sys.stderr)
         return 2
-    here = str(Path.cwd())
+    try:
+        here = str(Path.cwd())
+    except OSError as error:
+        print(f"error: the working folder is gone ({error.strerror}); change to another one", file=sys.stderr)
+        return 2
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)  # for the user's own systems, named as module:Class
     module = "report.__main__" if name == "report" else name  # report is the only command that is a folder
@@ -50,8 +55,9 @@ def end_with(command: Callable[[], int]) -> NoReturn:
     for stream in streams:
         stream.reconfigure(errors="backslashreplace")
     try:
-        code = command()
-    except Exception:
+        with staying():  # a user's object may call os._exit wherever it is shown, copied or deleted
+            code = command()
+    except (Exception, ProcessExit):
         sys.excepthook(*sys.exc_info())
         code = 1
     for stream in streams:

@@ -203,6 +203,7 @@ def planned_within(plan: Plan, folder: Path, given: argparse.Namespace, forecast
         return plan
     from manifold_bench.bench.planning.budget import Cut, plan_within
     from manifold_bench.bench.planning.plan import matrix_json
+    from manifold_bench.bench.records.files import parsed
     from manifold_bench.bench.records.store import Store
     from manifold_bench.defenses.identity import key_of
 
@@ -210,9 +211,9 @@ def planned_within(plan: Plan, folder: Path, given: argparse.Namespace, forecast
     request = {"budget": given.budget, "matrix": matrix_json(plan.matrix, plan.options), "device": given.device}
     key = key_of(json.loads(json.dumps(request, default=str)))
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        stored = Cut(int(known[key]["n"]), float(known[key]["share"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        known = parsed(path.read_bytes(), dict[str, Cut])
+        stored = known.get(key)
+    except (OSError, ValueError):
         known, stored = {}, None
 
     def needed(one: Plan) -> float:
@@ -220,7 +221,8 @@ def planned_within(plan: Plan, folder: Path, given: argparse.Namespace, forecast
 
     cut_plan, cut = plan_within(plan, given.budget, seconds_of(given.budget), stored, needed)
     if stored is None and not given.dry_run:
-        atomic_write(path, json.dumps(known | {key: dataclasses.asdict(cut)}, indent=1) + "\n")
+        cuts = {name: dataclasses.asdict(one) for name, one in (known | {key: cut}).items()}
+        atomic_write(path, json.dumps(cuts, indent=1) + "\n")
     return cut_plan
 
 

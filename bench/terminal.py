@@ -35,9 +35,10 @@ class Terminal(Console):
 
 
 def terminal() -> Terminal:
-    """Return the console of a command, as wide as the terminal or as COLUMNS says, else LOG_WIDTH columns."""
+    """Return the console of a command, as wide as the terminal or as COLUMNS > 0 says, else LOG_WIDTH columns."""
     console = Terminal()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Terminal(width=LOG_WIDTH)
+    chosen = console.is_terminal or "COLUMNS" in os.environ
+    return console if chosen and console.width > 0 else Terminal(width=LOG_WIDTH)
 
 
 class Line(NamedTuple):

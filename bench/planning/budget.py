@@ -10,7 +10,9 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.bench.errors import InputError
@@ -37,8 +39,8 @@ class Cut:
     n: largest number of images of each data set. share: share of the attacks' iterations, in (0, 1].
     """
 
-    n: int
-    share: float
+    n: Annotated[int, Ge(1)]
+    share: Annotated[float, Gt(0), Le(1)]
 
 
 def cut_matrix(matrix: Matrix, cut: Cut, sizes: dict[str, int]) -> Matrix:

@@ -213,6 +213,12 @@ def _with_undefended(data: PlannedData, matrix: Matrix) -> PlannedData:
     return replace(data, undefended=ref if ref.trained else None, no_undefended=reason)
 
 
+def _shown(system: object) -> str:
+    """Return a system as text, in which a user's code may have a say."""
+    with contained(f"{type(system).__name__}.__repr__ fails"):
+        return repr(system)
+
+
 def matrix_json(matrix: Matrix, options: Options) -> JsonObject:
     """Return the matrix with its options as JSON data, for run.json."""
 
@@ -225,7 +231,7 @@ def matrix_json(matrix: Matrix, options: Options) -> JsonObject:
 
     def attack(one: AttackChoice) -> JsonObject:
         own = {"norm": one.attack.norm, "eps": list(one.eps), "ladder": one.ladder, "n": one.n}
-        return entry(one, attack=repr(one.attack), parameters=one.parameters, defenses=one.defenses, **own)
+        return entry(one, attack=_shown(one.attack), parameters=one.parameters, defenses=one.defenses, **own)
 
     return {
         "source": matrix.source,
@@ -233,7 +239,7 @@ def matrix_json(matrix: Matrix, options: Options) -> JsonObject:
         "defenses": [defense(one) for one in matrix.defenses],
         "attacks": [attack(one) for one in matrix.attacks],
         "measurements": [
-            entry(one, measurement=repr(one.measurement), defenses=one.defenses) for one in matrix.measurements
+            entry(one, measurement=_shown(one.measurement), defenses=one.defenses) for one in matrix.measurements
         ],
         "claims": [claim.model_dump() for claim in matrix.claims],
         "calibration": matrix.calibration,

@@ -57,6 +57,26 @@ def _autocast_nesting() -> int:
 
 
 @contextmanager
+def staying() -> Iterator[None]:
+    """Raise ProcessExit where code inside calls os._exit in this process.
+
+    Processes that are forked meanwhile, such as those that load a user's data, end as they should.
+    """
+    own, exit_process = os.getpid(), os._exit
+
+    def refuse(code: int) -> None:
+        if os.getpid() != own:
+            exit_process(code)
+        raise ProcessExit(f"it called os._exit({code})")
+
+    os._exit = refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os._exit = exit_process
+
+
+@contextmanager
 def contained(what: str) -> Iterator[None]:
     """Restore this process' settings after the code inside, and raise InputError(f"{what} (…)") for all that it raises.
 
@@ -114,9 +134,6 @@ def _settings_kept() -> Iterator[None]:
     import numpy as np  # late: `--help` and `list` wait for neither
     import torch
 
-    def refuse(code: int) -> None:
-        raise ProcessExit(f"it called os._exit({code})")
-
     umask = os.umask(0o077)
     os.umask(umask)
     changes: list[tuple[Callable[[Any], Any], Any]] = [
@@ -140,12 +157,15 @@ def _settings_kept() -> Iterator[None]:
         changes += [(partial(signal.signal, one), signal.getsignal(one)) for one in SIGNALS]
     environment, device, streams = dict(os.environ), torch.get_default_device(), (sys.stdout, sys.stderr)
     deterministic, nesting = torch.are_deterministic_algorithms_enabled(), _autocast_nesting()
-    exit_process, os._exit = os._exit, refuse  # type: ignore[assignment]
     try:
-        with warnings.catch_warnings(), np.errstate(), torch.inference_mode(torch.is_inference_mode_enabled()):
+        with (
+            staying(),
+            warnings.catch_warnings(),
+            np.errstate(),
+            torch.inference_mode(torch.is_inference_mode_enabled()),
+        ):
             yield
     finally:
-        os._exit = exit_process
         sys.stdout, sys.stderr = streams
         for change, value in changes:
             change(value)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.files import STRICT, FileName, Name, Positive, parsed, read_json
-from manifold_bench.bench.records.store import INDEX, Planned, file_name
+from manifold_bench.bench.records.store import INDEX, Planned, check_key, file_name
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import atomic_write
 from manifold_bench.defenses.identity import JsonObject, key_of
@@ -97,6 +97,7 @@ def read(path: Path) -> JsonObject:
     try:
         raw = path.read_bytes()
         content, plain = parsed(raw, Stored), json.loads(raw)
+        check_key(path, content.identity)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: damaged ({one_line(error)}); {remedy}") from error
     if plain.pop("sha256") != key_of(plain):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.text import is_printable
+from manifold_bench.defenses.identity import JsonObject
 
 REVISION = 5
 """Revision of the schema below and of the rules by which outputs are judged. It is part of every job's identity, so
@@ -183,6 +184,29 @@ ROUNDING = 1e-5
 """Relative and absolute tolerance by which a stored distance may exceed ε, at least that of `attacks.threat.within`."""
 
 
+def foreign(rows: pd.DataFrame, identity: JsonObject) -> str | None:
+    """Return how the rows of a file differ from those of the job with that identity; None where they do not.
+
+    They have to be about its split, defense, attack, norm, seed and protocol, and to hold each of its inputs (with each
+    target class) once for each of its ε.
+    """
+    dataset = identity["dataset"]
+    own = {name: identity[name] for name in ("norm", "seed", "protocol")}
+    own |= {name: identity[name]["label"] for name in ("defense", "attack")}
+    own["split"] = dataset["split"]
+    for column, value in own.items():
+        if not (rows[column] == value).all():
+            return f"column {column}: not {value!r}, as in its identity"
+    if set(rows["eps"]) != {float(eps) for eps in identity["eps"]}:
+        return "column eps: not the sizes in its identity"
+    aims = rows.groupby(["eps", "sample"]).size()
+    if (aims.groupby("eps").size() != dataset["n"]).any():
+        return f"column sample: not {dataset['n']} inputs for each ε, as in its identity"
+    if (aims != aims.iloc[0]).any() or rows.duplicated(["eps", "sample", "aim"]).any():
+        return "column aim: a target class of an input is missing or there twice"
+    return None
+
+
 class Contradiction(NamedTuple):
     """A row that contradicts itself, so that no run can have written it. row: its position. fault: what is wrong."""
 
@@ -194,9 +218,10 @@ def contradiction(rows: pd.DataFrame) -> Contradiction | None:
     """Return the first row that no run can have written, None where there is none.
 
     rows: those of one job, or of several jobs with a column `key`. Faults are values outside their column's range,
-    texts with control characters, kinds and norms that exclude each other, and rows of a job that differ in a column of
-    `OF_A_JOB`. Rows that are ok must not have a valid output farther away than ε, another answer to an unchanged input
-    (of a deterministic defense), or a success that does not follow from their other columns.
+    texts with control characters, kinds and norms that exclude each other, rows of a job that differ in a column of
+    `OF_A_JOB`, and an input with different images or labels. Rows that are ok must not have a valid output farther away
+    than ε, another answer to an unchanged input (of a deterministic defense), or a success that does not follow from
+    their other columns.
     """
     for fault, found in _faults(rows):
         if found.any():
@@ -223,6 +248,9 @@ def _faults(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
         yield f"{column} differs within one job", pd.Series(values != values[first], rows.index)
     unperturbed = rows["kind"].isin([CLEAN, CALIBRATION])
     probed = rows["kind"] == PROBED
+    place = [rows["dataset"], rows["split"], rows["sample"], rows["seed"].where(rows["split"] == "noise", 0)]
+    inputs = rows[["input_sha256", "label"]]
+    yield "another image or label than in other rows of this input", _differ(inputs, place)
     yield "kind and norm exclude each other", unperturbed != (rows["norm"] == "none")
     yield "kind and ε exclude each other", unperturbed != (rows["eps"] == 0)
     yield (
@@ -254,3 +282,9 @@ def _faults(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
         impossible = (right < 0) | (wrong < 0) | (right + wrong > counted)
         impossible |= rows["valid"] & (rows["success"] != (wrong > 0))
         yield "the numbers of answers contradict each other or success", ok & counted.notna() & impossible
+
+
+def _differ(values: pd.DataFrame, groups: list[pd.Series]) -> pd.Series:
+    """Return for each row whether its values differ from those of the first row of its group."""
+    first = values.groupby(groups, sort=False, dropna=False).transform("first")
+    return (values != first).any(axis=1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +25,10 @@ from pydantic import BaseModel
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.files import FileName, Name, parsed, read_json
-from manifold_bench.bench.records.schema import REVISION, as_stored, contradiction, typed
+from manifold_bench.bench.records.schema import REVISION, as_stored, contradiction, foreign, typed
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import atomic_write
-from manifold_bench.defenses.identity import JsonObject
+from manifold_bench.defenses.identity import JsonObject, key_of
 
 INDEX = "index.json"
 
@@ -131,7 +132,10 @@ class Store:
         """
         with _reading(path):
             file, identity, kernels = self._opened(path)
-            return Contents(as_stored(file.read(use_threads=False).to_pandas()), identity, kernels)
+            rows = as_stored(file.read(use_threads=False).to_pandas())
+            if fault := foreign(rows, identity):
+                raise ValueError(fault)
+            return Contents(rows, identity, kernels)
 
     def _opened(self, path: Path) -> tuple[pq.ParquetFile, JsonObject, JsonObject | None]:
         """Return a record file after checking its checksum, with its identity and kernels."""
@@ -145,6 +149,7 @@ class Store:
             raise InputError(
                 f"{path}: records of revision {found}, this version reads revision {REVISION}; run its matrix again"
             )
+        check_key(path, identity)
         return file, identity, parsed(metadata[KERNELS], JsonObject) if KERNELS in metadata else None
 
     def status(self, job: Planned) -> str:
@@ -169,12 +174,19 @@ class Store:
     def index(self) -> list[Entry]:
         """Return the jobs of the run in the plan's order, whether their files exist or not.
 
-        Without index.json these are all record files in the folder. Raises InputError where index.json is damaged.
+        Without index.json these are all record files in the folder. Raises InputError where index.json is damaged, or
+        two files are of one job.
         """
         index = self.folder / INDEX
         if not index.exists():
-            return [Entry(path.name) for path in sorted(self.folder.glob("*.parquet"))]
-        return read_json(index, Index, "delete it to use every record in the folder").jobs
+            entries = [Entry(path.name) for path in sorted(self.folder.glob("*.parquet"))]
+        else:
+            entries = read_json(index, Index, "delete it to use every record in the folder").jobs
+        keys = Counter(key_in(entry.file) for entry in entries)
+        if several := [entry.file for entry in entries if keys[key_in(entry.file)] > 1]:
+            where = index if index.exists() else self.folder
+            raise InputError(f"{where}: {several[0]} and {several[1]} are records of one job; keep one, or run again")
+        return entries
 
 
 @contextmanager
@@ -184,7 +196,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+    except (OSError, KeyError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
         raise DamagedRecords(
             f"{path}: damaged or not a record file ({one_line(error)}); delete it and run again"
         ) from error
@@ -206,6 +218,12 @@ def distinct_kernels(described: Iterable[JsonObject]) -> list[JsonObject]:
 def key_in(file: str) -> str:
     """Return the shortened key of a job, which is the end of its record file's name."""
     return Path(file).stem.rsplit("--", 1)[-1]
+
+
+def check_key(path: Path, identity: JsonObject) -> None:
+    """Raise ValueError where a file's name is not that of a result with this identity."""
+    if key_in(path.name) != (key := key_of(identity)[:16]):
+        raise ValueError(f"its content is that of the key {key}, which is not the one in its name")
 
 
 def checksum_path(path: Path) -> Path:

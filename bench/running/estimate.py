@@ -144,9 +144,9 @@ def left_of(expected: float, elapsed: float, share: float | None) -> float:
 
 def time_left(running: Iterable[float], waiting: Iterable[float], workers: int) -> float:
     """Return the seconds until all work is done, if each free worker takes the longest piece of work that waits."""
-    free = heapq.nlargest(workers, running)
-    free += [0.0] * (workers - len(free))
+    free, costs = heapq.nlargest(workers, running), sorted(waiting, reverse=True)
+    free += [0.0] * min(workers - len(free), len(costs) + 1)
     heapq.heapify(free)
-    for cost in sorted(waiting, reverse=True):
+    for cost in costs:
         heapq.heapreplace(free, free[0] + cost)
     return max(free)

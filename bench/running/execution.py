@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import time
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.store import checksum_path
 from manifold_bench.bench.running.board import Work
 from manifold_bench.bench.running.engines.calls import Call
-from manifold_bench.bench.running.job import empty_records, job_call
+from manifold_bench.bench.running.job import are_of_inputs, empty_records, job_call
 from manifold_bench.bench.running.locks import remove_drafts
 from manifold_bench.bench.running.measuring import measure
 from manifold_bench.bench.running.reuse import Reused, reuse_records
@@ -70,6 +71,10 @@ def execute(plan: Plan, session: Session) -> Ended:
     results = Results.load(folder)
     _write_run_json(plan, session, begun, reused, results.distinct_kernels)
     results = dataclasses.replace(results, run=stored_provenance(folder))
+    for job in plan.jobs:
+        if job.key[:16] not in results.states:
+            removed = "was removed while the run was at work; run again"
+            raise FileNotFoundError(errno.ENOENT, removed, str(session.store.path(job)))
     states = [results.states[job.key[:16]] for job in plan.jobs]
     skipped = states.count("skipped")
     ended = Ended(plan, results, len(states) - skipped, states.count("failed"), skipped, unmeasured)
@@ -112,6 +117,10 @@ def run_jobs(plan: Plan, session: Session) -> None:
             reason = outcome.failure or "it wrote no records, or records that contradict themselves"
             store.write(job, empty_records(job, "failed", reason))
         rows, _ = store.read(store.path(job))
+        if not are_of_inputs(rows, job):
+            reason = f"its process read other images or labels of data set {job.dataset.name!r} than this one did"
+            store.write(job, empty_records(job, "failed", f"{reason}; make them the same whenever they are read"))
+            rows, _ = store.read(store.path(job))
         failed = rows["status"].iloc[0] == "failed"
         board.done(job.key, rows["reason"].iloc[0] if failed else None, rows, outcome.memory)
 

@@ -14,8 +14,10 @@ import torch
 
 from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.target import Target
+from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.declared import solver_steps
 from manifold_bench.bench.planning.plan import Plan
+from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.estimate import ANSWER, OVERHEAD, Estimator, Kind, time_left
 from manifold_bench.bench.running.job import inputs
@@ -75,7 +77,8 @@ class Forecaster:
         for job in {(job.dataset, job.defense.label): job for job in reversed(waiting)}.values():
             if job.defense.trained and not self._estimator.knows(Kind.of(job)):
                 self._calibrated[job.defense.label] = None
-                with suppress(Exception):  # a user's code that fails here also fails in the run, with its reason
+                # a user's code that fails here also fails in the run, with its reason
+                with suppress(InputError), contained(f"defense {job.defense.label!r} cannot be timed"):
                     calibrate(job, self._estimator)
         if len(self._calibrated) > before:
             self._estimator.compare_with(_baseline(plan))

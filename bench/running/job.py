@@ -254,6 +254,13 @@ def _hashes(dataset: DatasetRef, split: str, indices: tuple[int, ...], seed: int
     return image_hashes(_images_of(dataset, split, indices, seed)[0])
 
 
+def are_of_inputs(rows: pd.DataFrame, job: Job) -> bool:
+    """Return whether the rows of a job are about the images and labels that it has in this process."""
+    columns = ["sample", "input_sha256", "label"]
+    own = _skeleton(job, inputs(job), 0.0)[columns].drop_duplicates()
+    return set(own.itertuples(index=False, name=None)) == set(rows[columns].itertuples(index=False, name=None))
+
+
 def empty_records(job: Job, status: str, reason: str) -> pd.DataFrame:
     """Return the rows of a cell that failed or was skipped, with that status and reason."""
     nothing: dict[str, float | str] = {

@@ -2,13 +2,12 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from handmade import RUN, cell, run, write_run
+from handmade import RUN, StoredJob, cell, run, write_run
 
 from manifold_bench.bench import compare
 from manifold_bench.bench.baseline import main
@@ -60,7 +59,7 @@ def test_a_baseline_compares_as_the_run_and_has_no_pictures(here, capsys):
 
 def test_a_baseline_has_the_measurements_without_their_pictures(here):
     facts = {"title": "samples", "headline": "accepted"}
-    job = SimpleNamespace(names=("data", "defense", "samples"), key="0" * 64, facts=facts, identity={"defense": "one"})
+    job = StoredJob({}, ("data", "defense", "samples"), facts)
     made = finished_run(here / "mine", CLEAN, attacked(3))
     measurements.store(job, made, Outcome("ok", values={"accepted": 0.5}, pictures=torch.zeros(1, 2, 1, 4, 4)))
     measurements.write_index([job], made)

@@ -123,3 +123,11 @@ def test_the_second_command_with_the_same_budget_goes_on_with_the_first_choice(t
     assert said in (out / "report.html").read_text(encoding="utf-8")
     assert said in (out / "report.md").read_text(encoding="utf-8")
     assert all(said in table.read_text(encoding="utf-8") for table in (out / "tables").glob("*.md"))
+    for damage in (
+        "[" * 100_000,
+        "[]",
+        json.dumps({key: {"n": -5, "share": 1.0}}),
+        f'{{"{key}": {{"n": 9, "share": NaN}}}}',
+    ):
+        (out / "budget.json").write_text(damage, encoding="utf-8")
+        assert main([*command, "--dry-run"]) == 0  # a choice that none can have made is made anew

@@ -4,7 +4,7 @@ import copy
 
 import pandas as pd
 import pytest
-from handmade import REJECT, a_run, cell, identities, run, write_run
+from handmade import REJECT, StoredJob, a_run, cell, identities, run, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +12,7 @@ from manifold_bench.bench.compare import main
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.paired import Comparison, compare, mcnemar
 from manifold_bench.bench.records.results import Results
+from manifold_bench.bench.records.store import Store
 
 N = 20
 CLEAN = cell("clean", labels=[0] * N)
@@ -286,8 +287,8 @@ def test_a_damaged_file_is_bad_input(monkeypatch, capsys):
 
 
 def test_a_cell_with_two_results_is_bad_input(tmp_path, capsys):
-    records = run(CLEAN, attacked(3), attacked(5).assign(key="digits/d/a/linf/older"))
-    folder = write_run(tmp_path, records)
+    folder = write_run(tmp_path, run(CLEAN, attacked(3)))
+    Store(folder).write(StoredJob({"device": "cuda"} | next(iter(identities(attacked(5)).values()))), attacked(5))
     assert main([str(folder), str(folder)]) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"error: {folder}: digits / d / a L∞ ε = 0.1, seed 0, has records of several jobs: ")

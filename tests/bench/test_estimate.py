@@ -104,6 +104,7 @@ def test_a_running_job_is_believed_more_the_further_it_is():
 def test_time_left_is_that_of_the_busiest_worker():
     assert time_left([], [], 2) == 0
     assert time_left([], [3, 3, 3], 2) == 6 and time_left([], [5, 3, 2], 2) == 5
+    assert time_left([2], [3, 1], 2**62) == 3  # as many as --workers takes, which is no number of elements of a list
     assert time_left([10, 1], [4, 4], 2) == 10 and time_left([10.0], [4, 4], 4) == 10
 
 

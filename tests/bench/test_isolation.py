@@ -163,3 +163,20 @@ def test_settings_of_a_module_reach_no_honest_cell(honest, tmp_path):
     own = ("tiny:NearestMean", "clean", "hostile:Adds", "fgsm")
     pd.testing.assert_frame_equal(of(records(tmp_path / "out"), *own), of(records(honest), *own))
     assert os.environ.get("TINY_SECONDS") is None
+
+
+def test_records_that_are_removed_while_the_run_is_at_work_are_named(tmp_path):
+    made = matrix(tmp_path, attacks=attack("Removes"))
+    done = bench_run(made, tmp_path / "out", workers=1, TINY_OUT=str(tmp_path / "out"))
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "--fgsm--" in done.stderr, done.stderr
+    assert bench_run(made, tmp_path / "out").returncode == 0
+
+
+def test_images_that_differ_from_process_to_process_fail_by_name(tmp_path):
+    """A success on another image under the same number would be none."""
+    made = matrix(tmp_path)
+    made.write_text(made.read_text(encoding="utf-8").replace('"digits"', '"hostile:ByProcess"'), encoding="utf-8")
+    done = bench_run(made, tmp_path / "out")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    shown = figures(tmp_path / "out")
+    assert set(shown["status"]) == {"failed"} and shown["reason"].str.contains("other images").all()

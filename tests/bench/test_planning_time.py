@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import locale
+import multiprocessing
 import os
 import signal
 import sys
@@ -124,6 +125,45 @@ def test_a_thread_of_a_program_has_no_limit():
     thread.start()
     thread.join()
     assert found == ["done"]
+
+
+def test_a_process_that_is_forked_meanwhile_ends_as_it_should():
+    """As those do that load a user's images."""
+    with contained("it"):
+        started = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0,))
+        started.start()
+        started.join()
+        child = os.fork()
+        if not child:
+            os._exit(7)
+        assert os.waitpid(child, 0)[1] == 7 << 8 and started.exitcode == 0
+
+
+@pytest.mark.parametrize("ends", ["exit", "os-exit", "base"])
+def test_a_defense_that_ends_the_process_that_times_it_is_only_not_timed(tmp_path, ends):
+    """A dry run lets defenses answer, to forecast how long the run takes."""
+    name = {"exit": "EndsInForward", "os-exit": "OsExits", "base": "RaisesBase"}[ends]
+    (tmp_path / "m.toml").write_text(
+        f'datasets = [{{ name = "digits", n = 4 }}]\ndefenses = ["hostile:{name}", "tiny:NearestMean"]\n'
+        'attacks = [{ name = "fgsm", eps = [0.1] }]\n'
+    )
+    done = bench_run(tmp_path / "m.toml", tmp_path / "out", "--dry-run")
+    assert done.returncode == 0 and "tiny:NearestMean" in done.stdout and not done.stderr, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("place", ["__del__", "__repr__", "__reduce__"])
+def test_a_system_that_ends_the_process_wherever_it_is_used_is_no_silent_success(tmp_path, place):
+    code = f"import hostile, os, tiny\n\nclass It(hostile.Adds):\n    def {place}(self):\n        os._exit(0)\n"
+    code += f"\nclass That(tiny.NearestMean):\n    def {place}(self):\n        os._exit(0)\n"
+    (tmp_path / "ends.py").write_text(code)
+    (tmp_path / "m.toml").write_text(
+        'datasets = [{ name = "digits", n = 4 }]\ndefenses = ["ends:That"]\n'
+        'attacks = [{ name = "ends:It", eps = [0.1] }]\n'
+    )
+    done = bench_run(tmp_path / "m.toml", tmp_path / "out", path=str(tmp_path))
+    shown = {"__del__": done.stdout, "__repr__": done.stderr, "__reduce__": done.stdout}[place]
+    assert done.returncode == {"__del__": 1, "__repr__": 2, "__reduce__": 1}[place], done.stdout + done.stderr
+    assert "It" in shown or "2 jobs" in shown
 
 
 LEAVES = """

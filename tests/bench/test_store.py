@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_records_of_another_version_are_distinguished_from_damaged_ones(tmp_path
 def test_what_is_written_is_what_is_read(tmp_path):
     images = {0: (b"\x00" * 64, b"\xff" * 64, b"\x01" * 64)}
     rows = cell("a", (0.1, 0.2), adv={0.1: [0, 1, 2, -7], 0.2: [1, 1, 2, -7]}, images=images).drop(columns="key")
-    job = StoredJob({"ε": [0.1, "∞"], "n": 4})
+    job = StoredJob({"ε": [0.1, "∞"], "n": 4, "eps": ["0.1", "0.2"]})
     store = Store(tmp_path)
     assert store.status(job) == "missing"
     store.write(job, rows)
@@ -144,6 +145,68 @@ def test_a_file_under_a_name_that_is_not_its_own_is_no_result(tmp_path):
     checksum_path(store.path(one)).rename(checksum_path(store.path(other)))
     store.path(one).rename(store.path(other))
     assert store.status(other) == "damaged" and store.status(one) == "missing"
+
+
+def other_job(folder: Path, label: str) -> tuple[Store, Path]:
+    """A run of two attacks: its store, and the record file of the attack with that label."""
+    write_run(folder, pd.concat([cell("clean"), cell("a", (0.1,)), cell("b", (0.1,), adv=[9] * 4)], ignore_index=True))
+    (path,) = (folder / "records").glob(f"*--{label}--*.parquet")
+    return Store(folder), path
+
+
+def test_a_record_in_the_place_of_another_cell_s_is_refused(tmp_path):
+    """A file that was copied over another one together with its checksum is whole, and is not the other's."""
+    _, path = other_job(tmp_path, "a")
+    _, other = other_job(tmp_path, "b")
+    for file in (checksum_path, Path):
+        file(path).write_bytes(file(other).read_bytes())
+    with pytest.raises(DamagedRecords, match=re.escape(path.name)):
+        Results.load(tmp_path)
+
+
+REWRITTEN = {
+    "rows of another cell": lambda rows: rows.assign(attack="b"),
+    "rows of another defense": lambda rows: rows.assign(defense="e"),
+    "another size": lambda rows: rows.assign(eps=0.05),
+    "a row is gone": lambda rows: rows.iloc[1:],
+    "a row is there twice": lambda rows: pd.concat([rows, rows.iloc[:1]]),
+    "a row replaced another": lambda rows: pd.concat([rows.iloc[:1], rows.iloc[:1], rows.iloc[2:]]),
+    "no rows": lambda rows: rows.iloc[:0],
+}
+
+
+@pytest.mark.parametrize("change", REWRITTEN)
+def test_rows_that_are_not_those_of_the_job_are_refused(tmp_path, change):
+    """However they came there: the checksum fits."""
+    store, path = other_job(tmp_path, "a")
+    contents = store.contents(path)
+    store.save(path.name, contents._replace(rows=REWRITTEN[change](contents.rows)))
+    with pytest.raises(DamagedRecords, match=re.escape(path.name)):
+        Results.load(tmp_path)
+
+
+@pytest.mark.parametrize("values", [{"label": 7, "success": True}, {"input_sha256": "00"}], ids=str)
+def test_an_input_has_the_same_image_and_label_in_all_records(tmp_path, values):
+    store, path = other_job(tmp_path, "a")
+    contents = store.contents(path)
+    store.save(path.name, contents._replace(rows=contents.rows.assign(**values)))
+    with pytest.raises(DamagedRecords):
+        Results.load(tmp_path)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_two_records_of_one_job_are_refused(tmp_path, indexed):
+    """One of them would silently take the place of the other."""
+    store, path = other_job(tmp_path, "a")
+    copy = path.with_name(f"copy--{path.stem.rsplit('--', 1)[1]}.parquet")
+    for file in (checksum_path, Path):
+        file(copy).write_bytes(file(path).read_bytes())
+    if indexed:
+        names = sorted(one.name for one in store.folder.glob("*.parquet"))
+        (store.folder / "index.json").write_text(json.dumps({"jobs": [{"file": name} for name in names]}))
+    with pytest.raises(InputError) as caught:
+        Results.load(tmp_path)
+    assert path.name in str(caught.value) and copy.name in str(caught.value)
 
 
 def test_drafts_are_never_read(tmp_path):

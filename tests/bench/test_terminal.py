@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from manifold_bench.bench.terminal import Line, print_grid, print_text
+from manifold_bench.bench.terminal import LOG_WIDTH, Line, print_grid, print_text, terminal
 
 WORDS = st.text("abc-_(=)", min_size=1, max_size=12)
 
@@ -44,3 +45,9 @@ def test_a_long_text_is_broken_between_words_and_a_long_word_is_left_whole():
     assert all(line.startswith("  ") for line in out) and out[-1].strip() == path
     assert all(cell_len(line) <= 40 for line in out[:-1])
     assert re.sub(r"\s+", " ", " ".join(out)).strip() == f"{'some words ' * 8}{path}"
+
+
+@pytest.mark.parametrize(("columns", "width"), [("0", LOG_WIDTH), ("72", 72), ("none", 80)])
+def test_a_width_that_is_none_is_not_taken(monkeypatch, columns, width):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert terminal().width == width

@@ -16,6 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
+from manifold_bench.bench.records.store import IDENTITY
+from manifold_bench.defenses.identity import key_of
+
 TEXTS = st.one_of(
     st.sampled_from(
         ["", "\x1b[31m", "\x00", "=1+1", "](http://a)", "<script>", "$x$", "_a", "../../x", "x" * 5000, "clean", "inf"]
@@ -107,6 +110,13 @@ def toml_file(tree: Any) -> str:
 
 
 def rewrite(path: Path, table: pa.Table) -> None:
-    """Writes a record file with a checksum that fits."""
+    """Writes a record file with a checksum, a name and a place in the index that fit."""
+    identity = json.loads(table.schema.metadata[IDENTITY])
+    name = f"{path.stem.rsplit('--', 1)[0]}--{key_of(identity)[:16]}"
+    index = path.with_name("index.json")
+    index.write_text(index.read_text().replace(path.stem, name))
+    for file in (path, path.with_suffix(".sha256")):
+        file.unlink()
+    path = path.with_name(f"{name}.parquet")
     pq.write_table(table, path)
     path.with_suffix(".sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest() + "\n")

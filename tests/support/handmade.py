@@ -205,16 +205,19 @@ class StoredJob:
     names: tuple[str, str, str, str] = ("digits", "d", "a", "linf")
     facts: dict[str, Any] = field(default_factory=dict)
     title: str = "digits / d / a"
-    long_key: str = ""
 
     @property
     def key(self) -> str:
-        return self.long_key or key_of(self.identity)
+        return key_of(self.identity)
 
     def __post_init__(self) -> None:
-        system = {"label": "a", "name": "a", "version": "1", "parameters": {}}
-        common = {"dataset": {"name": "digits"}, "defense": system, "attack": system, "eps": [0.1], "ladder": True}
-        common |= {"seed": 0, "protocol": "deterministic", "shape": [1, 8, 8], "num_classes": 10}
+        """By default the identity is that of rows of `cell` with these names."""
+        dataset, *labels = self.names[:3]
+        system = {"version": "1", "parameters": {}}
+        defense, attack = ({"label": label, "name": label} | system for label in labels)
+        common = {"dataset": {"name": dataset, "split": "test", "n": 4}, "defense": defense, "attack": attack}
+        common |= {"norm": "linf", "eps": [0.1], "ladder": True, "seed": 0, "protocol": "deterministic"}
+        common |= {"shape": [1, 8, 8], "num_classes": 10}
         self.identity = {"records": REVISION} | common | self.identity
 
 
@@ -230,7 +233,7 @@ def write_run(folder: Path, records: pd.DataFrame, families: Mapping[str, str] |
         defense = identity["defense"]["label"]
         names = (identity["dataset"]["name"], defense, identity["attack"]["label"], identity["norm"])
         facts = {"family": families[defense]} if families and defense in families else {}
-        jobs.append(StoredJob(identity, names, facts, long_key=hashlib.sha256(str(key).encode()).hexdigest()))
+        jobs.append(StoredJob(identity, names, facts))
         Store(folder).write(jobs[-1], rows)
     if families:
         Store(folder).write_index(jobs)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from tiny import NearestMean, Tiny, Trained, note
 from torch import Tensor
 
 from manifold_bench.attacks.target import Target
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.defenses.base import LabelledImages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +151,10 @@ class OsExits(EndsInForward):
     way = "os-exit"
 
 
+class RaisesBase(EndsInForward):
+    way = "base"
+
+
 class Interrupts(EndsInForward):
     way = "interrupt"
 
@@ -187,3 +194,27 @@ class LeavesChildren(Tiny):
         if self.number:
             os._exit(self.number)
         return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removes(Tiny):
+    """Deletes every record of another attack."""
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        for path in Path(os.environ["TINY_OUT"]).glob("records/*--fgsm--*"):
+            path.unlink()
+        return x
+
+
+@dataclass(frozen=True)
+class ByProcess(Digits):
+    """The images in another order in each process, as the listing of a folder or a set may have them."""
+
+    name = "by-process"
+    revision = "1"
+
+    @property
+    def whole(self) -> LabelledImages:
+        whole = super().whole
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(os.getpid()))
+        return LabelledImages(whole.images[order], whole.labels[order])

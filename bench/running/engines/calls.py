@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from manifold_bench.bench.errors import Interrupted
+from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import ONE_CPU, Needs
-from manifold_bench.defenses.errors import one_line
+from manifold_bench.bench.planning.usercode import contained
 
 Function = tuple[Callable[..., Any], tuple[Any, ...]]
 """A module-level function and its arguments."""
@@ -124,12 +124,10 @@ class PackedCall:
 def pack(call: Call) -> PackedCall:
     """Pack a call, with marks on its paths. A call that cannot be packed becomes one that fails."""
     try:
-        return _packed(call)
-    except Interrupted:
-        raise
-    except BaseException as error:  # pickling a user's class may raise anything
-        reason = f"it cannot be sent to another process ({one_line(error)})"
-        return _packed(Call(call.id, _fail, (reason,), call.timeout))
+        with contained("it cannot be sent to another process"):  # pickling runs a user's code
+            return _packed(call)
+    except InputError as error:
+        return _packed(Call(call.id, _fail, (str(error),), call.timeout))
 
 
 def _fail(reason: str) -> None:
