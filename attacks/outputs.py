@@ -88,6 +88,7 @@ class Scored:
         try:
             return None if self._precise is None else padded(self._precise)(x.double())
         except (RuntimeError, TypeError):
+            self._precise = None
             return None
 
     @torch.no_grad()
@@ -100,17 +101,15 @@ class Scored:
         if probabilities(outputs, self.classes).all():
             return "likelihoods"
         labels = outputs[:, : self.classes].argmax(1)
-        first, second = (labels[:, None] != labels).triu().nonzero(as_tuple=True)
-        if not len(first):
+        one, other = (labels[:, None] != labels).triu().nonzero(as_tuple=True)
+        if not len(one):  # images of one class tell nothing of a margin
             return "logits"
         way = torch.linspace(0, 1, POINTS).to(x)[:, None, None, None, None]
-        between = torch.lerp(x[first], x[second], way).flatten(0, 1)
-        if self._precise is None or self._precisely(x) is None:
-            outputs = blockwise(self._outputs, between)
-        else:
-            outputs = blockwise(self._precise, between.double())
+        between = torch.lerp(x[one], x[other], way).flatten(0, 1)
+        self._precisely(x)
+        outputs = blockwise(self._precise or self._outputs, between.to(torch.float64 if self._precise else x.dtype))
         outputs = outputs[:, : self.classes].double().unflatten(0, (POINTS, -1))
-        return straightest(outputs, labels[first], labels[second])
+        return straightest(outputs, labels[one], labels[other])
 
 
 def logits_of(outputs: Tensor, kind: torch.dtype, form: Form, classes: int) -> Tensor:

@@ -176,6 +176,10 @@ def test_a_likelihood_that_is_zero_everywhere_has_no_gradient_and_is_recorded_so
     right = Y == 0  # it answers 0 for every image
     assert (queries.gradients[right] > 0).all() and torch.equal(queries.blind, queries.gradients)
 
+    found = mb.evaluate(nothing, (X, Y), attacks=["pgd", "apgd"], eps=0.1)
+    rows = found.records[(found.records["kind"] == "attack") & (found.records["label"] == 0)]
+    assert len(rows) and (rows["blind"] == 1).all() and not rows["success"].any()
+
 
 @pytest.mark.parametrize(
     "rows",
