@@ -23,7 +23,6 @@ from manifold_bench.attacks.contract import AttackableDefense, projects
 from manifold_bench.attacks.gradient import Best
 from manifold_bench.attacks.lagrangian import SAMPLES, Descent, Look, Seen, apart, descend
 from manifold_bench.attacks.losses import likeliest_wrong, margin, typical_temperature
-from manifold_bench.attacks.outputs import Scored
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, draw_per_input, project
 
@@ -48,7 +47,7 @@ class Scene:
         defense = target.defense
         if not projects(defense):
             raise ValueError("this defense has no generator that it inverts")
-        self.generator, self.classifier = padded(defense.generator), Scored(defense.classifier, target.num_classes)
+        self.generator, self.classifier = padded(defense.generator), target.outputs("classifier")
         self.inverter, self.eta = padded(defense.inverter), float(defense.eta)
         self.all = all_rows(x)
         self.start = self.inverted(x, self.all)

@@ -5,68 +5,162 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from manifold_bench.attacks.batching import padded
+from manifold_bench.attacks.batching import blockwise, padded
+
+Form = Literal["logits", "likelihoods", "sigmoids"]
+"""What outputs are: `likelihoods` are probabilities too, normalised or not; `sigmoids` are one-versus-rest."""
 
 SUM = 1e-2
 """Largest difference between 1 and the sum of probabilities: bfloat16 keeps eight bits of each."""
+
+PROBES, POINTS = 8, 9
+"""Number of images that decide the form, and of points on the way from one to another."""
+
+STRAIGHTER = 0.5
+"""Largest share of the outputs' own deviation from a straight line that logarithms or log-odds may have."""
+
+NEGLIGIBLE = 0.02
+"""Deviation from a straight line that is none."""
 
 
 class Scored:
     """A function images → outputs [N,K] or [N,K+1], turned into one that returns logits (`logits_of`).
 
-    It is computed on whole blocks. Where probabilities have underflown to 0, a copy of the function in double precision
-    computes them again: double precision reaches down to 1e-308.
+    It is computed on whole blocks. Where outputs vanish, or sigmoids are rounded to 1, a copy of the function in double
+    precision computes them again: double precision reaches down to 1e-308.
+
+    The form of the outputs is decided once, so that all losses and values of an attack have one scale. It is a property
+    of the function: logits, as soon as any output is negative; likelihoods, if all rows are probabilities; and
+    otherwise the form in which the margin between two classes changes most steadily on the straight way from an image
+    of one to an image of the other. The margin of logits does. Likelihoods, however, vanish between the two images, and
+    sigmoids jump; an attack on such values would follow the gradient of one class alone.
+
+    clean: images [M,C,H,W] that decide; without them, those of the first call do.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], classes: int) -> None:
-        self.function, self.classes = function, classes
-        self.precise: nn.Module | None = None
+    def __init__(self, function: Callable[[Tensor], Tensor], classes: int, clean: Tensor | None = None) -> None:
+        self.function, self.classes, self.clean = function, classes, clean
+        self.form: Form | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        outputs = padded(self.function)(x)
-        logits = logits_of(outputs, x, self.classes)
-        lost = probabilities(outputs, self.classes) & (outputs[:, : self.classes] == 0).any(1)
-        if not lost.any() or not isinstance(self.function, nn.Module) or x.dtype == torch.float64:
+        outputs = padded(self._outputs)(x)
+        logits = self.logits(outputs, x)
+        real = outputs[:, : self.classes]
+        tiny = math.sqrt(torch.finfo(real.dtype).tiny)  # so that a constant factor cannot make the gradient overflow
+        lost = ((real < tiny) | ((real == 1) & (self.form == "sigmoids"))).any(1)
+        if self.form == "logits" or not lost.any() or x.dtype == torch.float64:
             return logits
+        finer = self._precisely(x)
+        return logits if finer is None else torch.where(lost[:, None], self.logits(finer, x), logits)
+
+    def logits(self, outputs: Tensor, x: Tensor) -> Tensor:
+        """Return outputs that the function gave for images x as logits of x's type; a copy, differentiable.
+
+        Raises ValueError if the outputs contain NaN and x does not.
+        """
+        if outputs.isnan().any() and not x.isnan().any():
+            raise ValueError("the defense returned NaN for an image")
+        if self.form is None:
+            negative = bool((outputs[:, : self.classes] < 0).any())
+            self.form = "logits" if negative else self.decided(x.detach() if self.clean is None else self.clean)
+        return logits_of(outputs, x.dtype, self.form, self.classes)
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        """Return the outputs for a copy of images as the function gives them, before `Defense.__call__` rounds them."""
+        return nn.Module.__call__(self.function, x) if isinstance(self.function, nn.Module) else self.function(x)
+
+    @cached_property
+    def _precise(self) -> nn.Module | None:
+        """A copy of the function in double precision; None if it is no module, or cannot be copied."""
         try:
-            self.precise = self.precise or deepcopy(self.function).double()
-            outputs = padded(self.precise)(x.double())
-        except (RuntimeError, TypeError):  # the module mixes float types, or cannot be copied
-            return logits
-        return torch.where(lost[:, None], logits_of(outputs, x, self.classes), logits)
+            return deepcopy(self.function).double() if isinstance(self.function, nn.Module) else None
+        except (RuntimeError, TypeError):
+            return None
+
+    def _precisely(self, x: Tensor) -> Tensor | None:
+        """Return the outputs for images x in double precision; None if the function mixes float types."""
+        try:
+            return None if self._precise is None else padded(self._precise)(x.double())
+        except (RuntimeError, TypeError):
+            self._precise = None
+            return None
+
+    @torch.no_grad()
+    def decided(self, x: Tensor) -> Form:
+        """Return the form of the outputs for images x [M,C,H,W], of which it takes `PROBES`."""
+        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:PROBES].to(x.device)]
+        outputs = blockwise(self._outputs, x)
+        if (outputs[:, : self.classes] < 0).any():
+            return "logits"
+        if probabilities(outputs, self.classes).all():
+            return "likelihoods"
+        labels = outputs[:, : self.classes].argmax(1)
+        one, other = (labels[:, None] != labels).triu().nonzero(as_tuple=True)
+        if not len(one):  # images of one class tell nothing of a margin
+            return "logits"
+        way = torch.linspace(0, 1, POINTS).to(x)[:, None, None, None, None]
+        between = torch.lerp(x[one], x[other], way).flatten(0, 1)
+        self._precisely(x)
+        outputs = blockwise(self._precise or self._outputs, between.to(torch.float64 if self._precise else x.dtype))
+        outputs = outputs[:, : self.classes].double().unflatten(0, (POINTS, -1))
+        return straightest(outputs, labels[one], labels[other])
 
 
-def logits_of(outputs: Tensor, x: Tensor, classes: int) -> Tensor:
-    """Return outputs [N,K] or [N,K+1] for images x [N,C,H,W] as logits of x's type; a copy, differentiable.
+def logits_of(outputs: Tensor, kind: torch.dtype, form: Form, classes: int) -> Tensor:
+    """Return outputs [N,K] or [N,K+1] of any float type as logits of that type; a copy, differentiable.
 
-    outputs: of any float type. Outputs that are probabilities become their logarithms, because the gradients of tiny
-    probabilities vanish. The order of the outputs stays the same. Raises ValueError if the outputs contain NaN and x
-    does not.
+    Likelihoods become their logarithms, and sigmoids their log-odds, because the gradients of tiny ones, and of
+    sigmoids near 1, vanish. The order of the outputs stays the same.
     """
-    if outputs.isnan().any() and not x.isnan().any():
-        raise ValueError("the defense returned NaN for an image")
-    likely = probabilities(outputs, classes)
-    if not likely.any():
-        return narrowed(outputs, x.dtype, classes).clone()
-    values = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-    return torch.where(likely[:, None], log(values), narrowed(values, x.dtype, classes)).to(x.dtype)
+    if form == "likelihoods":
+        outputs = log(outputs)
+    if form == "sigmoids":
+        # a sigmoid that rounds to 1 is nearer to 1 than the last number before it
+        doubt = torch.finfo(outputs.dtype).eps / 4
+        outputs = log(outputs) - (1 - outputs.double()).clamp_min(doubt).log()
+    return narrowed(outputs, kind, classes).clone()
+
+
+def straightest(outputs: Tensor, first: Tensor, second: Tensor) -> Form:
+    """Return the form in which margins between two classes change most steadily; logits, where that is much the same.
+
+    outputs: float64 [T,P,K] ≥ 0 at T points at equal distances on P ways. first, second: classes of the two ends [P].
+    Sigmoids are a choice only where no output exceeds 1.
+    """
+    forms: list[Form] = ["logits", "likelihoods", *(("sigmoids",) if outputs.amax() <= 1 else ())]
+    at = torch.linspace(-1, 1, len(outputs)).to(outputs)[:, None]
+    bent = {}
+    for form in forms:
+        logits = logits_of(outputs.flatten(0, 1), outputs.dtype, form, outputs.shape[2]).view_as(outputs)
+        margins = logits.gather(2, first.expand(len(at), -1)[..., None]) - logits.gather(
+            2, second.expand(len(at), -1)[..., None]
+        )
+        moved = margins[..., 0] - margins[..., 0].mean(0)
+        rest = moved - (moved * at).sum(0) / at.square().sum() * at
+        bent[form] = float((rest.square().sum(0) / moved.square().sum(0)).nanmean())
+    best = min(bent, key=lambda form: bent[form])
+    return best if bent[best] < STRAIGHTER * bent["logits"] and bent["logits"] > NEGLIGIBLE else "logits"
 
 
 def narrowed(outputs: Tensor, kind: torch.dtype, classes: int) -> Tensor:
     """Return outputs [N,K] or [N,K+1] in another float type, so that the largest one stays the largest; differentiable.
 
     Rows that the type cannot tell apart (1e9 + 1 and 1e9 + 2, or 1e40 and 2e40, as float32) lose their largest output
-    first, and are divided by a power of two where they still overflow or vanish. Probabilities are only rounded.
+    first, and are divided by a power of two where they still overflow or vanish. Probabilities are only rounded, unless
+    the two largest become equal.
     """
     narrow = outputs.to(kind)
     if torch.finfo(outputs.dtype).bits <= torch.finfo(kind).bits:
         return narrow
     values = outputs.detach()
-    lost = _lost(values, kind) & ~probabilities(values, classes)
+    tied = _tied(values.topk(min(2, values.shape[1]), dim=1).values.flip(1), kind)
+    lost = _lost(values, kind) & (tied | ~probabilities(values, classes))
     if not lost.any():
         return narrow
     top, spread = _range(values)
@@ -88,14 +182,18 @@ def _range(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _lost(values: Tensor, kind: torch.dtype) -> Tensor:
     """Return in which rows of values a float type cannot hold the order, or less than half of its digits, [N] bool."""
-    ordered = values.sort(1).values
-    narrow = ordered.to(kind)
-    tied = ((ordered[:, 1:] > ordered[:, :-1]) & (narrow[:, 1:] == narrow[:, :-1])).any(1)
+    tied = _tied(values.sort(1).values, kind)
     spread = _range(values)[1][:, 0]
     largest = values.masked_fill(~values.isfinite(), 0).abs().amax(1)
     limits = torch.finfo(kind)
     coarse = (spread < largest * math.sqrt(limits.eps)) | (spread < limits.tiny / limits.eps)
     return tied | ((spread > 0) & coarse)
+
+
+def _tied(ordered: Tensor, kind: torch.dtype) -> Tensor:
+    """Return in which rows of values, smallest first, a float type makes different neighbours equal, [N] bool."""
+    narrow = ordered.to(kind)
+    return ((ordered[:, 1:] > ordered[:, :-1]) & (narrow[:, 1:] == narrow[:, :-1])).any(1)
 
 
 def probabilities(outputs: Tensor, classes: int) -> Tensor:
@@ -105,10 +203,13 @@ def probabilities(outputs: Tensor, classes: int) -> Tensor:
     return (values[:, :classes] >= 0).all(1) & ((totals - 1).abs() <= SUM).any(0)
 
 
-def log(probabilities: Tensor) -> Tensor:
-    """Return the natural logarithm, at least that of the least positive number; its gradient is finite, and 0 at 0."""
-    value, kind = probabilities.detach(), torch.finfo(probabilities.dtype)
+def log(likelihoods: Tensor) -> Tensor:
+    """Return the natural logarithm in float64; at 0, where its gradient is 0, that of half the least positive number.
+
+    The gradient is at most one over the least normal number, so that the type of the likelihoods can hold it.
+    """
+    value, kind = likelihoods.detach().double(), torch.finfo(likelihoods.dtype)
     slope = torch.where(value > 0, 1 / value.clamp_min(kind.tiny), 0.0)
-    return value.clamp_min(0).log().clamp_min(math.log(kind.tiny) + math.log(kind.eps)) + slope * (
-        probabilities - value
-    )
+    least = kind.tiny * kind.eps
+    level = torch.where(value > 0, value.clamp_min(least).log(), math.log(least) - math.log(2))
+    return level + slope * (likelihoods - likelihoods.detach())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import pad_to_block
 from manifold_bench.attacks.contract import AttackableDefense, GradientMode, Part, Verdict
+from manifold_bench.attacks.outputs import Scored
 from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.view import View
 
@@ -26,12 +27,14 @@ class Attacker:
     held_out: function that returns images [M,C,H,W] and labels [M] from the same data set, never test data.
     source: function that returns the attacker's own classifier, images → logits [N,K].
     max_forwards: largest number of forward passes for each input; None: no limit.
+    clean: images [M,C,H,W] that decide the form of the outputs (`attacks.outputs.Scored`), the same for all batches.
     """
 
     aims: Tensor | None = None
     held_out: Callable[[], tuple[Tensor, Tensor]] | None = None
     source: Callable[[], nn.Module] | None = None
     max_forwards: int | None = None
+    clean: Tensor | None = None
 
 
 class Target:
@@ -60,6 +63,15 @@ class Target:
         self.aims = self.attacker.aims
         self._on_count = on_count
         self.queries = queries
+        self._outputs: dict[Part, Scored] = {}
+
+    def outputs(self, part: Part) -> Scored:
+        """Return a function that computes logits of the whole defense or of its classifier; passes are not counted."""
+        if part not in self._outputs:
+            attacked = self.defense if part == "defense" else self.defense.classifier
+            assert attacked is not None
+            self._outputs[part] = Scored(attacked, self.num_classes, self.attacker.clean)
+        return self._outputs[part]
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         """Return the attacker's own images [M,C,H,W] and labels [M]; raises ValueError where there are none."""
@@ -127,6 +139,7 @@ class Rows(Target):
         queries = whole.queries and whole.queries.only(rows)
         super().__init__(whole.defense, len(rows), replace(whole.attacker, aims=aims), queries=queries)
         self.whole, self.rows = whole, rows
+        self._outputs = whole._outputs
 
     def count(self, rows: Tensor, forwards: float, backwards: float) -> None:
         super().count(rows, forwards, backwards)

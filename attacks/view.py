@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from manifold_bench.attacks.batching import pad_to_block
 from manifold_bench.attacks.contract import Detecting, GradientMode, Optimising, Part, answered
 from manifold_bench.attacks.losses import reject_excess, typical_temperature
-from manifold_bench.attacks.outputs import Scored, logits_of
 
 if TYPE_CHECKING:
     from manifold_bench.attacks.target import Target
@@ -45,9 +44,7 @@ class View:
         if self.part == "defense" and self.gradient not in ("default", *defense.gradient_modes):
             modes = ", ".join(defense.gradient_modes)
             raise ValueError(f"gradient: {self.gradient!r} is no gradient of this defense; give default, {modes}")
-        attacked = defense if self.part == "defense" else defense.classifier
-        assert attacked is not None
-        self._scored = Scored(attacked, self.num_classes)
+        self._scored = self.target.outputs(self.part)
         self.rejects = self.part == "defense" and defense.rejects
         self.iterative = self.part == "defense" and defense.gradient_modes != ("default",)
         self.exact = self.part == "defense" and not self.iterative and not defense.randomized
@@ -75,7 +72,7 @@ class View:
             n = len(x)
             once = 1 if n > 1 and bool((rows == rows[0]).all()) else n  # of many queries about one input, the first one
             self.memory[rows[:once]] = end[:once]
-        return logits_of(logits[: len(x)], x, self.num_classes)
+        return self._scored.logits(logits[: len(x)], x)
 
     def answer(self, x: Tensor, rows: Tensor, fresh: bool = False) -> Tensor:
         """Return logits without gradient; counts one forward pass.
@@ -152,7 +149,7 @@ class View:
         defense = self.target.defense
         if self.part == "defense" and not self.iterative and defense.detectors:
             logits, ratios = cast(Detecting, defense).detection(pad_to_block(x), pad_to_block(labels))
-            return logits_of(logits[: len(x)], x, self.num_classes), ratios[: len(x)].to(x.dtype)
+            return self._scored.logits(logits[: len(x)], x), ratios[: len(x)].to(x.dtype)
         logits = self.logits(x, rows)
         if not self.rejects:
             return logits, logits.new_zeros(len(x), 0)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.target import Attacker, Target
 from manifold_bench.attacks.threat import Norm
 from manifold_bench.bench import run as command
 from manifold_bench.bench.datasets.given import dataset_of, labelled_images
@@ -190,7 +190,7 @@ def attack(
     inputs = Inputs(x, y, torch.full_like(y, -1), torch.arange(len(y)))
     clean = verdict(defense, x, y, 1, 0)
     size = float("inf") if chosen.minimal else largest
-    found = chosen.run(Target(defense, len(x)), x.clone(), y.clone(), size, 0)
+    found = chosen.run(Target(defense, len(x), Attacker(clean=x)), x.clone(), y.clone(), size, 0)
     judged = Judge(defense, norm, 1, 0).judge(inputs, clean, found, largest)
     return Attacked(found, judged.success, judged.distance(norm))
 

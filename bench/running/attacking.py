@@ -123,6 +123,7 @@ class Attacking:
                 held_out=self._held_out,
                 source=partial(job.source.load, job.device) if job.source else None,
                 max_forwards=attack.max_forwards,
+                clean=self.inputs.x,
             )
             queries = Queries(batch.x, batch.y, batch.aims, attack.norm, eps)
             target = Target(self.defense, len(batch), attacker, self.heartbeat.beat, queries)

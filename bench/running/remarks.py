@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict
-from manifold_bench.attacks.outputs import probabilities
+from manifold_bench.attacks.outputs import Scored, probabilities
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
 from manifold_bench.bench.records.schema import UNSTEADY
@@ -24,16 +24,14 @@ from manifold_bench.defenses.weights import read_card
 FEW = 8
 """Number of images that the defense answers again, and that it takes to tell answers from guesses."""
 
-WIDE = 1e4
-"""Ratio of the largest output to the smallest one from which positive outputs look like likelihoods."""
-
 
 class OutputCheck:
     """A context that records properties of a defense's outputs: `with OutputCheck(defense) as check: …`."""
 
     def __init__(self, defense: Defense) -> None:
         self.defense = defense
-        self._rows = self._alike = self._wide = 0
+        self._rows = self._alike = 0
+        self._negative = False
 
     def __enter__(self) -> Self:
         self._hook = self.defense.register_forward_hook(self._note)
@@ -45,19 +43,16 @@ class OutputCheck:
     def _note(self, defense: nn.Module, arguments: tuple[object, ...], outputs: Tensor) -> None:
         self._alike += int(probabilities(outputs, self.defense.num_classes).sum())
         self._rows += len(outputs)
-        low, high = outputs.detach().double().aminmax(dim=1)
-        squashed = (low >= 0) & (high <= 1) & (low < high)
-        self._wide += int(((low > 0) & (high > WIDE * low) | squashed).sum())
+        self._negative |= bool((outputs < 0).any())
 
     @property
     def probabilities(self) -> bool:
         """Whether all outputs look like probabilities, not logits."""
         return 0 < self._rows == self._alike
 
-    @property
-    def likelihoods(self) -> bool:
-        """Whether most outputs look like likelihoods or sigmoids: positive and wide apart, or from 0 to 1."""
-        return not self.probabilities and 2 * self._wide > self._rows
+    def form(self, x: Tensor) -> str:
+        """Return the form of the outputs, as attacks decide it by clean images x [N,C,H,W]; ordinary ones: logits."""
+        return "logits" if self._negative else Scored(self.defense, self.defense.num_classes).decided(x)
 
 
 def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, uneven: bool) -> Iterator[str]:
@@ -69,8 +64,9 @@ def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, unev
     yield from _guesses(defense, clean, inputs.y)
     if outputs.probabilities:
         yield "its outputs look like probabilities (each row sums to 1); attacks take their logarithms"
-    if outputs.likelihoods:
-        yield "its outputs look like likelihoods or sigmoids, whose gradients vanish; return logarithms or log-odds"
+    elif (form := outputs.form(x)) != "logits":
+        taken = {"likelihoods": "logarithms", "sigmoids": "log-odds"}[form]
+        yield f"its outputs look like {form}, whose gradients vanish; attacks take their {taken}"
     if defense.rejects and clean.rejected.all():
         yield "it rejects every image"
     elif defense.rejects and not clean.rejected.any() and not scored_answers(defense, _noise(x))[:, 1].any():

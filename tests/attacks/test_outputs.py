@@ -18,7 +18,7 @@ from manifold_bench.attacks.fab import FAB
 from manifold_bench.attacks.from_art import ArtAttack
 from manifold_bench.attacks.from_foolbox import FoolboxAttack
 from manifold_bench.attacks.gradient import FGSM, MIM, PGD
-from manifold_bench.attacks.outputs import logits_of
+from manifold_bench.attacks.outputs import Scored, logits_of
 from manifold_bench.attacks.square import Square
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import inside
@@ -169,26 +169,32 @@ def test_whole_blocks_are_copies(n):
 
 def test_what_a_defense_hands_out_is_copied():
     kept = torch.zeros(8, 3)
-    logits = logits_of(kept, torch.rand(8, 1, 2, 2), 3)
+    logits = Scored(lambda x: kept, 3)(torch.rand(8, 1, 2, 2))
     kept.fill_(5.0)
     assert (logits == 0).all()
 
 
 def test_probabilities_are_known_by_their_sum_and_sign():
-    x = torch.rand(4, 1, 2, 2)
-    outputs = torch.tensor([[0.2, 0.5, 0.3], [0.2, 0.5, 0.5], [-0.1, 0.6, 0.5], [1.0, 0.0, 0.0]])
-    logits = logits_of(outputs, x, 3)
-    assert torch.allclose(logits[0], outputs[0].log()) and torch.equal(logits[1:3], outputs[1:3])
-    assert logits[3].argmax() == 0 and logits.isfinite().all()
-    with_reject = torch.tensor([[0.2, 0.5, 0.3, 0.9], [0.2, 0.4, 0.3, 0.1], [0.2, 0.5, 0.3, -4.0]])
-    logits = logits_of(with_reject, x[:3], 3)
-    assert torch.allclose(logits[:2], with_reject[:2].log())
-    assert torch.equal(logits.argmax(1), with_reject.argmax(1)) and logits.isfinite().all()
+    x = torch.rand(3, 1, 2, 2)
+
+    def scored(rows: list[list[float]]) -> Tensor:
+        return Scored(lambda x: torch.tensor(rows)[torch.arange(len(x)).clamp_max(2)], 3)(x)
+
+    rows = [[0.2, 0.5, 0.3], [0.1, 0.6, 0.3], [1.0, 0.0, 0.0]]
+    logits = scored(rows)
+    assert torch.allclose(logits[:2], torch.tensor(rows[:2]).log())
+    assert logits[2].argmax() == 0 and logits.isfinite().all()
+    for other in ([0.2, 0.5, 0.5], [-0.1, 0.6, 0.5]):
+        assert torch.equal(scored([rows[0], rows[1], other]), torch.tensor([rows[0], rows[1], other]))
+    with_reject = [[0.2, 0.5, 0.3, 0.9], [0.2, 0.4, 0.3, 0.1], [0.2, 0.5, 0.3, -4.0]]
+    logits = scored(with_reject)
+    assert torch.allclose(logits[:2], torch.tensor(with_reject[:2]).log())
+    assert torch.equal(logits.argmax(1), torch.tensor(with_reject).argmax(1)) and logits.isfinite().all()
 
 
 def test_the_gradient_of_a_vanishing_probability_does_not_vanish():
     z = torch.tensor([[0.0, -95.0, -300.0]], requires_grad=True)
-    logits = logits_of(z.softmax(1), torch.rand(1, 1, 2, 2), 3)
+    logits = logits_of(z.softmax(1), torch.float32, "likelihoods", 3)
     (gradient,) = torch.autograd.grad(logits[0, 1] - logits[0, 0], z)
     assert gradient.isfinite().all() and gradient[0, 1] > 0
     assert torch.allclose(gradient / gradient[0, 1], torch.tensor([[-1.0, 1.0, 0.0]]), atol=1e-3)
