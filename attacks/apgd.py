@@ -58,7 +58,7 @@ class APGD(ViewAttack):
 
     def __post_init__(self) -> None:
         if self.targets is not None and self.loss == "cross-entropy":
-            raise ValueError("targets: not for loss = 'cross-entropy'; set another loss, or leave targets out")
+            raise ValueError("targets: is not allowed with loss = 'cross-entropy'; set another, or leave targets out")
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
         if self.loss == "dlr" and defense.num_classes < 4:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import tempfile
 import threading
@@ -21,23 +20,39 @@ import torch
 from torch import Tensor
 
 from manifold_bench.attacks.target import Attacker, Target
-from manifold_bench.attacks.threat import Norm
+from manifold_bench.attacks.threat import UNBOUNDED, Norm
 from manifold_bench.bench import run as command
+from manifold_bench.bench.datasets.checks import fault_of_labels
 from manifold_bench.bench.datasets.given import dataset_of, labelled_images
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import AttackEntry
 from manifold_bench.bench.planning.named_models import with_weights
 from manifold_bench.bench.planning.reading import attack_choice, validated
-from manifold_bench.bench.planning.registry import find, handing_in, nearest, needs_no_arguments
-from manifold_bench.bench.planning.sizes import check_size
+from manifold_bench.bench.planning.registry import find, handing_in, needs_no_arguments
+from manifold_bench.bench.planning.sizes import check_size, sizes_of
+from manifold_bench.bench.planning.toml import plain, toml
 from manifold_bench.bench.report.results import Results, load
-from manifold_bench.bench.running.judge import Inputs, Judge, verdict
+from manifold_bench.bench.running.judge import Inputs, Judge, verdict, with_checks
+from manifold_bench.bench.text import nearest, norm_of
 from manifold_bench.defenses import models
 from manifold_bench.defenses.base import Defense, LabelledImages
+from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import registered
 
 USAGE = ("normalize", "rejects", "randomized", "draws", "classes")
 """Options of `evaluate` that say how the model is used."""
+
+NARROWING = ("dataset", "defense", "attack", "norm", "eps")
+"""Options of the command line in whose place `evaluate` has arguments of its own."""
+
+DEFAULTS = vars(command.parser().parse_args([]))
+"""Options of the command line by their long names, with their defaults."""
+
+OPTIONS = tuple(sorted(name for name in DEFAULTS if name != "dry_run"))
+"""Options of `run`; a dry run has no results that it could return."""
+
+EVALUATION = (*("attacks", "norm", "eps"), *USAGE, *(one for one in OPTIONS if one not in ("matrix", *NARROWING)))
+"""Options of `evaluate`."""
 
 GIVEN = "data"
 """Name of the data that `evaluate` is given."""
@@ -81,6 +96,8 @@ def run(matrix: str | Path, *, defenses: Mapping[str, Any] | None = None, **opti
     temporary = not options.get("out")
     folder = tempfile.mkdtemp(prefix="manifold-bench-") if temporary else str(options["out"])
     options = {"quiet": True} | options | {"out": folder}
+    if not isinstance(defenses, (Mapping, type(None))):
+        raise InputError('defenses: give models under labels of their own, as {"mine": model}')
     with ExitStack() as stack:
         if defenses:
             tables = {label: _table(label, model) for label, model in defenses.items()}
@@ -119,7 +136,8 @@ def evaluate(
 
     Raises InputError for what cannot be evaluated, in one line that says what is allowed.
     """
-    sizes, entries = _sizes(eps), _entries(attacks)
+    _check_names(options, EVALUATION)
+    sizes, entries = sizes_of(eps), _entries(attacks)
     usage = {name: options.pop(name) for name in USAGE if name in options}
     model, randomized = _resolved(model), bool(usage.get("randomized"))
     if isinstance(model, str) and randomized:
@@ -141,7 +159,7 @@ def evaluate(
             defense["normalize"] = _pair(usage["normalize"])
         if not isinstance(model, str):
             stack.enter_context(handing_in("defenses", {MODEL: cls}))
-        strength = {"norm": norm, "eps": sizes}
+        strength = {"norm": norm_of(norm), "eps": sizes}
         content = {
             "datasets": [{"name": name}],
             "defenses": [defense],
@@ -167,31 +185,41 @@ class Attacked:
 
 @one_at_a_time
 def attack(
-    name: str, model: Any, data: tuple[Any, Any], *, norm: Norm = "linf", eps: float | str, **parameters: Any
+    name: str,
+    model: Any,
+    data: tuple[Any, Any],
+    *,
+    norm: Norm = "linf",
+    eps: float | str | None = None,
+    **parameters: Any,
 ) -> Attacked:
     """Attack images with one attack, and have its outputs judged.
 
     model: as for `evaluate`. data: images [N,C,H,W] in [0,1] and labels [N]. parameters: of the attack. Raises
-    InputError for an attack or a parameter that doesn't exist.
+    InputError for an attack or a parameter that doesn't exist, and where the model or the attack fails.
     """
     images = labelled_images(data)
     place = f"attack {name!r}"
-    sizes = _sizes(eps)
-    if len(sizes) != 1:
-        raise InputError(f"{place}: eps: {len(sizes)} sizes are given; give one, or use evaluate")
-    entry = validated(AttackEntry, {"name": name, "norm": norm, "eps": sizes, **parameters}, place, strict=None)
+    given = {} if eps is None else {"eps": sizes_of(eps)}
+    entry = validated(AttackEntry, {"name": name, "norm": norm, **given, **parameters}, place, strict=None)
     choice = attack_choice(entry, place)
-    chosen, largest = choice.attack, choice.eps[0]
+    if len(choice.eps) != 1:
+        raise InputError(f"{place}: eps: {len(choice.eps)} sizes are given; give one, or use evaluate")
+    chosen, norm, largest = choice.attack, choice.attack.norm, choice.eps[0]
     defense = _built(model, images)
-    check_size(f"{place}: eps", norm, largest, defense.spec.shape)
+    if norm not in UNBOUNDED:
+        check_size(f"{place}: eps", norm, largest, defense.spec.shape)
     if reason := chosen.unsuited(defense):
         raise InputError(f"attack {name!r}: {reason}")
     x, y = images.images, images.labels
     inputs = Inputs(x, y, torch.full_like(y, -1), torch.arange(len(y)))
-    clean = verdict(defense, x, y, 1, 0)
     size = float("inf") if chosen.minimal else largest
-    found = chosen.run(Target(defense, len(x), Attacker(clean=x)), x.clone(), y.clone(), size, 0)
-    judged = Judge(defense, norm, 1, 0).judge(inputs, clean, found, largest)
+    try:
+        clean = verdict(defense, x, y, 1, 0)
+        found = chosen.run(Target(defense, len(x), Attacker(clean=x)), x.clone(), y.clone(), size, 0)
+        judged = Judge(defense, norm, 1, 0).judge(inputs, clean, found, largest)
+    except Exception as error:  # the model and the attack may raise anything
+        raise InputError(f"{place} on {type(defense).__name__} fails ({one_line(error)})") from error
     return Attacked(found, judged.success, judged.distance(norm))
 
 
@@ -214,6 +242,8 @@ def as_defense(
     Raises InputError for what is no model of such images.
     """
     pair = None if normalize is None else _pair(normalize)
+    if not (isinstance(shape, (tuple, list)) and len(shape) == 3 and isinstance(classes, int)):
+        raise InputError("as_defense: give (channels, height, width) and the number of classes, as (3, 32, 32), 10")
     spec = models.ModelSpec(shape=shape, num_classes=classes, normalize=pair, rejects=rejects)
     try:
         return models.as_defense(_object(model), spec, randomized)
@@ -221,23 +251,14 @@ def as_defense(
         raise InputError(str(error)) from error
 
 
-def _sizes(eps: Any) -> list[str | float]:
-    """Return one or several perturbation sizes as a list of texts and finite numbers; raises InputError."""
-    try:
-        many = list(eps) if np.ndim(eps) else [eps]
-        if any(isinstance(one, (bool, np.bool_)) for one in many):
-            raise TypeError
-        sizes = [one if isinstance(one, str) else float(one) for one in many]
-    except (TypeError, ValueError):
-        sizes = []
-    if not sizes or not all(isinstance(one, str) or math.isfinite(one) for one in sizes):
-        raise InputError('eps: say how large a perturbation may be, as eps=0.1, eps="8/255" or a list of such sizes')
-    return sizes
-
-
 def _pair(normalize: Any) -> Any:
     """Return mean and standard deviation as they are given; raises InputError for what is no pair."""
-    if not isinstance(normalize, (tuple, list, Tensor, np.ndarray)) or len(normalize) != 2:
+    try:
+        numbers = all(torch.as_tensor(one, dtype=torch.float64).isfinite().all() for one in normalize)
+        pair = isinstance(normalize, (tuple, list, Tensor, np.ndarray)) and len(normalize) == 2
+    except (TypeError, ValueError, RuntimeError):
+        pair = numbers = False
+    if not (pair and numbers):
         raise InputError("normalize: give (mean, standard deviation), each a number or one for each channel")
     return normalize
 
@@ -265,12 +286,12 @@ def _table(label: str, given: Any) -> dict[str, Any]:
         raise InputError(f"{place}: randomized: {model!r} has to say it itself, by an attribute `randomized = True`")
     if table.get("normalize") is not None:
         table["normalize"] = _pair(table["normalize"])
-    settings = json.loads(json.dumps({key: one for key, one in table.items() if one is not None}, default=_plain))
+    settings = json.loads(json.dumps({key: one for key, one in table.items() if one is not None}, default=plain))
     return {**settings, "model": model, "randomized": randomized}
 
 
 def _resolved(model: Any) -> Any:
-    """A model as it is; a pair (model, file of weights) as the model with these weights, or as the name of both."""
+    """Return a model as it is; a pair (model, file of weights) as the model with them, or as the name of both."""
     if not (isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], (str, Path))):
         return model
     network, file = model
@@ -299,11 +320,14 @@ def _built(model: Any, images: LabelledImages) -> Defense:
         models.check_suits(cls, spec)
     except ValueError as error:
         raise InputError(str(error)) from error
-    return models.in_evaluation_mode(cls(spec), cls.__name__)
+    return with_checks(models.in_evaluation_mode(cls(spec), cls.__name__))
 
 
 def _class_of(label: str, model: Any, randomized: bool = False) -> type[Defense]:
-    """A class for the planner; no stored result is ever used again for an object, because nothing tells its code."""
+    """Return a class of defenses for a model, or for its name.
+
+    No stored result is ever used again for an object, because its code is not known.
+    """
     model = _resolved(model)
     if isinstance(model, str):
         return find("defenses", model)
@@ -316,7 +340,7 @@ def _class_of(label: str, model: Any, randomized: bool = False) -> type[Defense]
 
 
 def _number_of_classes(cls: type[Any], images: LabelledImages, rejects: bool) -> int:
-    """The number of classes that a model tells apart; that of the labels for a defense that has yet to be built."""
+    """Return the number of a model's classes, or that of the labels for a defense that has yet to be built."""
     if not isinstance(cls, models.Handed):
         return int(images.labels.max()) + 1
     if isinstance(cls.given, Defense):
@@ -326,52 +350,40 @@ def _number_of_classes(cls: type[Any], images: LabelledImages, rejects: bool) ->
         found = models.outputs_for(cls, (channels, height, width)) - int(rejects)
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
-    if found <= (largest := int(images.labels.max())):
-        raise InputError(f"data: labels reach from 0 to {largest}, but {models.name_of(cls.given)} has {found} classes")
+    if fault := fault_of_labels(images.labels, found):
+        raise InputError(f"data: {models.name_of(cls.given)} has {found} classes, but {fault}")
     return found
 
 
 def _arguments(options: Mapping[str, Any]) -> list[str]:
-    """Options as the words of a command line; raises InputError for those that the command doesn't have."""
-    known = sorted(vars(command.parser().parse_args([])))
-    words = []
-    for name, value in options.items():
+    """Return options as the words of a command line; raises InputError for those that the command doesn't have."""
+    for name in options:
         if name in USAGE and name != "classes":
             table = f'{{"model": model, {json.dumps(name)}: …}}'
             raise InputError(f'{name}: say it with the model, as defenses={{"mine": {table}}}, or use evaluate')
-        if name not in known:
-            there = [*USAGE, *known]
-            raise InputError(f"{name}: no such option{nearest(name, there)}; there are {', '.join(there)}")
+    _check_names(options, ("defenses", *OPTIONS))
+    words = []
+    for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words += [flag] if value else []
-        else:
+        if isinstance(DEFAULTS[name], bool) and not isinstance(value, bool):
+            raise InputError(f"{name}: {value!r} is not allowed; give True or False")
+        if value is True:
+            words.append(flag)
+        elif value is False:
+            words += [f"--no-{name}"] if DEFAULTS[name] is None else []
+        elif value is not None:
             several = [value] if isinstance(value, (str, int, float, Path)) else list(value)
             words += [word for one in several for word in (flag, str(one))]
-    command.parser().parse_args(words)
+    try:
+        command.parser().parse_args(words)
+    except InputError as error:
+        said = str(error).removeprefix("argument --").partition("; see manifold-bench")[0]
+        raise InputError(said) from error
     return words
 
 
-def toml(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Tables of arrays as TOML: their values are written as JSON, which is TOML for numbers, texts, truth and lists.
-
-    Tensors and numbers of NumPy are written as numbers; raises InputError for objects that no file can hold.
-    """
-    lines: list[str] = []
-    for key, tables in content.items():
-        if not tables:
-            lines.insert(0, f"{key} = []")
-        for table in tables:
-            lines += [
-                f"[[{key}]]",
-                *(f"{name} = {json.dumps(value, default=_plain)}" for name, value in table.items()),
-                "",
-            ]
-    return "\n".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    """Return a tensor, or a number of NumPy, as JSON has it; raises InputError for objects that no file can hold."""
-    if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        return value.tolist()
-    raise InputError(f"{type(value).__name__} is no value of a parameter; give numbers, texts, or lists of these")
+def _check_names(options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Check that these options exist; raises InputError, with the nearest one."""
+    for name in options:
+        if name not in known:
+            raise InputError(f"{name}: no such option{nearest(name, list(known))}; there are {', '.join(known)}")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.text import eps_of
+from manifold_bench.bench.text import eps_of, nearest
 from manifold_bench.defenses.errors import one_line
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h)")
@@ -20,7 +20,10 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises InputError for arguments that are not allowed, and refuses NUL characters."""
 
     def parse_args(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
-        given = super().parse_args(arguments)
+        given, unknown = self.parse_known_args(arguments)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(unknown[0], options)}")
         for name, value in vars(given).items():
             if any("\0" in str(one) for one in (value if isinstance(value, list) else [value])):
                 self.error(f"argument {name}: holds a NUL character; remove it")

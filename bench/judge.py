@@ -16,6 +16,7 @@ from manifold_bench.bench.arguments import Parser, checked_device, natural, posi
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.folders import data_folder
 from manifold_bench.bench.running.environment import ensure_home
+from manifold_bench.bench.text import norm_of
 
 if TYPE_CHECKING:
     from manifold_bench.bench.datasets.base import Dataset
@@ -39,7 +40,9 @@ def parser() -> Parser:
     defenses = "defense that answers the images (repeatable)"
     p.add_argument("--defense", action="append", required=True, metavar="NAME", help=defenses)
     p.add_argument("--dataset", metavar="NAME", help="data set whose test images were perturbed")
-    p.add_argument("--norm", choices=("linf", "l2", "l1", "l0", "unrestricted"), help="norm of the perturbations")
+    p.add_argument(
+        "--norm", type=norm_of, choices=("linf", "l2", "l1", "l0", "unrestricted"), help="norm of the perturbations"
+    )
     p.add_argument("--eps", type=size, metavar="SIZE", help="largest allowed size of a perturbation: 0.3 or 8/255")
     p.add_argument("--label", metavar="TEXT", help="name of the images in tables (default: made from the file)")
     p.add_argument("--n", type=positive, metavar="N", help="judge only the first N images of the file")

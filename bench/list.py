@@ -12,7 +12,7 @@ from typing import Any
 from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.catalogue import Description, descriptions, papers
-from manifold_bench.bench.text import norm_text, printable
+from manifold_bench.bench.text import nearest, norm_text, printable
 from manifold_bench.defenses.identity import Kind
 
 KINDS: tuple[Kind, ...] = ("datasets", "defenses", "attacks", "measurements")
@@ -80,7 +80,7 @@ def explained(name: str) -> Iterator[str]:
     """Yield the lines that explain one name; raises InputError for an unknown name."""
     # late, because these modules import the classes, and torch with them
     from manifold_bench.bench.planning.details import explanation, parameters
-    from manifold_bench.bench.planning.registry import find, nearest
+    from manifold_bench.bench.planning.registry import find
 
     systems = [(kind, one) for kind in KINDS for one in descriptions(kind)]
     found = [(kind, one) for kind, one in systems if name in (one.name, named(one))]

@@ -29,6 +29,7 @@ from manifold_bench.bench.running.environment import ensure_home
 from manifold_bench.bench.running.locks import run_folder
 from manifold_bench.bench.running.stamp import code_of_users, finished, hash_of, request_of, write_stamp
 from manifold_bench.bench.running.url_folder import local_folder
+from manifold_bench.bench.text import norm_of
 from manifold_bench.defenses.files import atomic_write
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 BUDGETS = "budget.json"
 """Name of the file in a run's folder that says how the matrix was cut for each budget."""
+
+FOLDER = ", or a folder of images by class"
 
 # Imports inside functions, because `--help` and a finished run should not wait for torch, pandas and rich
 
@@ -71,12 +74,11 @@ def parser() -> Parser:
     address = "address of the Ray cluster (default: the one on this machine)"
     p.add_argument("--address", metavar="HOST:PORT", help=address)
     p.add_argument("--device", default="cpu", help="device that computes: cpu (default), cuda, cuda:1, …")
-    for kind, title in (("defense", "defense"), ("attack", "attack"), ("dataset", "data set")):
-        only = f"run only this {title} (repeatable); may be outside the matrix: a name, or package.module:Class"
+    for kind, title, more in (("defense", "defense", ""), ("attack", "attack", ""), ("dataset", "data set", FOLDER)):
+        only = f"run only this {title} (repeatable); may be outside the matrix: a name, package.module:Class{more}"
         p.add_argument(f"--{kind}", action="append", default=[], metavar="NAME", help=only)
-    p.add_argument(
-        "--norm", action="append", default=[], metavar="NORM", help="run only attacks in this norm (repeatable)"
-    )
+    norms = "run only attacks in this norm (repeatable)"
+    p.add_argument("--norm", action="append", type=norm_of, default=[], metavar="NORM", help=norms)
     sizes = "perturbation size, as 0.1 or 8/255, in place of the matrix' sizes of one norm (repeatable)"
     p.add_argument("--eps", action="append", type=size, default=[], metavar="SIZE", help=sizes)
     p.add_argument("--quiet", action="store_true", help="show only failures and the last line; log.jsonl has the rest")
@@ -183,9 +185,11 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None], 
 
 def matrices(given: argparse.Namespace) -> tuple[Matrix, Matrix]:
     """Return the matrix cut down to the systems that the command line names, and the whole matrix."""
+    from manifold_bench.bench.datasets.given import dataset_of_folder
     from manifold_bench.bench.planning.narrow import narrowed
     from manifold_bench.bench.planning.reading import read_matrix
 
+    dataset_of_folder.cache_clear()  # since an earlier run of this process, images may have changed
     matrix = read_matrix(given.matrix)
     if given.seed is not None:
         matrix = dataclasses.replace(matrix, seeds=(given.seed,))

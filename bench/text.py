@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -17,6 +18,19 @@ NOT_RUN = "–"
 
 LEVELS = 255
 """Number of grey levels above black in an 8-bit image; papers give ε as a fraction of it, such as 8/255."""
+
+
+NORM_SPELLINGS = {"inf": "linf", "infinity": "linf", "2": "l2", "1": "l1", "0": "l0"}
+"""Names of norms for what people write in their place, after an "l" if any."""
+
+
+def norm_of(given: object) -> object:
+    """Return the name of a norm for the usual ways to write it: linf for Linf, L∞, l_inf and inf; l2 for L2 and 2.
+
+    Anything else is returned as it is.
+    """
+    written = re.sub(r"[\s_-]|\.0$|norm$", "", str(given).lower().replace("∞", "inf"))
+    return NORM_SPELLINGS.get(written.removeprefix("l"), given)
 
 
 def eps_of(text: str) -> float:
@@ -63,6 +77,17 @@ def percent(value: float) -> str:
 def distance_text(value: float) -> str:
     """Return a median distance as text: three decimals, ∞ if fewer than half the inputs were beaten, or `undefined`."""
     return "undefined" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.3f}"
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Return "; did you mean 'x'?" for the nearest known word, or an empty text.
+
+    A word that begins with a known one, as epsilon with eps, is near to the longest of these.
+    """
+    begins = sorted((one for one in known if len(one) > 2 and word.startswith(one)), key=len)
+    very_close, close = (difflib.get_close_matches(word, known, n=1, cutoff=share) for share in (0.75, 0.5))
+    close = very_close or begins[-1:] or close
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def is_printable(text: str) -> bool:

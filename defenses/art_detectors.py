@@ -44,9 +44,9 @@ class SubsetScanningSpec(DefenseSpec):
 
 
 class ArtDetector(Defense):
-    """The base of ART's detectors next to `undefended`: an image is rejected where ART's `detect` finds it adversarial.
+    """The base of defenses that answer as `undefended` does, and reject what a detector of ART finds adversarial.
 
-    That is where its `excess` is above 0.
+    That is where the detector's `excess` is above 0.
     """
 
     paper = "nicolae2018"

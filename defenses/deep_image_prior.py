@@ -113,7 +113,7 @@ class DeepImagePrior(Defense):
         return torch.cat(fitted), torch.cat(shared)
 
     def _fit(self, x: Tensor, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
-        """`fit_networks` for images that are fitted together."""
+        """Fit the networks of images that are fitted together, as `fit_networks` does."""
         spec, networks, n = self.spec, self.networks, len(x)
         randoms = [torch.Generator().manual_seed(seed) for seed in input_seeds(x, spec.seed)]
         before = max(0, spec.steps - inner_steps)

@@ -17,14 +17,14 @@ that they are about in float32 or less, whose sums of a few thousand terms err b
 
 
 def affine(layer: nn.Module, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """The box {z: |z − centre| ≤ radius} behind a layer W z + b: its centre W c + b and its radius |W| r."""
+    """Return the box {z: |z − centre| ≤ radius} behind a layer W z + b: its centre W c + b and its radius |W| r."""
     own = {name: value.to(centre.dtype) for name, value in layer.named_parameters()}
     sizes = {name: value.abs() if name == "weight" else torch.zeros_like(value) for name, value in own.items()}
     return functional_call(layer, own, centre), functional_call(layer, sizes, radius)
 
 
 def largest_margins(network: StridedCNN, x: Tensor, labels: Tensor, eps: Tensor) -> Tensor:
-    """Upper bounds on z_j(x′) − z_y(x′) over every image x′ within eps [N] of x [N,C,H,W] in L∞ → [N,K], 0 at j = y.
+    """Return upper bounds on z_j(x′) − z_y(x′) over all x′ within eps [N] of x [N,C,H,W] in L∞ → [N,K], 0 at j = y.
 
     The last layer's differences are bounded as one layer, which is tighter than the difference of its bounds.
     """
@@ -41,9 +41,9 @@ def largest_margins(network: StridedCNN, x: Tensor, labels: Tensor, eps: Tensor)
 
 
 def proven(network: StridedCNN, x: Tensor, labels: Tensor, eps: Tensor) -> Tensor:
-    """Whether every image within eps [N,E] of x [N,C,H,W] in L∞ is answered with `labels` [N], as bounds prove → [N,E].
+    """Return whether bounds prove that each image within eps [N,E] of x [N,C,H,W] in L∞ gets `labels` [N], bool [N,E].
 
-    False says nothing. An image counts as within ε where the harness allows it as an adversarial one.
+    False proves nothing. An image counts as within ε where the harness allows it as an adversarial one.
     """
     found = []
     with torch.no_grad():

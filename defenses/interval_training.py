@@ -60,7 +60,7 @@ class IntervalTraining(AdversarialTraining):
         return share * F.cross_entropy(self.network(images), labels) + (1 - share) * F.cross_entropy(bounds, labels)
 
     def figures(self, validation: LabelledImages) -> dict[str, float]:
-        """Accuracy on the validation images, and the share of the first 1,000 that is certified at `eps`."""
+        """Return the accuracy on the validation images, and the share of the first 1,000 that is certified at `eps`."""
         device = device_of(self)
         images, labels = validation.images[:1000].to(device), validation.labels[:1000].to(device)
         eps = torch.full((len(images), 1), self.spec.eps, device=device)

@@ -61,7 +61,7 @@ class RandomizedSmoothing(Undefended):
     spec: SmoothingSpec
 
     def noisy(self, x: Tensor) -> Tensor:
-        """Images [N,C,H,W] with noise of their own; they leave [0, 1], as theirs do."""
+        """Return images [N,C,H,W], each with noise of its own; they leave [0, 1], as in the paper."""
         return x + self.spec.sigma * torch.randn_like(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class RandomizedSmoothing(Undefended):
         return likely.unflatten(0, (copies, len(x))).logsumexp(0) - math.log(copies)
 
     def votes(self, x: Tensor, copies: int) -> Tensor:
-        """How many of that many noisy copies are taken for each class → [N,K] int64."""
+        """Return how many of `copies` noisy copies of each image x [N,C,H,W] get each class, [N,K] int64."""
         counts = torch.zeros(len(x), self.num_classes, dtype=torch.int64, device=x.device)
         with torch.no_grad():
             for _ in range(copies):
@@ -78,7 +78,7 @@ class RandomizedSmoothing(Undefended):
         return counts
 
     def verdict(self, x: Tensor) -> Verdict:
-        """The majority of the votes; the score is minus its share of them."""
+        """Return the class with the most votes; the score is minus its share of them."""
         most, labels = self.votes(x, self.spec.copies).max(1)
         return Verdict(labels, torch.zeros_like(labels, dtype=torch.bool), -most.double() / self.spec.copies)
 
@@ -87,7 +87,9 @@ class RandomizedSmoothing(Undefended):
         return Certificate("l2", self.spec.alpha)
 
     def certified(self, x: Tensor, labels: Tensor, eps: Tensor) -> Tensor:
-        """Whether σ Φ⁻¹(p) ≥ eps, p the lower Clopper–Pearson bound at 1 − α on the probability of `labels` (CERTIFY).
+        """Return whether σ Φ⁻¹(p) ≥ eps (CERTIFY), where p bounds the probability of `labels` from below.
+
+        p is the Clopper–Pearson bound at confidence 1 − α.
 
         It is about g itself, which infinitely many copies would vote for; with finitely many an attack may still get
         a wrong answer by chance. Float arithmetic adds to α what nobody has bounded (Voráček and Hein 2023,

@@ -23,6 +23,8 @@ def check_dataset(data: Dataset, *splits: Split) -> None:
         checked(data, "files", Expected("a tuple of paths", _are_paths))
         checked(data, "num_classes", Expected("a whole number ≥ 1", lambda value: _are_sizes((value,), 1)))
         for name in splits:
+            if data.test_only and name != "test":
+                raise ContractError("it has only test images; give a defense that is trained already")
             labelled = Expected("LabelledImages", lambda value: isinstance(value, LabelledImages))
             split, again = checked(data, name, labelled), getattr(data, name)  # "train", "validation" or "test"
             fault = fault_of(split, data.shape, data.num_classes)
@@ -67,7 +69,13 @@ def fault_of(split: LabelledImages, shape: tuple[int, int, int], classes: int) -
     low, high = (float(value) for value in images.aminmax())  # NaN where any pixel is
     if not (low >= 0 and high <= 1):
         return f"pixels reach from {low:g} to {high:g}; expected finite ones in [0, 1], neither 0…255 nor standardised"
+    return fault_of_labels(labels, classes)
+
+
+def fault_of_labels(labels: Tensor, classes: int) -> str | None:
+    """Return what is wrong with the range of labels [N], and what is expected; None if all are in 0…classes − 1."""
     first, last = (int(value) for value in labels.aminmax())
-    if first < 0 or last >= classes:
-        return f"labels reach from {first} to {last}; expected 0…{classes - 1} for {classes} classes"
-    return None
+    if first >= 0 and last < classes:
+        return None
+    advice = "; give labels - 1" if (first, last) == (1, classes) else ""
+    return f"labels reach from {first} to {last}; expected 0…{classes - 1} for {classes} classes{advice}"

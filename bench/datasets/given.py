@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from math import isqrt
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -186,25 +187,49 @@ def _fault_of_labels(labels: Tensor, n: int) -> str | None:
 def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
     """Return the images of a folder with one folder for each class, and the names of the classes in order.
 
-    All images need the same size. If all have one channel, they keep it; otherwise all become RGB. Raises InputError.
+    All images need the same size. If all have one channel, they keep it; otherwise all become RGB. Hidden folders are
+    left out. Raises InputError.
     """
     if not folder.is_dir():
         raise InputError(f"data: there is no folder {str(folder)!r}; give one that exists, or images and their labels")
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    files = [(path, label) for label, name in enumerate(names) for path in sorted((folder / name).iterdir())]
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        files = [(path, label) for label, name in enumerate(names) for path in sorted((folder / name).iterdir())]
+        direct = any(path.suffix.lower() in PICTURES for path in folder.iterdir())
+    except OSError as error:
+        raise InputError(f"data: {error.filename} cannot be read ({error.strerror})") from error
     files = [(path, label) for path, label in files if path.suffix.lower() in PICTURES]
+    wanted = f"give a folder that holds one folder of images ({', '.join(PICTURES)}) for each class"
     if not files:
-        raise InputError(f"data: {folder} holds no images; give a folder with a folder of images for each class")
+        place = "in no folder of a class" if direct else "nowhere"
+        raise InputError(f"data: the images of {str(folder)!r} are {place}; {wanted}")
+    if len(names) == 1:
+        raise InputError(f"data: {str(folder)!r} holds the folder of one class alone, {names[0]!r}; {wanted}")
     pictures = []
     for path, _ in files:
         try:
             with Image.open(path) as picture:
-                pictures.append(picture.convert("L" if picture.mode in ("1", "L", "I;16") else "RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise InputError(f"data: {path} cannot be read as an image") from error
+                if picture.mode.startswith(("I", "F")):
+                    raise InputError(f"data: {path} has more than 8 bits for each pixel; save it with 8 bits")
+                pictures.append(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InputError(f"data: {path} cannot be read as an image; replace or remove it") from error
         if pictures[-1].size != pictures[0].size:
-            raise InputError(f"data: {path} has another size than {files[0][0]}; all images need the same size")
+            first, other = ("×".join(map(str, picture.size)) for picture in (pictures[0], pictures[-1]))
+            raise InputError(
+                f"data: {path} has {other} pixels and {files[0][0]} has {first}; give all images the same size"
+            )
     mode = "L" if all(picture.mode == "L" for picture in pictures) else "RGB"
     pixels = np.stack([np.asarray(picture.convert(mode), np.float32) / 255 for picture in pictures])
     images = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1).transpose(0, 3, 1, 2).copy())
     return LabelledImages(images, torch.tensor([label for _, label in files])), names
+
+
+@cache
+def dataset_of_folder(folder: Path) -> type[Given]:
+    """Return the data set in a folder of images by class (`read_folder`), which is read once; raises InputError.
+
+    Its name is the folder's, and its revision a hash of the pixels and labels.
+    """
+    images, names = read_folder(folder)
+    return dataset_of(folder.name, images, len(names))

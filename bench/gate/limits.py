@@ -15,10 +15,9 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics import robustness as figures
 from manifold_bench.bench.metrics.paired import Comparison, shared_rows
 from manifold_bench.bench.metrics.summary import attacked_within
-from manifold_bench.bench.planning.registry import nearest
 from manifold_bench.bench.records.results import Cell, Results
 from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN, WORST_CASE
-from manifold_bench.bench.text import distance_text, percent
+from manifold_bench.bench.text import distance_text, nearest, percent
 
 
 @dataclass(frozen=True)

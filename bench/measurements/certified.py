@@ -18,7 +18,7 @@ from manifold_bench.defenses.training import device_of
 
 
 def certified_name(norm: str, eps: float) -> str:
-    """The name of the certified accuracy at that ε among the values of the measurement."""
+    """Return the name of the certified accuracy at that ε among the values of the measurement."""
     return f"certified {eps:g}, {norm_text(norm)}"
 
 

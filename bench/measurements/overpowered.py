@@ -89,7 +89,7 @@ class OverpoweredPairs(Measurement):
         return Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def pictures(self, defense: Defense, data: Dataset, seed: int) -> Tensor | None:
-        """Return pairs found at the largest η, one above the other, [2, up to SHOWN, C, H, W]; None without any."""
+        """Return pairs at the largest η, one above the other, [2, up to SHOWN, C, H, W]; None if there are none."""
         pairs = self.search(defense, max(self.eta), self.confidence, seed)
         chosen = answered(defense, pairs).nonzero()[:SHOWN, 0]
         if not len(chosen):

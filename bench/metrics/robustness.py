@@ -87,7 +87,7 @@ def per_inputs(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
 
 
 def _check_complete(records: pd.DataFrame, place: np.ndarray, cell: np.ndarray, group: np.ndarray) -> None:
-    """Raises MissingCells where an input lacks a cell of its group, or rows of it.
+    """Raise MissingCells where an input lacks a cell of its group, or rows of it.
 
     place, cell: number of the input and of the cell (group, attack, norm, ε and seed) of each row, [N]. group: of each
     input.

@@ -208,6 +208,7 @@ def _figures(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
 
 
 def _named_reasons(records: pd.DataFrame) -> str:
-    """Return the attacks in the rows with their reasons: `pgd (out of memory), cw (timed out)`."""
+    """Return the attacks in the rows with their reasons, each once: `fgsm, pgd (out of memory), cw (timed out)`."""
     pairs = records[["attack", "reason"]].drop_duplicates().sort_values(["attack", "reason"])
-    return ", ".join(f"{attack} ({reason})" for attack, reason in pairs.itertuples(index=False))
+    attacks = pairs.groupby("reason", sort=False)["attack"].agg(", ".join)
+    return ", ".join(f"{names} ({reason})" for reason, names in attacks.items())

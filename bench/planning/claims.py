@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from manifold_bench.attacks.threat import Norm
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.claims import MEASUREMENT, RULES, Rule
 from manifold_bench.bench.planning.registry import one_of
-from manifold_bench.bench.planning.sizes import Fractional
+from manifold_bench.bench.planning.sizes import Fractional, NormName
 from manifold_bench.bench.records.schema import CLEAN
-from manifold_bench.bench.text import eps_text, norm_text
+from manifold_bench.bench.text import eps_text, norm_of, norm_text
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import JsonObject
 
@@ -35,7 +35,7 @@ class Budget(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    norm: Norm
+    norm: NormName
     eps: Annotated[Fractional, Field(gt=0)] = math.inf
 
     def __str__(self) -> str:
@@ -65,7 +65,7 @@ class Claim(BaseModel):
     dataset: Text
     defense: Text
     attack: Text = CLEAN
-    norm: Literal[Norm, "none"] | None = None
+    norm: Annotated[Literal[Norm, "none"], BeforeValidator(norm_of)] | None = None
     eps: Annotated[Fractional, Field(ge=0)] | None = None
     rejected_by: Text | None = None
     strongest: tuple[Budget, ...] = ()

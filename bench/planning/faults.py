@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from pydantic import ValidationError
 
-from manifold_bench.bench.planning.registry import nearest
+from manifold_bench.bench.text import nearest
 from manifold_bench.defenses.identity import JsonObject
 
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")

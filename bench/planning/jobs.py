@@ -182,7 +182,7 @@ class _Defended:
         answers = matrix.seeds if self.module.randomized else [matrix.seed] * len(matrix.seeds)
         clean = {seed: self.job(("test", self.data.indices), CLEAN, seed) for seed in answers}
         jobs = list(clean.values())
-        if matrix.calibration:
+        if self.data.calibration:
             jobs.append(self.job(("validation", self.data.calibration), CALIBRATION, matrix.seed))
         for choice in matrix.attacks:
             if choice.applies_to(self.data.dataset.name, self.ref.label):

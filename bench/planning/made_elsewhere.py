@@ -88,12 +88,12 @@ def _folder(path: Path) -> Found:
         raise InputError(f"{path}: holds no pictures ({', '.join(PICTURES)})")
     pictures = [_picture(file) for file in files]
     if len({picture.shape for picture in pictures}) > 1:
-        raise InputError(f"{path}: its pictures differ in size or channels; all need those of the data set")
+        raise InputError(f"{path}: its pictures differ in size or channels; give pictures like the data set's images")
     return Found(_checked(path, np.stack(pictures)), indices=np.array([int(file.stem) for file in files]))
 
 
 def _picture(file: Path) -> np.ndarray:
-    """uint8 [C,H,W] with one or three channels."""
+    """Return a picture as uint8 [C,H,W], with one or three channels; raises InputError if it cannot be read."""
     try:
         with Image.open(file) as picture:
             pixels = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
@@ -103,7 +103,7 @@ def _picture(file: Path) -> np.ndarray:
 
 
 def _checked(path: Path, images: np.ndarray) -> np.ndarray:
-    """The images in float32; those of 8 bits span 0 to 255."""
+    """Return images [N,C,H,W] in float32, with 8-bit ones divided by 255; raises InputError for any others."""
     if images.ndim != 4 or not len(images):
         raise InputError(f"{path}: images of shape {list(images.shape)}; expected [N,C,H,W]")
     if images.dtype == np.uint8:
@@ -117,7 +117,7 @@ def _checked(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 def first(found: Found, n: int | None) -> Found:
-    """The first n of the images; all, where None. Raises InputError where there are fewer."""
+    """Return the first n images, or all if n is None; raises InputError if there are fewer."""
     if n is not None and n > len(found.images):
         raise InputError(f"--n: {n}: the file has {len(found.images)} images; give that or less")
     labels, indices, inputs = (

@@ -9,10 +9,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from manifold_bench.attacks.base import Attack
-from manifold_bench.attacks.threat import Norm
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning.claims import Claim
-from manifold_bench.bench.planning.sizes import Sizes
+from manifold_bench.bench.planning.sizes import NormName, Sizes
 from manifold_bench.defenses.base import Defense, DefenseSpec
 from manifold_bench.defenses.identity import JsonObject
 
@@ -106,7 +105,7 @@ class AttackEntry(ConfinedEntry):
     every input.
     """
 
-    norm: Norm = "linf"
+    norm: NormName = "linf"
     ladder: bool = True
     n: Count | None = None
     eps: Sizes | None = None

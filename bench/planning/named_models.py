@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import importlib
 import logging
+import multiprocessing
+import os
 import pickle
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import torch
 from safetensors import SafetensorError
@@ -18,10 +25,14 @@ from torch import Tensor, nn
 from manifold_bench.attacks.missing import not_installed
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.folders import cache_folder
-from manifold_bench.bench.planning.registry import nearest
 from manifold_bench.bench.planning.usercode import contained
+from manifold_bench.bench.terminal import Terminal
+from manifold_bench.bench.text import nearest
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.models import Normalize
+
+SECONDS = 5.0
+"""Seconds within which a server has to answer before anything is downloaded from it."""
 
 WRAPPED = ("state_dict", "model_state_dict", "model")
 """Keys of the weights in checkpoints that hold other things too."""
@@ -66,7 +77,10 @@ def timm_model(name: str) -> nn.Module:
     timm = _imported(f"defense 'timm:{name}'", "timm")
     if not timm.is_model(name):
         raise InputError(f"defense 'timm:{name}': timm has no such model{nearest(name, timm.list_models())}")
-    model = _downloaded(f"timm:{name}", lambda: timm.create_model(name, pretrained=True))
+    server = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    online = not os.environ.get("HF_HUB_OFFLINE") and _answers(f"timm:{name}", server)
+    with _offline(not online):  # else it tries again for a minute, also where the weights are cached
+        model = _downloaded(f"timm:{name}", server, lambda: timm.create_model(name, pretrained=True))
     made_for = model.pretrained_cfg
     return nn.Sequential(Normalize(made_for["mean"], made_for["std"], made_for["input_size"][0]), model).eval()
 
@@ -86,9 +100,13 @@ def robustbench_model(name: str) -> nn.Module:
         example = nearest(name, sorted(known)) or "; name one as in robustbench:cifar10/Linf/Carmon2019Unlabeled"
         raise InputError(f"{place}: RobustBench has no such model{example}")
     dataset, threat, model = name.split("/")
-    folder = cache_folder("robustbench")
+    folder, server = cache_folder("robustbench"), "https://drive.google.com"
+    stored = any((folder / dataset / threat).glob(f"{model}*"))
+    if not stored and not _answers(f"robustbench:{name}", server):
+        raise InputError(f"{place}: {_needs(server)}")
     return _downloaded(
         f"robustbench:{name}",
+        server,
         lambda: utils.load_model(model_name=model, dataset=dataset, threat_model=threat, model_dir=folder),
     )
 
@@ -102,7 +120,49 @@ def _imported(place: str, module: str) -> Any:
             raise InputError(not_installed(place, (error.name or module).partition(".")[0])) from error
 
 
-def _downloaded(name: str, load: Callable[[], Any]) -> Any:
+def _needs(server: str) -> str:
+    return f"its weights are downloaded once from {server.partition('://')[2]}, which needs the network"
+
+
+def _answers(name: str, server: str) -> bool:
+    """Return whether a server answers within `SECONDS`, whatever it answers; a terminal shows what happens.
+
+    A thread waits for it, because nothing limits the time in which the system looks for the server's address.
+    """
+    console, answered = Terminal(stderr=True), threading.Event()
+
+    def ask() -> None:
+        try:
+            urlopen(server, timeout=SECONDS).close()
+        except HTTPError:
+            pass
+        except OSError:
+            return
+        answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    if console.is_terminal and multiprocessing.parent_process() is None:  # jobs load the model again
+        console.print(f"{name}: its weights are looked for in the cache and at {server} …", highlight=False)
+    thread.start()
+    thread.join(SECONDS)
+    return answered.is_set()
+
+
+@contextmanager
+def _offline(off: bool) -> Iterator[None]:
+    """Let timm's models come from the cache alone during the code inside, if `off`."""
+    constants = sys.modules.get("huggingface_hub.constants")  # it has read the environment already
+    before = getattr(constants, "HF_HUB_OFFLINE", False)
+    if constants is not None:
+        vars(constants)["HF_HUB_OFFLINE"] = before or off
+    try:
+        yield
+    finally:
+        if constants is not None:
+            vars(constants)["HF_HUB_OFFLINE"] = before
+
+
+def _downloaded(name: str, server: str, load: Callable[[], Any]) -> Any:
     """Return what `load` returns; any exception becomes an InputError that mentions the network.
 
     Meanwhile warnings in logs are not shown: without a network, a library reports each of its attempts there.
@@ -112,9 +172,6 @@ def _downloaded(name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:  # libraries that download raise exceptions of any kind
-        raise InputError(
-            f"defense {name!r}: cannot be loaded ({one_line(error)}); its weights are downloaded once, "
-            "which needs the network"
-        ) from error
+        raise InputError(f"defense {name!r}: cannot be loaded ({one_line(error)}); {_needs(server)}") from error
     finally:
         logging.disable(before)

@@ -72,7 +72,10 @@ def _also_against(labels: tuple[str, ...], choice: AttackChoice) -> AttackChoice
 
 
 def selected(choices: tuple[C, ...], names: Iterable[str], add: Callable[[str], C]) -> tuple[C, ...]:
-    """Return the choices with those labels, or else names, each once and in that order; `add` makes missing ones."""
+    """Return the choices whose label, or else whose name, is among those names, each once and in their order.
+
+    add: function that makes a choice for a name that no choice has.
+    """
     found: list[C] = []
     for name in names:
         there = (

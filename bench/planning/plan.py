@@ -184,7 +184,7 @@ def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options) -> PlannedDat
     with contained(f"data set {ref.name!r} cannot be loaded"):
         data = ref.load()
         check_dataset(data, "test", *(() if data.test_only else ("validation",)))
-        n, held_out = options.n or entry.n, matrix.calibration or 0
+        n, held_out = options.n or entry.n, 0 if data.test_only else matrix.calibration or 0
         if n is not None and n > len(data.test):
             there = len(data.test)
             raise InputError(f"n = {n}: data set {ref.name!r} has {there} test images; give --n {there} or less")

@@ -31,11 +31,11 @@ from manifold_bench.bench.planning.matrix import (
     MatrixFile,
     MeasurementChoice,
 )
-from manifold_bench.bench.planning.registry import find, nearest, one_of, settings_of
+from manifold_bench.bench.planning.registry import find, one_of, settings_of
 from manifold_bench.bench.planning.sizes import PARAMETERS, check_size, in_numbers
 from manifold_bench.bench.planning.usercode import LEAST_SECONDS, SECONDS, contained, limit_time
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST_CASE
-from manifold_bench.bench.text import eps_text, is_printable, printable
+from manifold_bench.bench.text import eps_text, is_printable, nearest, printable
 from manifold_bench.defenses.base import Defense, DefenseSpec
 from manifold_bench.defenses.checks import check_spec_class
 from manifold_bench.defenses.identity import JsonObject
@@ -237,7 +237,7 @@ def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, ob
         check_spec_class(cls)
     _check_named_fully(cls, name, place)
     fields = {f.name for f in dataclasses.fields(cls.Spec)} - {f.name for f in dataclasses.fields(DefenseSpec)}
-    values = _known(_in_numbers(parameters, place), fields, place, name)
+    values = _known(_in_numbers(parameters, place), fields, place, name, DefenseEntry.model_fields)
     choice = DefenseChoice(name, own_label or label(name, _unusual(cls.Spec, values)), cls, values)
     with at(place, cls.Spec):
         choice.spec((1, 32, 32), 10)  # with any shape, to check the parameters
@@ -266,7 +266,7 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
         given = {key: value for key, value in values.items() if key in fields}
         arguments = {**given, "attack": entry.name.partition(":")[2], "parameters": inner}
     else:
-        arguments = _known(values, fields, place, entry.name)
+        arguments = _known(values, fields, place, entry.name, AttackEntry.model_fields)
     attack = validated(cls, {**arguments, "norm": entry.norm}, place)
     with at(place, cls):
         check_attack(attack)
@@ -308,7 +308,7 @@ def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:
             raise InputError(f"{place}.eps: norm {entry.norm!r} has no perturbation size; leave it out")
         return (math.inf,)
     if entry.eps is None:
-        raise InputError(f'{place}.eps: missing; give a list of numbers > 0, as in eps = [0.1, 0.2] or eps = ["8/255"]')
+        raise InputError(f'{place}.eps: missing; give one size > 0 or a list, as in eps = 0.1 or eps = ["8/255"]')
     for index, eps in enumerate(entry.eps):
         check_size(f"{place}.eps[{index}]", entry.norm, eps)
     if len(set(entry.eps)) != len(entry.eps):
@@ -346,11 +346,15 @@ def _in_numbers(parameters: Mapping[str, object], place: str) -> JsonObject:
     return found
 
 
-def _known(values: JsonObject, fields: Iterable[str], place: str, name: str) -> JsonObject:
+def _known(values: JsonObject, fields: Iterable[str], place: str, name: str, keys: Iterable[str] = ()) -> JsonObject:
+    """Return the parameters of a system if it has all of them; raises InputError, with the nearest name.
+
+    fields: names of its parameters. keys: other keys of its entry, which may be meant, too.
+    """
     allowed = sorted(fields)
     for key in values:
         if key not in allowed:
-            listed = f"{nearest(key, allowed)}; allowed: {', '.join(allowed)}"
+            listed = f"{nearest(key, [*keys, *allowed])}; allowed: {', '.join(allowed)}"
             raise InputError(f"{place}.{unwrapped(key)}: {name!r} has no such parameter{listed}")
     return values
 

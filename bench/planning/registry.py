@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copyreg
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -18,6 +17,7 @@ from typing import Any
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.usercode import contained
+from manifold_bench.bench.text import nearest
 from manifold_bench.defenses.identity import JsonObject, Kind, registered
 
 # Imports inside functions, because code that needs only names should not wait for torch
@@ -30,12 +30,6 @@ SINGULAR: dict[Kind, str] = {
     "measurements": "measurement",
     "inspections": "inspection of the diagnosis",
 }
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """Return "; did you mean 'x'?" for the nearest known word, or an empty text."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def one_of(place: str, name: str, known: Iterable[str]) -> str:
@@ -84,7 +78,7 @@ def find(kind: Kind, name: str) -> type[Any]:
     otherwise a class in a module. A defense may also be a model: `package.module:net` or `file.py:net` for a module, a
     function of tensors, or a function without arguments that returns one of these; the same followed by
     `@weights.safetensors` or `@weights.pt`, for a module with these weights; `timm:name`; `robustbench:dataset/threat
-    model/name`; or `file.pt` for a TorchScript module.
+    model/name`; or `file.pt` for a TorchScript module. A data set may also be the path of a folder of images by class.
     """
     if (kind, name) in _handed_in:
         return _handed_in[kind, name]
@@ -102,6 +96,8 @@ def find(kind: Kind, name: str) -> type[Any]:
         return _checked(kind, name, _object(kind, name))
     if name in points:
         return _load(kind, points[name])
+    if kind == "datasets" and name and Path(name).is_dir():
+        return _folder_of_images(name)
     if kind in ("attacks", "defenses") and colon and prefix in points:
         return _of_adapter(kind, name, _load(kind, points[prefix]))
     if not colon:
@@ -125,13 +121,19 @@ def _fault_of_path(kind: Kind, name: str) -> str | None:
         inside = [word for word, value in vars(content).items() if _is_candidate(word, value, path.stem)]
         there = f"; it has {', '.join(inside)}" if inside else ""
         return f"name what is in it, as {name}:{inside[0] if inside else 'Name'}{there}"
-    if kind == "datasets" and name and path.is_dir():
-        return "a folder of images is data for evaluate in Python; here name a class, as file.py:Class"
     if path.suffix != ".py" and not {"/", os.sep} & set(name):
         return None
     if not path.exists():
         return f"no such {'folder' if kind == 'datasets' else 'file'}; give a path that exists, or a registered name"
     return "give a registered name, or what is in a Python file, as file.py:Name"
+
+
+def _folder_of_images(name: str) -> type[Any]:
+    """Return a data set class for a folder of images by class; raises InputError."""
+    from manifold_bench.bench.datasets.given import dataset_of_folder
+
+    with contained(f"data set {name!r}: cannot be read"):
+        return dataset_of_folder(Path(name).resolve())
 
 
 def _is_candidate(word: str, value: object, module: str) -> bool:

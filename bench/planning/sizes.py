@@ -1,14 +1,16 @@
-"""Perturbation sizes in files and programs: numbers, or fractions like "8/255"."""
+"""Norms and perturbation sizes in files and programs; sizes are numbers, or fractions like "8/255"."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BeforeValidator, Field
 
+from manifold_bench.attacks.threat import Norm
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.text import LEVELS, eps_of, eps_text, norm_text
+from manifold_bench.bench.text import LEVELS, eps_of, eps_text, norm_of, norm_text
 
 PARAMETERS = ("eps", "eps_step", "start_eps", "step_size")
 """Names of parameters of attacks and defenses that are perturbation sizes, including ART's `eps_step`."""
@@ -28,6 +30,9 @@ def in_numbers(value: object) -> object:
 def _list(value: object) -> object:
     return value if isinstance(value, (list, tuple)) else (value,)
 
+
+NormName = Annotated[Norm, BeforeValidator(norm_of)]
+"""A norm, which may be written in any of the usual ways."""
 
 Fractional = Annotated[float, BeforeValidator(_number)]
 """A number that may be written as a fraction in quotes."""
@@ -58,3 +63,17 @@ def check_size(place: str, norm: str, eps: float, shape: tuple[int, int, int] | 
     if norm != "l0" and eps <= LEVELS:
         allowed += f', or "{eps_text(eps)}/{LEVELS}" for {eps_text(eps)} of {LEVELS} grey levels'
     raise InputError(f"{place}: {eps_text(eps)} is no {norm_text(norm)} size{images}; {allowed}")
+
+
+def sizes_of(eps: Any) -> list[str | float]:
+    """Return one or several perturbation sizes as a list of texts and finite numbers; raises InputError."""
+    try:
+        many = list(eps) if np.ndim(eps) else [eps]
+        if any(isinstance(one, (bool, np.bool_)) for one in many):
+            raise TypeError
+        sizes = [one if isinstance(one, str) else float(one) for one in many]
+    except (TypeError, ValueError):
+        sizes = []
+    if not sizes or not all(isinstance(one, str) or math.isfinite(one) for one in sizes):
+        raise InputError('eps: say how large a perturbation may be, as eps=0.1, eps="8/255" or a list of such sizes')
+    return sizes

@@ -200,7 +200,7 @@ class Board:
             self.tick()
 
     def _sample_memory(self) -> None:
-        """Samples the resident memory of this process and its children."""
+        """Sample the resident memory of this process and its children."""
         sizes = {}
         for process in (me := psutil.Process(), *me.children(recursive=True)):
             try:

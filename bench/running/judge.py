@@ -19,8 +19,12 @@ from manifold_bench.defenses.checks import check_outputs, check_verdict
 
 
 def load_defense(job: Job) -> Defense:
-    """Return a new instance of the job's defense, which raises ContractError for outputs that are no answer."""
-    defense = job.defense.load(job.device)
+    """Return a new instance of the job's defense, which checks its outputs (`with_checks`)."""
+    return with_checks(job.defense.load(job.device))
+
+
+def with_checks(defense: Defense) -> Defense:
+    """Let a defense raise ContractError for outputs that are no answer, such as NaN, and return it."""
     defense.register_forward_hook(lambda defense, arguments, outputs: check_outputs(defense, arguments[0], outputs))
     return defense
 

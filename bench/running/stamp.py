@@ -73,14 +73,15 @@ def write_stamp(folder: Path, request: JsonObject, read: Mapping[str, str], show
 def code_of_users(systems: Iterable[tuple[str, type]]) -> dict[str, str] | None:
     """Return the hash of every file of users' code that systems run; a system is its name in the matrix and its class.
 
-    It is None if a class is neither in this project nor in a user's file, because no hash covers it, and for a plain
-    model, because its weights may come from any file.
+    It is None if a class is neither in this project nor in a user's file, because no hash covers it; for a plain model,
+    because its weights may come from any file; and for a folder of images, because images may be added to it.
     """
+    from manifold_bench.bench.datasets.given import Given
     from manifold_bench.defenses.models import Handed  # late, so that a finished run does not import torch
 
     found: dict[str, str] = {}
     for name, cls in systems:
-        if isinstance(cls, Handed):
+        if isinstance(cls, Handed) or issubclass(cls, Given):
             return None
         if cls.__module__.startswith("manifold_bench."):
             continue

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import manifold_bench as mb
+from manifold_bench.bench.text import norm_of
 
 REFUSED: dict[str, tuple[dict, str]] = {
     "attacks that are none": ({"attacks": None}, "attacks"),
@@ -20,7 +21,68 @@ REFUSED: dict[str, tuple[dict, str]] = {
     "three numbers to normalize with": ({"normalize": (0.5, 0.5, 0.5)}, "normalize"),
     "means of two channels": ({"normalize": ((0.1, 0.2), 0.5)}, "normalize"),
     "a deviation of 0": ({"normalize": (0.5, torch.tensor(0.0))}, "normalize"),
+    "one number in a tuple": ({"normalize": (0.5,)}, "(mean, standard deviation)"),
+    "a text to normalize with": ({"normalize": ("a", 1)}, "normalize"),
+    "nothing as a parameter": ({"attacks": [{"name": "pgd", "steps": None}]}, "steps"),
+    "a table as a parameter": ({"attacks": [{"name": "pgd", "steps": {"a": 1}}]}, "steps"),
+    "a parameter with a space": ({"attacks": [{"name": "pgd", "st eps": 1}]}, "did you mean 'steps'"),
+    "a norm that is none": ({"norm": "l7"}, "'linf', 'l2'"),
+    "no norm": ({"norm": None}, "norm"),
+    "a budget in words": ({"budget": "10 minutes"}, "90s, 30min or 2h"),
+    "a budget without a unit": ({"budget": 600}, "90s, 30min or 2h"),
+    "more images than there are": ({"n": 4000}, "32 test images"),
+    "a size that is no fraction": ({"eps": "8 of 256"}, "8/255"),
+    "a size in grey levels": ({"eps": 8}, '"8/255"'),
+    "epsilon": ({"epsilon": 0.1}, "did you mean 'eps'"),
+    "epsilons": ({"epsilons": [0.1]}, "did you mean 'eps'"),
+    "eps_list": ({"eps_list": [0.1]}, "did you mean 'eps'"),
+    "attack": ({"attack": "pgd"}, "did you mean 'attacks'"),
+    "a data set besides": ({"dataset": "digits"}, "dataset"),
 }
+
+MISSPELT = {"epsilon": "eps", "epsilons": "eps", "eps_list": "eps", "step": "steps", "step_sise": "step_size"}
+
+
+@pytest.mark.parametrize("key", MISSPELT)
+def test_a_misspelt_name_is_answered_with_the_right_one(linear, interior, key):
+    meant = f"did you mean '{MISSPELT[key]}'"
+    own = {} if MISSPELT[key] == "eps" else {"eps": 0.1}
+    with pytest.raises(mb.InputError, match=meant):
+        mb.attack("pgd", linear, interior, **own, **{key: 3})
+    with pytest.raises(mb.InputError, match=meant):
+        mb.evaluate(linear, interior, attacks=[{"name": "pgd", key: 3}], eps=0.1)
+    if MISSPELT[key] == "eps":
+        with pytest.raises(mb.InputError, match=meant):
+            mb.evaluate(linear, interior, **{key: 0.1})
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L∞", "l_inf", "inf", "L-Inf", np.inf, "linf", float("inf")])
+def test_a_norm_may_be_written_in_the_usual_ways(linear, interior, norm):
+    found = mb.evaluate(linear, interior, attacks=["noise"], norm=norm, eps=0.1)
+    assert set(found.table["norm"]) == {"linf"}
+    assert mb.attack("noise", linear, interior, norm=norm, eps=0.1).distance.max() <= 0.1 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("L2", "l2"), (2, "l2"), ("l_2", "l2"), (1, "l1"), ("L1", "l1"), ("L0", "l0"), (0, "l0"), (2.0, "l2")],
+)
+def test_other_norms(given, name):
+    assert norm_of(given) == norm_of(name) == name
+
+
+@pytest.mark.parametrize("given", ["", "l", "L3", "unrestricted", "fooling", None, True, "linfinite"])
+def test_what_is_no_other_way_to_write_a_norm_stays(given):
+    assert norm_of(given) == given
+
+
+def test_labels_from_1_are_answered_with_what_to_subtract(linear, interior):
+    labels = torch.arange(32) % 10 + 1
+    for given in ({}, {"classes": 10}):
+        with pytest.raises(mb.InputError, match="labels - 1"):
+            mb.evaluate(linear, (interior[0], labels), attacks=["noise"], eps=0.1, **given)
+    with pytest.raises(mb.InputError, match="labels - 1"):
+        mb.attack("noise", linear, (interior[0], labels), eps=0.1)
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -166,7 +166,7 @@ BAD: dict[str, Any] = {
     "attack twice": (attack() + ATTACK, ["attacks[1]: 'pgd' is given twice", "label"]),
     "attack without name": (f"{DATA}{DEFENSES}[[attacks]]\neps = [0.1]\n", ["attacks[0].name: missing"]),
     "unknown norm": (attack(norm='"l3"'), ["attacks[0].norm", '"l3"', "'linf'", "'l2'"]),
-    "norm a number": (attack(norm="2"), ["attacks[0].norm: 2", "'linf'"]),
+    "norm a number": (attack(norm="3"), ["attacks[0].norm: 3", "'linf'"]),
     "norm not its own": (attack(norm='"l0"', eps="[3]"), ["attacks[0].norm: 'pgd' does not support 'l0'", "linf, l2"]),
     "reserved clean": (attack('label = "clean"'), ["attacks[0]: 'clean' is a reserved name"]),
     "reserved worst case": (attack('label = "worst-case"'), ["attacks[0]", "reserved"]),
@@ -183,7 +183,7 @@ BAD: dict[str, Any] = {
     "fooling not its own": (attack(norm='"fooling"', eps=None), ["attacks[0].norm: 'pgd' does not support 'fooling'"]),
     "library fooling": (attack(name="art:DeepFool", norm='"fooling"', eps=None), ["attacks[0]", "l2"]),
     # sizes
-    "no eps": (attack(eps=None), ["attacks[0].eps: missing", "eps = [0.1, 0.2]"]),
+    "no eps": (attack(eps=None), ["attacks[0].eps: missing", "eps = 0.1"]),
     "eps negative": (attack(eps="[0.1, -0.1]"), ["attacks[0].eps[1]: -0.1 is not a perturbation size", "> 0"]),
     "eps zero": (attack(eps="[0]"), ["attacks[0].eps[0]: 0 is not a perturbation size"]),
     "eps too large": (attack(eps="[1.5]"), ["attacks[0].eps[0]: 1.5", "(0, 1]"]),

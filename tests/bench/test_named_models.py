@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,12 +84,13 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "weighted_net.py").write_text(NETWORK)
+    monkeypatch.setattr(named_models, "urlopen", lambda server, timeout: io.BytesIO())  # as if there were a network
     named_models.timm_model.cache_clear()
     named_models.robustbench_model.cache_clear()
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("weighted_net", "timm", "robustbench"):
+        if name.partition(".")[0] in ("weighted_net", "timm", "robustbench", "huggingface_hub"):
             del sys.modules[name]
 
 
@@ -250,3 +253,35 @@ def test_without_a_network_one_line_is_all_that_a_user_sees(libraries, folder, c
     out, err = capfd.readouterr()
     assert len((out + err).splitlines()) == 1 and "timm:resnet18" in err
     assert logging.root.manager.disable == logging.NOTSET
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18", "robustbench:cifar10/Linf/Carmon2019Unlabeled"])
+def test_a_server_that_does_not_answer_is_not_waited_for(libraries, folder, monkeypatch, name):
+    """A server that never answers, and a library that would try for ever."""
+    never = "def create_model(name, pretrained): import huggingface_hub.constants as c; assert not c.HF_HUB_OFFLINE"
+    (folder / "huggingface_hub").mkdir()
+    (folder / "huggingface_hub" / "__init__.py").write_text("")
+    (folder / "huggingface_hub" / "constants.py").write_text("HF_HUB_OFFLINE = False")
+    (folder / "timm.py").write_text(f"import huggingface_hub.constants\nis_model = bool\n{never}\n")
+    monkeypatch.setattr(named_models, "SECONDS", 0.1)
+    monkeypatch.setattr(named_models, "urlopen", lambda server, timeout: time.sleep(60))
+    with pytest.raises(mb.InputError) as caught:
+        find("defenses", name)
+    said = str(caught.value)
+    assert name in said and "network" in said and "\n" not in said
+    assert not sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE if "timm" in name else True
+
+
+def test_weights_of_robustbench_that_are_here_need_no_network(libraries, folder, monkeypatch):
+    def refuse(server: str, timeout: float) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(named_models, "urlopen", refuse)
+    monkeypatch.setenv("MANIFOLD_BENCH_CACHE", str(folder / "cache"))
+    stored = folder / "cache" / "robustbench" / "cifar10" / "Linf" / "Carmon2019Unlabeled.pt"
+    stored.parent.mkdir(parents=True)
+    stored.touch()
+    assert find("defenses", "robustbench:cifar10/Linf/Carmon2019Unlabeled")(SPEC)(torch.rand(2, 3, 4, 4)).shape == (
+        2,
+        5,
+    )

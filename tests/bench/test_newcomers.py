@@ -96,3 +96,30 @@ def test_an_unknown_key_is_named_before_a_missing_one(key, meant):
     raw[key] = raw.pop(meant, 3)
     with pytest.raises(InputError, match=f"test: {key}: unknown key; did you mean '{meant}'"):
         parse_matrix(raw, "test")
+
+
+class Sometimes(torch.nn.Module):
+    """A model that returns NaN for dark images: on those of the data, and not on random ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dark = x.mean((1, 2, 3)) < 0.3
+        return torch.where(dark[:, None], torch.nan, x.flatten(1)[:, :10])
+
+
+DARK = (0.2 * DATA[0], DATA[1])
+
+
+def test_a_model_that_returns_nan_on_some_images_fails_alone_and_by_name(tiny):
+    found = mb.run(tiny, defenses={"sometimes": Sometimes(), "noisy": noisy}, attack=["noise", "fgsm"], n=4)
+    states = found.summary.groupby("defense")["status"].unique()
+    assert list(states["sometimes"]) == ["failed"] and list(states["noisy"]) == ["ok"]
+    assert found.records.query("defense == 'sometimes'")["reason"].str.contains("Sometimes.*NaN").all()
+    (note,) = {one for one in found.notes if one.count("fgsm")}
+    assert note.count("NaN") == 1  # the reason once, for both attacks
+
+
+def test_an_attack_on_it_fails_in_one_line():
+    for attack in ("noise", "fgsm"):
+        with pytest.raises(InputError, match=f"attack '{attack}' on Sometimes .*NaN") as caught:
+            mb.attack(attack, Sometimes(), DARK, eps=0.1)
+        assert "\n" not in str(caught.value)

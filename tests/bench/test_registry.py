@@ -146,17 +146,6 @@ def test_an_unknown_data_set_may_have_been_meant_as_a_folder(name):
     assert all(known in said for known in registered("datasets"))
 
 
-def test_a_folder_of_images_in_this_folder_is_no_data_set_of_a_command(tmp_path, monkeypatch):
-    (tmp_path / "my_images").mkdir()
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="evaluate in Python"):
-        find("datasets", "my_images")
-
-
-def test_a_folder_is_no_data_set_of_a_command(tmp_path):
-    assert "no such" not in refused("datasets", str(tmp_path))
-
-
 def test_the_nearest_word():
     assert nearest("stepz", ["steps", "norm"]) == "; did you mean 'steps'?"
     assert nearest("qqq", ["steps", "norm"]) == nearest("x", []) == ""
