@@ -18,7 +18,7 @@ from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, flat_norm
 from manifold_bench.attacks.view import View
 
-CANDIDATES = 256
+CANDIDATES = 128
 """Number of pixels among which the best pair is searched; they are those that alone raise the target most."""
 
 

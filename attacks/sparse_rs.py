@@ -16,7 +16,7 @@ from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm
 
 SCHEDULE = ((0, 2), (50, 4), (200, 5), (500, 6), (1000, 8), (2000, 10), (4000, 12), (6000, 15), (8000, 20))
-"""Numbers of queries, of 10,000, after which α is the first α over that divisor (appendix A of the paper)."""
+"""Numbers of queries, of 10,000, after which α is the first α over that divisor (the schedule of the paper)."""
 
 
 @dataclass(frozen=True, kw_only=True)
