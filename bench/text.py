@@ -69,6 +69,11 @@ def norm_text(norm: str) -> str:
     return NORM_NAMES.get(norm, norm)
 
 
+def scale_text(norm: str) -> str:
+    """Return the name and the unit of distances in a norm, for the axis of a plot."""
+    return f"{norm_text(norm)}; {'number of pixels' if norm == 'l0' else 'pixels span 0 to 1'}"
+
+
 def percent(value: float) -> str:
     """Return a share in [0, 1] in percent, 86.1 for 0.8612; `undefined` for NaN."""
     return "undefined" if math.isnan(value) else f"{100 * value:.1f}"

@@ -57,11 +57,12 @@ def check_size(place: str, norm: str, eps: float, shape: tuple[int, int, int] | 
     if eps <= largest * (1 + 1e-6):
         return
     images = f" for images of shape {shape}" if shape and norm != "linf" else ""
-    allowed = f"give a number in (0, {math.floor(100 * largest) / 100:g}]"
-    if norm != "l0":
-        allowed += " (sizes are in the data set's scale [0,1])"
-    if norm != "l0" and eps <= LEVELS:
-        allowed += f', or "{eps_text(eps)}/{LEVELS}" for {eps_text(eps)} of {LEVELS} grey levels'
+    if norm == "l0":
+        allowed = f"give whole numbers of pixels from 1 to {largest}"
+    else:
+        allowed = f"give a number in (0, {math.floor(100 * largest) / 100:g}] (sizes are in the data set's scale [0,1])"
+        if eps <= LEVELS:
+            allowed += f', or "{eps_text(eps)}/{LEVELS}" for {eps_text(eps)} of {LEVELS} grey levels'
     raise InputError(f"{place}: {eps_text(eps)} is no {norm_text(norm)} size{images}; {allowed}")
 
 

@@ -13,7 +13,7 @@ from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.report import style
 from manifold_bench.bench.report.table import Table
 from manifold_bench.bench.report.tables import Marks, Panel, keyed, panels
-from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text
+from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, scale_text
 
 LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals. Certified: the answer is right, and a proof or a statistical "
@@ -71,7 +71,7 @@ def certified_plots(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> It
             start = [(0.0, 100 * clean[defense]["robust_accuracy"])] if defense in clean else []
             if left:
                 axes.plot(*zip(*start, *left, strict=True), label=f"{defense}, under attack", **line | {"ls": "-"})
-        axes.set(xlabel=f"ε ({norm_text(panel.norm)}; pixels span 0 to 1)", ylabel="% of inputs", ylim=(0, 100))
+        axes.set(xlabel=f"ε ({scale_text(panel.norm)})", ylabel="% of inputs", ylim=(0, 100))
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
         axes.set_title(f"{panel.title}: certified accuracy, and robust accuracy under all attacks", loc="left")

@@ -24,7 +24,7 @@ from manifold_bench.bench.report import style
 from manifold_bench.bench.report.grids import image_grid
 from manifold_bench.bench.report.pictures import pictured
 from manifold_bench.bench.report.tables import Panel, keyed, matrix_columns, panels
-from manifold_bench.bench.text import distance_text, eps_text, norm_text
+from manifold_bench.bench.text import distance_text, eps_text, norm_text, scale_text
 
 CURVE_POINTS = 200
 """Largest number of distances at which a curve over distances is drawn."""
@@ -107,7 +107,7 @@ def _draw_security_curves(axes: Axes, panel: Panel) -> None:
             axes.plot(x[partial], y[partial], markerfacecolor="white", zorder=4, **(line | {"ls": " "}))
         low, high = 100 * points["robust_low"], 100 * points["robust_high"]
         axes.fill_between(x, low, high, color=line["color"], alpha=0.15, lw=0)
-    axes.set(xlabel=f"ε ({norm_text(norm)}; pixels span 0 to 1)", ylabel="robust accuracy, % of inputs", ylim=(0, 100))
+    axes.set(xlabel=f"ε ({scale_text(norm)})", ylabel="robust accuracy, % of inputs", ylim=(0, 100))
     axes.set_xlim(0, worst["eps"].max())
     axes.locator_params(axis="x", nbins=8)
     axes.xaxis.set_major_formatter("{x:g}")
@@ -151,7 +151,7 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
         axes.grid(alpha=0.25)
         style.legend_outside(axes, fontsize=8)
     grid[-1].set_xlim(left=0)
-    grid[-1].set_xlabel(f"distance ({norm_text(norm)}; pixels span 0 to 1)")
+    grid[-1].set_xlabel(f"distance ({scale_text(norm)})")
     figure.supylabel("robust accuracy, % of inputs", fontsize=9)
     figure.suptitle(f"{dataset}: robust accuracy over the {norm_text(norm)} distance that attacks found", fontsize=10)
     return figure

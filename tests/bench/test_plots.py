@@ -64,6 +64,16 @@ def test_the_curve_starts_at_the_clean_accuracy_and_leaves_out_what_has_no_figur
     assert "%" in axes.get_ylabel()
 
 
+@pytest.mark.parametrize(("norm", "unit"), [("l0", "number of pixels"), ("l2", "pixels span 0 to 1")])
+def test_the_axis_of_sizes_names_their_unit(norm, unit):
+    drawn = figures_of(
+        cell(CLEAN, labels=[0] * 4),
+        cell("deepfool", (1, 2), [0] * 4, adv=[1, 1, 0, 0], distance=[1.0, 2.0, 3.0, 4.0], norm=norm),
+    )
+    for name in ("curves", "distances"):
+        assert unit in drawn["digits", norm, name].axes[-1].get_xlabel()
+
+
 def test_the_heat_map_names_failed_and_skipped_cells_and_hatches_them(drawn):
     axes = drawn["digits", "linf", "heatmap"].axes[0]
     # columns: clean, cw, pgd, worst-case; the last is partial for d, because cw failed

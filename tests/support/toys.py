@@ -55,12 +55,13 @@ class Linear(Toy):
         return self.scale * (x.flatten(1) @ self.weight.T + self.bias)
 
     def distance(self, x: Tensor, y: Tensor, norm: str) -> Tensor:
-        """The gap to the nearest class over the dual norm of the difference of weights [N]; in L1 within the box."""
+        """The gap to the nearest class over the dual norm of the difference of weights [N]; in the box in L1, L0."""
         logits = self.answer(x) / self.scale
         gaps = logits.gather(1, y[:, None]) - logits
         slope = self.weight[y][:, None] - self.weight[None]
-        if norm == "l1":
-            each = ((boxed_l1(gaps[i, c], slope[i, c], x[i]) for c in range(self.num_classes)) for i in range(len(x)))
+        if norm in ("l1", "l0"):
+            least = boxed_l1 if norm == "l1" else boxed_l0
+            each = ((least(gaps[i, c], slope[i, c], x[i]) for c in range(self.num_classes)) for i in range(len(x)))
             return torch.tensor([min(ways) for ways in each])
         dual = slope.abs().sum(2) if norm == "linf" else slope.norm(dim=2)
         return (gaps / dual.clamp_min(1e-9)).masked_fill(dual == 0, torch.inf).amin(1)
@@ -82,12 +83,42 @@ def boxed_l1(gap: Tensor, slope: Tensor, x: Tensor) -> float:
     return float("inf")
 
 
+def boxed_l0(gap: Tensor, slope: Tensor, x: Tensor) -> float:
+    """The least number of pixels of an image [C,H,W] whose changes within [0,1] close a gap of a linear function.
+
+    slope [C·H·W]: how much the gap closes when a value falls by 1. ∞ where no change closes it.
+    """
+    room = torch.where(slope > 0, x.flatten(), 1 - x.flatten())
+    most = (slope.abs() * room).view(x.shape[0], -1).sum(0).sort(descending=True).values.cumsum(0)
+    return float((most <= gap).sum() + 1) if slope.any() and most[-1] > gap else float("inf")
+
+
 def near_the_middle(n: int = 24) -> Tensor:
     return 0.4 + 0.2 * torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
 def beaten(defense: Toy, x: Tensor, y: Tensor) -> list[bool]:
     return defense.verdict(x).wrong(y).tolist()
+
+
+class Colours(Toy):
+    """Two classes by a dense linear function of images [N,3,6,6]; of its images the least numbers of pixels vary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.randn(108, generator=torch.Generator().manual_seed(3))
+
+    def answer(self, x: Tensor) -> Tensor:
+        value = (x.flatten(1) - 0.5) @ self.weight
+        return torch.stack([-value, value], dim=1)
+
+    def images(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images further and further from the boundary, their labels, and the least number of pixels to cross it."""
+        x = torch.rand(n, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+        x = (x + torch.linspace(0, 0.3, n).view(-1, 1, 1, 1) * self.weight.sign().view(3, 6, 6)).clamp(0, 1)
+        value = (x.flatten(1) - 0.5) @ self.weight
+        least = [boxed_l0(v.abs(), v.sign() * self.weight, one) for v, one in zip(value, x, strict=True)]
+        return x, self.verdict(x).labels, torch.tensor(least)
 
 
 class Parity(Toy):
