@@ -19,8 +19,8 @@ from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
 from manifold_bench.attacks.threat import inside
 
 ATTACKS = {
-    "spsa-linf": SPSA(steps=60, rate=0.02),
-    "spsa-l2": SPSA(norm="l2", steps=60, rate=0.02),
+    "spsa-linf": SPSA(steps=40, pairs=8, rate=0.03),
+    "spsa-l2": SPSA(norm="l2", steps=40, pairs=8, rate=0.03),
     "simba": SimBA(trials=300, size=0.05),
 }
 every = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())

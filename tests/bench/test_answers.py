@@ -16,9 +16,9 @@ import torch
 from commands import bench_run, figures, records
 from forging import CHANGES, HANGS, PAYLOAD, STOPS, Payload
 
+from manifold_bench.bench.running.engines import local
 from manifold_bench.bench.running.engines.answers import AnswerPipe, Ending, ending
 from manifold_bench.bench.running.engines.calls import Call
-from manifold_bench.bench.running.engines.local import LocalEngine
 
 FORGED = {
     "a pickle": struct.pack("!i", 5) + b"abcde\n",
@@ -95,19 +95,20 @@ def patches_json() -> torch.Tensor:
 
 @pytest.mark.parametrize(("call", "kind"), [(returns_tensor, "Tensor"), (returns_itself, "list")])
 def test_a_result_that_is_no_data_ends_with_its_reason(call, kind):
-    with LocalEngine(1) as engine:
+    with local.LocalEngine(1) as engine:
         (found,) = engine.run([Call("it", call, (), None)])
     assert found.result is None and found.failure and kind in found.failure and "JSON" in found.failure
 
 
 def test_a_call_that_patches_what_writes_answers_leaves_no_traceback(capfd):
-    with LocalEngine(1) as engine:
+    with local.LocalEngine(1) as engine:
         (found,) = engine.run([Call("it", patches_json, (), None)])
     assert found.failure and "Traceback" not in "".join(capfd.readouterr())
 
 
-def test_a_stopped_template_costs_the_call_that_stops_it_alone():
-    with LocalEngine(2) as engine:
+def test_a_stopped_template_costs_the_call_that_stops_it_alone(monkeypatch):
+    monkeypatch.setattr(local, "LOOK_SECONDS", 0.5)
+    with local.LocalEngine(2) as engine:
         calls = [Call("bad", stops_template, (), None), Call("tensor", returns_tensor, (), None)]
         found = {one.id: one for one in engine.run([*calls, *(Call(i, double, (i,), None) for i in range(3))])}
     assert found["bad"].failure and found["tensor"].failure

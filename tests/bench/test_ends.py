@@ -26,6 +26,8 @@ name = "fgsm"
 eps = [0.1]
 """ + "".join(f'[[attacks]]\nname = "tiny:Slow"\nnumber = {i}\neps = [0.1]\n' for i in range(4))
 
+OTHER_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
 
 @pytest.fixture
 def matrix(tmp_path):
@@ -49,12 +51,12 @@ def heed_interrupts() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def started(matrix: Path, out: Path, seconds: float = 1.0, **more) -> subprocess.Popen[str]:
+def started(matrix: Path, out: Path) -> subprocess.Popen[str]:
     """A run that has stored something and is still at work."""
     running = subprocess.Popen(
         [sys.executable, "-m", "manifold_bench.bench", "run", "--matrix", matrix, "--out", out, "--workers", "2"],
-        env=environment(out.parent / "cache", TINY_SECONDS=str(seconds)), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts, **more,
+        env=environment(out.parent / "cache", TINY_SECONDS="1"), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts,
     )  # fmt: skip
     end = time.monotonic() + 120
     while not list((out / "records").glob("*.parquet")):
@@ -73,7 +75,10 @@ def resumed(matrix: Path, out: Path, whole: Path) -> None:
     assert not [path for path in out.rglob(".*") if path.name != ".lock"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+slow = pytest.mark.slow  # the same handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *(pytest.param(one, marks=slow) for one in OTHER_SIGNALS)])
 def test_a_signal_ends_a_run_with_one_line(matrix, tmp_path, whole, number):
     running = started(matrix, tmp_path / "out")
     running.send_signal(number)
@@ -83,8 +88,10 @@ def test_a_signal_ends_a_run_with_one_line(matrix, tmp_path, whole, number):
 
 
 def test_a_second_run_on_a_folder_says_who_holds_it(matrix, tmp_path, whole):
-    running = started(matrix, tmp_path / "out", seconds=20.0)
+    running = started(matrix, tmp_path / "out")
+    running.send_signal(signal.SIGSTOP)  # it holds the folder for as long as the second run takes
     second = bench_run(matrix, tmp_path / "out")
+    running.send_signal(signal.SIGCONT)
     assert f"process {running.pid}" in one_error_line(second) and "--out" in second.stderr
     assert running.wait(timeout=120) == 0
     running.communicate()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from forking import server
 
 HERE = Path(__file__).parent
 GOOD = """
@@ -46,10 +46,7 @@ def command(
     module: str, *arguments: object, cache: Path, cwd: Path | None = None, **more: str
 ) -> subprocess.CompletedProcess[str]:
     """`manifold-bench <module>` to its end, in the folder `cwd`."""
-    return subprocess.run(
-        [sys.executable, "-m", "manifold_bench.bench", module, *map(str, arguments)],
-        env=environment(cache, **more), cwd=cwd, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
+    return server().run([module, *map(str, arguments)], environment(cache, **more), cwd, timeout=900)
 
 
 def matrix_file(folder: Path, text: str) -> Path:
