@@ -351,7 +351,8 @@ def _number_of_classes(cls: type[Any], images: LabelledImages, rejects: bool) ->
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
     if fault := fault_of_labels(images.labels, found):
-        raise InputError(f"data: {models.name_of(cls.given)} has {found} classes, but {fault}")
+        less = ", as rejects=True makes its last output the reject score" if rejects else ""
+        raise InputError(f"data: {models.name_of(cls.given)} has {found} classes{less}, but {fault}")
     return found
 
 

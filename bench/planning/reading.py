@@ -353,6 +353,8 @@ def _known(values: JsonObject, fields: Iterable[str], place: str, name: str, key
     """
     allowed = sorted(fields)
     for key in values:
+        if key == "randomized" and key not in allowed:
+            raise InputError(f"{place}.{key}: {name!r} has to say it itself, by an attribute `randomized = True`")
         if key not in allowed:
             listed = f"{nearest(key, [*keys, *allowed])}; allowed: {', '.join(allowed)}"
             raise InputError(f"{place}.{unwrapped(key)}: {name!r} has no such parameter{listed}")

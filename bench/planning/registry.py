@@ -220,7 +220,7 @@ def _torchscript(name: str) -> type[Any]:
     except RuntimeError as error:
         raise InputError(
             f"defense {name!r}: not a TorchScript file (torch.jit.save). Pickled models are not loaded, because that "
-            "would run their code; write a function that builds the model, and name it as file.py:function"
+            f"would run their code; name the class of the model with these weights, as file.py:Net@{name}"
         ) from error
     cls = _by_reference(class_of(module, name, class_of.__module__))
     cls.version = int(hashlib.sha256(content).hexdigest()[:15], 16)
