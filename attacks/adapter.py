@@ -13,7 +13,7 @@ import math
 import random
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -145,7 +145,8 @@ class LibraryAttack(ViewAttack):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         found, view = x.clone(), self.view(target)
         with seeded(seed), frozen(target.defense):
-            rows = (~self._beaten(view, x, y, all_rows(x))).nonzero()[:, 0]
+            with nullcontext() if target.defense.randomized else kept_states():
+                rows = (~self._beaten(view, x, y, all_rows(x))).nonzero()[:, 0]
             if not len(rows):
                 return found
             # RejectFolded needs inputs of one true class
@@ -153,6 +154,8 @@ class LibraryAttack(ViewAttack):
             alone = self.attack in self.single
             for part in (part for group in groups for part in group.split(1 if alone else len(group))):
                 module: nn.Module = CountedModule(self.view(target), part)
+                if not target.defense.randomized:
+                    module = Apart(module)
                 if view.rejects:
                     module = RejectFolded(module, int(y[part[0]]), view.num_classes)
                 if alone:
@@ -191,23 +194,48 @@ class RejectFolded(nn.Module):
         return torch.where(classes == self.label, torch.maximum(real, reject), real)
 
 
+class Apart(nn.Module):
+    """A module that leaves the global random states as they were.
+
+    A deterministic defense that seeds them in its forward would have a library draw the same numbers again and again.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        with kept_states():
+            return self.module(x)
+
+
+@contextmanager
+def kept_states() -> Iterator[None]:
+    """Restore the global random states of Python, NumPy and torch at the end."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global random states of Python, NumPy and torch, and restore them afterwards.
 
     The global state also seeds new `np.random.RandomState()`: ART's HopSkipJump and Boundary use unseeded ones.
     """
-    python, numpy, unseeded = random.getstate(), np.random.get_state(), np.random.RandomState  # noqa: NPY002
+    unseeded = np.random.RandomState
     own = partial(np.random.randint, 2**32, dtype=np.uint32)
-    with torch.random.fork_rng():
+    with kept_states():
         seed_everything(seed)
         np.random.RandomState = lambda seed=None: unseeded(own() if seed is None else seed)  # type: ignore[assignment,misc]
         try:
             yield
         finally:
             np.random.RandomState = unseeded  # type: ignore[misc]
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
 
 
 def seed_everything(seed: int) -> None:

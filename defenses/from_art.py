@@ -55,7 +55,7 @@ class ArtTorch(_Art):
             if step.apply_predict:
                 x = preprocessed(step, x)
         outputs = self.module(x)
-        return outputs[-1] if isinstance(outputs, (list, tuple)) else outputs
+        return postprocessed(self.classifier, outputs[-1] if isinstance(outputs, (list, tuple)) else outputs)
 
 
 def preprocessed(step: Any, x: Tensor) -> Tensor:
@@ -69,6 +69,22 @@ def preprocessed(step: Any, x: Tensor) -> Tensor:
         return _tensor(step.estimate_gradient(given.copy(), gradient.cpu().numpy()), x)
 
     return BackwardBy.apply(x, value, product)
+
+
+def postprocessed(classifier: Any, outputs: Tensor) -> Tensor:
+    """Return outputs [N,K] as they are in rows where ART's postprocessors keep the class, and else what these make.
+
+    So the answers are those of `predict`, and attacks have the gradient of the outputs, as ART's own attacks do.
+    """
+    steps = [step for step in classifier.postprocessing_defences or () if step.apply_predict]
+    if not steps:
+        return outputs
+    values = outputs.detach().cpu().numpy()
+    for step in steps:
+        values = step(values.copy())
+    deployed = _tensor(values, outputs)
+    kept = (deployed.argmax(1) == outputs.argmax(1))[:, None]
+    return torch.where(kept, outputs, outputs + (deployed - outputs).detach())
 
 
 class ArtClassifier(_Art):

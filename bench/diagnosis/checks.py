@@ -263,7 +263,7 @@ def repeats(e: Evidence) -> Finding:
             "repeats", "n", "again", "alone", "alone_n", "others", "others_n", "uneven", "optimises", "randomized"
         )
     except NotRun:
-        remarks = "; ".join(e.ok.loc[e.ok["kind"] == CLEAN, "reason"].unique()).split("; ")
+        remarks = "; ".join(e.ok["reason"].unique()).split("; ")
         unsteady = next((remark for remark in remarks if remark.startswith(UNSTEADY)), None)
         if unsteady is None:
             raise

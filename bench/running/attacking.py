@@ -22,7 +22,7 @@ from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.running.engines.channel import Channel, PartnerFailed
 from manifold_bench.bench.running.heartbeat import Heartbeat
-from manifold_bench.bench.running.judge import Inputs, load_defense
+from manifold_bench.bench.running.judge import Inputs, first_answers, load_defense
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.errors import shortened
 from manifold_bench.defenses.weights import weights_hash
@@ -80,9 +80,12 @@ class AttackProcess:
         moved = (*IMAGES, "met_distance")
         return Found(**{name: one.to(self._device) if name in moved else one for name, one in found.items()})
 
-    def end(self) -> None:
-        """End the attack; raises PartnerFailed if it changed the defense that it attacked."""
-        self._ask({"end": True}, {})
+    def end(self) -> Tensor:
+        """End the attack, and return the `first_answers` of the defense that it attacked.
+
+        Raises PartnerFailed if the attack changed the defense's weights.
+        """
+        return self._ask({"end": True}, {}).get("answers", torch.empty(0))
 
     def _ask(self, words: dict[str, object], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         self._channel.send(words, tensors)
@@ -100,7 +103,7 @@ def serve_attack(job: Job, folder: Path, judge: Channel) -> None:
         found = attacking.attack(request[1]["rows"].to(job.device), request[0]["eps"])
         judge.send({}, vars(found))
     attacking.check_weights()
-    judge.send({})
+    judge.send({}, {"answers": first_answers(attacking.defense, attacking.inputs.x)})
 
 
 class Attacking:

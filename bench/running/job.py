@@ -19,7 +19,7 @@ from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import DatasetRef
 from manifold_bench.bench.records.images import AdversarialImages, path_of
 from manifold_bench.bench.records.log import LOG, Log
-from manifold_bench.bench.records.schema import ANSWERS, CALIBRATION, DISTANCES, protocol
+from manifold_bench.bench.records.schema import ANSWERS, CALIBRATION, DISTANCES, UNSTEADY, protocol
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.attacking import AttackProcess, serve_attack
 from manifold_bench.bench.running.attempt import Attempt, Cell, Effort
@@ -32,6 +32,7 @@ from manifold_bench.bench.running.judge import (
     ScoredVerdict,
     WorstVerdict,
     counted,
+    first_answers,
     load_defense,
     unperturbed,
     verdict,
@@ -171,9 +172,28 @@ def attack_records(job: Job, store: Store, attacker: AttackProcess) -> pd.DataFr
         if job.keeps_images:
             _keep_images(job, store.folder.parent, frame, rows, cell)
         distance = cell.distance
-    attacker.end()
+    attacked = attacker.end()
+    note = "" if defense.randomized else _changed(attempt.clean, first_answers(defense, rows.x), attacked)
     smallest = distance.cpu().numpy()  # known at the last ε, and the same in the rows of every one
-    return pd.concat([frame.assign(distance=smallest) for frame in frames], ignore_index=True)
+    return pd.concat([frame.assign(distance=smallest, reason=note) for frame in frames], ignore_index=True)
+
+
+def _changed(clean: WorstVerdict, judges: Tensor, attacked: Tensor) -> str:
+    """Return a remark if a defense answers clean images otherwise than before the attack, since it keeps some state.
+
+    One other answer may be rounding. judges, attacked: `first_answers` of the judge's instance and of the attack's one,
+    which the attack itself may have changed, so that it says nothing of the defense.
+    """
+    before = torch.stack([clean.labels, clean.rejected.long()], 1).double().cpu()
+
+    def others(now: Tensor) -> bool:
+        return now.shape != before[: len(now)].shape or int((now != before[: len(now)]).any(1).sum()) > (len(now) > 1)
+
+    if others(judges):
+        return f"{UNSTEADY}to clean images are others after the attack than before"
+    if others(attacked):
+        return "the copy that it attacked answers clean images otherwise than before, so that it may have looked astray"
+    return ""
 
 
 def _clean_verdict(job: Job, defense: Defense, rows: Inputs, store: Store) -> WorstVerdict:

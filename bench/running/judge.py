@@ -17,6 +17,9 @@ from manifold_bench.bench.text import norm_text
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.checks import check_outputs, check_verdict
 
+FEW = 8
+"""Number of clean images that a defense answers again, to see whether its answers are still the same."""
+
 
 def load_defense(job: Job) -> Defense:
     """Return a new instance of the job's defense, which checks its outputs (`with_checks`)."""
@@ -132,6 +135,12 @@ def scored_answers(defense: Defense, x: Tensor, batch_size: int | None = None) -
     Nothing is cached, so that a randomized defense draws again. batch_size: see `blockwise`.
     """
     return blockwise(lambda part: _columns(defense, part), x, batch_size)
+
+
+def first_answers(defense: Defense, x: Tensor) -> Tensor:
+    """Return label and rejection of the first `FEW` images of x [N,C,H,W] as a defense answers now, float64 [n,2]."""
+    defense.eval()
+    return scored_answers(defense, x[:FEW])[:, :2].cpu()
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,19 @@ from manifold_bench.attacks.outputs import Scored, probabilities
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
 from manifold_bench.bench.records.schema import UNSTEADY
-from manifold_bench.bench.running.judge import Inputs, scored_answers
+from manifold_bench.bench.running.judge import FEW, Inputs, scored_answers
 from manifold_bench.bench.text import percent
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.checks import in_train_mode
 from manifold_bench.defenses.models import Model
 from manifold_bench.defenses.weights import read_card
 
-FEW = 8
-"""Number of images that the defense answers again, and that it takes to tell answers from guesses."""
+ENOUGH = 8
+"""Smallest number of images by which answers are told from guesses."""
+
+
+NEAR = 0.05
+"""Largest distance, in each pixel, of images near clean ones that the defense answers twice."""
 
 
 class OutputCheck:
@@ -82,7 +86,7 @@ def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, unev
 def _guesses(defense: Defense, clean: Verdict, labels: Tensor) -> Iterator[str]:
     """Yield a remark if answers to clean images are not more often right than guesses, at a level of 5 %."""
     right, n = int((clean.labels == labels).sum()), len(labels)
-    if n < FEW:
+    if n < ENOUGH:
         return
     if binomtest(right, n, 1 / defense.num_classes, alternative="greater").pvalue > 0.05:
         advice = ""
@@ -101,13 +105,18 @@ def _noise(like: Tensor) -> Tensor:
 def _repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator[str]:
     """Yield remarks if answers to the same images differ from call to call, or from batch to batch."""
     first, again = scored_answers(defense, few), scored_answers(defense, few)
-    rounding = 0.01 if few.is_cuda else 1e-5  # sums on a GPU have no order
+    near = (few + NEAR * (2 * _noise(few) - 1)[: len(few)]).clamp(0, 1)  # some draw only where an image is not clean
+
+    def alike(one: Tensor, other: Tensor) -> bool:
+        rounding = 0.01 if few.is_cuda else 1e-5  # sums on a GPU have no order
+        return torch.allclose(one, other, rtol=rounding, atol=rounding, equal_nan=True)
+
     if defense.randomized:
         if torch.equal(first.nan_to_num(), again.nan_to_num()):
             yield "randomized is True, but its answers to the same images are the same"
         if draws == 1:
             yield "it is randomized and judged on one draw; set draws to count the worst of several"
-    elif not torch.allclose(first, again, rtol=rounding, atol=rounding, equal_nan=True):
+    elif not alike(first, again) or not alike(scored_answers(defense, near), scored_answers(defense, near)):
         yield f"{UNSTEADY}to the same images differ from call to call although randomized is False"
     elif not torch.equal(again[:, :2], scored_answers(defense, few, batch_size=1)[:, :2]):
         # scores are not compared, because they may differ in their last bits

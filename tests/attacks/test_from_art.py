@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import random
 import sys
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from linear import check_distances, check_pgd, check_seed, interior_inputs, l2
 from refusals import check_refusal, without
 from rejecting import BAND, Band, images_below
-from toys import Parity
+from torch import Tensor
+from toys import Linear, Parity
 
 from manifold_bench.attacks.from_art import ArtAttack, art_attacks, module_classifier
 from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
@@ -41,6 +43,31 @@ def test_linear_model_distance_is_the_closed_form(linear_model, attack, paramete
 def test_the_seed_decides(digits, digits_cnn, attack, norm, parameters):
     adapter = ArtAttack(attack=attack, norm=norm, parameters=parameters)
     check_seed(adapter, digits_cnn, digits.test.images[:4], digits.test.labels[:4])
+
+
+class Seeding(Linear):
+    """Seeds the global random states in its forward; it is deterministic all the same."""
+
+    def answer(self, x: Tensor) -> Tensor:
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        torch.manual_seed(0)
+        return super().answer(x)
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm", "parameters"),
+    [
+        ("SquareAttack", "linf", {"max_iter": 20, "p_init": 0.3}),
+        ("BoundaryAttack", "l2", {"max_iter": 3}),
+    ],
+)
+def test_a_defense_that_seeds_the_random_states_is_attacked_as_one_that_does_not(attack, norm, parameters):
+    adapter = ArtAttack(attack=attack, norm=norm, parameters=parameters)
+    x = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = Linear(3).verdict(x).labels
+    plain, seeding = (adapter.run(Target(one, 6), x, y, 0.05, seed=3) for one in (Linear(3), Seeding(3)))
+    assert torch.equal(plain, seeding) and not torch.equal(plain, x)
 
 
 def test_decision_based_results_do_not_depend_on_the_batch(linear_model):

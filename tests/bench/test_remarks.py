@@ -16,6 +16,7 @@ import manifold_bench as mb
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.records.schema import UNSTEADY
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.job import run_job
 from manifold_bench.defenses.base import DefenseSpec, append_reject_score
@@ -254,6 +255,14 @@ class Counting(Honest):
         return logits(x) * self.calls
 
 
+class NoisyNearby(Honest):
+    """Answers clean images as they are, and others with noise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        clean = torch.isin(x, handed.images().images).flatten(1).all(1)
+        return logits(x + 0.01 * torch.randn_like(x) * ~clean.view(-1, 1, 1, 1))
+
+
 class Relative(Honest):
     """Its answers depend on the other images of the batch."""
 
@@ -293,6 +302,7 @@ REMARKS: dict[str, tuple[type, str]] = {
     "batch norm in train mode": (Normed, "BatchNorm2d"),
     "train mode by its forward": (DropsAgain, "train mode"),
     "noise": (Noisy, "randomized is False"),
+    "noise on images that are not clean": (NoisyNearby, "randomized is False"),
     "dropout by its forward": (DropsAgain, "randomized is False"),
     "a counter": (Counting, "randomized is False"),
     "the batch": (Relative, "batch"),
@@ -321,6 +331,40 @@ def test_layers_that_were_set_to_eval_mode_are_no_remark(monkeypatch, tmp_path):
 def test_layers_of_parts_that_are_trained_by_themselves_are_no_remark(network):
     spec = DefenseGAN.Spec(shape=(1, 8, 8), num_classes=10, network=network)
     assert not in_train_mode(DefenseGAN(spec))
+
+
+class Tiring(nn.Module):
+    """Gives other answers from its 31st call on; its copies have counters of their own unless they share one."""
+
+    def __init__(self, shared: list[int] | None = None) -> None:
+        super().__init__()
+        self.shared, self.calls = shared, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.shared is not None:
+            self.shared[0] += 1
+            self.calls = self.shared[0]
+        return logits(x) if self.calls <= 30 else logits(x).roll(1, 1)
+
+
+def attacked_by_pgd(model) -> mb.Results:
+    given = handed.images()
+    return mb.evaluate(model, (given.images, given.labels), attacks=["pgd"], eps=0.01)
+
+
+def said_of_the_attack(result: mb.Results) -> str:
+    (text,) = set(result.records.loc[result.records["kind"] != "clean", "reason"])
+    return text
+
+
+def test_answers_that_change_during_an_attack_are_marked():
+    counter = [0]
+    assert said_of_the_attack(honest := attacked_by_pgd(logits)) == "" and "¶" not in honest.table["marks"].iloc[0]
+    mine = Tiring()
+    assert "copy that it attacked" in said_of_the_attack(attacked_by_pgd(mine))
+    shared = attacked_by_pgd(lambda x: Tiring(counter)(x))
+    assert said_of_the_attack(shared).startswith(UNSTEADY) and "¶" in shared.table["marks"].iloc[0]
 
 
 @pytest.mark.parametrize(("n", "said"), [(1, False), (4, False), (8, True), (24, True)])

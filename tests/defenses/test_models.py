@@ -170,6 +170,22 @@ def test_the_gradients_of_an_art_classifier_are_those_of_its_loss_gradient(net, 
     )
 
 
+def test_an_art_classifier_answers_with_its_postprocessing_and_has_the_gradients_of_its_outputs(net, x):
+    from art.defences.postprocessor import ClassLabels, HighConfidence
+
+    def forgets(cutoff: float) -> list[HighConfidence]:
+        return [HighConfidence(cutoff)]  # all outputs below the cutoff become 0, so that class 0 is the answer
+
+    for postprocessing in (forgets(0.01), forgets(0.3), [ClassLabels()], [*forgets(0.3), ClassLabels()]):
+        classifier = art_classifier(net, postprocessing_defences=postprocessing)
+        answers = defended(classifier)(x).argmax(1)
+        assert np.array_equal(answers, classifier.predict(x.numpy()).argmax(1))
+        weights = torch.randn(len(x), 5, generator=torch.Generator().manual_seed(2))
+        assert torch.allclose(gradient(defended(classifier), x, weights), gradient(net, x, weights), atol=1e-6)
+    changed = art_classifier(net, postprocessing_defences=forgets(0.3)).predict(x.numpy()).argmax(1)
+    assert not np.array_equal(changed, net(x).argmax(1)), "the case would show nothing"
+
+
 def test_an_art_classifier_for_other_values_gets_those(net, x):
     classifier = art_classifier(net, clip_values=(0.0, 255.0), preprocessing=(0.0, 255.0))
     same(defended(classifier), net, x)
