@@ -156,8 +156,8 @@ class Attacking:
         """Raise RuntimeError if the attack changed the weights of the defense that it attacked."""
         if weights_hash(self.defense) != self.job.defense.weights_sha256:
             raise RuntimeError(
-                "the attack changed the defense's weights or buffers, or they are drawn or trained anew in each process; "
-                "its outputs do not count. Give a model of a file with saved weights, as file.py:Net@weights.pt"
+                "the attack changed the defense's weights or buffers, or each process draws or trains them anew; its "
+                "outputs do not count. Give a model of a file with saved weights, as file.py:Net@weights.pt"
             )
 
     def _held_out(self) -> tuple[Tensor, Tensor]:
