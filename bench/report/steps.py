@@ -148,6 +148,12 @@ class Steps:
         """Return what runs after the defense is declared as randomized."""
         return self.same() if self.is_of_command_line or not self.data else self.strong()
 
+    def with_more_images(self) -> str:
+        """Return what runs after images are added to the data set."""
+        if self.data and not self.is_of_command_line:
+            return self.strong(n=ENOUGH)
+        return self.same()
+
     def same(self, **more: object) -> str:
         """Return what makes the run again. more: further options of the command."""
         if self.is_of_command_line:
@@ -156,12 +162,12 @@ class Steps:
 
     def strong(self, **more: object) -> str:
         """Return the command that runs the matrix `strong`. more: further options of the command."""
-        run, words = self.results.run, self.words
+        run, words, is_registered = self.results.run, self.words, self.data in registered("datasets")
         options: JsonObject = {} if self.data == "mnist5k" else {"dataset": [self.data]}
-        options |= {} if self.data.startswith("mnist") else self.threat
+        options |= {} if is_registered and self.data.startswith("mnist") else self.threat
         options |= {"device": run["device"]} if run.get("device", "cpu") != "cpu" else {}
         options |= {"data": words[words.index("--data") + 1]} if "--data" in words[:-1] else {}
-        if self.data not in registered("datasets") and self.images < ENOUGH:
+        if not is_registered and self.images < ENOUGH:
             options["n"] = self.images  # because a matrix refuses data sets that have fewer images than it wants
         options |= more
         name = self.entry["name"]
@@ -184,7 +190,11 @@ class Steps:
         classes = {one["num_classes"] for one in own} - {int(rows["label"].max()) + 1}
         usage = self.settings | ({"classes": classes.pop()} if classes else {})
         model = self.entry["name"] if self.is_named else _Code("model")
-        options = ({"attacks": given} if given and given != USUAL else {}) | self.threat | usage | more
+        options: JsonObject = ({"attacks": given} if given and given != USUAL else {}) | self.threat | usage | more
+        if options.get("norm") == "linf":
+            del options["norm"]  # the default
+        if "eps" in options and len(options["eps"]) == 1:
+            options["eps"] = options["eps"][0]
         return _call("mb.evaluate", f"{_literal(model)}, data", options)
 
 

@@ -212,7 +212,10 @@ def _next(steps: Steps, diagnosed: str, width: float) -> tuple[str, str]:
     few = width > WIDE and steps.images < ENOUGH
     more = f"{steps.images} images leave an interval of {100 * width:.0f} points"
     if few and steps.has_all_images:
-        return f"{more}, and the data set has no more: add some, at least {ENOUGH} in all, and run again:", steps.same()
+        return (
+            f"{more}, and the data set has no more: add some, at least {ENOUGH} in all, and run again:",
+            steps.with_more_images(),
+        )
     if matrix != STRONG and steps.can_be_strong:
         advice = f"{FIRST_LOOKS.get(matrix, '')} Run the stronger attacks and the diagnosis of `{STRONG}`:".strip()
         return advice, steps.strong()

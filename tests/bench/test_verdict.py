@@ -152,9 +152,10 @@ def options(command):
     return parser().parse_args(words[2:])
 
 
-@pytest.mark.parametrize("data", ["./some/images", "images", "my_data.py:Images"])
+@pytest.mark.parametrize("data", ["./some/images", "images", "my_data.py:Images", "mnist-of-mine"])
 def test_a_run_on_data_of_the_command_line_has_the_command_of_strong_next(data):
-    given = options(from_shell(data=data).command)
+    dataset = "images" if ":" in data else data  # a class names itself
+    given = options(from_shell(data=data, records=attacked(defense=NAME, dataset=dataset)).command)
     assert (given.matrix, given.dataset, given.defense) == ("strong", [data], [NAME])
     assert given.norm == ["linf"] and given.eps == [8 / 255]
     assert given.n == 10  # there may be no more
@@ -205,6 +206,7 @@ def test_more_images_come_before_an_attack_of_ones_own(n, more):
         whole = from_shell(matrix="strong", n=None, records=records)  # the folder has n images
         assert (options(whole.command).attack == []) == more and options(whole.command).n is None
     python = arguments(from_python(attacked(n, dataset="data")).command)
+    assert python["eps"] == "'8/255'" and "norm" not in python
     assert ("diagnose" in python) == (not more)
 
 
