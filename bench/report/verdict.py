@@ -84,7 +84,7 @@ def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doub
         steps = Steps(results, name, label, sizes)
         failed = bool(worst) and all(row["status"] == "failed" for row in worst)
         width = max((row["robust_high"] - row["robust_low"] for row in worst if row["robust_accuracy"] >= 0), default=0)
-        advice, command = (FAILED, "") if failed else _next(steps, finding["result"], width)
+        advice, command = (FAILED, "") if failed else _next(steps, finding, width)
         made.append(
             Verdict(
                 dataset=name,
@@ -198,17 +198,20 @@ def _marks(worst: Sequence[Row], doubts: Doubts) -> list[str]:
     return list(sentences)
 
 
-def _next(steps: Steps, diagnosed: str, width: float) -> tuple[str, str]:
+def _next(steps: Steps, finding: JsonObject, width: float) -> tuple[str, str]:
     """Return advice on what to run next, and the command.
 
-    diagnosed: result of the diagnosis. width: of the widest interval, in [0, 1].
+    finding: what the diagnosis says of the defense. width: of the widest interval, in [0, 1].
     """
-    results, matrix = steps.results, steps.matrix
+    results, matrix, diagnosed = steps.results, steps.matrix, finding["result"]
     if steps.is_undeclared:
         how = "set the attribute `randomized = True` on it, and `draws = 10` if a matrix file names it"
         if not steps.is_of_command_line:
             how = "say `randomized=True, draws=10` (a Defense or a name has the attribute `randomized = True`)"
         return f"Its answers differ from call to call: {how}, and run again:", steps.declared()
+    if any(check["check"] == "repeats" and check["result"] == "fail" for check in finding["checks"]):
+        cause = "Its answers depend on more than the image (on the batch, or on earlier calls)"
+        return f"{cause}: mend that, and run again:", steps.same()
     few = width > WIDE and steps.images < ENOUGH
     more = f"{steps.images} images leave an interval of {100 * width:.0f} points"
     if few and steps.has_all_images:

@@ -12,7 +12,7 @@ from handmade import RUN, a_run, cell, run
 
 from manifold_bench.bench.diagnosis.diagnose import diagnose
 from manifold_bench.bench.metrics.summary import summary
-from manifold_bench.bench.records.schema import CLEAN, UNDECLARED
+from manifold_bench.bench.records.schema import CLEAN, UNDECLARED, UNSTEADY
 from manifold_bench.bench.report import verdict as verdict_module
 from manifold_bench.bench.report.tables import doubts_of
 from manifold_bench.bench.report.verdict import Verdict, verdicts
@@ -183,6 +183,13 @@ def test_undeclared_randomness_is_declared_next(remark):
     assert {"randomized": "True", "draws": "10"}.items() <= arguments(found.command).items()
     shell = from_shell(records=attacked(remark=remark, defense=NAME))
     assert options(shell.command).matrix == "quick" and "randomized" in shell.advice
+
+
+def test_answers_that_depend_on_the_batch_or_on_earlier_calls_are_not_declared_as_random():
+    records = attacked(200, remark=f"{UNSTEADY}depend on the batch", defense=NAME)
+    assert options(from_shell("--seed", "3", records=records).command).seed == 3  # the same run
+    found = arguments(from_python(attacked(200, remark=f"{UNSTEADY}depend on the batch", dataset="data")).command)
+    assert not {"randomized", "draws", "diagnose"} & set(found)
 
 
 @pytest.mark.parametrize(("again", "randomized", "declared"), [(3, 0, True), (0, 0, False), (3, 1, False)])
