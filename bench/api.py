@@ -23,7 +23,7 @@ from manifold_bench.attacks.target import Attacker, Target
 from manifold_bench.attacks.threat import UNBOUNDED, Norm
 from manifold_bench.bench import run as command
 from manifold_bench.bench.datasets.checks import fault_of_labels
-from manifold_bench.bench.datasets.given import dataset_of, labelled_images
+from manifold_bench.bench.datasets.given import GIVEN, dataset_of, labelled_images
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import AttackEntry
 from manifold_bench.bench.planning.named_models import with_weights
@@ -53,9 +53,6 @@ OPTIONS = tuple(sorted(name for name in DEFAULTS if name != "dry_run"))
 
 EVALUATION = (*("attacks", "norm", "eps"), *USAGE, *(one for one in OPTIONS if one not in ("matrix", *NARROWING)))
 """Options of `evaluate`."""
-
-GIVEN = "data"
-"""Name of the data that `evaluate` is given."""
 
 MODEL = "model"
 """Label of the model that `evaluate` is given."""

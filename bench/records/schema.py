@@ -33,6 +33,10 @@ UNSTEADY = "its answers "
 """Beginning of the remark, in the `reason` of a clean pass, that answers change although the input does not."""
 
 
+UNDECLARED = f"{UNSTEADY}to the same images differ from call to call"
+"""Beginning of the remark that a defense is randomized and does not say so."""
+
+
 CALIBRATION: Literal["calibration"] = "calibration"
 """Kind of rows with answers to unperturbed validation images, and their name in the column `attack`; norm and ε as for
 CLEAN. Thresholds that a figure needs are set on these, never on test images."""

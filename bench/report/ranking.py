@@ -138,8 +138,8 @@ def _place(ranks: pd.Series, own: float) -> str:
     return "" if np.isnan(own) or among < 2 else f", rank {own:.0f} of {among} by success, then by distance"
 
 
-def named_in(run: JsonObject, kind: Literal["defenses", "attacks"]) -> list[str]:
-    """Return the labels of the defenses or attacks that the command line named. run: content of run.json."""
+def named_in(run: JsonObject, kind: Literal["defenses", "attacks", "datasets"]) -> list[str]:
+    """Return what the command line named of a kind, in its words or by label. run: content of run.json."""
     return list(run.get("named", {}).get(kind, []))
 
 

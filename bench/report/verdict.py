@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,11 +12,11 @@ from manifold_bench.bench.metrics.effort import effort_note
 from manifold_bench.bench.metrics.summary import strongest
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import Row
-from manifold_bench.bench.report.html.reproduce import matrix_name
 from manifold_bench.bench.report.ranking import named_in
+from manifold_bench.bench.report.steps import ENOUGH, STRONG, Steps
 from manifold_bench.bench.report.tables import Doubts, Panel, keyed, panels
 from manifold_bench.bench.text import eps_text, norm_text, percent
-from manifold_bench.defenses.identity import JsonObject, Kind, registered
+from manifold_bench.defenses.identity import JsonObject
 
 FIRST_LOOKS = {
     "smoke": "`smoke` tests this benchmark itself and says nothing about a defense.",
@@ -26,8 +24,8 @@ FIRST_LOOKS = {
 }
 """Name of a matrix → sentence on what its results do not show."""
 
-STRONG = "strong"
-"""Name of the matrix whose attacks are strong enough for a conclusion."""
+WIDE = 0.2
+"""Width of a 95 % interval of robust accuracy from which on more images come first."""
 
 
 FAILED = "Every attack failed, so nothing is known: mend what the reasons name, and run the same again."
@@ -83,16 +81,17 @@ def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doub
         finding = checked.get((name, label), {"result": "not run", "checks": []})
         marks = _marks(worst, doubts)
         sizes = next(((panel.norm, sorted(panel.worst["eps"].unique())) for panel in attacked), None)
-        steps = _Steps(results, name, label, sizes)
+        steps = Steps(results, name, label, sizes)
         failed = bool(worst) and all(row["status"] == "failed" for row in worst)
-        advice, command = (FAILED, "") if failed else _next(steps, finding["result"])
+        width = max((row["robust_high"] - row["robust_low"] for row in worst if row["robust_accuracy"] >= 0), default=0)
+        advice, command = (FAILED, "") if failed else _next(steps, finding, width)
         made.append(
             Verdict(
                 dataset=name,
                 defense=label,
                 clean=_clean(rows),
                 left=[line for panel in attacked for line in _left(panel)] or ["No attack ran."],
-                trust=[_diagnosed(finding), *_misled(finding), *marks],
+                trust=_trust(finding, marks),
                 advice=advice,
                 command=command,
             )
@@ -152,6 +151,15 @@ def _strongest(panel: Panel, worst: Row) -> str:
     return names + (f", {alone} {percent(found.share)} %" if together else "")
 
 
+def _trust(finding: JsonObject, marks: list[str]) -> list[str]:
+    """Return sentences on how far to trust the figures; marks contradict a diagnosis that passes, so they join it."""
+    if finding["result"] != "pass" or not marks:
+        return [_diagnosed(finding), *_misled(finding), *marks]
+    passed = sum(check["result"] == "pass" for check in finding["checks"])
+    doubts = "; ".join(mark.removesuffix(".") for mark in marks)
+    return [f"{passed} checks of the diagnosis passed, but the marks of these figures raise doubts: {doubts}."]
+
+
 def _diagnosed(finding: JsonObject) -> str:
     result = finding["result"]
     titles = [check["title"] for check in finding["checks"] if check["result"] == result]
@@ -190,118 +198,38 @@ def _marks(worst: Sequence[Row], doubts: Doubts) -> list[str]:
     return list(sentences)
 
 
-@dataclass(frozen=True)
-class _Steps:
-    """Commands that attack one defense on one data set further: for a shell, or for Python where a shell can't name it.
+def _next(steps: Steps, finding: JsonObject, width: float) -> tuple[str, str]:
+    """Return advice on what to run next, and the command.
 
-    sizes: a norm of the run and its ε. The commands name them unless the data set is MNIST, as in the matrix `strong`.
+    finding: what the diagnosis says of the defense. width: of the widest interval, in [0, 1].
     """
-
-    results: Results
-    dataset: str
-    defense: str
-    sizes: tuple[str, list[float]] | None
-
-    @property
-    def entry(self) -> JsonObject:
-        """The defense's entry in the run's matrix, by its label."""
-        entries = self.results.run.get("matrix", {}).get("defenses", [])
-        return next((one for one in entries if one["label"] == self.defense), {"name": self.defense})
-
-    @property
-    def settings(self) -> JsonObject:
-        """How the run used the model, by the keys of a matrix file; `randomized` only for an object of a program."""
-        entry = self.entry
-        used = {**entry.get("parameters", {}), "draws": entry.get("draws")}
-        used |= {"randomized": bool(entry.get("randomized")) and not self.is_named}
-        return {key: value for key, value in used.items() if value not in (None, False)}
-
-    @property
-    def is_named(self) -> bool:
-        """Whether a shell can name the defense."""
-        return _is_named_in_shells("defenses", self.entry["name"])
-
-    @property
-    def has_name_of_data(self) -> bool:
-        """Whether a matrix can name the data set."""
-        return _is_named_in_shells("datasets", self.dataset)
-
-    @property
-    def threat(self) -> JsonObject:
-        """Norm and ε, and nothing if the run has none; ε as numbers, or texts for fractions."""
-        if self.sizes is None:
-            return {}
-        texts = map(eps_text, self.sizes[1])
-        return {"norm": self.sizes[0], "eps": [text if "/" in text else float(text) for text in texts]}
-
-    def strong(self, **more: object) -> str:
-        """Return the command that runs the matrix `strong`. more: further options of the command."""
-        run, words = self.results.run, list(self.results.run.get("command", []))
-        options: JsonObject = {} if self.dataset == "mnist5k" else {"dataset": [self.dataset]}
-        options |= {} if self.dataset.startswith("mnist") else self.threat
-        options |= {"device": run["device"]} if run.get("device", "cpu") != "cpu" else {}
-        options |= {"data": words[words.index("--data") + 1]} if "--data" in words[:-1] else {}
-        options |= more
-        if self.is_named and not self.settings:
-            parts = ["manifold-bench", "run", "--matrix", STRONG, "--defense", self.defense]
-            for name, value in options.items():
-                for one in value if isinstance(value, list) else [value]:
-                    parts += [f"--{name}"] if one is True else [f"--{name}", str(one)]
-            return shlex.join(parts)
-        table = _Code("model") if not self.is_named else self.entry["name"]
-        model = {"model": table, **self.settings} if self.settings else table
-        label = "model" if self.is_named else self.defense
-        return _call("mb.run", _literal(STRONG), {"defenses": {label: model}, **options})
-
-    def again(self, **more: object) -> str:
-        """Return the call that attacks the same data again, which no matrix can name. more: further arguments."""
-        matrix, rows = self.results.run.get("matrix", {}), self.results.records
-        attacks = [{"name": one["name"], **one.get("parameters", {})} for one in matrix.get("attacks", [])]
-        given = [one["name"] if len(one) == 1 else one for one in attacks]
-        own = [one for one in self.results.identities.values() if one["dataset"]["name"] == self.dataset]
-        classes = {one["num_classes"] for one in own} - {int(rows["label"].max()) + 1}
-        usage = self.settings | ({"classes": classes.pop()} if classes else {})
-        model = self.entry["name"] if self.is_named else _Code("model")
-        options = ({"attacks": given} if given else {}) | self.threat | usage | more
-        return _call("mb.evaluate", f"{_literal(model)}, data", options)
-
-
-class _Code(str):
-    """The name of a variable in a command for Python."""
-
-
-def _call(function: str, first: str, arguments: JsonObject) -> str:
-    """Return a call in Python. first: its arguments without a name, as code."""
-    return f"{function}({', '.join([first, *(f'{name}={_literal(value)}' for name, value in arguments.items())])})"
-
-
-def _literal(value: object) -> str:
-    """Return a value as Python code, with texts in double quotes."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_literal(key)}: {_literal(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_literal, value)) + "]"
-    return (
-        json.dumps(value, ensure_ascii=False) if isinstance(value, str) and not isinstance(value, _Code) else str(value)
-    )
-
-
-def _next(steps: _Steps, diagnosed: str) -> tuple[str, str]:
-    """Return advice on what to run next, and the command. diagnosed: result of the diagnosis."""
-    results = steps.results
-    matrix = matrix_name(str(results.run.get("matrix", {}).get("source", "")))
-    if matrix != STRONG and steps.has_name_of_data:
+    results, matrix, diagnosed = steps.results, steps.matrix, finding["result"]
+    if steps.is_undeclared:
+        how = "set the attribute `randomized = True` on it, and `draws = 10` if a matrix file names it"
+        if not steps.is_of_command_line:
+            how = "say `randomized=True, draws=10` (a Defense or a name has the attribute `randomized = True`)"
+        return f"Its answers differ from call to call: {how}, and run again:", steps.declared()
+    if any(check["check"] == "repeats" and check["result"] == "fail" for check in finding["checks"]):
+        cause = "Its answers depend on more than the image (on the batch, or on earlier calls)"
+        return f"{cause}: mend that, and run again:", steps.same()
+    few = width > WIDE and steps.images < ENOUGH
+    more = f"{steps.images} images leave an interval of {100 * width:.0f} points"
+    if few and steps.has_all_images:
+        return (
+            f"{more}, and the data set has no more: add some, at least {ENOUGH} in all, and run again:",
+            steps.with_more_images(),
+        )
+    if matrix != STRONG and steps.can_be_strong:
         advice = f"{FIRST_LOOKS.get(matrix, '')} Run the stronger attacks and the diagnosis of `{STRONG}`:".strip()
         return advice, steps.strong()
     if matrix == STRONG and budget_of(results.run):
         return "Run it without the budget, which cut it, or with a larger one:", steps.strong()
-    run = steps.strong if steps.has_name_of_data else steps.again
+    if few:
+        diagnose = {"diagnose": True} if diagnosed == "not run" else {}
+        return f"{more}; use at least {ENOUGH} images, and add some if the data set has fewer:", steps.further(
+            n=ENOUGH, **diagnose
+        )
     if diagnosed == "not run":
-        return "A diagnosis would say whether the attacks worked:", run(diagnose=True)
+        return "A diagnosis would say whether the attacks worked:", steps.further(diagnose=True)
     advice = "The next step is an attack written for this defense (docs/new_attack.md):"
-    return advice, run(**{"attack" if steps.has_name_of_data else "attacks": ["my_attack.py:MyAttack"]})
-
-
-def _is_named_in_shells(kind: Kind, name: str) -> bool:
-    """Return whether the command line knows a name, which it does not for an object from a Python program."""
-    return name in registered(kind) or ":" in name or name.endswith((".pt", ".pth", ".ts"))
+    return advice, steps.further(attack=["my_attack.py:MyAttack"])

@@ -13,7 +13,7 @@ from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.outputs import Scored, probabilities
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
-from manifold_bench.bench.records.schema import UNSTEADY
+from manifold_bench.bench.records.schema import UNDECLARED, UNSTEADY
 from manifold_bench.bench.running.judge import FEW, Inputs, scored_answers
 from manifold_bench.bench.text import percent
 from manifold_bench.defenses.base import Defense
@@ -117,7 +117,7 @@ def _repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterato
         if draws == 1:
             yield "it is randomized and judged on one draw; set draws to count the worst of several"
     elif not alike(first, again) or not alike(scored_answers(defense, near), scored_answers(defense, near)):
-        yield f"{UNSTEADY}to the same images differ from call to call although randomized is False"
+        yield f"{UNDECLARED} although randomized is False"
     elif not torch.equal(again[:, :2], scored_answers(defense, few, batch_size=1)[:, :2]):
         # scores are not compared, because they may differ in their last bits
         perhaps = ", perhaps by rounding alone: this machine's kernels round by the size of the batch"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import shlex
+from unittest import mock
 
 import pytest
 from handmade import RUN, a_run, cell, run
 
 from manifold_bench.bench.diagnosis.diagnose import diagnose
 from manifold_bench.bench.metrics.summary import summary
-from manifold_bench.bench.records.schema import CLEAN
+from manifold_bench.bench.records.schema import CLEAN, UNDECLARED, UNSTEADY
+from manifold_bench.bench.report import verdict as verdict_module
 from manifold_bench.bench.report.tables import doubts_of
 from manifold_bench.bench.report.verdict import Verdict, verdicts
 from manifold_bench.bench.run import parser
@@ -64,6 +68,7 @@ def test_the_command_that_tells_more_can_be_run_and_attacks_the_same_defense(mat
     assert given.norm == ["l2"] and given.eps == [0.5]
     assert given.matrix == "strong" and given.defense == ["pgd-training"] and given.dataset == ["digits"]
     assert (given.diagnose is True) == (matrix == "strong")  # without a diagnosis, that comes next
+    assert given.n == (100 if matrix == "strong" else None)  # of ten images, the interval is wide
 
 
 def test_a_model_of_a_program_has_advice_for_a_program():
@@ -93,3 +98,129 @@ def test_marks_of_the_worst_case_are_named():
     assert any(sentence.startswith("‖") for sentence in verdict.trust)
     (clear,) = made(run(cell(CLEAN, labels=LABELS), cell("pgd", (0.1,), LABELS, adv=[1] * 10)))
     assert len(clear.trust) == 1 and "diagnos" in clear.trust[0]
+
+
+NAME = "rgb.py:Net@rgb.pth"
+
+
+def attacked(n=10, remark="", defense="model", dataset="images"):
+    """Records of a defense that keeps half of n images under PGD; a second attack was skipped."""
+    labels = [0] * n
+    names = {"defense": defense, "dataset": dataset}
+    return run(
+        cell(CLEAN, labels=labels, reason=remark, **names),
+        cell("pgd", (8 / 255,), labels, adv=[1] * (n // 2) + [0] * (n - n // 2), **names),
+        cell("tracking", (8 / 255,), labels, status="skipped", reason="it projects nothing", **names),
+    )
+
+
+def from_shell(*more, matrix="quick", data="./some/images", n=10, parameters=None, records=None) -> Verdict:
+    """The verdict of `manifold-bench run` on a folder of images, with these further words."""
+    words = ["run", "--matrix", matrix, "--dataset", data, "--defense", NAME, *more]
+    content = {
+        "source": f"bench/matrices/{matrix}.toml",
+        "datasets": [{"name": data, "n": n}],
+        "defenses": [{"name": NAME, "label": NAME, "parameters": parameters or {}}],
+    }
+    records = attacked(defense=NAME) if records is None else records
+    given = {"defenses": [NAME], "datasets": [data]}
+    (made_one,) = made(records, named=given, command=["manifold-bench", *words], matrix=content)
+    return made_one
+
+
+def from_python(records, attacks=("pgd", "tracking"), **entry) -> Verdict:
+    """The verdict of `mb.evaluate` on a model and images of a program."""
+    content = {
+        "source": "/tmp/evaluate.toml",
+        "datasets": [{"name": "data", "n": None}],
+        "defenses": [{"name": "model", "label": "model", **entry}],
+        "attacks": [{"name": name, "label": name, "parameters": {}} for name in attacks],
+    }
+    (made_one,) = made(records, command=["mine.py"], matrix=content)
+    return made_one
+
+
+def arguments(command):
+    """The keyword arguments of a call in Python."""
+    return {one.arg: ast.unparse(one.value) for one in ast.parse(command, mode="eval").body.keywords}
+
+
+def options(command):
+    """The options of a command of the shell."""
+    words = shlex.split(command)
+    assert words[:2] == ["manifold-bench", "run"]
+    return parser().parse_args(words[2:])
+
+
+@pytest.mark.parametrize("data", ["./some/images", "images", "my_data.py:Images", "mnist-of-mine"])
+def test_a_run_on_data_of_the_command_line_has_the_command_of_strong_next(data):
+    dataset = "images" if ":" in data else data  # a class names itself
+    given = options(from_shell(data=data, records=attacked(defense=NAME, dataset=dataset)).command)
+    assert (given.matrix, given.dataset, given.defense) == ("strong", [data], [NAME])
+    assert given.norm == ["linf"] and given.eps == [8 / 255]
+    assert given.n == 10  # there may be no more
+
+
+@pytest.mark.parametrize("more", [(), ("--no-diagnose",), ("--n", "5")])
+def test_settings_that_no_option_gives_are_kept_by_the_same_command_with_a_diagnosis(more):
+    given = options(from_shell(*more, parameters={"width": 3}, records=attacked(200, defense=NAME)).command)
+    assert (given.matrix, given.dataset, given.diagnose) == ("quick", ["./some/images"], True)
+
+
+def test_in_python_skipped_attacks_are_left_out():
+    call = arguments(from_python(attacked(200, dataset="data")).command)
+    assert call["attacks"] == "['pgd']" and call["diagnose"] == "True"
+    usual = cell("autoattack", (8 / 255,), [0] * 200, defense="model", dataset="data")
+    records = run(attacked(200, dataset="data"), usual)
+    assert "attacks" not in arguments(from_python(records, ("pgd", "autoattack", "tracking")).command)
+
+
+@pytest.mark.parametrize(
+    "remark", [f"{UNDECLARED} although randomized is False", f"it rejects every image; {UNDECLARED}"]
+)
+def test_undeclared_randomness_is_declared_next(remark):
+    found = from_python(attacked(remark=remark, dataset="data"))
+    assert {"randomized": "True", "draws": "10"}.items() <= arguments(found.command).items()
+    shell = from_shell(records=attacked(remark=remark, defense=NAME))
+    assert options(shell.command).matrix == "quick" and "randomized" in shell.advice
+
+
+def test_answers_that_depend_on_the_batch_or_on_earlier_calls_are_not_declared_as_random():
+    records = attacked(200, remark=f"{UNSTEADY}depend on the batch", defense=NAME)
+    assert options(from_shell("--seed", "3", records=records).command).seed == 3  # the same run
+    found = arguments(from_python(attacked(200, remark=f"{UNSTEADY}depend on the batch", dataset="data")).command)
+    assert not {"randomized", "draws", "diagnose"} & set(found)
+
+
+@pytest.mark.parametrize(("again", "randomized", "declared"), [(3, 0, True), (0, 0, False), (3, 1, False)])
+def test_undeclared_randomness_is_known_from_the_diagnosis_too(again, randomized, declared):
+    place = {"dataset": "digits", "defense": "d", "measurement": "diagnosis:repeats", "status": "ok", "reason": ""}
+    counts = {"again": again, "randomized": randomized}
+    results = a_run(run(cell(CLEAN), cell("pgd")), matrix=RUN["matrix"] | {"defenses": [{"name": "d", "label": "d"}]})
+    results = dataclasses.replace(results, inspections=[place | {"values": counts}])
+    found = summary(results.records)
+    (verdict,) = verdicts(results, found, diagnose(results), doubts_of(results, found))
+    assert ("'randomized': True" in ast.unparse(ast.parse(verdict.command))) == declared
+
+
+@pytest.mark.parametrize(("n", "more"), [(5, True), (90, True), (100, False)])
+def test_more_images_come_before_an_attack_of_ones_own(n, more):
+    records = attacked(n, defense=NAME)
+    passing = {"defenses": [{"dataset": "images", "defense": NAME, "result": "pass", "checks": []}]}
+    with mock.patch(f"{__name__}.diagnose", lambda results: passing):
+        given = options(from_shell(matrix="strong", n=n, records=records).command)
+        assert (given.n, given.attack) == ((100, []) if more else (None, ["my_attack.py:MyAttack"]))
+        whole = from_shell(matrix="strong", n=None, records=records)  # the folder has n images
+        assert (options(whole.command).attack == []) == more and options(whole.command).n is None
+    python = arguments(from_python(attacked(n, dataset="data")).command)
+    assert python["eps"] == "'8/255'" and "norm" not in python
+    assert ("diagnose" in python) == (not more)
+
+
+def test_a_diagnosis_that_passes_and_a_mark_are_one_sentence():
+    checks = [{"check": "moving", "title": "t", "result": "pass", "evidence": ""}] * 15
+    for marks in (["§ The attacks look too weak: a."], ["§ The attacks look too weak: a.", "‡ Partial: b."]):
+        (sentence,) = verdict_module._trust({"result": "pass", "checks": checks}, marks)
+        assert "15" in sentence and "§" in sentence and "nothing" not in sentence
+        assert len(verdict_module._trust({"result": "warn", "checks": checks}, marks)) == 1 + len(marks)
+    assert len(verdict_module._trust({"result": "pass", "checks": checks}, [])) == 1
