@@ -102,10 +102,21 @@ def _noise(like: Tensor) -> Tensor:
     return torch.rand((FEW, *like.shape[1:]), generator=random).to(like)
 
 
+def _near(defense: Defense, few: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a defense's answers to the same images near clean ones twice: some draw only where an image is not clean.
+
+    A defense that fails there fails under attack, and for its clean images alone it does not matter.
+    """
+    near = (few + NEAR * (2 * _noise(few) - 1)[: len(few)]).clamp(0, 1)
+    try:
+        return scored_answers(defense, near), scored_answers(defense, near)
+    except Exception:  # a user's code may raise anything
+        return torch.empty(0), torch.empty(0)
+
+
 def _repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator[str]:
     """Yield remarks if answers to the same images differ from call to call, or from batch to batch."""
     first, again = scored_answers(defense, few), scored_answers(defense, few)
-    near = (few + NEAR * (2 * _noise(few) - 1)[: len(few)]).clamp(0, 1)  # some draw only where an image is not clean
 
     def alike(one: Tensor, other: Tensor) -> bool:
         rounding = 0.01 if few.is_cuda else 1e-5  # sums on a GPU have no order
@@ -116,7 +127,7 @@ def _repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterato
             yield "randomized is True, but its answers to the same images are the same"
         if draws == 1:
             yield "it is randomized and judged on one draw; set draws to count the worst of several"
-    elif not alike(first, again) or not alike(scored_answers(defense, near), scored_answers(defense, near)):
+    elif not alike(first, again) or not alike(*_near(defense, few)):
         yield f"{UNDECLARED} although randomized is False"
     elif not torch.equal(again[:, :2], scored_answers(defense, few, batch_size=1)[:, :2]):
         # scores are not compared, because they may differ in their last bits
