@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.bench.planning.jobs import Job
+from manifold_bench.defenses.models import Handed
 
 ANSWER = 1e-4
 """Seconds of a solver step of a deployed answer, before anything is measured."""
@@ -40,7 +41,7 @@ class Kind(NamedTuple):
     @classmethod
     def of(cls, job: Job) -> Kind:
         label = None if job.attack is None else job.label
-        return cls(job.dataset.name, job.defense.name, job.defense.label, label, job.norm, guess(job))
+        return cls(job.dataset.name, system_of(job), job.defense.label, label, job.norm, guess(job))
 
     @property
     def places(self) -> list[tuple[str, ...]]:
@@ -126,6 +127,12 @@ class Estimator:
     def _median(self, keys: Iterable[Hashable]) -> float | None:
         """Return the median of the observations for the first key that has any; None if no key has."""
         return next((median(self._ratios[key]) for key in keys if key in self._ratios), None)
+
+
+def system_of(job: Job) -> str:
+    """Return the name of a job's defense; for a user's object with its version, since others have the same name."""
+    name, cls = job.defense.name, job.defense.cls
+    return f"{name} {cls.version}" if isinstance(cls, Handed) else name
 
 
 def guess(job: Job) -> float:

@@ -9,7 +9,8 @@ from planned import job
 
 from manifold_bench.attacks.gradient import FGSM, PGD
 from manifold_bench.attacks.substitute import Substitute
-from manifold_bench.bench.running.estimate import Estimator, guess, left_of, time_left
+from manifold_bench.bench.running.estimate import Estimator, Kind, guess, left_of, time_left
+from manifold_bench.defenses.models import Handed
 
 TIMES = st.lists(st.floats(0, 1e4), max_size=20)
 
@@ -75,6 +76,14 @@ def test_estimates_are_there_before_anything_is_measured_and_grow_with_the_work(
     few, many = Estimator().seconds([job("x", PGD(), "pgd", n=10), job("x", PGD(), "pgd", n=1000)])
     assert 0 < few == pytest.approx(many / 100)
     assert Estimator().seconds([]) == []
+
+
+def test_another_model_that_a_program_hands_over_under_the_same_name_is_timed_anew():
+    one, other = (Handed("Net", (), {"version": version}) for version in (1, 2))
+    known = Estimator()
+    known.observe(job("model", cls=one), 5.0, 6.0)
+    assert known.knows(Kind.of(job("model", PGD(), "pgd", cls=one)))
+    assert not known.knows(Kind.of(job("model", PGD(), "pgd", cls=other)))
 
 
 def test_milliseconds_tell_little_and_a_job_s_own_costs_are_not_taken_for_its_passes():
