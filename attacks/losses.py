@@ -37,8 +37,8 @@ def cross_entropy(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None =
     """Return log Σ_{j≠y} p_j − log p_y, p the softmax over all outputs, the reject score included; aims are ignored.
 
     This is a monotone function of the cross-entropy −log p_y. Its gradient has the same direction, and does not vanish
-    where p_y rounds to 1. Softmax and loss are in units of the `typical_temperature`, so that a network whose logits
-    are multiplied by 10 is attacked in the same way.
+    where p_y rounds to 1. The logits are divided by the `typical_temperature`, their usual spread, so that a network
+    whose logits are multiplied by 10 is attacked in the same way.
     """
     ahead = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
     temperature = typical_temperature(logits, classes)

@@ -64,7 +64,11 @@ REASON = Expected(
 
 
 def checked(owner: object, part: str, expected: Expected, compute: Callable[[], object] | None = None) -> Any:
-    """Return the attribute `part` of owner, or the result of `compute`; raises ContractError if it is unexpected."""
+    """Return what a user's object declares; raises ContractError, which names class and part, if it is unexpected.
+
+    owner: the object, or its class. part: name of its attribute, for the message too. expected: what the value has to
+    be. compute: function that returns the value where it is no plain attribute, but for example a method's result.
+    """
     name = (owner if isinstance(owner, type) else type(owner)).__name__
     try:
         value = compute() if compute else getattr(owner, part)  # by name, because `part` is in the message too

@@ -229,5 +229,8 @@ def defense_identity(ref: DefenseRef) -> JsonObject:
 
 
 def dataset_identity(data: Dataset) -> JsonObject:
-    """Return the part of an identity that describes a data set, without the chosen images."""
+    """Return what a data set adds to the identity of a job: its name, its revision, and the hash of a user's code.
+
+    Which images a job takes is another part of that identity.
+    """
     return {"name": data.name, "revision": data.revision, "source_sha256": source_sha256(type(data))}
