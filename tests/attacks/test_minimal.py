@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from linear import interior_inputs
 from rejecting import Band, TwoDetectors, Walled, images_below
 from torch import Tensor
-from toys import CNN, Linear, Toy, boxed_l1, near_the_middle
+from toys import Linear, Toy, boxed_l1, check_bits_in_any_company, near_the_middle
 
 from manifold_bench.attacks.carlini_wagner import CarliniWagner
 from manifold_bench.attacks.deepfool import DeepFool
@@ -264,16 +264,4 @@ def test_confidence_goes_further():
     ids=lambda a: f"{type(a).__name__}-{a.norm}",
 )
 def test_results_are_the_same_bits_in_any_company(attack):
-    model, x = CNN(), torch.rand(19, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    y = model.verdict(x).labels
-    target = Target(model, 19)
-    together = attack.run(target, x, y, INF, 11)
-    assert model.verdict(together).wrong(y).sum() > 10
-    for rows in (
-        torch.randperm(19, generator=torch.Generator().manual_seed(5)),
-        torch.tensor([18]),
-        torch.arange(3, 9),
-    ):
-        counted = Target(model, len(rows))
-        assert torch.equal(attack.run(counted, x[rows], y[rows], INF, 11), together[rows])
-        assert torch.equal(counted.forwards, target.forwards[rows])
+    check_bits_in_any_company(attack)

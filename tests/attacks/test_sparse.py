@@ -6,7 +6,7 @@ import pytest
 import torch
 from rejecting import Band, TwoClasses, Walled, images_below
 from torch import Tensor
-from toys import CNN, Colours, Linear, Toy, near_the_middle
+from toys import Colours, Linear, Toy, check_bits_in_any_company, near_the_middle
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.from_art import ArtAttack
@@ -138,19 +138,7 @@ def test_after_a_wrong_answer_the_reject_score_is_lowered(attack):
 
 @every
 def test_results_are_the_same_bits_in_any_company(attack):
-    model, x = CNN(), torch.rand(19, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    y, target = model.verdict(x).labels, Target(model, 19)
-    together = attack.run(target, x, y, INF, 11)
-    assert model.verdict(together).wrong(y).sum() > 10
-    for rows in (
-        torch.randperm(19, generator=torch.Generator().manual_seed(5)),
-        torch.tensor([18]),
-        torch.arange(3, 9),
-    ):
-        counted = Target(model, len(rows))
-        assert torch.equal(attack.run(counted, x[rows], y[rows], INF, 11), together[rows])
-        assert torch.equal(counted.forwards, target.forwards[rows])
-    assert attack.run(Target(model, 0), x[:0], y[:0], INF, 11).shape == (0, 1, 8, 8)
+    check_bits_in_any_company(attack)
 
 
 def test_a_model_without_a_slope_leaves_the_inputs_as_they_are():

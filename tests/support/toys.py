@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.target import Target
 from manifold_bench.defenses.networks import StridedCNN
 
 
@@ -165,3 +169,17 @@ class Pocket(Toy):
     def answer(self, x: Tensor) -> Tensor:
         top = x.flatten(1).amax(1)
         return torch.stack([torch.where(top > 0.62, -1.0, 1.0) + 0 * top, -0.01 * top], dim=1)
+
+
+def check_bits_in_any_company(attack: Attack) -> None:
+    """Assert that a minimal attack finds the same bits for an input, in as many passes, whichever inputs go with it."""
+    model, x = CNN(), torch.rand(19, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y, target = model.verdict(x).labels, Target(model, 19)
+    together = attack.run(target, x, y, math.inf, 11)
+    assert model.verdict(together).wrong(y).sum() > 10
+    mixed = torch.randperm(19, generator=torch.Generator().manual_seed(5))
+    for rows in (mixed, torch.tensor([18]), torch.arange(3, 9)):
+        counted = Target(model, len(rows))
+        assert torch.equal(attack.run(counted, x[rows], y[rows], math.inf, 11), together[rows])
+        assert torch.equal(counted.forwards, target.forwards[rows])
+    assert attack.run(Target(model, 0), x[:0], y[:0], math.inf, 11).shape == (0, 1, 8, 8)
