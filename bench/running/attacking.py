@@ -81,7 +81,7 @@ class AttackProcess:
         return Found(**{name: one.to(self._device) if name in moved else one for name, one in found.items()})
 
     def end(self) -> Tensor:
-        """End the attack, and return the `first_answers` of the defense that it attacked.
+        """End the attack, and return the `first_answers` of the defense that it attacked; of a randomized one, nothing.
 
         Raises PartnerFailed if the attack changed the defense's weights.
         """
@@ -103,7 +103,8 @@ def serve_attack(job: Job, folder: Path, judge: Channel) -> None:
         found = attacking.attack(request[1]["rows"].to(job.device), request[0]["eps"])
         judge.send({}, vars(found))
     attacking.check_weights()
-    judge.send({}, {"answers": first_answers(attacking.defense, attacking.inputs.x)})
+    defense, x = attacking.defense, attacking.inputs.x
+    judge.send({}, {} if defense.randomized else {"answers": first_answers(defense, x)})
 
 
 class Attacking:

@@ -41,7 +41,7 @@ class Kind(NamedTuple):
     @classmethod
     def of(cls, job: Job) -> Kind:
         label = None if job.attack is None else job.label
-        return cls(job.dataset.name, system_of(job), job.defense.label, label, job.norm, guess(job))
+        return cls(job.dataset.name, _system(job), job.defense.label, label, job.norm, guess(job))
 
     @property
     def places(self) -> list[tuple[str, ...]]:
@@ -129,7 +129,7 @@ class Estimator:
         return next((median(self._ratios[key]) for key in keys if key in self._ratios), None)
 
 
-def system_of(job: Job) -> str:
+def _system(job: Job) -> str:
     """Return the name of a job's defense; for a user's object with its version, since others have the same name."""
     name, cls = job.defense.name, job.defense.cls
     return f"{name} {cls.version}" if isinstance(cls, Handed) else name

@@ -19,7 +19,7 @@ from manifold_bench.bench.planning.declared import solver_steps
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.records.store import Store
-from manifold_bench.bench.running.estimate import ANSWER, OVERHEAD, Estimator, Kind, system_of, time_left
+from manifold_bench.bench.running.estimate import ANSWER, OVERHEAD, Estimator, Kind, time_left
 from manifold_bench.bench.running.job import inputs
 from manifold_bench.bench.running.judge import load_defense, verdict
 from manifold_bench.bench.running.reuse import baseline_folders
@@ -120,8 +120,7 @@ def calibrate(job: Job, estimator: Estimator) -> None:
         forwards *= max(1, solver_steps(attack, defense)) / job.inference_steps
         backwards /= job.inference_steps
     guess = ANSWER * max(1, job.inference_steps) * len(few) * (1 + forwards + backwards)
-    kind = Kind(job.dataset.name, system_of(job), job.defense.label, None, "none", guess)
-    estimator.learn(kind, seconds, seconds + OVERHEAD)
+    estimator.learn(Kind.of(small)._replace(guess=guess), seconds, seconds + OVERHEAD)
 
 
 @contextmanager

@@ -22,8 +22,7 @@ from manifold_bench.defenses.models import Model
 from manifold_bench.defenses.weights import read_card
 
 ENOUGH = 8
-"""Smallest number of images by which answers are told from guesses."""
-
+"""Fewest clean images with which it is tested whether a defense only guesses."""
 
 NEAR = 0.05
 """Largest distance, in each pixel, of images near clean ones that the defense answers twice."""

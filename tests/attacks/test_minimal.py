@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from linear import interior_inputs
 from rejecting import Band, TwoDetectors, Walled, images_below
 from torch import Tensor
-from toys import Linear, Toy, boxed_l1, check_bits_in_any_company, near_the_middle
+from toys import Linear, Toy, boxed_l1, check_bits_in_any_company, check_wrong_inputs_stay, near_the_middle
 
 from manifold_bench.attacks.carlini_wagner import CarliniWagner
 from manifold_bench.attacks.deepfool import DeepFool
@@ -62,11 +62,7 @@ def test_three_classes_whose_boundaries_meet(attack, linear_model):
 
 @every
 def test_an_input_that_is_wrong_already_costs_one_forward_pass_and_stays_as_it_is(attack):
-    model, x = Linear(2), near_the_middle(6)
-    y = 1 - model.verdict(x).labels
-    target = Target(model, 6)
-    assert torch.equal(attack.run(target, x, y, INF, 0), x)
-    assert target.forwards.tolist() == [1] * 6
+    check_wrong_inputs_stay(attack)
 
 
 def test_every_pass_is_counted():

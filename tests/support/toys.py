@@ -183,3 +183,12 @@ def check_bits_in_any_company(attack: Attack) -> None:
         assert torch.equal(attack.run(counted, x[rows], y[rows], math.inf, 11), together[rows])
         assert torch.equal(counted.forwards, target.forwards[rows])
     assert attack.run(Target(model, 0), x[:0], y[:0], math.inf, 11).shape == (0, 1, 8, 8)
+
+
+def check_wrong_inputs_stay(attack: Attack) -> None:
+    """Assert that an attack leaves inputs as they are that are wrong already, after one forward pass for each."""
+    model, x = Linear(2), near_the_middle(6)
+    y = 1 - model.verdict(x).labels
+    target = Target(model, 6)
+    assert torch.equal(attack.run(target, x, y, math.inf, 0), x)
+    assert target.forwards.tolist() == [1] * 6
