@@ -26,8 +26,8 @@ class Attack(ABC):
     another default.
 
     norm: norm in which the perturbation is bounded, one of `norms`.
-    max_forwards: largest number of forward passes that an input may cost; a job whose attack needs more fails. None: no
-    limit.
+    max_passes: largest number of forward plus backward passes for each input. An input that has spent them keeps the best
+    point that was met until then, and the attack goes on with the others. None: no limit.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
@@ -40,7 +40,7 @@ class Attack(ABC):
     file that are not fields become the field `parameters`."""
 
     norm: Norm = "linf"
-    max_forwards: Annotated[int, Ge(1)] | None = None
+    max_passes: Annotated[int, Ge(1)] | None = None
 
     @property
     @abstractmethod
@@ -89,6 +89,12 @@ class Attack(ABC):
     @abstractmethod
     def passes(self) -> tuple[int, int]:
         """Return the most forward and backward passes that one input costs at one ε; an estimate, for the plan."""
+
+    def affordable_passes(self) -> tuple[float, float]:
+        """Return `passes`, but no more than `max_passes` of them."""
+        forwards, backwards = self.passes()
+        share = 1.0 if self.max_passes is None else min(1.0, self.max_passes / max(1, forwards + backwards))
+        return forwards * share, backwards * share
 
     def training_passes(self) -> int:
         """Return how many passes of one image through a model that the attack trains, in the whole job; an estimate."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import copy
 
 import torch
@@ -19,7 +20,8 @@ class Queries:
     deployed defense. distance [N] float64: size of that perturbation; ∞ where no query was a success.
     All other values [N] cover the time before an input's first success. gradients: number of gradients. blind: number
     of gradients that were exactly zero or not finite. moved: whether any query differed from x. improved: whether any
-    query came nearer than the first one to a wrong class, or to an accepted wrong class.
+    query came nearer than the first one to a wrong class, or to an accepted wrong class. frozen: inputs about which
+    nothing is recorded any more.
     """
 
     def __init__(self, x: Tensor, y: Tensor, aims: Tensor | None, norm: Norm, eps: float) -> None:
@@ -28,7 +30,7 @@ class Queries:
         self.point = x.clone()
         self.distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         self.gradients, self.blind, self.calls = (torch.zeros_like(self.distance) for _ in range(3))
-        self.moved, self._improved = (torch.zeros_like(self.rows, dtype=torch.bool) for _ in range(2))
+        self.moved, self._improved, self.frozen = (torch.zeros_like(self.rows, dtype=torch.bool) for _ in range(3))
         self.first = self.distance.new_full((len(x), 2), torch.nan)
 
     @property
@@ -38,6 +40,11 @@ class Queries:
         It is true, too, where nothing could improve: with fewer than two queries that return scores, and for noise.
         """
         return self._improved | (self.calls < 2)
+
+    @property
+    def settled(self) -> Tensor:
+        """Whether an input is beaten and no smaller perturbation is searched, because ε bounds it, [N] bool."""
+        return self.distance.isfinite() & math.isfinite(self.eps)
 
     def only(self, rows: Tensor) -> Queries:
         """Return the same recorder for some of the inputs; its rows are positions in `rows` [n]."""
@@ -52,11 +59,11 @@ class Queries:
     def scored(self, x: Tensor, rows: Tensor, logits: Tensor, classes: int) -> None:
         """Record logits [n,K] or [n,K+1], of the defense or of any part of it, for images x [n,C,H,W] of those rows."""
         at = self.rows[rows]
-        still = ~self.moved[at]
+        still = ~self.moved[at] & ~self.frozen[at]
         if still.any():
             changed = (x[still] != self.x[at[still]]).flatten(1).any(1)
             self.moved[at[still][changed]] = True
-        labelled = (self.y[at] >= 0) & self.distance[at].isinf()
+        labelled = (self.y[at] >= 0) & self.distance[at].isinf() & ~self.frozen[at]
         if not labelled.any() or self._improved[at[labelled]].all():
             return
         at, logits = at[labelled], logits[labelled]
@@ -73,7 +80,7 @@ class Queries:
     def answered(self, x: Tensor, rows: Tensor, answer: Verdict) -> None:
         """Record answers of the deployed defense to images x [n,C,H,W] of those rows."""
         at = self.rows[rows]
-        won = succeeded(answer, self.y[at], None if self.aims is None else self.aims[at])
+        won = succeeded(answer, self.y[at], None if self.aims is None else self.aims[at]) & ~self.frozen[at]
         if not won.any():
             return
         at, x = at[won], x.detach()[won]
@@ -91,6 +98,6 @@ class Queries:
         """Record gradients [n,...] at images of those rows."""
         at = self.rows[rows]
         size = gradient.flatten(1).abs().amax(1)
-        trying = self.distance[at].isinf().double()
+        trying = (self.distance[at].isinf() & ~self.frozen[at]).double()
         self.gradients.index_add_(0, at, trying)
         self.blind.index_add_(0, at, trying * ~(size.isfinite() & (size > 0)))

@@ -15,8 +15,8 @@ from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.view import View
 
 
-class BudgetExhausted(RuntimeError):
-    """The attack made more forward passes than `max_forwards` allows."""
+class BudgetSpent(Exception):
+    """No input is left that an attack could still gain from: each has spent its `max_passes` or is beaten."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,14 +26,14 @@ class Attacker:
     aims: target class of each input, [n]; None where the attack gets none (`Attack.aims`).
     held_out: function that returns images [M,C,H,W] and labels [M] from the same data set, never test data.
     source: function that returns the attacker's own classifier, images → logits [N,K].
-    max_forwards: largest number of forward passes for each input; None: no limit.
+    max_passes: largest number of forward plus backward passes for each input; None: no limit.
     clean: images [M,C,H,W] that decide the form of the outputs (`attacks.outputs.Scored`), the same for all batches.
     """
 
     aims: Tensor | None = None
     held_out: Callable[[], tuple[Tensor, Tensor]] | None = None
     source: Callable[[], nn.Module] | None = None
-    max_forwards: int | None = None
+    max_passes: int | None = None
     clean: Tensor | None = None
 
 
@@ -41,7 +41,8 @@ class Target:
     """A defense under attack, for one batch of n inputs.
 
     `forwards` and `backwards` [n] count passes per input. An attack names inputs by `rows`, their indices in its batch,
-    so that inputs which leave the batch cost no more passes.
+    so that inputs which leave the batch cost no more passes. An input whose next pass would exceed the attacker's
+    `max_passes` has spent its budget: passes are no longer counted for it, and queries no longer recorded.
 
     on_count: function that is called with this target after every counted pass, to report progress. queries: recorder
     of every query about the inputs; None: queries are not recorded.
@@ -59,6 +60,7 @@ class Target:
         self.num_classes = defense.num_classes
         self.forwards = torch.zeros(n, dtype=torch.float64)
         self.backwards = torch.zeros(n, dtype=torch.float64)
+        self.spent = torch.zeros(n, dtype=torch.bool)
         self.attacker = attacker or Attacker()
         self.aims = self.attacker.aims
         self._on_count = on_count
@@ -86,14 +88,26 @@ class Target:
         return self.attacker.source()
 
     def count(self, rows: Tensor, forwards: float, backwards: float) -> None:
-        """Add that many passes to each of those rows; raises BudgetExhausted beyond `max_forwards`."""
+        """Add that many passes to each of those rows that has not spent its budget; raises BudgetSpent."""
         rows = rows.cpu()
+        self._spend(rows, forwards + backwards)
+        rows = rows[~self.spent[rows]]
         self.forwards[rows] += forwards
         self.backwards[rows] += backwards
-        most = self.attacker.max_forwards
-        if most is not None and len(self.forwards) and self.forwards.max() > most:
-            raise BudgetExhausted(f"more than {most} forward passes for one input")
         self._on_count(self)
+
+    def _spend(self, rows: Tensor, passes: float) -> None:
+        """Mark the rows that cannot pay for that many passes more; raises BudgetSpent if no other row needs any."""
+        most = self.attacker.max_passes
+        if most is None:
+            return
+        self.spent[rows] |= (self.forwards + self.backwards)[rows] + passes > most
+        done = self.spent
+        if self.queries is not None:
+            self.queries.frozen.copy_(self.spent)
+            done = done | self.queries.settled.cpu()
+        if self.spent[rows].all() and done.all():
+            raise BudgetSpent(f"more than {most} passes for each input that is left")
 
     def verdict(self, x: Tensor, rows: Tensor) -> Verdict:
         """Return the deployed defense's answer to images x [n,C,H,W] of those rows; it counts as one forward pass."""
@@ -142,5 +156,8 @@ class Rows(Target):
         self._outputs = whole._outputs
 
     def count(self, rows: Tensor, forwards: float, backwards: float) -> None:
-        super().count(rows, forwards, backwards)
         self.whole.count(self.rows[rows], forwards, backwards)
+        super().count(rows, forwards, backwards)
+
+    def _spend(self, rows: Tensor, passes: float) -> None:
+        self.spent = self.whole.spent[self.rows.cpu()]

@@ -218,7 +218,7 @@ class _Defended:
         norm = attack.norm if attack else "none"
         eps, ladder = (choice.eps, choice.ladder) if choice else ((0.0,), True)
         draws = self.ref.draws or matrix.draws
-        forwards, backwards = map(float, attack.passes() if attack else (1, 0))
+        forwards, backwards = attack.affordable_passes() if attack else (1.0, 0.0)
         if attack is not None and self.module.inference_steps:
             # in units of a deployed answer; a backward pass takes none or only a few steps of the optimisation
             forwards *= max(1, solver_steps(attack, self.module)) / self.module.inference_steps

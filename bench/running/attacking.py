@@ -17,7 +17,7 @@ from torch import Tensor
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import batch_rows
 from manifold_bench.attacks.queries import Queries
-from manifold_bench.attacks.target import Attacker, Target
+from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.running.engines.channel import Channel, PartnerFailed
@@ -126,18 +126,22 @@ class Attacking:
                 aims=None if attack.aims == "none" else batch.aims,
                 held_out=self._held_out,
                 source=partial(job.source.load, job.device) if job.source else None,
-                max_forwards=attack.max_forwards,
+                max_passes=attack.max_passes,
                 clean=self.inputs.x,
             )
             queries = Queries(batch.x, batch.y, batch.aims, attack.norm, eps)
             target = Target(self.defense, len(batch), attacker, self.heartbeat.beat, queries)
-            found = attack.run(target, batch.x.clone(), batch.y.clone(), eps, job.seed)
+            try:
+                found = attack.run(target, batch.x.clone(), batch.y.clone(), eps, job.seed)
+            except BudgetSpent:
+                found = queries.point
             if not isinstance(found, Tensor):
                 raise TypeError(f"the attack returned {type(found).__name__}, not a tensor of images")
             if found.shape != batch.x.shape:
                 expected = tuple(batch.x.shape)
                 raise ValueError(f"the attack returned shape {tuple(found.shape)}; expected {expected}, as its inputs")
-            outputs = found.detach().to(batch.x)
+            spent = target.spent.to(batch.x.device)[:, None, None, None]
+            outputs = torch.where(spent, queries.point, found.detach().to(batch.x))
             parts.append(
                 Found(
                     outputs,

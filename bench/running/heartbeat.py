@@ -26,7 +26,7 @@ class Heartbeat:
     def __init__(self, job: Job, log: Log) -> None:
         assert isinstance(job.attack, Attack)
         self.job, self.log = job, log
-        self.most = float(sum(job.attack.passes()))
+        self.most = sum(job.attack.affordable_passes())
         self.eps_left = 1 if job.attack.minimal else len(job.eps)
         self.eps = 0.0
         self.rows = 0  # attacked at this ε

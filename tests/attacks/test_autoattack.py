@@ -11,7 +11,7 @@ from manifold_bench.attacks.apgd import APGD
 from manifold_bench.attacks.autoattack import AutoAttack
 from manifold_bench.attacks.fab import FAB
 from manifold_bench.attacks.square import Square
-from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.attacks.threat import inside
 
 
@@ -118,7 +118,7 @@ def test_pairings_that_make_no_sense_are_named():
 def test_a_target_of_some_rows_counts_in_the_whole_one_and_has_what_the_attacker_owns():
     images, model = near_the_middle(3), torch.nn.Identity()
     owned = Attacker(
-        aims=torch.arange(5), held_out=lambda: (images, torch.zeros(3)), source=lambda: model, max_forwards=2
+        aims=torch.arange(5), held_out=lambda: (images, torch.zeros(3)), source=lambda: model, max_passes=2
     )
     whole = Target(Linear(2), 5, owned)
     some = whole.only(torch.tensor([4, 1, 3])).only(torch.tensor([2, 0]))
@@ -126,5 +126,5 @@ def test_a_target_of_some_rows_counts_in_the_whole_one_and_has_what_the_attacker
     assert whole.forwards.tolist() == [0, 0, 0, 0, 1] and some.forwards.tolist() == [0, 1]
     assert some.aims is not None and some.aims.tolist() == [3, 4]
     assert some.source() is model and some.held_out()[0] is images
-    with pytest.raises(BudgetExhausted):
+    with pytest.raises(BudgetSpent):
         some.count(torch.tensor([1]), 2, 0)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.noise import RandomNoise
-from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.attacks.threat import NORMS, UNBOUNDED, inside, random_in_ball
 
 
@@ -95,5 +95,5 @@ def test_a_rejected_draw_is_no_success():
 
 def test_noise_knows_only_decisions_and_keeps_to_its_budget():
     assert RandomNoise().knowledge == "decision"
-    with pytest.raises(BudgetExhausted):
-        RandomNoise(draws=6).run(Target(Threshold(2.0), 6, Attacker(max_forwards=4)), X, ZEROS, 0.3, 0)
+    with pytest.raises(BudgetSpent):
+        RandomNoise(draws=6).run(Target(Threshold(2.0), 6, Attacker(max_passes=4)), X, ZEROS, 0.3, 0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.evolutionary import Evolutionary, fitness, mutated
-from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.defenses.base import append_reject_score
 
 INF = float("inf")
@@ -86,8 +86,8 @@ def test_every_member_of_every_generation_costs_a_pass_until_one_is_accepted():
     attacked, done = target(Bands()), CENTRES[AIMS].view(12, 1, 1, 1).expand(12, 1, 2, 2)
     assert torch.equal(attack.run(attacked, done, NONE, INF, 0), done)
     assert attacked.forwards.tolist() == [3] * 12
-    with pytest.raises(BudgetExhausted):
-        attack.run(target(Closed(), max_forwards=23), X, NONE, INF, 0)
+    with pytest.raises(BudgetSpent):
+        attack.run(target(Closed(), max_passes=23), X, NONE, INF, 0)
 
 
 def test_an_input_depends_on_no_other_and_on_the_seed():

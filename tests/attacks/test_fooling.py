@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.fooling import Fooling, accepted_as
-from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.defenses.base import append_reject_score
 
 INF = float("inf")
@@ -204,7 +204,7 @@ def test_it_aims_at_every_class_of_noise_and_keeps_to_its_budget():
     with pytest.raises(ValueError, match="aim"):
         Fooling().run(target(Balls(), None), X, NONE, INF, 0)
     attack = Fooling(steps=3, restarts=3)
-    attack.run(target(Balls(1e-3), max_forwards=9), X, NONE, INF, 0)
-    with pytest.raises(BudgetExhausted):
-        replace(attack, steps=4).run(target(Balls(1e-3), max_forwards=9), X, NONE, INF, 0)
+    attack.run(target(Balls(1e-3), max_passes=9), X, NONE, INF, 0)
+    with pytest.raises(BudgetSpent):
+        replace(attack, steps=4).run(target(Balls(1e-3), max_passes=9), X, NONE, INF, 0)
     assert len(attack.run(target(Balls(), AIMS[:0]), X[:0], NONE[:0], INF, 0)) == 0

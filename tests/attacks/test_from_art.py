@@ -15,7 +15,7 @@ from torch import Tensor
 from toys import Linear, Parity
 
 from manifold_bench.attacks.from_art import ArtAttack, art_attacks, module_classifier
-from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 
 HOP_SKIP_JUMP = {"max_iter": 15, "init_eval": 50, "max_eval": 200}
 
@@ -147,8 +147,8 @@ def test_passes_are_counted_and_capped(linear_model):
     assert target.backwards.sum() == 7 * 8
     assert target.forwards.sum() >= 7 * 8
     attack = ArtAttack(attack="HopSkipJump", norm="l2")
-    with pytest.raises(BudgetExhausted):
-        attack.run(Target(linear_model, 8, Attacker(max_forwards=20)), x, y, 0.0, seed=0)
+    with pytest.raises(BudgetSpent):
+        attack.run(Target(linear_model, 8, Attacker(max_passes=20)), x, y, 0.0, seed=0)
 
 
 def test_the_defense_is_left_as_it_was(digits, digits_cnn):

@@ -11,7 +11,7 @@ from toys import CNN, Coin, Linear, Pocket, Toy, beaten, near_the_middle
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.gradient import BIM, FGSM, MIM, PGD, RandFGSM
-from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.attacks.threat import flat_norm, inside, steepest
 from manifold_bench.defenses.base import append_reject_score
 
@@ -312,15 +312,15 @@ def test_steps_are_of_unit_length_and_zero_gradients_go_nowhere(norm):
     assert torch.equal(step.sign(), gradient.sign())
 
 
-@pytest.mark.parametrize("attack", [FGSM(max_forwards=1), PGD(steps=3, max_forwards=4)], ids=["fgsm", "pgd"])
+@pytest.mark.parametrize("attack", [FGSM(max_passes=1), PGD(steps=3, max_passes=4)], ids=["fgsm", "pgd"])
 def test_a_budget_is_kept_to(attack):
     model, x = Linear(2), near_the_middle(2)
     y = model.verdict(x).labels
-    target = Target(model, 2, Attacker(max_forwards=attack.max_forwards))
+    target = Target(model, 2, Attacker(max_passes=attack.max_passes))
     attack.run(target, x, y, 1e-6, 0)
-    assert target.forwards.tolist() == [attack.max_forwards] * 2
-    with pytest.raises(BudgetExhausted):
-        attack.run(Target(model, 2, Attacker(max_forwards=attack.max_forwards - 1 or 0.5)), x, y, 1e-6, 0)
+    assert target.forwards.tolist() == [attack.max_passes] * 2
+    with pytest.raises(BudgetSpent):
+        attack.run(Target(model, 2, Attacker(max_passes=attack.max_passes - 1 or 0.5)), x, y, 1e-6, 0)
 
 
 class Cheap(Toy):

@@ -15,7 +15,7 @@ from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.simba import SimBA
 from manifold_bench.attacks.spsa import SPSA
-from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.attacks.threat import inside
 
 ATTACKS = {
@@ -59,8 +59,8 @@ def test_an_unbeaten_input_costs_what_passes_says_and_a_beaten_one_leaves(attack
     beaten = Target(model, 6)
     assert torch.equal(attack.run(beaten, x, 1 - y, 0.1, 0), x)
     assert beaten.forwards.tolist() == [1] * 6
-    with pytest.raises(BudgetExhausted):
-        attack.run(Target(model, 6, Attacker(max_forwards=5)), x, y, 1e-7, 0)
+    with pytest.raises(BudgetSpent):
+        attack.run(Target(model, 6, Attacker(max_passes=5)), x, y, 1e-7, 0)
 
 
 @short

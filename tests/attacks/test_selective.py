@@ -24,7 +24,7 @@ from manifold_bench.attacks.selective import (
     SelectivePGD,
     without,
 )
-from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.attacks.threat import flat_norm, inside, steepest
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.defenses.base import append_reject_score
@@ -162,9 +162,9 @@ def test_every_pass_is_counted():
 def test_a_budget_is_kept_to():
     x, y = TWO.images(2)
     attack = SelectivePGD(steps=3)
-    attack.run(of(TWO, 2, max_forwards=9), x, y, 1e-6, 0)
-    with pytest.raises(BudgetExhausted):
-        attack.run(of(TWO, 2, max_forwards=8), x, y, 1e-6, 0)
+    attack.run(of(TWO, 2, max_passes=9), x, y, 1e-6, 0)
+    with pytest.raises(BudgetSpent):
+        attack.run(of(TWO, 2, max_passes=8), x, y, 1e-6, 0)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -13,7 +13,7 @@ from toys import CNN, Colours, Linear, Toy, near_the_middle
 
 from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.sparse_rs import SparseRS, shuffled
-from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.attacks.threat import flat_norm, inside
 
 
@@ -91,8 +91,8 @@ def test_a_beaten_input_leaves_and_a_limit_of_passes_holds():
     target = Target(model, 6)
     SparseRS(queries=50).run(target, x, y, 1, 0)
     assert target.forwards.median() == 1
-    with pytest.raises(BudgetExhausted):
-        SparseRS(queries=50).run(Target(model, 6, Attacker(max_forwards=5)), x, 1 - y, 1, 0)
+    with pytest.raises(BudgetSpent):
+        SparseRS(queries=50).run(Target(model, 6, Attacker(max_passes=5)), x, 1 - y, 1, 0)
 
 
 def test_results_are_the_same_bits_in_any_company():

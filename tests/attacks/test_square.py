@@ -13,7 +13,7 @@ from toys import CNN, Linear, Toy, near_the_middle
 from manifold_bench.attacks.from_art import ArtAttack
 from manifold_bench.attacks.square import Draws as Drawn
 from manifold_bench.attacks.square import Square, bump, square_bump, square_linf, tiles
-from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.attacks.threat import flat_norm, inside
 
 
@@ -156,8 +156,8 @@ def test_rejection_is_not_success():
 def test_a_budget_is_kept_to_and_another_seed_looks_elsewhere():
     model, x = CNN(), torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     y = model.verdict(x).labels
-    with pytest.raises(BudgetExhausted):
-        Square(queries=9).run(Target(model, 3, Attacker(max_forwards=8)), x, y, 1e-4, 0)
+    with pytest.raises(BudgetSpent):
+        Square(queries=9).run(Target(model, 3, Attacker(max_passes=8)), x, y, 1e-4, 0)
     outs = [Square(queries=9).run(Target(model, 3), x, y, 1e-4, seed) for seed in (0, 1)]
     assert not torch.equal(*outs)
 

@@ -10,7 +10,7 @@ from manifold_bench.attacks.batching import BLOCK, batch_rows, blockwise, pad_to
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.losses import typical_temperature
-from manifold_bench.attacks.target import Attacker, BudgetExhausted, Target
+from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.attacks.view import CountedModule, View
 from manifold_bench.defenses.networks import StridedCNN
 
@@ -139,11 +139,11 @@ def test_a_module_asked_for_fewer_or_more_inputs_spreads_the_passes_over_its_row
 
 
 def test_too_many_passes_are_refused():
-    target = Target(Plain(), 2, Attacker(max_forwards=3))
+    target = Target(Plain(), 2, Attacker(max_passes=3))
     rows = torch.tensor([1])
     for _ in range(3):
         target.view().answer(X[:1], rows)
-    with pytest.raises(BudgetExhausted, match="3"):
+    with pytest.raises(BudgetSpent, match="3"):
         target.view().answer(X[:1], rows)
 
 

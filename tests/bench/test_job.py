@@ -35,7 +35,7 @@ def test_a_failed_job_says_why_in_every_row_and_holds_no_figure(tmp_path):
 
 
 def test_passes_beyond_the_cap_fail_the_cell(tmp_path):
-    _, rows = ran(tmp_path, {"name": "pgd", "eps": [1e-4], "steps": 20, "max_forwards": 5})
+    _, rows = ran(tmp_path, {"name": "pgd", "eps": [1e-4], "steps": 20, "max_passes": 5})
     assert set(rows["status"]) == {"failed"} and rows["reason"].str.contains("more than 5").all()
 
 

@@ -47,7 +47,7 @@ def test_every_ingredient_changes_the_key(monkeypatch):
         "other ε": key(attacks=attack(eps=[0.1, 0.2000001])),
         "steps": key(attacks=attack(steps=11)),
         "random start": key(attacks=attack(random_start=False)),
-        "passes allowed": key(attacks=attack(max_forwards=100)),
+        "passes allowed": key(attacks=attack(max_passes=100)),
         "attack": key(attacks=[{"name": "fgsm", "eps": [0.1, 0.2]}]),
         "label of the attack": key(attacks=attack(label="mine")),
         "attack by its module": key(attacks=attack(name="manifold_bench.attacks.gradient:PGD")),
