@@ -19,7 +19,6 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 UNBOUNDED: tuple[Norm, ...] = ("unrestricted", "fooling")
 """Norms in which any image is allowed: there is no ε, and distances are measured in L2."""
 
-
 TOLERANCE: dict[Norm, float] = {
     "linf": 1e-6,
     "l2": 1e-5,

@@ -13,7 +13,7 @@ from commands import command
 from users import write
 
 from manifold_bench.attacks.gradient import PGD
-from manifold_bench.bench import run
+from manifold_bench.bench import evaluation, run
 from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.running import stamp
 from manifold_bench.bench.running.stamp import STAMP, finished, request_of
@@ -184,8 +184,8 @@ def test_code_that_no_hash_covers_leaves_no_stamp():
     class Installed:
         __module__ = "pydantic.main"
 
-    assert stamp.code_of_users([("pydantic.main:Installed", Installed)]) is None
-    assert stamp.code_of_users([("pgd", PGD)]) == {}
+    assert evaluation.code_of_users([("pydantic.main:Installed", Installed)]) is None
+    assert evaluation.code_of_users([("pgd", PGD)]) == {}
 
 
 @pytest.mark.parametrize("arguments", [["run", "--help"], ["list"], None], ids=["help", "list", "a finished run"])

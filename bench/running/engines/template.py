@@ -35,7 +35,6 @@ from manifold_bench.defenses.errors import one_line
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes of the unit in which the system counts memory."""
 
-
 GRACE_SECONDS = 10.0
 """Seconds that a call may take to end after its answer, because libraries clean up."""
 
