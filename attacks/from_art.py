@@ -181,10 +181,7 @@ class ModuleClassifier(PyTorchClassifier):  # type: ignore[misc]
 
 
 def module_classifier(
-    module: nn.Module,
-    shape: Sequence[int],
-    outputs: int,
-    device: torch.device | str = "cpu",
+    module: nn.Module, shape: Sequence[int], outputs: int, device: torch.device | str = "cpu"
 ) -> ModuleClassifier:
     """Return an ART `PyTorchClassifier` for a module: images [N,*shape] in [0,1] → logits [N,outputs].
 

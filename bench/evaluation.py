@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import inspect
 import json
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -54,12 +54,7 @@ BUDGETS = "budget.json"
 
 
 def evaluate(
-    folder: Path,
-    given: argparse.Namespace,
-    request: JsonObject,
-    begun: float,
-    upload: Callable[[], None],
-    temporary: bool,
+    folder: Path, given: Namespace, request: JsonObject, begun: float, upload: Callable[[], None], temporary: bool
 ) -> int:
     """Plan, run and report in a folder of this machine; return the exit code.
 
@@ -100,8 +95,7 @@ def evaluate(
         if uneven := uneven_text(ended.results.distinct_kernels):
             console.print(uneven, highlight=False, markup=False, soft_wrap=True)
         where = 'result.report("folder") writes the report' if temporary else f"open {page_of(given.out)}"
-        ending = f"{counts}, {clock(time.time() - begun)} min; {where}"
-        print_line(console, ending)
+        print_line(console, f"{counts}, {clock(time.time() - begun)} min; {where}")
         if ended.failed or ended.unmeasured:
             return 1
         if code is not None and not plan.is_cut and not plan.missing_data:
@@ -110,7 +104,7 @@ def evaluate(
         return 0
 
 
-def matrices(given: argparse.Namespace) -> tuple[Matrix, Matrix]:
+def matrices(given: Namespace) -> tuple[Matrix, Matrix]:
     """Return the matrix cut down to the systems that the command line names, and the whole matrix."""
     dataset_of_folder.cache_clear()  # since an earlier run of this process, images may have changed
     matrix = read_matrix(given.matrix)
@@ -121,7 +115,7 @@ def matrices(given: argparse.Namespace) -> tuple[Matrix, Matrix]:
     return narrowed(matrix, given.dataset, given.defense, given.attack, given.norm, given.eps), matrix
 
 
-def planned_within(plan: Plan, folder: Path, given: argparse.Namespace, forecaster: Forecaster) -> Plan:
+def planned_within(plan: Plan, folder: Path, given: Namespace, forecaster: Forecaster) -> Plan:
     """Return the plan cut down to --budget, or the plan itself if there is no budget.
 
     The cut is stored in the run's folder, so that the same command later continues with the same plan.
@@ -147,7 +141,7 @@ def planned_within(plan: Plan, folder: Path, given: argparse.Namespace, forecast
     return cut_plan
 
 
-def chosen_engine(given: argparse.Namespace) -> AbstractContextManager[Engine]:
+def chosen_engine(given: Namespace) -> AbstractContextManager[Engine]:
     """Return the engine that --engine and --workers name; raises InputError if it is not installed."""
     if given.workers == 0:
         return nullcontext(SerialEngine())

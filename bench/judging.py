@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
 import time
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from manifold_bench.bench.running.url_folder import page_of
 from manifold_bench.bench.terminal import print_line, terminal
 
 
-def judge(given: argparse.Namespace) -> int:
+def judge(given: Namespace) -> int:
     """Run the command with these arguments; return 0, or 1 if a defense failed."""
     folder, console, begun = Path(given.out), terminal(), time.time()
     with run_folder(folder):
@@ -49,7 +49,7 @@ def judge(given: argparse.Namespace) -> int:
     return 1 if ended.failed else 0
 
 
-def planned(given: argparse.Namespace, folder: Path) -> Plan:
+def planned(given: Namespace, folder: Path) -> Plan:
     """Return a plan whose attacks return the given images, and store these in the run's folder; raises InputError."""
     sets = read(given.images)
     meta = {} if len(sets) > 1 else dict(next(iter(sets.values())).meta or {})
@@ -73,7 +73,7 @@ def planned(given: argparse.Namespace, folder: Path) -> Plan:
 
 
 def _choice(
-    found: Found, name: str, dataset: Dataset, given: argparse.Namespace, folder: Path
+    found: Found, name: str, dataset: Dataset, given: Namespace, folder: Path
 ) -> tuple[AttackChoice, tuple[int, ...]]:
     """Return an attack that returns a set of images, and the indices of the test images that they belong to.
 
@@ -97,7 +97,7 @@ def _choice(
     return AttackChoice("stored-images", label, attack, (eps,)), tuple(map(int, images.indices))
 
 
-def _known(given: argparse.Namespace, meta: Mapping[str, object], key: str) -> object:
+def _known(given: Namespace, meta: Mapping[str, object], key: str) -> object:
     """Return the value of an argument, or else that in the file of images; raises InputError if neither has one."""
     value = vars(given)[key]  # the keys of the file have the names of the arguments
     if value is None and key not in meta:
@@ -105,7 +105,7 @@ def _known(given: argparse.Namespace, meta: Mapping[str, object], key: str) -> o
     return meta[key] if value is None else value
 
 
-def _name(given: argparse.Namespace, meta: Mapping[str, object], key: str) -> str:
+def _name(given: Namespace, meta: Mapping[str, object], key: str) -> str:
     """Return the value of `_known`; raises InputError if it is no name."""
     value = _known(given, meta, key)
     if not isinstance(value, str):
@@ -113,7 +113,7 @@ def _name(given: argparse.Namespace, meta: Mapping[str, object], key: str) -> st
     return value
 
 
-def _size(given: argparse.Namespace, meta: Mapping[str, object]) -> float:
+def _size(given: Namespace, meta: Mapping[str, object]) -> float:
     """Return the value of `_known` for ε; raises InputError if it is no number."""
     value = _known(given, meta, "eps")
     if not isinstance(value, (int, float)):

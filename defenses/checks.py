@@ -121,12 +121,8 @@ def check_defense(defense: Defense) -> None:
     if set(modes) != {"default"} and type(defense).attack_forward is Defense.attack_forward:
         found = f"gradient modes {', '.join(modes) or 'of no name'}"
         raise ContractError(f"{type(defense).__name__} has {found}; expected a method attack_forward too")
-    certificate = checked(
-        defense,
-        "certificate",
-        Expected("a Certificate or None", lambda value: value is None or isinstance(value, Certificate)),
-        lambda: defense.certificate,
-    )
+    kind = Expected("a Certificate or None", lambda value: value is None or isinstance(value, Certificate))
+    certificate = checked(defense, "certificate", kind, lambda: defense.certificate)
     if certificate and type(defense).certified is Defense.certified:
         raise ContractError(f"{type(defense).__name__} has a certificate; expected a method certified too")
     check_trainable(defense)
@@ -195,18 +191,10 @@ def check_verdict(defense: Defense, answer: object, n: int) -> None:
 
 def perceived(defense: Defense, x: Tensor) -> Tensor:
     """Return `defense.perceived` of images x [N,C,H,W], same shape; raises ContractError if it returns no images."""
-
-    def is_image(value: object) -> bool:
-        return (
-            isinstance(value, Tensor)
-            and value.shape == x.shape
-            and value.is_floating_point()
-            and bool(value.isfinite().all())
-        )
-
     name = f"{type(defense).__name__}.perceived"
     seen = defense.perceived(x.clone())
-    if not is_image(seen):
+    usable = isinstance(seen, Tensor) and seen.shape == x.shape and seen.is_floating_point()
+    if not (usable and bool(seen.isfinite().all())):
         found = f"{seen.dtype} {list(seen.shape)}" if isinstance(seen, Tensor) else type(seen).__name__
         raise ContractError(f"{name} returned {found}; expected finite images {list(x.shape)}")
     return seen.detach().float()
