@@ -184,7 +184,7 @@ class Attacked:
 def attack(
     name: str,
     model: object,
-    data: object,
+    data: tuple[object, object],
     *,
     norm: Norm = "linf",
     eps: float | str | None = None,

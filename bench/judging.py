@@ -86,9 +86,9 @@ def _choice(
     norm = _name(given, images.meta, "norm")
     if norm not in StoredImages.norms:
         raise InputError(f"--norm: {norm!r} is not allowed; give {', '.join(StoredImages.norms)}")
-    eps = math.inf if norm == "unrestricted" else _size(given, images.meta)
+    eps = math.inf
     if norm != "unrestricted":
-        check_size("--eps", norm, eps, dataset.shape)
+        eps = check_size("--eps", norm, _known(given, images.meta, "eps"), dataset.shape)
     content = hashlib.sha256(images.images.tobytes() + images.inputs.tobytes()).hexdigest()
     file = (folder / FOLDER / f"{file_name(label)}--{content[:16]}.npz").resolve()
     file.parent.mkdir(exist_ok=True)
@@ -110,14 +110,6 @@ def _name(given: Namespace, meta: Mapping[str, object], key: str) -> str:
     value = _known(given, meta, key)
     if not isinstance(value, str):
         raise InputError(f"--{key}: {value!r} in {given.images} is no name")
-    return value
-
-
-def _size(given: Namespace, meta: Mapping[str, object]) -> float:
-    """Return the value of `_known` for ε; raises InputError if it is no number."""
-    value = _known(given, meta, "eps")
-    if not isinstance(value, (int, float)):
-        raise InputError(f"--eps: {value!r} in {given.images} is no number")
     return value
 
 

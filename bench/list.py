@@ -50,11 +50,8 @@ def facts(kind: Kind, one: Description) -> list[str]:
     values = one.values
     given: list[object] = []
     if kind == "datasets":
-        shape = values.get("shape")
-        given += [
-            "×".join(map(str, shape)) if isinstance(shape, tuple) else "",
-            f"{values.get('num_classes', '?')} classes",
-        ]
+        shape, classes = values.get("shape"), values.get("num_classes", "?")
+        given += ["×".join(map(str, shape)) if isinstance(shape, tuple) else "", f"{classes} classes"]
     elif kind == "defenses":
         rejects = values.get("rejects")
         given += [values.get("family"), "may reject" if rejects is ... else "rejects" if rejects else ""]
