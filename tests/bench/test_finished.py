@@ -54,7 +54,7 @@ def test_the_same_command_again_renders_nothing_and_starts_no_worker(copy, monke
     def never(*arguments, **more):
         raise AssertionError("nothing has to be done")
 
-    monkeypatch.setattr("manifold_bench.bench.report.writing.write_report", never)
+    monkeypatch.setattr("manifold_bench.bench.evaluation.write_report", never)
     monkeypatch.setattr("manifold_bench.bench.running.engines.local.LocalEngine.__init__", never)
     matrix, out = copy
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "log.jsonl"}
