@@ -19,15 +19,7 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 UNBOUNDED: tuple[Norm, ...] = ("unrestricted", "fooling")
 """Norms in which any image is allowed: there is no ε, and distances are measured in L2."""
 
-
-TOLERANCE: dict[Norm, float] = {
-    "linf": 1e-6,
-    "l2": 1e-5,
-    "l1": 1e-5,
-    "l0": 0.0,
-    "unrestricted": 0.0,
-    "fooling": 0.0,
-}
+TOLERANCE: dict[Norm, float] = {"linf": 1e-6, "l2": 1e-5, "l1": 1e-5, "l0": 0.0, "unrestricted": 0.0, "fooling": 0.0}
 """How far a distance may exceed ε because of rounding: this share of ε, plus this number."""
 
 NEWTON_STEPS = 60

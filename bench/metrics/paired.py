@@ -20,7 +20,6 @@ from manifold_bench.defenses.identity import JsonObject
 SIGNIFICANCE = 0.05
 """Significance level of all cells together: the probability that any is called different although none is (Holm)."""
 
-
 COMPARABLE = (
     "dataset.indices_sha256",
     "dataset.n",

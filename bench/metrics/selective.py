@@ -27,13 +27,10 @@ from manifold_bench.bench.text import eps_text
 DEPLOYED = "deployed"
 """The operating point at a defense's own threshold."""
 
-
 RATES = (0.01, 0.05)
 """False-rejection rates (shares of clean inputs that a defense may reject) at which defenses are compared."""
 
-
 MATCHED_COLUMNS = ("rate", "threshold", "coverage", *SUMMARY_COLUMNS)
-
 
 IMPLAUSIBLE_COLUMNS = ("dataset", "defense", "norm", "eps", "figure", "value", "bound", "implausible", "evidence")
 
@@ -47,7 +44,6 @@ class Known(NamedTuple):
 
 
 _GOWAL = Known(0.3, 0.9634, "Gowal et al. 2020, its public model under AutoAttack")
-
 
 BEST_PUBLISHED = {("mnist", "linf"): _GOWAL, ("mnist5k", "linf"): _GOWAL}
 """(data set, norm) → best published classifier; mnist5k is a part of MNIST. Only figures from published texts."""

@@ -30,7 +30,8 @@ def wilson(count: float, n: int) -> Estimate:
     """
     if n == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
-    from statsmodels.stats.proportion import proportion_confint  # late: takes a second, and workers do not need it
+    # late: takes a second, and worker processes do not need it
+    from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(count, n, alpha=0.05, method="wilson")
     return Estimate(count / n, float(low), float(high), n)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -14,6 +13,7 @@ from manifold_bench.bench.report import style
 from manifold_bench.bench.report.table import Table
 from manifold_bench.bench.report.tables import Marks, Panel, keyed, panels
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, scale_text
+from manifold_bench.defenses.identity import JsonObject
 
 LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals. Certified: the answer is right, and a proof or a statistical "
@@ -26,7 +26,7 @@ Shares = dict[tuple[str, float], tuple[float, int]]
 """(defense, ε) → certified accuracy in [0, 1] and its number of images."""
 
 
-def certified_shares(measured: list[dict[str, Any]], dataset: str, norm: str) -> Shares:
+def certified_shares(measured: Sequence[JsonObject], dataset: str, norm: str) -> Shares:
     """Return the certified accuracies that the stored measurements hold for a data set and norm."""
     found: Shares = {}
     for result in measured:
@@ -38,7 +38,7 @@ def certified_shares(measured: list[dict[str, Any]], dataset: str, norm: str) ->
     return found
 
 
-def certified_tables(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> list[Table]:
+def certified_tables(summary: pd.DataFrame, measured: Sequence[JsonObject]) -> list[Table]:
     """Return a table for each data set and norm that has certificates: one row per defense, both figures at each ε."""
     made = []
     for panel, shares in _with_certificates(summary, measured):
@@ -57,7 +57,7 @@ def certified_tables(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> l
     return made
 
 
-def certified_plots(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> Iterator[style.Plot]:
+def certified_plots(summary: pd.DataFrame, measured: Sequence[JsonObject]) -> Iterator[style.Plot]:
     """Yield a plot for each data set and norm that has certificates: both figures over ε, a colour for each defense."""
     for panel, shares in _with_certificates(summary, measured):
         figure, axes = style.new_figure(6.4, 4.0)
@@ -79,7 +79,7 @@ def certified_plots(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> It
         yield style.Plot((panel.dataset, panel.norm, "certified"), figure, "curves")
 
 
-def _with_certificates(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> Iterator[tuple[Panel, Shares]]:
+def _with_certificates(summary: pd.DataFrame, measured: Sequence[JsonObject]) -> Iterator[tuple[Panel, Shares]]:
     for panel in panels(summary):
         if shares := certified_shares(measured, panel.dataset, panel.norm):
             yield panel, shares

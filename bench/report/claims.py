@@ -29,9 +29,7 @@ RULE = (
     "is open."
 )
 
-
 AS_PUBLISHED = "as the paper did it"
-
 
 LEGEND = (
     "Percent of inputs with 95 % Wilson intervals, unless a unit is given. Under the strongest attack: the worst "
@@ -231,6 +229,7 @@ def _distances(claim: Claim, records: pd.DataFrame) -> Iterator[str]:
 def contradicted(claim: Claim, share: Estimate) -> bool:
     """Return whether the interval of the measured share lies wholly on the wrong side of the published value (RULE)."""
     value = claim.published
+    assert isinstance(value, (tuple, float))
     published = wilson(*value) if isinstance(value, tuple) else Estimate(value, value, value, 0)
     # rounding may put a share of 0 or 1 just outside its own interval
     if claim.rule.better == "high":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -28,7 +28,6 @@ from manifold_bench.bench.text import distance_text, eps_text, norm_text, scale_
 
 CURVE_POINTS = 200
 """Largest number of distances at which a curve over distances is drawn."""
-
 
 ROWS_PER_GRID = 14
 """Number of rows of one image grid; further rows go to further files."""
@@ -134,7 +133,7 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
     figure = style.blank_figure(7.5, 0.8 + max(2.2, legend) * len(panels))
     grid = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
     for axes, (defense, rows) in zip(grid, panels, strict=True):
-        named: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [("all attacks", rows, {"color": "0.7", "lw": 4})]
+        named: list[tuple[str, pd.DataFrame, style.Style]] = [("all attacks", rows, {"color": "0.7", "lw": 4})]
         for i, attack in enumerate(searching):
             own = rows[rows["attack"] == attack]
             named.append((attack, own, style.line_style(i) | {"marker": "", "lw": 1.5}))
@@ -181,7 +180,7 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
             curve = 100 * risk_coverage(answers["score"], answers["wrong"])
             areas.append(f"{area(curve) / 100:.3g} %")
             axes.plot(curve["coverage"], curve["risk"], dashes, color=colour, lw=1.2 * bold[i], zorder=3, clip_on=False)
-            point: dict[str, Any] = {"color": colour, "marker": marker, "mfc": filling, "clip_on": False}
+            point: style.Style = {"color": colour, "marker": marker, "mfc": filling, "clip_on": False}
             coverage, risk = operating_point(judged)
             axes.plot(100 * coverage, 100 * risk, " ", zorder=4, ms=4.5 * bold[i], **point)
         axes.plot([], [], "-", color=colour, marker=marker, ms=6, label=f"{defense}\narea {', attacked '.join(areas)}")

@@ -20,7 +20,6 @@ from manifold_bench.defenses.identity import JsonObject
 
 SIGNS = {"+": "better than", "-": "worse than", "~": "not significantly different from", "=": "no different from"}
 
-
 LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals: accepted and right when clean, and robust in the worst case over "
     "the attacks that ran on both defenses or were skipped for one of them. The sign compares the defense of the first "

@@ -17,18 +17,17 @@ from matplotlib.figure import Figure
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that people with any kind of colour vision can distinguish (Okabe and Ito 2008), without the pale yellow."""
 
-
 COLOURS = "viridis"
 """Colour map of heat maps: perceptually uniform, also in grey and for people with any kind of colour vision."""
 
+Style = dict[str, Any]
+"""Keyword arguments of matplotlib's functions, which say how something looks."""
 
 LINE_STYLES = ("-", "--", ":")
 
-
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-
-STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {  # matplotlib has a type of its own for the keys
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -48,7 +47,7 @@ def shade(share: float) -> tuple[str, str]:
     return to_hex(colour), "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000000"
 
 
-def line_style(number: int) -> dict[str, Any]:
+def line_style(number: int) -> Style:
     """Return colour, dashes and marker of the line with that number, counted from 0; the first 21 all differ."""
     turn = number // len(OKABE_ITO)
     return {
@@ -58,10 +57,10 @@ def line_style(number: int) -> dict[str, Any]:
     }
 
 
-def legend_outside(axes: Axes, title: str | None = None, **style: Any) -> None:
+def legend_outside(axes: Axes, title: str | None = None, **style: object) -> None:
     """Draw the legend to the right of a plot, where it covers nothing; long labels get several lines."""
     handles, labels = axes.get_legend_handles_labels()
-    placement: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0, "frameon": False}
+    placement: Style = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0, "frameon": False}
     axes.legend(handles, list(map(wrapped, labels)), title=title, **placement | style)
 
 

@@ -23,7 +23,6 @@ SEEDS_LEGEND = (
     "interval)."
 )
 
-
 SELECTIVE_LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals. Rate: share of clean inputs that may be rejected, by a threshold "
     "that is set on held-out clean inputs; deployed: the defense's own threshold. A defense that rejects nothing gets "
@@ -33,7 +32,6 @@ SELECTIVE_LEGEND = (
     "against the deployed threshold. ‡ partial; § attacks look too weak; ‖ the attack stopped "
     f"trying; {NOT_RUN} not in this run."
 )
-
 
 FOOLING_LEGEND = (
     "Percent of noise images with which the attack succeeded, with 95 % Wilson intervals. A targeted attack succeeds "
@@ -121,7 +119,7 @@ class Marks:
         return list(dict.fromkeys(found))
 
 
-Doubts = Mapping[Any, str]
+Doubts = Mapping[tuple[object, ...], str]
 """(data set, defense, norm, ε, figure) → evidence that the attacks were too weak for this worst case."""
 
 

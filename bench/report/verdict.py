@@ -27,7 +27,6 @@ FIRST_LOOKS = {
 WIDE = 0.2
 """Width of a 95 % interval of robust accuracy from which on more images come first."""
 
-
 FAILED = "Every attack failed, so nothing is known: mend what the reasons name, and run the same again."
 """Advice where no attack ended."""
 

@@ -143,11 +143,7 @@ def _is_missing(job: Job, plan: Plan, session: Session) -> bool:
 
 
 def _write_run_json(
-    plan: Plan,
-    session: Session,
-    begun: float,
-    reused: list[Reused],
-    kernels: list[JsonObject] | None = None,
+    plan: Plan, session: Session, begun: float, reused: list[Reused], kernels: list[JsonObject] | None = None
 ) -> None:
     """Write run.json: what ran, where, from which code, how long. kernels: None while the run is not finished."""
     content = {
