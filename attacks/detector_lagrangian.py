@@ -63,7 +63,9 @@ class DetectorLagrangian(ViewAttack):
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
         return super().unsuited(defense) or (
-            None if defense.rejects else "the defense rejects nothing; use pgd with targeted = true, which is the same"
+            None
+            if defense.rejects
+            else "the defense rejects nothing, so this attack would be plain PGD; run pgd with targeted = true instead"
         )
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
