@@ -158,4 +158,8 @@ def _has(defense: object, *parts: str) -> bool:
 
 def without_rejection(defense: AttackableDefense) -> str | None:
     """Return why attacks on the rejection make no sense for a defense; None if it rejects."""
-    return None if defense.rejects else "the defense rejects nothing; use pgd with targeted = true, which is the same"
+    return (
+        None
+        if defense.rejects
+        else "the defense rejects nothing, so this attack would be plain PGD; run pgd with targeted = true instead"
+    )

@@ -23,7 +23,7 @@ from manifold_bench.attacks.target import Attacker, Target
 from manifold_bench.attacks.threat import UNBOUNDED, Norm
 from manifold_bench.bench import run as command
 from manifold_bench.bench.datasets.checks import fault_of_labels
-from manifold_bench.bench.datasets.given import GIVEN, dataset_of, labelled_images
+from manifold_bench.bench.datasets.given import dataset_of, labelled_images
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import AttackEntry
 from manifold_bench.bench.planning.named_models import with_weights
@@ -31,6 +31,7 @@ from manifold_bench.bench.planning.reading import attack_choice, validated
 from manifold_bench.bench.planning.registry import find, handing_in, needs_no_arguments
 from manifold_bench.bench.planning.sizes import check_size, sizes_of
 from manifold_bench.bench.planning.toml import plain, toml
+from manifold_bench.bench.records.schema import GIVEN
 from manifold_bench.bench.report.results import Results, load
 from manifold_bench.bench.running.judge import Inputs, Judge, verdict, with_checks
 from manifold_bench.bench.text import nearest, norm_of

@@ -21,9 +21,6 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.defenses.base import LabelledImages
 from manifold_bench.defenses.errors import one_line
 
-GIVEN = "data"
-"""Name of the data set of the images that a program hands over."""
-
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 """Endings of the files that are read from a folder of images."""
 

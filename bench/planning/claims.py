@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from manifold_bench.attacks.threat import Norm
+from manifold_bench.attacks.norms import Norm
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.claims import MEASUREMENT, RULES, Rule
 from manifold_bench.bench.planning.registry import one_of

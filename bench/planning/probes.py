@@ -16,7 +16,7 @@ from manifold_bench.attacks.transfer import Transfer
 from manifold_bench.bench.planning.matrix import AttackChoice, AttackEntry, Matrix, MeasurementChoice
 from manifold_bench.bench.planning.reading import attack_choice
 from manifold_bench.bench.planning.registry import find
-from manifold_bench.bench.records.schema import PROBE
+from manifold_bench.bench.records.schema import LARGE, PROBE
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.identity import JsonObject
 
@@ -32,8 +32,6 @@ STEPS = 40
 MORE_STEPS, MORE_RESTARTS = 100, 5
 """Numbers of steps and restarts of the probe that checks whether more of them make an attack stronger."""
 
-LARGE = (0.5, 1.0)
-"""L∞ sizes at which no defense can be robust: every image can become grey, or any other image."""
 
 QUERIES = 100
 

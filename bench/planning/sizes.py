@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from manifold_bench.attacks.threat import Norm
+from manifold_bench.attacks.norms import Norm
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.text import LEVELS, eps_of, eps_text, norm_of, norm_text
 

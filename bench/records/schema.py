@@ -44,6 +44,16 @@ not."""
 PROBE = "diagnosis:"
 """Prefix of the names of the diagnosis' own attacks and inspections."""
 
+
+LARGE = (0.5, 1.0)
+"""L∞ sizes of one of the diagnosis' attacks, at which no defense can be robust: every image can become grey, or any
+other image."""
+
+
+GIVEN = "data"
+"""Name of a data set that a Python program handed over without a name."""
+
+
 WORST_CASE = "worst-case"
 """Name of the worst case over all attacks of a norm, which is always computed and never stored."""
 
@@ -139,11 +149,12 @@ def as_stored(frame: pd.DataFrame) -> pd.DataFrame:
     """
     frame = frame.assign(**{column: np.nan for column in ADDED if column not in frame})
     answers = ANSWERS if any(column in frame for column in ANSWERS) else {}
+    found = frame.dtypes.to_dict()
     for column, kind in (DTYPES | answers).items():
-        if column not in frame:
+        if column not in found:
             raise ValueError(f"column {column}: missing")
-        if frame.dtypes[column] != kind:
-            raise ValueError(f"column {column}: {frame.dtypes[column]}, not {kind}")
+        if found[column] != kind:
+            raise ValueError(f"column {column}: {found[column]}, not {kind}")
     images = [column for column in IMAGE_COLUMNS if column in frame]
     if 0 < len(images) < len(IMAGE_COLUMNS):
         raise ValueError(f"columns of images: only {', '.join(images)} of {', '.join(IMAGE_COLUMNS)}")

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from manifold_bench.bench.measurements.certified import Certified
 from manifold_bench.bench.metrics.shares import percent_interval
+from manifold_bench.bench.records.measurements import CERTIFIED
 from manifold_bench.bench.report import style
 from manifold_bench.bench.report.table import Table
 from manifold_bench.bench.report.tables import Marks, Panel, keyed, panels
@@ -30,7 +30,7 @@ def certified_shares(measured: Sequence[JsonObject], dataset: str, norm: str) ->
     """Return the certified accuracies that the stored measurements hold for a data set and norm."""
     found: Shares = {}
     for result in measured:
-        if result["dataset"] != dataset or result["headline"] != Certified.headline:
+        if result["dataset"] != dataset or result["headline"] != CERTIFIED:
             continue
         for name, value in result["values"].items():
             if match := re.fullmatch(rf"certified (\S+), {re.escape(norm_text(norm))}", name):
@@ -60,9 +60,11 @@ def certified_tables(summary: pd.DataFrame, measured: Sequence[JsonObject]) -> l
 def certified_plots(summary: pd.DataFrame, measured: Sequence[JsonObject]) -> Iterator[style.Plot]:
     """Yield a plot for each data set and norm that has certificates: both figures over ε, a colour for each defense."""
     for panel, shares in _with_certificates(summary, measured):
-        figure, axes = style.new_figure(6.4, 4.0)
+        defenses = sorted({defense for defense, _ in shares})
+        labels = [f"{defense}, {kind}" for defense in defenses for kind in ("certified", "under attack")]
+        figure, axes = style.new_figure(style.WIDTH, style.HEIGHT + style.legend_height(labels))
         clean = keyed(panel.clean, "defense")
-        for i, defense in enumerate(sorted({defense for defense, _ in shares})):
+        for i, defense in enumerate(defenses):
             line = style.line_style(i) | {"clip_on": False}
             certified = sorted((eps, 100 * share) for (one, eps), (share, _) in shares.items() if one == defense)
             axes.plot(*zip(*certified, strict=True), label=f"{defense}, certified", **line | {"ls": "--"})
@@ -74,8 +76,8 @@ def certified_plots(summary: pd.DataFrame, measured: Sequence[JsonObject]) -> It
         axes.set(xlabel=f"ε ({scale_text(panel.norm)})", ylabel="% of inputs", ylim=(0, 100))
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
-        axes.set_title(f"{panel.title}: certified accuracy, and robust accuracy under all attacks", loc="left")
-        style.legend_outside(axes)
+        style.titled(axes, f"{panel.title}: certified accuracy, and robust accuracy under all attacks")
+        style.legend_below(axes)
         yield style.Plot((panel.dataset, panel.norm, "certified"), figure, "curves")
 
 

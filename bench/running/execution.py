@@ -13,7 +13,7 @@ from manifold_bench.bench.planning.folders import cache_folder
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan, matrix_json
 from manifold_bench.bench.records import images
-from manifold_bench.bench.records.provenance import provenance, stored_provenance
+from manifold_bench.bench.records.provenance import Reused, provenance, stored_provenance
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.store import checksum_path
 from manifold_bench.bench.running.board import Work
@@ -21,7 +21,7 @@ from manifold_bench.bench.running.engines.calls import Call
 from manifold_bench.bench.running.job import are_of_inputs, empty_records, job_call
 from manifold_bench.bench.running.locks import remove_drafts
 from manifold_bench.bench.running.measuring import measure
-from manifold_bench.bench.running.reuse import Reused, reuse_records
+from manifold_bench.bench.running.reuse import reuse_records
 from manifold_bench.bench.running.session import Session
 from manifold_bench.bench.running.stamp import STAMP
 from manifold_bench.bench.running.training import train_missing
