@@ -162,7 +162,8 @@ def sign_flip(sums: np.ndarray) -> float:
     """
     if not len(sums):
         return 1.0
-    from scipy.stats import permutation_test  # late: takes a second, and reports do not need it
+    # late: takes a second, and reports do not need it
+    from scipy.stats import permutation_test
 
     drawn = permutation_test(
         (np.append(sums, 0),),

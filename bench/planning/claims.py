@@ -12,9 +12,8 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from manifold_bench.attacks.norms import Norm
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, one_of
 from manifold_bench.bench.metrics.claims import MEASUREMENT, RULES, Rule
-from manifold_bench.bench.planning.registry import one_of
 from manifold_bench.bench.planning.sizes import Fractional, NormName
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.text import eps_text, norm_of, norm_text

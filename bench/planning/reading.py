@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.threat import UNBOUNDED
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, one_of
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning.claims import resolved_claims
 from manifold_bench.bench.planning.declared import check_attack, check_measurement
@@ -32,7 +32,7 @@ from manifold_bench.bench.planning.matrix import (
     MatrixFile,
     MeasurementChoice,
 )
-from manifold_bench.bench.planning.registry import find, one_of, settings_of
+from manifold_bench.bench.planning.registry import find, settings_of
 from manifold_bench.bench.planning.sizes import PARAMETERS, check_size, in_numbers
 from manifold_bench.bench.planning.usercode import LEAST_SECONDS, SECONDS, contained, limit_time
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST_CASE

@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -47,14 +47,6 @@ SINGULAR: dict[Kind, str] = {
     "measurements": "measurement",
     "inspections": "inspection of the diagnosis",
 }
-
-
-def one_of(place: str, name: str, known: Iterable[str]) -> str:
-    """Return the name if it is known; raises InputError otherwise. place: place of the name, for the message."""
-    known = list(known)
-    if name not in known:
-        raise InputError(f"{place}: {name!r} is not in this matrix{nearest(name, known)}; it has: {', '.join(known)}")
-    return name
 
 
 _handed_in: dict[tuple[Kind, str], type[object]] = {}
