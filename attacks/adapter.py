@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
-from typing import Any, ClassVar  # Any: classes of other libraries and their parameters
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ class LibraryAttack(ViewAttack):
         """Return the library's usable classes by name."""
 
     @property
-    def implementation(self) -> Any:
+    def implementation(self) -> type:
         """The library's class; raises ValueError with similar names, or with the reason why it cannot be used."""
         if self.attack in self.refused:
             raise ValueError(f"{self.name} cannot be used: {self.refused[self.attack]}")
@@ -115,21 +115,26 @@ class LibraryAttack(ViewAttack):
         return usable[self.attack]
 
     @property
-    def defaults(self) -> dict[str, Any]:
+    def defaults(self) -> dict[str, object]:
         """The named parameters of the class' constructor, with their defaults."""
         return constructor_defaults(self.implementation)
 
     @property
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, object]:
         """The parameters of the class' constructor, with the values of the matrix file or else their defaults."""
         return self.defaults | dict(self.parameters)
+
+    def rounds(self, name: str) -> int:
+        """Return the value of a parameter that is a number of iterations or restarts; 1 if the class has none."""
+        value = self.values.get(name)
+        return max(int(value), 1) if isinstance(value, (int, float)) else 1
 
     @property
     def revision(self) -> str:
         return f"{self.version}/{self.distribution}-{metadata.version(self.distribution)}"
 
     def passes(self) -> tuple[int, int]:
-        rounds = math.prod(max(int(self.values.get(knob) or 1), 1) for knob in (*STEPS, *RESTARTS))
+        rounds = math.prod(map(self.rounds, (*STEPS, *RESTARTS)))
         differentiates = self.knowledge in ("white-box", "oblivious")
         forwards, backwards = self.costs.get(self.attack, (1, int(differentiates)))
         return 2 + rounds * forwards, rounds * backwards
@@ -258,7 +263,7 @@ def frozen(defense: AttackableDefense) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def constructor_defaults(cls: type) -> dict[str, Any]:
+def constructor_defaults(cls: type) -> dict[str, object]:
     """Return the named parameters of a constructor and their defaults, or `inspect.Parameter.empty` without one."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {n: p.default for n, p in inspect.signature(cls).parameters.items() if p.kind in named}

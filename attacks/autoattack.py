@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -47,16 +48,15 @@ class AutoAttack(ViewAttack):
     def members(self, classes: int) -> tuple[Attack, ...]:
         """Return the attacks on a defense with that number of classes, in their order."""
         loss: Literal["dlr", "margin"] = "dlr" if classes >= 4 else "margin"
-        knows: dict[str, Any] = {  # keyword arguments of several classes
-            name: getattr(self, name) for name in ("norm", "gradient", "inner_steps", "warm_start")
-        }
+        given, steps, warm = self.gradient, self.inner_steps, self.warm_start
+        apgd = partial(APGD, norm=self.norm, gradient=given, inner_steps=steps, warm_start=warm)
         if self.variant == "rand":
-            return APGD(eot=20, **knows), APGD(loss=loss, eot=20, **knows)
+            return apgd(eot=20), apgd(loss=loss, eot=20)
         restarts, targets = (5, 5) if self.norm == "l1" else (1, 9)
         return (
-            APGD(restarts=restarts, **knows),
-            APGD(loss=loss, targets=targets, **knows),
-            FAB(targets=9, **knows),
+            apgd(restarts=restarts),
+            apgd(loss=loss, targets=targets),
+            FAB(targets=9, norm=self.norm, gradient=given, inner_steps=steps, warm_start=warm),
             Square(norm=self.norm, horizon=10_000),  # 5,000 queries, with the sizes of 10,000, as in the reference
         )
 

@@ -154,3 +154,12 @@ def projects(defense: object) -> TypeGuard[Projecting]:
 def _has(defense: object, *parts: str) -> bool:
     # Not isinstance: with a Protocol it does not see the submodules of a torch module from Python 3.12 on
     return all(getattr(defense, part, None) is not None for part in parts)
+
+
+def without_rejection(defense: AttackableDefense) -> str | None:
+    """Return why attacks on the rejection make no sense for a defense; None if it rejects."""
+    return (
+        None
+        if defense.rejects
+        else "the defense rejects nothing, so this attack would be plain PGD; run pgd with targeted = true instead"
+    )

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows
-from manifold_bench.attacks.contract import AttackableDefense
+from manifold_bench.attacks.contract import AttackableDefense, without_rejection
 from manifold_bench.attacks.gradient import Best
 from manifold_bench.attacks.lagrangian import Descent, Look, Seen, descend
 from manifold_bench.attacks.losses import accepted_and_wrong, likeliest_wrong, margin, typical_temperature
@@ -62,9 +62,7 @@ class DetectorLagrangian(ViewAttack):
         return 1 + looks, looks
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        return super().unsuited(defense) or (
-            None if defense.rejects else "the defense rejects nothing; use pgd with targeted = true, which is the same"
-        )
+        return super().unsuited(defense) or without_rejection(defense)
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         best, rows = Best(x.clone(), x.new_full((len(x),), -torch.inf)), all_rows(x)

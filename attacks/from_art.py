@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -123,11 +123,15 @@ class ArtAttack(LibraryAttack):
         return art_attacks()
 
     @property
+    def _uses(self) -> set[str]:
+        """The names of the abilities that ART requires of the classifier."""
+        return {one.__name__ for one in getattr(self.implementation, "_estimator_requirements", ())}
+
+    @property
     def knowledge(self) -> Knowledge:
         if self.attack in DECISION:
             return "decision"
-        requirements = [r.__name__ for r in self.implementation._estimator_requirements]
-        if self.attack not in COMPOSED and not {"LossGradientsMixin", "ClassGradientsMixin"} & set(requirements):
+        if self.attack not in COMPOSED and not {"LossGradientsMixin", "ClassGradientsMixin"} & self._uses:
             return "score"
         return super().knowledge
 
@@ -147,16 +151,16 @@ class ArtAttack(LibraryAttack):
         images, labels = x.cpu().numpy(), F.one_hot(y, classes).cpu().numpy()
         return torch.from_numpy(attack.generate(x=images, y=None if self.attack in TARGETS_ONLY else labels))
 
-    def _arguments(self, eps: float) -> dict[str, Any]:
+    def _arguments(self, eps: float) -> dict[str, object]:
         """Return the constructor's arguments other than the classifier, at that ε."""
         values = self.values
-        ours: dict[str, Any] = {}
+        ours: dict[str, object] = {}
         if "eps" in values:
             ours["eps"] = eps
         if "norm" in values:
             ours["norm"] = ORDERS[self.norm]
         if "eps_step" in values and "eps_step" not in self.parameters:
-            ours["eps_step"] = 2 * eps if self.attack.startswith("Auto") else 2.5 * eps / values.get("max_iter", 1)
+            ours["eps_step"] = 2 * eps if self.attack.startswith("Auto") else 2.5 * eps / self.rounds("max_iter")
         if "targeted" in values:
             ours["targeted"] = False
         if "verbose" in values:
@@ -164,7 +168,7 @@ class ArtAttack(LibraryAttack):
         if values.get("attacker") == "deepfool":
             ours["attacker_params"] = {"verbose": False}
         # These attacks' default is one by one, but inputs of one batch do not influence each other
-        if values.get("batch_size") == 1 and "ClassGradientsMixin" in str(self.implementation._estimator_requirements):
+        if values.get("batch_size") == 1 and "ClassGradientsMixin" in self._uses:
             ours["batch_size"] = BATCH
         return ours | dict(self.parameters)
 
@@ -177,10 +181,7 @@ class ModuleClassifier(PyTorchClassifier):  # type: ignore[misc]
 
 
 def module_classifier(
-    module: nn.Module,
-    shape: Sequence[int],
-    outputs: int,
-    device: torch.device | str = "cpu",
+    module: nn.Module, shape: Sequence[int], outputs: int, device: torch.device | str = "cpu"
 ) -> ModuleClassifier:
     """Return an ART `PyTorchClassifier` for a module: images [N,*shape] in [0,1] → logits [N,outputs].
 
@@ -204,8 +205,8 @@ def art_attacks() -> Mapping[str, type]:
     usable = {}
     for name, cls in vars(evasion).items():
         if isinstance(cls, type) and name not in ArtAttack.refused and _norms(name, constructor_defaults(cls)):
-            requirements = getattr(cls, "_estimator_requirements", ())
-            if all(isinstance(r, type) and issubclass(PyTorchClassifier, r) for r in requirements):
+            needs = getattr(cls, "_estimator_requirements", ())
+            if all(isinstance(one, type) and issubclass(PyTorchClassifier, one) for one in needs):
                 usable[name] = cls
     return {name: usable[name] for name in sorted(usable) if not name.endswith("TensorFlowV2")}
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # without a `git` program importing Foolbox fails otherwise
 
@@ -46,6 +46,8 @@ BLACK_WHERE_FAILED = ("EADAttack", "L2CarliniWagnerAttack")
 
 NOISE_DRAWS = 50
 """Number of random images that are candidates for starting points."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +126,13 @@ class FoolboxAttack(LibraryAttack):
     def _attack(self, eps: float) -> attacks.Attack:
         """Return the library's attack at that ε."""
         values = self.values
-        ours: dict[str, Any] = {}
+        ours: dict[str, object] = {}
         if "distance" in values and self.norm != "unrestricted":
             ours["distance"] = getattr(foolbox.distances, self.norm)
         if "constraint" in values:
             ours["constraint"] = self.norm
         if "abs_stepsize" in values and not {"abs_stepsize", "rel_stepsize"} & set(self.parameters):
-            ours["abs_stepsize"] = 2.5 * eps / values["steps"]
+            ours["abs_stepsize"] = 2.5 * eps / self.rounds("steps")
         return self.implementation(**ours, **self.parameters)
 
 
@@ -151,7 +153,7 @@ class AcceptedAndWrong(Misclassification):
         super().__init__(labels)
         self.num_classes = num_classes
 
-    def __call__(self, perturbed: Any, outputs: Any) -> Any:
+    def __call__(self, perturbed: T, outputs: T) -> T:
         logits, restore = ep.astensor_(outputs)
         answer = logits.argmax(axis=-1)
         return restore(ep.logical_and(answer != self.labels, answer < self.num_classes))

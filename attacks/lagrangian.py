@@ -48,7 +48,6 @@ class Seen(NamedTuple):
 Problem = Callable[[Tensor, Tensor], Look]
 """A function of points [n,k] of some rows [n] of the batch → the values of the problem there."""
 
-
 Visit = Callable[[Tensor, Tensor, Seen, int], Tensor]
 """A function of points [n,k], their rows [n], their values and the number of the step → which are done, [n] bool."""
 

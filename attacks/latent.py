@@ -29,7 +29,6 @@ from manifold_bench.attacks.threat import Norm, draw_per_input, project
 CONFIRMATIONS = 5
 """Number of times in a descent that the deployed defense answers possible successes."""
 
-
 DRAWS = 3
 """Number of answers of a randomized defense that have to be wrong before an input leaves the batch."""
 

@@ -18,7 +18,6 @@ from manifold_bench.attacks.contract import answered
 LossName = Literal["auto", "cross-entropy", "margin", "selective-margin", "selective"]
 Loss = Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
 
-
 SHARPNESS = 8.0
 """Typical spread of a trained network's logits, in units of the temperature of its softmax."""
 

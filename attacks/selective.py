@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import all_rows, blockwise, padded
-from manifold_bench.attacks.contract import AttackableDefense, encodes
+from manifold_bench.attacks.contract import AttackableDefense, encodes, without_rejection
 from manifold_bench.attacks.gradient import Best, Climb, Look, ProjectedAscent
 from manifold_bench.attacks.losses import likeliest_wrong, margin, spread
 from manifold_bench.attacks.target import Target
@@ -195,9 +195,7 @@ class SelectivePGD(AimedAscent):
     adapted_to = ("detection", "generative rejection")
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        return super().unsuited(defense) or (
-            None if defense.rejects else "the defense rejects nothing; use pgd with targeted = true, which is the same"
-        )
+        return super().unsuited(defense) or without_rejection(defense)
 
     def look(self, aim: Aim) -> Look:
         def objective(rows: Tensor, x: Tensor, logits: Tensor, ratios: Tensor) -> Tensor:

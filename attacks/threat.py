@@ -5,20 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-Norm = Literal["linf", "l2", "l1", "l0", "unrestricted", "fooling"]
-"""Norms of perturbations. L1 sums over all values of an image; L0 counts pixels, whatever number of channels changed.
-`unrestricted`: any image. `fooling`: inputs are noise, and accepted noise is a success."""
+from manifold_bench.attacks.norms import UNBOUNDED, Norm
 
 NORMS: tuple[Norm, ...] = get_args(Norm)
-
-UNBOUNDED: tuple[Norm, ...] = ("unrestricted", "fooling")
-"""Norms in which any image is allowed: there is no ε, and distances are measured in L2."""
-
 
 TOLERANCE: dict[Norm, float] = {
     "linf": 1e-6,

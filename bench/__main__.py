@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from manifold_bench.bench import COMMANDS
-from manifold_bench.bench.planning.usercode import ProcessExit, staying
+from manifold_bench.bench.planning.staying import ProcessExit, staying
 from manifold_bench.bench.text import printable
 
 USAGE = "usage: manifold-bench COMMAND [ARGUMENTS]\n\n" + "\n".join(

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import wraps
@@ -23,7 +23,7 @@ from manifold_bench.attacks.target import Attacker, Target
 from manifold_bench.attacks.threat import UNBOUNDED, Norm
 from manifold_bench.bench import run as command
 from manifold_bench.bench.datasets.checks import fault_of_labels
-from manifold_bench.bench.datasets.given import GIVEN, dataset_of, labelled_images
+from manifold_bench.bench.datasets.given import dataset_of, labelled_images
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import AttackEntry
 from manifold_bench.bench.planning.named_models import with_weights
@@ -31,13 +31,14 @@ from manifold_bench.bench.planning.reading import attack_choice, validated
 from manifold_bench.bench.planning.registry import find, handing_in, needs_no_arguments
 from manifold_bench.bench.planning.sizes import check_size, sizes_of
 from manifold_bench.bench.planning.toml import plain, toml
+from manifold_bench.bench.records.schema import GIVEN
 from manifold_bench.bench.report.results import Results, load
 from manifold_bench.bench.running.judge import Inputs, Judge, verdict, with_checks
 from manifold_bench.bench.text import nearest, norm_of
 from manifold_bench.defenses import models
 from manifold_bench.defenses.base import Defense, LabelledImages
 from manifold_bench.defenses.errors import one_line
-from manifold_bench.defenses.identity import registered
+from manifold_bench.defenses.identity import JsonObject, registered
 
 USAGE = ("normalize", "rejects", "randomized", "draws", "classes")
 """Options of `evaluate` that say how the model is used."""
@@ -79,7 +80,7 @@ def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
 
 
 @one_at_a_time
-def run(matrix: str | Path, *, defenses: Mapping[str, Any] | None = None, **options: Any) -> Results:
+def run(matrix: str | Path, *, defenses: Mapping[str, object] | None = None, **options: Any) -> Results:
     """Run a matrix as the command `manifold-bench run` does, and return the results.
 
     matrix: a name (quick) or a TOML file. defenses: models under labels of their own, which run in place of the matrix'
@@ -103,7 +104,7 @@ def run(matrix: str | Path, *, defenses: Mapping[str, Any] | None = None, **opti
                 for label, table in tables.items()
             }
             stack.enter_context(handing_in("defenses", classes, tables))
-            options = {"workers": 0} | options | {"defense": [*classes, *options.get("defense", ())]}
+            options = {"workers": 0} | options | {"defense": [*classes, *_several(options.get("defense", ()))]}
         command.run_command(["--matrix", str(matrix), *_arguments(options)], temporary)
     result = load(folder)
     if temporary:
@@ -113,10 +114,10 @@ def run(matrix: str | Path, *, defenses: Mapping[str, Any] | None = None, **opti
 
 @one_at_a_time
 def evaluate(
-    model: Any,
-    data: Any,
+    model: object,
+    data: object,
     *,
-    attacks: Sequence[str | Mapping[str, Any]] = ("pgd", "autoattack"),
+    attacks: Sequence[str | Mapping[str, object]] = ("pgd", "autoattack"),
     norm: Norm = "linf",
     eps: float | str | Sequence[float | str] | None = None,
     **options: Any,
@@ -147,7 +148,7 @@ def evaluate(
             name, images = GIVEN, labelled_images(data)
             classes = usage.get("classes") or _number_of_classes(cls, images, bool(usage.get("rejects")))
             stack.enter_context(handing_in("datasets", {name: dataset_of(name, images, classes)}))
-        defense: dict[str, Any] = {"name": model} if isinstance(model, str) else {"name": MODEL, "label": MODEL}
+        defense: dict[str, object] = {"name": model} if isinstance(model, str) else {"name": MODEL, "label": MODEL}
         if usage.get("rejects"):
             defense["rejects"] = True
         if usage.get("draws") is not None:
@@ -157,7 +158,7 @@ def evaluate(
         if not isinstance(model, str):
             stack.enter_context(handing_in("defenses", {MODEL: cls}))
         strength = {"norm": norm_of(norm), "eps": sizes}
-        content = {
+        content: dict[str, list[dict[str, object]]] = {
             "datasets": [{"name": name}],
             "defenses": [defense],
             "attacks": [strength | entry for entry in entries],
@@ -183,12 +184,12 @@ class Attacked:
 @one_at_a_time
 def attack(
     name: str,
-    model: Any,
-    data: tuple[Any, Any],
+    model: object,
+    data: tuple[object, object],
     *,
     norm: Norm = "linf",
     eps: float | str | None = None,
-    **parameters: Any,
+    **parameters: object,
 ) -> Attacked:
     """Attack images with one attack, and have its outputs judged.
 
@@ -221,11 +222,11 @@ def attack(
 
 
 def as_defense(
-    model: Any,
+    model: object,
     shape: tuple[int, int, int],
     classes: int,
     *,
-    normalize: Any = None,
+    normalize: object = None,
     rejects: bool = False,
     randomized: bool = False,
 ) -> Defense:
@@ -260,7 +261,7 @@ def _pair(normalize: Any) -> Any:
     return normalize
 
 
-def _entries(attacks: Any) -> list[dict[str, Any]]:
+def _entries(attacks: str | Mapping[str, object] | Iterable[str | Mapping[str, object]]) -> list[dict[str, object]]:
     """Return attacks as the tables of a matrix file, from one or several names or tables; raises InputError."""
     try:
         many = [attacks] if isinstance(attacks, (str, Mapping)) else list(attacks)
@@ -269,7 +270,7 @@ def _entries(attacks: Any) -> list[dict[str, Any]]:
         raise InputError('attacks: give names, or tables as {"name": "pgd", "steps": 100}, in a list') from error
 
 
-def _table(label: str, given: Any) -> dict[str, Any]:
+def _table(label: str, given: object) -> JsonObject:
     """Return a model of `run` with its settings, and the key `model`; raises InputError."""
     if not isinstance(given, Mapping):
         return {"model": given}
@@ -287,7 +288,7 @@ def _table(label: str, given: Any) -> dict[str, Any]:
     return {**settings, "model": model, "randomized": randomized}
 
 
-def _resolved(model: Any) -> Any:
+def _resolved(model: object) -> object:
     """Return a model as it is; a pair (model, file of weights) as the model with them, or as the name of both."""
     if not (isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], (str, Path))):
         return model
@@ -297,18 +298,18 @@ def _resolved(model: Any) -> Any:
     return with_weights(network() if needs_no_arguments(network) else network, Path(file))
 
 
-def _object(model: Any) -> Any:
+def _object(model: object) -> object:
     """Return a model as an object, loaded if a name is given; raises InputError for a defense that has to be built."""
     model = _resolved(model)
     if not isinstance(model, str):
         return model
-    cls = find("defenses", model)
-    if not isinstance(cls, models.Handed):
+    made = models.handed(find("defenses", model))
+    if made is None:
         raise InputError(f"{model!r} is built for a data set; use evaluate, or give an instance")
-    return cls.given
+    return made.given
 
 
-def _built(model: Any, images: LabelledImages) -> Defense:
+def _built(model: object, images: LabelledImages) -> Defense:
     """Return a model as a defense of these images; raises InputError for what does not suit them."""
     cls = _class_of(MODEL, _object(model))
     channels, height, width = images.images.shape[1:]
@@ -320,7 +321,7 @@ def _built(model: Any, images: LabelledImages) -> Defense:
     return with_checks(models.in_evaluation_mode(cls(spec), cls.__name__))
 
 
-def _class_of(label: str, model: Any, randomized: bool = False) -> type[Defense]:
+def _class_of(label: str, model: object, randomized: bool = False) -> type[Defense]:
     """Return a class of defenses for a model, or for its name.
 
     No stored result is ever used again for an object, because its code is not known.
@@ -336,24 +337,25 @@ def _class_of(label: str, model: Any, randomized: bool = False) -> type[Defense]
     return cls
 
 
-def _number_of_classes(cls: type[Any], images: LabelledImages, rejects: bool) -> int:
+def _number_of_classes(cls: type[Defense], images: LabelledImages, rejects: bool) -> int:
     """Return the number of a model's classes, or that of the labels for a defense that has yet to be built."""
-    if not isinstance(cls, models.Handed):
+    made = models.handed(cls)
+    if made is None:
         return int(images.labels.max()) + 1
-    if isinstance(cls.given, Defense):
-        return cls.given.num_classes
+    if isinstance(made.given, Defense):
+        return made.given.num_classes
     channels, height, width = images.images.shape[1:]
     try:
-        found = models.outputs_for(cls, (channels, height, width)) - int(rejects)
+        found = models.outputs_for(made, (channels, height, width)) - int(rejects)
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
     if fault := fault_of_labels(images.labels, found):
         less = ", as rejects=True makes its last output the reject score" if rejects else ""
-        raise InputError(f"data: {models.name_of(cls.given)} has {found} classes{less}, but {fault}")
+        raise InputError(f"data: {models.name_of(made.given)} has {found} classes{less}, but {fault}")
     return found
 
 
-def _arguments(options: Mapping[str, Any]) -> list[str]:
+def _arguments(options: Mapping[str, object]) -> list[str]:
     """Return options as the words of a command line; raises InputError for those that the command doesn't have."""
     for name in options:
         if name in USAGE and name != "classes":
@@ -370,8 +372,7 @@ def _arguments(options: Mapping[str, Any]) -> list[str]:
         elif value is False:
             words += [f"--no-{name}"] if DEFAULTS[name] is None else []
         elif value is not None:
-            several = [value] if isinstance(value, (str, int, float, Path)) else list(value)
-            words += [word for one in several for word in (flag, str(one))]
+            words += [word for one in _several(value) for word in (flag, str(one))]
     try:
         command.parser().parse_args(words)
     except InputError as error:
@@ -380,7 +381,12 @@ def _arguments(options: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def _check_names(options: Mapping[str, Any], known: Sequence[str]) -> None:
+def _several(value: object) -> list[object]:
+    """Return the values of an option that is given as one value or as several."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+
+
+def _check_names(options: Mapping[str, object], known: Sequence[str]) -> None:
     """Check that these options exist; raises InputError, with the nearest one."""
     for name in options:
         if name not in known:

@@ -10,7 +10,6 @@ from typing import NoReturn
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.text import eps_of, nearest
-from manifold_bench.defenses.errors import one_line
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h)")
 """The form of a duration: a number and its unit."""
@@ -76,32 +75,8 @@ def size(text: str) -> float:
     """Parse a perturbation size > 0, written as a number or a fraction; raises ArgumentTypeError."""
     try:
         value = eps_of(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed; give a size > 0 as 0.1 or 8/255") from error
+    except ValueError:
+        value = 0.0
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed; give a size > 0 as 0.1 or 8/255")
     return value
-
-
-def named_device(name: str) -> str:
-    """Return the name of a kind of device on another machine; raises InputError for any other or numbered device."""
-    import torch  # late, because --help should not wait for it
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device: {name!r} is no device; give cpu or cuda ({one_line(error)})") from error
-    if device.index is not None:
-        raise InputError(f"--device: {name!r}: with --engine ray give {device.type!r}, because Ray chooses the number")
-    return name
-
-
-def checked_device(name: str) -> str:
-    """Return the name of a device of this machine; raises InputError if it cannot be used."""
-    import torch  # late, because --help should not wait for it
-
-    try:
-        torch.ones(1, device=name).item()
-    except Exception as error:  # backends that are not built in raise what they like
-        raise InputError(f"--device: {name!r} cannot be used here ({one_line(error)})") from error
-    return name

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = given.name or given.run.resolve().name
     if name != Path(name).name or name.startswith("."):
         raise InputError(f"--name: {name!r} is not a folder name; give one without / that does not begin with a dot")
-    # late, so that --help is fast
+    # late: `--help` waits for neither pandas nor rich
     from manifold_bench.bench.gate.promotion import promote
     from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.terminal import print_text, terminal

@@ -9,6 +9,7 @@ from pathlib import Path
 from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.metrics.signs import SIGNS
+from manifold_bench.bench.running.url_folder import local_folder
 
 
 def parser() -> Parser:
@@ -36,11 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns 0 where the gate passes, 1 or 3 where it fails (`Gate.exit_code`), and 2 for bad input.
     """
     given = parser().parse_args(arguments)
-    # late, so that --help is fast
+    # late: `--help` waits for neither pandas nor rich
     from manifold_bench.bench.gate.gate import Gate, junit_gate, markdown_gate, print_gate
     from manifold_bench.bench.gate.limits import Limit
     from manifold_bench.bench.records.results import Results
-    from manifold_bench.bench.running.url_folder import local_folder
     from manifold_bench.bench.terminal import terminal
 
     limits = [Limit.parse(text) for text in dict.fromkeys(given.fail_on)]

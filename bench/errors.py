@@ -6,11 +6,11 @@ import functools
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec
 
-from manifold_bench.bench.text import printable
+from manifold_bench.bench.text import nearest, printable
 
 P = ParamSpec("P")
 
@@ -24,6 +24,14 @@ class InputError(Exception):
 
 class MissingData(InputError):
     """The published files of a data set are not found. A run of several data sets goes on without this one."""
+
+
+def one_of(place: str, name: str, known: Iterable[str]) -> str:
+    """Return the name if it is known; raises InputError otherwise. place: place of the name, for the message."""
+    known = list(known)
+    if name not in known:
+        raise InputError(f"{place}: {name!r} is not in this matrix{nearest(name, known)}; it has: {', '.join(known)}")
+    return name
 
 
 class Interrupted(KeyboardInterrupt):

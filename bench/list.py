@@ -7,7 +7,6 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.errors import InputError, report_errors
@@ -49,16 +48,17 @@ def named(one: Description) -> str:
 def facts(kind: Kind, one: Description) -> list[str]:
     """Return the facts that the list shows of a system, in a few words each; its paper comes last."""
     values = one.values
-    given: list[Any] = []
+    given: list[object] = []
     if kind == "datasets":
-        given += ["×".join(map(str, values.get("shape") or ())), f"{values.get('num_classes', '?')} classes"]
+        shape, classes = values.get("shape"), values.get("num_classes", "?")
+        given += ["×".join(map(str, shape)) if isinstance(shape, tuple) else "", f"{classes} classes"]
     elif kind == "defenses":
         rejects = values.get("rejects")
         given += [values.get("family"), "may reject" if rejects is ... else "rejects" if rejects else ""]
         given += ["randomized"] if values.get("randomized") is True else []
     elif kind == "attacks":
         norms = values.get("norms", ...)
-        given += [knowledge(one), "any norm" if norms is ... else " ".join(map(norm_text, norms))]
+        given += [knowledge(one), " ".join(map(norm_text, norms)) if isinstance(norms, tuple) else "any norm"]
     return [str(one) for one in (*given, one.cited) if one]
 
 
@@ -78,7 +78,7 @@ def purpose(matrix: Path) -> str:
 
 def explained(name: str) -> Iterator[str]:
     """Yield the lines that explain one name; raises InputError for an unknown name."""
-    # late, because these modules import the classes, and torch with them
+    # late: the list of all names waits for no torch
     from manifold_bench.bench.planning.details import explanation, parameters
     from manifold_bench.bench.planning.registry import find
 

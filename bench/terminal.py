@@ -92,6 +92,14 @@ def print_text(console: Console, text: str, style: str = "", indent: str = "") -
             console.print(Text(line, style=style), soft_wrap=True)
 
 
+def print_line(console: Console, line: str) -> None:
+    """Print a line: wrapped between words on a terminal, as one line elsewhere."""
+    if console.is_terminal:
+        print_text(console, line)
+    else:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def _wrapped(text: str, width: int, indent: str) -> list[str]:
     if cell_len(indent + text) <= width:
         return [indent + text if text else ""]

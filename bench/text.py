@@ -11,14 +11,11 @@ from fractions import Fraction
 
 NORM_NAMES = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 
-
 NOT_RUN = "–"
 """The text of a cell that the run does not have."""
 
-
 LEVELS = 255
 """Number of grey levels above black in an 8-bit image; papers give ε as a fraction of it, such as 8/255."""
-
 
 NORM_SPELLINGS = {"inf": "linf", "infinity": "linf", "2": "l2", "1": "l1", "0": "l0"}
 """Names of norms for what people write in their place, after an "l" if any."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manifold_bench.bench.arguments import Parser, checked_device, natural
+from manifold_bench.bench.arguments import Parser, natural
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.folders import data_folder
 from manifold_bench.bench.running.environment import choose_kernels, ensure_home
@@ -50,9 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     ensure_home()
     choose_kernels()
-    # late, because --help should not wait for torch, and kernels have to be chosen before torch computes
+    # late: `--help` does not wait for torch, and kernels have to be chosen before torch computes
     from manifold_bench.bench.planning.reading import defense_by_name
     from manifold_bench.bench.planning.refs import DatasetRef, cache_file, defense_ref
+    from manifold_bench.bench.running.devices import checked_device
     from manifold_bench.bench.running.training import train_with_parts, training_of
     from manifold_bench.bench.terminal import Terminal
 

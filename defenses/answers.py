@@ -25,10 +25,7 @@ ADVICE: tuple[tuple[str, Callable[[Tensor], object]], ...] = (
     ("it takes one image [C,H,W]; give lambda x: torch.stack([model(image) for image in x])", lambda x: x[0]),
     ("it takes arrays; give lambda x: torch.as_tensor(model(x.cpu().numpy()))", Tensor.numpy),
     *(
-        (
-            f"it takes {size} images alone; it has to take any number",
-            lambda x, n=size: x[:1].repeat(n, 1, 1, 1),
-        )
+        (f"it takes {size} images alone; it has to take any number", lambda x, n=size: x[:1].repeat(n, 1, 1, 1))
         for size in SIZES
     ),
 )

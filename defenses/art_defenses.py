@@ -14,10 +14,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from typing import Any, ClassVar  # Any: ART's objects, which have no types
+from typing import ClassVar
 
 import torch
 from art.defences import preprocessor
+from art.defences.preprocessor import Preprocessor
 from torch import Tensor
 
 from manifold_bench.attacks.adapter import constructor_defaults, seeded
@@ -74,20 +75,22 @@ class ArtSpec(DefenseSpec):
     implementation: ART's class. classifier: the defense without parameters that classifies the preprocessed images.
     """
 
-    implementation: ClassVar[Any] = None
+    implementation: ClassVar[type[Preprocessor] | None] = None
     classifier: Behind = "undefended"
 
     def __post_init__(self) -> None:
         if self.implementation is not None:
             self.made()  # ART checks values when it constructs
 
-    def made(self) -> Any:
+    def made(self) -> Preprocessor:
         """Return ART's object with these parameters; raises ValueError for values that ART refuses."""
-        name, accepted = self.implementation.__name__, constructor_defaults(self.implementation)
+        implementation = self.implementation
+        assert implementation is not None
+        name, accepted = implementation.__name__, constructor_defaults(implementation)
         own = {field.name for field in dataclasses.fields(self)} - {"shape", "num_classes", "classifier"}
         fixed = {key: value for key, value in FIXED.items() if key in accepted}
         try:
-            return self.implementation(**fixed, **{key: getattr(self, key) for key in own})
+            return implementation(**fixed, **{key: vars(self)[key] for key in own})
         except ImportError as error:
             raise ValueError(not_installed(f"art:{name}", (error.name or "").partition(".")[0])) from error
         except (TypeError, ValueError) as error:
@@ -159,22 +162,21 @@ def _defense(name: str) -> type[ArtDefense]:
         "randomized": name in RANDOMIZED,
         "version": int(hashlib.sha256(release.encode()).hexdigest()[:15], 16),
     }
-    made: type[Any] = type(name, (ArtDefense,), content)
+    made = type(name, (ArtDefense,), content)
+    assert issubclass(made, ArtDefense)
     return made
 
 
 def _spec(name: str, implementation: type) -> type[ArtSpec]:
     """Return the dataclass of the parameters of ART's class that a matrix file may set."""
-    fields: list[Any] = []
+    fields: list[tuple[str, type, object]] = []
     for key, parameter in inspect.signature(implementation).parameters.items():
         if key not in FIXED:
-            needed = parameter.default is parameter.empty
-            field: Any = dataclasses.field() if needed else dataclasses.field(default=parameter.default)
-            fields.append((key, TYPES[parameter.annotation], field))
-    made: type[Any] = dataclasses.make_dataclass(
-        name, fields, bases=(ArtSpec,), namespace={"implementation": implementation, "__module__": __name__},
-        frozen=True, kw_only=True,
-    )  # fmt: skip
+            default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
+            fields.append((key, TYPES[parameter.annotation], dataclasses.field(default=default)))
+    content = {"implementation": implementation, "__module__": __name__}
+    made = dataclasses.make_dataclass(name, fields, bases=(ArtSpec,), namespace=content, frozen=True, kw_only=True)
+    assert issubclass(made, ArtSpec)
     return made
 
 

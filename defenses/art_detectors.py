@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal  # Any: ART's objects, which have no types
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 from art.defences.detector import evasion
+from art.defences.detector.evasion import EvasionDetector
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
@@ -72,7 +73,7 @@ class ArtDetector(Defense):
         """Return by how much the score of images x [N,C,H,W] exceeds the detector's threshold, [N]."""
 
     @abstractmethod
-    def detector_of_art(self) -> Any:
+    def detector_of_art(self) -> EvasionDetector:
         """Return ART's detector with what this defense has learnt."""
 
     def activations_of_art(self) -> PyTorchClassifier:
@@ -107,7 +108,7 @@ class BinaryInputDetector(ArtDetector):
         clean, attacked = self.detector(self.observed(x)).unbind(1)
         return attacked - clean
 
-    def detector_of_art(self) -> Any:
+    def detector_of_art(self) -> EvasionDetector:
         return evasion.BinaryInputDetector(as_art(self.detector, self.spec.shape, 2))
 
     def fit(
@@ -142,7 +143,7 @@ class BinaryActivationDetector(BinaryInputDetector):
         """Return the activations of the classifier's last hidden layer for images x [N,C,H,W]."""
         return Hidden(self.network)(x)
 
-    def detector_of_art(self) -> Any:
+    def detector_of_art(self) -> EvasionDetector:
         width = self.network.output.in_features
         return evasion.BinaryActivationDetector(self.activations_of_art(), as_art(self.detector, (width,), 2), 0)
 
@@ -162,7 +163,7 @@ class SubsetScanningDetector(ArtDetector):
     def __init__(self, spec: SubsetScanningSpec) -> None:
         super().__init__(spec)
         self.register_buffer("background", torch.zeros(spec.images, *spec.shape))
-        self.made: tuple[Tensor, Any] | None = None
+        self.made: tuple[Tensor, EvasionDetector] | None = None
         """ART's detector, whose construction takes long, and the background that it was made for."""
 
     def excess(self, x: Tensor) -> Tensor:
@@ -170,7 +171,7 @@ class SubsetScanningDetector(ArtDetector):
         report, _ = detector.detect(x.detach().cpu().numpy())
         return torch.as_tensor(report["scores"] - detector.bgd_scores.max()).to(x)
 
-    def detector_of_art(self) -> Any:
+    def detector_of_art(self) -> EvasionDetector:
         background = self.background.cpu()
         if self.made is None or not torch.equal(self.made[0], background):
             detector = evasion.SubsetScanningDetector(

@@ -129,6 +129,11 @@ class Defense(Trainable):
     detectors: ClassVar[tuple[str, ...]] = ()
     """Names of the detectors whose ratios `detection` returns; empty if the defense has no `detection`."""
 
+    @staticmethod
+    def named(name: str) -> type[Defense]:
+        """Return the defense of the library's class with that name, where this is an adapter; raises ValueError."""
+        raise NotImplementedError
+
     def __init__(self, spec: DefenseSpec) -> None:
         super().__init__(spec)
         self.num_classes = spec.num_classes

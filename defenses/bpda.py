@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from manifold_bench.defenses.projection_gradients import straight_through
 
@@ -42,6 +42,12 @@ def bpda(forward: Step, backward: Step = identity) -> Step:
     return step
 
 
+class Context(FunctionCtx):
+    """What `BackwardBy` keeps for its backward pass."""
+
+    product: Step
+
+
 class BackwardBy(torch.autograd.Function):
     """An autograd function that returns `value`, which was computed from x outside torch.
 
@@ -54,9 +60,9 @@ class BackwardBy(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Context, inputs: tuple[Tensor, Tensor, Step], output: Tensor) -> None:
         ctx.product = inputs[2]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return ctx.product(gradients[0]), None, None

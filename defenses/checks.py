@@ -11,7 +11,7 @@ import json
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from manifold_bench.defenses.base import Certificate, Defense, DefenseSpec, Trai
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import parameters
 from manifold_bench.defenses.weights import freeze
+
+T = TypeVar("T")
 
 
 class ContractError(ValueError):
@@ -63,20 +65,25 @@ REASON = Expected(
 )
 
 
-def checked(owner: object, part: str, expected: Expected, compute: Callable[[], object] | None = None) -> Any:
-    """Return what a user's object declares; raises ContractError, which names class and part, if it is unexpected.
+def checked(owner: object, part: str, expected: Expected, compute: Callable[[], T]) -> T:
+    """Return what a user's object declares or returns; raises ContractError if it is unexpected.
 
-    owner: the object, or its class. part: name of its attribute, for the message too. expected: what the value has to
-    be. compute: function that returns the value where it is no plain attribute, but for example a method's result.
+    owner: the object, or its class. part: the attribute or method, for the message. expected: what the value has to be.
+    compute: function that returns the value.
     """
     name = (owner if isinstance(owner, type) else type(owner)).__name__
     try:
-        value = compute() if compute else getattr(owner, part)  # by name, because `part` is in the message too
+        value = compute()
     except Exception as error:  # a user's code may raise anything
         raise ContractError(f"{name}.{part} raises {one_line(error)}; expected {expected.words}") from error
     if not expected.fits(value):
         raise ContractError(f"{name}.{part} is {shown(value)}; expected {expected.words}")
     return value
+
+
+def check(owner: object, attribute: str, expected: Expected) -> None:
+    """Check an attribute that a user's object, or its class, declares; raises ContractError as `checked` does."""
+    checked(owner, attribute, expected, lambda: getattr(owner, attribute))
 
 
 def shown(value: object) -> str:
@@ -93,31 +100,29 @@ def check_spec_class(cls: type[Defense]) -> None:
         return "__dataclass_fields__" in vars(spec) or not inspect.get_annotations(spec)
 
     words = "a subclass of DefenseSpec, decorated with @dataclass(frozen=True, kw_only=True)"
-    checked(cls, "Spec", Expected(words, is_spec))
+    check(cls, "Spec", Expected(words, is_spec))
 
 
 def check_defense(defense: Defense) -> None:
     """Check everything that a defense declares, trained or not; raises ContractError."""
-    checked(defense, "family", TEXT)
+    check(defense, "family", TEXT)
     for part in ("randomized", "rejects"):
-        checked(defense, part, FLAG)
+        check(defense, part, FLAG)
     for part in ("inference_steps", "attacked_steps"):
-        checked(defense, part, WHOLE)
+        check(defense, part, WHOLE)
     classes = defense.spec.num_classes
-    checked(defense, "num_classes", Expected(f"{classes}, that of its spec", lambda value: value == classes))
-    checked(defense, "classifier", Expected("a module or None", lambda value: value is None or callable(value)))
-    detectors = checked(defense, "detectors", names("names"))
-    modes = checked(defense, "gradient_modes", names("gradient modes", *get_args(GradientMode)))
+    check(defense, "num_classes", Expected(f"{classes}, that of its spec", lambda value: value == classes))
+    check(defense, "classifier", Expected("a module or None", lambda value: value is None or callable(value)))
+    detectors = checked(defense, "detectors", names("names"), lambda: defense.detectors)
+    known = names("gradient modes", *get_args(GradientMode))
+    modes = checked(defense, "gradient_modes", known, lambda: defense.gradient_modes)
     if detectors and type(defense).detection is Defense.detection:
         raise ContractError(f"{type(defense).__name__} names detectors; expected a method detection(x, labels) too")
     if set(modes) != {"default"} and type(defense).attack_forward is Defense.attack_forward:
         found = f"gradient modes {', '.join(modes) or 'of no name'}"
         raise ContractError(f"{type(defense).__name__} has {found}; expected a method attack_forward too")
-    certificate = checked(
-        defense,
-        "certificate",
-        Expected("a Certificate or None", lambda value: value is None or isinstance(value, Certificate)),
-    )
+    kind = Expected("a Certificate or None", lambda value: value is None or isinstance(value, Certificate))
+    certificate = checked(defense, "certificate", kind, lambda: defense.certificate)
     if certificate and type(defense).certified is Defense.certified:
         raise ContractError(f"{type(defense).__name__} has a certificate; expected a method certified too")
     check_trainable(defense)
@@ -125,15 +130,15 @@ def check_defense(defense: Defense) -> None:
 
 def check_trainable(module: Trainable) -> None:
     """Check version, spec and parts of a trainable module, and those of its parts; raises ContractError."""
-    checked(module, "version", WHOLE)
+    check(module, "version", WHOLE)
     words = "fields that are numbers, texts, true or false, None, or lists, tables and dataclasses of them"
     checked(module, "spec", Expected(words, lambda _: True), lambda: json.dumps(parameters(module.spec)))
 
-    def are_parts(value: Any) -> bool:
-        return parts.fits(value) and all(isinstance(getattr(module, name, None), Trainable) for name in value)
+    def are_parts(value: object) -> bool:
+        return parts.fits(value) and all(isinstance(getattr(module, name, None), Trainable) for name in module.parts)
 
     parts = names("names of attributes that are Trainables")
-    checked(module, "parts", dataclasses.replace(parts, fits=are_parts))
+    check(module, "parts", dataclasses.replace(parts, fits=are_parts))
     for part in module.named_parts.values():
         check_trainable(part)
 
@@ -186,18 +191,10 @@ def check_verdict(defense: Defense, answer: object, n: int) -> None:
 
 def perceived(defense: Defense, x: Tensor) -> Tensor:
     """Return `defense.perceived` of images x [N,C,H,W], same shape; raises ContractError if it returns no images."""
-
-    def is_image(value: object) -> bool:
-        return (
-            isinstance(value, Tensor)
-            and value.shape == x.shape
-            and value.is_floating_point()
-            and bool(value.isfinite().all())
-        )
-
     name = f"{type(defense).__name__}.perceived"
     seen = defense.perceived(x.clone())
-    if not is_image(seen):
+    usable = isinstance(seen, Tensor) and seen.shape == x.shape and seen.is_floating_point()
+    if not (usable and bool(seen.isfinite().all())):
         found = f"{seen.dtype} {list(seen.shape)}" if isinstance(seen, Tensor) else type(seen).__name__
         raise ContractError(f"{name} returned {found}; expected finite images {list(x.shape)}")
     return seen.detach().float()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 
@@ -50,19 +49,28 @@ class DenseOnMaps(nn.Conv2d):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+class _Context(FunctionCtx):
+    """What `_Folding` keeps for its backward pass."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    saved_tensors: tuple[Tensor]
+
+
 class _Folding(torch.autograd.Function):
     """F.conv2d with a gradient for the image alone, which is itself differentiable."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]
+        ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]
     ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.size, ctx.stride, ctx.padding = x.shape[2:], stride, padding
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         patches = weight.to(gradient).flatten(1).t() @ gradient.flatten(2)  # autocast may give half precision
         image = F.fold(patches, ctx.size, weight.shape[2:], padding=ctx.padding, stride=ctx.stride)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import numpy as np
 import torch
-from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.defences.preprocessor.preprocessor import Preprocessor, PreprocessorPyTorch
+from art.estimators import BaseEstimator
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from manifold_bench.defenses.bpda import BackwardBy
 
 
-def art_module(classifier: Any) -> nn.Module:
+def art_module(classifier: object) -> nn.Module:
     """Return an ART classifier as a module: images in [0,1] → outputs [N,K], preprocessing included.
 
     Torch differentiates a `PyTorchClassifier` through its module and through preprocessors in torch; for other
@@ -30,7 +30,7 @@ def art_module(classifier: Any) -> nn.Module:
 class _Art(nn.Module):
     """The base of both modules: it scales images in [0,1] to the range of values that the classifier expects."""
 
-    def __init__(self, classifier: Any) -> None:
+    def __init__(self, classifier: BaseEstimator) -> None:
         super().__init__()
         self.classifier = classifier
         low, high = (0.0, 1.0) if classifier.clip_values is None else classifier.clip_values
@@ -45,7 +45,7 @@ class _Art(nn.Module):
 class ArtTorch(_Art):
     """A `PyTorchClassifier` of ART; see `art_module`."""
 
-    def __init__(self, classifier: Any) -> None:
+    def __init__(self, classifier: BaseEstimator) -> None:
         super().__init__(classifier)
         self.module = copy.deepcopy(classifier.model).eval()  # as its `predict` does
 
@@ -58,7 +58,7 @@ class ArtTorch(_Art):
         return postprocessed(self.classifier, outputs[-1] if isinstance(outputs, (list, tuple)) else outputs)
 
 
-def preprocessed(step: Any, x: Tensor) -> Tensor:
+def preprocessed(step: Preprocessor, x: Tensor) -> Tensor:
     """Return the output of an ART preprocessor for images x, in its order of axes, differentiable in x."""
     if isinstance(step, PreprocessorPyTorch):
         return step.forward(x)[0]
@@ -71,7 +71,7 @@ def preprocessed(step: Any, x: Tensor) -> Tensor:
     return BackwardBy.apply(x, value, product)
 
 
-def postprocessed(classifier: Any, outputs: Tensor) -> Tensor:
+def postprocessed(classifier: BaseEstimator, outputs: Tensor) -> Tensor:
     """Return outputs [N,K] as they are in rows where ART's postprocessors keep the class, and else what these make.
 
     So the answers are those of `predict`, and attacks have the gradient of the outputs, as ART's own attacks do.
@@ -106,5 +106,5 @@ class ArtClassifier(_Art):
         return BackwardBy.apply(x, _tensor(self.classifier.predict(given.copy()), x), product)
 
 
-def _tensor(values: Any, like: Tensor) -> Tensor:
+def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
     return torch.tensor(np.asarray(values), dtype=like.dtype, device=like.device)

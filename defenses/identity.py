@@ -156,17 +156,12 @@ def source_lines(modules: Iterable[str]) -> list[str]:
 
     Nothing is imported for this.
     """
-    sources = _Sources()
-    for module in modules:
-        sources.add_with_packages(module)
-    return list(sources.lines())
+    return list(_Sources(modules).lines())
 
 
 def source_files(modules: Iterable[str]) -> list[Path]:
     """Return the files of these modules and of all users' modules that they import. Nothing is imported for this."""
-    sources = _Sources()
-    for module in modules:
-        sources.add_with_packages(module)
+    sources = _Sources(modules)
     deque(sources.lines(), maxlen=0)  # follows the imports
     return [file for _, file in sources.files]
 
@@ -188,12 +183,14 @@ _distributions = cache(packages_distributions)
 
 
 class _Sources:
-    """Users' modules, in the order in which their imports lead to them."""
+    """Users' modules among these and what they import, in the order in which the imports lead to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Iterable[str]) -> None:
         self.numbers: dict[str, int | None] = {}
         """The number of each module; None for modules that are left out."""
         self.files: list[tuple[str, Path]] = []
+        for module in modules:
+            self.add_with_packages(module)
 
     def add_with_packages(self, module: str) -> list[int]:
         """Add a module and the packages that contain it; return the places in `files` of those whose code counts.

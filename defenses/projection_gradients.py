@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
     """Return `value` with the gradient of x, which has the same shape (BPDA, Athalye et al. 2018)."""
     return value.detach() + (x - x.detach())
+
+
+class Context(FunctionCtx):
+    """What `BackwardImplicit` keeps for its backward pass."""
+
+    generator: nn.Module
+    solve: LinearSolve
+    saved_tensors: tuple[Tensor, Tensor]
 
 
 class BackwardImplicit(torch.autograd.Function):
@@ -28,12 +36,14 @@ class BackwardImplicit(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(
+        ctx: Context, inputs: tuple[Tensor, Tensor, nn.Module, Tensor, LinearSolve], output: Tensor
+    ) -> None:
         x, _, ctx.generator, z, ctx.solve = inputs
         ctx.save_for_backward(x, z)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         x, z = ctx.saved_tensors
         return through_optimum(ctx.generator, x, z, gradients[0], ctx.solve), None, None, None, None
 

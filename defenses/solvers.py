@@ -22,14 +22,11 @@ from manifold_bench.defenses.base import Settings
 Penalty = Callable[[Tensor, Tensor], Tensor]
 """A function of latents [M,k] and their rows among all latents of the solver [M] → penalty added to each error, [M]."""
 
-
 Memory = tuple[Tensor, ...]
 """The state that a solver keeps from step to step, with a row for each latent; () before the first step."""
 
-
 CHECKED_EVERY = 10
 """Number of steps between two checks of which latents have converged."""
-
 
 AT_ONCE = 128
 """Number of latents that pass through a generator together on a CPU, so that activations stay in the caches."""

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from pydantic import TypeAdapter
@@ -201,7 +201,7 @@ def zoo_files(data: str, name: str) -> list[Path]:
     return sorted((card.with_suffix(".safetensors") for card in cards), key=lambda path: path != zoo_file(data, name))
 
 
-def from_zoo(name: str, data: str, **deployment: object) -> Any:
+def from_zoo(name: str, data: str, **deployment: object) -> Trainable:
     """Return a trained defense, or part of defenses, of the zoo, as in from_zoo("undefended", "mnist").
 
     name, data: the two parts of the file's name. deployment: values for deployment fields of its spec, in place of the

@@ -16,12 +16,11 @@ from typing import NamedTuple, NoReturn
 
 import pytest
 
-from manifold_bench.bench import COMMANDS, __main__
+from manifold_bench.bench import COMMANDS, __main__, evaluation
 from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.planning import matrix
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.report import plan as plan_on_screen
 from manifold_bench.bench.running.forecast import Forecast, Forecaster
 
 ROOT = Path(__file__).parent.parent
@@ -170,7 +169,7 @@ def planned() -> list[str]:
 @pytest.mark.parametrize("command", planned())
 def test_runs_are_planned(command, folder, monkeypatch):
     plans: list[Plan] = []
-    monkeypatch.setattr(plan_on_screen, "print_plan", lambda plan, *others: plans.append(plan))
+    monkeypatch.setattr(evaluation, "print_plan", lambda plan, *others: plans.append(plan))
     # It would take seconds of passes
     monkeypatch.setattr(Forecaster, "forecast", lambda *given: Forecast({}, 1.0, ()))
     arguments = shlex.split(command)[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,23 +11,24 @@ from torch import Tensor
 from manifold_bench.bench.datasets.base import Dataset, Split
 from manifold_bench.bench.errors import InputError
 from manifold_bench.defenses.base import LabelledImages
-from manifold_bench.defenses.checks import TEXT, ContractError, Expected, checked, shown
+from manifold_bench.defenses.checks import TEXT, ContractError, Expected, check, checked, shown
 
 
 def check_dataset(data: Dataset, *splits: Split) -> None:
     """Check what a data set declares, and these splits; raises InputError, which names the data set."""
     try:
         for part in ("name", "revision", "zoo"):
-            checked(data, part, TEXT)
+            check(data, part, TEXT)
         sizes = Expected("(channels, height, width), whole numbers ≥ 1", lambda value: _are_sizes(value, 3))
-        checked(data, "shape", sizes)
-        checked(data, "files", Expected("a tuple of paths", _are_paths))
-        checked(data, "num_classes", Expected("a whole number ≥ 1", lambda value: _are_sizes((value,), 1)))
+        check(data, "shape", sizes)
+        check(data, "files", Expected("a tuple of paths", _are_paths))
+        check(data, "num_classes", Expected("a whole number ≥ 1", lambda value: _are_sizes((value,), 1)))
         for name in splits:
             if data.test_only and name != "test":
                 raise ContractError("it has only test images; give a defense that is trained already")
             labelled = Expected("LabelledImages", lambda value: isinstance(value, LabelledImages))
-            split, again = checked(data, name, labelled), getattr(data, name)  # "train", "validation" or "test"
+            read = partial(getattr, data, name)  # "train", "validation" or "test"
+            split, again = checked(data, name, labelled, read), read()
             fault = fault_of(split, data.shape, data.num_classes)
             if not fault and not (torch.equal(split.images, again.images) and torch.equal(split.labels, again.labels)):
                 fault = "it differs when it is read again; expected the same images in the same order"

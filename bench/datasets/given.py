@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import isqrt
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from manifold_bench.bench.datasets.base import OnlyTestImages
 from manifold_bench.bench.errors import InputError
 from manifold_bench.defenses.base import LabelledImages
 from manifold_bench.defenses.errors import one_line
-
-GIVEN = "data"
-"""Name of the data set of the images that a program hands over."""
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 """Endings of the files that are read from a folder of images."""
@@ -66,7 +63,7 @@ USAGE = (
 )
 
 
-def labelled_images(data: Any) -> LabelledImages:
+def labelled_images(data: object) -> LabelledImages:
     """Return images with their labels from the forms in which programs have them.
 
     data: a pair of tensors, arrays or lists, images [N,C,H,W] in [0,1] and labels [N]; a `torch.utils.data.Dataset` of
@@ -97,7 +94,7 @@ def labelled_images(data: Any) -> LabelledImages:
     return LabelledImages(images.contiguous(), labels)
 
 
-def _collected(data: TorchDataset[Any]) -> tuple[Tensor, list[Any]]:
+def _collected(data: TorchDataset[tuple[object, object]]) -> tuple[Tensor, list[object]]:
     """Return the images and labels of a data set of torch, in its order; raises InputError."""
     try:
         size = len(data)  # type: ignore[arg-type]
@@ -113,7 +110,7 @@ def _collected(data: TorchDataset[Any]) -> tuple[Tensor, list[Any]]:
     return _as_tensor("images", images), labels
 
 
-def _picture(image: Any) -> Tensor:
+def _picture(image: object) -> Tensor:
     """Return an image of a data set of torch: tensors as they are, pictures of PIL and arrays as floats [C,H,W]."""
     if isinstance(image, Tensor):
         return image
@@ -122,7 +119,7 @@ def _picture(image: Any) -> Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / (255 if pixels.dtype == np.uint8 else 1))
 
 
-def _as_tensor(what: str, value: Any) -> Tensor:
+def _as_tensor(what: str, value: object) -> Tensor:
     """Return a tensor, array, column of pandas or list as a tensor on the CPU; raises InputError. what: its name."""
     if isinstance(value, Tensor):
         return value.detach().cpu()

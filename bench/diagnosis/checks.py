@@ -36,8 +36,7 @@ from manifold_bench.bench.diagnosis.evidence import (
 )
 from manifold_bench.bench.metrics.robustness import REJECTED, RIGHT, outcomes, robust
 from manifold_bench.bench.metrics.shares import wilson
-from manifold_bench.bench.planning.probes import LARGE
-from manifold_bench.bench.records.schema import CLEAN, PROBE, UNSTEADY
+from manifold_bench.bench.records.schema import CLEAN, LARGE, PROBE, UNSTEADY
 from manifold_bench.bench.text import eps_text, norm_text
 
 FEW = 8

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
-from manifold_bench.bench.metrics.shares import wilson
+from manifold_bench.bench.metrics.shares import binomial_tail, wilson
 from manifold_bench.bench.records.schema import PROBE
 from manifold_bench.bench.text import eps_text, norm_text
 from manifold_bench.defenses.identity import JsonObject
@@ -68,7 +68,7 @@ class Evidence:
     inspections: Mapping[str, JsonObject]
     num_classes: int
 
-    @property
+    @cached_property
     def ok(self) -> pd.DataFrame:
         """The records whose status is ok."""
         return self.records[self.records["status"] == "ok"]
@@ -119,21 +119,22 @@ class Comparison(NamedTuple):
         return binomial(self.only_weaker, self.only_weaker + self.only_stronger, 0.5)
 
 
-def binomial(k: int, n: int, p: float, alternative: str = "greater") -> float:
-    """Return the p-value of the exact binomial test of k successes in n trials; 1 for n = 0.
+def binomial(k: int, n: int, p: float, alternative: Literal["greater", "less"] = "greater") -> float:
+    """Return the one-sided p-value of the exact binomial test of k successes in n trials; 1 for n = 0.
 
-    Raises NotRun where k > n.
+    alternative: "greater" or "less", what the share of successes is than p if the null hypothesis is wrong. Raises
+    NotRun where k > n.
     """
     if k > n:
         raise NotRun(f"the stored counts contradict each other: {k} of {n}")
-    return float(binomtest(int(k), int(n), p, alternative=alternative).pvalue) if n else 1.0
+    return binomial_tail(int(k), int(n), p) if alternative == "greater" else binomial_tail(int(n - k), int(n), 1 - p)
 
 
 def beaten_within(rows: pd.DataFrame, eps: float) -> pd.Series:
     """Return by sample, for the samples attacked at ε, whether any row at this ε or a smaller one beat it."""
     at = rows.loc[np.isclose(rows["eps"], eps), "sample"].unique()
-    within = rows[(rows["eps"] <= eps * (1 + 1e-9)) & rows["sample"].isin(at)]
-    return within.groupby("sample")["success"].any()
+    within = (rows["eps"] <= eps * (1 + 1e-9)) & rows["sample"].isin(at)
+    return rows.loc[within, ["sample", "success"]].groupby("sample")["success"].any()
 
 
 def compared_by_role(ok: pd.DataFrame, weaker: str, stronger: Iterable[str]) -> list[Comparison]:
@@ -143,7 +144,8 @@ def compared_by_role(ok: pd.DataFrame, weaker: str, stronger: Iterable[str]) -> 
     for each norm and ε at which attacks of the weaker role and of a stronger one ran. ok: the rows of finished cells.
     """
     found = []
-    for norm, rows in ok[ok["norm"].isin(BALLS)].groupby("norm"):
+    columns = ["norm", "role", "eps", "sample", "success"]
+    for norm, rows in ok.loc[ok["norm"].isin(BALLS), columns].groupby("norm"):
         weak, strong = rows[rows["role"] == weaker], rows[rows["role"].isin(list(stronger))]
         for eps in sorted(set(weak["eps"]) & set(strong["eps"])):
             one, other = beaten_within(weak, eps).align(beaten_within(strong, eps), join="inner")

@@ -27,18 +27,13 @@ from manifold_bench.defenses.identity import JsonObject
 
 FAILING = ("-", "!", "?")
 
-
 STYLES = {"-": "bold red", "!": "bold red", "?": "bold red", "x": "yellow", "+": "green"}
-
 
 CELL_HEADER = ("data set", "defense", "attack", "norm", "ε")
 
-
 HEADER = ("", *CELL_HEADER, "n", "baseline", "new", "lost/gained", "p", "note")
 
-
 LIMIT_HEADER = ("broken limit", *CELL_HEADER, "baseline", "new", "note")
-
 
 LEGEND = (
     "Baseline, new: robust inputs in percent of the n that both runs share; lost/gained: number of inputs robust only "

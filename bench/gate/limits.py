@@ -72,7 +72,6 @@ FIGURES = {
     "seconds": Figure(_seconds, "higher", lambda value: f"{value:,.2f}", noise=1.0),
 }
 
-
 LIMITS = "2pp (percentage points), 5% (of the baseline's figure) or 1.5x (times as bad)"
 
 

@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, MinLen
 from manifold_bench.attacks.batching import batch_rows
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.measurements.base import Measurement
+from manifold_bench.bench.records.measurements import CERTIFIED
 from manifold_bench.bench.text import eps_text, norm_text
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.training import device_of
@@ -34,7 +35,7 @@ class Certified(Measurement):
     would vote for.
     """
 
-    headline: ClassVar[str] = "certified accuracy"
+    headline: ClassVar[str] = CERTIFIED
     norm: Literal["linf", "l2"] = "linf"
     eps: Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)] = (0.05, 0.1, 0.2, 0.3)
     n: Annotated[int, Ge(1)] = 100

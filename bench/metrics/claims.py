@@ -152,7 +152,8 @@ def detection_auc(records: pd.DataFrame) -> tuple[float, float, float]:
     The interval is that of the percentile bootstrap over inputs, which keeps an input's two scores together. records:
     rows of one cell. Raises MissingCells where a row is not ok or the defense gives no scores.
     """
-    from scipy.stats import bootstrap, mannwhitneyu  # late: takes a second, and worker processes do not need it
+    # late: takes a second, and worker processes do not need it
+    from scipy.stats import bootstrap, mannwhitneyu
 
     require_ok(records)
     if records[["clean_score", "adv_score"]].isna().any(axis=None):
@@ -272,7 +273,6 @@ RULES: dict[str, Rule] = {
     "detection_auc": Rule("number", _detection, ACCURACY),
 }
 """Name that a claim gives as its `figure` → its rule."""
-
 
 MEASUREMENT = Rule("number", Measured, ERROR)
 """Rule of a claim about the headline value of a measurement, which needs no records."""

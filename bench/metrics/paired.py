@@ -9,17 +9,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.stats import permutation_test
-from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 
 from manifold_bench.bench.metrics.robustness import robust
+from manifold_bench.bench.metrics.shares import binomial_tail
 from manifold_bench.bench.metrics.signs import SIGNS
 from manifold_bench.bench.records.results import Cell, Results
 from manifold_bench.defenses.identity import JsonObject
 
 SIGNIFICANCE = 0.05
 """Significance level of all cells together: the probability that any is called different although none is (Holm)."""
-
 
 COMPARABLE = (
     "dataset.indices_sha256",
@@ -164,6 +162,9 @@ def sign_flip(sums: np.ndarray) -> float:
     """
     if not len(sums):
         return 1.0
+    # late: takes a second, and reports do not need it
+    from scipy.stats import permutation_test
+
     drawn = permutation_test(
         (np.append(sums, 0),),
         np.sum,
@@ -219,7 +220,7 @@ def mcnemar(lost: int, gained: int) -> float:
     """Return the two-sided p of the exact McNemar test, whose null hypothesis is that losses and gains are equally
     likely (McNemar 1947).
     """
-    return float(exact_mcnemar([[0, lost], [gained, 0]], exact=True).pvalue)
+    return min(1.0, 2 * binomial_tail(max(lost, gained), lost + gained, 0.5))
 
 
 def changed(before: JsonObject, after: JsonObject, eps: float) -> Iterator[str]:

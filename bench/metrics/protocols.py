@@ -24,10 +24,8 @@ from manifold_bench.bench.records.schema import ANSWERS, ATTACK, CLEAN
 PROTOCOLS = ("single", "mean", "worst", "majority")
 """The protocols, in the order of tables."""
 
-
 CELL = ("dataset", "defense", "attack", "norm", "eps")
 """Columns that identify a cell."""
-
 
 INPUT = ("dataset", "defense", "seed", "sample")
 """Columns by which an attacked input finds its clean answers."""

@@ -14,14 +14,11 @@ from manifold_bench.bench.text import eps_text
 RIGHT, REJECTED, WRONG = 0, 1, 2
 """Outcomes of one answer, from best to worst: accepted and right, rejected, accepted and wrong."""
 
-
 OUTCOMES = {"accuracy": RIGHT, "rejection": REJECTED, "error": WRONG}
 """Name of a figure → the outcome whose share it is."""
 
-
 FOOLING = "fooling"
 """The norm of attacks that start from noise: no answer to noise is right, and accepting it is an error."""
-
 
 CELL = ("attack", "norm", "eps")
 """Columns that identify a cell of one defense on one data set."""

@@ -20,20 +20,17 @@ from numpy.typing import ArrayLike
 
 from manifold_bench.bench.metrics import robustness as figures
 from manifold_bench.bench.metrics.shares import MissingCells, wilson
-from manifold_bench.bench.metrics.summary import SUMMARY_COLUMNS, Case, cell_case, with_figures, worst_cases
+from manifold_bench.bench.metrics.summary import SUMMARY_COLUMNS, Case, cell_case, summary, with_figures, worst_cases
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE, Row
 from manifold_bench.bench.text import eps_text
 
 DEPLOYED = "deployed"
 """The operating point at a defense's own threshold."""
 
-
 RATES = (0.01, 0.05)
 """False-rejection rates (shares of clean inputs that a defense may reject) at which defenses are compared."""
 
-
 MATCHED_COLUMNS = ("rate", "threshold", "coverage", *SUMMARY_COLUMNS)
-
 
 IMPLAUSIBLE_COLUMNS = ("dataset", "defense", "norm", "eps", "figure", "value", "bound", "implausible", "evidence")
 
@@ -47,7 +44,6 @@ class Known(NamedTuple):
 
 
 _GOWAL = Known(0.3, 0.9634, "Gowal et al. 2020, its public model under AutoAttack")
-
 
 BEST_PUBLISHED = {("mnist", "linf"): _GOWAL, ("mnist5k", "linf"): _GOWAL}
 """(data set, norm) → best published classifier; mnist5k is a part of MNIST. Only figures from published texts."""
@@ -153,27 +149,33 @@ def at_threshold(records: pd.DataFrame, threshold: float) -> pd.DataFrame:
     return records.assign(clean_rejected=clean > threshold, adv_rejected=adv > threshold, success=success.astype(bool))
 
 
-def matched(records: pd.DataFrame, rates: Sequence[float] = RATES) -> pd.DataFrame:
+def matched(
+    records: pd.DataFrame, rates: Sequence[float] = RATES, deployed: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Return figures of every defense at the same false-rejection rates: the columns MATCHED_COLUMNS.
 
     `rate` is "deployed", for the defense's own threshold, or one of `rates` as text, whose `threshold` is set on the
     calibration records only. For each data set, defense and rate there are the clean row and the worst cases that
     summary.summary would have. `coverage` is 1 − rejection; in clean rows, 1 − coverage is the false-rejection rate on
-    test inputs. The other columns are those of summary.
+    test inputs. The other columns are those of summary. deployed: result of summary.summary for these records, which is
+    computed here where it is not given.
 
     The scores of a defense that rejects nothing get a threshold, too. A rate without a threshold has only a clean row
     with status "skipped", the reason, and NaN for the figures.
     """
+    whole = summary(records) if deployed is None else deployed
+    own = whole[whole["kind"].isin([CLEAN, WORST_CASE]) & (whole["norm"] != figures.FOOLING)]
+    own_threshold = own.assign(rate=DEPLOYED, threshold=0.0)
     made = []
     for (dataset, defense), mine in records.groupby(["dataset", "defense"]):
+        made.append(own_threshold[(own["dataset"] == dataset) & (own["defense"] == defense)])
         scores = mine.loc[(mine["kind"] == CALIBRATION) & (mine["status"] == "ok"), "clean_score"]
         test = mine[(mine["kind"] != CALIBRATION) & (mine["norm"] != figures.FOOLING)]
-        points = [(DEPLOYED, None), *((rate_text(rate), rate) for rate in rates)]
-        for name, rate in points:
-            key = {"dataset": str(dataset), "defense": str(defense), "rate": name}
+        for rate in rates:
+            key = {"dataset": str(dataset), "defense": str(defense), "rate": rate_text(rate)}
             try:
-                threshold = 0.0 if rate is None else threshold_at(scores, rate)
-                judged = test if rate is None else at_threshold(test, threshold)
+                threshold = threshold_at(scores, rate)
+                judged = at_threshold(test, threshold)
                 clean = judged[judged["kind"] == CLEAN]
                 cases = ([cell_case(clean)] if len(clean) else []) + worst_cases(judged)
             except MissingCells as missing:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+
+QUANTILE = 1.9599639845400545
+"""The 97.5 % quantile of the normal distribution: half the width of a 95 % interval in standard deviations."""
 
 
 class MissingCells(ValueError):
@@ -30,10 +34,19 @@ def wilson(count: float, n: int) -> Estimate:
     """
     if n == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
-    from statsmodels.stats.proportion import proportion_confint  # late: takes a second, and workers do not need it
+    share, spread = count / n, QUANTILE**2
+    middle = (share + spread / (2 * n)) / (1 + spread / n)
+    half = QUANTILE * math.sqrt(share * (1 - share) / n + spread / (4 * n**2)) / (1 + spread / n)
+    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), n)
 
-    low, high = proportion_confint(count, n, alpha=0.05, method="wilson")
-    return Estimate(count / n, float(low), float(high), n)
+
+def binomial_tail(k: int, n: int, p: float) -> float:
+    """Return the probability of at least k successes in n independent trials, each with probability p in (0, 1)."""
+    if k <= 0:
+        return 1.0
+    one, other = math.log(p), math.log1p(-p)
+    ways = (math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(k, n + 1))
+    return min(1.0, math.fsum(math.exp(way + i * one + (n - i) * other) for i, way in enumerate(ways, k)))
 
 
 def percent_interval(value: float, n: int) -> str:

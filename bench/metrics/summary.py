@@ -152,13 +152,12 @@ def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, st
 
     There are no rows where the status is failed or skipped.
     """
-    within = records[records["eps"] <= eps]
-    here = within[within["eps"] == eps]
-    failed = within[within["status"] == "failed"]
-    if not (here["status"] == "ok").any():
-        status = "failed" if (here["status"] == "failed").any() else "skipped"
-        return within[:0], status, _named_reasons(here[here["status"] == status])
-    ok = within[within["status"] == "ok"]
+    within, here = records["eps"] <= eps, records["eps"] == eps
+    states = {status: records["status"] == status for status in ("ok", "failed", "skipped")}
+    if not (here & states["ok"]).any():
+        status = "failed" if (here & states["failed"]).any() else "skipped"
+        return records[:0], status, _named_reasons(records[here & states[status]])
+    ok, failed = records[within & states["ok"]], records[within & states["failed"]]
     reason = f"over {', '.join(sorted(ok['attack'].unique()))}"
     if len(failed):
         reason += f"; failed: {_named_reasons(failed)}"
@@ -169,8 +168,9 @@ def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, st
     common = cells.index[cells == len(pairs[parts].drop_duplicates())]
     if len(common) < len(cells):
         reason += f"; over the {len(common)} inputs of {len(cells)} that all of them attacked"
+        ok = ok[inputs.isin(common)]
     whole = len(failed) == 0 and len(common) == len(cells)
-    return ok[inputs.isin(common)], "ok" if whole else "partial", reason
+    return ok, "ok" if whole else "partial", reason
 
 
 def with_figures(cases: Sequence[Case]) -> pd.DataFrame:

@@ -20,12 +20,20 @@ LIMIT = 0.01
 FEWEST = 2
 """Number of inputs that have to fall late: a single one may be chance."""
 
+FELL_LATE = (
+    "more steps, restarts or targets may leave less, because some inputs fell only in the second half of the passes of "
+    "every attack that beat them (number of these inputs in each cell)"
+)
+"""What the evidence of `unfinished` means."""
+
 ITERATIVE = 20
 """Passes that an attack spends at least on an input that it doesn't beat; a second half of fewer means nothing."""
 
 
 def unfinished(records: pd.DataFrame, minimal: Collection[str] = ()) -> dict[tuple[str, str, str, float], str]:
-    """Return evidence that more steps would leave less, by data set, defense, norm and ε of a worst case.
+    """Return where more steps would leave less, by data set, defense, norm and ε of a worst case.
+
+    A value says how many inputs fell late, such as `L∞ ε = 0.1: 3 of 64`; `FELL_LATE` says what that means.
 
     An input falls late where every attack that beats it at ε has spent more than half of what it spends on inputs that
     hold. An ε is named where more than `LIMIT` of the inputs, and no fewer than `FEWEST`, fall late, and some inputs
@@ -54,8 +62,5 @@ def unfinished(records: pd.DataFrame, minimal: Collection[str] = ()) -> dict[tup
         fell_late = late[beaten].groupby(cell["sample"][beaten]).all()
         count, n = int(fell_late.sum()), len(left)
         if left.any() and count >= FEWEST and count / n > LIMIT:
-            found[dataset, defense, norm, eps] = (
-                f"at {norm_text(norm)} ε = {eps_text(eps)}, {count} of {n} inputs fell only in the second half of the "
-                "passes of every attack that beat them, so more steps, restarts or targets may leave less"
-            )
+            found[dataset, defense, norm, eps] = f"{norm_text(norm)} ε = {eps_text(eps)}: {count} of {n}"
     return found

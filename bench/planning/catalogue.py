@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 from manifold_bench.defenses.identity import Kind, locate, registered
 
@@ -58,7 +57,7 @@ class Description:
 
     name: str
     summary: str
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     paper: str
     package: str
 
@@ -118,9 +117,9 @@ def _find(module: str, name: str) -> _Class | None:
     return _find(*imported[name]) if imported.get(name, (module,))[0] != module else None
 
 
-def _values(cls: _Class) -> dict[str, Any]:
+def _values(cls: _Class) -> dict[str, object]:
     """Return the class attributes of a class and of its bases by name."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for base in reversed(cls.node.bases):
         known = _find(*cls.imported.get(base.id, (cls.module, base.id))) if isinstance(base, ast.Name) else None
         if known and known != cls:
@@ -128,12 +127,12 @@ def _values(cls: _Class) -> dict[str, Any]:
     return found | _literals(cls.node.body)
 
 
-def _literals(body: list[ast.stmt]) -> dict[str, Any]:
+def _literals(body: list[ast.stmt]) -> dict[str, object]:
     """Return the attributes in a class' body by name; the value of a property is the first constant that it returns.
 
     The value of an attribute that is no literal is `...`.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for node in body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -146,7 +145,7 @@ def _literals(body: list[ast.stmt]) -> dict[str, Any]:
     return found
 
 
-def _literal(node: ast.expr) -> Any:
+def _literal(node: ast.expr) -> object:
     try:
         return ast.literal_eval(node)
     except ValueError:

@@ -6,15 +6,14 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from manifold_bench.attacks.threat import Norm
-from manifold_bench.bench.errors import InputError
+from manifold_bench.attacks.norms import Norm
+from manifold_bench.bench.errors import InputError, one_of
 from manifold_bench.bench.metrics.claims import MEASUREMENT, RULES, Rule
-from manifold_bench.bench.planning.registry import one_of
 from manifold_bench.bench.planning.sizes import Fractional, NormName
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.text import eps_text, norm_of, norm_text
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
 
 
 Text = Annotated[str, Field(min_length=1)]
+
+Published = float | tuple[int, int] | bool | None
+"""A share, a number, a count as (count, of), or a trend; None if nothing was published."""
 
 
 class Budget(BaseModel):
@@ -58,7 +60,7 @@ class Claim(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     source: Text
     text: Text
-    published: Any = None
+    published: Published = None
     recalled: bool = False
     figure: str | None = None
     measurement: Text | None = None
@@ -83,9 +85,9 @@ class Claim(BaseModel):
             raise ValueError(f"{json.dumps(value)} is not allowed; give {', '.join(map(repr, RULES))}")
         return value
 
-    @field_validator("published")
+    @field_validator("published", mode="plain")
     @classmethod
-    def _number_count_or_trend(cls, value: object) -> object:
+    def _number_count_or_trend(cls, value: object) -> Published:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, int | float) and np.isfinite(value) and value >= 0:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from manifold_bench.attacks.base import Attack
+from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.records.schema import ATTACK
-
-if TYPE_CHECKING:
-    from manifold_bench.bench.planning.plan import Plan
 
 UNMARKED = ("none", "plain model", "not stated")
 """Families that need no attack made for them: no defense at all, models of users, and defenses that name no family."""

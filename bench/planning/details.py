@@ -7,8 +7,10 @@ import inspect
 import math
 import re
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from manifold_bench.attacks.base import Attack
+from manifold_bench.defenses.base import Trainable
 from manifold_bench.defenses.identity import Kind
 
 SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -27,9 +29,9 @@ class Parameter(NamedTuple):
     meaning: str
 
 
-def parameters(kind: Kind, cls: type[Any]) -> list[Parameter]:
+def parameters(kind: Kind, cls: type[object]) -> list[Parameter]:
     """Return the parameters of a system of that kind, those of its base classes first; data sets have none."""
-    owner = getattr(cls, "Spec", cls)  # the parameters of defenses are in a separate class
+    owner = cls.Spec if issubclass(cls, Trainable) else cls  # the parameters of defenses are in a separate class
     if kind == "datasets" or not dataclasses.is_dataclass(owner):
         return []
     hints = get_type_hints(owner, include_extras=True)
@@ -37,19 +39,19 @@ def parameters(kind: Kind, cls: type[Any]) -> list[Parameter]:
     fields = [one for one in dataclasses.fields(owner) if one.name not in given]
     meanings = _meanings(owner, [one.name for one in fields])
     ranges = {one.name: allowed(hints[one.name]) for one in fields}
-    if kind == "attacks":
+    if issubclass(cls, Attack):
         ranges["norm"] = allowed(Literal[cls.norms])  # the norms that this attack supports
     return [Parameter(one.name, ranges[one.name], _default(one), meanings.get(one.name, "")) for one in fields]
 
 
-def explanation(kind: Kind, cls: type[Any]) -> list[str]:
+def explanation(kind: Kind, cls: type[object]) -> list[str]:
     """Return the paragraphs of a class' docstring after the first one, without their texts about parameters."""
     names = [one.name for one in parameters(kind, cls)]
     paragraphs = (inspect.getdoc(cls) or "").split("\n\n")[1:]
     return [prose for one in paragraphs if (prose := _about(one, names)[0].strip())]
 
 
-def _meanings(owner: type[Any], names: list[str]) -> dict[str, str]:
+def _meanings(owner: type[object], names: list[str]) -> dict[str, str]:
     """Return the texts of docstrings about the parameters with these names; a class' own text wins over its bases'."""
     found: dict[str, str] = {}
     for cls in owner.__mro__[:-1]:
@@ -66,7 +68,7 @@ def _about(paragraph: str, names: list[str]) -> list[str]:
     return re.split(rf"(?:^|(?<=[.;)] ))((?:(?:{name}), )*(?:{name})): ", " ".join(paragraph.split()))
 
 
-def allowed(hint: Any) -> str:
+def allowed(hint: object) -> str:
     """Return a type hint in words: `Annotated[int, Ge(1)] | None` → int ≥ 1, or none."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is type(None):
@@ -86,7 +88,7 @@ def allowed(hint: Any) -> str:
     return str(getattr(hint, "__name__", hint))
 
 
-def _default(field: dataclasses.Field[Any]) -> str:
+def _default(field: dataclasses.Field[object]) -> str:
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if value is dataclasses.MISSING:
         return ""

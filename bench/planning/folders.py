@@ -12,6 +12,8 @@ from manifold_bench.bench.errors import InputError
 CACHE_VARIABLE = "MANIFOLD_BENCH_CACHE"
 DATA_VARIABLE = "MANIFOLD_BENCH_DATA"
 BASELINES = Path("results") / "baselines"
+MATRICES = Path(__file__).parents[1] / "matrices"
+"""Folder of the matrix files that are installed with the code."""
 
 
 def cache_folder(kind: str) -> Path:

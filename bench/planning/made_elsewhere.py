@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from manifold_bench.bench.errors import InputError, system_error
 from manifold_bench.bench.records.images import AdversarialImages, arrays_of, meta_of
 from manifold_bench.bench.text import LEVELS
 from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.identity import JsonObject
 
 TORCH = (".pt", ".pth")
 
@@ -34,7 +33,7 @@ class Found:
     labels: np.ndarray | None = None
     indices: np.ndarray | None = None
     inputs: np.ndarray | None = None
-    meta: Mapping[str, Any] | None = None
+    meta: JsonObject | None = None
 
 
 def read(path: Path) -> dict[str, Found]:

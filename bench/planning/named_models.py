@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TypeVar
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -30,6 +31,8 @@ from manifold_bench.bench.terminal import Terminal
 from manifold_bench.bench.text import nearest
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.models import Normalize
+
+T = TypeVar("T")
 
 SECONDS = 5.0
 """Seconds within which a server has to answer before anything is downloaded from it."""
@@ -111,7 +114,7 @@ def robustbench_model(name: str) -> nn.Module:
     )
 
 
-def _imported(place: str, module: str) -> Any:
+def _imported(place: str, module: str) -> ModuleType:
     """Import an optional library; raises InputError if it, or a package that it needs, is missing or broken."""
     with contained(f"{place}: {module.partition('.')[0]} cannot be imported"):
         try:
@@ -162,7 +165,7 @@ def _offline(off: bool) -> Iterator[None]:
             vars(constants)["HF_HUB_OFFLINE"] = before
 
 
-def _downloaded(name: str, server: str, load: Callable[[], Any]) -> Any:
+def _downloaded(name: str, server: str, load: Callable[[], T]) -> T:
     """Return what `load` returns; any exception becomes an InputError that mentions the network.
 
     Meanwhile warnings in logs are not shown: without a network, a library reports each of its attempts there.

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from manifold_bench.attacks.threat import UNBOUNDED
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, one_of
 from manifold_bench.bench.planning.matrix import AttackChoice, DatasetEntry, DefenseChoice, Matrix
 from manifold_bench.bench.planning.reading import attack_by_name, defense_by_name
-from manifold_bench.bench.planning.registry import find, one_of
+from manifold_bench.bench.planning.registry import find
 from manifold_bench.bench.planning.sizes import check_size
 from manifold_bench.bench.records.schema import CLEAN
 

@@ -16,17 +16,15 @@ from manifold_bench.attacks.transfer import Transfer
 from manifold_bench.bench.planning.matrix import AttackChoice, AttackEntry, Matrix, MeasurementChoice
 from manifold_bench.bench.planning.reading import attack_choice
 from manifold_bench.bench.planning.registry import find
-from manifold_bench.bench.records.schema import PROBE
+from manifold_bench.bench.records.schema import LARGE, PROBE
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.identity import JsonObject
 
 N = 50
 """Number of inputs of a probe: the first ones of the clean pass."""
 
-
 N_OPTIMISING = 20
 """The same number for a defense that optimises at inference."""
-
 
 STEPS = 40
 
@@ -35,16 +33,10 @@ MORE_STEPS, MORE_RESTARTS = 100, 5
 """Numbers of steps and restarts of the probe that checks whether more of them make an attack stronger."""
 
 
-LARGE = (0.5, 1.0)
-"""L∞ sizes at which no defense can be robust: every image can become grey, or any other image."""
-
-
 QUERIES = 100
-
 
 PROBLEMS = 20
 """Number of problems of the planted test."""
-
 
 DEFAULT_EPS = (0.05, 0.1)
 """L∞ sizes for data sets for which the matrix has none below ½."""

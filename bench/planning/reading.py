@@ -15,11 +15,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.threat import UNBOUNDED
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, one_of
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning.claims import resolved_claims
 from manifold_bench.bench.planning.declared import check_attack, check_measurement
 from manifold_bench.bench.planning.faults import explain, unwrapped
+from manifold_bench.bench.planning.folders import MATRICES
 from manifold_bench.bench.planning.matrix import (
     AttackChoice,
     AttackEntry,
@@ -31,7 +32,7 @@ from manifold_bench.bench.planning.matrix import (
     MatrixFile,
     MeasurementChoice,
 )
-from manifold_bench.bench.planning.registry import find, one_of, settings_of
+from manifold_bench.bench.planning.registry import find, settings_of
 from manifold_bench.bench.planning.sizes import PARAMETERS, check_size, in_numbers
 from manifold_bench.bench.planning.usercode import LEAST_SECONDS, SECONDS, contained, limit_time
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST_CASE
@@ -42,14 +43,12 @@ from manifold_bench.defenses.identity import JsonObject
 
 V = TypeVar("V")
 
-FOLDER = Path(__file__).parents[1] / "matrices"
-
 
 def matrix_path(name: str) -> Path:
     """Return the path of a matrix file, given by name (`quick`) or by path; raises InputError."""
-    known = sorted(path.stem for path in FOLDER.glob("*.toml"))
+    known = sorted(path.stem for path in MATRICES.glob("*.toml"))
     if name in known:
-        return FOLDER / f"{name}.toml"
+        return MATRICES / f"{name}.toml"
     path = Path(name)
     if path.suffix == ".toml" or path.exists():
         if not path.is_file():
@@ -63,7 +62,7 @@ def matrix_path(name: str) -> Path:
 def read_matrix(name: str) -> Matrix:
     """Read and validate a matrix, given by name or by path; raises InputError, which names the file and the key."""
     path = matrix_path(name)
-    shown = str(path) if path.parent != FOLDER else f"{FOLDER.parent.name}/{FOLDER.name}/{path.name}"
+    shown = str(path) if path.parent != MATRICES else f"{MATRICES.parent.name}/{MATRICES.name}/{path.name}"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

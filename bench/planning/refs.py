@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 
@@ -19,10 +19,12 @@ from manifold_bench.bench.planning.matrix import DefenseChoice, Matrix
 from manifold_bench.bench.planning.registry import find
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.defenses import weights
-from manifold_bench.defenses.base import Trainable, TrainableSpec
+from manifold_bench.defenses.base import Defense, Trainable, TrainableSpec
 from manifold_bench.defenses.checks import check_defense
 from manifold_bench.defenses.identity import SCHEME, TRAINABLE, JsonObject, System, key_of, source_sha256, system
 from manifold_bench.defenses.models import check_suits
+
+M_co = TypeVar("M_co", bound=Trainable, covariant=True)
 
 TRAINING_SEED = 0
 """Seed of the trainings that a run starts; `manifold-bench train --seed` takes others."""
@@ -47,7 +49,7 @@ def _loaded(cls: type[Dataset], data: Path | None) -> Dataset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedRef:
+class TrainedRef(Generic[M_co]):
     """A trainable module for a data set: its class, its spec, and the file of its weights.
 
     weights: file of the weights; None if the module learns nothing. weights_sha256: hash of the weights; None until it
@@ -58,13 +60,13 @@ class TrainedRef:
     spec: TrainableSpec
     weights: Path | None = None
     weights_sha256: str | None = None
-    parts: Mapping[str, TrainedRef] = field(default_factory=dict)
+    parts: Mapping[str, TrainedRef[Trainable]] = field(default_factory=dict)
 
     @property
-    def cls(self) -> type[Any]:
+    def cls(self) -> type[M_co]:
         return self.system.cls
 
-    def build(self) -> Any:
+    def build(self) -> M_co:
         """Return the module with its initial weights, which are always the same."""
         with torch.random.fork_rng():
             torch.manual_seed(TRAINING_SEED)
@@ -77,7 +79,7 @@ class TrainedRef:
         if self.weights is not None and self.weights_sha256 is not None:
             weights.load_into(module, self.weights, self.weights_sha256)
 
-    def load(self, device: str = "cpu") -> Any:
+    def load(self, device: str = "cpu") -> M_co:
         """Return the trained module, frozen, in eval mode and on that device; raises WeightsError."""
         module = self.build()
         self.fill(module)
@@ -110,7 +112,7 @@ class TrainedRef:
         return dataclasses.replace(self, parts=parts | found)
 
     @property
-    def untrained(self) -> dict[str, TrainedRef]:
+    def untrained(self) -> dict[str, TrainedRef[Trainable]]:
         """Everything that has to be trained before it can be loaded, by its name in `part`; parts come first."""
         parts = {
             f"{name}.{inner}" if inner else name: ref
@@ -119,14 +121,14 @@ class TrainedRef:
         }
         return parts | ({"": self} if self.weights and not self.trained else {})
 
-    def part(self, name: str) -> TrainedRef:
+    def part(self, name: str) -> TrainedRef[Trainable]:
         """Return one of its parts, or a part of a part (`classifier.generator`), or itself for "". Raises KeyError."""
         first, _, rest = name.partition(".")
         return self.parts[first].part(rest) if first else self
 
 
 @dataclass(frozen=True, kw_only=True)
-class DefenseRef(TrainedRef):
+class DefenseRef(TrainedRef[Defense]):
     """A defense. name: name in the registry. label: label in the matrix. draws: see `DefenseChoice`."""
 
     name: str
@@ -189,7 +191,7 @@ def located(ref: Ref, module: Trainable, dataset: Dataset) -> Ref:
 
     Raises WeightsError.
     """
-    parts: dict[str, TrainedRef] = {}
+    parts: dict[str, TrainedRef[Trainable]] = {}
     for name, part in module.named_parts.items():
         parts[name] = located(TrainedRef(system=system(type(part), *TRAINABLE), spec=part.spec), part, dataset)
     ref = dataclasses.replace(ref, parts=parts)

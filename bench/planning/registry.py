@@ -9,18 +9,35 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeGuard, overload
 
+import torch
+
+from manifold_bench.attacks.base import Attack
+from manifold_bench.bench.datasets.base import Dataset
+from manifold_bench.bench.datasets.given import dataset_of_folder
 from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.measurements.base import Measurement
+from manifold_bench.bench.planning.named_models import robustbench_model, timm_model, with_weights
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.text import nearest
+from manifold_bench.defenses.base import Defense, Trainable
 from manifold_bench.defenses.identity import JsonObject, Kind, registered
+from manifold_bench.defenses.models import class_of, name_of
 
-# Imports inside functions, because code that needs only names should not wait for torch
+BASES: Mapping[Kind, type[object]] = {
+    "datasets": Dataset,
+    "defenses": Defense,
+    "parts": Trainable,
+    "attacks": Attack,
+    "measurements": Measurement,
+    "inspections": Measurement,
+}
+"""The base class of each kind."""
 
 SINGULAR: dict[Kind, str] = {
     "datasets": "data set",
@@ -32,24 +49,17 @@ SINGULAR: dict[Kind, str] = {
 }
 
 
-def one_of(place: str, name: str, known: Iterable[str]) -> str:
-    """Return the name if it is known; raises InputError otherwise. place: place of the name, for the message."""
-    known = list(known)
-    if name not in known:
-        raise InputError(f"{place}: {name!r} is not in this matrix{nearest(name, known)}; it has: {', '.join(known)}")
-    return name
-
-
-_handed_in: dict[tuple[Kind, str], type[Any]] = {}
+_handed_in: dict[tuple[Kind, str], type[object]] = {}
 """Classes that a Python program added (`handing_in`), because no module holds them."""
-
 
 _settings: dict[str, JsonObject] = {}
 """Label of a defense that a Python program added → its keys as in a matrix file, such as rejects and draws."""
 
 
 @contextmanager
-def handing_in(kind: Kind, classes: Mapping[str, type[Any]], settings: Mapping[str, JsonObject] = {}) -> Iterator[None]:
+def handing_in(
+    kind: Kind, classes: Mapping[str, type[object]], settings: Mapping[str, JsonObject] = {}
+) -> Iterator[None]:
     """Let `find` return these classes by name, and `settings_of` these settings, in this process and context.
 
     Others come back after it.
@@ -71,7 +81,17 @@ def settings_of(label: str) -> JsonObject:
     return dict(_settings.get(label, {}))
 
 
-def find(kind: Kind, name: str) -> type[Any]:
+@overload
+def find(kind: Literal["datasets"], name: str) -> type[Dataset]: ...
+@overload
+def find(kind: Literal["defenses"], name: str) -> type[Defense]: ...
+@overload
+def find(kind: Literal["attacks"], name: str) -> type[Attack]: ...
+@overload
+def find(kind: Literal["measurements", "inspections"], name: str) -> type[Measurement]: ...
+@overload
+def find(kind: Kind, name: str) -> type[object]: ...
+def find(kind: Kind, name: str) -> type[object]:
     """Return the class with that name; raises InputError, with the nearest known name.
 
     `library:Class` names an attack or a defense of a registered adapter (art:DeepFool, art:JpegCompression), and
@@ -128,43 +148,38 @@ def _fault_of_path(kind: Kind, name: str) -> str | None:
     return "give a registered name, or what is in a Python file, as file.py:Name"
 
 
-def _folder_of_images(name: str) -> type[Any]:
+def _folder_of_images(name: str) -> type[Dataset]:
     """Return a data set class for a folder of images by class; raises InputError."""
-    from manifold_bench.bench.datasets.given import dataset_of_folder
-
     with contained(f"data set {name!r}: cannot be read"):
         return dataset_of_folder(Path(name).resolve())
 
 
 def _is_candidate(word: str, value: object, module: str) -> bool:
     """Return whether something in a module may be what its user means: a public object made there, or a network."""
-    import torch
-
     maker = value if inspect.isclass(value) or inspect.isroutine(value) else type(value)
     return not word.startswith("_") and (maker.__module__ == module or isinstance(value, torch.nn.Module))
 
 
-def _of_adapter(kind: Kind, name: str, adapter: type[Any]) -> type[Any]:
+def _of_adapter(kind: Kind, name: str, adapter: type[object]) -> type[object]:
     """Return the class for a name whose first part is a registered adapter's; raises InputError.
 
     The adapter of attacks itself chooses the library's class, by its parameters. One of defenses makes a class.
     """
     prefix, _, attribute = name.partition(":")
-    if not adapter.open_parameters:
+    if not (issubclass(adapter, (Attack, Defense)) and adapter.open_parameters):
         article = "an" if kind == "attacks" else "a"
         raise InputError(
             f"unknown {SINGULAR[kind]} {name!r}; {prefix!r} is {article} {SINGULAR[kind]} itself; leave out the colon"
         )
-    if kind == "attacks":
+    if issubclass(adapter, Attack):
         return adapter
     try:
-        found: type[Any] = adapter.named(attribute)
+        return adapter.named(attribute)
     except ValueError as error:
         raise InputError(f"defense {name!r}: {error}") from error
-    return found
 
 
-def _object(kind: Kind, name: str) -> Any:
+def _object(kind: Kind, name: str) -> object:
     """Return the object that `package.module:name` or `file.py:name` names; raises InputError."""
     prefix, _, attribute = name.partition(":")
     if prefix.endswith(".py"):
@@ -191,10 +206,8 @@ def _import_file(kind: Kind, name: str, path: Path) -> str:
     return path.stem
 
 
-def _attribute(kind: Kind, name: str, module: str, attribute: str) -> Any:
+def _attribute(kind: Kind, name: str, module: str, attribute: str) -> object:
     """Import a module and return one of its objects by name; raises InputError if there is none."""
-    import torch
-
     with contained(f"{SINGULAR[kind]} {name!r}: cannot import {module!r}"):
         torch.manual_seed(0)  # a network with random weights has to be the same in every process
         content = importlib.import_module(module)
@@ -205,11 +218,8 @@ def _attribute(kind: Kind, name: str, module: str, attribute: str) -> Any:
     return found
 
 
-def _torchscript(name: str) -> type[Any]:
+def _torchscript(name: str) -> type[Defense]:
     """Return a defense class for the model in a TorchScript file; raises InputError."""
-    import torch
-
-    from manifold_bench.defenses.models import class_of
 
     path = Path(name)
     try:
@@ -227,24 +237,17 @@ def _torchscript(name: str) -> type[Any]:
     return cls
 
 
-def _of_library(name: str, library: str, model: str) -> type[Any]:
+def _of_library(name: str, library: str, model: str) -> type[Defense]:
     """Return a defense class for a pretrained model of timm or RobustBench; raises InputError."""
-    from manifold_bench.bench.planning.named_models import robustbench_model, timm_model
-    from manifold_bench.defenses.models import class_of
-
     made = timm_model(model) if library == "timm" else robustbench_model(model)
     return _by_reference(class_of(made, name, library))
 
 
-def _defense_of(name: str, found: Any, weights: Path | None = None) -> type[Any]:
+def _defense_of(name: str, found: object, weights: Path | None = None) -> type[Defense]:
     """Return a defense class for a model that was found under that name in a user's module; raises InputError.
 
     weights: file of weights that are loaded into the model; None: it keeps its own.
     """
-    import torch
-
-    from manifold_bench.bench.planning.named_models import with_weights
-    from manifold_bench.defenses.models import class_of, name_of
 
     prefix = name.partition(":")[0]
     module = Path(prefix).stem if prefix.endswith(".py") else prefix
@@ -258,7 +261,7 @@ def _defense_of(name: str, found: Any, weights: Path | None = None) -> type[Any]
         return _by_reference(class_of(made, name, module, bool(getattr(made, "randomized", False))))
 
 
-def needs_no_arguments(found: Any) -> bool:
+def needs_no_arguments(found: object) -> TypeGuard[Callable[[], object]]:
     """Return whether an object is a class or a function that can be called without arguments."""
     if not (inspect.isclass(found) or inspect.isroutine(found)):
         return False
@@ -269,33 +272,24 @@ def needs_no_arguments(found: Any) -> bool:
     )
 
 
-def _by_reference(cls: type[Any]) -> type[Any]:
+def _by_reference(cls: type[Defense]) -> type[Defense]:
     """Let a class that was made at run time be pickled as its name, by which `find` makes it again; return it."""
-    copyreg.pickle(type(cls), lambda made: (find, ("defenses", made.reference)))
+    copyreg.pickle(type(cls), lambda made: (_by_name, (vars(made)["reference"],)))
     return cls
 
 
-def _load(kind: Kind, point: EntryPoint) -> type[Any]:
+def _by_name(reference: str) -> type[Defense]:
+    return find("defenses", reference)
+
+
+def _load(kind: Kind, point: EntryPoint) -> type[object]:
     with contained(f"{SINGULAR[kind]} {point.name!r}: cannot load {point.value!r}"):
         return _checked(kind, point.name, point.load())
 
 
-def _checked(kind: Kind, name: str, found: Any) -> type[Any]:
+def _checked(kind: Kind, name: str, found: object) -> type[object]:
     """Return a loaded object as a class of that kind; a model becomes a defense class. Raises InputError."""
-    # late, because --help and list should not wait for torch
-    from manifold_bench.attacks.base import Attack
-    from manifold_bench.bench.datasets.base import Dataset
-    from manifold_bench.bench.measurements.base import Measurement
-    from manifold_bench.defenses.base import Defense, Trainable
-
-    base: type[Any] = {
-        "datasets": Dataset,
-        "defenses": Defense,
-        "parts": Trainable,
-        "attacks": Attack,
-        "measurements": Measurement,
-        "inspections": Measurement,
-    }[kind]
+    base = BASES[kind]
     if kind == "defenses" and not (isinstance(found, type) and issubclass(found, base)):
         return _defense_of(name, found)
     if not (isinstance(found, type) and issubclass(found, base)):

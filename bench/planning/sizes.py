@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from manifold_bench.attacks.threat import Norm
+from manifold_bench.attacks.norms import Norm
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.text import LEVELS, eps_of, eps_text, norm_of, norm_text
 
@@ -43,8 +43,8 @@ Sizes = Annotated[tuple[Size, ...], BeforeValidator(_list), Field(min_length=1, 
 """One size or several."""
 
 
-def check_size(place: str, norm: str, eps: float, shape: tuple[int, int, int] | None = None) -> None:
-    """Check that ε is a perturbation size in that norm, for images [C,H,W] of that shape if it is known.
+def check_size(place: str, norm: str, eps: object, shape: tuple[int, int, int] | None = None) -> float:
+    """Check that ε is a perturbation size in that norm, for images [C,H,W] of that shape if it is known; return it.
 
     Raises InputError; place: beginning of its message.
     """
@@ -55,7 +55,7 @@ def check_size(place: str, norm: str, eps: float, shape: tuple[int, int, int] | 
     channels, height, width = shape or (math.inf,) * 3
     largest = {"linf": 1.0, "l2": math.sqrt(channels * height * width), "l0": height * width}.get(norm, math.inf)
     if eps <= largest * (1 + 1e-6):
-        return
+        return eps
     images = f" for images of shape {shape}" if shape and norm != "linf" else ""
     if norm == "l0":
         allowed = f"give whole numbers of pixels from 1 to {largest}"

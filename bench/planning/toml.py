@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from manifold_bench.bench.errors import InputError
 
 
-def toml(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def toml(content: Mapping[str, Sequence[Mapping[str, object]]]) -> str:
     """Return arrays of tables as TOML; tensors and numbers of NumPy are written as numbers.
 
     Raises InputError for objects that no file can hold.
@@ -31,7 +30,7 @@ def toml(content: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def _written(name: str, value: Any) -> str:
+def _written(name: str, value: object) -> str:
     """Return a value as JSON, which is TOML for numbers, texts, truth values and lists; raises InputError for others.
 
     name: name of the parameter, for the message.
@@ -46,7 +45,7 @@ def _written(name: str, value: Any) -> str:
     return text
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """Return a tensor, or a number of NumPy, as JSON has it; raises InputError for objects that no file can hold."""
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         return value.tolist()

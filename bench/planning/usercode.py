@@ -13,9 +13,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+
+import numpy as np
+import torch
 
 from manifold_bench.bench.errors import InputError, Interrupted
+from manifold_bench.bench.planning.staying import staying
 from manifold_bench.defenses.errors import one_line
 
 SECONDS = 300.0
@@ -29,10 +32,6 @@ AGAIN_SECONDS = 1.0
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM)
 """Signals on which this process or its child processes rely."""
-
-
-class ProcessExit(BaseException):
-    """Code of a user called os._exit."""
 
 
 class TooSlow(BaseException):
@@ -50,30 +49,8 @@ def limit_time(seconds: float) -> None:
 
 def _autocast_nesting() -> int:
     """Return how many autocast contexts are open in this thread."""
-    import torch  # late, as in `_settings_kept`
-
     torch.autocast_increment_nesting()
     return int(torch.autocast_decrement_nesting())
-
-
-@contextmanager
-def staying() -> Iterator[None]:
-    """Raise ProcessExit where code inside calls os._exit in this process.
-
-    Processes that are forked meanwhile, such as those that load a user's data, end as they should.
-    """
-    own, exit_process = os.getpid(), os._exit
-
-    def refuse(code: int) -> None:
-        if os.getpid() != own:
-            exit_process(code)
-        raise ProcessExit(f"it called os._exit({code})")
-
-    os._exit = refuse  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        os._exit = exit_process
 
 
 @contextmanager
@@ -131,30 +108,27 @@ def _settings_kept() -> Iterator[None]:
     These are settings of torch and NumPy, states of random number generators, environment, working folder, umask,
     locale, signals, destinations of warnings and output, built-in functions, and modules that were replaced.
     """
-    import numpy as np  # late: `--help` and `list` wait for neither
-    import torch
-
     umask = os.umask(0o077)
     os.umask(umask)
-    changes: list[tuple[Callable[[Any], Any], Any]] = [
-        (os.chdir, os.getcwd()),  # noqa: PTH109
-        (os.umask, umask),
-        (partial(locale.setlocale, locale.LC_ALL), locale.setlocale(locale.LC_ALL)),
-        (sys.setrecursionlimit, sys.getrecursionlimit()),
-        (random.setstate, random.getstate()),
-        (np.random.set_state, np.random.get_state()),  # noqa: NPY002
-        (torch.set_rng_state, torch.get_rng_state()),
-        (torch.set_default_dtype, torch.get_default_dtype()),
-        (torch.set_num_threads, torch.get_num_threads()),
-        (torch.set_grad_enabled, torch.is_grad_enabled()),
-        (partial(torch.set_autocast_enabled, "cpu"), torch.is_autocast_enabled("cpu")),
-        (vars(builtins).update, dict(vars(builtins))),
-        (sys.modules.update, dict(sys.modules)),
+    changes: list[Callable[[], object]] = [
+        partial(os.chdir, os.getcwd()),  # noqa: PTH109
+        partial(os.umask, umask),
+        partial(locale.setlocale, locale.LC_ALL, locale.setlocale(locale.LC_ALL)),
+        partial(sys.setrecursionlimit, sys.getrecursionlimit()),
+        partial(random.setstate, random.getstate()),
+        partial(np.random.set_state, np.random.get_state()),  # noqa: NPY002
+        partial(torch.set_rng_state, torch.get_rng_state()),
+        partial(torch.set_default_dtype, torch.get_default_dtype()),
+        partial(torch.set_num_threads, torch.get_num_threads()),
+        partial(torch.set_grad_enabled, torch.is_grad_enabled()),
+        partial(torch.set_autocast_enabled, "cpu", torch.is_autocast_enabled("cpu")),
+        partial(vars(builtins).update, dict(vars(builtins))),
+        partial(sys.modules.update, dict(sys.modules)),
     ]
     if threading.current_thread() is threading.main_thread():
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        changes.append((partial(signal.pthread_sigmask, signal.SIG_SETMASK), blocked))
-        changes += [(partial(signal.signal, one), signal.getsignal(one)) for one in SIGNALS]
+        changes.append(partial(signal.pthread_sigmask, signal.SIG_SETMASK, blocked))
+        changes += [partial(signal.signal, one, signal.getsignal(one)) for one in SIGNALS]
     environment, device, streams = dict(os.environ), torch.get_default_device(), (sys.stdout, sys.stderr)
     deterministic, nesting = torch.are_deterministic_algorithms_enabled(), _autocast_nesting()
     try:
@@ -167,8 +141,8 @@ def _settings_kept() -> Iterator[None]:
             yield
     finally:
         sys.stdout, sys.stderr = streams
-        for change, value in changes:
-            change(value)
+        for undo in changes:
+            undo()
         while _autocast_nesting() > nesting:
             torch.autocast_decrement_nesting()
             torch.clear_autocast_cache()  # else casts of weights stay, whatever the weights learn

@@ -11,10 +11,11 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from zipfile import BadZipFile
 
 import numpy as np
+from pydantic import JsonValue
 
 from manifold_bench.bench.errors import InputError, system_error
 from manifold_bench.bench.records.files import Name, parsed
@@ -24,7 +25,7 @@ from manifold_bench.bench.records.store import file_name
 from manifold_bench.bench.text import eps_of, eps_text
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import atomic_write
-from manifold_bench.defenses.identity import key_of
+from manifold_bench.defenses.identity import JsonObject, key_of
 
 FOLDER = "images"
 
@@ -42,7 +43,7 @@ class AdversarialImages:
     labels: np.ndarray
     indices: np.ndarray
     inputs: np.ndarray
-    meta: dict[str, Any]
+    meta: JsonObject
 
     def save(self, path: str | Path) -> None:
         """Write the arrays into one .npz file; `meta` becomes an array with its JSON text."""
@@ -73,27 +74,27 @@ def load(path: Path) -> AdversarialImages:
         raise InputError(f"{path}: not adversarial images of a run: the array {error} is missing") from error
 
 
-def meta_of(arrays: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
+def meta_of(arrays: Mapping[str, np.ndarray], path: Path) -> JsonObject:
     """Return the table `meta` of a file's arrays, {} where it is missing; raises InputError if it is not JSON."""
     try:
-        return parsed(str(arrays.get("meta", "{}")).encode(), dict[Name, Any])
+        return parsed(str(arrays.get("meta", "{}")).encode(), dict[Name, JsonValue])
     except ValueError as error:
         raise InputError(f"{path}: meta: not a table in JSON ({one_line(error)})") from error
 
 
-def path_of(folder: Path, identity: Mapping[str, Any], eps: float) -> Path:
+def path_of(folder: Path, identity: JsonObject, eps: float) -> Path:
     """Return the path of the images of a job at one ε. folder: of the run. identity: of the job."""
     short = eps_text(eps)
     size = short if short != "∞" and eps_of(short) == eps else repr(float(eps))
     names = [identity["dataset"]["name"], identity["defense"]["label"], identity["attack"]["label"], identity["norm"]]
-    return folder / FOLDER / f"{file_name(*names, size)}--{key_of(dict(identity))[:16]}.npz"
+    return folder / FOLDER / f"{file_name(*names, size)}--{key_of(identity)[:16]}.npz"
 
 
 class Attacking(Protocol):
     """The parts of a planned job that this module needs."""
 
     @property
-    def identity(self) -> dict[str, Any]: ...
+    def identity(self) -> JsonObject: ...
     @property
     def eps(self) -> tuple[float, ...]: ...
     @property
@@ -105,7 +106,7 @@ def are_kept(job: Attacking, folder: Path) -> bool:
     return not job.keeps_images or all(path_of(folder, job.identity, eps).exists() for eps in job.eps)
 
 
-def adversarial(results: Results, wanted: Mapping[str, Any]) -> AdversarialImages:
+def adversarial(results: Results, wanted: Mapping[str, object]) -> AdversarialImages:
     """Return the adversarial images of the one attacked cell that matches.
 
     wanted: column of the records → value. Raises InputError where no cell or several match, or where the run did not
@@ -116,7 +117,7 @@ def adversarial(results: Results, wanted: Mapping[str, Any]) -> AdversarialImage
         found = rows[rows[column] == value]
         if found.empty:
             known = ", ".join(eps_text(one) if column == "eps" else str(one) for one in rows[column].unique())
-            shown = eps_text(value) if column == "eps" else repr(value)
+            shown = eps_text(value) if isinstance(value, (int, float)) and column == "eps" else repr(value)
             raise InputError(f"{column}: {shown} is not in these results; they have: {known or 'no attacks'}")
         rows = found
     for column in (*CELL_COLUMNS, "seed"):

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 FOLDER = "measurements"
 
+CERTIFIED = "certified accuracy"
+"""Headline of measurements of certified accuracy."""
+
 
 class Outcome(NamedTuple):
     """The result of a measurement.

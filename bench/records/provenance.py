@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,19 @@ from pydantic import BaseModel, Field
 from manifold_bench.bench.records.files import STRICT, Name, Number, Whole, read_json
 from manifold_bench.bench.records.packages import PACKAGES, package_version
 from manifold_bench.defenses.identity import JsonObject
+
+
+@dataclass(frozen=True)
+class Reused:
+    """Records that were taken from a baseline: its folder, code revision and date, and the number of jobs."""
+
+    folder: str
+    code: str
+    started: str
+    jobs: int
+
+    def __str__(self) -> str:
+        return f"{self.jobs} jobs from the baseline {self.folder} (code {self.code}, {self.started}), not run again"
 
 
 def code_revision() -> str:

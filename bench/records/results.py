@@ -24,7 +24,6 @@ from manifold_bench.defenses.identity import JsonObject
 Cell = tuple[str, str, str, str, float]
 """Data set, defense, attack, norm, ε."""
 
-
 CELL_COLUMNS = ("dataset", "defense", "attack", "norm", "eps")
 
 

@@ -15,48 +15,47 @@ REVISION = 5
 """Revision of the schema below and of the rules by which outputs are judged. It is part of every job's identity, so
 that records of another revision are not used."""
 
-
 Kind = Literal["clean", "calibration", "attack", "probe"]
 """Kind of a row: an unperturbed test input, an unperturbed calibration input, an attacked input, or an input attacked
 by one of the diagnosis' own attacks."""
 
-
 Row = Mapping[Any, Any]
 """A row of records or of a table, as pandas returns it: column → value."""
-
 
 CLEAN: Literal["clean"] = "clean"
 """Kind of rows with answers to unperturbed test inputs, and their name in the column `attack`; norm "none", ε = 0."""
 
-
 UNSTEADY = "its answers "
 """Beginning of the remark, in the `reason` of a clean pass, that answers change although the input does not."""
 
-
 UNDECLARED = f"{UNSTEADY}to the same images differ from call to call"
 """Beginning of the remark that a defense is randomized and does not say so."""
-
 
 CALIBRATION: Literal["calibration"] = "calibration"
 """Kind of rows with answers to unperturbed validation images, and their name in the column `attack`; norm and ε as for
 CLEAN. Thresholds that a figure needs are set on these, never on test images."""
 
-
 ATTACK: Literal["attack"] = "attack"
-
 
 PROBED: Literal["probe"] = "probe"
 """Kind of the records of the diagnosis' own attacks. Only the diagnosis uses them; figures, tables and comparisons do
 not."""
 
-
 PROBE = "diagnosis:"
 """Prefix of the names of the diagnosis' own attacks and inspections."""
 
 
+LARGE = (0.5, 1.0)
+"""L∞ sizes of one of the diagnosis' attacks, at which no defense can be robust: every image can become grey, or any
+other image."""
+
+
+GIVEN = "data"
+"""Name of a data set that a Python program handed over without a name."""
+
+
 WORST_CASE = "worst-case"
 """Name of the worst case over all attacks of a norm, which is always computed and never stored."""
-
 
 DTYPES: dict[str, str] = {
     "dataset": "string",  # name of the data set
@@ -107,7 +106,6 @@ input, so answer and score are the clean ones, while the distances are those of 
 minimal-distance attack, a row at an ε below the distance that it found holds the clean input (distances 0).
 """
 
-
 ANSWERS: dict[str, str] = {
     "answers": "int64",  # number n of answers to the judged output; in clean rows to the input
     "answers_right": "int64",  # number of these that are accepted and right
@@ -121,16 +119,13 @@ The figures of four protocols follow from them (`metrics.protocols`). Where an o
 clean input. Cells that failed or were skipped, and records of earlier versions, do not have these columns.
 """
 
-
 ADDED = ("l1",)
 """Columns of DTYPES that older records of the same revision do not have. They are read as NaN, and nothing that such
 records are about depends on them."""
 
-
 COUNTING = 1
 """Revision of the columns ANSWERS, and of the rule that an input is attacked until every answer is a success. It is
 part of the identity of a randomized defense's jobs alone."""
-
 
 IMAGE_COLUMNS = ("image_original", "image_adversarial", "image_seen")
 """Columns with images [C,H,W] as bytes, for the first samples of a cell, null elsewhere; the shape is in the metadata.
@@ -154,11 +149,12 @@ def as_stored(frame: pd.DataFrame) -> pd.DataFrame:
     """
     frame = frame.assign(**{column: np.nan for column in ADDED if column not in frame})
     answers = ANSWERS if any(column in frame for column in ANSWERS) else {}
+    found = frame.dtypes.to_dict()
     for column, kind in (DTYPES | answers).items():
-        if column not in frame:
+        if column not in found:
             raise ValueError(f"column {column}: missing")
-        if frame.dtypes[column] != kind:
-            raise ValueError(f"column {column}: {frame.dtypes[column]}, not {kind}")
+        if found[column] != kind:
+            raise ValueError(f"column {column}: {found[column]}, not {kind}")
     images = [column for column in IMAGE_COLUMNS if column in frame]
     if 0 < len(images) < len(IMAGE_COLUMNS):
         raise ValueError(f"columns of images: only {', '.join(images)} of {', '.join(IMAGE_COLUMNS)}")

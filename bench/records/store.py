@@ -32,9 +32,7 @@ from manifold_bench.defenses.identity import JsonObject, key_of
 
 INDEX = "index.json"
 
-
 IDENTITY = b"manifold_bench.identity"
-
 
 KERNELS = b"manifold_bench.kernels"
 

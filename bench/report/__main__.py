@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.errors import report_errors
+from manifold_bench.bench.running.url_folder import local_folder
 
 
 @report_errors
@@ -15,11 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="manifold-bench report", description=__doc__)
     parser.add_argument("folder", metavar="DIR|URL", help="a run's output folder, which holds records/")
     given = parser.parse_args(arguments).folder
-    # late, so that --help is fast
+    # late: `--help` waits for neither pandas nor rich
     from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.report.screen import print_report
     from manifold_bench.bench.report.writing import write_report
-    from manifold_bench.bench.running.url_folder import local_folder
     from manifold_bench.bench.terminal import print_text, terminal
 
     with local_folder(given, "DIR") as (folder, _):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from manifold_bench.bench.measurements.certified import Certified
 from manifold_bench.bench.metrics.shares import percent_interval
+from manifold_bench.bench.records.measurements import CERTIFIED
 from manifold_bench.bench.report import style
 from manifold_bench.bench.report.table import Table
 from manifold_bench.bench.report.tables import Marks, Panel, keyed, panels
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, scale_text
+from manifold_bench.defenses.identity import JsonObject
 
 LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals. Certified: the answer is right, and a proof or a statistical "
@@ -26,11 +26,11 @@ Shares = dict[tuple[str, float], tuple[float, int]]
 """(defense, ε) → certified accuracy in [0, 1] and its number of images."""
 
 
-def certified_shares(measured: list[dict[str, Any]], dataset: str, norm: str) -> Shares:
+def certified_shares(measured: Sequence[JsonObject], dataset: str, norm: str) -> Shares:
     """Return the certified accuracies that the stored measurements hold for a data set and norm."""
     found: Shares = {}
     for result in measured:
-        if result["dataset"] != dataset or result["headline"] != Certified.headline:
+        if result["dataset"] != dataset or result["headline"] != CERTIFIED:
             continue
         for name, value in result["values"].items():
             if match := re.fullmatch(rf"certified (\S+), {re.escape(norm_text(norm))}", name):
@@ -38,7 +38,7 @@ def certified_shares(measured: list[dict[str, Any]], dataset: str, norm: str) ->
     return found
 
 
-def certified_tables(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> list[Table]:
+def certified_tables(summary: pd.DataFrame, measured: Sequence[JsonObject]) -> list[Table]:
     """Return a table for each data set and norm that has certificates: one row per defense, both figures at each ε."""
     made = []
     for panel, shares in _with_certificates(summary, measured):
@@ -57,12 +57,14 @@ def certified_tables(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> l
     return made
 
 
-def certified_plots(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> Iterator[style.Plot]:
+def certified_plots(summary: pd.DataFrame, measured: Sequence[JsonObject]) -> Iterator[style.Plot]:
     """Yield a plot for each data set and norm that has certificates: both figures over ε, a colour for each defense."""
     for panel, shares in _with_certificates(summary, measured):
-        figure, axes = style.new_figure(6.4, 4.0)
+        defenses = sorted({defense for defense, _ in shares})
+        labels = [f"{defense}, {kind}" for defense in defenses for kind in ("certified", "under attack")]
+        figure, axes = style.new_figure(style.WIDTH, style.HEIGHT + style.legend_height(labels))
         clean = keyed(panel.clean, "defense")
-        for i, defense in enumerate(sorted({defense for defense, _ in shares})):
+        for i, defense in enumerate(defenses):
             line = style.line_style(i) | {"clip_on": False}
             certified = sorted((eps, 100 * share) for (one, eps), (share, _) in shares.items() if one == defense)
             axes.plot(*zip(*certified, strict=True), label=f"{defense}, certified", **line | {"ls": "--"})
@@ -74,12 +76,12 @@ def certified_plots(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> It
         axes.set(xlabel=f"ε ({scale_text(panel.norm)})", ylabel="% of inputs", ylim=(0, 100))
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
-        axes.set_title(f"{panel.title}: certified accuracy, and robust accuracy under all attacks", loc="left")
-        style.legend_outside(axes)
+        style.titled(axes, f"{panel.title}: certified accuracy, and robust accuracy under all attacks")
+        style.legend_below(axes)
         yield style.Plot((panel.dataset, panel.norm, "certified"), figure, "curves")
 
 
-def _with_certificates(summary: pd.DataFrame, measured: list[dict[str, Any]]) -> Iterator[tuple[Panel, Shares]]:
+def _with_certificates(summary: pd.DataFrame, measured: Sequence[JsonObject]) -> Iterator[tuple[Panel, Shares]]:
     for panel in panels(summary):
         if shares := certified_shares(measured, panel.dataset, panel.norm):
             yield panel, shares

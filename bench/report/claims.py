@@ -16,7 +16,7 @@ from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.metrics.summary import attacked_within
 from manifold_bench.bench.planning.claims import Budget, Claim, where
 from manifold_bench.bench.records.schema import ATTACK, CLEAN
-from manifold_bench.bench.report.style import MARKERS, OKABE_ITO, Plot, legend_outside, new_figure
+from manifold_bench.bench.report.style import HEIGHT, MARKERS, OKABE_ITO, WIDTH, Plot, legend_below, new_figure, titled
 from manifold_bench.bench.report.table import Notes, Table
 from manifold_bench.bench.text import NOT_RUN, distance_text, norm_text
 from manifold_bench.defenses.identity import JsonObject
@@ -29,9 +29,7 @@ RULE = (
     "is open."
 )
 
-
 AS_PUBLISHED = "as the paper did it"
-
 
 LEGEND = (
     "Percent of inputs with 95 % Wilson intervals, unless a unit is given. Under the strongest attack: the worst "
@@ -231,6 +229,7 @@ def _distances(claim: Claim, records: pd.DataFrame) -> Iterator[str]:
 def contradicted(claim: Claim, share: Estimate) -> bool:
     """Return whether the interval of the measured share lies wholly on the wrong side of the published value (RULE)."""
     value = claim.published
+    assert isinstance(value, (tuple, float))
     published = wilson(*value) if isinstance(value, tuple) else Estimate(value, value, value, 0)
     # rounding may put a share of 0 or 1 just outside its own interval
     if claim.rule.better == "high":
@@ -268,7 +267,7 @@ def outcomes_plot(curve: pd.DataFrame, title: str, norm: str) -> Figure:
 
     curve: the columns of metrics.claims.over_ladder.
     """
-    figure, axes = new_figure(6.4, 4.0)
+    figure, axes = new_figure(WIDTH, HEIGHT + 0.7)
     for i, (name, colour) in enumerate(zip(figures.OUTCOMES, (OKABE_ITO[0], OKABE_ITO[4], OKABE_ITO[1]), strict=True)):
         shares = [wilson(round(share * n), int(n)) for share, n in zip(curve[name], curve["n"], strict=True)]
         label = {"accuracy": "accepted and right", "rejection": "rejected", "error": "accepted and wrong"}[name]
@@ -278,7 +277,7 @@ def outcomes_plot(curve: pd.DataFrame, title: str, norm: str) -> Figure:
         axes.fill_between(curve["eps"], low, high, color=colour, alpha=0.15, lw=0)
     axes.set(xlabel=f"ε ({norm_text(norm)})", ylabel=f"% of n = {curve['n'].iloc[0]:,} inputs", ylim=(0, 100))
     axes.set_xlim(left=0)
-    axes.set_title(title, loc="left")
+    titled(axes, title)
     axes.grid(alpha=0.25)
-    legend_outside(axes)
+    legend_below(axes)
     return figure

@@ -68,7 +68,7 @@ class Report:
         judged = protocols(records)
         made += protocol_tables(summary, judged, doubts)
         made += attacks.attack_tables(worth)
-        made += tables.selective_tables(selective.matched(records), doubts)
+        made += tables.selective_tables(selective.matched(records, deployed=summary), doubts)
         conclusions = claims.conclusions(records, stated, results.measurements)
         return cls(
             results=results,

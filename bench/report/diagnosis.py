@@ -13,7 +13,6 @@ LEGEND = (
     "evidence (p < 0.01). docs/diagnosis.md explains each check."
 )
 
-
 EVIDENCE_LEGEND = "Numbers of inputs, with 95 % Wilson intervals in percent; p: exact one-sided McNemar."
 
 

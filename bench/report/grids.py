@@ -26,7 +26,6 @@ from manifold_bench.defenses.identity import JsonObject
 NO_IMAGE = 230
 """Grey level of the square drawn where the defense makes no image, 0 to 255."""
 
-
 SHOWN_INPUTS = 3
 """Number of inputs in a row of an image grid."""
 

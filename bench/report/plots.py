@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -29,7 +30,6 @@ from manifold_bench.bench.text import distance_text, eps_text, norm_text, scale_
 CURVE_POINTS = 200
 """Largest number of distances at which a curve over distances is drawn."""
 
-
 ROWS_PER_GRID = 14
 """Number of rows of one image grid; further rows go to further files."""
 
@@ -53,7 +53,8 @@ def write_plots(plots: Iterable[style.Plot], folder: Path) -> list[Drawn]:
         for parts, figure, section in plots:
             svg = folder / f"{file_name(*parts)}.svg"
             FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})  # `savefig` would draw the figure twice
-            drawn.append(Drawn(svg, figure.get_suptitle() or figure.axes[0].get_title("left"), section))
+            title = figure.get_suptitle() or figure.axes[0].get_title("left")
+            drawn.append(Drawn(svg, " ".join(title.split()), section))
     return drawn
 
 
@@ -87,7 +88,9 @@ def security_curves(*panels: Panel) -> Figure:
     attacks share only some inputs. A failed or skipped worst case leaves a gap. Several panels are drawn one below the
     other.
     """
-    figure = style.blank_figure(6.4, sum(max(4.0, style.legend_height(panel.defenses)) for panel in panels))
+    figure = style.blank_figure(
+        style.WIDTH, sum(style.HEIGHT + style.legend_height(panel.defenses) for panel in panels)
+    )
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         _draw_security_curves(axes, panel)
     return figure
@@ -114,46 +117,52 @@ def _draw_security_curves(axes: Axes, panel: Panel) -> None:
     sizes = sorted(worst["eps"].unique())
     if any("/" in eps_text(eps) for eps in sizes):
         axes.set_xticks([0.0, *sizes], ["0", *map(eps_text, sizes)])
-    axes.set_title(f"{dataset}: worst case over all {norm_text(norm)} attacks", loc="left")
+    style.titled(axes, f"{dataset}: worst case over all {norm_text(norm)} attacks")
     axes.grid(alpha=0.25)
     if len(worst):
         title = "defense" + ("\n(hollow: partial)" if (worst["status"] == "partial").any() else "")
-        style.legend_outside(axes, title)
+        style.legend_below(axes, title)
 
 
 def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Collection[str]) -> Figure:
     """Return a plot of robust accuracy over distance under minimal-distance attacks, one panel for each defense.
 
     records: rows of that data set and norm, all ok. minimal: keys of the jobs of minimal-distance attacks. The legend
-    gives the median distance of each attack. The grey curve is that of all attacks together, those with given ε
-    included.
+    gives the median distance of each attack. The grey curve is that of all attacks together. It ends at the largest ε
+    of the attacks that search at given ε alone, because only some attacks searched beyond.
     """
     panels = list(records.groupby("defense"))
     searching = sorted(records.loc[records["key"].isin(minimal), "attack"].unique())
-    legend = style.legend_height(f"{name}\nmedian" for name in ("all attacks", *searching))
-    figure = style.blank_figure(7.5, 0.8 + max(2.2, legend) * len(panels))
-    grid = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
+    legend = style.legend_height(f"{name}\nmedian" for name in ("all attacks, up to the largest ε = 0.3", *searching))
+    figure = style.blank_figure(style.WIDTH, 0.8 + (2.3 + legend) * len(panels))
+    grid = figure.subplots(len(panels), squeeze=False)[:, 0]
+    farthest = records["distance"][np.isfinite(records["distance"])].max()
     for axes, (defense, rows) in zip(grid, panels, strict=True):
-        named: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [("all attacks", rows, {"color": "0.7", "lw": 4})]
+        bounded = rows.loc[~rows["key"].isin(minimal), "eps"].max()  # NaN where every attack searched at all distances
+        together = "all attacks" if np.isnan(bounded) else f"all attacks, up to the largest ε = {eps_text(bounded)}"
+        named: list[tuple[str, pd.DataFrame, style.Style]] = [(together, rows, {"color": "0.7", "lw": 4})]
         for i, attack in enumerate(searching):
             own = rows[rows["attack"] == attack]
             named.append((attack, own, style.line_style(i) | {"marker": "", "lw": 1.5}))
         for name, own, line in named:
             distances = own["distance"][np.isfinite(own["distance"])]
             if len(own):
+                end = bounded if name == together and not np.isnan(bounded) else np.inf
                 points = np.linspace(0, 1, CURVE_POINTS)
                 steps = np.quantile(distances, points, method="nearest") if len(distances) else []
-                curve = distance_curve(own, np.unique([0.0, *steps]).tolist())
+                shown = [eps for eps in np.unique([0.0, *steps]).tolist() if eps < end]
+                curve = distance_curve(own, shown if np.isinf(end) else [*shown, end])
                 label = f"{name}\nmedian {distance_text(median_distance(own))}"
                 axes.step(curve["eps"], 100 * curve["value"], where="post", label=label, **line)
         axes.set_ylim(0, 100)
+        axes.set_xlim(0, farthest if farthest > 0 else 1)
+        axes.set_xlabel(f"distance ({scale_text(norm)})")
         axes.set_title(str(defense), loc="left", fontsize=9)
         axes.grid(alpha=0.25)
-        style.legend_outside(axes, fontsize=8)
-    grid[-1].set_xlim(left=0)
-    grid[-1].set_xlabel(f"distance ({scale_text(norm)})")
+        style.legend_below(axes)
     figure.supylabel("robust accuracy, % of inputs", fontsize=9)
-    figure.suptitle(f"{dataset}: robust accuracy over the {norm_text(norm)} distance that attacks found", fontsize=10)
+    title = f"{dataset}: robust accuracy over the {norm_text(norm)} distance that attacks found"
+    figure.suptitle(textwrap.fill(title, style.TITLE), fontsize=9)
     return figure
 
 
@@ -166,8 +175,8 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
     scale of the risk is linear up to 1 % and logarithmic above.
     """
     largest = records["eps"].max()
-    legend = style.legend_height(f"{defense}\narea" for defense in records["defense"].unique())
-    figure, axes = style.new_figure(8.0, max(4.2, 0.9 + legend))
+    legend = style.legend_height(f"{defense}\narea 0.00 %, attacked 00.0 %" for defense in records["defense"].unique())
+    figure, axes = style.new_figure(style.WIDTH, style.HEIGHT + 0.7 + legend)
     bold = style.weights(records["defense"].nunique())
     for i, (defense, rows) in enumerate(records.groupby("defense")):
         colour, marker = (style.line_style(i)[part] for part in ("color", "marker"))
@@ -180,10 +189,13 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
         for dashes, filling, judged, answers in parts:
             curve = 100 * risk_coverage(answers["score"], answers["wrong"])
             areas.append(f"{area(curve) / 100:.3g} %")
-            axes.plot(curve["coverage"], curve["risk"], dashes, color=colour, lw=1.2 * bold[i], zorder=3, clip_on=False)
-            point: dict[str, Any] = {"color": colour, "marker": marker, "mfc": filling, "clip_on": False}
+            # small markers at places of each defense's own, so that lines on each other can be told apart
+            places = {"marker": marker, "ms": 3.5, "markevery": (0.2 * (i + 0.5) / len(bold), 0.2)}
+            line = {"color": colour, "lw": 1.2 * bold[i], "zorder": 3, "clip_on": False}
+            axes.plot(curve["coverage"], curve["risk"], dashes, **line, **places)
+            point: style.Style = {"color": colour, "marker": marker, "mfc": filling, "clip_on": False}
             coverage, risk = operating_point(judged)
-            axes.plot(100 * coverage, 100 * risk, " ", zorder=4, ms=4.5 * bold[i], **point)
+            axes.plot(100 * coverage, 100 * risk, " ", zorder=4, ms=5 * bold[i], **point)
         axes.plot([], [], "-", color=colour, marker=marker, ms=6, label=f"{defense}\narea {', attacked '.join(areas)}")
     for name, dashes in (("clean", "-"), (f"attacked, ε = {eps_text(largest)}", "--")):
         axes.plot([], [], dashes, color="0.4", lw=1.4, label=name)
@@ -193,9 +205,8 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
     axes.set_yticklabels([f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.25)
-    axes.set_title(f"{dataset}: risk over coverage, clean and under all {norm_text(norm)} attacks", loc="left")
-    title = "defense (marker: as deployed;\nhollow: partial worst case)"
-    style.legend_outside(axes, title)
+    style.titled(axes, f"{dataset}: risk over coverage, clean and under all {norm_text(norm)} attacks")
+    style.legend_below(axes, "defense (large marker: as deployed; hollow: partial worst case)")
     return figure
 
 
@@ -242,7 +253,7 @@ def measured_curves(title: str, name: str, lines: dict[str, list[tuple[float, fl
 
     name: of the values without the number, the label of the x axis. lines: defense → points (number, value).
     """
-    figure, axes = style.new_figure(6.4, max(3.6, style.legend_height(lines)))
+    figure, axes = style.new_figure(style.WIDTH, style.HEIGHT + style.legend_height(lines))
     bold = style.weights(len(lines))
     for i, (defense, points) in enumerate(lines.items()):
         line = style.line_style(i) | {"ms": 4.5 * bold[i], "clip_on": False}
@@ -251,9 +262,9 @@ def measured_curves(title: str, name: str, lines: dict[str, list[tuple[float, fl
     axes.set_ylim(bottom=0)
     if all(value <= 1 for points in lines.values() for _, value in points):
         axes.set(ylim=(0, 1), ylabel="share")
-    axes.set_title(title, loc="left")
+    style.titled(axes, title)
     axes.grid(alpha=0.25)
-    style.legend_outside(axes, "defense")
+    style.legend_below(axes, "defense")
     return figure
 
 

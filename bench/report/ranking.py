@@ -10,16 +10,15 @@ import pandas as pd
 from manifold_bench.bench.metrics.optimality import mean_optimality
 from manifold_bench.bench.metrics.ranking import rank
 from manifold_bench.bench.metrics.shares import percent_interval
+from manifold_bench.bench.records.provenance import Reused
 from manifold_bench.bench.records.schema import WORST_CASE, Row
 from manifold_bench.bench.report.attacks import figure_texts
 from manifold_bench.bench.report.table import Notes, Table
 from manifold_bench.bench.report.tables import keyed
-from manifold_bench.bench.running.reuse import Reused
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent
 from manifold_bench.defenses.identity import JsonObject
 
 SIGNS = {"+": "better than", "-": "worse than", "~": "not significantly different from", "=": "no different from"}
-
 
 LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals: accepted and right when clean, and robust in the worst case over "
@@ -119,8 +118,9 @@ def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
             success, eps, passes, median, score = figure_texts(own)
             place = _place(rows["rank"], own["rank"])
             lines.append(
-                f"{where}, {defense}: success {success} % within ε = {eps}, {passes} passes, median distance {median}, "
-                f"optimality {score}{place}"
+                f"{where}, {defense}: success {success} % within ε = {eps}, {passes} forward + backward passes "
+                f"per input, median distance {median}, optimality {score} % "
+                f"(100: no attack found smaller distances){place}"
             )
         of_norm = means[(means["dataset"] == dataset) & (means["norm"] == norm)]
         own = keyed(of_norm, "attack").get(attack)

@@ -32,7 +32,7 @@ def print_report(report: Report, console: Console) -> None:
         marks = Marks(panel.attacked, report.doubts, flags)
         (_print_fooling if panel.is_noise else _print_robustness)(panel, marks, console)
         for i, note in enumerate(marks.notes, 1):
-            print_text(console, f"({i}) {textwrap.shorten(note, 300, placeholder=' …')}")
+            print_text(console, f"({i}) {textwrap.shorten(note, 400, placeholder=' …')}")
         console.print()
     print_text(console, SCREEN_LEGEND)
     for line in diagnosis_lines(report.diagnosis):
@@ -67,7 +67,9 @@ def _print_robustness(panel: Panel, marks: Marks, console: Console) -> None:
     """Print two tables: the worst case at each ε, and robust accuracy under each attack."""
     clean = keyed(panel.clean, "defense")
     worst: list[Line] = []
-    for row in panel.worst.to_dict("records"):
+    at = keyed(panel.worst, "defense", "eps")
+    sizes = sorted(panel.worst["eps"].unique())
+    for row in filter(None, (at.get((defense, eps)) for defense in panel.ranked for eps in sizes)):
         before = [marks.cell(clean.get(row["defense"]), figure, _short) for figure in ("accuracy", "rejection")]
         robust = [marks.cell(row, "robust_accuracy", _short), *_worst_figures(row)]
         if worst and worst[-1].label.rpartition(" ")[0] != marks.defense(row["defense"]):

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from manifold_bench.bench.datasets.given import GIVEN
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import CLEAN, PROBE, UNDECLARED
+from manifold_bench.bench.records.schema import CLEAN, GIVEN, PROBE, UNDECLARED
 from manifold_bench.bench.report.html.reproduce import matrix_name
 from manifold_bench.bench.report.ranking import named_in
 from manifold_bench.bench.text import eps_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,22 +13,31 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that people with any kind of colour vision can distinguish (Okabe and Ito 2008), without the pale yellow."""
 
-
 COLOURS = "viridis"
 """Colour map of heat maps: perceptually uniform, also in grey and for people with any kind of colour vision."""
 
+Style = dict[str, Any]
+"""Keyword arguments of matplotlib's functions, which say how something looks."""
 
 LINE_STYLES = ("-", "--", ":")
 
 
+WIDTH, HEIGHT = 4.8, 3.6
+"""Width and height in inches of a plot without its legend: readable on a phone, which shows it at its full width."""
+
+
+TITLE = 62
+"""Number of characters of a title that fit above a plot."""
+
+
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-
-STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {  # matplotlib has a type of its own for the keys
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -48,7 +57,7 @@ def shade(share: float) -> tuple[str, str]:
     return to_hex(colour), "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000000"
 
 
-def line_style(number: int) -> dict[str, Any]:
+def line_style(number: int) -> Style:
     """Return colour, dashes and marker of the line with that number, counted from 0; the first 21 all differ."""
     turn = number // len(OKABE_ITO)
     return {
@@ -58,11 +67,17 @@ def line_style(number: int) -> dict[str, Any]:
     }
 
 
-def legend_outside(axes: Axes, title: str | None = None, **style: Any) -> None:
-    """Draw the legend to the right of a plot, where it covers nothing; long labels get several lines."""
+def legend_below(axes: Axes, title: str | None = None, gap: float = 0.5) -> None:
+    """Draw the legend below a plot, where it covers nothing and leaves the whole width of a small screen to the plot.
+
+    gap: distance from the axes in inches, which leaves room for the labels of the x axis.
+    """
     handles, labels = axes.get_legend_handles_labels()
-    placement: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0, "frameon": False}
-    axes.legend(handles, list(map(wrapped, labels)), title=title, **placement | style)
+    below = axes.transAxes + ScaledTranslation(0, -gap, axes.figure.dpi_scale_trans)
+    placement: Style = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": below}
+    look: Style = {"borderaxespad": 0, "frameon": False, "ncols": _columns(labels), "handlelength": 2.8}
+    legend = axes.legend(handles, list(map(wrapped, labels)), title=title, **placement | look)
+    legend.set_alignment("left")
 
 
 def wrapped(label: str) -> str:
@@ -70,9 +85,20 @@ def wrapped(label: str) -> str:
     return "\n".join(textwrap.fill(line, 36) for line in label.split("\n"))
 
 
+def _columns(labels: Sequence[str]) -> int:
+    return 2 if max((len(line) for label in labels for line in label.split("\n")), default=0) <= 24 else 1
+
+
 def legend_height(labels: Iterable[object]) -> float:
-    """Return the height in inches of the legend that `legend_outside` draws of these labels under a title."""
-    return 0.5 + sum(0.07 + 0.15 * len(wrapped(str(label)).splitlines()) for label in labels)
+    """Return the height in inches of the legend that `legend_below` draws of these labels under a title."""
+    texts = list(map(str, labels))
+    heights = [0.07 + 0.15 * len(wrapped(text).splitlines()) for text in texts]
+    return 0.4 + sum(heights) / _columns(texts)
+
+
+def titled(axes: Axes, title: str) -> None:
+    """Write the title above a plot, in several lines where it is wider than the plot."""
+    axes.set_title(textwrap.fill(title, TITLE), loc="left", fontsize=9)
 
 
 def weights(lines: int) -> np.ndarray:

@@ -26,6 +26,15 @@ class Notes(list[str]):
             self.append(note)
         return f"({self.index(note) + 1})"
 
+    def number_shared(self, reason: str, cell: str) -> str:
+        """Return the number of the one note that gives a reason and lists every cell that it holds for."""
+        place = next((i for i, note in enumerate(self) if note.startswith(f"{reason}: ")), len(self))
+        if place == len(self):
+            self.append(f"{reason}: {cell}")
+        elif cell not in self[place].removeprefix(f"{reason}: ").split("; "):
+            self[place] += f"; {cell}"
+        return f"({place + 1})"
+
 
 @dataclass(frozen=True)
 class Table:

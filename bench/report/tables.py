@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from manifold_bench.bench.metrics.effort import effort_note
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.selective import DEPLOYED, implausible
 from manifold_bench.bench.metrics.shares import percent_interval
-from manifold_bench.bench.metrics.unfinished import unfinished
+from manifold_bench.bench.metrics.unfinished import FELL_LATE, unfinished
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import ATTACK, CLEAN, WORST_CASE, Row
 from manifold_bench.bench.report.table import LEGEND, Notes, Table, flag_note
@@ -22,7 +22,6 @@ SEEDS_LEGEND = (
     " Robust with several seeds: mean ± standard deviation over the seeds (and the worst seed of each input, with its "
     "interval)."
 )
-
 
 SELECTIVE_LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals. Rate: share of clean inputs that may be rejected, by a threshold "
@@ -34,12 +33,14 @@ SELECTIVE_LEGEND = (
     f"trying; {NOT_RUN} not in this run."
 )
 
-
 FOOLING_LEGEND = (
     "Percent of noise images with which the attack succeeded, with 95 % Wilson intervals. A targeted attack succeeds "
     "if the image is accepted as a target class, any other attack if it is accepted. Worst-case: accepted under any "
     "attack. † some outputs invalid; ‡ partial."
 )
+
+
+RECORD = "the figure would be better than that of every known classifier"
 
 
 def keyed(rows: pd.DataFrame, *columns: str) -> dict[Any, Row]:
@@ -109,20 +110,30 @@ class Marks:
             attacks = f"{who}: the attack" if one else f"{row['defense']}: every gradient-based attack"
             found.append("‖" + self.notes.number(f"‖ {attacks} {note}; this is no evidence of robustness"))
         if status == "partial":
-            found.append("‡" + self.notes.number(f"‡ partial: {who}: {reason}"))
+            found.append("‡" + self.notes.number_shared(f"‡ partial: {reason}", who))
         elif reason and row["kind"] != WORST_CASE:
             found.append(self.notes.number(f"note: {who}: {reason}"))
         if row["kind"] == WORST_CASE and row.get("rate", DEPLOYED) == DEPLOYED:
             for figure in figures:
-                evidence = self.doubts.get((row["dataset"], row["defense"], row["norm"], row["eps"], figure))
-                if evidence is not None:
-                    evidence = f"{row['defense']}: {evidence}"
-                    found.append("§" + self.notes.number(f"§ the attacks look too weak: {evidence}"))
+                doubt = self.doubts.get((row["dataset"], row["defense"], row["norm"], row["eps"], figure))
+                if doubt is not None:
+                    reason = f"§ the attacks look too weak: {doubt.reason}"
+                    found.append("§" + self.notes.number_shared(reason, f"{row['defense']}, {doubt.evidence}"))
         return list(dict.fromkeys(found))
 
 
-Doubts = Mapping[Any, str]
-"""(data set, defense, norm, ε, figure) → evidence that the attacks were too weak for this worst case."""
+class Doubt(NamedTuple):
+    """Why attacks look too weak for a worst case. reason: the same text for all such cells; evidence: on this cell."""
+
+    reason: str
+    evidence: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.evidence}"
+
+
+Doubts = Mapping[Hashable, Doubt]
+"""(data set, defense, norm, ε, figure) → why the attacks look too weak for this worst case."""
 
 
 def doubts_of(results: Results, summary: pd.DataFrame) -> Doubts:
@@ -132,14 +143,15 @@ def doubts_of(results: Results, summary: pd.DataFrame) -> Doubts:
     """
     minimal = [key for key, entry in results.index.items() if entry.minimal]
     winning = unfinished(results.records, minimal)
-    return {(*cell, "robust_accuracy"): text for cell, text in winning.items()} | dict(implausible_cells(summary))
+    late = {(*cell, "robust_accuracy"): Doubt(FELL_LATE, text) for cell, text in winning.items()}
+    return late | dict(implausible_cells(summary))
 
 
 def implausible_cells(summary: pd.DataFrame) -> Doubts:
     """Return the evidence on every figure of a summary that `selective.implausible` finds implausible."""
     checks = implausible(summary)
     found = checks[checks["implausible"].astype(bool)].set_index(["dataset", "defense", "norm", "eps", "figure"])
-    return dict(found["evidence"])
+    return {cell: Doubt(RECORD, evidence) for cell, evidence in found["evidence"].items()}
 
 
 class Panel(NamedTuple):
@@ -156,6 +168,23 @@ class Panel(NamedTuple):
     @property
     def defenses(self) -> list[str]:
         return sorted({*self.clean["defense"], *self.attacked["defense"]})
+
+    @property
+    def ranked(self) -> list[str]:
+        """The defenses by robust accuracy in the worst case at the largest ε, best first; those without it come last.
+
+        Where that is equal, the next smaller ε decides, then accuracy on clean images, then the name.
+        """
+        shares = keyed(self.worst, "defense", "eps")
+        clean = keyed(self.clean, "defense")
+        sizes = sorted(self.worst["eps"].unique(), reverse=True)
+
+        def place(defense: str) -> tuple[float, ...]:
+            rows = [*(shares.get((defense, eps)) for eps in sizes), clean.get(defense)]
+            found = [np.nan if row is None else float(row["robust_accuracy"]) for row in rows]
+            return tuple(1.0 if np.isnan(share) else -share for share in found)
+
+        return sorted(self.defenses, key=place)
 
     @property
     def worst(self) -> pd.DataFrame:
@@ -219,7 +248,7 @@ def _robustness(panel: Panel, marks: Marks) -> Table:
     ladder = sorted(panel.worst["eps"].unique())
     clean, at = keyed(panel.clean, "defense"), keyed(panel.worst, "defense", "eps")
     rows = []
-    for defense in panel.defenses:
+    for defense in panel.ranked:
         before = _clean_cells(clean.get(defense), marks)
         robust = (marks.cell(at.get((defense, eps)), figure) for eps in ladder for figure in STRICTNESS)
         rows.append([defense, *before, *robust])

@@ -27,7 +27,6 @@ FIRST_LOOKS = {
 WIDE = 0.2
 """Width of a 95 % interval of robust accuracy from which on more images come first."""
 
-
 FAILED = "Every attack failed, so nothing is known: mend what the reasons name, and run the same again."
 """Advice where no attack ended."""
 
@@ -190,7 +189,7 @@ def _marks(worst: Sequence[Row], doubts: Doubts) -> list[str]:
         if note := effort_note(row):
             sentences[f"‖ Every gradient-based attack {note}; this is no evidence of robustness."] = None
         if evidence := doubts.get((*cell, "robust_accuracy")):
-            sentences[f"§ The attacks look too weak: {evidence}."] = None
+            sentences[f"§ The attacks look too weak: {evidence.reason}: {evidence.evidence}."] = None
         if row["status"] == "partial":
             sentences[f"‡ Partial: {row['reason']}."] = None
         if row["valid"] < 1:

@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import pandas as pd
 import psutil
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,29 +18,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.records.log import Log, seconds_of
 from manifold_bench.bench.running.estimate import Estimator, Kind, left_of, time_left
 from manifold_bench.bench.running.timings import remember
 from manifold_bench.bench.text import eps_text
 from manifold_bench.defenses.identity import JsonObject
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from manifold_bench.bench.planning.jobs import Job
-
-
 TICK_SECONDS = 1.0
 """Seconds between two updates of log, memory and time."""
-
 
 SILENT_SECONDS = 60.0
 """Without a terminal: seconds without any line after which a line says what is running."""
 
-
 EPOCH_SECONDS = 5.0
 """Without a terminal: seconds between two lines about epochs of a stage; its first and last epoch always have one."""
-
 
 SHOWN = 8
 """Number of running pieces of work that are listed on the screen; the others are counted."""

@@ -13,7 +13,6 @@ MKL, which multiplies matrices in torch's builds for x86, otherwise picks its co
 processors.
 """
 
-
 VARIABLES = (
     *SETTINGS,
     "MKL_ENABLE_INSTRUCTIONS",

@@ -15,10 +15,8 @@ from manifold_bench.defenses.models import Handed
 ANSWER = 1e-4
 """Seconds of a solver step of a deployed answer, before anything is measured."""
 
-
 MEASURABLE = 0.01
 """Seconds below which a job's time is too inaccurate to learn from."""
-
 
 OVERHEAD = 0.5
 """Seconds of a job that are neither attacking nor judging, before anything is measured: process and weights."""

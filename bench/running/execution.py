@@ -13,7 +13,7 @@ from manifold_bench.bench.planning.folders import cache_folder
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan, matrix_json
 from manifold_bench.bench.records import images
-from manifold_bench.bench.records.provenance import provenance, stored_provenance
+from manifold_bench.bench.records.provenance import Reused, provenance, stored_provenance
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.store import checksum_path
 from manifold_bench.bench.running.board import Work
@@ -21,7 +21,7 @@ from manifold_bench.bench.running.engines.calls import Call
 from manifold_bench.bench.running.job import are_of_inputs, empty_records, job_call
 from manifold_bench.bench.running.locks import remove_drafts
 from manifold_bench.bench.running.measuring import measure
-from manifold_bench.bench.running.reuse import Reused, reuse_records
+from manifold_bench.bench.running.reuse import reuse_records
 from manifold_bench.bench.running.session import Session
 from manifold_bench.bench.running.stamp import STAMP
 from manifold_bench.bench.running.training import train_missing
@@ -143,11 +143,7 @@ def _is_missing(job: Job, plan: Plan, session: Session) -> bool:
 
 
 def _write_run_json(
-    plan: Plan,
-    session: Session,
-    begun: float,
-    reused: list[Reused],
-    kernels: list[JsonObject] | None = None,
+    plan: Plan, session: Session, begun: float, reused: list[Reused], kernels: list[JsonObject] | None = None
 ) -> None:
     """Write run.json: what ran, where, from which code, how long. kernels: None while the run is not finished."""
     content = {

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +15,7 @@ from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.target import Target
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.declared import solver_steps
+from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.records.store import Store
@@ -24,11 +24,6 @@ from manifold_bench.bench.running.job import inputs
 from manifold_bench.bench.running.judge import load_defense, verdict
 from manifold_bench.bench.running.reuse import baseline_folders
 from manifold_bench.bench.running.timings import experienced
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from manifold_bench.bench.planning.jobs import Job
 
 IMAGES, IMAGES_OPTIMISING = 64, 16
 """Numbers of images of a calibration; the second for defenses that optimise at inference."""

@@ -46,7 +46,6 @@ from manifold_bench.defenses.errors import one_line
 SHOWN = (3, 8)
 """Number of inputs of each cell whose images are kept, for large and for small images (`SHOWN_BYTES`)."""
 
-
 SHOWN_BYTES = 2**20
 """Limit in bytes for the kept images of a cell, above the smaller number: 8 of 64×64 pixels, 3 of 224×224."""
 

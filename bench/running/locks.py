@@ -18,7 +18,6 @@ from manifold_bench.bench.planning.folders import cache_folder
 LOCK = ".lock"
 """Name of the lock file in a run's folder."""
 
-
 OLD_SECONDS = 3600.0
 """Seconds without a write after which a draft counts as left by a killed process."""
 

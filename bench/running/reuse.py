@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from manifold_bench.bench.errors import InputError
@@ -15,24 +14,11 @@ from manifold_bench.bench.metrics.paired import flat, value_text
 from manifold_bench.bench.planning.folders import BASELINES
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan
-from manifold_bench.bench.records.provenance import stored_provenance
+from manifold_bench.bench.records.provenance import Reused, stored_provenance
 from manifold_bench.bench.records.store import Store, checksum_path, file_name
 from manifold_bench.bench.running.session import Session
 from manifold_bench.defenses.files import atomic_write
 from manifold_bench.defenses.identity import JsonObject
-
-
-@dataclass(frozen=True)
-class Reused:
-    """Records that were taken from a baseline: its folder, code revision and date, and the number of jobs."""
-
-    folder: str
-    code: str
-    started: str
-    jobs: int
-
-    def __str__(self) -> str:
-        return f"{self.jobs} jobs from the baseline {self.folder} (code {self.code}, {self.started}), not run again"
 
 
 def baseline_folders(matrix: str) -> list[Path]:

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import inspect
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import get_args
 
 from manifold_bench.bench.planning.folders import data_folder
-from manifold_bench.bench.planning.registry import SINGULAR
 from manifold_bench.bench.records.log import LOG
 from manifold_bench.bench.records.packages import PACKAGES, package_version
 from manifold_bench.defenses.files import atomic_write
-from manifold_bench.defenses.identity import OWN, PROJECT, JsonObject, registered, source_files
+from manifold_bench.defenses.identity import OWN, PROJECT, JsonObject, Kind, registered
 
 STAMP = "finished.json"
-
 
 NOT_OF_RESULTS = ("workers", "quiet", "out", "engine", "address", "export")
 """Arguments that do not change results."""
@@ -39,7 +37,7 @@ def request_of(given: argparse.Namespace) -> JsonObject:
         "code": _hash_all(f"{path}|{hash_of(path)}" for name in OWN for path in _files(PROJECT / name)),
         "data": None if data is None else _listing(data.resolve()),
         "packages": {"python": sys.version, **{name: package_version(name) for name in PACKAGES}},
-        "names": {kind: {name: point.value for name, point in registered(kind).items()} for kind in SINGULAR},
+        "names": {kind: {name: point.value for name, point in registered(kind).items()} for kind in get_args(Kind)},
         "path": sys.path,
         "variables": {name: value for name, value in os.environ.items() if name.startswith("MANIFOLD_BENCH_")},
     }
@@ -68,29 +66,6 @@ def write_stamp(folder: Path, request: JsonObject, read: Mapping[str, str], show
     """
     stamp = {"request": request, "read": dict(read), "left": _left(folder), "shown": shown}
     atomic_write(folder / STAMP, json.dumps(stamp, indent=1) + "\n")
-
-
-def code_of_users(systems: Iterable[tuple[str, type]]) -> dict[str, str] | None:
-    """Return the hash of every file of users' code that systems run; a system is its name in the matrix and its class.
-
-    It is None if a class is neither in this project nor in a user's file, because no hash covers it; for a plain model,
-    because its weights may come from any file; and for a folder of images, because images may be added to it.
-    """
-    from manifold_bench.bench.datasets.given import Given
-    from manifold_bench.defenses.models import Handed  # late, so that a finished run does not import torch
-
-    found: dict[str, str] = {}
-    for name, cls in systems:
-        if isinstance(cls, Handed) or issubclass(cls, Given):
-            return None
-        if cls.__module__.startswith("manifold_bench."):
-            continue
-        named = [name.partition(":")[0]] if ":" in name else []
-        files = source_files([*named, *(base.__module__ for base in cls.__mro__)])
-        if Path(inspect.getfile(cls)).resolve() not in files:
-            return None
-        found |= {str(path): hash_of(path) for path in files}
-    return found
 
 
 def hash_of(path: Path) -> str:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 import torch
 from rich.console import Console
@@ -99,7 +99,9 @@ def _train(training: Training, report: Callable[..., None]) -> None:
     notes = {"in train mode": layers} if (layers := in_train_mode(module)) else {}
     module = weights.freeze(module).cpu()
     if isinstance(module, Defense):
-        check_readable(module, ref.build(), data.validation.images[:8])
+        fresh = ref.build()
+        assert isinstance(fresh, Defense)
+        check_readable(module, fresh, data.validation.images[:8])
     card = weights.Card(
         name=ref.system.name,
         source_sha256=ref.system.source_sha256,
@@ -121,7 +123,15 @@ def _train(training: Training, report: Callable[..., None]) -> None:
     shutil.rmtree(Reporting.checkpoints)
 
 
-def training_of(ref: DefenseRef, part: str, dataset: DatasetRef, device: str, **changes: Any) -> Training:
+class Changes(TypedDict, total=False):
+    """Fields of a `Training` that a command may set."""
+
+    path: Path
+    seed: int
+    budget: float
+
+
+def training_of(ref: DefenseRef, part: str, dataset: DatasetRef, device: str, **changes: Unpack[Changes]) -> Training:
     """Return the training of a defense, or of a part of it (`generator`; "": the defense), for the cache.
 
     changes: other values of the fields path, seed and budget.

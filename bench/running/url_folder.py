@@ -33,11 +33,17 @@ def local_folder(given: str, place: str) -> Iterator[tuple[Path, Callable[[], No
             mirror.push()
 
 
+def page_of(folder: str) -> str:
+    """Return the path or URL of the report in a run's folder."""
+    return f"{folder.rstrip('/')}/report.html"
+
+
 class Mirror:
     """A copy of a folder at a URL on this machine; only this process writes to the URL."""
 
     def __init__(self, url: str, folder: Path, place: str) -> None:
-        from fsspec.core import url_to_fs  # late: a run in a folder of this machine needs none of it
+        # late: a run in a folder of this machine needs none of it
+        from fsspec.core import url_to_fs
 
         self.url, self.folder, self.place = url, folder, place
         self._known: dict[str, tuple[int, int]] = {}  # what is the same at both places, as it is here

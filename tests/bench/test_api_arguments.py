@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -132,3 +133,16 @@ def test_a_size_larger_than_the_box_is_refused(linear, interior):
 def test_a_size_may_be_a_number_of_any_library(linear, interior, eps):
     result = mb.evaluate(linear, interior, attacks=["noise"], eps=eps)
     assert list(result.table["eps"]) == [0.125]
+
+
+def test_one_defense_of_a_matrix_may_be_named_next_to_models_that_are_handed_over(linear, monkeypatch):
+    given: list[str] = []
+
+    def note(words: list[str], temporary: bool) -> None:
+        given.extend(words)
+        raise mb.InputError("noted")
+
+    monkeypatch.setattr("manifold_bench.bench.run.run_command", note)
+    with pytest.raises(mb.InputError, match="noted"):
+        mb.run("smoke", defenses={"mine": linear}, defense="undefended")
+    assert [word for flag, word in pairwise(given) if flag == "--defense"] == ["mine", "undefended"]

@@ -10,9 +10,10 @@ from handmade import RUN
 from manifold_bench.bench.planning.folders import BASELINES
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix, read_matrix
+from manifold_bench.bench.records.provenance import Reused
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.job import empty_records
-from manifold_bench.bench.running.reuse import Reused, baseline_folders, lacking, reuse
+from manifold_bench.bench.running.reuse import baseline_folders, lacking, reuse
 
 MATRIX = {
     "datasets": [{"name": "digits", "n": 10}],

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from manifold_bench.bench.planning.deciding import UNMARKED, Undecided, undecided
+from manifold_bench.bench.planning.folders import MATRICES
 from manifold_bench.bench.planning.narrow import narrowed
 from manifold_bench.bench.planning.plan import Options, Plan, make_plan
-from manifold_bench.bench.planning.reading import FOLDER, parse_matrix, read_matrix
+from manifold_bench.bench.planning.reading import parse_matrix, read_matrix
 from manifold_bench.bench.run import main
 
 DEFENSES = ["undefended", "pgd-training", "inc", "gmvae", "auxiliary-detector"]
@@ -71,7 +72,7 @@ KNOWN = {"photographs": {"input transformation", "projection"}}
 """Families that meet no attack made for them: photographs are expensive, so that BPDA is all, and the run says so."""
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.toml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in MATRICES.glob("*.toml")))
 def test_every_matrix_that_ships_decides_each_family(name):
     """By what the attacks declare; some of the data sets are not in the package."""
     matrix = read_matrix(name)

@@ -13,7 +13,7 @@ from commands import command
 from users import write
 
 from manifold_bench.attacks.gradient import PGD
-from manifold_bench.bench import run
+from manifold_bench.bench import evaluation, run
 from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.running import stamp
 from manifold_bench.bench.running.stamp import STAMP, finished, request_of
@@ -54,7 +54,7 @@ def test_the_same_command_again_renders_nothing_and_starts_no_worker(copy, monke
     def never(*arguments, **more):
         raise AssertionError("nothing has to be done")
 
-    monkeypatch.setattr("manifold_bench.bench.report.writing.write_report", never)
+    monkeypatch.setattr("manifold_bench.bench.evaluation.write_report", never)
     monkeypatch.setattr("manifold_bench.bench.running.engines.local.LocalEngine.__init__", never)
     matrix, out = copy
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "log.jsonl"}
@@ -184,8 +184,8 @@ def test_code_that_no_hash_covers_leaves_no_stamp():
     class Installed:
         __module__ = "pydantic.main"
 
-    assert stamp.code_of_users([("pydantic.main:Installed", Installed)]) is None
-    assert stamp.code_of_users([("pgd", PGD)]) == {}
+    assert evaluation.code_of_users([("pydantic.main:Installed", Installed)]) is None
+    assert evaluation.code_of_users([("pgd", PGD)]) == {}
 
 
 @pytest.mark.parametrize("arguments", [["run", "--help"], ["list"], None], ids=["help", "list", "a finished run"])

@@ -12,8 +12,9 @@ import pytest
 
 from manifold_bench.attacks.gradient import PGD
 from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.folders import MATRICES
 from manifold_bench.bench.planning.matrix import Matrix
-from manifold_bench.bench.planning.reading import FOLDER, matrix_path, read_matrix
+from manifold_bench.bench.planning.reading import matrix_path, read_matrix
 from manifold_bench.bench.run import main
 
 DATA = 'datasets = [{ name = "digits", n = 10 }]\n'
@@ -321,7 +322,7 @@ def test_an_attack_added_to_a_matrix_without_sizes_is_refused_in_one_line(tmp_pa
     assert capsys.readouterr().err.startswith("error: --attack")
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(MATRICES.glob("*.toml")), ids=lambda p: p.stem)
 def test_every_matrix_of_the_house_is_valid(path):
     matrix = read_matrix(path.stem)
     assert matrix.datasets and matrix.defenses and matrix.attacks

@@ -140,9 +140,9 @@ def test_an_attack_that_seeks_small_perturbations_has_a_curve_over_every_distanc
     assert [axes.get_title(loc="left") for axes in panels] == ["d"]
     everything, deepfool = (line.get_xydata().tolist() for line in panels[0].lines)
     assert deepfool == [[0, 100], [0.5, 75], [1, 50], [1.5, 25], [4, 0]]
-    assert everything == [[0, 100], [0.25, 75], [0.5, 50], [1, 50], [1.5, 25], [4, 0]]
+    assert everything == [[0, 100], [0.25, 75], [0.5, 50], [1, 50], [1.5, 25], [2, 25]]  # pgd ends at ε = 2
     labels = [text.get_text() for text in panels[0].get_legend().get_texts()]
-    assert labels == ["all attacks\nmedian 1.000", "deepfool\nmedian 1.250"]
+    assert labels == ["all attacks, up to the largest ε = 2\nmedian 1.000", "deepfool\nmedian 1.250"]
 
 
 def test_without_scores_there_is_no_risk_coverage_curve(drawn):

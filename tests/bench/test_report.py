@@ -121,6 +121,15 @@ def test_stored_runs_compare(folder, tmp_path, capsys):
     assert "2 - (worse)" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_a_report_is_written_without_torch_and_statistics_packages():
+    module = "manifold_bench.bench.report"
+    code = (
+        f"import sys, {module}.screen, {module}.writing; "
+        "print([m for m in ('scipy', 'statsmodels', 'torch') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 @pytest.mark.parametrize(
     "module",
     [

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from manifold_bench.bench.evaluation import matrices
 from manifold_bench.bench.planning.plan import Options, make_plan, matrix_json
 from manifold_bench.bench.planning.reading import read_matrix
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.report.html.reproduce import command
-from manifold_bench.bench.run import matrices, parser
+from manifold_bench.bench.run import parser
 
 MATRIX = """
 datasets = [{ name = "digits", n = 6 }]

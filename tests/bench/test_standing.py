@@ -123,10 +123,11 @@ def test_an_attack_is_compared_with_the_others():
     both = [beaten(n, attack="b", defense=defense, passes=(2, 0)) for defense, n in (("mine", 2), ("weak", 14))]
     lines = attack_lines(attack_figures(run(RECORDS, *both)), "b")
     assert lines[0] == (
-        "digits, L∞, mine: success 10.0 [2.8, 30.1] % within ε = 0.1, 2 + 0 passes, median distance ∞, "
-        "optimality 50.0, rank 2 of 2 by success, then by distance"
+        "digits, L∞, mine: success 10.0 [2.8, 30.1] % within ε = 0.1, 2 + 0 forward + backward passes per input, "
+        "median distance ∞, optimality 50.0 % (100: no attack found smaller distances), "
+        "rank 2 of 2 by success, then by distance"
     )
-    assert lines[1].endswith("median distance 0.100, optimality 100.0, rank 1 of 2 by success, then by distance")
+    assert lines[1].endswith("smaller distances), rank 1 of 2 by success, then by distance")
     assert lines[2] == "digits, L∞: mean optimality over 2 defenses 75.0"
     failed = cell("b", labels=SOME, defense="mine", status="failed", reason="why")
     assert attack_lines(attack_figures(run(RECORDS, failed)), "b") == ["digits, L∞, mine: failed: why"]

@@ -13,7 +13,7 @@ from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.screen import print_report
 from manifold_bench.bench.report.table import Table, latex, latex_escaped, markdown
-from manifold_bench.bench.report.tables import implausible_cells, selective_tables, tables
+from manifold_bench.bench.report.tables import Doubt, implausible_cells, panels, selective_tables, tables
 
 LABELS = [0] * 10
 BEATEN = [1] * 4 + [REJECT] + [0] * 5
@@ -55,7 +55,7 @@ def test_worst_case_table_has_robust_and_strict_per_strength():
         "defense", "n", "clean accuracy", "clean rejection",
         "robust, ε = 0.1", "strict, ε = 0.1", "robust, ε = 0.2", "strict, ε = 0.2",
     ]  # fmt: skip
-    assert [row[0] for row in ROBUST.rows] == ["[odd]", "plain"]
+    assert [row[0] for row in ROBUST.rows] == ["plain", "[odd]"]  # equally robust, and accurate 90 % and 0 %
     # noise beat all but the two inputs for which its output was invalid, and those pgd beats
     row = line(ROBUST, "plain")
     assert row["robust, ε = 0.1"].startswith("0.0 [0.0, 27.8]")
@@ -178,7 +178,7 @@ def test_an_implausible_figure_is_marked_in_every_table():
     for table, start in ((robustness, ("d",)), (attacks, ("d", "worst-case")), (selective, ("d", "deployed"))):
         assert line(table, *start)["robust, ε = 0.2"] == "98.0 [89.5, 99.6] §(1)"
         (note,) = table.notes
-        assert note.startswith("§ the attacks look too weak: d: robust accuracy 98.0 %")
+        assert note.startswith("§ the attacks look too weak: ") and ": d, robust accuracy 98.0 %" in note
         assert "50.0 % (plain in this run, ε = 0.1)" in note
     assert "§" not in line(attacks, "d", "pgd")["robust, ε = 0.2"]
     assert "§" not in line(robustness, "plain")["robust, ε = 0.2"]
@@ -219,3 +219,19 @@ def test_the_screen_shows_both_tables_within_100_columns():
     for expected in ("[odd]", "worst case over attacks", "under each attack", "clean", "rej.", "failed", "skipped"):
         assert expected in text
     assert "(1) " in text
+
+
+def test_defenses_are_ranked_by_robust_accuracy_and_a_shared_note_lists_their_cells():
+    some = [0] * 50
+    left = {"strong": 40, "weak": 10, "middle": 25}
+    attacked = [
+        cell("pgd", (0.2,), some, adv=[0] * n + [1] * (50 - n), defense=name, passes=(100.0, 100.0))
+        for name, n in left.items()
+    ]
+    records = run(*(cell(CLEAN, labels=some, defense=name) for name in left), *attacked)
+    (panel,) = panels(summary(records))
+    assert panel.ranked == ["strong", "middle", "weak"]
+    doubts = {("digits", name, "linf", 0.2, "robust_accuracy"): Doubt("why", "some") for name in left}
+    robustness, _ = tables(summary(records), doubts)
+    assert [row[0] for row in robustness.rows] == ["strong", "middle", "weak"]
+    assert robustness.notes == ["§ the attacks look too weak: why: strong, some; middle, some; weak, some"]

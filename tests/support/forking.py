@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 IMPORTED = (
-    "manifold_bench.bench.run", "manifold_bench.bench.judge", "manifold_bench.bench.train",
-    "manifold_bench.bench.compare", "manifold_bench.bench.report.writing", "manifold_bench.bench.report.screen",
+    "manifold_bench.bench.run", "manifold_bench.bench.judging", "manifold_bench.bench.train",
+    "manifold_bench.bench.compare",
     "manifold_bench.bench.running.job", "matplotlib.backends.backend_svg", "sklearn.datasets", "scipy.stats",
     "statsmodels.stats.proportion", "statsmodels.stats.contingency_tables", "pandas.io.parquet", "pyarrow.parquet",
 )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,9 +33,7 @@ from manifold_bench.defenses.identity import JsonObject
 IMAGE_BUDGET = 2_000_000
 """Number of characters that the images of a page may take."""
 
-
 CELL = ["dataset", "defense", "attack", "norm"]
-
 
 SHOWN_INPUTS = (4, 2, 1)
 """Numbers of inputs that are shown of each cell: the first of these numbers that keeps the page within its budget."""
@@ -122,7 +119,7 @@ class Cells:
         results, summary = report.results, report.summary
         self.identities, self.doubts = results.identities, report.doubts
         self.keys = {key: list(rows["key"].unique()) for key, rows in results.records.groupby(CELL, sort=False)}
-        pictures: dict[Any, pd.DataFrame] = dict(iter(pictured(results.records).groupby(CELL, sort=False)))
+        pictures: dict[object, pd.DataFrame] = dict(iter(pictured(results.records).groupby(CELL, sort=False)))
         for shown in SHOWN_INPUTS:
             self.images = Images()
             inputs = {key: list(map(self._input, shown_inputs(rows, shown))) for key, rows in pictures.items()}

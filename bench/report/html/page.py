@@ -88,8 +88,9 @@ def write_page(report: Report, plots: Sequence[Drawn]) -> Path:
 
 
 def leaderboard(report: Report) -> Leaderboard:
-    """Return the leaderboard: a row for each data set, defense, norm and ε.
+    """Return the leaderboard: a row for each data set, norm, ε and defense, the most robust defense first.
 
+    The largest ε of a norm comes first.
     A row holds the figures of the worst case over attacks, those on clean images and, where the run attacked noise
     images, the share of these that the defense accepts.
     """
@@ -110,10 +111,9 @@ def leaderboard(report: Report) -> Leaderboard:
         unattacked = keyed(clean, "defense")
         worst = keyed(panel.worst, "defense", "eps")
         of_defense = dict(iter(pd.concat([clean, attacked]).groupby("defense")))
-        for defense in panel.defenses:
-            before = unattacked.get(defense)
-            for eps in ladder:
-                at = worst.get((defense, eps))
+        for eps in reversed(ladder):
+            for defense in sorted(panel.ranked, key=lambda name: _order(worst.get((name, eps)))):
+                before, at = unattacked.get(defense), worst.get((defense, eps))
                 figures = [
                     _shown(marks, at, "robust_accuracy"),
                     _shown(marks, at, "strict_robust_accuracy"),
@@ -132,6 +132,11 @@ def leaderboard(report: Report) -> Leaderboard:
     ladders = {norm: list(dict.fromkeys(map(eps_text, sorted(known)))) for norm, known in strengths.items()}
     header = ["robust", "strict", "clean accuracy", "clean rejection", "median distance", "n attacked"]
     return Leaderboard(header + ["noise accepted"] * bool(len(fooled)), entries, ladders, marks.notes)
+
+
+def _order(row: Row | None) -> float:
+    """Return the number by which rows of worst cases are sorted: the most robust first, those without a figure last."""
+    return 1.0 if row is None or np.isnan(row["robust_accuracy"]) else -float(row["robust_accuracy"])
 
 
 def _shown(marks: Marks, row: Row | None, figure: str) -> tuple[str, float | None]:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from manifold_bench.bench.planning.reading import FOLDER
+from manifold_bench.bench.planning.folders import MATRICES
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.defenses.identity import JsonObject
 
@@ -41,5 +41,5 @@ def command(run: JsonObject, dataset: str, defense: str, attacks: Iterable[str],
 def matrix_name(source: str) -> str:
     """Return the argument of --matrix for a matrix file: its name if it is one of this package's, else its path."""
     path = Path(source)
-    ours = path.parts[-3:-1] == FOLDER.parts[-2:] and (FOLDER / path.name).exists()
+    ours = path.parts[-3:-1] == MATRICES.parts[-2:] and (MATRICES / path.name).exists()
     return path.stem if ours else source

@@ -5,21 +5,28 @@ from __future__ import annotations
 import heapq
 import io
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar
+
+from pydantic import JsonValue
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import ONE_CPU, Needs
 from manifold_bench.bench.planning.usercode import contained
 
-Function = tuple[Callable[..., Any], tuple[Any, ...]]
+Function = tuple[Callable[..., object], tuple[object, ...]]
 """A module-level function and its arguments."""
+
+Id = TypeVar("Id", bound=Hashable)
+
+Urgency = Callable[[Id], float | tuple[bool, float]]
+"""Function from a call's id to its urgency, evaluated whenever a worker is free."""
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(Generic[Id]):
     """A call of a module-level function in a separate process, with everything that an engine has to know about it.
 
     timeout: largest number of seconds, loading included; None: no limit.
@@ -33,11 +40,11 @@ class Call:
     file to which the call only appends lines, which are passed on while it runs. needs: resources that it occupies.
     """
 
-    id: Any
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
+    id: Id
+    function: Callable[..., object]
+    arguments: tuple[object, ...]
     timeout: float | None
-    after: tuple[Any, ...] = ()
+    after: tuple[Hashable, ...] = ()
     partner: Function | None = None
     prepare: Function | None = None
     reads: tuple[Path, ...] = ()
@@ -47,16 +54,13 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Generic[Id]):
     """The result of a call, or the reason of its failure. memory: largest number of resident bytes; 0 if unknown."""
 
-    id: Any
-    result: Any = None
+    id: Id
+    result: object = None
     failure: str | None = None
     memory: int = 0
-
-
-Urgency = Callable[[Any], Any]
 
 
 class Engine(Protocol):
@@ -66,26 +70,25 @@ class Engine(Protocol):
     def workers(self) -> int:
         """Approximate number of calls that run at once."""
 
-    def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
+    def run(self, calls: Iterable[Call[Id]], urgency: Urgency[Id] | None = None) -> Iterator[Outcome[Id]]:
         """Run the calls, as many at once as there are workers; yield outcomes as they come.
 
-        urgency: function from a call's id to its urgency, evaluated whenever a worker is free; the call with the
-        largest one starts first. None: calls start in their order.
+        urgency: the call with the largest one starts first. None: calls start in their order.
         """
 
 
-class CallQueue:
+class CallQueue(Generic[Id]):
     """The calls of a run that have not started; a call is ready when all calls that it waits for have ended."""
 
-    def __init__(self, calls: Iterable[Call], urgency: Urgency | None) -> None:
+    def __init__(self, calls: Iterable[Call[Id]], urgency: Urgency[Id] | None) -> None:
         self._calls = {call.id: call for call in calls}
-        self._unfinished = set(self._calls)
+        self._unfinished: set[Hashable] = set(self._calls)
         self._urgency = urgency
 
     def __bool__(self) -> bool:
         return bool(self._calls)
 
-    def pop(self, most: int) -> list[Call]:
+    def pop(self, most: int) -> list[Call[Id]]:
         """Remove and return the most urgent calls that are ready, at most `most`."""
         if most <= 0:
             return []
@@ -96,11 +99,11 @@ class CallQueue:
             del self._calls[call.id]
         return ready[:most]
 
-    def put_back(self, call: Call) -> None:
+    def put_back(self, call: Call[Id]) -> None:
         """Put back a call that was started and lost without its fault."""
         self._calls[call.id] = call
 
-    def mark_finished(self, id: Any) -> None:
+    def mark_finished(self, id: Id) -> None:
         """Make the calls that wait for that call ready."""
         self._unfinished.discard(id)
 
@@ -121,7 +124,7 @@ class PackedCall:
     moved: tuple[tuple[str, str], ...] = ()
 
 
-def pack(call: Call) -> PackedCall:
+def pack(call: Call[Id]) -> PackedCall:
     """Pack a call, with marks on its paths. A call that cannot be packed becomes one that fails."""
     try:
         with contained("it cannot be sent to another process"):  # pickling runs a user's code
@@ -134,11 +137,11 @@ def _fail(reason: str) -> None:
     raise TypeError(reason)
 
 
-def _packed(call: Call) -> PackedCall:
+def _packed(call: Call[Id]) -> PackedCall:
     modules: set[str] = set()
 
     class Pickler(pickle.Pickler):
-        def persistent_id(self, obj: Any) -> str | None:
+        def persistent_id(self, obj: object) -> str | None:
             if isinstance(obj, type) and obj.__module__.startswith("manifold_bench."):
                 modules.add(obj.__module__)
             return str(obj.absolute()) if isinstance(obj, Path) else None
@@ -155,8 +158,8 @@ def _packed(call: Call) -> PackedCall:
     return PackedCall(function, packed(call.partner), packed(call.prepare), call.timeout, tuple(sorted(modules)))
 
 
-def run_packed(content: bytes, moved: Sequence[tuple[str, str]], *more: Any) -> Any:
-    """Run a packed function with further arguments after its own; return its result.
+def run_packed(content: bytes, moved: Sequence[tuple[str, str]], *more: object) -> JsonValue:
+    """Run a packed function with further arguments after its own; return its result, which has to be JSON data.
 
     moved: files and folders with their paths on this machine; the first entry that concerns a path counts. Folders
     above a moved one are moved, too.

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any
 
 import safetensors.torch
 from pydantic import JsonValue
@@ -15,8 +14,9 @@ from torch import Tensor
 from manifold_bench.bench.records.files import parsed
 from manifold_bench.bench.running.engines.processes import Watched
 from manifold_bench.defenses.errors import one_line, shortened, traceback_text
+from manifold_bench.defenses.identity import JsonObject
 
-Message = tuple[dict[str, Any], dict[str, Tensor]]
+Message = tuple[JsonObject, dict[str, Tensor]]
 """Words (JSON data) and tensors by name."""
 
 
@@ -26,7 +26,7 @@ class Channel:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
-    def send(self, words: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
+    def send(self, words: Mapping[str, object], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Send words (JSON data) and tensors, which arrive on the CPU. Raises OSError if the other end is gone."""
         plain = {name: one.detach().cpu().contiguous() for name, one in (tensors or {}).items()}
         self.connection.send_bytes(json.dumps(words).encode())
@@ -43,7 +43,7 @@ class Channel:
             raise PartnerFailed(shortened(str(words["failed"])), str(words.get("traceback", "")))
         return words, tensors
 
-    def serve(self, function: Callable[[], Any]) -> None:
+    def serve(self, function: Callable[[], object]) -> None:
         """Run a function that uses this end; its exceptions are raised at the other end, as PartnerFailed."""
         try:
             function()
@@ -70,7 +70,7 @@ class Partner(Channel):
         super().__init__(connection)
         self.process = process
 
-    def send(self, words: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
+    def send(self, words: Mapping[str, object], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Send words and tensors; raises PartnerFailed."""
         try:
             super().send(words, tensors)

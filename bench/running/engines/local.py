@@ -11,20 +11,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from manifold_bench.bench.running.engines.answers import Ending, ending
-from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome, PackedCall, Urgency, pack
+from manifold_bench.bench.running.engines.calls import Call, CallQueue, Id, Outcome, PackedCall, Urgency, pack
+from manifold_bench.bench.running.engines.processes import Method
 from manifold_bench.bench.running.environment import choose_kernels
-
-if TYPE_CHECKING:
-    from manifold_bench.bench.running.engines.processes import Method
 
 TRIES = 3
 """Number of lost templates after which a call counts as failed, because it may be the cause."""
-
 
 LOOK_SECONDS = 5.0
 """Seconds between two checks of whether a call has stopped the template."""
@@ -80,11 +76,11 @@ class LocalEngine:
             self._process.kill()
             self._process.wait()
 
-    def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
+    def run(self, calls: Iterable[Call[Id]], urgency: Urgency[Id] | None = None) -> Iterator[Outcome[Id]]:
         """Run the calls as workers become free; see `Engine.run`."""
         waiting = CallQueue(calls, urgency)
-        running: dict[int, Call] = {}
-        lost: Counter[Any] = Counter()  # calls that were running when a template was lost, and have not ended since
+        running: dict[int, Call[Id]] = {}
+        lost: Counter[Id] = Counter()  # calls that were running when a template was lost, and have not ended since
         while waiting or running:
             self._start_ready(waiting, running, bool(lost))
             ended = self._next_ending()
@@ -105,7 +101,7 @@ class LocalEngine:
             self._start_ready(waiting, running, bool(lost))  # before the outcomes are used, so that no worker waits
             yield from outcomes
 
-    def run_one(self, packed: PackedCall) -> Outcome:
+    def run_one(self, packed: PackedCall) -> Outcome[int]:
         """Run a packed call and wait for it."""
         for _ in range(TRIES):
             self._start(packed)
@@ -113,7 +109,7 @@ class LocalEngine:
                 return _outcome(0, ended)
         return Outcome(0, failure=f"it took other processes with it, {TRIES} times")
 
-    def _start_ready(self, waiting: CallQueue, running: dict[int, Call], alone: bool) -> None:
+    def _start_ready(self, waiting: CallQueue[Id], running: dict[int, Call[Id]], alone: bool) -> None:
         """Send calls to the template until each worker has one; alone: one at a time, to find the one that kills it."""
         for call in waiting.pop((1 if alone else self.workers) - len(running)):
             running[self._start(pack(call))] = call
@@ -141,5 +137,5 @@ class LocalEngine:
         return ended
 
 
-def _outcome(id: Any, ended: Ending) -> Outcome:
+def _outcome(id: Id, ended: Ending) -> Outcome[Id]:
     return Outcome(id, ended.result, ended.failure, ended.memory)

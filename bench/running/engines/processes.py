@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -56,7 +56,7 @@ class Watched:
         return f"its process died with exit code {self.process.exitcode}{hint}"
 
 
-def start_process(method: Method, function: Callable[..., None], arguments: tuple[Any, ...]) -> Watched:
+def start_process(method: Method, function: Callable[..., None], arguments: tuple[object, ...]) -> Watched:
     """Start a process that runs a module-level function."""
     context = get_context("fork") if method == "fork" else get_context("spawn")
     process = context.Process(target=function, args=arguments)

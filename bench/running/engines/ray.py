@@ -22,16 +22,16 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import ray
+from ray import ObjectRef, ObjectRefGenerator
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import Needs
 from manifold_bench.bench.records.log import Log
-from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome, PackedCall, Urgency, pack
+from manifold_bench.bench.running.engines.calls import Call, CallQueue, Id, Outcome, PackedCall, Urgency, pack
 from manifold_bench.bench.running.engines.local import LocalEngine
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import OWN, PROJECT
@@ -39,10 +39,8 @@ from manifold_bench.defenses.identity import OWN, PROJECT
 TRIES = 3
 """Number of machines that may be lost under a call before it counts as failed, because it may be the cause."""
 
-
 LOG_SECONDS = 1.0
 """Seconds between two readings of a call's log."""
-
 
 SECONDS = 5.0
 """Largest number of seconds between two checks for machines that joined or left."""
@@ -73,7 +71,7 @@ class Lost:
 class Finished:
     """The last message about a call. files: contents of the files that it wrote, by name, oldest first."""
 
-    outcome: Outcome
+    outcome: Outcome[int]
     files: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -92,7 +90,7 @@ class RayEngine:
             raise InputError(f"--engine ray: no cluster at {where} ({one_line(error)}); {advice}") from error
         self._task = ray.remote(max_retries=0, num_returns="streaming")(_work)
         self._homes: dict[str, str] = {}  # node → folder of this run there
-        self._objects: dict[Path, Any] = {}  # contents of files, which are read once for all machines
+        self._objects: dict[Path, ObjectRef] = {}  # contents of files, which are read once for all machines
 
     @property
     def workers(self) -> int:
@@ -111,7 +109,7 @@ class RayEngine:
             ray.wait(cleared, num_returns=len(cleared), timeout=SECONDS)
         ray.shutdown()
 
-    def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
+    def run(self, calls: Iterable[Call[Id]], urgency: Urgency[Id] | None = None) -> Iterator[Outcome[Id]]:
         """Run the calls; yield outcomes as they come. A call whose machine is lost runs on another one.
 
         As many calls run as the cluster has CPUs, and as many again wait at the machines, so that none is idle. The
@@ -122,8 +120,8 @@ class RayEngine:
         for needs in {call.needs for call in calls}:
             _check_size(needs)
         waiting = CallQueue(calls, urgency)
-        running: dict[Any, Call] = {}
-        lost: Counter[Any] = Counter()
+        running: dict[ObjectRefGenerator, Call[Id]] = {}
+        lost: Counter[Id] = Counter()
         try:
             while waiting or running:
                 for call in waiting.pop((self.most or 2 * self.workers) - len(running)):
@@ -146,7 +144,7 @@ class RayEngine:
             for task in running:
                 ray.cancel(task, force=True)
 
-    def _received(self, task: Any, call: Call) -> Lost | Outcome | None:
+    def _received(self, task: ObjectRefGenerator, call: Call[Id]) -> Lost | Outcome[Id] | None:
         """Return the outcome of a task, Lost, or None if it runs; raises InputError if a machine has other code."""
         try:
             message = ray.get(next(task))
@@ -172,7 +170,7 @@ class RayEngine:
             return None
         return _write_files(call, message)
 
-    def _start(self, call: Call) -> Any:
+    def _start(self, call: Call[Id]) -> ObjectRefGenerator:
         """Give a call to Ray, and put files that it reads into Ray's object store, each file once."""
         reads = [path.absolute() for path in call.reads if path.exists()]
         for path in reads:
@@ -195,7 +193,7 @@ def _check_size(needs: Needs) -> None:
         )
 
 
-def _write_files(call: Call, message: Finished) -> Outcome:
+def _write_files(call: Call[Id], message: Finished) -> Outcome[Id]:
     """Write the files of a call on another machine to its folder here, atomically and in their order."""
     for name, content in message.files.items():
         assert call.writes is not None
@@ -204,7 +202,8 @@ def _write_files(call: Call, message: Finished) -> Outcome:
         draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         draft.write_bytes(content)
         draft.replace(path)
-    return dataclasses.replace(message.outcome, id=call.id)
+    ended = message.outcome
+    return Outcome(call.id, ended.result, ended.failure, ended.memory)
 
 
 def _content(path: Path) -> dict[str, bytes]:
@@ -225,7 +224,7 @@ def code() -> str:
 
 
 def _work(
-    call: PackedCall, reads: list[tuple[str, Any]], writes: str | None, log: str | None
+    call: PackedCall, reads: list[tuple[str, ObjectRef]], writes: str | None, log: str | None
 ) -> Iterator[Started | LogLines | Finished]:
     """Run a packed call as a Ray task, in a separate process. reads: paths with the objects of their contents."""
     home = _home()
@@ -282,7 +281,7 @@ def _home() -> Path:
     return home
 
 
-def _placed(target: Path, content: Any) -> Path:
+def _placed(target: Path, content: ObjectRef) -> Path:
     """Write the content of an object of Ray to `target`, unless it exists; return `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_name(f".{target.name}.lock").open("w") as lock:

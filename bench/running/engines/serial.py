@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from multiprocessing import Pipe
 from threading import Thread
-from typing import Any
 
-from manifold_bench.bench.running.engines.calls import Call, CallQueue, Outcome, Urgency
+from manifold_bench.bench.running.engines.calls import Call, CallQueue, Id, Outcome, Urgency
 from manifold_bench.bench.running.engines.channel import Channel
 from manifold_bench.defenses.errors import one_line
 
@@ -20,7 +19,7 @@ class SerialEngine:
 
     workers = 1
 
-    def run(self, calls: Iterable[Call], urgency: Urgency | None = None) -> Iterator[Outcome]:
+    def run(self, calls: Iterable[Call[Id]], urgency: Urgency[Id] | None = None) -> Iterator[Outcome[Id]]:
         """Run the calls; see `Engine.run`."""
         waiting = CallQueue(calls, urgency)
         while waiting:
@@ -33,7 +32,7 @@ class SerialEngine:
             yield outcome
 
 
-def run_here(call: Call) -> Any:
+def run_here(call: Call[Id]) -> object:
     """Run a call in this thread, and its partner in another one; return its result."""
     if call.partner is None:
         return call.function(*call.arguments)

@@ -35,7 +35,6 @@ from manifold_bench.defenses.errors import one_line
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes of the unit in which the system counts memory."""
 
-
 GRACE_SECONDS = 10.0
 """Seconds that a call may take to end after its answer, because libraries clean up."""
 
@@ -166,12 +165,7 @@ def _kill(processes: Iterable[psutil.Process]) -> None:
 
 
 def run_call(
-    answer: Connection,
-    number: int,
-    packed: PackedCall,
-    parent: int,
-    inherited: tuple[Connection, ...],
-    method: Method,
+    answer: Connection, number: int, packed: PackedCall, parent: int, inherited: tuple[Connection, ...], method: Method
 ) -> None:
     """Run a call in this process, which has just been started, and its partner in another one.
 
@@ -215,11 +209,7 @@ def _start_partner(content: bytes, packed: PackedCall, answer: Connection, metho
 
 
 def run_partner(
-    own: Connection,
-    inherited: tuple[Connection, ...],
-    content: bytes,
-    moved: tuple[tuple[str, str], ...],
-    parent: int,
+    own: Connection, inherited: tuple[Connection, ...], content: bytes, moved: tuple[tuple[str, str], ...], parent: int
 ) -> None:
     """Run the partner of a call in this process. inherited: connections of the call, which this process closes."""
     for one in inherited:
