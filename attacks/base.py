@@ -26,8 +26,8 @@ class Attack(ABC):
     another default.
 
     norm: norm in which the perturbation is bounded, one of `norms`.
-    max_passes: largest number of forward plus backward passes for each input. An input that has spent them keeps the best
-    point that was met until then, and the attack goes on with the others. None: no limit.
+    max_passes: largest number of forward plus backward passes for each input. An input that has spent them keeps the
+    best point that was met until then, and the attack goes on with the others. None: no limit.
     """
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")

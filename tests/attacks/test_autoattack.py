@@ -11,7 +11,7 @@ from manifold_bench.attacks.apgd import APGD
 from manifold_bench.attacks.autoattack import AutoAttack
 from manifold_bench.attacks.fab import FAB
 from manifold_bench.attacks.square import Square
-from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
+from manifold_bench.attacks.target import Attacker, Target
 from manifold_bench.attacks.threat import inside
 
 
@@ -126,5 +126,8 @@ def test_a_target_of_some_rows_counts_in_the_whole_one_and_has_what_the_attacker
     assert whole.forwards.tolist() == [0, 0, 0, 0, 1] and some.forwards.tolist() == [0, 1]
     assert some.aims is not None and some.aims.tolist() == [3, 4]
     assert some.source() is model and some.held_out()[0] is images
-    with pytest.raises(BudgetSpent):
-        some.count(torch.tensor([1]), 2, 0)
+    some.count(torch.tensor([1]), 1, 1)
+    assert whole.spent.tolist() == [False] * 4 + [True] and some.spent.tolist() == [False, True]
+    assert whole.forwards.tolist() == [0, 0, 0, 0, 1] and some.forwards.tolist() == [0, 1]
+    some.count(torch.tensor([0]), 2, 0)
+    assert whole.forwards.tolist() == [0, 0, 0, 2, 1] and some.forwards.tolist() == [2, 1]

@@ -91,8 +91,9 @@ def test_a_beaten_input_leaves_and_a_limit_of_passes_holds():
     target = Target(model, 6)
     SparseRS(queries=50).run(target, x, y, 1, 0)
     assert target.forwards.median() == 1
+    limited = Target(model, 6, Attacker(max_passes=5), queries=Queries(x, 1 - y, None, "l0", 1))
     with pytest.raises(BudgetSpent):
-        SparseRS(queries=50).run(Target(model, 6, Attacker(max_passes=5)), x, 1 - y, 1, 0)
+        SparseRS(queries=50).run(limited, x, 1 - y, 1, 0)
 
 
 def test_results_are_the_same_bits_in_any_company():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from manifold_bench.attacks.batching import BLOCK, batch_rows, blockwise, pad_to
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.losses import typical_temperature
+from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.attacks.view import CountedModule, View
 from manifold_bench.defenses.networks import StridedCNN
@@ -138,13 +141,34 @@ def test_a_module_asked_for_fewer_or_more_inputs_spreads_the_passes_over_its_row
     assert target.forwards.tolist() == [2.5] * 4 + [0, 0] and target.backwards.tolist() == [2] * 4 + [0, 0]
 
 
-def test_too_many_passes_are_refused():
-    target = Target(Plain(), 2, Attacker(max_passes=3))
-    rows = torch.tensor([1])
-    for _ in range(3):
-        target.view().answer(X[:1], rows)
-    with pytest.raises(BudgetSpent, match="3"):
-        target.view().answer(X[:1], rows)
+def limited(passes: int, eps: float) -> Target:
+    """A target for two inputs, of which the second one is labelled so that any image beats it."""
+    answers = Plain().verdict(X[:2]).labels
+    labels = torch.stack([answers[0], (answers[1] + 1) % 10])
+    return Target(Plain(), 2, Attacker(max_passes=passes), queries=Queries(X[:2], labels, None, "linf", eps))
+
+
+def test_an_input_whose_budget_is_spent_costs_and_gains_nothing_more():
+    target, one = limited(3, 1.0), torch.tensor([1])
+    target.view().ascent(X[1:2], total, one)
+    target.view().ascent(X[1:2], total, one)  # the third pass is left, but not the fourth
+    assert target.forwards.tolist() == [0, 1] and target.backwards.tolist() == [0, 1]
+    assert target.spent.tolist() == [False, True] and target.queries.gradients.tolist() == [0, 0]
+    target = limited(1, 1.0)
+    target.verdict(X[:1], torch.tensor([0]))
+    target.verdict(1 - X[:1], torch.tensor([0]))  # would beat or not: it comes too late
+    assert target.queries.distance.isinf().all() and not target.queries.moved.any()
+
+
+@pytest.mark.parametrize(("eps", "ends"), [(1.0, True), (torch.inf, False)])
+def test_an_attack_ends_when_no_input_can_gain_anything(eps, ends):
+    """A beaten input gains nothing more where ε bounds the perturbation; a smaller one is searched otherwise."""
+    target, zero = limited(2, eps), torch.tensor([0])
+    target.verdict(X[1:2], torch.tensor([1]))
+    target.verdict(X[:1], zero)
+    target.verdict(X[:1], zero)
+    with pytest.raises(BudgetSpent, match="2") if ends else nullcontext():
+        target.verdict(X[:1], zero)
 
 
 class Projecting(Plain):

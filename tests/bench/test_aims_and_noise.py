@@ -119,7 +119,7 @@ def test_the_size_of_the_batch_changes_nothing(tmp_path, monkeypatch, attack):
 
 
 def test_a_cell_that_failed_has_its_rows_for_every_aim(tmp_path):
-    attack = AIMED_NOISE | {"max_passes": 1}
+    attack = AIMED_NOISE | {"name": "broken:AimsAndRaises"}
     _, rows = ran(tmp_path, attack, **DIGITS)
     assert len(rows) == 120 and set(rows["status"]) == {"failed"} and (rows["label"] == -1).all()
     assert rows["clean_score"].isna().all() and rows["adv_score"].isna().all()

@@ -37,7 +37,7 @@ def ended(tmp_path_factory):
     """Matrix file and folder of a finished run, which failed at first."""
     folder = tmp_path_factory.mktemp("finished")
     matrix, out = folder / "matrix.toml", folder / "out"
-    for text, code in ((MATRIX.replace("fgsm", "pgd") + "max_passes = 1\n", 1), (MATRIX, 0)):
+    for text, code in ((MATRIX.replace("fgsm", "broken:Raises"), 1), (MATRIX, 0)):
         matrix.write_text(text, encoding="utf-8")
         assert run.main(["--matrix", str(matrix), "--out", str(out), "--workers", "1"]) == code
         assert (out / STAMP).exists() == (code == 0)

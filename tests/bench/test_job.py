@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 from closed_form import Grey
-from one_job import DIGITS, LADDER, answers, by_eps, ran
+from one_job import BEATEN_BEFORE, DIGITS, LADDER, answers, by_eps, ran
 
 from manifold_bench.bench.datasets.base import image_hashes
 
@@ -34,9 +34,18 @@ def test_a_failed_job_says_why_in_every_row_and_holds_no_figure(tmp_path):
     assert len(log) == 1 and "and a second line" in log[0].read_text(encoding="utf-8")
 
 
-def test_passes_beyond_the_cap_fail_the_cell(tmp_path):
-    _, rows = ran(tmp_path, {"name": "pgd", "eps": [1e-4], "steps": 20, "max_passes": 5})
-    assert set(rows["status"]) == {"failed"} and rows["reason"].str.contains("more than 5").all()
+@pytest.mark.parametrize("attack", [{"name": "pgd", "eps": [0.08]}, {"name": "deepfool", "norm": "l2", "eps": [0.5]}])
+def test_a_budget_of_passes_keeps_the_best_points_of_what_was_paid_for(tmp_path, attack):
+    """An attack with a budget is the same attack until the budget is spent, and then its best point counts."""
+    budgets = [4, 7, 1000]
+    found = [ran(tmp_path / str(most), attack | {"steps": 20, "max_passes": most})[1] for most in budgets]
+    _, free = ran(tmp_path / "free", attack | {"steps": 20})
+    for most, rows in zip(budgets, found, strict=True):
+        assert set(rows["status"]) == {"ok"} and rows["valid"].all()
+        assert ((rows["forwards"] + rows["backwards"]) <= most).all()
+    assert found[-1]["success"].equals(free["success"]) and found[-1]["distance"].equals(free["distance"])
+    beaten = [int(rows["success"].sum()) for rows in found]
+    assert beaten == sorted(beaten) and len(BEATEN_BEFORE) <= beaten[0] <= beaten[-1]
 
 
 @pytest.mark.parametrize(("draws", "protocol"), [(1, "single-shot"), (6, "worst-of-6")])

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 import torch
-from tiny import NearestMean, Tiny
+from tiny import Aimed, NearestMean, Tiny
 from torch import Tensor
 
 from manifold_bench.attacks.target import Target
@@ -63,6 +63,14 @@ class Raises(Tiny):
         if "TINY_MENDED" not in os.environ:
             raise ArithmeticError("out of luck\nand a second line")
         return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class AimsAndRaises(Aimed):
+    """Breaks, whatever its target classes."""
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        raise ArithmeticError("out of luck")
 
 
 @dataclass(frozen=True, kw_only=True)
