@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ensure_home()
     given.out = given.out or str(Path("results") / f"judged-{given.images.stem}")
     # late, because --help should not wait for torch
+    from manifold_bench.bench.records.files import check_files
     from manifold_bench.bench.records.log import LOG, Log
     from manifold_bench.bench.run import chosen_engine, print_ending, report_of, report_page, shown_report, writing
     from manifold_bench.bench.running.board import Board, clock
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from manifold_bench.bench.terminal import terminal
 
     folder, console, begun = Path(given.out), terminal(), time.time()
+    check_files(folder)
     with run_folder(folder):
         plan = planned(given, folder)
         with chosen_engine(given) as engine:
