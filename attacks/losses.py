@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifold_bench.attacks.contract import answered
+from manifold_bench.attacks.scales import spreads
 
 LossName = Literal["auto", "cross-entropy", "margin", "selective-margin", "selective"]
 Loss = Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
@@ -46,11 +47,7 @@ def cross_entropy(logits: Tensor, y: Tensor, classes: int, aims: Tensor | None =
 
 def spread(logits: Tensor, classes: int) -> Tensor:
     """Return the mean absolute deviation of the finite class logits, [N], at least 1e-30; without a gradient."""
-    real = logits[:, :classes].detach()
-    finite = real.isfinite()
-    count = finite.sum(1).clamp_min(1)
-    mean = real.masked_fill(~finite, 0.0).sum(1) / count
-    return ((real - mean[:, None]).abs().masked_fill(~finite, 0.0).sum(1) / count).clamp_min(1e-30)
+    return spreads(logits[:, :classes].detach()).clamp_min(1e-30)
 
 
 def typical_temperature(logits: Tensor, classes: int) -> Tensor:

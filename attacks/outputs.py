@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import blockwise, padded
+from manifold_bench.attacks.scales import UNEVEN, Unit, in_units, reject_unit, spreads
 
 Form = Literal["logits", "likelihoods", "sigmoids"]
 """What outputs are: `likelihoods` are probabilities too, normalised or not; `sigmoids` are one-versus-rest."""
@@ -41,20 +42,27 @@ class Scored:
     of one to an image of the other. The margin of logits does. Likelihoods, however, vanish between the two images, and
     sigmoids jump; an attack on such values would follow the gradient of one class alone.
 
+    The unit of the outputs is decided once, too: where their spread differs from image to image by more than the factor
+    `UNEVEN`, and the margin changes much more steadily in units of the spread, these are the units (`attacks.scales`).
+
     clean: images [M,C,H,W] that decide; without them, those of the first call do.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], classes: int, clean: Tensor | None = None) -> None:
         self.function, self.classes, self.clean = function, classes, clean
         self.form: Form | None = None
+        self.unit: Unit = "given"
 
     def __call__(self, x: Tensor) -> Tensor:
         outputs = padded(self._outputs)(x)
         logits = self.logits(outputs, x)
         real = outputs[:, : self.classes]
         tiny = math.sqrt(torch.finfo(real.dtype).tiny)  # so that a constant factor cannot make the gradient overflow
-        lost = ((real < tiny) | ((real == 1) & (self.form == "sigmoids"))).any(1)
-        if self.form == "logits" or not lost.any() or x.dtype == torch.float64:
+        if self.form == "logits":
+            lost = (self.unit != "given") & ~((spreads(real) > tiny) & real.isfinite().any(1))
+        else:
+            lost = ((real < tiny) | ((real == 1) & (self.form == "sigmoids"))).any(1)
+        if not lost.any() or x.dtype == torch.float64:
             return logits
         finer = self._precisely(x)
         return logits if finer is None else torch.where(lost[:, None], self.logits(finer, x), logits)
@@ -67,9 +75,13 @@ class Scored:
         if outputs.isnan().any() and not x.isnan().any():
             raise ValueError("the defense returned NaN for an image")
         if self.form is None:
-            negative = bool((outputs[:, : self.classes] < 0).any())
-            self.form = "logits" if negative else self.decided(x.detach() if self.clean is None else self.clean)
-        return logits_of(outputs, x.dtype, self.form, self.classes)
+            negative, clean = (
+                bool((outputs[:, : self.classes] < 0).any()),
+                x.detach() if self.clean is None else self.clean,
+            )
+            self.form = "logits" if negative else self.decided(clean)
+            self.unit = self.measured(clean)
+        return logits_of(outputs, x.dtype, self.form, self.classes, self.unit)
 
     def _outputs(self, x: Tensor) -> Tensor:
         """Return the outputs for a copy of images as the function gives them, before `Defense.__call__` rounds them."""
@@ -94,16 +106,50 @@ class Scored:
     @torch.no_grad()
     def decided(self, x: Tensor) -> Form:
         """Return the form of the outputs for images x [M,C,H,W], of which it takes `PROBES`."""
-        x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:PROBES].to(x.device)]
+        x = probes(x)
         outputs = blockwise(self._outputs, x)
         if (outputs[:, : self.classes] < 0).any():
             return "logits"
         if probabilities(outputs, self.classes).all():
             return "likelihoods"
+        ways = self._ways(x, outputs)
+        return "logits" if ways is None else straightest(*ways)
+
+    @torch.no_grad()
+    def measured(self, x: Tensor) -> Unit:
+        """Return the unit of the outputs, whose form is decided; it takes `PROBES` of the images x [M,C,H,W].
+
+        Random numbers that the function draws here are drawn again by the next call, so that they are the same as
+        without this one.
+        """
+        assert self.form is not None
+        x = probes(x)
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            outputs = blockwise(self._outputs, x)
+            logits = logits_of(outputs, torch.float64, self.form, self.classes)
+            each = spreads(logits[:, : self.classes])
+            if not each.amax() > UNEVEN * each.amin():
+                return "given"
+            ways = self._ways(x, outputs)
+        if ways is None:
+            return "given"
+        between, *ends = ways
+        seen = logits_of(between.flatten(0, 1), between.dtype, self.form, self.classes)
+        plain, steady = (
+            bend(z.unflatten(0, between.shape[:2]), *ends) for z in (seen, in_units(seen, self.classes, "classes"))
+        )
+        return reject_unit(logits, self.classes) if straighter(steady, plain) else "given"
+
+    def _ways(self, x: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return the outputs of the classes at `POINTS` on the ways between images x, and the classes at their ends.
+
+        The ways [P] are those between images to which the function gives different answers: outputs [T,P,K] float64,
+        and labels [P] and [P]. None where there are no such images, or the function fails between them.
+        """
         labels = outputs[:, : self.classes].argmax(1)
         one, other = (labels[:, None] != labels).triu().nonzero(as_tuple=True)
         if not len(one):  # images of one class tell nothing of a margin
-            return "logits"
+            return None
         way = torch.linspace(0, 1, POINTS).to(x)[:, None, None, None, None]
         between = torch.lerp(x[one], x[other], way).flatten(0, 1)
         self._precisely(x)
@@ -111,13 +157,18 @@ class Scored:
         try:
             outputs = blockwise(self._precise or self._outputs, between.to(kind))
         except Exception:  # it may fail on other images than clean ones; an attack that meets these will say so
-            return "logits"
+            return None
         outputs = outputs[:, : self.classes].double().unflatten(0, (POINTS, -1))
-        return straightest(outputs, labels[one], labels[other])
+        return outputs, labels[one], labels[other]
 
 
-def logits_of(outputs: Tensor, kind: torch.dtype, form: Form, classes: int) -> Tensor:
-    """Return outputs [N,K] or [N,K+1] of any float type as logits of that type; a copy, differentiable.
+def probes(x: Tensor) -> Tensor:
+    """Return `PROBES` of the images x [M,C,H,W], or all where there are fewer."""
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:PROBES].to(x.device)]
+
+
+def logits_of(outputs: Tensor, kind: torch.dtype, form: Form, classes: int, unit: Unit = "given") -> Tensor:
+    """Return outputs [N,K] or [N,K+1] of any float type as logits of that type and unit; a copy, differentiable.
 
     Likelihoods become their logarithms, and sigmoids their log-odds, because the gradients of tiny ones, and of
     sigmoids near 1, vanish. The order of the outputs stays the same.
@@ -128,7 +179,7 @@ def logits_of(outputs: Tensor, kind: torch.dtype, form: Form, classes: int) -> T
         # a sigmoid that rounds to 1 is nearer to 1 than the last number before it
         doubt = torch.finfo(outputs.dtype).eps / 4
         outputs = log(outputs) - (1 - outputs.double()).clamp_min(doubt).log()
-    return narrowed(outputs, kind, classes).clone()
+    return narrowed(in_units(outputs, classes, unit), kind, classes).clone()
 
 
 def straightest(outputs: Tensor, first: Tensor, second: Tensor) -> Form:
@@ -138,18 +189,30 @@ def straightest(outputs: Tensor, first: Tensor, second: Tensor) -> Form:
     Sigmoids are a choice only where no output exceeds 1.
     """
     forms: list[Form] = ["logits", "likelihoods", *(("sigmoids",) if outputs.amax() <= 1 else ())]
-    at = torch.linspace(-1, 1, len(outputs)).to(outputs)[:, None]
-    bent = {}
-    for form in forms:
-        logits = logits_of(outputs.flatten(0, 1), outputs.dtype, form, outputs.shape[2]).view_as(outputs)
-        margins = logits.gather(2, first.expand(len(at), -1)[..., None]) - logits.gather(
-            2, second.expand(len(at), -1)[..., None]
-        )
-        moved = margins[..., 0] - margins[..., 0].mean(0)
-        rest = moved - (moved * at).sum(0) / at.square().sum() * at
-        bent[form] = float((rest.square().sum(0) / moved.square().sum(0)).nanmean())
+    flat, (points, ways, classes) = outputs.flatten(0, 1), outputs.shape
+    logits = {form: logits_of(flat, outputs.dtype, form, classes).view(points, ways, classes) for form in forms}
+    bent = {form: bend(z, first, second) for form, z in logits.items()}
     best = min(bent, key=lambda form: bent[form])
-    return best if bent[best] < STRAIGHTER * bent["logits"] and bent["logits"] > NEGLIGIBLE else "logits"
+    return best if straighter(bent[best], bent["logits"]) else "logits"
+
+
+def bend(logits: Tensor, first: Tensor, second: Tensor) -> float:
+    """Return how far margins between two classes are from straight lines: the share of their variance, mean over ways.
+
+    logits: float64 [T,P,K] at T points at equal distances on P ways. first, second: classes of the two ends [P].
+    """
+    at = torch.linspace(-1, 1, len(logits)).to(logits)[:, None]
+    margins = logits.gather(2, first.expand(len(at), -1)[..., None]) - logits.gather(
+        2, second.expand(len(at), -1)[..., None]
+    )
+    moved = margins[..., 0] - margins[..., 0].mean(0)
+    rest = moved - (moved * at).sum(0) / at.square().sum() * at
+    return float((rest.square().sum(0) / moved.square().sum(0)).nanmean())
+
+
+def straighter(bent: float, before: float) -> bool:
+    """Return whether margins that are `bent` are much straighter than others, and these are not straight."""
+    return bent < STRAIGHTER * before and before > NEGLIGIBLE
 
 
 def narrowed(outputs: Tensor, kind: torch.dtype, classes: int) -> Tensor:

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from manifold_bench.attacks.contract import Verdict, succeeded
-from manifold_bench.attacks.losses import margin, selective_margin
+from manifold_bench.attacks.losses import margin, selective_margin, spread
 from manifold_bench.attacks.threat import Norm, flat_norm, inside
+
+SHRUNK = 2.0
+"""Factor by which the spread of the logits has to shrink to be taken for the reason why a loss rose."""
 
 
 class Queries:
@@ -20,8 +23,10 @@ class Queries:
     deployed defense. distance [N] float64: size of that perturbation; ∞ where no query was a success.
     All other values [N] cover the time before an input's first success. gradients: number of gradients. blind: number
     of gradients that were exactly zero or not finite. moved: whether any query differed from x. improved: whether any
-    query came nearer than the first one to a wrong class, or to an accepted wrong class. frozen: inputs about which
-    nothing is recorded any more.
+    query came nearer than the first one to a wrong class, or to an accepted wrong class. It did not where the query
+    with the largest margin is nearer only because all logits are small there: their spread is less than 1/`SHRUNK` of
+    what it was at the first query, and in units of the spread the margin is no larger. Two classes tell nothing of
+    that. frozen: inputs about which nothing is recorded any more.
     """
 
     def __init__(self, x: Tensor, y: Tensor, aims: Tensor | None, norm: Norm, eps: float) -> None:
@@ -30,8 +35,11 @@ class Queries:
         self.point = x.clone()
         self.distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         self.gradients, self.blind, self.calls = (torch.zeros_like(self.distance) for _ in range(3))
-        self.moved, self._improved, self.frozen = (torch.zeros_like(self.rows, dtype=torch.bool) for _ in range(3))
-        self.first = self.distance.new_full((len(x), 2), torch.nan)
+        self.moved, self._succeeded, self.frozen = (torch.zeros_like(self.rows, dtype=torch.bool) for _ in range(3))
+        # Of the margin and the selective margin: at the first query, the largest, and whether logits had shrunk there
+        self.first, self.unit = self.distance.new_full((len(x), 2), torch.nan), self.distance.new_ones(len(x))
+        self.best = self.distance.new_full((len(x), 2), -torch.inf)
+        self.shrunk = torch.zeros_like(self.best, dtype=torch.bool)
 
     @property
     def improved(self) -> Tensor:
@@ -39,7 +47,7 @@ class Queries:
 
         It is true, too, where nothing could improve: with fewer than two queries that return scores, and for noise.
         """
-        return self._improved | (self.calls < 2)
+        return self._succeeded | ((self.best > self.first) & ~self.shrunk).any(1) | (self.calls < 2)
 
     @property
     def settled(self) -> Tensor:
@@ -64,18 +72,21 @@ class Queries:
             changed = (x[still] != self.x[at[still]]).flatten(1).any(1)
             self.moved[at[still][changed]] = True
         labelled = (self.y[at] >= 0) & self.distance[at].isinf() & ~self.frozen[at]
-        if not labelled.any() or self._improved[at[labelled]].all():
+        if not labelled.any():
             return
         at, logits = at[labelled], logits[labelled]
         # An image on its way into a wrong class may become rejected: progress of either margin counts
         leads = [margin(logits, self.y[at], classes), selective_margin(logits, self.y[at], classes)]
-        lead = torch.stack(leads, dim=1).double().nan_to_num(-torch.inf)
-        best = torch.full_like(self.first, -torch.inf)
-        best.scatter_reduce_(0, at[:, None].expand(-1, 2), lead, "amax")
+        lead, unit = torch.stack(leads, dim=1).double().nan_to_num(-torch.inf), spread(logits.double(), classes)
+        best = self.best.scatter_reduce(0, at[:, None].expand(-1, 2), lead, "amax")
         self.calls[at] += 1
-        self._improved |= (best > self.first).any(1)
-        begun = at[self.first[at, 0].isnan()]
-        self.first[begun] = best[begun]
+        nearest = (lead == best[at]) & (lead > self.best[at])
+        self.best.copy_(best)
+        begun = self.first[at, 0].isnan()
+        self.first[at[begun]], self.unit[at[begun]] = best[at[begun]], unit[begun]
+        smaller = (classes > 2) & (SHRUNK * unit < self.unit[at])
+        no_nearer = lead / unit[:, None] <= self.first[at] / self.unit[at][:, None]
+        self.shrunk[at] = torch.where(nearest, smaller[:, None] & no_nearer, self.shrunk[at])
 
     def answered(self, x: Tensor, rows: Tensor, answer: Verdict) -> None:
         """Record answers of the deployed defense to images x [n,C,H,W] of those rows."""
@@ -92,7 +103,7 @@ class Queries:
         nearer = (distance == least[at]) & (distance < self.distance[at])
         self.point[at[nearer]] = x[nearer].to(self.point)
         self.distance.copy_(least)
-        self.moved[at] = self._improved[at] = True
+        self.moved[at] = self._succeeded[at] = True
 
     def differentiated(self, rows: Tensor, gradient: Tensor) -> None:
         """Record gradients [n,...] at images of those rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class Attacker:
     source: function that returns the attacker's own classifier, images → logits [N,K].
     max_passes: largest number of forward plus backward passes for each input; None: no limit.
     clean: images [M,C,H,W] that decide the form of the outputs (`attacks.outputs.Scored`), the same for all batches.
+    outputs: the outputs of each part of the defense that was attacked before, whose form is decided.
     """
 
     aims: Tensor | None = None
@@ -35,6 +36,7 @@ class Attacker:
     source: Callable[[], nn.Module] | None = None
     max_passes: int | None = None
     clean: Tensor | None = None
+    outputs: dict[Part, Scored] = field(default_factory=dict)
 
 
 class Target:
@@ -65,15 +67,15 @@ class Target:
         self.aims = self.attacker.aims
         self._on_count = on_count
         self.queries = queries
-        self._outputs: dict[Part, Scored] = {}
 
     def outputs(self, part: Part) -> Scored:
         """Return a function that computes logits of the whole defense or of its classifier; passes are not counted."""
-        if part not in self._outputs:
+        known = self.attacker.outputs
+        if part not in known:
             attacked = self.defense if part == "defense" else self.defense.classifier
             assert attacked is not None
-            self._outputs[part] = Scored(attacked, self.num_classes, self.attacker.clean)
-        return self._outputs[part]
+            known[part] = Scored(attacked, self.num_classes, self.attacker.clean)
+        return known[part]
 
     def held_out(self) -> tuple[Tensor, Tensor]:
         """Return the attacker's own images [M,C,H,W] and labels [M]; raises ValueError where there are none."""
@@ -153,7 +155,6 @@ class Rows(Target):
         queries = whole.queries and whole.queries.only(rows)
         super().__init__(whole.defense, len(rows), replace(whole.attacker, aims=aims), queries=queries)
         self.whole, self.rows = whole, rows
-        self._outputs = whole._outputs
 
     def count(self, rows: Tensor, forwards: float, backwards: float) -> None:
         self.whole.count(self.rows[rows], forwards, backwards)

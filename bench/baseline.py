@@ -24,10 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError(f"--name: {name!r} is not a folder name; give one without / that does not begin with a dot")
     # late: `--help` waits for neither pandas nor rich
     from manifold_bench.bench.gate.promotion import promote
+    from manifold_bench.bench.records.files import check_files
     from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.terminal import print_text, terminal
 
     console = terminal()
+    check_files(given.run)
     for line in promote(Results.load(given.run), BASELINES / name, given.force):
         print_text(console, line)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import resource
 import signal
 import sys
 import threading
@@ -13,6 +14,10 @@ from typing import ParamSpec
 from manifold_bench.bench.text import nearest, printable
 
 P = ParamSpec("P")
+
+
+LEAST_FILES = 64
+"""Smallest number of open files with which a command starts; a run with two workers opens about forty."""
 
 
 class InputError(Exception):
@@ -49,6 +54,7 @@ def report_errors(main: Callable[P, int]) -> Callable[P, int]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
             with signals_interrupt():
+                allow_files()
                 return main(*args, **kwargs)
         except InputError as error:
             print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -61,6 +67,16 @@ def report_errors(main: Callable[P, int]) -> Callable[P, int]:
             return 1
 
     return wrapped
+
+
+def allow_files() -> None:
+    """Let this process open `LEAST_FILES` files at once; raises InputError where the system does not allow that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= LEAST_FILES:
+        return
+    if hard != resource.RLIM_INFINITY and hard < LEAST_FILES:
+        raise InputError(f"only {hard} files may be open at once, and {LEAST_FILES} are needed; set `ulimit -n` higher")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (LEAST_FILES, hard))
 
 
 def system_error(error: OSError | MemoryError) -> str:

@@ -20,6 +20,7 @@ from manifold_bench.bench.planning.plan import Options, Plan, make_plan
 from manifold_bench.bench.planning.reading import check_labels, defense_by_name
 from manifold_bench.bench.planning.refs import DatasetRef
 from manifold_bench.bench.planning.sizes import check_size
+from manifold_bench.bench.records.files import check_files
 from manifold_bench.bench.records.images import FOLDER
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.records.results import Results
@@ -37,6 +38,7 @@ from manifold_bench.bench.terminal import print_line, terminal
 def judge(given: Namespace) -> int:
     """Run the command with these arguments; return 0, or 1 if a defense failed."""
     folder, console, begun = Path(given.out), terminal(), time.time()
+    check_files(folder)
     with run_folder(folder):
         plan = planned(given, folder)
         with chosen_engine(given) as engine:

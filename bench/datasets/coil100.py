@@ -24,6 +24,8 @@ REDUCED_SHA256 = "c583eb9508fec21c7d75ec77d9d6304b67b3104c9a1dc116b344309b311c94
 def read_reduced(path: Path) -> np.ndarray:
     """Return the array of `coil100_32.npz`, [object, view, row, column, RGB] uint8; raises InputError if damaged."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         with np.load(path) as archive:
             pixels = archive["images"]
     except Exception as error:  # for a damaged archive numpy, zipfile and zlib raise exceptions of any kind

@@ -70,6 +70,8 @@ def read_image(path: Path, dataset: str, size: tuple[int, int]) -> Image.Image:
     size: width and height of the published images.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         with Image.open(path) as file:
             image = file.convert("RGB")
     except FileNotFoundError as error:

@@ -198,7 +198,7 @@ def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
         direct = any(path.suffix.lower() in PICTURES for path in folder.iterdir())
     except OSError as error:
         raise InputError(f"data: {error.filename} cannot be read ({error.strerror})") from error
-    files = [(path, label) for path, label in files if path.suffix.lower() in PICTURES]
+    files = [(path, label) for path, label in files if path.suffix.lower() in PICTURES and path.is_file()]
     wanted = f"give a folder that holds one folder of images ({', '.join(PICTURES)}) for each class"
     if not files:
         place = "in no folder of a class" if direct else "nowhere"

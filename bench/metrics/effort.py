@@ -45,7 +45,7 @@ def effort_note(row: Row) -> str:
     parts = {
         "blind": "the gradient was exactly zero or not finite on {}",
         "unmoved": "the image was never changed on {}",
-        "stalled": "the loss never improved on {}",
+        "stalled": "no query came nearer to a wrong answer on {}",
     }
     phrases = [text.format(f"{100 * row[name]:.1f} %") for name, text in parts.items() if row[name] > 0]
     return f"stopped trying on {100 * row['given_up']:.1f} % of the attacked inputs: {', '.join(phrases)}"

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import batch_rows
+from manifold_bench.attacks.contract import Part
+from manifold_bench.attacks.outputs import Scored
 from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.bench.planning.jobs import Job
@@ -112,6 +114,7 @@ class Attacking:
 
     def __init__(self, job: Job, defense: Defense, inputs: Inputs, heartbeat: Heartbeat) -> None:
         self.job, self.defense, self.inputs, self.heartbeat = job, defense, inputs, heartbeat
+        self.outputs: dict[Part, Scored] = {}
 
     def attack(self, rows: Tensor, eps: float) -> Found:
         """Attack those rows [n] of the inputs in batches."""
@@ -128,6 +131,7 @@ class Attacking:
                 source=partial(job.source.load, job.device) if job.source else None,
                 max_passes=attack.max_passes,
                 clean=self.inputs.x,
+                outputs=self.outputs,
             )
             queries = Queries(batch.x, batch.y, batch.aims, attack.norm, eps)
             target = Target(self.defense, len(batch), attacker, self.heartbeat.beat, queries)

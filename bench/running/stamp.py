@@ -69,8 +69,10 @@ def write_stamp(folder: Path, request: JsonObject, read: Mapping[str, str], show
 
 
 def hash_of(path: Path) -> str:
-    """Return the sha256 of a file's content; an empty text if it cannot be read."""
+    """Return the sha256 of a file's content; an empty text if it cannot be read, or is a pipe or a device."""
     try:
+        if not path.is_file():
+            return ""
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:

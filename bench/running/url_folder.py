@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.records.files import check_files
 from manifold_bench.bench.records.log import LOG
 from manifold_bench.defenses.errors import one_line
 
@@ -21,7 +22,9 @@ def local_folder(given: str, place: str) -> Iterator[tuple[Path, Callable[[], No
     copied back at the end, or when the function is called. place: command-line argument, for messages.
     """
     if "://" not in given or given.startswith("file://"):
-        yield Path(given.removeprefix("file://")), lambda: None
+        folder = Path(given.removeprefix("file://"))
+        check_files(folder)
+        yield folder, lambda: None
         return
     with tempfile.TemporaryDirectory(prefix="manifold-bench-") as place_here:
         folder = Path(place_here) / (given.rstrip("/").rpartition("/")[2] or "run")

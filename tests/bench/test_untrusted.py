@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from fuzzing import Ended, called
 from handmade import RUN, StoredJob, cell, run, write_run
 
-from manifold_bench.bench import compare
+from manifold_bench.bench import baseline, compare
 from manifold_bench.bench import list as listing
 from manifold_bench.bench import run as running
 from manifold_bench.bench.records import measurements
@@ -113,3 +116,28 @@ def test_a_folder_in_place_of_a_file_is_one_line(folder, tmp_path):
         (copy / name).unlink()
         (copy / name).mkdir()
         refused(called(report.main, str(copy)), name)
+
+
+@pytest.mark.parametrize("name", ["run.json", "records/index.json", "summary.csv", "anything"])
+@pytest.mark.parametrize("command", ["report", "compare", "baseline", "run"])
+def test_a_pipe_in_a_run_s_folder_is_refused_by_name(tmp_path, name, command):
+    """Reading from a pipe that nobody writes to never ends."""
+    folder = write_run(tmp_path / "run", run(cell()))
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    mains = {"report": report.main, "compare": compare.main, "baseline": baseline.main, "run": running.main}
+    given = {"compare": [str(folder), str(folder)], "run": ["--matrix", "smoke", "--dry-run", "--out", str(folder)]}
+    refused(called(mains[command], *given.get(command, [str(folder)])), name, "pipe")
+
+
+def test_a_pipe_in_place_of_a_matrix_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "m.toml")
+    refused(called(running.main, "--matrix", str(tmp_path / "m.toml")), "m.toml")
+
+
+@pytest.mark.parametrize("files", [12, 16, 20])
+def test_too_few_open_files_are_one_line(tmp_path, files):
+    (tmp_path / "m.toml").write_text(MATRIX, encoding="utf-8")
+    line = f"ulimit -n {files}; exec {sys.executable} -m manifold_bench.bench run --matrix m.toml --n 2"
+    ended = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 2 and ended.stderr.splitlines()[-1].startswith(f"error: only {files} files")
