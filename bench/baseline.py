@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError(f"--name: {name!r} is not a folder name; give one without / that does not begin with a dot")
     # late: `--help` waits for neither pandas nor rich
     from manifold_bench.bench.gate.promotion import promote
-    from manifold_bench.bench.records.files import check_files
+    from manifold_bench.bench.planning.folders import check_files
     from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.terminal import print_text, terminal
 

@@ -13,14 +13,13 @@ from pathlib import Path
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.evaluation import chosen_engine, reported
-from manifold_bench.bench.planning.folders import data_folder
+from manifold_bench.bench.planning.folders import check_files, data_folder
 from manifold_bench.bench.planning.made_elsewhere import Found, first, matched, read
 from manifold_bench.bench.planning.matrix import AttackChoice, DatasetEntry, Matrix
 from manifold_bench.bench.planning.plan import Options, Plan, make_plan
 from manifold_bench.bench.planning.reading import check_labels, defense_by_name
 from manifold_bench.bench.planning.refs import DatasetRef
 from manifold_bench.bench.planning.sizes import check_size
-from manifold_bench.bench.records.files import check_files
 from manifold_bench.bench.records.images import FOLDER
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.records.results import Results

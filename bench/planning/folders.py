@@ -30,3 +30,11 @@ def data_folder(given: Path | None) -> Path | None:
         raise InputError(f"--data: {given} is not a folder; give one that exists")
     fallback = os.environ.get(DATA_VARIABLE)
     return given or (Path(fallback) if fallback else None)
+
+
+def check_files(folder: Path) -> None:
+    """Raise InputError for whatever in a folder is neither a file nor a folder: reading from a pipe may never end."""
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path}: is a pipe, a socket or a device; remove it, only files and folders are read")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -40,14 +39,6 @@ Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-def check_files(folder: Path) -> None:
-    """Raise InputError for whatever in a folder is neither a file nor a folder: reading from a pipe may never end."""
-    for place, _, names in os.walk(folder):
-        for path in (Path(place, name) for name in names):
-            if path.exists() and not path.is_file():
-                raise InputError(f"{path}: is a pipe, a socket or a device; remove it, only files and folders are read")
 
 
 def read_json(path: Path, kind: type[T], remedy: str) -> T:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.records.files import check_files
+from manifold_bench.bench.planning.folders import check_files
 from manifold_bench.bench.records.log import LOG
 from manifold_bench.defenses.errors import one_line
 
