@@ -75,10 +75,8 @@ class Scored:
         if outputs.isnan().any() and not x.isnan().any():
             raise ValueError("the defense returned NaN for an image")
         if self.form is None:
-            negative, clean = (
-                bool((outputs[:, : self.classes] < 0).any()),
-                x.detach() if self.clean is None else self.clean,
-            )
+            negative = bool((outputs[:, : self.classes] < 0).any())
+            clean = x.detach() if self.clean is None else self.clean
             self.form = "logits" if negative else self.decided(clean)
             self.unit = self.measured(clean)
         return logits_of(outputs, x.dtype, self.form, self.classes, self.unit)

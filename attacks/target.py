@@ -92,17 +92,15 @@ class Target:
     def count(self, rows: Tensor, forwards: float, backwards: float) -> None:
         """Add that many passes to each of those rows that has not spent its budget; raises BudgetSpent."""
         rows = rows.cpu()
-        self._spend(rows, forwards + backwards)
-        rows = rows[~self.spent[rows]]
+        if self.attacker.max_passes is not None:
+            self._spend(rows, forwards + backwards, self.attacker.max_passes)
+            rows = rows[~self.spent[rows]]
         self.forwards[rows] += forwards
         self.backwards[rows] += backwards
         self._on_count(self)
 
-    def _spend(self, rows: Tensor, passes: float) -> None:
+    def _spend(self, rows: Tensor, passes: float, most: int) -> None:
         """Mark the rows that cannot pay for that many passes more; raises BudgetSpent if no other row needs any."""
-        most = self.attacker.max_passes
-        if most is None:
-            return
         self.spent[rows] |= (self.forwards + self.backwards)[rows] + passes > most
         done = self.spent
         if self.queries is not None:
@@ -160,5 +158,5 @@ class Rows(Target):
         self.whole.count(self.rows[rows], forwards, backwards)
         super().count(rows, forwards, backwards)
 
-    def _spend(self, rows: Tensor, passes: float) -> None:
+    def _spend(self, rows: Tensor, passes: float, most: int) -> None:
         self.spent = self.whole.spent[self.rows.cpu()]

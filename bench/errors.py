@@ -17,7 +17,7 @@ P = ParamSpec("P")
 
 
 LEAST_FILES = 64
-"""Smallest number of open files with which a command starts; a run with two workers opens about forty."""
+"""Smallest limit of open files with which a command starts."""
 
 
 class InputError(Exception):

@@ -1,9 +1,17 @@
-"""Atomic writing of files: a reader, or a later run after a kill, finds a file either complete or not at all."""
+"""Atomic writing of files, and what is no file.
+
+A reader, or a later run after a kill, finds a file either complete or not at all.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def is_no_file(path: Path) -> bool:
+    """Return whether a path leads to something that is no file, such as a pipe, from which reading may never end."""
+    return path.exists() and not path.is_file()
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from manifold_bench.bench.datasets.base import LabelledImages, WholeDataset, as_images
 from manifold_bench.bench.datasets.files import data_folders, read_image
 from manifold_bench.bench.errors import InputError, MissingData
+from manifold_bench.defenses.files import is_no_file
 
 OBJECTS, VIEWS = 100, 72
 
@@ -24,7 +25,7 @@ REDUCED_SHA256 = "c583eb9508fec21c7d75ec77d9d6304b67b3104c9a1dc116b344309b311c94
 def read_reduced(path: Path) -> np.ndarray:
     """Return the array of `coil100_32.npz`, [object, view, row, column, RGB] uint8; raises InputError if damaged."""
     try:
-        if path.exists() and not path.is_file():
+        if is_no_file(path):
             raise ValueError("it is no file")
         with np.load(path) as archive:
             pixels = archive["images"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from manifold_bench.bench.errors import InputError, MissingData
+from manifold_bench.defenses.files import is_no_file
 
 
 def data_folders(data: Path | None, dataset: str, files: str, *subfolders: str) -> list[Path]:
@@ -70,7 +71,7 @@ def read_image(path: Path, dataset: str, size: tuple[int, int]) -> Image.Image:
     size: width and height of the published images.
     """
     try:
-        if path.exists() and not path.is_file():
+        if is_no_file(path):
             raise ValueError("it is no file")
         with Image.open(path) as file:
             image = file.convert("RGB")

@@ -8,6 +8,7 @@ from pathlib import Path
 import platformdirs
 
 from manifold_bench.bench.errors import InputError
+from manifold_bench.defenses.files import is_no_file
 
 CACHE_VARIABLE = "MANIFOLD_BENCH_CACHE"
 DATA_VARIABLE = "MANIFOLD_BENCH_DATA"
@@ -36,5 +37,5 @@ def check_files(folder: Path) -> None:
     """Raise InputError for whatever in a folder is neither a file nor a folder: reading from a pipe may never end."""
     for place, _, names in os.walk(folder):
         for path in (Path(place, name) for name in names):
-            if path.exists() and not path.is_file():
+            if is_no_file(path):
                 raise InputError(f"{path}: is a pipe, a socket or a device; remove it, only files and folders are read")

@@ -189,7 +189,7 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
         for dashes, filling, judged, answers in parts:
             curve = 100 * risk_coverage(answers["score"], answers["wrong"])
             areas.append(f"{area(curve) / 100:.3g} %")
-            # small markers at places of each defense's own, so that lines on each other can be told apart
+            # each defense has its markers at other places, so that lines which coincide can still be distinguished
             places = {"marker": marker, "ms": 3.5, "markevery": (0.2 * (i + 0.5) / len(bold), 0.2)}
             line = {"color": colour, "lw": 1.2 * bold[i], "zorder": 3, "clip_on": False}
             axes.plot(curve["coverage"], curve["risk"], dashes, **line, **places)
