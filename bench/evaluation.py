@@ -107,7 +107,7 @@ def evaluate(
 def matrices(given: Namespace) -> tuple[Matrix, Matrix]:
     """Return the matrix cut down to the systems that the command line names, and the whole matrix."""
     dataset_of_folder.cache_clear()  # since an earlier run of this process, images may have changed
-    matrix = read_matrix(given.matrix)
+    matrix = read_matrix(given.matrix, given.dataset)
     if given.seed is not None:
         matrix = dataclasses.replace(matrix, seeds=(given.seed,))
     if given.diagnose is not None:

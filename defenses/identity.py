@@ -118,13 +118,18 @@ def parameters(values: DataclassInstance) -> JsonObject:
 def _plain(value: object) -> object:
     """Return a parameter's value as JSON data."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hints = get_type_hints(type(value))
-        fixed = [name for name, hint in hints.items() if get_origin(hint) is Literal and len(get_args(hint)) == 1]
-        tag = {name: getattr(value, name) for name in fixed} or {"class": type(value).__name__}
+        tag = {name: getattr(value, name) for name in _fixed_fields(type(value))} or {"class": type(value).__name__}
         return tag | parameters(value)
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+@cache
+def _fixed_fields(cls: type) -> list[str]:
+    """Return the names of a dataclass' fields with only one possible value."""
+    hints = get_type_hints(cls)
+    return [name for name, hint in hints.items() if get_origin(hint) is Literal and len(get_args(hint)) == 1]
 
 
 def _text(value: object) -> str:

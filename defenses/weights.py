@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,6 +24,7 @@ from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import atomic_write
 from manifold_bench.defenses.identity import TRAINABLE, JsonObject, System, parameters, registered, system
 from manifold_bench.defenses.training import atomic_save
+from manifold_bench.defenses.validation import adapter
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -93,14 +93,15 @@ def trained_as(card: Card, own: System, spec: TrainableSpec, data: str, parts: M
     if written != (own.name, own.source_sha256, own.cls.version, data, parts):
         return False
     try:
-        trained = _spec(own.cls, card.spec)
+        trained = spec_of(own.cls, card.spec)
     except ValueError:
         return False
     return training_part(trained) == training_part(spec)
 
 
-def _spec(cls: type[Trainable], values: JsonObject) -> TrainableSpec:
-    return TypeAdapter(cls.Spec).validate_json(json.dumps(values), strict=True)
+def spec_of(cls: type[Trainable], values: JsonObject) -> TrainableSpec:
+    """Return the spec of a class with these values, as cards hold them; raises ValueError."""
+    return adapter(cls.Spec).validate_json(json.dumps(values), strict=True)
 
 
 def weights_hash(module: Trainable) -> str:
@@ -139,7 +140,7 @@ def with_cards(files: Iterable[Path]) -> list[Path]:
 def read_card(path: Path) -> Card:
     """Return the card of a weights file; raises WeightsError if it is missing or damaged."""
     try:
-        return TypeAdapter(Card).validate_json(card_path(path).read_text(encoding="utf-8"))
+        return adapter(Card).validate_json(card_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(
             f"{card_path(path)}: not a readable card ({one_line(error)}); restore it, or delete it and its weights"
@@ -201,6 +202,11 @@ def zoo_files(data: str, name: str) -> list[Path]:
     return sorted((card.with_suffix(".safetensors") for card in cards), key=lambda path: path != zoo_file(data, name))
 
 
+def cards_of_zoo() -> dict[str, Card]:
+    """Return the cards of all weights in the zoo, by the names of their files without endings; raises WeightsError."""
+    return {path.stem: read_card(path) for path in sorted(ZOO.glob("*.safetensors"))}
+
+
 def from_zoo(name: str, data: str, **deployment: object) -> Trainable:
     """Return a trained defense, or part of defenses, of the zoo, as in from_zoo("undefended", "mnist").
 
@@ -217,7 +223,7 @@ def from_zoo(name: str, data: str, **deployment: object) -> Trainable:
         raise WeightsError(f"{card_path(path)}: no installed package registers {card.name!r}; restore the card")
     try:
         cls: type[Trainable] = points[card.name].load()
-        _spec(cls, card.spec)
+        spec_of(cls, card.spec)
     except (ImportError, AttributeError, ValueError) as error:
         raise WeightsError(
             f"{card_path(path)}: {card.name!r} cannot be built from it ({one_line(error)}); restore it"
@@ -225,7 +231,7 @@ def from_zoo(name: str, data: str, **deployment: object) -> Trainable:
     allowed = deployment_fields(cls.Spec)
     if foreign := sorted(deployment.keys() - set(allowed)):
         raise ValueError(f"{name!r} has no deployment field {foreign[0]!r}; it has {', '.join(allowed) or 'none'}")
-    found = cls(_spec(cls, {**card.spec, **deployment}))
+    found = cls(spec_of(cls, {**card.spec, **deployment}))
     for part in found.named_parts.values():
         fill_from_zoo(part, data)
     load_into(found, path, card.weights_sha256)

@@ -10,20 +10,14 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-from manifold_bench.attacks.base import Attack
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import AttackChoice, Matrix
 from manifold_bench.bench.planning.plan import Plan, make_plan
-
-ITERATIONS = ("steps", "queries", "searches", "generations", "max_iter")
-"""Parameters of attacks that are numbers of iterations, including those of ART and Foolbox."""
-
-SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
-"""Shares of the attacks' iterations that are tried, in this order, until a matrix fits."""
+from manifold_bench.bench.planning.work import SHARES, shortened
 
 ENOUGH = 20
 """Number of images below which iterations are cut first."""
@@ -44,12 +38,16 @@ class Cut:
 
 
 def cut_matrix(matrix: Matrix, cut: Cut, sizes: dict[str, int]) -> Matrix:
-    """Return the matrix with fewer images and iterations. sizes: number of images of each data set before the cut."""
+    """Return the matrix with fewer images and iterations. sizes: number of images of each data set before the cut.
+
+    A matrix that limits the work of its jobs gets a lower limit instead of shorter attacks.
+    """
     datasets = tuple(
         entry.model_copy(update={"n": min(sizes.get(entry.name, cut.n), cut.n)}) for entry in matrix.datasets
     )
-    attacks = tuple(_shortened(choice, cut) for choice in matrix.attacks)
-    return dataclasses.replace(matrix, datasets=datasets, attacks=attacks)
+    share, work = (cut.share, None) if matrix.work is None else (1.0, matrix.work * cut.share)
+    attacks = tuple(_shortened(choice, cut.n, share) for choice in matrix.attacks)
+    return dataclasses.replace(matrix, datasets=datasets, attacks=attacks, work=work)
 
 
 def summary(plan: Plan, uncut: Plan, budget: str) -> str:
@@ -64,40 +62,19 @@ def summary(plan: Plan, uncut: Plan, budget: str) -> str:
     old, running = {choice.label for choice in uncut.matrix.attacks}, {job.label for job in plan.jobs if not job.skip}
     shorter = [one.label for one in plan.matrix.attacks if one.label in running - old]
     iterations = f"fewer iterations: {', '.join(dict.fromkeys(shorter))}" if shorter else "all iterations"
+    if plan.matrix.work is not None:
+        iterations = f"at most {plan.matrix.work:,.3g} billion operations for a job instead of {uncut.matrix.work:,.0f}"
     return f"Within a budget of {budget}: {images}; {iterations}."
 
 
-def _shortened(choice: AttackChoice, cut: Cut) -> AttackChoice:
-    """Return the attack on at most `cut.n` images, with a share of its iterations and a label that says which."""
-    n = None if choice.n is None else min(choice.n, cut.n)
-    if cut.share == 1:
+def _shortened(choice: AttackChoice, most: int, share: float) -> AttackChoice:
+    """Return the attack on at most that many images, with a share of its iterations and a label that says which."""
+    n = None if choice.n is None else min(choice.n, most)
+    if share == 1:
         return dataclasses.replace(choice, n=n)
-    attack, changes = shortened(choice.attack, cut.share)
+    attack, changes = shortened(choice.attack, share)
     cuts = ", ".join(f"{new} of {old} {name}" for name, (old, new) in changes.items())
     return dataclasses.replace(choice, n=n, attack=attack, label=f"{choice.label} [{cuts}]" if cuts else choice.label)
-
-
-def shortened(attack: Attack, share: float) -> tuple[Attack, dict[str, tuple[int, int]]]:
-    """Return an attack with that share of its iterations, and each changed parameter with its old and new value.
-
-    An attack without a number of iterations, such as FGSM or AutoAttack, stays as it is.
-    """
-    changes: dict[str, tuple[int, int]] = {}
-    own = {field.name: vars(attack)[field.name] for field in dataclasses.fields(attack)}
-    inner: dict[str, Any] = own.get("parameters") or {}  # the library's parameters, for an adapter
-    updates: dict[str, Any] = {}
-    for name in ITERATIONS:
-        old = own.get(name, inner.get(name))
-        if isinstance(old, int) and not isinstance(old, bool) and (new := max(1, math.ceil(old * share))) < old:
-            if name in own:
-                updates[name] = new
-            else:
-                updates["parameters"] = {**updates.get("parameters", inner), name: new}
-            changes[name] = (old, new)
-    try:
-        return (dataclasses.replace(attack, **updates), changes) if changes else (attack, {})
-    except ValueError:  # the attack needs more iterations than that
-        return attack, {}
 
 
 def choose(most: int, seconds: float, cost: Callable[[Cut], float]) -> tuple[Cut, float]:

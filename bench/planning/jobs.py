@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Literal
 from manifold_bench.attacks.base import Attack, Knowledge
 from manifold_bench.attacks.threat import Norm
 from manifold_bench.attacks.transfer import Transfer
+from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.declared import solver_steps, unsuited
 from manifold_bench.bench.planning.matrix import ONE_CPU, AttackChoice, Matrix, Needs
 from manifold_bench.bench.planning.probes import probes
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, dataset_identity, defense_identity
 from manifold_bench.bench.planning.usercode import contained
+from manifold_bench.bench.planning.work import ADAPTED, SMALLEST, limited, operations
 from manifold_bench.bench.records.schema import (
     ATTACK,
     CALIBRATION,
@@ -173,6 +176,10 @@ class _Defended:
     def module(self) -> Defense:
         return self.ref.build()
 
+    @cached_property
+    def own_identity(self) -> JsonObject:
+        return defense_identity(self.ref)
+
     def jobs(self) -> list[Job]:
         """Return a job for the clean pass, one for the calibration images, and one for each attack, norm and seed.
 
@@ -184,13 +191,46 @@ class _Defended:
         jobs = list(clean.values())
         if self.data.calibration:
             jobs.append(self.job(("validation", self.data.calibration), CALIBRATION, matrix.seed))
-        for choice in matrix.attacks:
-            if choice.applies_to(self.data.dataset.name, self.ref.label):
-                skip = unsuited(choice.attack, self.module)
+        for entry in matrix.attacks:
+            if entry.applies_to(self.data.dataset.name, self.ref.label):
+                skip = unsuited(entry.attack, self.module)
+                affordable = entry if skip else self.affordable(entry)
+                choice, skip = (entry, affordable) if isinstance(affordable, str) else (affordable, skip)
                 for seed, answer in zip(matrix.seeds, answers, strict=True):
                     job = self.job(self.attacked(choice), choice.label, seed, choice)
                     jobs.append(dataclasses.replace(job, clean_key=clean[answer].key, skip=skip))
         return jobs + (self.probes(clean[matrix.seed].key) if matrix.diagnose else [])
+
+    def affordable(self, choice: AttackChoice) -> AttackChoice | str:
+        """Return the attack as it fits into the matrix' limit on work, or why it cannot run (`limited`)."""
+        if self.matrix.work is None:
+            return choice
+        attack, inputs = choice.attack, len(self.attacked(choice)[1])
+        answers = (self.ref.draws or self.matrix.draws) if self.module.randomized else 1
+        runs = 1 if attack.minimal else len(choice.eps)
+        passes = (sum(self.effort(attack)) + answers) * runs * _aims(attack, self.data.dataset.load().num_classes)
+        limit = self.matrix.work * (ADAPTED if self.module.family in attack.adapted_to else 1.0)
+        found = limited(attack, inputs, self.operations * passes, limit)
+        return found if isinstance(found, str) else dataclasses.replace(choice, attack=found[0], n=found[1])
+
+    @cached_property
+    def operations(self) -> float:
+        """About how many billions of operations an answer takes, where the matrix limits the work of a job."""
+        data = self.data.dataset.load()
+        with suppress(InputError), contained(f"defense {self.ref.label!r} cannot answer"):  # its jobs will say why
+            return operations(self.ref.load(), data.test.images[self.data.indices[0]])
+        return SMALLEST
+
+    def effort(self, attack: Attack) -> tuple[float, float]:
+        """Return the forward and backward passes of an attack for one input, in units of a deployed answer.
+
+        Where the defense has a solver, a backward pass takes none or only a few steps of it.
+        """
+        forwards, backwards = attack.affordable_passes()
+        steps = self.module.inference_steps
+        if not steps:
+            return forwards, backwards
+        return forwards * max(1, solver_steps(attack, self.module)) / steps, backwards / steps
 
     def probes(self, clean_key: str) -> list[Job]:
         """Return the jobs of the diagnosis' attacks."""
@@ -218,11 +258,7 @@ class _Defended:
         norm = attack.norm if attack else "none"
         eps, ladder = (choice.eps, choice.ladder) if choice else ((0.0,), True)
         draws = self.ref.draws or matrix.draws
-        forwards, backwards = attack.affordable_passes() if attack else (1.0, 0.0)
-        if attack is not None and self.module.inference_steps:
-            # in units of a deployed answer; a backward pass takes none or only a few steps of the optimisation
-            forwards *= max(1, solver_steps(attack, self.module)) / self.module.inference_steps
-            backwards /= self.module.inference_steps
+        forwards, backwards = self.effort(attack) if attack else (1.0, 0.0)
         identity = {
             "identity": SCHEME,
             "records": REVISION,
@@ -232,7 +268,7 @@ class _Defended:
                 "indices_sha256": hashlib.sha256(json.dumps(indices).encode()).hexdigest(),
                 "n": len(indices),
             },
-            "defense": defense_identity(self.ref),
+            "defense": self.own_identity,
             "attack": _attack_identity(choice, label),
             "norm": norm,
             "eps": [repr(value) for value in eps],

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.bench.measurements.base import Measurement
@@ -14,6 +14,7 @@ from manifold_bench.bench.planning.claims import Claim
 from manifold_bench.bench.planning.sizes import NormName, Sizes
 from manifold_bench.defenses.base import Defense, DefenseSpec
 from manifold_bench.defenses.identity import JsonObject
+from manifold_bench.defenses.validation import adapter
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -112,7 +113,7 @@ class AttackEntry(ConfinedEntry):
 
 
 class MatrixFile(Entry):
-    """The content of a matrix file."""
+    """The content of a matrix file; `planning.crossed` has filled in the lists that a crossed one leaves out."""
 
     datasets: Annotated[tuple[DatasetEntry, ...], Field(min_length=1)]
     defenses: Annotated[tuple[DefenseEntry, ...], Field(min_length=1)]
@@ -124,6 +125,8 @@ class MatrixFile(Entry):
     draws: Count = 1
     calibration: Count | None = None
     diagnose: bool = False
+    crossed: bool = False
+    work: Positive | None = None
     timeout: Positive = 4 * 3600.0
     resources: Resources = NO_RESOURCES_GIVEN
 
@@ -151,7 +154,7 @@ class DefenseChoice:
     def spec(self, shape: tuple[int, int, int], num_classes: int) -> DefenseSpec:
         """Return its spec for images of that shape and number of classes; raises ValidationError."""
         values = {"shape": list(shape), "num_classes": num_classes, **self.parameters}
-        return TypeAdapter(self.cls.Spec).validate_json(json.dumps(values), strict=True)
+        return adapter(self.cls.Spec).validate_json(json.dumps(values), strict=True)
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,9 @@ class Matrix:
     are compared with.
     diagnose: whether the probes of the masking diagnosis run too. budget: sentence that says what was cut to fit a
     budget of time; empty without a budget.
+    crossed: whether defenses without weights, and those that do not suit a data set, are left out with a reason,
+    instead of being trained or refused. Then every defense meets its first attack before any meets its second. work:
+    billions of operations that an attack may take in a job (`planning.work`); None: no limit.
     """
 
     source: str
@@ -226,6 +232,8 @@ class Matrix:
     measurements: tuple[MeasurementChoice, ...] = ()
     claims: tuple[Claim, ...] = ()
     diagnose: bool = False
+    crossed: bool = False
+    work: float | None = None
     resources: Resources = NO_RESOURCES_GIVEN
     budget: str = ""
 

@@ -29,20 +29,22 @@ def narrowed(
 
     A label matches its own entry; any other name matches all entries with that name. A system that is not in the matrix
     is added from the registry: a data set with as many images as the first one, and an attack in the first norm of the
-    matrix that it supports, with the ε of that norm. An added defense meets also attacks that are confined to some
-    defenses of the matrix. "clean" as the only attack means the clean passes alone. eps: perturbation sizes in place of
-    the matrix'. Raises InputError for unknown names, and for sizes if the attacks have several norms.
+    matrix that it supports, with the ε of that norm on each data set. An added defense meets also attacks that are
+    confined to some defenses of the matrix. "clean" as the only attack means the clean passes alone. eps: perturbation
+    sizes in place of the matrix'. Raises InputError for unknown names, and for sizes if the attacks have several norms.
     """
     for name in datasets:
         find("datasets", name)
     known = {entry.name: entry for entry in matrix.datasets}
     entries = [known.get(name) or DatasetEntry(name=name, n=matrix.datasets[0].n) for name in dict.fromkeys(datasets)]
-    defended = selected(matrix.defenses, defenses, defense_by_name) if defenses else matrix.defenses
+    defended = matrix.defenses
+    if defenses:
+        defended = selected(defended, defenses, lambda name: [defense_by_name(name)])
     added = tuple(choice.label for choice in defended if choice not in matrix.defenses)
     attacking = tuple(_also_against(added, choice) for choice in matrix.attacks)
     if attacks:
         names = [name for name in attacks if name != CLEAN]
-        attacking = selected(attacking, names, lambda name: attack_by_name(name, matrix.attacks))
+        attacking = selected(attacking, names, lambda name: attack_by_name(name, matrix))
     present = dict.fromkeys(str(choice.attack.norm) for choice in attacking)
     for norm in norms:
         one_of("--norm", norm, present)
@@ -71,17 +73,17 @@ def _also_against(labels: tuple[str, ...], choice: AttackChoice) -> AttackChoice
     return dataclasses.replace(choice, defenses=(*choice.defenses, *labels))
 
 
-def selected(choices: tuple[C, ...], names: Iterable[str], add: Callable[[str], C]) -> tuple[C, ...]:
+def selected(choices: tuple[C, ...], names: Iterable[str], add: Callable[[str], list[C]]) -> tuple[C, ...]:
     """Return the choices whose label, or else whose name, is among those names, each once and in their order.
 
-    add: function that makes a choice for a name that no choice has.
+    add: function that makes the choices for a name that no choice has.
     """
     found: list[C] = []
     for name in names:
         there = (
             [choice for choice in (*found, *choices) if choice.label == name]
             or [choice for choice in (*found, *choices) if choice.name == name]
-            or [add(name)]
+            or add(name)
         )
         found += [choice for choice in there if choice not in found]
     return tuple(found)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from manifold_bench.attacks.threat import UNBOUNDED
+from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.datasets.checks import check_dataset
 from manifold_bench.bench.errors import InputError, MissingData
 from manifold_bench.bench.planning.jobs import Job, jobs_on
@@ -17,9 +18,12 @@ from manifold_bench.bench.planning.reading import defense_by_name
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, defense_ref
 from manifold_bench.bench.planning.sizes import check_size
 from manifold_bench.bench.planning.usercode import contained
+from manifold_bench.bench.planning.work import work_text
 from manifold_bench.bench.records.schema import ATTACK
+from manifold_bench.defenses.base import Trainable
 from manifold_bench.defenses.identity import JsonObject
 from manifold_bench.defenses.models import RandomizedModel
+from manifold_bench.defenses.weights import WeightsError
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ class Plan:
     matrix: matrix that runs. whole: matrix from which the command line cut it, or the same one. named: labels of the
     "defenses" and "attacks", and names of the "datasets", that the command line names. data: each data set with its
     images and with the references of all defenses of both matrices. missing_data: name of each data set whose files are
-    not found, so that it is skipped → why, and where to get them. untrainable: (data set, label of the defense) → why
-    its training failed.
+    not found, so that it is skipped → why, and where to get them. left_out: (data set, label of the defense) → why a
+    crossed matrix leaves the pair out. untrainable: (data set, label of the defense) → why its training failed.
     """
 
     matrix: Matrix
@@ -53,6 +57,7 @@ class Plan:
     data: tuple[PlannedData, ...]
     named: Mapping[str, list[str]] = field(default_factory=dict)
     missing_data: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[tuple[str, str], str] = field(default_factory=dict)
     untrainable: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @cached_property
@@ -79,6 +84,15 @@ class Plan:
         whole = replace(self, matrix=self.whole) if self.is_cut else self
         running = {job.key for job in self.measurements}
         return [job for job in whole.measurements if job.key not in running]
+
+    @property
+    def skipped(self) -> list[str]:
+        """A line on each data set without files, and on the defenses that are left out on a data set for one reason."""
+        together: dict[tuple[str, str], list[str]] = {}
+        for (dataset, label), reason in self.left_out.items():
+            together.setdefault((dataset, reason), []).append(label)
+        lines = [f"{', '.join(labels)} on {dataset}: {reason}" for (dataset, reason), labels in together.items()]
+        return [f"skipped: {reason}" for reason in (*self.missing_data.values(), *lines)]
 
     @property
     def is_cut(self) -> bool:
@@ -157,11 +171,40 @@ def make_plan(
     reasons = {name: f"{error}; docs/data.md says where to get it" for name, error in missing.items()}
     choices = _choices(matrix, whole).values()
 
+    left_out: dict[tuple[str, str], str] = {}
+
     def defended(one: PlannedData) -> PlannedData:
-        refs = (defense_ref(choice, one.dataset.load()) for choice in choices if choice.defends(one.dataset.name))
+        refs = []
+        for choice in choices:
+            if choice.defends(one.dataset.name):
+                crossed = matrix.crossed and choice.label not in named.get("defenses", ())
+                found = _ref_or_reason(choice, one.dataset.load(), crossed)
+                if isinstance(found, DefenseRef):
+                    refs.append(found)
+                elif choice in matrix.defenses:
+                    left_out[one.dataset.name, choice.label] = found
         return _with_undefended(replace(one, defenses=tuple(refs)), matrix)
 
-    return Plan(matrix, whole, options, tuple(map(defended, chosen)), named, reasons)
+    return Plan(matrix, whole, options, tuple(map(defended, chosen)), named, reasons, left_out)
+
+
+def _ref_or_reason(choice: DefenseChoice, dataset: Dataset, crossed: bool) -> DefenseRef | str:
+    """Return the reference of a defense on a data set, or the reason why a crossed matrix leaves the pair out.
+
+    Raises InputError if weights are damaged and, where the matrix is not crossed, if the pair does not fit.
+    """
+    cls = choice.cls
+    if crossed and dataset.test_only and (cls.fit is not Trainable.fit or set(cls.parts) - {"classifier"}):
+        return "it has to be trained, and this data set has only test images"
+    try:
+        ref = defense_ref(choice, dataset)
+    except InputError as error:
+        if not crossed or isinstance(error.__cause__, WeightsError):
+            raise
+        return str(error)
+    if crossed and not ref.trained:
+        return f"no weights; `manifold-bench train --dataset {dataset.name} --defense NAME` makes them"
+    return ref
 
 
 def _choices(matrix: Matrix, whole: Matrix) -> dict[str, DefenseChoice]:
@@ -171,7 +214,13 @@ def _choices(matrix: Matrix, whole: Matrix) -> dict[str, DefenseChoice]:
 
 def _joined(matrix: Matrix, whole: Matrix) -> Matrix:
     """Return the whole matrix with the systems that the command line added."""
-    attacks = {(choice.label, choice.attack.norm): choice for choice in (*whole.attacks, *matrix.attacks)}
+    known = {choice.label for choice in whole.defenses}
+
+    def place(choice: AttackChoice) -> tuple[object, ...]:
+        confined = choice.defenses and tuple(label for label in choice.defenses if label in known)
+        return choice.label, choice.attack.norm, choice.datasets, confined
+
+    attacks = {place(choice): choice for choice in (*whole.attacks, *matrix.attacks)}
     return replace(whole, defenses=tuple(_choices(matrix, whole).values()), attacks=tuple(attacks.values()))
 
 
@@ -185,6 +234,8 @@ def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options) -> PlannedDat
         data = ref.load()
         check_dataset(data, "test", *(() if data.test_only else ("validation",)))
         n, held_out = options.n or entry.n, 0 if data.test_only else matrix.calibration or 0
+        if matrix.crossed and n is not None and options.n is None:
+            n = min(n, len(data.test))
         if n is not None and n > len(data.test):
             there = len(data.test)
             raise InputError(f"n = {n}: data set {ref.name!r} has {there} test images; give --n {there} or less")
@@ -244,6 +295,7 @@ def matrix_json(matrix: Matrix, options: Options) -> JsonObject:
         "claims": [claim.model_dump() for claim in matrix.claims],
         "calibration": matrix.calibration,
         "diagnose": matrix.diagnose,
-        "budget": matrix.budget,
+        "work": matrix.work,
+        "budget": " ".join(filter(None, (work_text(matrix.work), matrix.budget))),
         "timeout": matrix.timeout,
     }

@@ -11,16 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.threat import UNBOUNDED
 from manifold_bench.bench.errors import InputError, one_of
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning.claims import resolved_claims
+from manifold_bench.bench.planning.crossed import crossed
 from manifold_bench.bench.planning.declared import check_attack, check_measurement
 from manifold_bench.bench.planning.faults import explain, unwrapped
 from manifold_bench.bench.planning.folders import MATRICES
+from manifold_bench.bench.planning.labels import check_labels, label, meet, unusual
 from manifold_bench.bench.planning.matrix import (
     AttackChoice,
     AttackEntry,
@@ -35,11 +37,11 @@ from manifold_bench.bench.planning.matrix import (
 from manifold_bench.bench.planning.registry import find, settings_of
 from manifold_bench.bench.planning.sizes import PARAMETERS, check_size, in_numbers
 from manifold_bench.bench.planning.usercode import LEAST_SECONDS, SECONDS, contained, limit_time
-from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST_CASE
-from manifold_bench.bench.text import eps_text, is_printable, nearest, printable
+from manifold_bench.bench.text import nearest
 from manifold_bench.defenses.base import Defense, DefenseSpec
 from manifold_bench.defenses.checks import check_spec_class
 from manifold_bench.defenses.identity import JsonObject
+from manifold_bench.defenses.validation import adapter
 
 V = TypeVar("V")
 
@@ -59,8 +61,11 @@ def matrix_path(name: str) -> Path:
     )
 
 
-def read_matrix(name: str) -> Matrix:
-    """Read and validate a matrix, given by name or by path; raises InputError, which names the file and the key."""
+def read_matrix(name: str, datasets: Sequence[str] = ()) -> Matrix:
+    """Read and validate a matrix, given by name or by path; raises InputError, which names the file and the key.
+
+    datasets: names of data sets that a crossed matrix takes in besides its own.
+    """
     path = matrix_path(name)
     shown = str(path) if path.parent != MATRICES else f"{MATRICES.parent.name}/{MATRICES.name}/{path.name}"
     try:
@@ -74,6 +79,9 @@ def read_matrix(name: str) -> Matrix:
         raise InputError(f"{shown}: not valid TOML: {error}") from error
     except RecursionError as error:
         raise InputError(f"{shown}: nested too deeply; a matrix has tables in lists, and lists in these") from error
+    if raw.get("crossed") is True:
+        with at(shown):
+            raw = crossed(raw, datasets)
     return parse_matrix(raw, shown)
 
 
@@ -114,7 +122,7 @@ def parse_matrix(raw: JsonObject, source: str) -> Matrix:
     )
     check_labels(f"{source}: datasets", [entry.name for entry in file.datasets])
     check_labels(f"{source}: defenses", [choice.label for choice in defenses])
-    check_labels(f"{source}: attacks", [choice.label for choice in attacks], [one.attack.norm for one in attacks])
+    check_labels(f"{source}: attacks", [one.label for one in attacks], lambda i, j: meet(attacks[i], attacks[j]))
     check_labels(f"{source}: measurements", [choice.label for choice in measurements])
     matrix = Matrix(
         source=source,
@@ -127,6 +135,8 @@ def parse_matrix(raw: JsonObject, source: str) -> Matrix:
         calibration=file.calibration,
         measurements=measurements,
         diagnose=file.diagnose,
+        crossed=file.crossed,
+        work=file.work,
         resources=file.resources,
     )
     _check_names(matrix)
@@ -185,7 +195,7 @@ def validated(cls: type[V], values: JsonObject, place: str, strict: bool | None 
     """
     with at(place, cls):
         # as JSON, which is strict about types, but takes lists for tuples
-        return TypeAdapter(cls).validate_json(json.dumps(values, default=str), strict=strict)
+        return adapter(cls).validate_json(json.dumps(values, default=str), strict=strict)
 
 
 def defense_by_name(name: str, parameters: Mapping[str, object] = {}, place: str = "--defense") -> DefenseChoice:
@@ -209,21 +219,31 @@ def _check_draws(defense: DefenseChoice, place: str) -> None:
         )
 
 
-def attack_by_name(name: str, others: tuple[AttackChoice, ...]) -> AttackChoice:
-    """Return an attack by name, as on the command line, in the first norm of `others` that it supports, with their ε.
+def attack_by_name(name: str, matrix: Matrix) -> list[AttackChoice]:
+    """Return an attack by name, as on the command line, in the first norm of the matrix that it supports.
 
-    Raises InputError.
+    It takes the ε of that norm on each data set, so that it is several choices where these differ. Raises InputError.
     """
     find("attacks", name)
-    refusals = []
-    for other in others:
+    refusals: list[InputError] = []
+    found: list[AttackChoice] = []
+    left = [entry.name for entry in matrix.datasets]
+    for other in matrix.attacks:
         norm = other.attack.norm
+        on = [dataset for dataset in left if other.runs_on(dataset)]
+        if not on or (found and found[0].attack.norm != norm):
+            continue
         eps = None if norm in UNBOUNDED else other.eps
         try:
-            return attack_choice(AttackEntry(name=name, norm=norm, eps=eps), "--attack")
+            made = attack_choice(AttackEntry(name=name, norm=norm, eps=eps), "--attack")
         except InputError as error:
             refusals.append(error)
-    raise refusals[0]
+            continue
+        found.append(dataclasses.replace(made, datasets=tuple(on)))
+        left = [dataset for dataset in left if dataset not in on]
+    if not found:
+        raise refusals[0]
+    return found if len(found) > 1 else [dataclasses.replace(found[0], datasets=None)]
 
 
 def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, object], place: str) -> DefenseChoice:
@@ -237,7 +257,7 @@ def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, ob
     _check_named_fully(cls, name, place)
     fields = {f.name for f in dataclasses.fields(cls.Spec)} - {f.name for f in dataclasses.fields(DefenseSpec)}
     values = _known(_in_numbers(parameters, place), fields, place, name, DefenseEntry.model_fields)
-    choice = DefenseChoice(name, own_label or label(name, _unusual(cls.Spec, values)), cls, values)
+    choice = DefenseChoice(name, own_label or label(name, unusual(cls.Spec, values)), cls, values)
     with at(place, cls.Spec):
         choice.spec((1, 32, 32), 10)  # with any shape, to check the parameters
     return choice
@@ -274,7 +294,7 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
         raise InputError(f"{place}.norm: {entry.name!r} does not support {entry.norm!r}; give {allowed}")
     if attack.minimal and not entry.ladder:
         raise InputError(f"{place}.ladder: false is not allowed, since {entry.name!r} runs once for all sizes")
-    shown = label(entry.name, _unusual(cls, values) | ({} if entry.ladder else {"ladder": False}))
+    shown = label(entry.name, unusual(cls, values) | ({} if entry.ladder else {"ladder": False}))
     return AttackChoice(
         entry.name,
         entry.label or shown,
@@ -293,7 +313,7 @@ def _measurement(entry: ConfinedEntry, place: str) -> MeasurementChoice:
     with at(place):
         cls: type[Measurement] = find("measurements", entry.name)
     values = _known(entry.parameters, {f.name for f in dataclasses.fields(cls)}, place, entry.name)
-    shown = entry.label or label(entry.name, _unusual(cls, values))
+    shown = entry.label or label(entry.name, unusual(cls, values))
     measurement = validated(cls, values, place)
     with at(place, cls):
         check_measurement(measurement)
@@ -313,26 +333,6 @@ def _ladder(entry: AttackEntry, place: str) -> tuple[float, ...]:
     if len(set(entry.eps)) != len(entry.eps):
         raise InputError(f"{place}.eps: a size is given twice; give each once")
     return tuple(sorted(entry.eps))
-
-
-def label(name: str, parameters: JsonObject) -> str:
-    """Return the default label of a system: `name`, or `name(key=value, …)` if parameters are set."""
-    if not parameters:
-        return name
-    return f"{name}({', '.join(f'{key}={plain(value)}' for key, value in sorted(parameters.items()))})"
-
-
-def _unusual(cls: type, values: JsonObject) -> JsonObject:
-    """Return the values that differ from the defaults of a dataclass' fields."""
-    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-    return {key: value for key, value in values.items() if value != defaults.get(key, dataclasses.MISSING)}
-
-
-def plain(value: object) -> str:
-    """Return a parameter's value as labels show it: numbers as in a matrix file, and fractions such as 8/255."""
-    if isinstance(value, float) and "/" in (fraction := eps_text(value)):
-        return fraction
-    return value if isinstance(value, str) else json.dumps(value).replace('"', "")
 
 
 def _in_numbers(parameters: Mapping[str, object], place: str) -> JsonObject:
@@ -358,15 +358,3 @@ def _known(values: JsonObject, fields: Iterable[str], place: str, name: str, key
             listed = f"{nearest(key, [*keys, *allowed])}; allowed: {', '.join(allowed)}"
             raise InputError(f"{place}.{unwrapped(key)}: {name!r} has no such parameter{listed}")
     return values
-
-
-def check_labels(place: str, labels: Sequence[str], norms: Sequence[str] | None = None) -> None:
-    """Check that labels differ (those of attacks within a norm) and that none is reserved; raises InputError."""
-    known = list(zip(labels, norms or [""] * len(labels), strict=True))
-    for index, (name, norm) in enumerate(known):
-        if not is_printable(name):
-            raise InputError(f"{place}[{index}]: {printable(name)!r} holds control characters; give it another label")
-        if name in (CLEAN, CALIBRATION, WORST_CASE) or name.startswith(PROBE):
-            raise InputError(f"{place}[{index}]: {name!r} is a reserved name; choose another label")
-        if (name, norm) in known[:index]:
-            raise InputError(f"{place}[{index}]: {name!r} is given twice; give one of them another label")

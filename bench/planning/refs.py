@@ -156,10 +156,13 @@ class PlannedData:
     no_undefended: str = ""
 
     def defenses_of(self, matrix: Matrix) -> list[DefenseRef]:
-        """Return the defenses of a matrix that run on this data set, in the matrix' order."""
+        """Return the defenses of a matrix that run on this data set, in the matrix' order.
+
+        Those that a crossed matrix leaves out are not among them.
+        """
         by_label = {ref.label: ref for ref in self.defenses}
-        name = self.dataset.name
-        return [by_label[choice.label] for choice in matrix.defenses if choice.defends(name)]
+        chosen = (choice.label for choice in matrix.defenses if choice.defends(self.dataset.name))
+        return [by_label[label] for label in chosen if label in by_label]
 
 
 def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from manifold_bench.bench.errors import InputError, system_error
 from manifold_bench.bench.text import is_printable
+from manifold_bench.defenses.validation import adapter
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
 def parsed(content: bytes, kind: type[T]) -> T:
     """Return JSON as an instance of a type; raises ValueError that names the first wrong key: `machine.cores: …`."""
     try:
-        return TypeAdapter(kind).validate_json(content)
+        return adapter(kind).validate_json(content)
     except ValidationError as error:
         fault = error.errors(include_input=False, include_url=False)[0]
         raise ValueError(": ".join(filter(None, [".".join(map(str, fault["loc"])), fault["msg"]]))) from error

@@ -150,6 +150,7 @@ class RunFile(_Part):
     matrix: MatrixPart
     named: NamedPart = NamedPart()
     missing_data: dict[Name, str] = {}
+    skipped: list[str] = []
     borrowed: list[BorrowedPart] = []
     kernels: list[KernelsPart] = []
 

@@ -22,9 +22,8 @@ HEADER = ("job", "n", "passes", "time")
 def print_plan(plan: Plan, folder: Path, console: Console, forecast: Forecast) -> None:
     """Print the jobs of a plan, skipped ones with their reasons, and the passes and time that the others need.
 
-    Then follow the data sets that are not found, the defenses for which the plan has no attack that is adapted to them,
-    and the measurements. folder: the
-    output folder, whose finished jobs need no time.
+    Then follow the data sets and defenses that are skipped, the defenses for which the plan has no attack that is
+    adapted to them, and the measurements. folder: the output folder, whose finished jobs need no time.
     """
     store = Store(folder)
     for data in plan.data:
@@ -43,8 +42,8 @@ def print_plan(plan: Plan, folder: Path, console: Console, forecast: Forecast) -
     print_text(console, time_line(plan, forecast))
     if plan.matrix.budget:
         print_text(console, plan.matrix.budget)
-    for reason in plan.missing_data.values():
-        print_text(console, f"skipped: {reason}")
+    for line in plan.skipped:
+        print_text(console, line)
     for family in undecided(plan):
         print_text(console, str(family))
     for measurement in plan.measurements:

@@ -107,11 +107,11 @@ def budget_of(run: JsonObject) -> str:
 
 
 def missing_data_of(run: JsonObject) -> list[str]:
-    """Return a line on each data set that was skipped because its files were not found.
+    """Return the lines on data sets and defenses that were skipped, because files or weights were not found.
 
     run: content of run.json.
     """
-    return [f"skipped: {reason}" for reason in run.get("missing_data", {}).values()]
+    return run.get("skipped") or [f"skipped: {reason}" for reason in run.get("missing_data", {}).values()]
 
 
 def _clean(rows: pd.DataFrame) -> str:

@@ -6,6 +6,8 @@ import dataclasses
 import errno
 import json
 import time
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from manifold_bench.bench.planning.deciding import undecided
@@ -58,8 +60,8 @@ def execute(plan: Plan, session: Session) -> Ended:
     begun, folder, board = time.time(), session.folder, session.board
     remove_drafts(cache_folder("kernels"))
     (folder / STAMP).unlink(missing_ok=True)
-    for reason in plan.missing_data.values():
-        board.line(f"skipped: {reason}")
+    for line in plan.skipped:
+        board.line(line)
     board.log.event("run started", **provenance(), matrix=plan.matrix.source, workers=board.workers)
     with board:
         plan = train_missing(plan, session)
@@ -91,7 +93,11 @@ def execute(plan: Plan, session: Session) -> Ended:
 
 
 def run_jobs(plan: Plan, session: Session) -> None:
-    """Run the jobs that have no records yet: clean passes first, attacks once theirs is stored, long ones first."""
+    """Run the jobs that have no records yet: clean passes first, attacks once theirs is stored, long ones first.
+
+    In a crossed matrix every defense meets its first attack before any meets its second, so that a run which is stopped
+    early knows something of each.
+    """
     store, board = session.store, session.board
     board.learn(plan.jobs)
     waiting = {job.key: job for job in plan.jobs if _is_missing(job, plan, session)}
@@ -108,8 +114,10 @@ def run_jobs(plan: Plan, session: Session) -> None:
         made, clean = job_call(job, session.folder, plan.matrix.timeout), paths.get(job.clean_key)
         return dataclasses.replace(made, reads=(*made.reads, clean, checksum_path(clean))) if clean else made
 
+    turns = _turns(plan.jobs) if plan.matrix.crossed else {}
+
     def urgency(key: str) -> tuple[bool, float]:
-        return waiting[key].attack is None, board.cost(key)
+        return waiting[key].attack is None, -turns[key] if turns else board.cost(key)
 
     for outcome in session.run(map(call, waiting.values()), urgency):
         job = waiting[outcome.id]
@@ -123,6 +131,17 @@ def run_jobs(plan: Plan, session: Session) -> None:
             rows, _ = store.read(store.path(job))
         failed = rows["status"].iloc[0] == "failed"
         board.done(job.key, rows["reason"].iloc[0] if failed else None, rows, outcome.memory)
+
+
+def _turns(jobs: Iterable[Job]) -> dict[str, int]:
+    """Return the place of each job, by its key, among the jobs of its defense on its data set."""
+    counts: Counter[tuple[str, str]] = Counter()
+    turns = {}
+    for job in jobs:
+        place = job.dataset.name, job.defense.label
+        turns[job.key] = counts[place]
+        counts[place] += 1
+    return turns
 
 
 def _is_missing(job: Job, plan: Plan, session: Session) -> bool:
@@ -160,6 +179,7 @@ def _write_run_json(
         "matrix": matrix_json(plan.matrix, plan.options),
         "named": plan.named,
         "missing_data": plan.missing_data,
+        "skipped": plan.skipped,
         "reused": [dataclasses.asdict(one) for one in reused],
         "undecided": [dataclasses.asdict(one) for one in undecided(plan)],
         "jobs": [{"title": job.title, "key": job.key, "skipped": job.skip} for job in plan.jobs],
