@@ -43,6 +43,8 @@ def print_plan(plan: Plan, folder: Path, console: Console, forecast: Forecast) -
         print_text(console, plan.matrix.budget)
     for reason in plan.missing_data.values():
         print_text(console, f"skipped: {reason}")
+    for line in plan.small_data:
+        print_text(console, line)
     for family in undecided(plan):
         print_text(console, str(family))
     for measurement in plan.measurements:

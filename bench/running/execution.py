@@ -64,6 +64,8 @@ def execute(plan: Plan, session: Session) -> Ended:
     (folder / STAMP).unlink(missing_ok=True)
     for reason in plan.missing_data.values():
         board.line(f"skipped: {reason}")
+    for line in plan.small_data:
+        board.line(line)
     board.log.event("run started", **provenance(), matrix=plan.matrix.source, workers=board.workers)
     with board:
         plan = train_missing(plan, session)
