@@ -37,7 +37,7 @@ class AutoAttack(ViewAttack):
     paper = "croce2020apgd"
     version: ClassVar[int] = 3
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
-    adapted_to = ("adversarial training", "certified", "gradient masking")
+    adapted_to = ("adversarial training", "certified", "gradient masking", "input transformation")
 
     variant: Literal["standard", "rand"] = "standard"
 

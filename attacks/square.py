@@ -176,10 +176,11 @@ def square_linf(around: Sequence[Tensor], best: Tensor, side: int, u: Tensor) ->
 
 
 def square_bump(around: Sequence[Tensor], best: Tensor, side: int, u: Tensor, *, norm: Norm, eps: float) -> Tensor:
-    """Return `best` with the norm of one window moved to another one, as a bump (algorithm 3 of the paper, in L2).
+    """Return `best` with the perturbation of one window set to zero and its norm spent on a bump in another window.
 
-    In L1 sums of absolute values take the place of sums of squares, and the point is projected on the ball within [0,1]
-    (Croce & Hein 2021). around: x alone. u: random numbers [n,numbers].
+    This is algorithm 3 of the paper, for L2. In L1 sums of absolute values take the place of sums of squares, and the
+    point is projected on the ball within [0,1] (Croce & Hein 2021). around: a tuple of the clean images x alone. u:
+    random numbers [n,numbers] that choose both windows, and the form and signs of the bump.
     """
     (x,) = around
     order = POWERS[norm]

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from manifold_bench.bench import run as command
 from manifold_bench.bench.datasets.checks import fault_of_labels
 from manifold_bench.bench.datasets.given import dataset_of, labelled_images
 from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.options import EVALUATION, USAGE, arguments, check_names, several
 from manifold_bench.bench.planning.matrix import AttackEntry
 from manifold_bench.bench.planning.named_models import with_weights
 from manifold_bench.bench.planning.reading import attack_choice, validated
@@ -34,26 +35,11 @@ from manifold_bench.bench.planning.toml import plain, toml
 from manifold_bench.bench.records.schema import GIVEN
 from manifold_bench.bench.report.results import Results, load
 from manifold_bench.bench.running.judge import Inputs, Judge, verdict, with_checks
-from manifold_bench.bench.text import nearest, norm_of
+from manifold_bench.bench.text import norm_of
 from manifold_bench.defenses import models
 from manifold_bench.defenses.base import Defense, LabelledImages
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.identity import JsonObject, registered
-
-USAGE = ("normalize", "rejects", "randomized", "draws", "classes")
-"""Options of `evaluate` that say how the model is used."""
-
-NARROWING = ("dataset", "defense", "attack", "norm", "eps")
-"""Options of the command line in whose place `evaluate` has arguments of its own."""
-
-DEFAULTS = vars(command.parser().parse_args([]))
-"""Options of the command line by their long names, with their defaults."""
-
-OPTIONS = tuple(sorted(name for name in DEFAULTS if name != "dry_run"))
-"""Options of `run`; a dry run has no results that it could return."""
-
-EVALUATION = (*("attacks", "norm", "eps"), *USAGE, *(one for one in OPTIONS if one not in ("matrix", *NARROWING)))
-"""Options of `evaluate`."""
 
 MODEL = "model"
 """Label of the model that `evaluate` is given."""
@@ -79,21 +65,36 @@ def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
     return waiting
 
 
+@overload
+def run(
+    matrix: str | Path, *, defenses: Mapping[str, object] | None = None, dry_run: Literal[False] = False, **options: Any
+) -> Results: ...
+
+
+@overload
+def run(
+    matrix: str | Path, *, defenses: Mapping[str, object] | None = None, dry_run: Literal[True], **options: Any
+) -> None: ...
+
+
 @one_at_a_time
-def run(matrix: str | Path, *, defenses: Mapping[str, object] | None = None, **options: Any) -> Results:
+def run(
+    matrix: str | Path, *, defenses: Mapping[str, object] | None = None, dry_run: bool = False, **options: Any
+) -> Results | None:
     """Run a matrix as the command `manifold-bench run` does, and return the results.
 
     matrix: a name (quick) or a TOML file. defenses: models under labels of their own, which run in place of the matrix'
     defenses; see `as_defense` for what a model may be. How a model is used is said in a table with the model, {"model":
-    net, "rejects": True, "draws": 10}, with the options of `evaluate` other than `classes`. options: those of the
-    command line by their long names (n=64, out="folder", attack=["pgd"], workers=2); without `out` the folder is
-    temporary. Models that are handed over run in this process, one job after the other, and always anew.
+    net, "rejects": True, "draws": 10}, with the options of `evaluate` other than `classes`. dry_run: whether to print
+    the jobs with their passes and their time, run nothing, and return None. options: those of the command line by their
+    long names (n=64, out="folder", attack=["pgd"], workers=2); without `out` the folder is temporary. Models that are
+    handed over run in this process, one job after the other, and always anew.
 
     Raises InputError for what the command line would refuse.
     """
     temporary = not options.get("out")
     folder = tempfile.mkdtemp(prefix="manifold-bench-") if temporary else str(options["out"])
-    options = {"quiet": True} | options | {"out": folder}
+    options = {"quiet": True, "dry_run": dry_run} | options | {"out": folder}
     if not isinstance(defenses, (Mapping, type(None))):
         raise InputError('defenses: give models under labels of their own, as {"mine": model}')
     with ExitStack() as stack:
@@ -104,8 +105,12 @@ def run(matrix: str | Path, *, defenses: Mapping[str, object] | None = None, **o
                 for label, table in tables.items()
             }
             stack.enter_context(handing_in("defenses", classes, tables))
-            options = {"workers": 0} | options | {"defense": [*classes, *_several(options.get("defense", ()))]}
-        command.run_command(["--matrix", str(matrix), *_arguments(options)], temporary)
+            options = {"workers": 0} | options | {"defense": [*classes, *several(options.get("defense", ()))]}
+        command.run_command(["--matrix", str(matrix), *arguments(options)], temporary)
+    if dry_run:
+        if temporary:
+            shutil.rmtree(folder)
+        return None
     result = load(folder)
     if temporary:
         weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
@@ -134,7 +139,7 @@ def evaluate(
 
     Raises InputError for what cannot be evaluated, in one line that says what is allowed.
     """
-    _check_names(options, EVALUATION)
+    check_names(options, EVALUATION)
     sizes, entries = sizes_of(eps), _entries(attacks)
     usage = {name: options.pop(name) for name in USAGE if name in options}
     model, randomized = _resolved(model), bool(usage.get("randomized"))
@@ -353,41 +358,3 @@ def _number_of_classes(cls: type[Defense], images: LabelledImages, rejects: bool
         less = ", as rejects=True makes its last output the reject score" if rejects else ""
         raise InputError(f"data: {models.name_of(made.given)} has {found} classes{less}, but {fault}")
     return found
-
-
-def _arguments(options: Mapping[str, object]) -> list[str]:
-    """Return options as the words of a command line; raises InputError for those that the command doesn't have."""
-    for name in options:
-        if name in USAGE and name != "classes":
-            table = f'{{"model": model, {json.dumps(name)}: …}}'
-            raise InputError(f'{name}: say it with the model, as defenses={{"mine": {table}}}, or use evaluate')
-    _check_names(options, ("defenses", *OPTIONS))
-    words = []
-    for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(DEFAULTS[name], bool) and not isinstance(value, bool):
-            raise InputError(f"{name}: {value!r} is not allowed; give True or False")
-        if value is True:
-            words.append(flag)
-        elif value is False:
-            words += [f"--no-{name}"] if DEFAULTS[name] is None else []
-        elif value is not None:
-            words += [word for one in _several(value) for word in (flag, str(one))]
-    try:
-        command.parser().parse_args(words)
-    except InputError as error:
-        said = str(error).removeprefix("argument --").partition("; see manifold-bench")[0]
-        raise InputError(said) from error
-    return words
-
-
-def _several(value: object) -> list[object]:
-    """Return the values of an option that is given as one value or as several."""
-    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-
-
-def _check_names(options: Mapping[str, object], known: Sequence[str]) -> None:
-    """Check that these options exist; raises InputError, with the nearest one."""
-    for name in options:
-        if name not in known:
-            raise InputError(f"{name}: no such option{nearest(name, list(known))}; there are {', '.join(known)}")

@@ -86,7 +86,7 @@ def evaluate(
             board = Board(console, engine.workers, Log(folder / LOG), given.quiet)
             ended = execute(plan, Session(folder, engine, board, upload))
         report, screen = reported(ended.results, console, given.quiet)
-        counts = f"{ended.counts}, {report.given_up}" if report.given_up else ended.counts
+        counts = f"{ended.counts}; {report.given_up}" if report.given_up else ended.counts
         if given.export:
             count = export(ended.results, (job.key[:16] for job in ended.plan.jobs), given.export)
             console.print(f"{count} files of adversarial images in {given.export}", highlight=False, soft_wrap=True)
@@ -95,8 +95,8 @@ def evaluate(
         if uneven := uneven_text(ended.results.distinct_kernels):
             console.print(uneven, highlight=False, markup=False, soft_wrap=True)
         where = 'result.report("folder") writes the report' if temporary else f"open {page_of(given.out)}"
-        print_line(console, f"{counts}, {clock(time.time() - begun)} min; {where}")
-        if ended.failed or ended.unmeasured:
+        print_line(console, f"{counts}; {clock(time.time() - begun)} min; {where}")
+        if ended.failed:
             return 1
         if code is not None and not plan.is_cut and not plan.missing_data:
             weights = {str(path.resolve()): hash_of(path) for path in with_cards(ended.plan.weights)}

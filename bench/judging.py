@@ -46,7 +46,7 @@ def judge(given: Namespace) -> int:
         reported(ended.results, console, given.quiet)
         for line in validity(ended.results):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-        print_line(console, f"{ended.counts}, {clock(time.time() - begun)} min; open {page_of(given.out)}")
+        print_line(console, f"{ended.counts}; {clock(time.time() - begun)} min; open {page_of(given.out)}")
     return 1 if ended.failed else 0
 
 

@@ -109,7 +109,7 @@ def show_finished(shown: dict[str, str], folder: Path, given: argparse.Namespace
     Log(folder / LOG).event("run found finished", command=sys.argv)
     if not given.quiet:
         console.print(Text.from_ansi(shown["screen"].rstrip()), soft_wrap=True)
-    print_line(console, f"{shown['counts']}, finished before; open {page_of(given.out)}")
+    print_line(console, f"{shown['counts']}; finished before; open {page_of(given.out)}")
     return 0
 
 

@@ -7,6 +7,8 @@ import json
 import math
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from fractions import Fraction
 
 NORM_NAMES = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
@@ -74,6 +76,12 @@ def scale_text(norm: str) -> str:
 def percent(value: float) -> str:
     """Return a share in [0, 1] in percent, 86.1 for 0.8612; `undefined` for NaN."""
     return "undefined" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def jobs_text(states: Iterable[str]) -> str:
+    """Return the number of jobs by status: `32 jobs: 30 ok, 0 failed, 2 skipped`. states: the status of each job."""
+    count = Counter(states)
+    return f"{count.total()} jobs: " + ", ".join(f"{count[status]} {status}" for status in ("ok", "failed", "skipped"))
 
 
 def distance_text(value: float) -> str:

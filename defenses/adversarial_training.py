@@ -16,7 +16,9 @@ from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialTrainingSpec(UndefendedSpec):
-    """norm, eps: norm and size of the perturbations in training, in the images' scale [0,1].
+    """Parameters of `AdversarialTraining`.
+
+    norm, eps: norm and size of the perturbations in training, in the images' scale [0,1].
 
     warm_up: share of the training in which the radius grows from 0 to eps; without a warm-up the network collapses to a
     constant at L∞ 0.3. mixed_precision: whether the training computes in 16 bits, see `Training`. Other fields are as

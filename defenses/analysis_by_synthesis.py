@@ -24,7 +24,9 @@ CHECKED = 500
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisBySynthesisSpec(DefenseSpec):
-    """latent: number of dimensions of each latent space. hidden: number of units of both hidden layers of each decoder.
+    """Parameters of `AnalysisBySynthesis`.
+
+    latent: number of dimensions of each latent space. hidden: number of units of both hidden layers of each decoder.
 
     epochs, batch_size, rate: number of epochs, batch size and learning rate of the training of each model.
     samples: number of latents drawn from the prior among which each search starts at the best (the paper has 8,000).

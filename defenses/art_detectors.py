@@ -27,7 +27,9 @@ from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 @dataclass(frozen=True, kw_only=True)
 class BinaryDetectorSpec(DefenseSpec):
-    """images: number of training images that the detector learns from, as they are and attacked by FGSM. eps: L∞ size
+    """Parameters of `BinaryInputDetector` and `BinaryActivationDetector`.
+
+    images: number of training images that the detector learns from, as they are and attacked by FGSM. eps: L∞ size
     of the attack on the classifier. epochs: number of epochs of the training by ART.
     """
 
@@ -38,7 +40,10 @@ class BinaryDetectorSpec(DefenseSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetScanningSpec(DefenseSpec):
-    """images: number of clean training images that ART compares with. scoring_function: as in ART."""
+    """Parameters of `SubsetScanningDetector`.
+
+    images: number of clean training images that ART compares with. scoring_function: as in ART.
+    """
 
     images: Annotated[int, Ge(1)] = 200
     scoring_function: Literal["BerkJones", "HigherCriticism", "KolmarovSmirnov"] = "BerkJones"

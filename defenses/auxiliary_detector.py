@@ -28,7 +28,9 @@ from manifold_bench.defenses.training import Training, epochs_for, in_batches, i
 
 @dataclass(frozen=True, kw_only=True)
 class AuxiliaryDetectorSpec(ClassifierSpec):
-    """eps, steps: L∞ sizes and numbers of PGD steps of the adversarial images that the detector learns from.
+    """Parameters of `AuxiliaryDetector`.
+
+    eps, steps: L∞ sizes and numbers of PGD steps of the adversarial images that the detector learns from.
 
     rejection_rate: share of clean validation images that the detector may reject. detector_epochs: number of epochs of
     the detector's training. width, hidden, batch_size, rate: size and training of both networks. epochs: number of

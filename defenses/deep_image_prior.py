@@ -25,7 +25,9 @@ AT_ONCE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class DeepImagePriorSpec(DefenseSpec):
-    """scales, channels, skip, noise: size of the networks, see `SkipNetworks`; 5, 128, 4 and 32 in Ulyanov et al.
+    """Parameters of `DeepImagePrior`.
+
+    scales, channels, skip, noise: size of the networks, see `SkipNetworks`; 5, 128, 4 and 32 in Ulyanov et al.
 
     steps, rate: number of steps and learning rate of the fit by Adam, which stops early.
     jitter: standard deviation of random numbers that are added to the noise input in every step.

@@ -27,7 +27,9 @@ PAPER = MomentumSolver(steps=200, rate=10.0, momentum=0.7, drop=0.8, starts=10, 
 
 @dataclass(frozen=True, kw_only=True)
 class DefenseGANSpec(ProjectAndClassifySpec):
-    """generator: generative model and its settings; by default the paper's WGAN-GP. solver: search for the latent and
+    """Parameters of `DefenseGAN`.
+
+    generator: generative model and its settings; by default the paper's WGAN-GP. solver: search for the latent and
     its settings; by default the paper's, R starts of L steps. network: classifier; those of the paper have letters.
     """
 

@@ -24,7 +24,9 @@ STEPS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionSettings(Settings):
-    """width: number of channels at half resolution, a multiple of 8; there are twice as many at a quarter.
+    """Settings of `Diffusion` and of its training.
+
+    width: number of channels at half resolution, a multiple of 8; there are twice as many at a quarter.
 
     latest: largest time that is trained, at most 1,000; purification needs none that are later than its own.
     epochs, batch_size, rate: number of epochs, batch size and learning rate of the training.
@@ -39,7 +41,10 @@ class DiffusionSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionSpec(TrainableSpec):
-    """settings: settings of the network and its training, which the defense that is built on it chooses."""
+    """Parameters of `Diffusion`.
+
+    settings: settings of the network and its training, which the defense that is built on it chooses.
+    """
 
     settings: DiffusionSettings = field(default_factory=DiffusionSettings)
 

@@ -22,7 +22,9 @@ from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationSpec(UndefendedSpec):
-    """temperature: temperature T of both trainings (paper: 100 on MNIST). epochs: number of epochs of each training.
+    """Parameters of `Distillation`.
+
+    temperature: temperature T of both trainings (paper: 100 on MNIST). epochs: number of epochs of each training.
 
     mixed_precision: whether the trainings compute in 16 bits, see `Training`. Other fields are as for `undefended`.
     """

@@ -22,7 +22,9 @@ from manifold_bench.defenses.variational_autoencoder import VariationalAutoencod
 
 @dataclass(frozen=True, kw_only=True)
 class RobustManifoldSettings(Settings):
-    """eta: L2 distance within which two images of the range should get the same answer. weight: weight w of that term.
+    """Settings of `RobustManifoldTraining` and of its training.
+
+    eta: L2 distance within which two images of the range should get the same answer. weight: weight w of that term.
 
     pairs: number of pairs of latents that are attacked at a time. every: number of training steps between two such
     attacks. attack_steps, attack_rate, confidence: parameters of `overpowered_pairs`. The reference code has 500 attack
@@ -51,7 +53,10 @@ class RobustManifoldSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class RobustManifoldSpec(DefenseSpec):
-    """generator: settings of the generative model from whose range the pairs come. settings: of the training."""
+    """Parameters of `RobustManifoldTraining`.
+
+    generator: settings of the generative model from whose range the pairs come. settings: of the training.
+    """
 
     generator: GeneratorSettings
     settings: RobustManifoldSettings
@@ -154,7 +159,9 @@ def l2_trained(spec: DefenseSpec, settings: RobustManifoldSettings) -> PGDTraini
 
 @dataclass(frozen=True, kw_only=True)
 class EnhancedInvertAndClassifySpec(InvertAndClassifySpec):
-    """training: settings of the classifier's training. retrained: whether the classifier has the robust manifold
+    """Parameters of `EnhancedInvertAndClassify`.
+
+    training: settings of the classifier's training. retrained: whether the classifier has the robust manifold
     training, or only the L2 PGD training at its beginning.
 
     project: whether inputs are projected; otherwise the classifier answers alone, and nothing is rejected.

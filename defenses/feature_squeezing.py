@@ -25,7 +25,9 @@ STEEPNESS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSqueezingSpec(DefenseSpec):
-    """bits: number of bits of each value in the first squeezed copy (paper: 1 on MNIST). window: width in pixels of the
+    """Parameters of `FeatureSqueezing`.
+
+    bits: number of bits of each value in the first squeezed copy (paper: 1 on MNIST). window: width in pixels of the
     median filter that makes the second one (paper: 2).
 
     rejection_rate: share of clean validation images that may be rejected (paper: 0.05).

@@ -19,7 +19,10 @@ from manifold_bench.defenses.adversarial_training import AdversarialTraining, Ad
 
 @dataclass(frozen=True, kw_only=True)
 class FGSMTrainingSpec(AdversarialTrainingSpec):
-    """clean_share: weight α of the loss on clean images (paper: 0.5). Other fields are as in the base class."""
+    """Parameters of `FGSMTraining`.
+
+    clean_share: weight α of the loss on clean images (paper: 0.5). Other fields are as in the base class.
+    """
 
     clean_share: Annotated[float, Ge(0), Le(1)] = 0.5
     epochs: Annotated[int, Ge(1)] = 3

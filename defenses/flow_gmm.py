@@ -28,7 +28,9 @@ STEEPEST = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class FlowGMMSpec(DefenseSpec):
-    """couplings: number of coupling layers. hidden: number of units of both hidden layers in each.
+    """Parameters of `FlowGMM`.
+
+    couplings: number of coupling layers. hidden: number of units of both hidden layers in each.
 
     noise: width of the uniform noise that is added to each pixel in the training (dequantization). The usual 1/255
     leaves pixels that are nearly always black a tiny variance, and the training on MNIST diverges.

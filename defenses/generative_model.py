@@ -18,7 +18,9 @@ from manifold_bench.defenses.training import Training, device_of, epochs_for, in
 
 @dataclass(frozen=True, kw_only=True)
 class GenerativeSettings(Settings):
-    """latent: number of dimensions of z. encoder_width, encoder_hidden: size of the encoder. encoder_epochs,
+    """Settings of `GenerativeModel` and of its training.
+
+    latent: number of dimensions of z. encoder_width, encoder_hidden: size of the encoder. encoder_epochs,
     encoder_rate: number of epochs and learning rate of its training (Adam, one cycle).
     """
 
@@ -31,7 +33,10 @@ class GenerativeSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerativeSpec(TrainableSpec):
-    """settings: settings of the model and its training, which the defense that is built on it chooses."""
+    """Parameters of `GenerativeModel`.
+
+    settings: settings of the model and its training, which the defense that is built on it chooses.
+    """
 
     settings: GenerativeSettings
 

@@ -16,7 +16,9 @@ from manifold_bench.defenses.training import accuracy, device_of, in_batches
 
 @dataclass(frozen=True, kw_only=True)
 class InvertAndClassifySpec(ProjectAndClassifySpec):
-    """rejection_rate: share of clean validation images that are farther than η from their projections.
+    """Parameters of `InvertAndClassify`.
+
+    rejection_rate: share of clean validation images that are farther than η from their projections.
 
     reject: whether the defense rejects; otherwise η is infinite.
     calibration_images: number of validation images that are projected to set η.

@@ -28,7 +28,9 @@ TEMPERATURES = {"jsd10": 10.0, "jsd40": 40.0}
 
 @dataclass(frozen=True, kw_only=True)
 class MagNetSpec(ClassifierSpec):
-    """filters: number of channels of each hidden convolution of the autoencoders. noise: standard deviation of the
+    """Parameters of `MagNet`.
+
+    filters: number of channels of each hidden convolution of the autoencoders. noise: standard deviation of the
     noise that they learn to remove.
 
     autoencoder_epochs, autoencoder_rate: number of epochs and learning rate of their training. The paper has 100

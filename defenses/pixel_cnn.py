@@ -25,7 +25,9 @@ SPAN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class PixelCNNSettings(Settings):
-    """width: number of channels of each layer. layers: number of layers.
+    """Settings of `PixelCNN` and of its training.
+
+    width: number of channels of each layer. layers: number of layers.
 
     epochs, batch_size, rate: number of epochs, batch size and learning rate of the training. An epoch of MNIST takes
     about a quarter of an hour of one CPU core; with 12 epochs, for a GPU, validation images take 1.015 bits per
@@ -41,7 +43,10 @@ class PixelCNNSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelCNNSpec(TrainableSpec):
-    """settings: settings of the network and its training, which the defense that is built on it chooses."""
+    """Parameters of `PixelCNN`.
+
+    settings: settings of the network and its training, which the defense that is built on it chooses.
+    """
 
     settings: PixelCNNSettings = field(default_factory=PixelCNNSettings)
 

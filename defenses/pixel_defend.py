@@ -19,7 +19,9 @@ from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 @dataclass(frozen=True, kw_only=True)
 class PixelDefendSpec(DefenseSpec):
-    """pixelcnn: settings of the PixelCNN and its training.
+    """Parameters of `PixelDefend`.
+
+    pixelcnn: settings of the PixelCNN and its training.
 
     eps_defend: ε_defend, the largest change of a sub-pixel, in levels of 8 bits (1/255).
     """

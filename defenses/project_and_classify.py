@@ -44,7 +44,9 @@ def generative_model(spec: DefenseSpec, settings: GeneratorSettings) -> Generati
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectAndClassifySpec(DefenseSpec):
-    """generator: generative model on whose range inputs are projected (`model = "vae"` or "wgan-gp", and its settings).
+    """Parameters of `ProjectAndClassify`.
+
+    generator: generative model on whose range inputs are projected (`model = "vae"` or "wgan-gp", and its settings).
 
     solver: search for the latent (`method = "momentum"`, the default, "adam" or "l-bfgs", and its settings). seed: seed
     of the starts, which are the same for every input.

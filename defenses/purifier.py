@@ -18,7 +18,9 @@ from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
 
 @dataclass(frozen=True, kw_only=True)
 class PurifierSpec(DefenseSpec):
-    """diffusion: settings of the diffusion model and its training.
+    """Parameters of `Purifier`.
+
+    diffusion: settings of the diffusion model and its training.
 
     time: time t* up to which an image is noised, of 1,000. steps: number of steps of the reverse process, at most
     `time`.

@@ -25,7 +25,9 @@ SELECTION = 100
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothingSpec(UndefendedSpec):
-    """sigma: standard deviation of the noise, in training and in answers. mixed_precision: see `Training`.
+    """Parameters of `RandomizedSmoothing`.
+
+    sigma: standard deviation of the noise, in training and in answers. mixed_precision: see `Training`.
 
     copies: noisy copies that vote on an answer. attacked_copies: noisy copies in the mean that an attacker
     differentiates. certificate_copies: noisy copies that a certificate is estimated from (their n). alpha: probability

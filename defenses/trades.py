@@ -19,7 +19,9 @@ from manifold_bench.defenses.pgd_training import PGDTraining, PGDTrainingSpec
 
 @dataclass(frozen=True, kw_only=True)
 class TRADESSpec(PGDTrainingSpec):
-    """beta: weight β of the divergence (1 on MNIST in the authors' code; 1/λ in the paper's tables).
+    """Parameters of `TRADES`.
+
+    beta: weight β of the divergence (1 on MNIST in the authors' code; 1/λ in the paper's tables).
 
     steps, step_size: number and length of the inner steps (paper, MNIST: 40 of 0.01). Other fields are as in the base
     class.

@@ -58,8 +58,9 @@ class Training:
     mixed_precision: whether convolutions and dense layers compute in bfloat16 where the hardware supports it (weights
     stay float32). That is two to three times as fast; machines without such hardware get other weights.
     stored_as: type to which the final weights are rounded, so that their file is small.
-    kinds: number of steps after which their kinds repeat, if the steps of a kind differ in images, labels and random
-    numbers alone: on a CUDA device each kind is then captured as a CUDA graph. 0: nothing is captured.
+    kinds: length of the cycle in which kinds of steps recur, such as 6 for five critic steps and one generator step.
+    Steps of a kind may differ in images, labels and random numbers alone, because on a CUDA device each kind is
+    captured as a CUDA graph. 0: nothing is captured.
     """
 
     stage: str

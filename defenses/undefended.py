@@ -18,7 +18,9 @@ from manifold_bench.defenses.training import Training, accuracy, epochs_for
 
 @dataclass(frozen=True, kw_only=True)
 class UndefendedSpec(ClassifierSpec):
-    """network: `strided` (`StridedCNN`), or the letter of one of Defense-GAN's classifiers, see `networks`.
+    """Parameters of `Undefended`.
+
+    network: `strided` (`StridedCNN`), or the letter of one of Defense-GAN's classifiers, see `networks`.
 
     The classifiers with letters have fixed sizes: width and hidden are for `strided` alone. They are trained in mixed
     precision, and their weights are rounded to eight bits (float8), because they are large; their accuracy is the same.

@@ -19,7 +19,9 @@ from manifold_bench.defenses.training import Training, device_of, epochs_for, in
 
 @dataclass(frozen=True, kw_only=True)
 class VariationalAutoencoderSettings(GenerativeSettings):
-    """decoder: `deconvolutional` (that of Ilyas et al. 2017 for INC) or `dense` (20-500-500-784, for their overpowered
+    """Settings of `VariationalAutoencoder` and of its training.
+
+    decoder: `deconvolutional` (that of Ilyas et al. 2017 for INC) or `dense` (20-500-500-784, for their overpowered
     attack). width: number of channels of the last hidden layer of `deconvolutional`. hidden: number of units of each
     hidden layer of `dense`.
 
@@ -41,7 +43,7 @@ class VariationalAutoencoderSettings(GenerativeSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class VariationalAutoencoderSpec(GenerativeSpec):
-    """See `GenerativeSpec`."""
+    """Parameters of `VariationalAutoencoder`; see `GenerativeSpec`."""
 
     settings: VariationalAutoencoderSettings
 

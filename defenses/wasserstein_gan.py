@@ -19,7 +19,9 @@ from manifold_bench.defenses.training import Training, batches_of, device_of, ep
 
 @dataclass(frozen=True, kw_only=True)
 class WassersteinGANSettings(GenerativeSettings):
-    """width: number of channels before the last layer (Defense-GAN on MNIST: 64). penalty: weight λ of the gradient
+    """Settings of `WassersteinGAN` and of its training.
+
+    width: number of channels before the last layer (Defense-GAN on MNIST: 64). penalty: weight λ of the gradient
     penalty. critic_steps: number of critic steps for each generator step. epochs, batch_size, rate: number of epochs,
     batch size and learning rate of the training.
 
@@ -38,7 +40,7 @@ class WassersteinGANSettings(GenerativeSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class WassersteinGANSpec(GenerativeSpec):
-    """See `GenerativeSpec`."""
+    """Parameters of `WassersteinGAN`; see `GenerativeSpec`."""
 
     settings: WassersteinGANSettings
 

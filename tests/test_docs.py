@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import re
 import shlex
@@ -192,6 +193,14 @@ def test_the_page_on_matrix_files_names_every_key():
     entries = (matrix.MatrixFile, matrix.DatasetEntry, matrix.DefenseEntry, matrix.AttackEntry, matrix.Claim)
     keys = {key for entry in entries for key in entry.model_fields}
     assert not [key for key in keys if f"`{key}`" not in page]
+
+
+def test_a_docstring_of_a_class_says_what_it_is_before_it_explains_parameters():
+    for path in (path for part in ("attacks", "bench", "defenses") for path in (ROOT / part).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                text = ast.get_docstring(node) or ""
+                assert not re.match(r"[a-z_]\w+(, \w+)*: |See ", text), f"{path.name}: {node.name}"
 
 
 def test_every_page_is_in_the_navigation_of_the_site():

@@ -59,6 +59,9 @@ class Mnist5k(WholeDataset):
 
     These are the first 500 training images of each class: 1,000 for testing (100 of each class), 500 for validation,
     and 3,500 for training defenses without zoo weights. The zoo's MNIST weights were trained on none of the 5,000.
+
+    `test`, `validation` and `train` are sorted by class, so that the first ten of `test.images` are all zeros. The
+    indices `chosen(n)` are those of the n images that a run takes: `test.images[chosen(10)]`.
     """
 
     paper = "lecun1998"

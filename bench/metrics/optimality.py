@@ -130,8 +130,8 @@ def mean_optimality(attacks: pd.DataFrame) -> pd.DataFrame:
     """Return the mean success and optimality of each attack over defenses, for each data set and norm.
 
     The mean of optimality is AttackBench's global optimality; `defenses` is the number of defenses on which it is
-    defined. attacks: result of attack_figures. `rank` compares attacks on the same number of defenses. The ensemble is
-    left out.
+    defined. `rank` compares only attacks with the same number of defenses. The ensemble, which is the worst case over
+    all attacks, has no row. attacks: result of attack_figures.
     """
     known = attacks[attacks["attack"] != WORST_CASE].dropna(subset="optimality")
     groups = known.groupby(["dataset", "norm", "attack"])

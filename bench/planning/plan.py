@@ -100,6 +100,14 @@ class Plan:
         return self.whole != self.matrix
 
     @property
+    def small_data(self) -> list[str]:
+        """A line on each data set outside the matrix file that has fewer test images than n there, so all are used."""
+        n, listed = self.whole.datasets[0].n or 0, {entry.name for entry in self.whole.datasets}
+        added = [(one.dataset.name, len(one.indices)) for one in self.data if one.dataset.name not in listed]
+        text = "{}: all its {} test images are used, fewer than the matrix' n = {}"
+        return [text.format(name, size, n) for name, size in added if size < n and self.options.n is None]
+
+    @property
     def running(self) -> list[tuple[DatasetRef, DefenseRef]]:
         """The defenses that run, each with its data set."""
         return [(data.dataset, ref) for data in self.data for ref in data.defenses_of(self.matrix)]
@@ -153,15 +161,17 @@ def make_plan(
     """Plan a matrix: read the data, and look for the weights of every defense.
 
     whole, named: as in `Plan`; by default the matrix itself, and no names. A data set whose files are not found is
-    skipped, unless it is named, or no other one is there. Raises InputError for such data, if data or weights are
-    damaged, there are fewer images than requested, or a defense does not suit its data.
+    skipped, unless it is named, or no other one is there. All images of a data set outside the whole matrix, or of any
+    in a crossed matrix, are used if these are fewer than the matrix' n. Raises InputError for missing data, if data or weights are damaged, there are
+    fewer images than requested, or a defense does not suit its data.
     """
     whole, named = whole or matrix, named or {}
     chosen: list[PlannedData] = []
     missing: dict[str, MissingData] = {}
+    listed = set() if whole.crossed else {entry.name for entry in whole.datasets}
     for entry in matrix.datasets:  # all data first: it fails fastest
         try:
-            chosen.append(_chosen(entry, matrix, options))
+            chosen.append(_chosen(entry, matrix, options, entry.name in listed))
         except MissingData as error:
             if entry.name in named.get("datasets", ()):
                 raise
@@ -172,6 +182,11 @@ def make_plan(
     choices = _choices(matrix, whole).values()
 
     left_out: dict[tuple[str, str], str] = {}
+
+    def fitted(entry: DatasetEntry) -> DatasetEntry:
+        added = not matrix.crossed and options.n is None and entry.n is not None
+        has_fewer = added and sizes.get(entry.name, entry.n) < entry.n
+        return entry.model_copy(update={"n": None}) if has_fewer else entry
 
     def defended(one: PlannedData) -> PlannedData:
         refs = []
@@ -185,6 +200,8 @@ def make_plan(
                     left_out[one.dataset.name, choice.label] = found
         return _with_undefended(replace(one, defenses=tuple(refs)), matrix)
 
+    sizes = {one.dataset.name: len(one.indices) for one in chosen}
+    matrix = replace(matrix, datasets=tuple(map(fitted, matrix.datasets)))
     return Plan(matrix, whole, options, tuple(map(defended, chosen)), named, reasons, left_out)
 
 
@@ -224,20 +241,18 @@ def _joined(matrix: Matrix, whole: Matrix) -> Matrix:
     return replace(whole, defenses=tuple(_choices(matrix, whole).values()), attacks=tuple(attacks.values()))
 
 
-def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options) -> PlannedData:
+def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options, listed: bool) -> PlannedData:
     """Choose the test and validation images of a data set.
 
-    Raises InputError if there are fewer, or if a perturbation size is larger than any distance between such images.
+    listed: whether the matrix file itself names it; otherwise all test images are chosen where its n is larger.
+    Raises InputError if there are too few, or if a perturbation size is larger than any distance between such images.
     """
     ref = DatasetRef(entry.name, options.data)
     with contained(f"data set {ref.name!r} cannot be loaded"):
         data = ref.load()
         check_dataset(data, "test", *(() if data.test_only else ("validation",)))
-        n, held_out = options.n or entry.n, 0 if data.test_only else matrix.calibration or 0
-        if matrix.crossed and n is not None and options.n is None:
-            n = min(n, len(data.test))
-        if n is not None and n > len(data.test):
-            there = len(data.test)
+        n, there, held_out = options.n or entry.n, len(data.test), 0 if data.test_only else matrix.calibration or 0
+        if n is not None and n > there and (listed or options.n):
             raise InputError(f"n = {n}: data set {ref.name!r} has {there} test images; give --n {there} or less")
         if held_out > len(data.validation):
             raise InputError(

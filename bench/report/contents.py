@@ -22,6 +22,7 @@ from manifold_bench.bench.report.protocols import protocol_tables
 from manifold_bench.bench.report.table import Table, flagged
 from manifold_bench.bench.report.tables import Doubts
 from manifold_bench.bench.report.verdict import Verdict, budget_of, missing_data_of, verdicts
+from manifold_bench.bench.text import jobs_text
 
 
 def _shown(table: Table, flags: dict[tuple[str, str], str], budget: str) -> Table:
@@ -97,17 +98,19 @@ class Report:
 
     @property
     def counts(self) -> str:
-        """Numbers of cells by status, each ε counted, worst cases not: `46 ok, 0 failed, 4 skipped`."""
-        cells = self.summary.loc[self.summary["attack"] != WORST_CASE, "status"].value_counts()
-        return ", ".join(f"{cells.get(status, 0)} {status}" for status in ("ok", "failed", "skipped"))
+        """The number of jobs by status, as on the last line of a run: `32 jobs: 30 ok, 0 failed, 2 skipped`."""
+        return jobs_text(self.results.states.values())
 
     @property
     def given_up(self) -> str:
-        """A phrase on how many cells have an attack that stopped trying on too many inputs; empty for none."""
+        """A phrase on how many cells have an attack that stopped trying on too many inputs; empty for none.
+
+        A cell is an attack on a defense at one ε.
+        """
         cells = self.summary[self.summary["attack"] != WORST_CASE].to_dict("records")
         marked = sum(bool(effort.effort_note(cell)) for cell in cells)
-        limit = f"{effort.LIMIT:.0%}"
-        return f"{marked} where the attack stopped trying on more than {limit} of the inputs (‖)" if marked else ""
+        number, limit = f"{marked} cell{'s' * (marked > 1)}", f"{effort.LIMIT:.0%}"
+        return f"{number} where the attack stopped trying on more than {limit} of the inputs (‖)" if marked else ""
 
     @property
     def flags(self) -> dict[tuple[str, str], str]:

@@ -35,14 +35,13 @@ def print_plan(plan: Plan, folder: Path, console: Console, forecast: Forecast) -
         print_grid(console, data.dataset.name, HEADER, lines)
     runnable = [job for job in plan.jobs if not job.skip]
     skipped, passes = len(plan.jobs) - len(runnable), sum(job.passes for job in runnable)
-    left = f", {len(forecast.jobs)} to run" if forecast.jobs else ""
-    print_text(
-        console, f"{len(runnable)} jobs, {skipped} skipped{left}, at most {passes:,.0f} passes through a defense"
-    )
+    left = len(forecast.jobs)
+    counts = f"{len(plan.jobs)} jobs: {left} to run, {len(runnable) - left} finished, {skipped} skipped"
+    print_text(console, f"{counts}; together at most {passes:,.0f} passes through a defense")
     print_text(console, time_line(plan, forecast))
     if plan.matrix.budget:
         print_text(console, plan.matrix.budget)
-    for line in plan.skipped:
+    for line in (*plan.skipped, *plan.small_data):
         print_text(console, line)
     for family in undecided(plan):
         print_text(console, str(family))

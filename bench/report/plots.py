@@ -161,7 +161,7 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
         axes.grid(alpha=0.25)
         style.legend_below(axes)
     figure.supylabel("robust accuracy, % of inputs", fontsize=9)
-    title = f"{dataset}: robust accuracy over the {norm_text(norm)} distance that attacks found"
+    title = f"{dataset}, {norm_text(norm)}: robust accuracy over the distances found"
     figure.suptitle(textwrap.fill(title, style.TITLE), fontsize=9)
     return figure
 

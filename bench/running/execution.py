@@ -27,6 +27,7 @@ from manifold_bench.bench.running.reuse import reuse_records
 from manifold_bench.bench.running.session import Session
 from manifold_bench.bench.running.stamp import STAMP
 from manifold_bench.bench.running.training import train_missing
+from manifold_bench.bench.text import jobs_text
 from manifold_bench.defenses.files import atomic_write
 from manifold_bench.defenses.identity import JsonObject
 
@@ -35,21 +36,24 @@ from manifold_bench.defenses.identity import JsonObject
 class Ended:
     """The end of a run. plan: the plan with the weights that were trained. results: everything in the run's folder.
 
-    jobs: number of jobs that ran, failed ones included. failed, skipped: numbers of failed and of skipped jobs.
-    unmeasured: number of failed measurements.
+    states: status of each job (ok, failed or skipped). unmeasured: number of failed measurements.
     """
 
     plan: Plan
     results: Results
-    jobs: int
-    failed: int
-    skipped: int
+    states: list[str]
     unmeasured: int
 
     @property
+    def failed(self) -> bool:
+        """Whether a job or a measurement failed."""
+        return "failed" in self.states or self.unmeasured > 0
+
+    @property
     def counts(self) -> str:
-        missing = f", not found: {', '.join(self.plan.missing_data)}" if self.plan.missing_data else ""
-        return f"{self.jobs} jobs ({self.failed} failed), {self.skipped} skipped{missing}"
+        """The number of jobs by status, as the report has it, and the data sets that were not found."""
+        missing = f"; not found: {', '.join(self.plan.missing_data)}" if self.plan.missing_data else ""
+        return f"{jobs_text(self.states)}{missing}"
 
 
 def execute(plan: Plan, session: Session) -> Ended:
@@ -60,7 +64,7 @@ def execute(plan: Plan, session: Session) -> Ended:
     begun, folder, board = time.time(), session.folder, session.board
     remove_drafts(cache_folder("kernels"))
     (folder / STAMP).unlink(missing_ok=True)
-    for line in plan.skipped:
+    for line in (*plan.skipped, *plan.small_data):
         board.line(line)
     board.log.event("run started", **provenance(), matrix=plan.matrix.source, workers=board.workers)
     with board:
@@ -79,17 +83,16 @@ def execute(plan: Plan, session: Session) -> Ended:
             raise FileNotFoundError(errno.ENOENT, removed, str(session.store.path(job)))
     states = [results.states[job.key[:16]] for job in plan.jobs]
     skipped = states.count("skipped")
-    ended = Ended(plan, results, len(states) - skipped, states.count("failed"), skipped, unmeasured)
     board.log.event(
         "run finished",
-        jobs=ended.jobs,
-        failed=ended.failed,
+        jobs=len(states) - skipped,
+        failed=states.count("failed"),
         skipped=skipped,
         measurements_failed=unmeasured,
         seconds=round(time.time() - begun, 3),
         memory=board.peak,
     )
-    return ended
+    return Ended(plan, results, states, unmeasured)
 
 
 def run_jobs(plan: Plan, session: Session) -> None:

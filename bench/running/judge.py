@@ -147,7 +147,7 @@ def first_answers(defense: Defense, x: Tensor) -> Tensor:
 class Judgement:
     """The judgement of N outputs: the worst answer, the measured distances, validity, and success, all [N].
 
-    answers: see `WorstVerdict`, [N,5].
+    answers: counts and classes of the answers to each output, in the columns of `schema.ANSWERS`, int64 [N,5].
     """
 
     labels: Tensor

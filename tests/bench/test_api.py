@@ -211,6 +211,15 @@ def test_run_takes_models_by_label(linear, tmp_path):
     assert result.folder == tmp_path
 
 
+def test_a_dry_run_prints_the_plan_and_runs_nothing(linear, tmp_path, capsys):
+    chosen = {"dataset": "digits", "attack": ["fgsm"], "n": 8}
+    for out in ({}, {"out": tmp_path / "out"}):
+        assert mb.run("quick", defenses={"mine": linear}, dry_run=True, **chosen, **out) is None
+        shown = capsys.readouterr().out
+        assert "mine" in shown and "2 jobs: 2 to run, 0 finished, 0 skipped" in shown and "on this machine" in shown
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_attack_on_one_batch(linear, interior):
     x, y = interior
     attacked = mb.attack("autoattack", linear, (x, y), norm="l2", eps=0.1)

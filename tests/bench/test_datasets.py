@@ -54,6 +54,11 @@ def test_splits_share_no_image(dataset):
     assert len(set(everything)) == len(everything)
 
 
+def test_a_choice_is_shuffled_where_the_images_are_sorted_by_class(mnist5k):
+    assert set(mnist5k.test.labels[:10].tolist()) == {0}
+    assert len(set(mnist5k.test.labels[mnist5k.chosen(10)].tolist())) > 3
+
+
 def test_a_smaller_choice_is_part_of_a_larger_one(dataset):
     size = len(dataset.test)
     choices = [set(dataset.chosen(n).tolist()) for n in (1, 10, 11, 100, size)]

@@ -61,7 +61,7 @@ def test_the_same_command_again_renders_nothing_and_starts_no_worker(copy, monke
     assert run.main(["--matrix", str(matrix), "--out", str(out), "--workers", "2"]) == 0
     shown = capsys.readouterr().out
     assert "worst case over attacks" in shown
-    assert shown.splitlines()[-1] == f"2 jobs (0 failed), 0 skipped, finished before; open {out}/report.html"
+    assert shown.splitlines()[-1] == f"2 jobs: 2 ok, 0 failed, 0 skipped; finished before; open {out}/report.html"
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "log.jsonl"} == before
     assert Log(out / "log.jsonl").read()[0][-1]["event"] == "run found finished"
     assert run.main(["--matrix", str(matrix), "--out", str(out), "--quiet"]) == 0

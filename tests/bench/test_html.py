@@ -127,6 +127,10 @@ def test_names_in_backticks_are_code_in_the_verdict(tmp_path):
     assert "<code>strong</code>" in verdict and "`" not in verdict and EVIL not in verdict
 
 
+def test_an_option_of_a_command_is_never_broken_between_its_dashes(text):
+    assert '<span class="nowrap">--dataset</span> ' in text and "<code>manifold-bench run --" not in text
+
+
 def test_a_difference_by_hand():
     original, adversarial = np.array([[10, 10, 10]]) / 255, np.array([[61, 10, 0]]) / 255
     image, largest = difference(original, adversarial)
@@ -159,7 +163,8 @@ def test_text_has_contrast_to_its_background():
 
 
 def test_a_matrix_of_ours_goes_by_its_name(text):
-    assert "--matrix smoke --dataset digits --defense undefended --attack &#39;pgd (b, c)&#39; --norm linf" in text
+    shown = text.replace('<span class="nowrap">', "").replace("</span>", "")
+    assert "--matrix smoke --dataset digits --defense undefended --attack &#39;pgd (b, c)&#39; --norm linf" in shown
 
 
 def test_worst_cases_and_clean_passes_have_details_too(folder, text):

@@ -155,6 +155,15 @@ def test_on_a_phone_only_the_boxes_scroll_and_the_first_column_stays(browser, fo
     assert watched.trouble == []
 
 
+def test_checks_that_ran_are_within_the_width_of_a_phone_and_the_others_take_a_line(browser, folder):
+    page = Watched(browser, folder, viewport={"width": 390, "height": 800}).page
+    boxes = page.locator(".box:has(.checks)").evaluate_all("all => all.map(b => b.scrollWidth - b.clientWidth)")
+    assert boxes == [0]
+    assert page.locator(".checks tbody tr").count() == 1
+    assert "not run: grey." in page.locator("#diagnosis").inner_text()
+    page.close()
+
+
 def test_without_scripts_everything_is_there(browser, folder):
     watched = Watched(browser, folder, java_script_enabled=False)
     assert watched.page.locator(".cells > article").first.is_visible()

@@ -81,7 +81,7 @@ def test_summary_csv_reads_back(folder):
 
 def test_the_page_links_plots_that_exist_and_explains_failures(folder):
     page = (folder / "report.md").read_text(encoding="utf-8")
-    assert "4 ok, 1 failed, 0 skipped" in page
+    assert "5 jobs: 4 ok, 1 failed, 0 skipped" in page
     assert "no threshold at 1 %: 20 calibration records are too few" in page
     assert "share of noise images accepted" in page
     assert "failed: out of memory" in page

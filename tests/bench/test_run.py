@@ -26,7 +26,9 @@ def test_a_run_ends_well_and_shows_everything(good):
     matrix, out, done = good
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    assert "worst case over attacks" in done.stdout and "6 jobs (0 failed), 2 skipped" in done.stdout
+    assert "worst case over attacks" in done.stdout and done.stdout.count("8 jobs: 6 ok, 0 failed, 2 skipped") == 1
+    for report in ("report.md", "report.html"):
+        assert "8 jobs: 6 ok, 0 failed, 2 skipped" in (out / report).read_text(encoding="utf-8")
 
     table = pd.read_csv(out / "summary.csv")
     assert tuple(table.columns) == SUMMARY_COLUMNS
@@ -75,7 +77,7 @@ def test_quiet_is_failures_and_one_line_of_result(good, tmp_path):
     done = bench_run(good[0], tmp_path / "out", "--quiet", "--n", 3, "--defense", "tiny:NearestMean")
     assert done.returncode == 0 and done.stderr == ""
     (line,) = done.stdout.splitlines()
-    assert line.startswith("3 jobs (0 failed), 1 skipped") and (tmp_path / "out" / "report.md").exists()
+    assert line.startswith("4 jobs: 3 ok, 0 failed, 1 skipped") and (tmp_path / "out" / "report.md").exists()
 
 
 def test_records_say_how_they_came_about(good):
@@ -130,11 +132,12 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(good, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["--matrix", str(good[0]), "--dry-run", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "skipped: it makes no sense here" in shown and "6 jobs, 2 skipped" in shown and "passes" in shown
+    assert "skipped: it makes no sense here" in shown and "passes" in shown
+    assert "8 jobs: 6 to run, 0 finished, 2 skipped" in shown
     assert not out.exists()
     assert main(["--matrix", str(good[0]), "--dry-run", "--out", str(good[1])]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("finished") == 6 and "to run" not in shown
+    assert shown.count(" finished\n") == 6 and "8 jobs: 0 to run, 6 finished, 2 skipped" in shown
 
 
 SEEDS = """

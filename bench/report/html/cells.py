@@ -165,7 +165,7 @@ class Cells:
         truth, answer = truth_text(record), answer_text(record)
         assert original is not None and adversarial is not None
         change, largest = difference(original, adversarial)
-        size = size_text(largest)
+        size = size_text(largest).replace("× ", "×\u00a0")  # a caption breaks after the comma
         about = f"input {record['sample']}, {truth}"
         images = [
             (truth, self.images.add(levels(original), f"original {about}")),

@@ -69,6 +69,7 @@ def write_page(report: Report, plots: Sequence[Drawn]) -> Path:
     )
     environment.filters |= {"norm": norm_text, "kernels": kernels_text}
     environment.filters |= {"inlined": _inlined, "unbroken": _unbroken, "marked": _marked}
+    environment.filters |= {"options_whole": _options_whole}
     cells = Cells(report)
     text = environment.get_template("report.html.jinja").render(
         report=report,
@@ -195,6 +196,11 @@ def _inlined(plot: Drawn) -> Markup:
 def _unbroken(text: str) -> Markup:
     """Return a table's text as HTML that keeps each interval in brackets on one line."""
     return Markup(re.sub(r"\[[^][]*\]", r'<span class="interval">\g<0></span>', str(escape(text))))
+
+
+def _options_whole(command: str) -> Markup:
+    """Return a command as HTML in which no line breaks inside the name of an option, such as --seed."""
+    return Markup(re.sub(r"(^| )(--?[a-z][-a-z]*)", r'\1<span class="nowrap">\2</span>', str(escape(command))))
 
 
 def _marked(text: str) -> Markup:

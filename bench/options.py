@@ -1,0 +1,65 @@
+"""Options of the Python interface: those of the command line by their long names, and how a model is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+from manifold_bench.bench import run as command
+from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.text import nearest
+
+USAGE = ("normalize", "rejects", "randomized", "draws", "classes")
+"""Options of `evaluate` that say how the model is used."""
+
+NARROWING = ("dataset", "defense", "attack", "norm", "eps")
+"""Options of the command line in whose place `evaluate` has arguments of its own."""
+
+DEFAULTS = vars(command.parser().parse_args([]))
+"""Options of the command line by their long names, with their defaults."""
+
+OPTIONS = tuple(sorted(DEFAULTS))
+"""Options of `run`."""
+
+NOT_OF_EVALUATE = ("matrix", "dry_run", *NARROWING)
+
+EVALUATION = (*("attacks", "norm", "eps"), *USAGE, *(one for one in OPTIONS if one not in NOT_OF_EVALUATE))
+"""Options of `evaluate`."""
+
+
+def arguments(options: Mapping[str, object]) -> list[str]:
+    """Return options as the words of a command line; raises InputError for those that the command doesn't have."""
+    for name in options:
+        if name in USAGE and name != "classes":
+            table = f'{{"model": model, {json.dumps(name)}: …}}'
+            raise InputError(f'{name}: say it with the model, as defenses={{"mine": {table}}}, or use evaluate')
+    check_names(options, ("defenses", *OPTIONS))
+    words = []
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(DEFAULTS[name], bool) and not isinstance(value, bool):
+            raise InputError(f"{name}: {value!r} is not allowed; give True or False")
+        if value is True:
+            words.append(flag)
+        elif value is False:
+            words += [f"--no-{name}"] if DEFAULTS[name] is None else []
+        elif value is not None:
+            words += [word for one in several(value) for word in (flag, str(one))]
+    try:
+        command.parser().parse_args(words)
+    except InputError as error:
+        said = str(error).removeprefix("argument --").partition("; see manifold-bench")[0]
+        raise InputError(said) from error
+    return words
+
+
+def several(value: object) -> list[object]:
+    """Return the values of an option that is given as one value or as several."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+
+
+def check_names(options: Mapping[str, object], known: Sequence[str]) -> None:
+    """Check that these options exist; raises InputError, with the nearest one."""
+    for name in options:
+        if name not in known:
+            raise InputError(f"{name}: no such option{nearest(name, list(known))}; there are {', '.join(known)}")
