@@ -162,8 +162,8 @@ def make_plan(
 
     whole, named: as in `Plan`; by default the matrix itself, and no names. A data set whose files are not found is
     skipped, unless it is named, or no other one is there. All images of a data set outside the whole matrix, or of any
-    in a crossed matrix, are used if these are fewer than the matrix' n. Raises InputError for missing data, if data or weights are damaged, there are
-    fewer images than requested, or a defense does not suit its data.
+    in a crossed matrix, are used if these are fewer than the matrix' n. Raises InputError for missing data, if data or
+    weights are damaged, there are fewer images than requested, or a defense does not suit its data.
     """
     whole, named = whole or matrix, named or {}
     chosen: list[PlannedData] = []
@@ -184,9 +184,9 @@ def make_plan(
     left_out: dict[tuple[str, str], str] = {}
 
     def fitted(entry: DatasetEntry) -> DatasetEntry:
-        added = not matrix.crossed and options.n is None and entry.n is not None
-        has_fewer = added and sizes.get(entry.name, entry.n) < entry.n
-        return entry.model_copy(update={"n": None}) if has_fewer else entry
+        if matrix.crossed or options.n is not None or entry.n is None or sizes.get(entry.name, entry.n) >= entry.n:
+            return entry
+        return entry.model_copy(update={"n": None})
 
     def defended(one: PlannedData) -> PlannedData:
         refs = []
