@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import threading
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from torch import Tensor
 from manifold_bench.attacks.target import Attacker, Target
 from manifold_bench.attacks.threat import UNBOUNDED, Norm
 from manifold_bench.bench import run as command
+from manifold_bench.bench.callers import argument, called_by_a_program
 from manifold_bench.bench.datasets.checks import fault_of_labels
 from manifold_bench.bench.datasets.given import dataset_of, labelled_images
 from manifold_bench.bench.errors import InputError
@@ -31,38 +30,19 @@ from manifold_bench.bench.planning.named_models import with_weights
 from manifold_bench.bench.planning.reading import attack_choice, validated
 from manifold_bench.bench.planning.registry import find, handing_in, needs_no_arguments
 from manifold_bench.bench.planning.sizes import check_size, sizes_of
-from manifold_bench.bench.planning.toml import plain, toml
+from manifold_bench.bench.planning.toml import toml, written
+from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.records.schema import GIVEN
 from manifold_bench.bench.report.results import Results, load
 from manifold_bench.bench.running.judge import Inputs, Judge, verdict, with_checks
 from manifold_bench.bench.text import norm_of
 from manifold_bench.defenses import models
 from manifold_bench.defenses.base import Defense, LabelledImages
-from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.errors import said
 from manifold_bench.defenses.identity import JsonObject, registered
 
 MODEL = "model"
 """Label of the model that `evaluate` is given."""
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-_running = threading.RLock()
-"""Held while a call computes; a thread may call again inside, as `evaluate` calls `run`."""
-
-
-def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
-    """Let calls from several threads run one after the other.
-
-    They share what a process has once: random numbers, settings of torch, and the names of what was handed in.
-    """
-
-    @wraps(function)
-    def waiting(*arguments: P.args, **named: P.kwargs) -> R:
-        with _running:
-            return function(*arguments, **named)
-
-    return waiting
 
 
 @overload
@@ -77,7 +57,7 @@ def run(
 ) -> None: ...
 
 
-@one_at_a_time
+@called_by_a_program
 def run(
     matrix: str | Path, *, defenses: Mapping[str, object] | None = None, dry_run: bool = False, **options: Any
 ) -> Results | None:
@@ -92,21 +72,25 @@ def run(
 
     Raises InputError for what the command line would refuse.
     """
-    temporary = not options.get("out")
-    folder = tempfile.mkdtemp(prefix="manifold-bench-") if temporary else str(options["out"])
+    with argument("matrix"):
+        matrix = str(matrix)
+    with argument("out"):
+        temporary = not options.get("out")
+        folder = tempfile.mkdtemp(prefix="manifold-bench-") if temporary else str(options["out"])
     options = {"quiet": True, "dry_run": dry_run} | options | {"out": folder}
-    if not isinstance(defenses, (Mapping, type(None))):
-        raise InputError('defenses: give models under labels of their own, as {"mine": model}')
-    with ExitStack() as stack:
-        if defenses:
-            tables = {label: _table(label, model) for label, model in defenses.items()}
-            classes = {
-                label: _class_of(label, table.pop("model"), bool(table.pop("randomized", False)))
-                for label, table in tables.items()
-            }
-            stack.enter_context(handing_in("defenses", classes, tables))
+    with argument("defenses"):
+        if not isinstance(defenses, (Mapping, type(None))):
+            raise InputError('defenses: give models under labels of their own, as {"mine": model}')
+        models_given = {str(label): model for label, model in (defenses or {}).items()}
+        tables, classes = {}, {}
+        for label, model in models_given.items():
+            with argument(f"defenses[{label!r}]"):
+                tables[label] = _table(label, model)
+                classes[label] = _class_of(label, tables[label].pop("model"), tables[label].pop("randomized", False))
+        if classes:
             options = {"workers": 0} | options | {"defense": [*classes, *several(options.get("defense", ()))]}
-        command.run_command(["--matrix", str(matrix), *arguments(options)], temporary)
+    with handing_in("defenses", classes, tables):
+        command.run_command(["--matrix", matrix, *arguments(options)], temporary)
     if dry_run:
         if temporary:
             shutil.rmtree(folder)
@@ -117,7 +101,7 @@ def run(
     return result
 
 
-@one_at_a_time
+@called_by_a_program
 def evaluate(
     model: object,
     data: object,
@@ -140,29 +124,31 @@ def evaluate(
     Raises InputError for what cannot be evaluated, in one line that says what is allowed.
     """
     check_names(options, EVALUATION)
-    sizes, entries = sizes_of(eps), _entries(attacks)
-    usage = {name: options.pop(name) for name in USAGE if name in options}
-    model, randomized = _resolved(model), bool(usage.get("randomized"))
-    if isinstance(model, str) and randomized:
-        raise InputError(f"randomized: {model!r} has to say it itself, by an attribute `randomized = True`")
-    cls = _class_of(MODEL, model, randomized)
+    with argument("eps"):
+        sizes = sizes_of(eps)
+    with argument("attacks"):
+        entries = _entries(attacks)
+    usage = {name: value for name in USAGE if (value := _usage(name, options.pop(name, None))) is not None}
+    with argument("model"):
+        model, randomized = _resolved(model), bool(usage.get("randomized"))
+        if isinstance(model, str) and randomized:
+            raise InputError(f"randomized: {model!r} has to say it itself, by an attribute `randomized = True`")
+        cls = _class_of(MODEL, model, randomized)
+    with argument("norm"):
+        spelled = norm_of(norm)
     with ExitStack() as stack:
-        if isinstance(data, str) and (data in registered("datasets") or not Path(data).is_dir()):
-            name = data
-        else:
-            name, images = GIVEN, labelled_images(data)
-            classes = usage.get("classes") or _number_of_classes(cls, images, bool(usage.get("rejects")))
+        with argument("data"):
+            named = isinstance(data, str) and (data in registered("datasets") or not Path(data).is_dir())
+            name, images = (str(data), None) if named else (GIVEN, labelled_images(data))
+        if images is not None:
+            with argument("model"):
+                classes = usage.get("classes") or _number_of_classes(cls, images, bool(usage.get("rejects")))
             stack.enter_context(handing_in("datasets", {name: dataset_of(name, images, classes)}))
         defense: dict[str, object] = {"name": model} if isinstance(model, str) else {"name": MODEL, "label": MODEL}
-        if usage.get("rejects"):
-            defense["rejects"] = True
-        if usage.get("draws") is not None:
-            defense["draws"] = usage["draws"]
-        if usage.get("normalize") is not None:
-            defense["normalize"] = _pair(usage["normalize"])
+        defense |= {key: usage[key] for key in ("rejects", "draws", "normalize") if key in usage}
         if not isinstance(model, str):
             stack.enter_context(handing_in("defenses", {MODEL: cls}))
-        strength = {"norm": norm_of(norm), "eps": sizes}
+        strength = {"norm": spelled, "eps": sizes}
         content: dict[str, list[dict[str, object]]] = {
             "datasets": [{"name": name}],
             "defenses": [defense],
@@ -186,7 +172,7 @@ class Attacked:
     distance: Tensor
 
 
-@one_at_a_time
+@called_by_a_program
 def attack(
     name: str,
     model: object,
@@ -201,31 +187,37 @@ def attack(
     model: as for `evaluate`. data: images [N,C,H,W] in [0,1] and labels [N]. parameters: of the attack. Raises
     InputError for an attack or a parameter that doesn't exist, and where the model or the attack fails.
     """
-    images = labelled_images(data)
-    place = f"attack {name!r}"
-    given = {} if eps is None else {"eps": sizes_of(eps)}
-    entry = validated(AttackEntry, {"name": name, "norm": norm, **given, **parameters}, place, strict=None)
-    choice = attack_choice(entry, place)
+    with argument("data"):
+        images = labelled_images(data)
+    with argument("eps"):
+        given = {} if eps is None else {"eps": sizes_of(eps)}
+    with argument("attack"):
+        asked = {"name": name, "norm": norm, **given, **parameters}
+        asked = {key: json.loads(written(key, one)) for key, one in asked.items()}
+        place = f"attack {asked['name']!r}"
+        entry = validated(AttackEntry, asked, place, strict=None)
+        choice = attack_choice(entry, place)
     if len(choice.eps) != 1:
         raise InputError(f"{place}: eps: {len(choice.eps)} sizes are given; give one, or use evaluate")
     chosen, norm, largest = choice.attack, choice.attack.norm, choice.eps[0]
-    defense = _built(model, images)
+    with argument("model"):
+        defense = _built(model, images)
     if norm not in UNBOUNDED:
         check_size(f"{place}: eps", norm, largest, defense.spec.shape)
-    if reason := chosen.unsuited(defense):
-        raise InputError(f"attack {name!r}: {reason}")
+    with argument(f"{place}: unsuited()"):
+        if reason := chosen.unsuited(defense):
+            raise InputError(f"{place}: {reason}")
     x, y = images.images, images.labels
     inputs = Inputs(x, y, torch.full_like(y, -1), torch.arange(len(y)))
     size = float("inf") if chosen.minimal else largest
-    try:
+    with contained(f"{place} on {type(defense).__name__} fails", in_time=False):
         clean = verdict(defense, x, y, 1, 0)
         found = chosen.run(Target(defense, len(x), Attacker(clean=x)), x.clone(), y.clone(), size, 0)
         judged = Judge(defense, norm, 1, 0).judge(inputs, clean, found, largest)
-    except Exception as error:  # the model and the attack may raise anything
-        raise InputError(f"{place} on {type(defense).__name__} fails ({one_line(error)})") from error
-    return Attacked(found, judged.success, judged.distance(norm))
+        return Attacked(found, judged.success, judged.distance(norm))
 
 
+@called_by_a_program
 def as_defense(
     model: object,
     shape: tuple[int, int, int],
@@ -244,14 +236,17 @@ def as_defense(
 
     Raises InputError for what is no model of such images.
     """
-    pair = None if normalize is None else _pair(normalize)
-    if not (isinstance(shape, (tuple, list)) and len(shape) == 3 and isinstance(classes, int)):
-        raise InputError("as_defense: give (channels, height, width) and the number of classes, as (3, 32, 32), 10")
-    spec = models.ModelSpec(shape=shape, num_classes=classes, normalize=pair, rejects=rejects)
-    try:
-        return models.as_defense(_object(model), spec, randomized)
-    except (TypeError, ValueError) as error:
-        raise InputError(str(error)) from error
+    usage = {name: _usage(name, one) for name, one in (("normalize", normalize), ("rejects", rejects))}
+    with argument("shape, classes"):
+        sizes = (*shape, classes)
+        if len(sizes) != 4 or not all(type(one) is int and one > 0 for one in sizes):
+            raise InputError("as_defense: give (channels, height, width) and the number of classes, as (3, 32, 32), 10")
+        spec = models.ModelSpec(shape=sizes[:3], num_classes=classes, **usage)
+    with argument("model"):
+        try:
+            return models.as_defense(_object(model), spec, bool(randomized))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"model: {said(error)}") from error
 
 
 def _pair(normalize: Any) -> Any:
@@ -266,11 +261,22 @@ def _pair(normalize: Any) -> Any:
     return normalize
 
 
+def _usage(name: str, value: object) -> Any:
+    """Return an option that says how a model is used, None where it says nothing; raises InputError."""
+    with argument(name):
+        if name in ("rejects", "randomized"):
+            return bool(value) or None
+        return value if value is None or name != "normalize" else _pair(value)
+
+
 def _entries(attacks: str | Mapping[str, object] | Iterable[str | Mapping[str, object]]) -> list[dict[str, object]]:
     """Return attacks as the tables of a matrix file, from one or several names or tables; raises InputError."""
     try:
         many = [attacks] if isinstance(attacks, (str, Mapping)) else list(attacks)
-        return [{"name": one} if isinstance(one, str) else dict(one) for one in many]
+        tables: list[Any] = [{"name": one} if isinstance(one, str) else dict(one) for one in many]
+        if not all(isinstance(name, str) for table in tables for name in table):
+            raise TypeError
+        return tables
     except (TypeError, ValueError) as error:
         raise InputError('attacks: give names, or tables as {"name": "pgd", "steps": 100}, in a list') from error
 
@@ -289,8 +295,8 @@ def _table(label: str, given: object) -> JsonObject:
         raise InputError(f"{place}: randomized: {model!r} has to say it itself, by an attribute `randomized = True`")
     if table.get("normalize") is not None:
         table["normalize"] = _pair(table["normalize"])
-    settings = json.loads(json.dumps({key: one for key, one in table.items() if one is not None}, default=plain))
-    return {**settings, "model": model, "randomized": randomized}
+    settings = {key: json.loads(written(f"{place}: {key}", one)) for key, one in table.items() if one is not None}
+    return {**settings, "model": model, "randomized": bool(randomized)}
 
 
 def _resolved(model: object) -> object:
@@ -322,7 +328,7 @@ def _built(model: object, images: LabelledImages) -> Defense:
     try:
         models.check_suits(cls, spec)
     except ValueError as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"model: {said(error)}") from error
     return with_checks(models.in_evaluation_mode(cls(spec), cls.__name__))
 
 
@@ -337,7 +343,7 @@ def _class_of(label: str, model: object, randomized: bool = False) -> type[Defen
     try:
         cls = models.class_of(model, label, models.__name__, randomized)
     except TypeError as error:
-        raise InputError(f"defense {label!r}: {error}") from error
+        raise InputError(f"defense {label!r}: {said(error)}") from error
     cls.version = uuid.uuid4().int >> 66  # of 62 bits
     return cls
 
@@ -353,7 +359,7 @@ def _number_of_classes(cls: type[Defense], images: LabelledImages, rejects: bool
     try:
         found = models.outputs_for(made, (channels, height, width)) - int(rejects)
     except (TypeError, ValueError) as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"model: {said(error)}") from error
     if fault := fault_of_labels(images.labels, found):
         less = ", as rejects=True makes its last output the reject score" if rejects else ""
         raise InputError(f"data: {models.name_of(made.given)} has {found} classes{less}, but {fault}")

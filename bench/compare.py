@@ -61,7 +61,7 @@ def write(path: Path, option: str, text: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="replace")  # as for report.html
     except OSError as error:
         raise InputError(f"{option}: {path} cannot be written to ({error.strerror})") from error
 

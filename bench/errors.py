@@ -7,7 +7,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ParamSpec
 
@@ -86,20 +86,32 @@ def system_error(error: OSError | MemoryError) -> str:
     return " ".join(f"{place}{what}".split())
 
 
+def interrupt(number: int, frame: object) -> None:
+    """Raise Interrupted; the handler of signals under `signals_interrupt`."""
+    raise Interrupted
+
+
+def interruption() -> type[KeyboardInterrupt]:
+    """Return the exception that Ctrl-C raises here; code may raise any other KeyboardInterrupt, too.
+
+    It is Interrupted under `signals_interrupt`, and where Ctrl-C raises nothing, as in threads.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    ordinary = signal.getsignal(signal.SIGINT) not in (interrupt, signal.SIG_IGN)
+    return KeyboardInterrupt if in_main_thread and ordinary else Interrupted
+
+
 @contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """Return a context in which SIGINT, SIGTERM and SIGHUP raise Interrupted in the main thread.
+def signals_interrupt(
+    numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+) -> Iterator[None]:
+    """Return a context in which these signals raise Interrupted in the main thread.
 
     Signals that are ignored when it begins (as under nohup) stay ignored. In other threads it changes nothing.
     """
-
-    def interrupt(number: int, frame: object) -> None:
-        raise Interrupted
-
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:

@@ -44,7 +44,7 @@ from manifold_bench.bench.running.session import Session
 from manifold_bench.bench.running.stamp import hash_of, write_stamp
 from manifold_bench.bench.running.url_folder import page_of
 from manifold_bench.bench.terminal import print_line, print_text, terminal
-from manifold_bench.defenses.files import atomic_write
+from manifold_bench.defenses.files import atomic_write, regular
 from manifold_bench.defenses.identity import JsonObject, key_of, source_files
 from manifold_bench.defenses.models import Handed
 from manifold_bench.defenses.weights import with_cards
@@ -126,7 +126,7 @@ def planned_within(plan: Plan, folder: Path, given: Namespace, forecaster: Forec
     request = {"budget": given.budget, "matrix": matrix_json(plan.matrix, plan.options), "device": given.device}
     key = key_of(json.loads(json.dumps(request, default=str)))
     try:
-        known = parsed(path.read_bytes(), dict[str, Cut])
+        known = parsed(regular(path).read_bytes(), dict[str, Cut])
         stored = known.get(key)
     except (OSError, ValueError):
         known, stored = {}, None

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from manifold_bench.bench import run as command
+from manifold_bench.bench.callers import argument
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.text import nearest
 
@@ -37,14 +38,15 @@ def arguments(options: Mapping[str, object]) -> list[str]:
     words = []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
-        if isinstance(DEFAULTS[name], bool) and not isinstance(value, bool):
+        if isinstance(DEFAULTS[name], bool) and value is not True and value is not False:
             raise InputError(f"{name}: {value!r} is not allowed; give True or False")
         if value is True:
             words.append(flag)
         elif value is False:
             words += [f"--no-{name}"] if DEFAULTS[name] is None else []
         elif value is not None:
-            words += [word for one in several(value) for word in (flag, str(one))]
+            with argument(name):
+                words += [word for one in several(value) for word in (flag, str(one))]
     try:
         command.parser().parse_args(words)
     except InputError as error:

@@ -21,6 +21,15 @@ def one_line(error: BaseException) -> str:
     return shortened(f"{type(error).__name__}: {message}").removesuffix(":")
 
 
+def said(error: BaseException) -> str:
+    """Return the message of an exception on one line, or else its type; it never raises and is never empty."""
+    try:
+        message = " ".join(str(error).split())
+    except BaseException:  # __str__ may be a user's code
+        message = ""
+    return message[: 10 * LINE].encode("utf-8", "replace").decode() or type(error).__name__
+
+
 def shortened(text: str) -> str:
     """Return a text on one line of at most 300 characters, without characters that UTF-8 cannot encode."""
     plain = text[: 10 * LINE].encode("utf-8", "replace").decode()

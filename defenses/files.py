@@ -5,6 +5,7 @@ A reader, or a later run after a kill, finds a file either complete or not at al
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -12,6 +13,16 @@ from pathlib import Path
 def is_no_file(path: Path) -> bool:
     """Return whether a path leads to something that is no file, such as a pipe, from which reading may never end."""
     return path.exists() and not path.is_file()
+
+
+def regular(path: Path) -> Path:
+    """Return the path of a file that is about to be read; raises OSError where `is_no_file` of anything but a folder.
+
+    Opening a folder fails by itself, and a missing file does too.
+    """
+    if is_no_file(path) and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file", str(path))
+    return path
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

@@ -97,7 +97,7 @@ def in_evaluation_mode(made: Defense, name: str) -> Defense:
         warnings.warn(
             f"{name} is in training mode; it is evaluated in evaluation mode, which changes {', '.join(layers)}. "
             "A model that is meant to be random has to draw in its forward; say randomized=True then",
-            stacklevel=4,
+            stacklevel=5,
         )
     return made.eval()
 

@@ -12,7 +12,7 @@ import numpy as np
 from manifold_bench.bench.datasets.base import LabelledImages, WholeDataset, as_images
 from manifold_bench.bench.datasets.files import data_folders, read_image
 from manifold_bench.bench.errors import InputError, MissingData
-from manifold_bench.defenses.files import is_no_file
+from manifold_bench.defenses.files import regular
 
 OBJECTS, VIEWS = 100, 72
 
@@ -25,9 +25,7 @@ REDUCED_SHA256 = "c583eb9508fec21c7d75ec77d9d6304b67b3104c9a1dc116b344309b311c94
 def read_reduced(path: Path) -> np.ndarray:
     """Return the array of `coil100_32.npz`, [object, view, row, column, RGB] uint8; raises InputError if damaged."""
     try:
-        if is_no_file(path):
-            raise ValueError("it is no file")
-        with np.load(path) as archive:
+        with np.load(regular(path)) as archive:
             pixels = archive["images"]
     except Exception as error:  # for a damaged archive numpy, zipfile and zlib raise exceptions of any kind
         reason = " ".join(str(error).split())
@@ -89,7 +87,7 @@ class Coil100(WholeDataset):
         contents = f"{REDUCED}, or the published obj1__0.png … obj{OBJECTS}__355.png"
         folders = data_folders(self.data, "coil100", contents, "coil100", "coil-100")
         for folder in folders:
-            if (folder / REDUCED).is_file():
+            if (folder / REDUCED).exists():
                 return folder / REDUCED
         for folder in folders:
             if next(folder.glob("obj*__*.png"), None):

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from manifold_bench.bench.errors import InputError, MissingData
-from manifold_bench.defenses.files import is_no_file
+from manifold_bench.defenses.files import regular
 
 
 def data_folders(data: Path | None, dataset: str, files: str, *subfolders: str) -> list[Path]:
@@ -44,14 +44,15 @@ def checked_bytes(folders: Sequence[Path], dataset: str, name: str, checksum: st
     none of them, and InputError if it is damaged.
     """
     algorithm, _, expected = checksum.partition(":")
-    path = next((path for path in those_there(folders, f"{name}.gz", name) if path.is_file()), None)
+    path = next((path for path in those_there(folders, f"{name}.gz", name) if not path.is_dir()), None)
     if path is None:
         raise MissingData(
             f"data set {dataset!r}: {name} is not in {folders[0]}; "
             f"put the published file there, as it is or as {name}.gz (unpacked {algorithm} {expected[:12]}…)"
         )
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        raw = regular(path).read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
             f"data set {dataset!r}: {path} cannot be read or is damaged ({error}); put the published file there"
@@ -71,9 +72,7 @@ def read_image(path: Path, dataset: str, size: tuple[int, int]) -> Image.Image:
     size: width and height of the published images.
     """
     try:
-        if is_no_file(path):
-            raise ValueError("it is no file")
-        with Image.open(path) as file:
+        with Image.open(regular(path)) as file:
             image = file.convert("RGB")
     except FileNotFoundError as error:
         raise MissingData(

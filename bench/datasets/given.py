@@ -20,6 +20,7 @@ from manifold_bench.bench.datasets.base import OnlyTestImages
 from manifold_bench.bench.errors import InputError
 from manifold_bench.defenses.base import LabelledImages
 from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.files import regular
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 """Endings of the files that are read from a folder of images."""
@@ -122,7 +123,7 @@ def _picture(image: object) -> Tensor:
 def _as_tensor(what: str, value: object) -> Tensor:
     """Return a tensor, array, column of pandas or list as a tensor on the CPU; raises InputError. what: its name."""
     if isinstance(value, Tensor):
-        return value.detach().cpu()
+        return value.detach().cpu().as_subclass(Tensor)  # that of a subclass may do anything later
     try:
         if isinstance(value, (list, tuple)) and any(isinstance(one, Tensor) for one in value):
             return torch.stack([torch.as_tensor(one).detach().cpu() for one in value])
@@ -198,7 +199,7 @@ def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
         direct = any(path.suffix.lower() in PICTURES for path in folder.iterdir())
     except OSError as error:
         raise InputError(f"data: {error.filename} cannot be read ({error.strerror})") from error
-    files = [(path, label) for path, label in files if path.suffix.lower() in PICTURES and path.is_file()]
+    files = [(path, label) for path, label in files if path.suffix.lower() in PICTURES and not path.is_dir()]
     wanted = f"give a folder that holds one folder of images ({', '.join(PICTURES)}) for each class"
     if not files:
         place = "in no folder of a class" if direct else "nowhere"
@@ -208,7 +209,7 @@ def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
     pictures = []
     for path, _ in files:
         try:
-            with Image.open(path) as picture:
+            with Image.open(regular(path)) as picture:
                 if picture.mode.startswith(("I", "F")):
                     raise InputError(f"data: {path} has more than 8 bits for each pixel; save it with 8 bits")
                 pictures.append(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))

@@ -30,6 +30,7 @@ from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.terminal import Terminal
 from manifold_bench.bench.text import nearest
 from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.files import regular
 from manifold_bench.defenses.models import Normalize
 
 T = TypeVar("T")
@@ -54,10 +55,13 @@ def with_weights(model: object, path: Path) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(f"{place}: {type(model).__name__} takes no weights; name a torch.nn.Module before the @")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        safe = regular(path).suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{place}: no such file") from error
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{place}: cannot be read ({error.strerror or one_line(error)})") from error
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise InputError(
             f"{place}: is no file of weights (whole models are not unpickled, because that would run their code); "
             "save weights with torch.save(model.state_dict(), file) or safetensors.torch.save_file"

@@ -40,6 +40,7 @@ from manifold_bench.bench.planning.usercode import LEAST_SECONDS, SECONDS, conta
 from manifold_bench.bench.text import nearest
 from manifold_bench.defenses.base import Defense, DefenseSpec
 from manifold_bench.defenses.checks import check_spec_class
+from manifold_bench.defenses.errors import said
 from manifold_bench.defenses.identity import JsonObject
 from manifold_bench.defenses.validation import adapter
 
@@ -54,7 +55,8 @@ def matrix_path(name: str) -> Path:
     path = Path(name)
     if path.suffix == ".toml" or path.exists():
         if not path.is_file():
-            raise InputError(f"--matrix: {name}: no such file")
+            what = "is no file, but a pipe, a device or a folder; give a TOML file" if path.exists() else "no such file"
+            raise InputError(f"--matrix: {name}: {what}")
         return path
     raise InputError(
         f"--matrix: no matrix {name!r}{nearest(name, known)}; known: {', '.join(known)}; or give a TOML file"
@@ -69,7 +71,7 @@ def read_matrix(name: str, datasets: Sequence[str] = ()) -> Matrix:
     path = matrix_path(name)
     shown = str(path) if path.parent != MATRICES else f"{MATRICES.parent.name}/{MATRICES.name}/{path.name}"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with this mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{shown}: cannot be read as UTF-8 text ({error})") from error
     try:
@@ -185,7 +187,7 @@ def at(place: str, cls: type = object) -> Iterator[None]:
         except ValidationError as error:
             raise InputError(explain(error, place, cls)) from error
         except (InputError, ValueError) as error:
-            raise InputError(f"{place}: {error}") from error
+            raise InputError(f"{place}: {said(error)}") from error
 
 
 def validated(cls: type[V], values: JsonObject, place: str, strict: bool | None = True) -> V:

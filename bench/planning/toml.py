@@ -10,6 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.usercode import contained
+from manifold_bench.defenses.errors import shortened
 
 
 def toml(content: Mapping[str, Sequence[Mapping[str, object]]]) -> str:
@@ -35,18 +37,27 @@ def _written(name: str, value: object) -> str:
 
     name: name of the parameter, for the message.
     """
-    text = json.dumps(value, default=plain, ensure_ascii=False)
+    text = written(name, value)
     try:
         tomllib.loads(f"value = {text}")
     except ValueError as error:
         raise InputError(
-            f"{name}: {value!r} is not allowed; give a number, a text, or a list of these, or leave it out"
+            f"{name}: {shortened(text)} is not allowed; give a number, a text, or a list of these, or leave it out"
         ) from error
     return text
 
 
-def plain(value: object) -> object:
-    """Return a tensor, or a number of NumPy, as JSON has it; raises InputError for objects that no file can hold."""
-    if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        return value.tolist()
-    raise InputError(f"{type(value).__name__} is no value of a parameter; give numbers, texts, or lists of these")
+def written(name: str, value: object) -> str:
+    """Return a value as JSON; tensors and numbers of NumPy become numbers.
+
+    name: name of the parameter. Raises InputError that names it for objects that no file can hold.
+    """
+
+    def plain(value: object) -> object:
+        if isinstance(value, (Tensor, np.ndarray, np.generic)):
+            return value.tolist()
+        kind = type(value).__name__
+        raise InputError(f"{name}: {kind} is no value of a parameter; give numbers, texts, or lists of these")
+
+    with contained(f"{name}: reading it fails"):
+        return json.dumps(value, default=plain, ensure_ascii=False)

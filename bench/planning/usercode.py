@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from manifold_bench.bench.errors import InputError, Interrupted
+from manifold_bench.bench.errors import InputError, interruption
 from manifold_bench.bench.planning.staying import staying
 from manifold_bench.defenses.errors import one_line
 
@@ -54,27 +54,26 @@ def _autocast_nesting() -> int:
 
 
 @contextmanager
-def contained(what: str) -> Iterator[None]:
+def contained(what: str, in_time: bool = True) -> Iterator[None]:
     """Restore this process' settings after the code inside, and raise InputError(f"{what} (…)") for all that it raises.
 
-    Code that takes longer than `limit_time` is interrupted, in the main thread and at the next Python instruction.
-    InputErrors and interrupts by the user are passed on unchanged. Inside another `contained` only the message differs.
+    Code that takes longer than `limit_time` is interrupted, in the main thread and at the next Python instruction,
+    unless in_time is False. InputErrors and interrupts by the user are passed on unchanged. Inside another `contained`
+    only the message differs.
     """
-    by_user = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it raises Interrupted
-    with nullcontext() if _state["inside"] else _kept_and_timed():
+    by_user = interruption()
+    with nullcontext() if _state["inside"] else _kept_and_timed(in_time):
         try:
             yield
-        except (InputError, Interrupted):
+        except (InputError, by_user):
             raise
         except BaseException as error:  # a user's code may raise exceptions that end a process
-            if by_user and isinstance(error, KeyboardInterrupt):
-                raise
             raise InputError(f"{what} ({one_line(error)})") from error
 
 
 @contextmanager
-def _kept_and_timed() -> Iterator[None]:
-    with _settings_kept(), _in_time():
+def _kept_and_timed(in_time: bool) -> Iterator[None]:
+    with _settings_kept(), _in_time() if in_time else nullcontext():
         _state["inside"] = True
         try:
             yield

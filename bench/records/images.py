@@ -24,7 +24,7 @@ from manifold_bench.bench.records.schema import ATTACK
 from manifold_bench.bench.records.store import file_name
 from manifold_bench.bench.text import eps_of, eps_text
 from manifold_bench.defenses.errors import one_line
-from manifold_bench.defenses.files import atomic_write
+from manifold_bench.defenses.files import atomic_write, regular
 from manifold_bench.defenses.identity import JsonObject, key_of
 
 FOLDER = "images"
@@ -56,7 +56,7 @@ class AdversarialImages:
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
     """Return name → array of an .npz file; raises InputError where it cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(regular(path), allow_pickle=False) as file:
             return dict(file)
     except OSError as error:
         raise InputError(system_error(error)) from error

@@ -27,7 +27,7 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.files import FileName, Name, parsed, read_json
 from manifold_bench.bench.records.schema import REVISION, as_stored, contradiction, foreign, typed
 from manifold_bench.defenses.errors import one_line
-from manifold_bench.defenses.files import atomic_write
+from manifold_bench.defenses.files import atomic_write, regular
 from manifold_bench.defenses.identity import JsonObject, key_of
 
 INDEX = "index.json"
@@ -137,8 +137,8 @@ class Store:
 
     def _opened(self, path: Path) -> tuple[pq.ParquetFile, JsonObject, JsonObject | None]:
         """Return a record file after checking its checksum, with its identity and kernels."""
-        raw = path.read_bytes()
-        if hashlib.sha256(raw).hexdigest() != checksum_path(path).read_text(encoding="utf-8").strip():
+        raw = regular(path).read_bytes()
+        if hashlib.sha256(raw).hexdigest() != regular(checksum_path(path)).read_text(encoding="utf-8").strip():
             raise ValueError("its content doesn't match its checksum")
         file = pq.ParquetFile(pa.BufferReader(raw))
         metadata = file.schema_arrow.metadata

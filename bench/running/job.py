@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from manifold_bench.bench.datasets.base import image_hashes
+from manifold_bench.bench.errors import interruption
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import DatasetRef
 from manifold_bench.bench.records.images import AdversarialImages, path_of
@@ -65,7 +66,7 @@ def run_job(job: Job, folder: Path, attacker: Channel | None = None) -> str:
                 rows, uneven = clean_records(job)
             else:
                 rows, uneven = attack_records(job, store, AttackProcess(attacker, job.device)), []
-    except KeyboardInterrupt:
+    except interruption():
         raise  # in the command's own process the user wants it to end; elsewhere it is what the call raised
     except BaseException as error:  # it is a user's code: it may raise what ends a process
         reason, trace = (str(error), error.traceback) if isinstance(error, PartnerFailed) else (one_line(error), "")

@@ -6,6 +6,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+from manifold_bench.bench.errors import interruption
 from manifold_bench.bench.planning.measurements import MeasurementJob
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.records.log import LOG, Log
@@ -50,7 +51,7 @@ def run_measurement(job: MeasurementJob, folder: Path) -> None:
         defense, data = job.defense.load(job.device), job.dataset.load()
         values = check_figures(job.measurement, "measure", job.measurement.measure(defense, others, data, job.seed))
         pictures = job.measurement.pictures(defense, data, job.seed)
-    except KeyboardInterrupt:
+    except interruption():
         raise  # in the command's own process the user wants it to end; elsewhere it is what the call raised
     except BaseException as error:  # it is a user's code: it may raise what ends a process
         store(job, folder, Outcome("failed", one_line(error)))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.paired import flat, value_text
-from manifold_bench.bench.planning.folders import BASELINES
+from manifold_bench.bench.planning.folders import BASELINES, check_files
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.records.provenance import Reused, stored_provenance
@@ -22,10 +22,16 @@ from manifold_bench.defenses.identity import JsonObject
 
 
 def baseline_folders(matrix: str) -> list[Path]:
-    """Return the folders with a baseline of that matrix: that of the working folder first, then the installed one."""
+    """Return the folders with a baseline of that matrix: that of the working folder first, then the installed one.
+
+    Raises InputError as `check_files` does.
+    """
     here, with_the_code = Path() / BASELINES / matrix, Path(__file__).parents[1] / "baselines" / matrix
     folders = [here] if here.resolve() == with_the_code else [here, with_the_code]
-    return [folder for folder in folders if folder.is_dir()]
+    folders = [folder for folder in folders if folder.is_dir()]
+    for folder in folders:
+        check_files(folder)
+    return folders
 
 
 def reuse_records(plan: Plan, session: Session) -> tuple[list[Job], list[Reused]]:

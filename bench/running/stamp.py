@@ -97,7 +97,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _listing(folder: Path) -> str:
     """Return a hash of names, sizes and times of all files below a folder; contents of data would take too long."""
-    return _hash_all(f"{path}|{(stat := path.stat()).st_size}|{stat.st_mtime_ns}" for path in _files(folder))
+    # a link may lead nowhere
+    found = ((path, path.stat() if path.exists() else path.lstat()) for path in _files(folder))
+    return _hash_all(f"{path}|{stat.st_size}|{stat.st_mtime_ns}" for path, stat in found)
 
 
 def _hash_all(lines: Iterable[str]) -> str:

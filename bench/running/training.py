@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from manifold_bench.bench.datasets.checks import check_dataset
+from manifold_bench.bench.errors import interruption
 from manifold_bench.bench.planning.matrix import ONE_CPU, Needs
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.planning.refs import TRAINING_SEED, DatasetRef, DefenseRef, TrainedRef
@@ -238,7 +239,7 @@ def fit_job(training: Training, log: Log) -> list[str]:
     """Run a training in a worker process; return its exception on one line and as a traceback, or an empty list."""
     try:
         train(training, training.reporter(log))
-    except KeyboardInterrupt:
+    except interruption():
         raise  # as in `job.run_job`
     except BaseException as error:  # it is a user's code: it may raise what ends a process
         return [one_line(error), traceback_text()]

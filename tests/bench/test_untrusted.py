@@ -141,3 +141,15 @@ def test_too_few_open_files_are_one_line(tmp_path, files):
     line = f"ulimit -n {files}; exec {sys.executable} -m manifold_bench.bench run --matrix m.toml --n 2"
     ended = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 2 and ended.stderr.splitlines()[-1].startswith(f"error: only {files} files")
+
+
+@pytest.mark.parametrize("changed", [lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b"\n", b"\r\n")])
+def test_a_matrix_may_come_from_an_editor_of_windows(tmp_path, changed):
+    (tmp_path / "m.toml").write_bytes(changed(MATRIX.encode()))
+    assert called(running.main, "--matrix", str(tmp_path / "m.toml"), "--dry-run", "--n", "2").code == 0
+
+
+def test_a_folder_whose_name_is_no_text_is_reported(tmp_path):
+    made = write_run(tmp_path / os.fsdecode(b"run-\xff"), run(cell("clean"), cell("a")))
+    assert called(report.main, str(made)).code == 0
+    assert (made / "report.html").is_file()

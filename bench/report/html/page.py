@@ -84,7 +84,7 @@ def write_page(report: Report, plots: Sequence[Drawn]) -> Path:
         galleries=galleries(report.summary, cells),
     )
     path = report.results.folder / "report.html"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="replace")  # a folder may have a name that is no text
     return path
 
 

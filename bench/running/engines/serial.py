@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from multiprocessing import Pipe
 from threading import Thread
 
+from manifold_bench.bench.errors import interruption
 from manifold_bench.bench.running.engines.calls import Call, CallQueue, Id, Outcome, Urgency
 from manifold_bench.bench.running.engines.channel import Channel
 from manifold_bench.defenses.errors import one_line
@@ -26,7 +27,9 @@ class SerialEngine:
             (call,) = waiting.pop(1)
             try:
                 outcome = Outcome(call.id, result=run_here(call))
-            except Exception as error:
+            except interruption():
+                raise
+            except BaseException as error:  # it is a user's code: it may raise what ends a process
                 outcome = Outcome(call.id, failure=one_line(error))
             waiting.mark_finished(call.id)
             yield outcome
