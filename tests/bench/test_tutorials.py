@@ -70,7 +70,9 @@ def test_the_tutorial_s_attack_is_compared_with_the_others(folder):
     scores = {row[1]: float(row[-1]) for row in cells(page, "comparison of attacks") if row[0] == "undefended"}
     assert scores["my_attack:RaySearch"] > scores["fgsm"] and scores["worst-case"] == 100
     assert "How my_attack:RaySearch compares" in done.stdout and "**my_attack:RaySearch** on mnist5k" in page
-    sentence = r"undefended: success .* % within ε = 0.3, \d+ \+ 1 forward \+ backward passes per input, .*, rank 1 of 2"
+    sentence = (
+        r"undefended: success .* % within ε = 0.3, \d+ \+ 1 forward \+ backward passes per input, .*, rank 1 of 2"
+    )
     for text in (done.stdout, page):
         assert re.search(sentence, " ".join(text.split()))  # lines of the screen are broken at 80 columns
     assert "plots/mnist5k--linf--distances.svg" in page
