@@ -1,11 +1,11 @@
-"""A penalty for the missing margin, weighted by bisection: what Carlini & Wagner's attack and EAD have in common."""
+"""A penalty for the missing margin, weighted by bisection: what Carlini & Wagner's attack, EAD and ZOO share."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Protocol, Self
+from typing import Annotated, NamedTuple, Protocol, Self
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -54,6 +54,26 @@ class Search:
     nearest: Best
 
 
+class Weights(NamedTuple):
+    """The weight c of each input and the bounds of its bisection, all [N]; `upper` is ∞ before the first success."""
+
+    now: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    @classmethod
+    def first(cls, x: Tensor, c: float) -> Weights:
+        """Return the first weight c for images x [N,C,H,W]."""
+        return cls(x.new_full((len(x),), c), x.new_zeros(len(x)), x.new_full((len(x),), torch.inf))
+
+    def after(self, rows: Tensor, succeeded: Tensor) -> Weights:
+        """Return the next weights, ten times the last until one succeeds; succeeded: whether those rows did, [n]."""
+        upper, lower = self.upper.clone(), self.lower.clone()
+        upper[rows] = torch.where(succeeded, self.now[rows], upper[rows])
+        lower[rows] = torch.where(succeeded, lower[rows], self.now[rows])
+        return Weights(torch.where(upper.isfinite(), (lower + upper) / 2, 10 * self.now), lower, upper)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PenaltyAttack(ViewAttack):
     """The base of attacks that minimise size(δ) + c · max(κ − margin, 0) over δ, with c found by bisection.
@@ -97,14 +117,12 @@ class PenaltyAttack(ViewAttack):
         unit = typical_temperature(clean, view.num_classes)
         nearest = Best(x.clone(), torch.where(beaten, 0.0, -torch.inf).to(x))
         rows = rows[~beaten]
-        weight, lower, upper = x.new_full((len(x),), self.c), x.new_zeros(len(x)), x.new_full((len(x),), torch.inf)
+        weights = Weights.first(x, self.c)
         for _ in range(self.searches):
             if not len(rows):
                 break
-            succeeded = self._descend(Search(self.view(target), x, y, weight / unit, nearest), rows)
-            upper[rows] = torch.where(succeeded, weight[rows], upper[rows])
-            lower[rows] = torch.where(succeeded, lower[rows], weight[rows])
-            weight = torch.where(upper.isfinite(), (lower + upper) / 2, 10 * weight)
+            succeeded = self._descend(Search(self.view(target), x, y, weights.now / unit, nearest), rows)
+            weights = weights.after(rows, succeeded)
         return nearest.point
 
     def _descend(self, search: Search, rows: Tensor) -> Tensor:
