@@ -35,10 +35,11 @@ class Moments(NamedTuple):
             DECAYS[1] * self.square + (1 - DECAYS[1]) * gradient.square(),
         )
 
-    def step(self, rate: float | Tensor, number: int, epsilon: float, floor: float = 0.0) -> Tensor:
+    def step(self, rate: float | Tensor, number: int | Tensor, epsilon: float, floor: float = 0.0) -> Tensor:
         """Return rate · m̂ / (√v̂ + epsilon) after `number` gradients, to be subtracted; m̂ and v̂ are without bias.
 
-        floor: least value of v̂, for a step that is differentiated: the root has no derivative at 0.
+        number: one for all entries, or one for each. floor: least value of v̂, for a step that is differentiated: the
+        root has no derivative at 0.
         """
         mean, square = self.mean / (1 - DECAYS[0] ** number), self.square / (1 - DECAYS[1] ** number)
         return rate * mean / (square.clamp_min(floor).sqrt() + epsilon)

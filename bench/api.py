@@ -236,7 +236,8 @@ def as_defense(
 
     Raises InputError for what is no model of such images.
     """
-    usage = {name: _usage(name, one) for name, one in (("normalize", normalize), ("rejects", rejects))}
+    asked = {"normalize": normalize, "rejects": rejects}
+    usage = {name: value for name, one in asked.items() if (value := _usage(name, one)) is not None}
     with argument("shape, classes"):
         sizes = (*shape, classes)
         if len(sizes) != 4 or not all(type(one) is int and one > 0 for one in sizes):

@@ -19,6 +19,7 @@ from manifold_bench.attacks.autoattack import AutoAttack
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.carlini_wagner import CarliniWagner
 from manifold_bench.attacks.deepfool import DeepFool
+from manifold_bench.attacks.ead import EAD
 from manifold_bench.attacks.fab import FAB
 from manifold_bench.attacks.from_art import ArtAttack
 from manifold_bench.attacks.from_foolbox import FoolboxAttack
@@ -41,7 +42,7 @@ MEAN = float(SQUARES.mean())
 def distances(norm: Norm) -> Tensor:
     """The distance of each image to the nearest boundary, [N]; the box [0,1] is farther away."""
     between = CENTRES.double()[Y][:, None] - CENTRES.double()
-    dual = between.abs().sum(2) if norm == "linf" else between.norm(dim=2)
+    dual = between.norm(p={"linf": 1, "l2": 2, "l1": torch.inf}[norm], dim=2)
     gaps = SQUARES - SQUARES.gather(1, Y[:, None])
     return (gaps / (2 * dual)).nan_to_num(math.inf).amin(1)
 
@@ -80,6 +81,7 @@ ATTACKS: dict[str, tuple[Attack, ...]] = {
     "fab": (FAB(steps=15, targets=3), FAB(steps=15, targets=3, norm="l2")),
     "deepfool": (DeepFool(), DeepFool(norm="l2")),
     "carlini-wagner": (CarliniWagner(steps=60, rate=0.01, searches=3),),
+    "ead": (EAD(steps=60, searches=6, c=0.1),),
     "square": (Square(queries=200),),
     "autoattack": (AutoAttack(),),
     "art": (ArtAttack(attack="ProjectedGradientDescentPyTorch", parameters={"max_iter": 20}),),

@@ -1,4 +1,4 @@
-"""σ-zero and JSMA: against the smallest number of pixels where it is known, and against other libraries."""
+"""σ-zero, JSMA and VFGA: against the smallest number of pixels where it is known, and against other libraries."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.from_art import ArtAttack
 from manifold_bench.attacks.from_foolbox import FoolboxAttack
 from manifold_bench.attacks.jsma import JSMA, with_pair
+from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.sigma_zero import SigmaZero, smooth_slope
-from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.target import Attacker, Target
 from manifold_bench.attacks.threat import flat_norm, inside
+from manifold_bench.attacks.vfga import VFGA
 from manifold_bench.defenses.base import append_reject_score
 
 INF = float("inf")
-ATTACKS = {"sigma-zero": SigmaZero(steps=200), "jsma": JSMA()}
+ATTACKS = {"sigma-zero": SigmaZero(steps=200), "jsma": JSMA(), "vfga": VFGA(steps=16)}
 every = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
 
 
@@ -52,6 +54,42 @@ def test_jsma_takes_the_best_pairs_of_pixels_of_a_linear_model():
     model = Colours()
     x, y, least = model.images(24)
     assert torch.equal(pixels(JSMA(), model, x, y), 2 * (least / 2).ceil())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_vfga_finds_the_closed_form_of_a_linear_model_on_any_scale(classes, scale):
+    model, x = Linear(classes, scale), torch.rand(24, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    y = model.verdict(x).labels
+    found, least = pixels(VFGA(steps=16), model, x, y), model.distance(x, y, "l0")
+    assert (found >= least).all() and (found <= least + 1).all() and (found == least).float().mean() > 0.8
+
+
+class Planted(Toy):
+    """Class 1 where three pixels of images [N,1,5,5] sum to more than 2.5."""
+
+    def answer(self, x: Tensor) -> Tensor:
+        total = x.flatten(1)[:, [2, 11, 24]].sum(1)
+        return torch.stack([2.5 - total, total - 2.5], dim=1) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def test_vfga_finds_a_planted_example_of_three_pixels_and_changes_no_other():
+    x, y = 0.2 * torch.rand(8, 1, 5, 5, generator=torch.Generator().manual_seed(0)), torch.zeros(8, dtype=torch.long)
+    out = VFGA(steps=3).run(Target(Planted(), 8), x, y, INF, 0)
+    assert Planted().verdict(out).wrong(y).all()
+    assert ((out != x).flatten(1).nonzero()[:, 1].view(8, 3) == torch.tensor([2, 11, 24])).all()
+
+
+def test_within_a_limit_of_passes_vfga_keeps_what_it_met_until_then():
+    model = Colours()
+    x, y, least = model.images(24)
+    queries = Queries(x, y, None, "l0", INF)
+    limited = Target(model, 24, Attacker(max_passes=50), queries=queries)
+    VFGA().run(limited, x, y, INF, 0)
+    reached = queries.distance.isfinite()
+    assert reached.any() and not reached.all() and (limited.spent | reached).all()
+    assert model.verdict(queries.point).wrong(y)[reached].all()
+    assert (limited.forwards + limited.backwards <= 50).all() and (queries.distance >= least)[reached].all()
 
 
 def test_the_best_pair_is_that_of_the_paper_by_search_over_all_pairs():
@@ -91,7 +129,7 @@ def test_passes_are_counted_and_never_more_than_passes_says():
             return super().answer(x) + torch.tensor([100.0, 0, 0, 0])
 
     x, y = near_the_middle(5), torch.zeros(5, dtype=torch.long)
-    for attack in (SigmaZero(steps=7), JSMA(steps=3, targets=2)):
+    for attack in (SigmaZero(steps=7), JSMA(steps=3, targets=2), VFGA(steps=3, draws=2)):
         target = Target(Stubborn(4), 5)
         out = attack.run(target, x, y, INF, 0)
         assert torch.equal(out, x), "without a success the input comes back"
@@ -144,7 +182,7 @@ def test_a_model_without_a_slope_leaves_the_inputs_as_they_are():
             return torch.tensor([1.0, 0.0]) + 0 * x.flatten(1).sum(1, keepdim=True)
 
     x, y = near_the_middle(3), torch.zeros(3, dtype=torch.long)
-    for attack in (SigmaZero(steps=20), JSMA(steps=5)):
+    for attack in (SigmaZero(steps=20), JSMA(steps=5), VFGA(steps=5)):
         assert torch.equal(attack.run(Target(Flat(), 3), x, y, INF, 0), x)
 
 
@@ -154,7 +192,7 @@ def test_a_model_without_a_slope_leaves_the_inputs_as_they_are():
         (SigmaZero(steps=100), FoolboxAttack(attack="L0FMNAttack", norm="l0", parameters={"steps": 100})),
         (JSMA(), ArtAttack(attack="SaliencyMapMethod", norm="l0", parameters={"theta": 1.0, "gamma": 0.5})),
     ],
-    ids=ATTACKS.keys(),
+    ids=["sigma-zero", "jsma"],
 )
 def test_what_others_find_changes_no_fewer_pixels(ours, theirs, digits, digits_cnn):
     x, y = digits.test.images[:24], digits.test.labels[:24]

@@ -1,0 +1,160 @@
+"""A penalty for the missing margin, weighted by bisection: what Carlini & Wagner's attack, EAD and ZOO share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple, Protocol, Self
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+from torch.nn import functional as F
+
+from manifold_bench.attacks.base import ViewAttack
+from manifold_bench.attacks.batching import all_rows, remaining
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, Best, or_random
+from manifold_bench.attacks.losses import accepted_and_wrong, selective, typical_temperature
+from manifold_bench.attacks.target import Target
+from manifold_bench.attacks.threat import expand
+from manifold_bench.attacks.view import View
+
+PROGRESS = 0.9999
+"""A descent ends where a tenth of its steps left the loss above this share of its value (as in the authors' code)."""
+
+
+class Walk(Protocol):
+    """The images [n,C,H,W] at which a descent is, and what it remembers of its steps."""
+
+    @property
+    def image(self) -> Tensor: ...
+
+    def only(self, going: Tensor) -> Self:
+        """Return the walk of the rows where `going` [n] is true."""
+        ...
+
+    def after(self, slope: Tensor, step: int) -> Self:
+        """Return the walk after that step; slope: gradient [n,C,H,W] of c times the missing margin."""
+        ...
+
+
+@dataclass(frozen=True)
+class Search:
+    """One descent for images x [N,C,H,W] with labels y [N], each with its own value of c.
+
+    weight: c [N]. It multiplies the margin of the logits, so it is in inverse units of the logits. nearest: the nearest
+    adversarial point met so far for each image; `Best` keeps the point of the largest value, here minus the distance.
+    """
+
+    view: View
+    x: Tensor
+    y: Tensor
+    weight: Tensor
+    nearest: Best
+
+
+class Weights(NamedTuple):
+    """The weight c of each input and the bounds of its bisection, all [N]; `upper` is ∞ before the first success."""
+
+    now: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    @classmethod
+    def first(cls, x: Tensor, c: float) -> Weights:
+        """Return the first weight c for images x [N,C,H,W]."""
+        return cls(x.new_full((len(x),), c), x.new_zeros(len(x)), x.new_full((len(x),), torch.inf))
+
+    def after(self, rows: Tensor, succeeded: Tensor) -> Weights:
+        """Return the next weights, ten times the last until one succeeds; succeeded: whether those rows did, [n]."""
+        upper, lower = self.upper.clone(), self.lower.clone()
+        upper[rows] = torch.where(succeeded, self.now[rows], upper[rows])
+        lower[rows] = torch.where(succeeded, lower[rows], self.now[rows])
+        return Weights(torch.where(upper.isfinite(), (lower + upper) / 2, 10 * self.now), lower, upper)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyAttack(ViewAttack):
+    """The base of attacks that minimise size(δ) + c · max(κ − margin, 0) over δ, with c found by bisection.
+
+    searches: number of values of c that are tried: each is ten times the last until one succeeds; then bisection
+    follows.
+    steps: number of steps for each value of c.
+    rate: learning rate of a step.
+    c: the first value of c.
+    confidence: the margin κ that a success needs.
+    early: whether an input leaves a descent once a tenth of its steps lowered neither the least loss nor the smallest
+    distance of a success (the authors' code stops whole batches, and only by the loss). Inputs that are wrong but
+    rejected stay, because their reject excess may be larger than the margin was before.
+    """
+
+    minimal = True
+
+    searches: Annotated[int, Ge(1)] = 5
+    steps: Annotated[int, Ge(1)] = 1000
+    rate: Annotated[float, Gt(0), Lt(math.inf)] = 5e-3
+    c: Annotated[float, Gt(0), Lt(math.inf)] = 0.01
+    confidence: Annotated[float, Ge(0), Lt(math.inf)] = 0.0
+    early: bool = True
+
+    @abstractmethod
+    def begin(self, x: Tensor) -> Walk:
+        """Return the walk that starts at images x [n,C,H,W]."""
+
+    @abstractmethod
+    def sizes(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the size that the loss has of perturbations [n,C,H,W], and their distance in `norm`, both [n]."""
+
+    def passes(self) -> tuple[int, int]:
+        return 1 + self.searches * self.steps, self.searches * self.steps
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+        rows = all_rows(x)
+        view = self.view(target)
+        clean = view.answer(x, rows)
+        beaten = view.confirmed(x, y, rows, accepted_and_wrong(clean, y, view.num_classes))
+        unit = typical_temperature(clean, view.num_classes)
+        nearest = Best(x.clone(), torch.where(beaten, 0.0, -torch.inf).to(x))
+        rows = rows[~beaten]
+        weights = Weights.first(x, self.c)
+        for _ in range(self.searches):
+            if not len(rows):
+                break
+            succeeded = self._descend(Search(self.view(target), x, y, weights.now / unit, nearest), rows)
+            weights = weights.after(rows, succeeded)
+        return nearest.point
+
+    def _descend(self, search: Search, rows: Tensor) -> Tensor:
+        """Run one descent of those rows, update `search.nearest`, and return which of them succeeded, [n] bool."""
+        view, x, y, weight, nearest = vars(search).values()
+        succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        begun, origin = rows, x.index_select(0, rows)
+        walk = self.begin(origin)
+        least, least_before, distance_before = (x.new_full((len(rows),), torch.inf) for _ in range(3))
+        for step in range(self.steps):
+            image = walk.image
+
+            def excess(logits: Tensor, label: Tensor = y[rows]) -> Tensor:
+                return F.relu(self.confidence - selective(logits, label, view.num_classes))
+
+            logits, lacking, slope = view.ascent(image, excess, rows)
+            claimed = accepted_and_wrong(logits, y[rows], view.num_classes) & (lacking <= 0)
+            due = step == self.steps - 1 or step % CONFIRM_EVERY == 0
+            beaten = view.confirmed(image, y[rows], rows, claimed, due)
+            succeeded[rows[beaten]] = True
+            size, distance = self.sizes(image - origin)
+            nearest.update(rows, image, -distance.masked_fill(~beaten, torch.inf))
+            least = torch.minimum(least, size + weight[rows] * lacking)
+            if self.early and step % max(self.steps // 10, 1) == 0:
+                distance = -nearest.loss[rows]
+                past = (logits[:, : view.num_classes].argmax(1) != y[rows]) & ~beaten
+                going = (least < PROGRESS * least_before) | (distance < PROGRESS * distance_before) | past
+                least_before, distance_before = least[going], distance[going]
+                rows, origin, least, slope, lacking = remaining(going, rows, origin, least, slope, lacking)
+                walk = walk.only(going)
+                if not len(rows):
+                    break
+            slope = torch.where(expand(lacking > 0, slope), or_random(slope, walk.image, step), 0.0)
+            walk = walk.after(expand(weight[rows], slope) * slope, step)
+        return succeeded[begun]
