@@ -163,6 +163,10 @@ def jobs_on(data: PlannedData, matrix: Matrix, device: str) -> list[Job]:
     return jobs
 
 
+_operations: dict[tuple[DatasetRef, str], float] = {}
+"""Data set and key of a defense → what was counted, since a command makes several plans."""
+
+
 @dataclass(frozen=True)
 class _Defended:
     """Makes the jobs of one defense on one data set."""
@@ -213,13 +217,15 @@ class _Defended:
         found = limited(attack, inputs, self.operations * passes, limit)
         return found if isinstance(found, str) else dataclasses.replace(choice, attack=found[0], n=found[1])
 
-    @cached_property
+    @property
     def operations(self) -> float:
         """About how many billions of operations an answer takes, where the matrix limits the work of a job."""
-        data = self.data.dataset.load()
-        with suppress(InputError), contained(f"defense {self.ref.label!r} cannot answer"):  # its jobs will say why
-            return operations(self.ref.load(), data.test.images[self.data.indices[0]])
-        return SMALLEST
+        data, key = self.data.dataset.load(), (self.data.dataset, key_of(self.own_identity))
+        if key not in _operations:
+            _operations[key] = SMALLEST
+            with suppress(InputError), contained(f"defense {self.ref.label!r} cannot answer"):  # its jobs will say why
+                _operations[key] = operations(self.ref.load(), data.test.images[self.data.indices[0]])
+        return _operations[key]
 
     def effort(self, attack: Attack) -> tuple[float, float]:
         """Return the forward and backward passes of an attack for one input, in units of a deployed answer.

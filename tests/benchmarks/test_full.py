@@ -1,4 +1,4 @@
-"""The matrix `full` on the digits that need no file: backward passes compared with a cross product, and memory."""
+"""The matrix `full` on the digits that need no file, four defenses: backward passes next to a cross product, memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from plans import PASSES, planned, rows_of_passes
 from manifold_bench.attacks.base import Attack
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.matrix import Matrix
+from manifold_bench.bench.planning.narrow import narrowed
 from manifold_bench.bench.planning.plan import Options
 from manifold_bench.bench.planning.reading import read_matrix
 from manifold_bench.bench.records.store import Store
@@ -21,19 +22,19 @@ from manifold_bench.bench.running.job import job_call
 pytestmark = pytest.mark.slow
 
 DATA = "mnist5k"
+DEFENSES = ("undefended", "pgd-training", "inc", "gmvae")
 INPUTS = 16
 """Whose passes are counted; not on defenses that optimise inside, where each pass is a search of its own."""
 
 SHORT = {"steps": 2, "restarts": 1, "searches": 1, "queries": 20, "targets": 1, "draws": 1, "max_iter": 1}
 """Budgets of an attack that is cut short: what it holds in memory depends on its inputs, not on how long it goes on."""
 
-ONE_AT_A_TIME = ("hop-skip-jump",)
+ONE_AT_A_TIME = ("art:HopSkipJump",)
 """Attacks that ask about one input after the other: they get one, and minutes become seconds."""
 
 
 def matrix() -> Matrix:
-    full = read_matrix("full")
-    return dataclasses.replace(full, datasets=tuple(entry for entry in full.datasets if entry.name == DATA))
+    return narrowed(read_matrix("full"), [DATA], DEFENSES)
 
 
 def shortened(attack: Attack) -> Attack:
