@@ -157,7 +157,6 @@ FAULTS = {
     "truncated": (truncated, ["0.png"]),
     "16 bits": (many_bits, ["0.png", "8 bits"]),
     "no folder": (shutil.rmtree, ["pics", "no such folder"]),
-    "too few": (lambda pics: (pics / "class0" / "0.png").unlink(), ["5 test images"]),
 }
 
 

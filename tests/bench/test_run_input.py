@@ -59,7 +59,7 @@ def test_an_unknown_command_is_refused_in_one_line_that_names_all(capsys):
         ([], "--matrix"),
         (["--matrix", "smok"], "did you mean 'smoke'"),
         (["--matrix", "{tmp}/absent.toml"], "no such file"),
-        (["--matrix", "{tmp}"], "no such file"),
+        (["--matrix", "{tmp}"], "is no file, but a pipe, a device or a folder; give a TOML file"),
         (["--matrix", "{broken}"], "not valid TOML"),
         (["--defense", "undefnded"], "did you mean 'undefended'"),
         (["--attack", "pdg"], "did you mean 'pgd'"),
