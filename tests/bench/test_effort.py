@@ -179,7 +179,8 @@ def test_a_run_says_where_an_attack_stopped_trying(tmp_path):
     for text in (done.stdout, (out / "report.html").read_text(), (out / "report.md").read_text()):
         assert "‖" in text and "stopped trying on 100.0 %" in text
     again = bench_run(matrix, out)
-    assert "1 cell where the attack stopped trying" in again.stdout.strip().splitlines()[-1], "a finished run says it again"
+    ending = again.stdout.strip().splitlines()[-1]
+    assert "1 cell where the attack stopped trying" in ending, "a finished run says it again"
 
 
 def test_a_rejected_output_is_tried_once_more_in_whole_grey_levels(tmp_path):
