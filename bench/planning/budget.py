@@ -61,9 +61,10 @@ def summary(plan: Plan, uncut: Plan, budget: str) -> str:
     images = ", ".join(f"n = {n} of {before[name]} ({name})" for name, n in sizes.items())
     old, running = {choice.label for choice in uncut.matrix.attacks}, {job.label for job in plan.jobs if not job.skip}
     shorter = [one.label for one in plan.matrix.attacks if one.label in running - old]
-    iterations = f"fewer iterations: {', '.join(dict.fromkeys(shorter))}" if shorter else "all iterations"
     if plan.matrix.work is not None:
         iterations = f"at most {plan.matrix.work:,.3g} billion operations for a job instead of {uncut.matrix.work:,.0f}"
+    else:
+        iterations = f"fewer iterations: {', '.join(dict.fromkeys(shorter))}" if shorter else "all iterations"
     return f"Within a budget of {budget}: {images}; {iterations}."
 
 

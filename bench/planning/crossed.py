@@ -73,8 +73,8 @@ def crossed(raw: JsonObject, more: Sequence[str] = ()) -> JsonObject:
     given = [str(entry.get("name") if isinstance(entry, dict) else entry) for entry in listed]
     listed = [*listed, *({"name": name, "n": N} for name in more if name not in given)]
     datasets = {name: find("datasets", name) for name in dict.fromkeys([*given, *more])}
-    filled = {"defenses": list(_defenses(datasets)), "attacks": list(_attacks(datasets))}
-    return filled | raw | {"datasets": listed}
+    filled = {key: list(fill(datasets)) for key, fill in FILL.items() if key not in raw}
+    return raw | filled | {"datasets": listed}
 
 
 def kind_of(dataset: type[Dataset]) -> str:
@@ -156,3 +156,7 @@ def _unusual(cls: type[Defense], card: Card) -> JsonObject:
     spec = spec_of(cls, card.spec)
     usual = spec_json(cls.Spec(shape=spec.shape, num_classes=spec.num_classes))
     return {key: value for key, value in spec_json(spec).items() if value != usual[key]}
+
+
+FILL = {"defenses": _defenses, "attacks": _attacks}
+"""The lists of a matrix file that depend on its data sets, and what fills them in."""

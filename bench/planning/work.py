@@ -69,15 +69,14 @@ def limited(attack: Attack, n: int, cost: float, limit: float) -> tuple[Attack, 
     share = next((one for one in SHARES if one * excess <= 1), SHARES[-1])
     before = max(1.0, sum(attack.affordable_passes()))
     shorter, _ = shortened(attack, share)
-    excess *= sum(shorter.affordable_passes()) / before
-    if excess > 1:
-        passes = max(2, int(sum(shorter.affordable_passes()) / excess))
-        shorter = dataclasses.replace(shorter, max_passes=passes)
-    least = cost * images * sum(shorter.affordable_passes()) / before
-    if least > FAR * limit:
+    passes = sum(shorter.affordable_passes())
+    if (left := excess * passes / before) > 1:
+        shorter = dataclasses.replace(shorter, max_passes=max(2, int(passes / left)))
+    least = excess * sum(shorter.affordable_passes()) / before
+    if least > FAR:
         return (
-            f"the defense is slow: on {images} images and with the fewest passes this takes {least / limit:,.0f} times "
-            "the matrix' `work`; a larger one lets it run"
+            f"the defense is slow: on {images} images and with the fewest passes this takes {least:,.0f} times the "
+            "matrix' `work`; a larger one lets it run"
         )
     return shorter, images
 
