@@ -1,4 +1,4 @@
-"""Parsing and checking of command-line arguments that several commands share."""
+"""Parsing and checking of command-line arguments that several commands share, and the arguments of `run`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.text import eps_of, nearest
+from manifold_bench.bench.text import eps_of, nearest, norm_of
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h)")
 """The form of a duration: a number and its unit."""
@@ -80,3 +81,49 @@ def size(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed; give a size > 0 as 0.1 or 8/255")
     return value
+
+
+OR_FOLDER = ", or a folder of images by class"
+
+
+def run_parser() -> Parser:
+    """Return the parser of the arguments of the command `run`, which are options of the Python interface, too."""
+    p = Parser(
+        prog="manifold-bench run",
+        description="Attack defenses and measure how robust they are. The same command again runs what is missing.",
+        epilog="Exit codes: 0 done, 1 finished with failed jobs, 2 bad input.",
+    )
+    p.add_argument("--matrix", metavar="NAME|FILE", help="matrix to run: smoke, quick, strong, full, or a TOML file")
+    p.add_argument("--out", metavar="DIR|URL", help="output folder, or s3://… (default: results/<matrix>)")
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder of data files (default: MANIFOLD_BENCH_DATA)")
+    images = "number of test images of each data set, in place of the matrix' numbers"
+    p.add_argument("--n", type=positive, metavar="N", help=images)
+    p.add_argument("--seed", type=natural, metavar="N", help="seed of the attacks, in place of the matrix' seeds")
+    p.add_argument(
+        "--workers",
+        type=natural,
+        metavar="N",
+        help="number of parallel jobs (default: the number of cores; 0: all in this process, not isolated)",
+    )
+    engines = "run on this machine (local, default) or on a Ray cluster (ray)"
+    p.add_argument("--engine", choices=("local", "ray"), default="local", help=engines)
+    address = "address of the Ray cluster (default: the one on this machine)"
+    p.add_argument("--address", metavar="HOST:PORT", help=address)
+    p.add_argument("--device", default="cpu", help="device that computes: cpu (default), cuda, cuda:1, …")
+    for kind, title, more in (("defense", "defense", ""), ("attack", "attack", ""), ("dataset", "data set", OR_FOLDER)):
+        only = f"run only this {title} (repeatable); may be outside the matrix: a name, package.module:Class{more}"
+        p.add_argument(f"--{kind}", action="append", default=[], metavar="NAME", help=only)
+    norms = "run only attacks in this norm (repeatable)"
+    p.add_argument("--norm", action="append", type=norm_of, default=[], metavar="NORM", help=norms)
+    sizes = "perturbation size, as 0.1 or 8/255, in place of the matrix' sizes of one norm (repeatable)"
+    p.add_argument("--eps", action="append", type=size, default=[], metavar="SIZE", help=sizes)
+    p.add_argument("--quiet", action="store_true", help="show only failures and the last line; log.jsonl has the rest")
+    probes = "run or leave out the probes of the masking diagnosis (docs/diagnosis.md), whatever the matrix says"
+    p.add_argument("--diagnose", action=argparse.BooleanOptionalAction, help=probes)
+    p.add_argument(
+        "--export", type=Path, metavar="DIR", help="write every adversarial image to .npz files in this folder"
+    )
+    p.add_argument("--dry-run", action="store_true", help="show the plan and how long it would take, and run nothing")
+    fitting = "time for the run, as 90s, 30min or 2h: use fewer images, and then fewer iterations, until it fits"
+    p.add_argument("--budget", type=duration, metavar="TIME", help=fitting)
+    return p

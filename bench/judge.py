@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ensure_home()
     given.out = given.out or str(Path("results") / f"judged-{given.images.stem}")
     # late: `--help` waits for neither torch nor pandas
-    from manifold_bench.bench.judging import judge
+    from manifold_bench.bench.evaluation.judging import judge
 
     return judge(given)
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manifold_bench.bench.api import Attacked, as_defense, attack, evaluate, run
+    from manifold_bench.bench.api.functions import Attacked, as_defense, attack, evaluate, run
     from manifold_bench.bench.errors import InputError
     from manifold_bench.bench.report.results import Results, load
     from manifold_bench.defenses.bpda import bpda
@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
     """Import a name when it is first used, so that importing the package takes no time."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "manifold_bench.bench.api")), name)
+    return getattr(import_module(_HOMES.get(name, "manifold_bench.bench.api.functions")), name)
 
 
 def __dir__() -> list[str]:

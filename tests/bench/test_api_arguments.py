@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -138,11 +138,11 @@ def test_a_size_may_be_a_number_of_any_library(linear, interior, eps):
 def test_one_defense_of_a_matrix_may_be_named_next_to_models_that_are_handed_over(linear, monkeypatch):
     given: list[str] = []
 
-    def note(words: list[str], temporary: bool) -> None:
-        given.extend(words)
+    def note(arguments: Namespace, temporary: bool) -> None:
+        given.extend(arguments.defense)
         raise mb.InputError("noted")
 
-    monkeypatch.setattr("manifold_bench.bench.run.run_command", note)
+    monkeypatch.setattr("manifold_bench.bench.api.functions.start", note)
     with pytest.raises(mb.InputError, match="noted"):
         mb.run("smoke", defenses={"mine": linear}, defense="undefended")
-    assert [word for flag, word in pairwise(given) if flag == "--defense"] == ["mine", "undefended"]
+    assert given == ["mine", "undefended"]

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from manifold_bench.attacks.autoattack import AutoAttack
 from manifold_bench.attacks.gradient import PGD
-from manifold_bench.bench.arguments import seconds_of
+from manifold_bench.bench.arguments import run_parser, seconds_of
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.budget import ENOUGH, LEAST, SHARES, Cut, choose, plan_within, shortened
 from manifold_bench.bench.planning.matrix import AttackEntry
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import attack_choice, parse_matrix
-from manifold_bench.bench.run import main, parser
+from manifold_bench.bench.run import main
 
 MATRIX = {
     "datasets": [{"name": "digits", "n": 100}],
@@ -92,13 +92,13 @@ def test_a_budget_that_cuts_nothing_keeps_the_number_of_images_of_the_command_li
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1.5 min", 90), ("2h", 7200)])
 def test_durations(text, seconds):
-    assert seconds_of(parser().parse_args(["--budget", text]).budget) == seconds
+    assert seconds_of(run_parser().parse_args(["--budget", text]).budget) == seconds
 
 
 @pytest.mark.parametrize("text", ["2", "h", "0s", "-1h", "1d", "1e3s", "nans"])
 def test_no_durations(text):
     with pytest.raises(InputError, match="--budget"):
-        parser().parse_args(["--budget", text])
+        run_parser().parse_args(["--budget", text])
 
 
 def test_the_second_command_with_the_same_budget_goes_on_with_the_first_choice(tmp_path, monkeypatch):

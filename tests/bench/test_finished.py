@@ -13,7 +13,9 @@ from commands import command
 from users import write
 
 from manifold_bench.attacks.gradient import PGD
-from manifold_bench.bench import evaluation, run
+from manifold_bench.bench import run
+from manifold_bench.bench.arguments import run_parser
+from manifold_bench.bench.evaluation import evaluate as evaluation
 from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.running import stamp
 from manifold_bench.bench.running.stamp import STAMP, finished, request_of
@@ -29,7 +31,7 @@ HEAVY = ("torch", "numpy", "pandas", "pyarrow", "matplotlib", "sklearn", "pydant
 
 
 def request(matrix, *arguments):
-    return request_of(run.parser().parse_args(["--matrix", str(matrix), *map(str, arguments)]))
+    return request_of(run_parser().parse_args(["--matrix", str(matrix), *map(str, arguments)]))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_the_same_command_again_renders_nothing_and_starts_no_worker(copy, monke
     def never(*arguments, **more):
         raise AssertionError("nothing has to be done")
 
-    monkeypatch.setattr("manifold_bench.bench.evaluation.write_report", never)
+    monkeypatch.setattr("manifold_bench.bench.evaluation.evaluate.write_report", never)
     monkeypatch.setattr("manifold_bench.bench.running.engines.local.LocalEngine.__init__", never)
     matrix, out = copy
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "log.jsonl"}

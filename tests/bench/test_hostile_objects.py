@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import manifold_bench as mb
-from manifold_bench.bench import run as command
 
 
 class Base(BaseException):
@@ -133,7 +132,7 @@ def test_whatever_an_argument_raises_names_the_argument(monkeypatch, argument):
     def ran(*_: Any) -> Any:
         raise Ran
 
-    monkeypatch.setattr(command, "run_command", ran)
+    monkeypatch.setattr("manifold_bench.bench.api.functions.start", ran)
     call, name = ARGUMENTS[argument]
     ends = cycle(ENDS.values())
     for places in (*((place,) for place in PLACES), *[PLACES[1:]] * len(ENDS)):

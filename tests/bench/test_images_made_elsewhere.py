@@ -12,9 +12,9 @@ from PIL import Image
 
 import manifold_bench as mb
 from manifold_bench.bench import judge
-from manifold_bench.bench.api import toml
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning.toml import toml
 
 N = 16
 

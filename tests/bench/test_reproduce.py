@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from manifold_bench.bench.evaluation import matrices
+from manifold_bench.bench.arguments import run_parser
+from manifold_bench.bench.evaluation.evaluate import matrices
 from manifold_bench.bench.planning.plan import Options, make_plan, matrix_json
 from manifold_bench.bench.planning.reading import read_matrix
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.report.html.reproduce import command
-from manifold_bench.bench.run import parser
 
 MATRIX = """
 datasets = [{ name = "digits", n = 6 }]
@@ -52,7 +52,7 @@ def from_command(line: str) -> dict[tuple[str, str, str, str], str]:
     """What the line, given to a shell, would plan."""
     words = shlex.split(line)
     assert words[:2] == ["manifold-bench", "run"]
-    given = parser().parse_args(words[2:])
+    given = run_parser().parse_args(words[2:])
     return planned(matrices(given)[0], given.n)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from manifold_bench.bench.arguments import run_parser
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.narrow import narrowed
 from manifold_bench.bench.planning.reading import parse_matrix
-from manifold_bench.bench.run import parser
 
 MATRIX = parse_matrix(
     {
@@ -24,7 +24,7 @@ MATRIX = parse_matrix(
 
 
 def test_sizes_replace_those_of_one_norm_in_ascending_order():
-    given = parser().parse_args(["--eps", "8/255", "--eps", "0.01", "--eps", "8/255"])
+    given = run_parser().parse_args(["--eps", "8/255", "--eps", "0.01", "--eps", "8/255"])
     cut = narrowed(MATRIX, norms=["linf", "fooling"], eps=given.eps)
     assert [choice.eps for choice in cut.attacks] == [(0.01, 8 / 255), MATRIX.attacks[1].eps]
 
@@ -39,4 +39,4 @@ def test_sizes_of_several_norms_or_beyond_the_box_are_refused(eps):
 @pytest.mark.parametrize("text", ["0", "-1", "8/0", "inf", "nan", "much"])
 def test_no_sizes(text):
     with pytest.raises(InputError, match="--eps"):
-        parser().parse_args(["--eps", text])
+        run_parser().parse_args(["--eps", text])

@@ -10,13 +10,13 @@ from unittest import mock
 import pytest
 from handmade import RUN, a_run, cell, run
 
+from manifold_bench.bench.arguments import run_parser
 from manifold_bench.bench.diagnosis.diagnose import diagnose
 from manifold_bench.bench.metrics.summary import summary
 from manifold_bench.bench.records.schema import CLEAN, UNDECLARED, UNSTEADY
 from manifold_bench.bench.report import verdict as verdict_module
 from manifold_bench.bench.report.tables import doubts_of
 from manifold_bench.bench.report.verdict import Verdict, verdicts
-from manifold_bench.bench.run import parser
 
 LABELS = [0] * 10
 RECORDS = run(
@@ -64,7 +64,7 @@ def test_the_command_that_tells_more_can_be_run_and_attacks_the_same_defense(mat
     (verdict,) = named(matrix)
     words = shlex.split(verdict.command)
     assert words[:2] == ["manifold-bench", "run"]
-    given = parser().parse_args(words[2:])
+    given = run_parser().parse_args(words[2:])
     assert given.norm == ["l2"] and given.eps == [0.5]
     assert given.matrix == "strong" and given.defense == ["pgd-training"] and given.dataset == ["digits"]
     assert (given.diagnose is True) == (matrix == "strong")  # without a diagnosis, that comes next
@@ -149,7 +149,7 @@ def options(command):
     """The options of a command of the shell."""
     words = shlex.split(command)
     assert words[:2] == ["manifold-bench", "run"]
-    return parser().parse_args(words[2:])
+    return run_parser().parse_args(words[2:])
 
 
 @pytest.mark.parametrize("data", ["./some/images", "images", "my_data.py:Images", "mnist-of-mine"])

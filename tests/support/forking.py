@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 IMPORTED = (
-    "manifold_bench.bench.run", "manifold_bench.bench.judging", "manifold_bench.bench.train",
+    "manifold_bench.bench.run", "manifold_bench.bench.evaluation.judging", "manifold_bench.bench.train",
     "manifold_bench.bench.compare",
     "manifold_bench.bench.running.job", "matplotlib.backends.backend_svg", "sklearn.datasets", "scipy.stats",
     "statsmodels.stats.proportion", "statsmodels.stats.contingency_tables", "pandas.io.parquet", "pyarrow.parquet",

@@ -59,7 +59,7 @@ def evaluate(
     """Plan, run and report in a folder of this machine; return the exit code.
 
     request: what results depend on, as it was before the run. begun: time at which the command started. upload:
-    function that is called whenever the folder has new files. temporary: see `run_command`.
+    function that is called whenever the folder has new files. temporary: see `start`.
     """
     console = terminal()
     matrix, whole = matrices(given)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 
-from manifold_bench.bench import run as command
-from manifold_bench.bench.callers import argument
+from manifold_bench.bench.api.callers import argument
+from manifold_bench.bench.arguments import run_parser
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.text import nearest
 
@@ -16,7 +17,7 @@ USAGE = ("normalize", "rejects", "randomized", "draws", "classes")
 NARROWING = ("dataset", "defense", "attack", "norm", "eps")
 """Options of the command line in whose place `evaluate` has arguments of its own."""
 
-DEFAULTS = vars(command.parser().parse_args([]))
+DEFAULTS = vars(run_parser().parse_args([]))
 """Options of the command line by their long names, with their defaults."""
 
 OPTIONS = tuple(sorted(DEFAULTS))
@@ -28,14 +29,14 @@ EVALUATION = (*("attacks", "norm", "eps"), *USAGE, *(one for one in OPTIONS if o
 """Options of `evaluate`."""
 
 
-def arguments(options: Mapping[str, object]) -> list[str]:
-    """Return options as the words of a command line; raises InputError for those that the command doesn't have."""
+def arguments(matrix: str, options: Mapping[str, object]) -> Namespace:
+    """Return options as the arguments of the command `run`; raises InputError for those that it doesn't have."""
     for name in options:
         if name in USAGE and name != "classes":
             table = f'{{"model": model, {json.dumps(name)}: …}}'
             raise InputError(f'{name}: say it with the model, as defenses={{"mine": {table}}}, or use evaluate')
     check_names(options, ("defenses", *OPTIONS))
-    words = []
+    words = ["--matrix", matrix]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(DEFAULTS[name], bool) and value is not True and value is not False:
@@ -48,11 +49,10 @@ def arguments(options: Mapping[str, object]) -> list[str]:
             with argument(name):
                 words += [word for one in several(value) for word in (flag, str(one))]
     try:
-        command.parser().parse_args(words)
+        return run_parser().parse_args(words)
     except InputError as error:
         said = str(error).removeprefix("argument --").partition("; see manifold-bench")[0]
         raise InputError(said) from error
-    return words
 
 
 def several(value: object) -> list[object]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.evaluation import chosen_engine, reported
+from manifold_bench.bench.evaluation.evaluate import chosen_engine, reported
 from manifold_bench.bench.planning.folders import check_files, data_folder
 from manifold_bench.bench.planning.made_elsewhere import Found, first, matched, read
 from manifold_bench.bench.planning.matrix import AttackChoice, DatasetEntry, Matrix

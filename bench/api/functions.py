@@ -19,12 +19,12 @@ from torch import Tensor
 
 from manifold_bench.attacks.target import Attacker, Target
 from manifold_bench.attacks.threat import UNBOUNDED, Norm
-from manifold_bench.bench import run as command
-from manifold_bench.bench.callers import argument, called_by_a_program
+from manifold_bench.bench.api.callers import argument, called_by_a_program
+from manifold_bench.bench.api.options import EVALUATION, USAGE, arguments, check_names, several
 from manifold_bench.bench.datasets.checks import fault_of_labels
 from manifold_bench.bench.datasets.given import dataset_of, labelled_images
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.options import EVALUATION, USAGE, arguments, check_names, several
+from manifold_bench.bench.evaluation.start import start
 from manifold_bench.bench.planning.matrix import AttackEntry
 from manifold_bench.bench.planning.named_models import with_weights
 from manifold_bench.bench.planning.reading import attack_choice, validated
@@ -90,7 +90,7 @@ def run(
         if classes:
             options = {"workers": 0} | options | {"defense": [*classes, *several(options.get("defense", ()))]}
     with handing_in("defenses", classes, tables):
-        command.run_command(["--matrix", matrix, *arguments(options)], temporary)
+        start(arguments(matrix, options), temporary)
     if dry_run:
         if temporary:
             shutil.rmtree(folder)

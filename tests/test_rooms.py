@@ -1,0 +1,58 @@
+"""The structure of the project: few rooms on few floors, and imports that all run down.
+
+A room is `attacks`, `defenses`, the package itself, or a folder or file directly in `bench`. A room stands one floor
+above the highest room that it imports from.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+PACKAGE = "manifold_bench"
+
+
+def room(module: str) -> str:
+    """Return the room of a module of the package, such as bench/report or defenses."""
+    parts = [part for part in module.split(".")[1:] if part != "__init__"]
+    return "/".join(parts[:2] if parts[:1] == ["bench"] else parts[:1]) if parts != ["bench"] and parts else PACKAGE
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Yield the modules of the package that a file imports; imports inside functions count, too."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.split(".")[0] == PACKAGE)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
+            assert not node.level and node.module
+            for name in node.names:
+                inner = f"{node.module}.{name.name}"
+                path = PROJECT.joinpath(*inner.split(".")[1:])
+                yield inner if path.is_dir() or path.with_suffix(".py").is_file() else node.module
+
+
+def rooms() -> dict[str, set[str]]:
+    """Return the rooms that each room imports from."""
+    found: dict[str, set[str]] = {PACKAGE: set()}  # what the package itself offers is imported late, by name
+    for top in ("attacks", "bench", "defenses"):
+        for file in (PROJECT / top).rglob("*.py"):
+            own = room(f"{PACKAGE}.{'.'.join(file.relative_to(PROJECT).with_suffix('').parts)}")
+            found.setdefault(own, set()).update({room(module) for module in imported(file)} - {own})
+    return found
+
+
+def test_the_house_has_at_most_25_rooms_on_10_floors_without_a_circle():
+    below = rooms()
+    assert {"bench/report", "bench/running", "bench/run", "attacks", "defenses"} <= set(below)
+    assert "bench/metrics" in below["bench/report"] and "attacks" in below["defenses"]
+    list(TopologicalSorter(below).static_order())  # raises CycleError
+
+    @cache
+    def floor(one: str) -> int:
+        return 1 + max((floor(other) for other in below[one]), default=0)
+
+    assert len(below) <= 25 and max(map(floor, below)) <= 10
