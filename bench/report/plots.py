@@ -176,7 +176,7 @@ def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figu
     """
     largest = records["eps"].max()
     legend = style.legend_height(f"{defense}\narea 0.00 %, attacked 00.0 %" for defense in records["defense"].unique())
-    figure, axes = style.new_figure(style.WIDTH, style.HEIGHT + 0.7 + legend)
+    figure, axes = style.new_figure(style.WIDTH, style.HEIGHT + 0.85 + legend)
     bold = style.weights(records["defense"].nunique())
     for i, (defense, rows) in enumerate(records.groupby("defense")):
         colour, marker = (style.line_style(i)[part] for part in ("color", "marker"))

@@ -27,11 +27,11 @@ Style = dict[str, Any]
 LINE_STYLES = ("-", "--", ":")
 
 
-WIDTH, HEIGHT = 4.8, 3.6
+WIDTH, HEIGHT = 4.0, 3.2
 """Width and height in inches of a plot without its legend: readable on a phone, which shows it at its full width."""
 
 
-TITLE = 62
+TITLE = 52
 """Number of characters of a title that fit above a plot."""
 
 
@@ -76,7 +76,7 @@ def legend_below(axes: Axes, title: str | None = None, gap: float = 0.5) -> None
     below = axes.transAxes + ScaledTranslation(0, -gap, axes.figure.dpi_scale_trans)
     placement: Style = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": below}
     look: Style = {"borderaxespad": 0, "frameon": False, "ncols": _columns(labels), "handlelength": 2.8}
-    legend = axes.legend(handles, list(map(wrapped, labels)), title=title, **placement | look)
+    legend = axes.legend(handles, list(map(wrapped, labels)), title=title and wrapped(title), **placement | look)
     legend.set_alignment("left")
 
 
@@ -86,7 +86,7 @@ def wrapped(label: str) -> str:
 
 
 def _columns(labels: Sequence[str]) -> int:
-    return 2 if max((len(line) for label in labels for line in label.split("\n")), default=0) <= 24 else 1
+    return 2 if max((len(line) for label in labels for line in label.split("\n")), default=0) <= 19 else 1
 
 
 def legend_height(labels: Iterable[object]) -> float:

@@ -66,18 +66,23 @@ def distances(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.where(norms > 0, gaps / norms, torch.inf).amin(1)
 
 
+def few(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Fewer of these images, because AutoAttack takes its time."""
+    return x[:12], y[:12]
+
+
 @pytest.fixture(scope="module")
 def found(linear, interior) -> mb.Results:
-    return mb.evaluate(linear, interior, attacks=["autoattack"], norm="l2", eps=[0.1, 0.2])
+    return mb.evaluate(linear, few(*interior), attacks=["autoattack"], norm="l2", eps=[0.1, 0.2])
 
 
 def test_evaluate_finds_what_the_closed_form_says(found, linear, interior):
-    exact = distances(linear, *interior)
+    exact = distances(linear, *few(*interior))
     rows = found.records[found.records["attack"] == "autoattack"]
     for eps, cell in rows.groupby("eps"):
-        beaten = torch.zeros(32, dtype=torch.bool)
+        beaten = torch.zeros(len(exact), dtype=torch.bool)
         beaten[cell["sample"].to_numpy()] = torch.tensor(cell["success"].to_numpy())
-        assert 0 < (exact < eps).sum() < 32
+        assert 0 < (exact < eps).sum() < len(exact)
         assert not (beaten & (exact > 1.01 * eps)).any()
         assert not (~beaten & (exact < 0.95 * eps)).any()
 

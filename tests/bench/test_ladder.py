@@ -117,7 +117,7 @@ BUDGETS = {
 }
 
 
-@pytest.mark.parametrize("defense", ["undefended", "pgd-training", "gmvae", "magnet"])
+@pytest.mark.parametrize("defense", ["undefended", "gmvae", "magnet"])
 def test_the_ladder_finds_all_that_the_cross_product_finds_in_fewer_passes(tmp_path, defense):
     """Weights of the zoo; without a ladder every size attacks every input."""
     attacks = [
@@ -126,7 +126,7 @@ def test_the_ladder_finds_all_that_the_cross_product_finds_in_fewer_passes(tmp_p
         for name, settings in BUDGETS.items()
         for ladder in (True, False)
     ]
-    _, *rows = ran(tmp_path, *attacks, dataset="digits", defense=defense, n=40)
+    _, *rows = ran(tmp_path, *attacks, dataset="digits", defense=defense, n=24)
     assert all((found["status"] == "ok").all() for found in rows)
     for ladder, crossed in zip(rows[::2], rows[1::2], strict=True):
         assert (ladder["success"] | ~crossed["success"]).all()
