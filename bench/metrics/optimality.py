@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from manifold_bench.bench.metrics.robustness import FOOLING, clean_right, inputs_of, median_distance
+from manifold_bench.bench.metrics.robustness import FOOLING, clean_right, inputs_of, median_distances
 from manifold_bench.bench.records.schema import ATTACK, WORST_CASE, Row
 
 ATTACK_COLUMNS = (
@@ -82,13 +82,18 @@ def attack_figures(records: pd.DataFrame) -> pd.DataFrame:
             distances = smallest_distances(ok)
             best = distances.min(axis=1)
             end = curve_end(best, ok["eps"])
-            for attack, own in ok.groupby("attack"):
-                found = distances[attack].dropna()
-                score = optimality(found, best[found.index], end)
-                rows.append(where | {"attack": attack, "optimality": score} | _worth(own))
+            scores = {WORST_CASE: optimality(best, best, end)}
+            for attack, found in distances.items():
+                found = found.dropna()
+                scores[str(attack)] = optimality(found, best[found.index], end)
+            worth = _worth(pd.concat([ok, ok.assign(attack=WORST_CASE)]))
+            made = {
+                name: where | {"attack": name, "optimality": scores[name]} | own
+                for name, own in zip(worth.index, worth.to_dict("records"), strict=True)
+            }
+            rows += [made[name] for name in made if name != WORST_CASE]
         rows += [where | {"n": 0} | lost for lost in bad[["attack", "status", "reason"]].to_dict("records")]
-        if len(ok):
-            rows.append(where | {"attack": WORST_CASE, "optimality": optimality(best, best, end)} | _worth(ok))
+        rows += [made[WORST_CASE]] if len(ok) else []
     table = pd.DataFrame(rows, columns=list(ATTACK_COLUMNS))
     return table.assign(rank=ranks(table, ["dataset", "norm", "defense"]))
 
@@ -108,22 +113,24 @@ def ranks(table: pd.DataFrame, within: list[str]) -> pd.Series:
     return pd.Series(places, index=table.index, dtype=float)
 
 
-def _worth(records: pd.DataFrame) -> dict[str, object]:
-    """Return the columns of ATTACK_COLUMNS that follow from an attack's own rows."""
+def _worth(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of ATTACK_COLUMNS that follow from an attack's own rows, indexed by the attack."""
+    names, number = np.unique(records["attack"].to_numpy(dtype=object), return_inverse=True)
     inputs = inputs_of(records)
-    right = clean_right(records).groupby(inputs).min()
-    beaten = records["success"].groupby(inputs).any()[right]
-    return {
-        "n": len(right),
-        "status": "ok",
-        "eps": records["eps"].max(),
-        "right": len(beaten),
-        "success": beaten.mean() if len(beaten) else np.nan,
-        "forwards": records["forwards"].sum() / len(right),
-        "backwards": records["backwards"].sum() / len(right),
-        "median_distance": median_distance(records),
-        "reason": "",
-    }
+    right = clean_right(records).groupby([number, inputs]).min()
+    beaten = records["success"].groupby([number, inputs]).any()[right]
+    n = right.groupby(level=0).size()
+    sums = records.groupby(number)[["forwards", "backwards"]].sum().div(n, axis=0)
+    found = sums.assign(
+        n=n,
+        status="ok",
+        eps=records["eps"].groupby(number).max(),
+        right=right.groupby(level=0).sum(),
+        success=beaten.groupby(level=0).mean(),  # NaN where no input is right
+        median_distance=median_distances(records, number),
+        reason="",
+    )
+    return found.set_axis(names)
 
 
 def mean_optimality(attacks: pd.DataFrame) -> pd.DataFrame:

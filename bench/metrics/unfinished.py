@@ -48,19 +48,22 @@ def unfinished(records: pd.DataFrame, minimal: Collection[str] = ()) -> dict[tup
     rows = records[[*PLACE, "attack", "seed", "sample", "success"]].assign(
         passes=records["forwards"] + records["backwards"], minimal=records["key"].isin(list(minimal))
     )
+    rows = rows[attacked]
+    rows = rows.assign(place=rows.groupby(list(PLACE)).ngroup())
+    job = rows.groupby(["place", "attack", "seed"])
+    whole = rows["passes"].where(~rows["success"]).groupby(job.ngroup()).transform("max")
+    late = (whole >= ITERATIVE) & (rows["passes"] > whole / 2) & (rows["passes"] < whole) & ~rows["minimal"]
+    jobs = job.size().groupby("place").size()
+    common = rows.groupby(["place", "sample"])["sample"].transform("size") == rows["place"].map(jobs)
+    met = rows[common].assign(late=late | ~rows["success"])  # the inputs of the worst case
+    inputs = met.groupby(["place", "sample"]).agg(beaten=("success", "any"), late=("late", "all"))
+    inputs["late"] &= inputs["beaten"]
+    counts = inputs.groupby("place").sum().assign(n=inputs.groupby("place").size())
+    named = counts[(counts["beaten"] < counts["n"]) & (counts["late"] >= FEWEST)]
+    named = named[named["late"] > LIMIT * named["n"]]
+    places = rows.drop_duplicates("place").set_index("place")[list(PLACE)]
     found = {}
-    for place, cell in rows[attacked].groupby(list(PLACE)):
-        dataset, defense, norm, eps = cast(tuple[str, str, str, float], place)
-        whole = cell["passes"].where(~cell["success"]).groupby([cell["attack"], cell["seed"]]).transform("max")
-        late = (whole >= ITERATIVE) & (cell["passes"] > whole / 2) & (cell["passes"] < whole)
-        late &= ~cell["minimal"]
-        attacks = cell.groupby(["attack", "seed"]).ngroups
-        common = cell.groupby("sample")["sample"].transform("size") == attacks  # the inputs of the worst case
-        cell, late = cell[common], late[common]
-        left = ~cell.groupby("sample")["success"].any()
-        beaten = cell["success"]
-        fell_late = late[beaten].groupby(cell["sample"][beaten]).all()
-        count, n = int(fell_late.sum()), len(left)
-        if left.any() and count >= FEWEST and count / n > LIMIT:
-            found[dataset, defense, norm, eps] = f"{norm_text(norm)} ε = {eps_text(eps)}: {count} of {n}"
+    for number, count, n in named[["late", "n"]].itertuples():
+        dataset, defense, norm, eps = cast(tuple[str, str, str, float], tuple(places.loc[number]))
+        found[dataset, defense, norm, eps] = f"{norm_text(norm)} ε = {eps_text(eps)}: {count} of {n}"
     return found

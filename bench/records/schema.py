@@ -195,14 +195,18 @@ def foreign(rows: pd.DataFrame, identity: JsonObject) -> str | None:
     own |= {name: identity[name]["label"] for name in ("defense", "attack")}
     own["split"] = dataset["split"]
     for column, value in own.items():
-        if not (rows[column] == value).all():
+        if list(rows[column].unique()) != [value]:
             return f"column {column}: not {value!r}, as in its identity"
-    if set(rows["eps"]) != {float(eps) for eps in identity["eps"]}:
+    sizes, size = np.unique(rows["eps"].to_numpy(), return_inverse=True)
+    if set(sizes) != {float(eps) for eps in identity["eps"]}:
         return "column eps: not the sizes in its identity"
-    aims = rows.groupby(["eps", "sample"]).size()
-    if (aims.groupby("eps").size() != dataset["n"]).any():
+    samples, sample = np.unique(rows["sample"].to_numpy(), return_inverse=True)
+    place = size * len(samples) + sample
+    aims = np.bincount(place, minlength=len(sizes) * len(samples))
+    if ((aims.reshape(len(sizes), -1) > 0).sum(1) != dataset["n"]).any():
         return f"column sample: not {dataset['n']} inputs for each ε, as in its identity"
-    if (aims != aims.iloc[0]).any() or rows.duplicated(["eps", "sample", "aim"]).any():
+    classes, aim = np.unique(rows["aim"].to_numpy(), return_inverse=True)
+    if len(set(aims[aims > 0])) > 1 or len(np.unique(place * len(classes) + aim)) < len(rows):
         return "column aim: a target class of an input is missing or there twice"
     return None
 

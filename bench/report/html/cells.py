@@ -118,7 +118,8 @@ class Cells:
         """budget: number of characters that all images may take; where they take more, fewer inputs are shown."""
         results, summary = report.results, report.summary
         self.identities, self.doubts = results.identities, report.doubts
-        self.keys = {key: list(rows["key"].unique()) for key, rows in results.records.groupby(CELL, sort=False)}
+        jobs = results.records[[*CELL, "key"]].drop_duplicates()
+        self.keys = {key: list(rows) for key, rows in jobs.groupby(CELL, sort=False)["key"]}
         pictures: dict[object, pd.DataFrame] = dict(iter(pictured(results.records).groupby(CELL, sort=False)))
         for shown in SHOWN_INPUTS:
             self.images = Images()
