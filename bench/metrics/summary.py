@@ -20,7 +20,7 @@ from manifold_bench.bench.metrics.robustness import (
     without_calibration,
 )
 from manifold_bench.bench.metrics.shares import wilson
-from manifold_bench.bench.records.schema import ATTACK, CLEAN, IMAGE_COLUMNS, WORST_CASE
+from manifold_bench.bench.records.schema import ATTACK, CLEAN, WORST_CASE
 from manifold_bench.bench.text import NOT_RUN
 
 SUMMARY_COLUMNS = (
@@ -30,6 +30,13 @@ SUMMARY_COLUMNS = (
     *("robust_accuracy", "robust_low", "robust_high", "robust_mean", "robust_sd", "strict_robust_accuracy"),
     *("median_distance", "valid", "forwards", "backwards", "seconds", *EFFORT_COLUMNS, "reason"),
 )
+
+READ = (
+    *("dataset", "defense", *CELL, "kind", "seed", "sample", "status", "reason"),
+    *("label", "clean_label", "clean_rejected", "adv_label", "adv_rejected", "success", "valid", "distance"),
+    *("forwards", "backwards", "seconds", "blind", "moved", "improved"),
+)
+"""Columns of the records from which a summary is computed; to leave out the others takes a fifth less time."""
 
 
 def summary(records: pd.DataFrame) -> pd.DataFrame:
@@ -51,7 +58,7 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
     - In norm "fooling" `error` is the share of noise images with which an attack succeeded and `rejection` the rest.
     - Calibration records have no rows.
     """
-    records = without_calibration(records.drop(columns=list(IMAGE_COLUMNS), errors="ignore"))
+    records = without_calibration(records)[list(READ)]
     made = []
     for (dataset, defense), of_defense in records.groupby(["dataset", "defense"]):
         cases = [cell_case(cell) for _, cell in of_defense.groupby(["norm", "attack", "eps"])]
