@@ -156,7 +156,10 @@ def smoothed(look: Look, neighbours: int, radius: float, norm: Norm, seed: int) 
 
 @dataclass
 class Best:
-    """The point of each input with the largest loss so far. point: [N,C,H,W], loss: [N]."""
+    """The best point of each input: the last that beat the defense, else that with the largest loss so far.
+
+    point: [N,C,H,W]; loss: [N].
+    """
 
     point: Tensor
     loss: Tensor

@@ -63,11 +63,14 @@ class Weights(NamedTuple):
 
     @classmethod
     def first(cls, x: Tensor, c: float) -> Weights:
-        """Return the first weight c for images x [N,C,H,W]."""
+        """Return the weight c for each of the images x [N,C,H,W], with the bounds 0 and ∞."""
         return cls(x.new_full((len(x),), c), x.new_zeros(len(x)), x.new_full((len(x),), torch.inf))
 
     def after(self, rows: Tensor, succeeded: Tensor) -> Weights:
-        """Return the next weights, ten times the last until one succeeds; succeeded: whether those rows did, [n]."""
+        """Return the next weights: ten times the last until one has succeeded, then the middle of their bounds.
+
+        succeeded: whether those rows did, [n].
+        """
         upper, lower = self.upper.clone(), self.lower.clone()
         upper[rows] = torch.where(succeeded, self.now[rows], upper[rows])
         lower[rows] = torch.where(succeeded, lower[rows], self.now[rows])

@@ -200,7 +200,7 @@ fools Defense-GAN at L2 4 on 100 % of 24 validation images of MNIST (rate 10: 42
 
 @dataclass(frozen=True, kw_only=True)
 class AdamSolver(Solver):
-    """Adam (Kingma and Ba 2015) with its usual decays. rate: step size, a length in latent space."""
+    """Adam (Kingma and Ba 2015) with its usual decays. rate: about the largest change of a coordinate in a step."""
 
     method: Literal["adam"] = "adam"
     steps: Annotated[int, Ge(1)] = 50

@@ -90,7 +90,10 @@ def run(
         if classes:
             options = {"workers": 0} | options | {"defense": [*classes, *several(options.get("defense", ()))]}
     with handing_in("defenses", classes, tables):
-        start(arguments(matrix, options), temporary)
+        try:
+            start(arguments(matrix, options), temporary)
+        except InputError as error:
+            raise InputError(str(error).removeprefix("--")) from error.__cause__  # an option of the command line
     if dry_run:
         if temporary:
             shutil.rmtree(folder)

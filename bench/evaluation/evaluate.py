@@ -70,6 +70,8 @@ def evaluate(
         "attacks": [choice.label for choice in matrix.attacks] if given.attack else [],
         "datasets": given.dataset,
     }
+    if matrix.crossed and not given.quiet:
+        print_text(console, "planning: each defense answers one image of each data set, to count operations …")
     forecaster = Forecaster(device, given.workers or usable_cpus())
     if given.dry_run:
         plan = planned_within(make_plan(matrix, options, whole, named), folder, given, forecaster)

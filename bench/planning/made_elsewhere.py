@@ -85,7 +85,9 @@ def _folder(path: Path) -> Found:
         if not (file.stem.isascii() and file.stem.isdigit()):
             raise InputError(f"{file}: name each picture by its index in the data set's test images, as in 0000.png")
     if not files:
-        raise InputError(f"{path}: holds no pictures ({', '.join(PICTURES)})")
+        raise InputError(
+            f"{path}: holds no pictures; put in {', '.join(PICTURES)} files named by test image, as in 0000.png"
+        )
     pictures = [_picture(file) for file in files]
     if len({picture.shape for picture in pictures}) > 1:
         raise InputError(f"{path}: its pictures differ in size or channels; give pictures like the data set's images")
@@ -141,7 +143,9 @@ def matched(found: Found, dataset: Dataset, path: Path) -> AdversarialImages:
         if values is not None and values.shape != (n,):
             raise InputError(f"{path}: {name} of shape {list(values.shape)} for {n} images; give shape [{n}]")
     if not np.issubdtype(indices.dtype, np.integer) or indices.min() < 0 or indices.max() >= len(test):
-        raise InputError(f"{path}: data set {dataset.name!r} has {len(test)} test images; give indices from 0 to that")
+        raise InputError(
+            f"{path}: data set {dataset.name!r} has {len(test)} test images; give indices from 0 to {len(test) - 1}"
+        )
     if len(np.unique(indices)) < n:
         raise InputError(f"{path}: an index is there twice; give one image for each")
     rows = torch.from_numpy(indices.astype(np.int64))

@@ -99,7 +99,7 @@ class TrainedRef(Generic[M_co]):
 
     @property
     def trained(self) -> bool:
-        """Whether its weights exist, and those of its parts."""
+        """Whether the hash of its own weights is known; False also where it has none."""
         return self.weights_sha256 is not None
 
     def with_trained_parts(self) -> Self:
@@ -123,7 +123,7 @@ class TrainedRef(Generic[M_co]):
         return parts | ({"": self} if self.weights and not self.trained else {})
 
     def part(self, name: str) -> TrainedRef[Trainable]:
-        """Return one of its parts, or a part of a part (`classifier.generator`), or itself for "". Raises KeyError."""
+        """Return the reference of a part by its dotted name (`classifier.generator`), this for "". Raises KeyError."""
         first, _, rest = name.partition(".")
         return self.parts[first].part(rest) if first else self
 

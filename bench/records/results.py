@@ -160,7 +160,7 @@ class Results:
 
     @property
     def states(self) -> dict[str, str]:
-        """Key of each job → its status (ok, failed or skipped)."""
+        """Key of each job → the status of its first row (ok, failed or skipped)."""
         rows = pd.concat([frame[["key", "status"]] for frame in (self.records, self.probes)])
         return dict(rows.drop_duplicates("key").itertuples(index=False))
 

@@ -219,7 +219,7 @@ class Contradiction(NamedTuple):
 
 
 def contradiction(rows: pd.DataFrame) -> Contradiction | None:
-    """Return the first row that no run can have written, None where there is none.
+    """Return a row that no run can have written, with what is wrong with it; None where there is none.
 
     rows: those of one job, or of several jobs with a column `key`. Faults are values outside their column's range,
     texts with control characters, kinds and norms that exclude each other, rows of a job that differ in a column of

@@ -230,4 +230,4 @@ def checksum_path(path: Path) -> Path:
 
 def file_name(*parts: str) -> str:
     """Return parts joined into a name that every file system accepts; different parts may give the same name."""
-    return "--".join(re.sub(r"[^A-Za-z0-9.=,+-]+", "_", part).strip("_")[:60] for part in parts)
+    return "--".join(re.sub(r"[^A-Za-z0-9.=,+-]+", "_", part).strip("_.")[:60] for part in parts)

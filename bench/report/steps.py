@@ -135,7 +135,7 @@ class Steps:
         if self.sizes is None:
             return {}
         texts = map(eps_text, self.sizes[1])
-        return {"norm": self.sizes[0], "eps": [text if "/" in text else float(text) for text in texts]}
+        return {"norm": self.sizes[0], "eps": [text if "/" in text else json.loads(text) for text in texts]}
 
     def further(self, **more: object) -> str:
         """Return what runs next with these options of the command: `strong`, or the same where it can't be that."""

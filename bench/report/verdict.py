@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis
@@ -79,7 +80,10 @@ def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doub
         worst = [row for panel in attacked for row in panel.worst.to_dict("records")]
         finding = checked.get((name, label), {"result": "not run", "checks": []})
         marks = _marks(worst, doubts)
-        sizes = next(((panel.norm, sorted(panel.worst["eps"].unique())) for panel in attacked), None)
+        # the norm under which most is left is the one that is still open
+        sized = [panel for panel in attacked if np.isfinite(panel.worst["eps"]).all()]
+        left = max(sized, key=lambda panel: panel.worst["robust_accuracy"].fillna(0).max(), default=None)
+        sizes = left and (left.norm, sorted(left.worst["eps"].unique()))
         steps = Steps(results, name, label, sizes)
         failed = bool(worst) and all(row["status"] == "failed" for row in worst)
         width = max((row["robust_high"] - row["robust_low"] for row in worst if row["robust_accuracy"] >= 0), default=0)

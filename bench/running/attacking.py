@@ -83,7 +83,7 @@ class AttackProcess:
         return Found(**{name: one.to(self._device) if name in moved else one for name, one in found.items()})
 
     def end(self) -> Tensor:
-        """End the attack, and return the `first_answers` of the defense that it attacked; of a randomized one, nothing.
+        """End the attack, and return the `first_answers` that the attacked defense gives now; none if it is randomized.
 
         Raises PartnerFailed if the attack changed the defense's weights.
         """

@@ -65,7 +65,7 @@ def test_the_command_that_tells_more_can_be_run_and_attacks_the_same_defense(mat
     words = shlex.split(verdict.command)
     assert words[:2] == ["manifold-bench", "run"]
     given = run_parser().parse_args(words[2:])
-    assert given.norm == ["l2"] and given.eps == [0.5]
+    assert given.norm == ["linf"] and given.eps == [0.1, 0.2]  # where most is left
     assert given.matrix == "strong" and given.defense == ["pgd-training"] and given.dataset == ["digits"]
     assert (given.diagnose is True) == (matrix == "strong")  # without a diagnosis, that comes next
     assert given.n == (100 if matrix == "strong" else None)  # of ten images, the interval is wide
