@@ -119,7 +119,12 @@ class View:
             losses = values[-1].sum(0, keepdim=values[-1].dim() == 1)
             if not losses.requires_grad:
                 raise ValueError("the defense's outputs have no gradient; use an attack that needs none, as square")
-            gradients = [torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in losses]
+            gradients = [torch.autograd.grad(loss, x, retain_graph=True, allow_unused=True)[0] for loss in losses]
+            if any(gradient is None for gradient in gradients):
+                raise ValueError(
+                    "the defense's outputs have a gradient in something else, but none in the images (detach or "
+                    "torch.no_grad before its last layers?); remove that, or use an attack that needs none, as square"
+                )
         self.target.count(rows, 1, len(losses))
         gradient = gradients[0] if values[-1].dim() == 1 else torch.stack(gradients, dim=1)
         self.show(x.detach(), rows, values[0].detach())

@@ -72,6 +72,10 @@ def _fault(found: object, n: int) -> str | None:
         return f"a {type(found).__name__} of {len(found)}; give lambda x: model(x)[{place}]"
     if not isinstance(found, Tensor):
         return f"{type(found).__name__}, not a tensor of logits [N,K]; compute in torch, so that there are gradients"
+    if found.is_nested or found.layout != torch.strided:
+        return f"a tensor of layout {found.layout}, not an ordinary one; give lambda x: model(x).to_dense()"
+    if found.is_meta:
+        return "a tensor on the device 'meta', which holds no numbers; compute on the device of the images"
     shape = tuple(found.shape)
     if shape in ((n,), (n, 1)) and found.is_floating_point():
         return (

@@ -171,12 +171,27 @@ def name_of(model: object) -> str:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`, else the module itself."""
-    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return unwrapped(module.module)
-    # by name, because the class of compiled modules is in a part of torch that takes a second to import
-    inner = getattr(module, "_orig_mod", None)
+    """Return the module inside `torch.compile`, `DataParallel` or `DistributedDataParallel`, else the module itself.
+
+    A wrapper that computes something of its own, in hooks or in the forward of a subclass, is part of the model.
+    """
+    kind = type(module)
+    if hooked(module):
+        return module
+    if kind in (nn.DataParallel, nn.parallel.DistributedDataParallel):
+        inner = module.module
+    elif kind.__module__.startswith("torch._dynamo."):  # importing the class of compiled modules takes a second
+        inner = module._orig_mod
+    else:
+        return module
     return unwrapped(inner) if isinstance(inner, nn.Module) else module
+
+
+def hooked(module: nn.Module) -> bool:
+    """Return whether hooks on a module itself, not on its parts, may change what it computes or its gradients."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def outputs_of(model: object, shape: tuple[int, int, int]) -> int:
@@ -185,7 +200,26 @@ def outputs_of(model: object, shape: tuple[int, int, int]) -> int:
     Raises TypeError and ValueError as `as_defense` does.
     """
     images = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
-    return answers(module_of(model), images, name_of(model)).shape[1]
+    copied, name = module_of(model), name_of(model)
+    found = answers(copied, images, name)
+    if isinstance(model, nn.Module) and _copies_itself(model):
+        again, own = answers(copied, images, name), answers(model, images, name)
+        if torch.equal(found, again) and not torch.allclose(found, own, rtol=1e-3, atol=1e-6):
+            raise ValueError(f"{name} has a copy (copy.deepcopy) that answers otherwise; correct its __deepcopy__")
+    return found.shape[1]
+
+
+def _copies_itself(model: nn.Module) -> bool:
+    """Return whether a module or a part of it has its own way to be copied, which may copy something else."""
+    own = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__")
+    return any(
+        vars(cls).get(name)
+        for part in model.modules()
+        if not isinstance(part, torch.jit.ScriptModule)
+        for cls in type(part).__mro__
+        if not cls.__module__.startswith("torch.") and cls is not object
+        for name in own
+    )
 
 
 def _check_outputs(model: object, found: int, spec: ModelSpec) -> None:
@@ -243,9 +277,17 @@ def library_of(model: object) -> str:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """Return a copy of a module; a TorchScript module is saved and loaded, because `deepcopy` loses its leaves."""
+    """Return a copy of a module; a TorchScript module is saved and loaded, because `deepcopy` loses its leaves.
+
+    Raises TypeError for a TorchScript module with hooks, since these are not saved.
+    """
     if not isinstance(module, torch.jit.ScriptModule):
         return copy.deepcopy(module)
+    if any(hooked(part) for part in module.modules()):
+        raise TypeError(
+            "a TorchScript module with hooks cannot be copied; give a torch.nn.Module that calls it and computes "
+            "what the hooks compute"
+        )
     file = io.BytesIO()
     torch.jit.save(module, file)
     file.seek(0)

@@ -7,13 +7,22 @@ from dataclasses import dataclass
 from functools import cache
 from math import isqrt
 from pathlib import Path
+from types import NoneType
 from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+    default_convert,
+)
 from torch.utils.data import Dataset as TorchDataset
 
 from manifold_bench.bench.datasets.base import OnlyTestImages
@@ -76,7 +85,7 @@ def labelled_images(data: object) -> LabelledImages:
     if isinstance(data, LabelledImages):
         data = (data.images, data.labels)
     if isinstance(data, DataLoader):
-        data = data.dataset
+        data = _of_loader(data)
     if isinstance(data, TorchDataset):
         data = _collected(data)
     if not isinstance(data, (tuple, list)) or len(data) != 2:
@@ -93,6 +102,26 @@ def labelled_images(data: object) -> LabelledImages:
     if fault := _fault_of_images(images) or _fault_of_labels(labels, len(images)):
         raise InputError(f"data: {fault}")
     return LabelledImages(images.contiguous(), labels)
+
+
+def _of_loader(loader: DataLoader[tuple[object, object]]) -> TorchDataset[tuple[object, object]]:
+    """Return the data set of a loader; raises InputError for a loader that chooses among its items or changes them."""
+    sampler, batches = loader.sampler, loader.batch_sampler
+    whole = type(sampler) is SequentialSampler or (
+        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+    )
+    if not isinstance(loader.dataset, IterableDataset) and not (whole and type(batches) in (BatchSampler, NoneType)):
+        own = sampler if type(batches) in (BatchSampler, NoneType) else batches
+        raise InputError(
+            f"data: the DataLoader chooses its images by a {type(own).__name__}; give the chosen ones as "
+            "torch.utils.data.Subset(loader.dataset, indices)"
+        )
+    if loader.collate_fn not in (default_collate, default_convert):
+        raise InputError(
+            "data: the DataLoader has a collate_fn of its own, which may change images or labels; give these as "
+            "tensors, or loader.dataset if they are the same without it"
+        )
+    return loader.dataset
 
 
 def _collected(data: TorchDataset[tuple[object, object]]) -> tuple[Tensor, list[object]]:

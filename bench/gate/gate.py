@@ -48,7 +48,7 @@ class Gate:
 
     found: result of paired.compare. joint: result of paired.joint. limits: limits of --fail-on; checks: these limits on
     each cell. added: cells that the baseline does not have. baseline, new: content of each run's run.json. seconds:
-    wall time of each cell of the new run.
+    wall time of each cell of the new run. lacking: record files that the baseline lists but does not have.
     """
 
     found: list[Comparison]
@@ -59,6 +59,7 @@ class Gate:
     baseline: JsonObject = field(default_factory=dict)
     new: JsonObject = field(default_factory=dict)
     seconds: dict[Cell, float] = field(default_factory=dict)
+    lacking: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, baseline: Results, new: Results, limits: list[Limit]) -> Gate:
@@ -73,7 +74,7 @@ class Gate:
         added = sorted(new.cells.keys() - baseline.cells.keys())
         seconds = {cell: float(rows["seconds"].sum()) for cell, rows in new.cells.items()}
         together = joint(baseline, new, found)
-        return cls(found, together, limits, checks, added, baseline.run, new.run, seconds)
+        return cls(found, together, limits, checks, added, baseline.run, new.run, seconds, baseline.missing)
 
     @property
     def broken(self) -> list[Check]:
@@ -157,6 +158,17 @@ class Gate:
             )
         if failed := sum(one.sign == "=" and one.note.startswith("failed") for one in self.found):
             sentences.append(f"{failed} cells failed in both runs, so the gate does not check them.")
+        if fewer := [one for one in self.found if one.gone]:
+            worst = max(fewer, key=lambda one: one.gone)
+            sentences.append(
+                f"{len(fewer)} of {len(self.found)} cells lack inputs of the baseline, which the gate does not check: "
+                f"{cell_text(worst.cell)} lacks {worst.gone}. Run as many images as the baseline has."
+            )
+        if self.lacking:
+            sentences.append(
+                f"{len(self.lacking)} of the baseline's jobs without records are not checked, the first one is "
+                f"{self.lacking[0]}. Restore the baseline's files, or promote a new one."
+            )
         machines = [_machine(side) for side in (self.baseline, self.new)]
         if machines[0] != machines[1] and any(limit.figure == "seconds" for limit in self.limits):
             sentences.append(

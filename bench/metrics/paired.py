@@ -45,7 +45,8 @@ class Comparison:
     sign: a key of SIGNS, such as "-" for worse. note: reason for the sign. n: number of shared inputs. baseline,
     new: share of them that is robust in each run, in [0, 1]. lost, gained: number of inputs robust only in the
     baseline, and only in the new run. p: exact McNemar test, Holm-adjusted over all cells that could be compared. n,
-    baseline, new and p are None for a cell that could not.
+    baseline, new and p are None for a cell that could not. gone: number of the baseline's inputs that the new run does
+    not have.
     """
 
     cell: Cell
@@ -57,6 +58,7 @@ class Comparison:
     lost: int = 0
     gained: int = 0
     p: float | None = None
+    gone: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def _compared(cell: Cell, baseline: Results, new: Results) -> Comparison:
         return Comparison(cell, "x", "no shared inputs")
     lost, gained = int((was & ~now).sum()), int((~was & now).sum())
     p = mcnemar(lost, gained)
-    return Comparison(cell, "~", "", len(was), float(was.mean()), float(now.mean()), lost, gained, p)
+    gone = len(baseline.cells[cell].drop_duplicates(["input_sha256", "label"])) - len(was)
+    return Comparison(cell, "~", "", len(was), float(was.mean()), float(now.mean()), lost, gained, p, gone)
 
 
 def robust_inputs(cell: Cell, baseline: Results, new: Results) -> tuple[pd.Series, pd.Series]:

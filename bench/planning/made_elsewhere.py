@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,17 +66,28 @@ def _npz(path: Path) -> Found:
 
 def _tensors(path: Path) -> dict[str, Found]:
     try:
-        content = torch.load(regular(path), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(regular(path), map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(system_error(error)) from error
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # for a file of anything else torch and pickle raise exceptions of any kind
         raise InputError(f"{path}: not a file of tensors ({one_line(error)})") from error
     named = content if isinstance(content, dict) else {"": content}
     images = {str(name): one for name, one in named.items() if isinstance(one, torch.Tensor) and one.ndim == 4}
     if not images:
         raise InputError(f"{path}: holds no tensor of images [N,C,H,W]")
-    found = {name: Found(_checked(path, one.detach().numpy())) for name, one in images.items()}
+    found = {name: Found(_checked(path, _array(path, one))) for name, one in images.items()}
     return found if len(found) > 1 else {"": next(iter(found.values()))}
+
+
+def _array(path: Path, images: torch.Tensor) -> np.ndarray:
+    """Return a tensor as an array, float32 for float types that NumPy lacks; raises InputError where it cannot be."""
+    if images.layout != torch.strided or images.is_quantized or images.is_meta:
+        kind = f"type {images.dtype}, layout {images.layout}, device {images.device}"
+        raise InputError(f"{path}: images of {kind}; save an ordinary tensor of floats from 0 to 1, or of uint8")
+    images = images.detach()
+    lacking = images.is_floating_point() and images.dtype not in (torch.float64, torch.float32, torch.float16)
+    return (images.float() if lacking else images).numpy()
 
 
 def _folder(path: Path) -> Found:

@@ -6,7 +6,6 @@ import importlib
 import logging
 import multiprocessing
 import os
-import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -61,7 +59,7 @@ def with_weights(model: object, path: Path) -> nn.Module:
         raise InputError(f"{place}: no such file") from error
     except OSError as error:
         raise InputError(f"{place}: cannot be read ({error.strerror or one_line(error)})") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # for a file of anything else torch and pickle raise exceptions of any kind
         raise InputError(
             f"{place}: is no file of weights (whole models are not unpickled, because that would run their code); "
             "save weights with torch.save(model.state_dict(), file) or safetensors.torch.save_file"

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import JsonValue
@@ -56,11 +55,14 @@ class AdversarialImages:
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
     """Return name → array of an .npz file; raises InputError where it cannot be read."""
     try:
-        with np.load(regular(path), allow_pickle=False) as file:
+        file = np.load(regular(path), allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("one array alone, as in an .npy file")
+        with file:
             return dict(file)
     except OSError as error:
         raise InputError(system_error(error)) from error
-    except (ValueError, BadZipFile, EOFError) as error:
+    except Exception as error:  # for a damaged archive numpy, zipfile and zlib raise exceptions of any kind
         raise InputError(f"{path}: not an .npz file of plain arrays ({one_line(error)})") from error
 
 

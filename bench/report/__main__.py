@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with local_folder(given, "DIR") as (folder, _):
         report = write_report(Results.load(folder))
-    if report.budget:
-        print_text(terminal(), report.budget)
+    for line in filter(None, [report.budget, *report.left_out]):
+        print_text(terminal(), line)
     print_report(report, terminal())
     print(f"report.html, report.md, summary.csv, diagnosis.json, tables/ and plots/ are in {given}")
     return 0

@@ -21,7 +21,7 @@ from manifold_bench.bench.report.diagnosis import flags
 from manifold_bench.bench.report.protocols import protocol_tables
 from manifold_bench.bench.report.table import Table, flagged
 from manifold_bench.bench.report.tables import Doubts
-from manifold_bench.bench.report.verdict import Verdict, budget_of, missing_data_of, verdicts
+from manifold_bench.bench.report.verdict import Verdict, budget_of, left_out_of, verdicts
 from manifold_bench.bench.text import jobs_text
 
 
@@ -92,9 +92,9 @@ class Report:
         return budget_of(self.results.run)
 
     @property
-    def missing_data(self) -> list[str]:
-        """A line on each data set that was skipped because its files were not found."""
-        return missing_data_of(self.results.run)
+    def left_out(self) -> list[str]:
+        """A line on each part of the run that no figure covers (`left_out_of`)."""
+        return left_out_of(self.results)
 
     @property
     def counts(self) -> str:

@@ -24,7 +24,7 @@ from manifold_bench.bench.report.plots import security_curves
 from manifold_bench.bench.report.style import STYLE
 from manifold_bench.bench.report.table import flag_note
 from manifold_bench.bench.report.tables import STRICTNESS, Doubts, Marks, doubts_of, panels
-from manifold_bench.bench.report.verdict import budget_of, missing_data_of, verdicts
+from manifold_bench.bench.report.verdict import budget_of, left_out_of, verdicts
 from manifold_bench.bench.report.writing import write_report
 from manifold_bench.bench.text import eps_of, eps_text, printable
 
@@ -153,7 +153,7 @@ class Results:
 
         Further notes are about single attacks (stopped trying, failed, skipped), and what was cut or has no data.
         """
-        return list(filter(None, [*self._marked[1], budget_of(self.stored.run), *missing_data_of(self.stored.run)]))
+        return list(filter(None, [*self._marked[1], budget_of(self.stored.run), *left_out_of(self.stored)]))
 
     def plot(self) -> Figure:
         """Return a figure of the robust accuracy over ε, a line for each defense, a part for each data set and norm.

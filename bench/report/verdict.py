@@ -110,12 +110,19 @@ def budget_of(run: JsonObject) -> str:
     return str(run.get("matrix", {}).get("budget", ""))
 
 
-def missing_data_of(run: JsonObject) -> list[str]:
-    """Return the lines on data sets and defenses that were skipped, because files or weights were not found.
+def left_out_of(results: Results) -> list[str]:
+    """Return the lines on what no figure covers.
 
-    run: content of run.json.
+    These are data sets and defenses that were skipped, because files or weights were not found, and jobs that have no
+    records, because the run is not finished or files are gone.
     """
-    return run.get("skipped") or [f"skipped: {reason}" for reason in run.get("missing_data", {}).values()]
+    run, gone = results.run, results.missing
+    skipped = run.get("skipped") or [f"skipped: {reason}" for reason in run.get("missing_data", {}).values()]
+    if not gone:
+        return list(skipped)
+    jobs = f"{len(gone)} of {len(gone) + len(results.index)} jobs have" if len(gone) > 1 else "1 job has"
+    lack = f"{jobs} no records, the first one is {gone[0]}: no figure covers what they would have found"
+    return [*skipped, f"{lack}; run the matrix again"]
 
 
 def _clean(rows: pd.DataFrame) -> str:

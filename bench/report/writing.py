@@ -66,7 +66,7 @@ def _verdict(verdict: Verdict) -> str:
 def _page(report: Report, tables: list[Table], plots: list[Drawn]) -> str:
     """Return the text of report.md: numbers of jobs, verdicts, comparisons, conclusions on claims, tables, plots."""
     head = f"# Report\n\n{report.counts}. All figures: `summary.csv`.\n"
-    head += "".join(f"\n{markdown_text(line)}\n" for line in [report.budget, *report.missing_data] if line)
+    head += "".join(f"\n{markdown_text(line)}\n" for line in [report.budget, *report.left_out] if line)
     verdicts = [_verdict(verdict) for verdict in report.verdicts]
     parts = [
         head,

@@ -27,8 +27,16 @@ def load_defense(job: Job) -> Defense:
 
 
 def with_checks(defense: Defense) -> Defense:
-    """Let a defense raise ContractError for outputs that are no answer, such as NaN, and return it."""
-    defense.register_forward_hook(lambda defense, arguments, outputs: check_outputs(defense, arguments[0], outputs))
+    """Let a defense raise ContractError for outputs that are no answer, such as NaN, and return it.
+
+    Outputs of a subclass of Tensor become plain tensors, because a subclass may compute an argmax of its own.
+    """
+
+    def checked(defense: Defense, arguments: tuple[Tensor, ...], outputs: Tensor) -> Tensor | None:
+        check_outputs(defense, arguments[0], outputs)
+        return None if type(outputs) is Tensor else outputs.as_subclass(Tensor)
+
+    defense.register_forward_hook(checked)
     return defense
 
 

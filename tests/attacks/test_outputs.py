@@ -249,3 +249,14 @@ def test_outputs_without_a_gradient_fail_by_name():
     with pytest.raises(ValueError, match="no gradient"):
         PGD().run(Target(Hard(4), 8), x, y, 0.1, 0)
     assert Hard(4).verdict(Square(queries=50).run(Target(Hard(4), 8), x, y, 0.9, 0)).wrong(y).any()
+
+
+def test_a_gradient_that_never_reaches_the_images_is_said_in_words():
+    class Head(Linear):
+        """Its last layer alone has gradients, in its weights."""
+
+        def answer(self, x: Tensor) -> Tensor:
+            return super().answer(x).detach() * nn.Parameter(torch.ones(()))
+
+    with pytest.raises(ValueError, match="none in the images"):
+        PGD(steps=1).run(Target(Head(2), 2), near_the_middle(2), torch.tensor([0, 1]), 0.1, 0)

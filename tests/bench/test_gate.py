@@ -10,6 +10,7 @@ from handmade import a_run, cell, identities, run, write_run
 from manifold_bench.bench.compare import main
 from manifold_bench.bench.gate.gate import Gate, junit_gate, markdown_gate
 from manifold_bench.bench.gate.limits import Limit
+from manifold_bench.bench.records.results import Results
 
 N = 20
 CLEAN = cell("clean", labels=[0] * N)
@@ -78,6 +79,17 @@ def test_a_limit_that_could_be_checked_nowhere_fails():
     found = gate(CLEAN, CLEAN, "robust_accuracy:2pp", "median_distance:5%")
     assert not found.passes
     assert found.closing == "1 = (no difference); median_distance:5% could be checked on no cell"
+
+
+def test_inputs_and_jobs_that_are_not_compared_are_named_in_a_warning(tmp_path):
+    fewer = gate(run(CLEAN, attacked(0)), cell("a", labels=[0] * 2, adv=[1] * 2))
+    assert ["a L∞ ε = 0.1 lacks 18" in one for one in fewer.warnings] == [True]
+    assert not gate(CLEAN, CLEAN).warnings
+    before = write_run(tmp_path, run(CLEAN, attacked(0)), {"d": "none"})
+    gone = next((before / "records").glob("*--a--*.parquet"))
+    gone.unlink()
+    lacking = Gate.of(Results.load(before), a_run(run(CLEAN, attacked(N))), [])
+    assert [gone.name in one for one in lacking.warnings] == [True]
 
 
 def test_cells_that_failed_in_both_runs_are_named_in_a_warning():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SubsetRandomSampler, TensorDataset
 
 from manifold_bench.bench.datasets.given import labelled_images
 from manifold_bench.bench.errors import InputError
@@ -108,6 +108,10 @@ def test_a_read_only_array_is_not_changed():
         (None, "labels [N]"),
         (Endless(), "length"),
         (TensorDataset(X), "(image, label)"),
+        (DataLoader(TensorDataset(X, Y), sampler=SubsetRandomSampler([1, 2])), "Subset"),
+        (DataLoader(TensorDataset(X, Y), sampler=RandomSampler(X, num_samples=2)), "Subset"),
+        (DataLoader(TensorDataset(X, Y), batch_sampler=[[0, 1]]), "Subset"),
+        (DataLoader(TensorDataset(X, Y), collate_fn=list), "collate_fn"),
         (TensorDataset(X[:0], Y[:0]), "empty"),
     ],
 )

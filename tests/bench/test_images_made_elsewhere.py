@@ -131,6 +131,9 @@ def test_tensors_belong_to_the_first_test_images(test, tmp_path):
     torch.save({"adv_complete": images}, tmp_path / "aa.pth")
     plain = judged(tmp_path / "plain.pt", tmp_path / "plain", *STATED)
     assert plain["sample"].tolist() == [*range(6)] and plain["label"].tolist() == test.labels[:6].tolist()
+    torch.save(images.bfloat16(), tmp_path / "half.pt")
+    half = judged(tmp_path / "half.pt", tmp_path / "half", *STATED)["linf"]
+    assert half.to_numpy() == pytest.approx(plain["linf"].to_numpy(), abs=0.01)
     named = judged(tmp_path / "aa.pth", tmp_path / "aa", *STATED, "--n", "4", "--label", "autoattack")
     assert named["linf"].tolist() == plain["linf"].tolist()[:4] and set(named["attack"]) == {"autoattack"}
 
@@ -202,6 +205,14 @@ BAD = {
     "too many": (lambda at: npz(at / "a.npz", images=np.zeros((9999, 1, 8, 8), np.float32)), STATED, ["test images"]),
     "more than there are": (lambda at: npz(at / "a.npz", images=X), (*STATED, "--n", "3"), ["--n", "2 images"]),
     "code": (lambda at: _saved(at / "a.pt", Code()), STATED, ["a.pt", "tensors"]),
+    "a text": (lambda at: _text(at / "a.pt", "hello"), STATED, ["a.pt", "tensors"]),
+    "one array": (
+        lambda at: np.save(at / "a.npy", X) or (at / "a.npy").rename(at / "a.npz"),
+        STATED,
+        ["a.npz", ".npy"],
+    ),
+    "sparse": (lambda at: _saved(at / "a.pt", torch.from_numpy(X).to_sparse()), STATED, ["a.pt", "ordinary"]),
+    "nowhere": (lambda at: _saved(at / "a.pt", torch.from_numpy(X).to("meta")), STATED, ["a.pt", "meta"]),
     "no tensors": (lambda at: _saved(at / "a.pt", {"epoch": 3}), STATED, ["a.pt", "[N,C,H,W]"]),
     "no picture": (lambda at: _text(_folder(at) / "0000.png").parent, STATED, ["0000.png"]),
     "no number": (lambda at: _text(_folder(at) / "cat.png").parent, STATED, ["cat.png", "0000.png"]),
@@ -222,8 +233,8 @@ BAD = {
 }
 
 
-def _text(path: Path) -> Path:
-    path.write_text("nothing")
+def _text(path: Path, content: str = "nothing") -> Path:
+    path.write_text(content)
     return path
 
 

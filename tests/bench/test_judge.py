@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.bench.records.schema import protocol
-from manifold_bench.bench.running.judge import Inputs, Judge, verdict
+from manifold_bench.bench.running.judge import Inputs, Judge, verdict, with_checks
 from manifold_bench.defenses.base import Defense, DefenseSpec
 
 SPEC = DefenseSpec(shape=(1, 2, 2), num_classes=2)
@@ -270,3 +270,19 @@ def test_a_defense_that_fails_on_the_images_is_named_with_their_shape():
     defense = Linear784(DefenseSpec(shape=(1, 8, 8), num_classes=10))
     with pytest.raises(RuntimeError, match=r"^Linear784 fails on images of shape \[N, 1, 8, 8\]: .*784"):
         verdict(defense, torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2]), 1, 0)
+
+
+class OneAnswer(Tensor):
+    """A tensor that names the first class always."""
+
+    def argmax(self, *_: object, **__: object) -> Tensor:
+        return torch.zeros(len(self), dtype=torch.long)
+
+
+class Subclassed(Defense):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor([[0.0, 1.0]]).expand(len(x), -1).as_subclass(OneAnswer)
+
+
+def test_an_argmax_of_the_outputs_own_is_not_used():
+    assert verdict(with_checks(Subclassed(SPEC)), flat(0.5), torch.tensor([0]), 1, 0).labels.tolist() == [1]

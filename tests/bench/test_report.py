@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from handmade import REJECT, cell, run, write_run
 
+import manifold_bench as mb
 from manifold_bench.bench import compare
 from manifold_bench.bench.metrics.summary import SUMMARY_COLUMNS
 from manifold_bench.bench.records.results import Results
@@ -16,6 +17,7 @@ from manifold_bench.bench.report import writing
 from manifold_bench.bench.report.__main__ import main
 from manifold_bench.bench.report.writing import write_report
 
+PAGES = ("report.md", "report.html")
 PIXELS = np.zeros(64, dtype=np.uint8).tobytes()
 CELLS = (
     cell(CLEAN, labels=[0] * 20, clean_scores=[-1] * 20),
@@ -112,6 +114,16 @@ def test_a_damaged_file_is_named(tmp_path, capsys):
     damaged.write_bytes(damaged.read_bytes()[:-10])
     assert main([str(tmp_path)]) == 2
     assert damaged.name in capsys.readouterr().err
+
+
+def test_a_job_without_records_is_named_wherever_its_figures_are_missing(tmp_path, capsys):
+    stored = write_run(tmp_path, run(*CELLS), {"d": "none"})
+    gone = next((stored / "records").glob("*--pgd--*.parquet"))
+    gone.unlink()
+    assert main([str(stored)]) == 0
+    pages = [capsys.readouterr().out, *((stored / name).read_text(encoding="utf-8") for name in PAGES)]
+    assert all(gone.name in "".join(page.split()) for page in pages)
+    assert gone.name in mb.load(stored).notes[-1]
 
 
 def test_stored_runs_compare(folder, tmp_path, capsys):

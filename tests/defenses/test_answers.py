@@ -53,6 +53,9 @@ ANSWERS = {
     "nothing": (lambda o: None, "NoneType"),
     "one image": (lambda o: o[:1], "number of classes"),
     "other classes": (lambda o: o[:, :4], "4 outputs for 5 classes"),
+    "sparse": (lambda o: o.to_sparse(), "to_dense()"),
+    "nested": (lambda o: torch.nested.nested_tensor(list(o)), "to_dense()"),
+    "nowhere": (lambda o: o.to("meta"), "meta"),
 }
 
 
@@ -95,6 +98,51 @@ def test_weights_that_are_not_there(net):
 def test_wrappers_of_modules_are_taken_off(net, x):
     for model in (nn.DataParallel(net), torch.compile(net), torch.compile(nn.DataParallel(net))):
         assert torch.equal(as_defense(model, SPEC)(x), net(x))
+
+
+def other_answers(module: nn.Module, given: object, answers: Tensor) -> Tensor:
+    """A hook after which the answers are others."""
+    return answers.roll(1, 1)
+
+
+class Rolled(nn.DataParallel):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).roll(1, 1)
+
+
+class Alike(nn.Module):
+    """Has its network under the name that torch.compile uses."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._orig_mod(x).roll(1, 1)
+
+
+@pytest.mark.parametrize("kind", [nn.DataParallel, Rolled, Alike])
+def test_what_a_wrapper_computes_itself_is_part_of_the_model(net, x, kind):
+    model = kind(net)
+    if kind is nn.DataParallel:
+        model.register_forward_hook(other_answers)
+    assert torch.equal(as_defense(model, SPEC)(x), net(x).roll(1, 1))
+
+
+def test_hooks_of_torchscript_which_no_copy_has_are_refused(net, x):
+    traced = torch.jit.trace(net, x)
+    traced.register_forward_hook(other_answers)
+    with pytest.raises(TypeError, match="hooks"):
+        as_defense(traced, SPEC)
+
+
+def test_a_model_whose_copy_answers_otherwise_is_refused(net):
+    class Copied(Alike):
+        def __deepcopy__(self, memo: object) -> nn.Module:
+            return self._orig_mod
+
+    with pytest.raises(ValueError, match="__deepcopy__"):
+        as_defense(Copied(net), SPEC)
 
 
 def test_a_frozen_model_has_gradients_in_its_images(net, x):
