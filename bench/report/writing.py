@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.store import file_name
@@ -18,7 +19,7 @@ from manifold_bench.bench.report.plots import Drawn, run_plots, write_plots
 from manifold_bench.bench.report.table import Table, csv, latex, markdown, markdown_text
 from manifold_bench.bench.report.verdict import Verdict
 from manifold_bench.bench.text import printable
-from manifold_bench.defenses.files import atomic_write
+from manifold_bench.defenses.files import atomic_write, naming
 
 
 def write_report(results: Results) -> Report:
@@ -27,7 +28,13 @@ def write_report(results: Results) -> Report:
     protocols.csv is written where defenses are randomized. Tables and plots of an earlier report are deleted. Returns
     the report; raises InputError where run.json is damaged.
     """
-    report, folder = Report.of(results), results.folder
+    report = Report.of(results)
+    with naming(results.folder):  # a full disk does not say so itself
+        _write(report, results.folder)
+    return report
+
+
+def _write(report: Report, folder: Path) -> None:
     (folder / "summary.csv").write_text(csv(report.summary), encoding="utf-8")
     atomic_write(folder / "diagnosis.json", json.dumps(report.diagnosis, indent=1, ensure_ascii=False) + "\n")
     # old files may show cells that are no longer in the run
@@ -45,15 +52,14 @@ def write_report(results: Results) -> Report:
         (folder / "tables" / f"{name}.md").write_text(markdown(table), encoding="utf-8")
         (folder / "tables" / f"{name}.tex").write_text(latex(table), encoding="utf-8")
     plots = chain(
-        run_plots(results, report.summary),
-        certified_plots(report.summary, results.measurements),
-        claims_plots(results.records, report.claims),
-        measurement_plots(results.measurements),
+        run_plots(report.results, report.summary),
+        certified_plots(report.summary, report.results.measurements),
+        claims_plots(report.results.records, report.claims),
+        measurement_plots(report.results.measurements),
     )
     drawn = write_plots(plots, folder / "plots")
     (folder / "report.md").write_text(_page(report, tables, drawn), encoding="utf-8")
     write_page(report, drawn)
-    return report
 
 
 def _verdict(verdict: Verdict) -> str:

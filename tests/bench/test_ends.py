@@ -120,7 +120,7 @@ def test_a_limit_on_the_size_of_files_is_one_line(matrix, tmp_path, whole):
         timeout=300, preexec_fn=limit,
     )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: "), done.stderr
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith(f"error: {tmp_path}"), done.stderr
     resumed(matrix, tmp_path / "out", whole)
 
 
