@@ -76,10 +76,16 @@ class Evidence:
     def missing(self, *labels: str) -> str:
         """Return the reason why the probes with these names have no records that are ok."""
         for label in labels:
-            rows = self.records[self.records["attack"] == PROBE + label]
-            if len(rows) and rows["status"].iloc[0] != "ok":
-                return f"{rows['status'].iloc[0]}: {rows['reason'].iloc[0]}"
+            status, reason = self._states.get(PROBE + label, ("ok", ""))
+            if status != "ok":
+                return f"{status}: {reason}"
         return NOT_PROBED
+
+    @cached_property
+    def _states(self) -> dict[str, tuple[str, str]]:
+        """Attack → status and reason of its first record."""
+        first = self.records.drop_duplicates("attack")
+        return dict(zip(first["attack"], zip(first["status"], first["reason"], strict=True), strict=True))
 
     def inspection(self, name: str, *counts: str) -> list[int]:
         """Return these values of an inspection, which are all counts.

@@ -121,7 +121,8 @@ def cell_case(cell: pd.DataFrame) -> Case:
     statuses = cell["status"].to_numpy(dtype=object)
     first = int(statuses.argmin())  # `failed` sorts before `ok`, so that a cell is ok only if all of it is
     status = str(statuses[first])
-    about = {name: cell[name].iloc[0] for name in (*CELL, "kind")} | {"reason": str(cell["reason"].iloc[first])}
+    names = (*CELL, "kind", "reason")
+    about: dict[str, object] = dict(zip(names, cell[list(names)].iloc[first], strict=True))
     return _case(about, status, cell[:0] if status != "ok" else cell, cell)
 
 

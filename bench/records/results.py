@@ -72,7 +72,7 @@ def _check_identity(stored: Contents, path: Path) -> None:
         if stored.kernels is not None:
             parsed(json.dumps(stored.kernels).encode(), KernelsPart)
         size = math.prod(identity.shape)
-        for column in stored.rows.columns.intersection(list(IMAGE_COLUMNS)):
+        for column in (one for one in IMAGE_COLUMNS if one in stored.rows):
             images = stored.rows[column].dropna()
             if not all(isinstance(image, bytes) and len(image) in (size, 4 * size) for image in images):
                 raise ValueError(f"{column}: not images of shape {list(identity.shape)}")

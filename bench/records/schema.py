@@ -147,7 +147,8 @@ def as_stored(frame: pd.DataFrame) -> pd.DataFrame:
 
     Columns that were added later (`ADDED`) may be missing.
     """
-    frame = frame.assign(**{column: np.nan for column in ADDED if column not in frame})
+    if missing := [column for column in ADDED if column not in frame]:
+        frame = frame.assign(**dict.fromkeys(missing, np.nan))
     answers = ANSWERS if any(column in frame for column in ANSWERS) else {}
     found = frame.dtypes.to_dict()
     for column, kind in (DTYPES | answers).items():

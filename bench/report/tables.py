@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -71,6 +72,12 @@ class Marks:
         self.doubts, self.flags = doubts, flags or {}
         self._valid = attacked.groupby(["defense", "attack"])["valid"].min().to_dict()
         self.notes = Notes()
+
+    def afresh(self) -> Marks:
+        """Return the same without any notes yet."""
+        made = copy.copy(self)
+        made.notes = Notes()
+        return made
 
     def defense(self, name: str) -> str:
         """Return the defense's name, marked with ¶ where it fails the diagnosis."""

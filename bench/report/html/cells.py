@@ -128,15 +128,18 @@ class Cells:
                 break
         self.all: dict[tuple[str, str, str, str], Cell] = {}
         for (dataset, defense, norm), same in summary.groupby(["dataset", "defense", "norm"], sort=False):
-            attacks = [str(name) for name in same["attack"].unique() if name != WORST_CASE]
-            for attack, rows in same.groupby("attack", sort=False):
-                key = (str(dataset), str(defense), str(attack), str(norm))
+            of_attack: dict[str, list[Row]] = {}
+            for row in same.to_dict("records"):
+                of_attack.setdefault(row["attack"], []).append(row)
+            attacks, whole = [name for name in of_attack if name != WORST_CASE], Marks(same, report.doubts)
+            for attack, rows in of_attack.items():
+                key = (str(dataset), str(defense), attack, str(norm))
                 strength = "" if key not in pictures or norm == FOOLING else eps_text(pictures[key]["eps"].iloc[0])
-                marks = Marks(rows, report.doubts)
+                marks = whole.afresh()
                 self.all[key] = Cell(
                     f"c{len(self.all) + 1}",
                     *key,
-                    strengths=[_strength(row, marks) for row in rows.to_dict("records")],
+                    strengths=[_strength(row, marks) for row in rows],
                     notes=marks.notes,
                     command=command(results.run, *key[:2], attacks if attack == WORST_CASE else [key[2]], key[3]),
                     facts=self._facts(key),
