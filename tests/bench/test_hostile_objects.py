@@ -127,6 +127,14 @@ def refused(call: Callable[..., Any], *given: Any) -> str | None:
     return None
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C as at a terminal; a process that a shell starts in the background ignores it, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("argument", ARGUMENTS)
 def test_whatever_an_argument_raises_names_the_argument(monkeypatch, argument):
     def ran(*_: Any) -> Any:
