@@ -1,7 +1,8 @@
 """The structure of the project: few rooms on few floors, and imports that all run down.
 
-A room is `attacks`, `defenses`, the package itself, or a folder or file directly in `bench`. A room stands one floor
-above the highest room that it imports from.
+For this count the code is divided into rooms: `attacks`, `defenses`, the package itself, and each folder and file that
+is directly in `bench`. A room that imports from no other is on floor 1. Any other room is one floor above the highest
+of the rooms that it imports from.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ PACKAGE = "manifold_bench"
 def room(module: str) -> str:
     """Return the room of a module of the package, such as bench/report or defenses."""
     parts = [part for part in module.split(".")[1:] if part != "__init__"]
-    return "/".join(parts[:2] if parts[:1] == ["bench"] else parts[:1]) if parts != ["bench"] and parts else PACKAGE
+    if parts in ([], ["bench"]):
+        return PACKAGE
+    return "/".join(parts[:2] if parts[0] == "bench" else parts[:1])
 
 
 def imported(file: Path) -> Iterator[str]:

@@ -107,11 +107,12 @@ def labelled_images(data: object) -> LabelledImages:
 def _of_loader(loader: DataLoader[tuple[object, object]]) -> TorchDataset[tuple[object, object]]:
     """Return the data set of a loader; raises InputError for a loader that chooses among its items or changes them."""
     sampler, batches = loader.sampler, loader.batch_sampler
+    usual = type(batches) in (BatchSampler, NoneType)
     whole = type(sampler) is SequentialSampler or (
         type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source)
     )
-    if not isinstance(loader.dataset, IterableDataset) and not (whole and type(batches) in (BatchSampler, NoneType)):
-        own = sampler if type(batches) in (BatchSampler, NoneType) else batches
+    if not isinstance(loader.dataset, IterableDataset) and not (whole and usual):
+        own = sampler if usual else batches
         raise InputError(
             f"data: the DataLoader chooses its images by a {type(own).__name__}; give the chosen ones as "
             "torch.utils.data.Subset(loader.dataset, indices)"
