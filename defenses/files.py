@@ -29,11 +29,12 @@ def regular(path: Path) -> Path:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add this path to an OSError of the code inside that names no file, as that of a write onto a full disk does."""
+    """Add this path to an error of the system inside that names no file, as that of a write onto a full disk does."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # with a name and no number, Python would no longer show the message
+            error.filename = error.filename or str(path)
         raise
 
 

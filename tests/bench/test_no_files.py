@@ -66,6 +66,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(weights, "ZOO", tmp_path / "zoo")
     monkeypatch.setenv("MANIFOLD_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(timings, "timings_file", lambda device: tmp_path / "timings.jsonl")  # of no earlier test
     return tmp_path
 
 
