@@ -22,16 +22,18 @@ N = 100
 """Number of images of each data set; all of those that have fewer."""
 
 SIZES: Mapping[str, Mapping[str, Sequence[float | str]]] = {
+    "tiny": {"linf": (0.1, 0.2, 0.3), "l2": (0.5, 1.0, 1.5), "l1": (1.0, 2.0, 4.0), "l0": (1, 2, 4)},
     "grey": {"linf": (0.1, 0.2, 0.3), "l2": (1.0, 2.0, 3.0), "l1": (10.0, 20.0, 30.0), "l0": (5, 10, 20)},
     "colour": {"linf": ("2/255", "4/255", "8/255"), "l2": (0.25, 0.5, 1.0), "l1": (6.0, 12.0, 24.0), "l0": (5, 10, 20)},
     "large": {"linf": ("0.5/255", "1/255", "4/255"), "l2": (0.5, 1.0, 3.0), "l1": (30.0, 60.0), "l0": (20, 50, 200)},
 }
-"""Perturbation sizes by kind of image and norm; `large` means colour images with at least `LARGE` rows.
+"""Perturbation sizes by kind of image and norm; `tiny` means fewer than `TINY` rows, `large` at least `LARGE`.
 
-Those of L∞ and L2 are the usual ones of MNIST, CIFAR-10 and, near the point where classifiers fall, ImageNet.
+Those of L∞ and L2 are the usual ones of MNIST, CIFAR-10 and, near the point where classifiers fall, ImageNet. On tiny
+images (digits of 8×8) half of the inputs of an undefended classifier fall at the first or second size of each norm.
 """
 
-LARGE = 128
+TINY, LARGE = 16, 128
 
 VARIANTS: Mapping[str, Mapping[str, JsonObject]] = {
     "pgd": {
@@ -80,7 +82,9 @@ def crossed(raw: JsonObject, more: Sequence[str] = ()) -> JsonObject:
 def kind_of(dataset: type[Dataset]) -> str:
     """Return the kind of a data set's images, a key of `SIZES`."""
     channels, rows, _ = dataset.shape
-    return "grey" if channels == 1 else "large" if rows >= LARGE else "colour"
+    if not TINY <= rows < LARGE:
+        return "tiny" if rows < TINY else "large"
+    return "grey" if channels == 1 else "colour"
 
 
 def _attacks(datasets: Mapping[str, type[Dataset]]) -> Iterator[JsonObject]:

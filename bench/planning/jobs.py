@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from manifold_bench.attacks.base import Attack, Knowledge
+from manifold_bench.attacks.base import Attack, Knowledge, ViewAttack
 from manifold_bench.attacks.threat import Norm
 from manifold_bench.attacks.transfer import Transfer
 from manifold_bench.bench.errors import InputError
@@ -20,7 +20,7 @@ from manifold_bench.bench.planning.matrix import ONE_CPU, AttackChoice, Matrix, 
 from manifold_bench.bench.planning.probes import probes
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, dataset_identity, defense_identity
 from manifold_bench.bench.planning.usercode import contained
-from manifold_bench.bench.planning.work import ADAPTED, SMALLEST, limited, operations
+from manifold_bench.bench.planning.work import ADAPTED, SMALLEST, known_operations, limited, operations
 from manifold_bench.bench.records.schema import (
     ATTACK,
     CALIBRATION,
@@ -77,12 +77,13 @@ class PlannedJob:
 class Job(PlannedJob):
     """An attack, or the clean pass, whose records every other job of the defense reads; then attack is None.
 
-    split: split that the indices belong to: test, validation, or noise for the norm "fooling". ladder: whether an input
-    that is beaten at one ε counts as beaten at the larger ones. aims: number of target classes for each input; 1 if the
-    attack gets none. forwards, backwards: estimates of the largest numbers of passes for one input and target class at
-    one ε, without the judge's. inference_steps: number of solver steps of the defense's answer. clean_key: key of the
-    clean pass. source: another defense whose classifier the attacker owns, or None. keeps_images: whether every judged
-    image is stored, not only the first few.
+    split: split that the indices belong to: test, validation, or noise for the norm "fooling". ladder: whether an
+    input that is beaten at one ε counts as beaten at the larger ones. aims: number of target classes for each
+    input; 1 if the attack gets none. forwards, backwards: estimates of the largest numbers of passes for one input
+    and target class at one ε, without the judge's. inference_steps: number of solver steps of the defense's answer.
+    operations: billions of operations of an answer, where the matrix limits the work of a job, or None. clean_key:
+    key of the clean pass. source: another defense whose classifier the attacker owns, or None. keeps_images:
+    whether every judged image is stored, not only the first few.
     """
 
     split: str
@@ -96,6 +97,7 @@ class Job(PlannedJob):
     forwards: float
     backwards: float
     inference_steps: int
+    operations: float | None = None
     clean_key: str = ""
     source: DefenseRef | None = None
     keeps_images: bool = False
@@ -163,10 +165,6 @@ def jobs_on(data: PlannedData, matrix: Matrix, device: str) -> list[Job]:
     return jobs
 
 
-_operations: dict[tuple[DatasetRef, str], float] = {}
-"""Data set and key of a defense → what was counted, since a command makes several plans."""
-
-
 @dataclass(frozen=True)
 class _Defended:
     """Makes the jobs of one defense on one data set."""
@@ -197,13 +195,27 @@ class _Defended:
             jobs.append(self.job(("validation", self.data.calibration), CALIBRATION, matrix.seed))
         for entry in matrix.attacks:
             if entry.applies_to(self.data.dataset.name, self.ref.label):
-                skip = unsuited(entry.attack, self.module)
+                skip = unsuited(entry.attack, self.module) or self.repeated(entry)
                 affordable = entry if skip else self.affordable(entry)
                 choice, skip = (entry, affordable) if isinstance(affordable, str) else (affordable, skip)
                 for seed, answer in zip(matrix.seeds, answers, strict=True):
                     job = self.job(self.attacked(choice), choice.label, seed, choice)
                     jobs.append(dataclasses.replace(job, clean_key=clean[answer].key, skip=skip))
         return jobs + (self.probes(clean[matrix.seed].key) if matrix.diagnose else [])
+
+    def repeated(self, choice: AttackChoice) -> str | None:
+        """Return why a crossed matrix leaves out an attack with a named gradient, or None.
+
+        With the gradient that is the defense's default, the attack is the one that leaves the choice to the defense.
+        """
+        attack, modes = choice.attack, self.module.gradient_modes
+        if not self.matrix.crossed or not isinstance(attack, ViewAttack):
+            return None
+        if attack.gradient == "default" or attack.gradient != modes[0]:
+            return None
+        same = dataclasses.replace(attack, gradient="default")
+        twin = next((one.label for one in self.matrix.attacks if one.attack == same and one.eps == choice.eps), None)
+        return twin and f"{attack.gradient!r} is the default gradient of this defense, so this is the same as {twin!r}"
 
     def affordable(self, choice: AttackChoice) -> AttackChoice | str:
         """Return the attack as it fits into the matrix' limit on work, or why it cannot run (`limited`)."""
@@ -220,12 +232,13 @@ class _Defended:
     @property
     def operations(self) -> float:
         """About how many billions of operations an answer takes, where the matrix limits the work of a job."""
-        data, key = self.data.dataset.load(), (self.data.dataset, key_of(self.own_identity))
-        if key not in _operations:
-            _operations[key] = SMALLEST
+        known, key = known_operations(), key_of(self.own_identity)
+        if key not in known:
+            known[key] = SMALLEST
+            image = self.data.dataset.load().test.images[self.data.indices[0]]
             with suppress(InputError), contained(f"defense {self.ref.label!r} cannot answer"):  # its jobs will say why
-                _operations[key] = operations(self.ref.load(), data.test.images[self.data.indices[0]])
-        return _operations[key]
+                known[key] = operations(self.ref.load(), image)
+        return known[key]
 
     def effort(self, attack: Attack) -> tuple[float, float]:
         """Return the forward and backward passes of an attack for one input, in units of a deployed answer.
@@ -305,6 +318,7 @@ class _Defended:
             forwards=forwards,
             backwards=backwards,
             inference_steps=self.module.inference_steps,
+            operations=self.operations if matrix.work is not None else None,
             needs=matrix.needs(self.device, *resources),
         )
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,8 @@ from manifold_bench.attacks.base import Attack
 
 ITERATIONS = ("steps", "queries", "searches", "generations", "max_iter")
 """Parameters of attacks that are numbers of iterations, including those of ART and Foolbox."""
+
+OPERATIONS = Path(__file__).with_name("operations.json")
 
 SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 """Shares of the attacks' iterations that are tried, in this order, until the rest fits."""
@@ -104,6 +109,16 @@ def operations(defense: nn.Module, image: Tensor) -> float:
     with torch.no_grad(), torch.random.fork_rng(), _Counter() as counter:
         defense(image[None])
     return max(SMALLEST, 2.0 ** round(math.log2(max(1, counter.operations) / 1e9)))
+
+
+@cache
+def known_operations() -> dict[str, float]:
+    """Return what was counted, by the key of the defense; a command adds what it counts.
+
+    `operations.json` holds it for the defenses of the matrix `full` that take more than a second to count;
+    `python docs/operations.py` writes it.
+    """
+    return dict(json.loads(OPERATIONS.read_text(encoding="utf-8")))
 
 
 def work_text(work: float | None) -> str:

@@ -55,7 +55,8 @@ def time_line(plan: Plan, forecast: Forecast) -> str:
     """Return a sentence on how long the plan will take, and on what that estimate is based."""
     source = "estimated from earlier runs on this machine"
     if forecast.calibrated:
-        source = f"an upper bound, estimated from a few passes through {', '.join(forecast.calibrated)}"
+        named = ", ".join(forecast.calibrated) if len(forecast.calibrated) <= 5 else f"{len(forecast.calibrated)} defenses"
+        source = f"an upper bound, estimated from a few passes through {named}"
     left_out = ["trainings"] if any(not ref.trained for _, ref in plan.running) else []
     left_out += ["measurements"] if plan.measurements else []
     without = f", not counting {' and '.join(left_out)}" if left_out else ""

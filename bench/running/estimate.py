@@ -26,7 +26,8 @@ class Kind(NamedTuple):
     """Everything that the time of a job depends on.
 
     system, defense: name and label of the defense. attack: label of the attack; None for a clean pass. guess: guess of
-    its seconds, before anything is known.
+    its seconds, before anything is known. training: guess of the seconds that training a model of the attacker's own
+    takes besides, which do not depend on the defense.
     """
 
     dataset: str
@@ -35,11 +36,14 @@ class Kind(NamedTuple):
     attack: str | None
     norm: str
     guess: float
+    training: float = 0.0
 
     @classmethod
     def of(cls, job: Job) -> Kind:
         label = None if job.attack is None else job.label
-        return cls(job.dataset.name, _system(job), job.defense.label, label, job.norm, guess(job))
+        attack = job.attack
+        training = ANSWER * attack.training_passes() if isinstance(attack, Attack) else 0.0
+        return cls(job.dataset.name, _system(job), job.defense.label, label, job.norm, guess(job), training)
 
     @property
     def places(self) -> list[tuple[str, ...]]:
@@ -56,9 +60,9 @@ class Kind(NamedTuple):
 class Estimator:
     """Predicts the seconds of jobs: largest number of passes × seconds of a pass × share of the passes that is used.
 
-    Each factor is a median over the last finished jobs that are most similar to the job. Seconds of a pass come from
-    clean passes of the defense, or else of its kind, its data set, or all. The share comes from the same attack on any
-    defense. If the attack has run on that kind of defense, its time is used directly.
+    Seconds of a training are added. Each factor is a median over the last finished jobs that are most similar to the
+    job. Seconds of a pass come from clean passes of the defense, or else of its kind, its data set, or all. The share
+    comes from the same attack on any defense. If the attack has run on that kind of defense, its time is used directly.
     """
 
     def __init__(self) -> None:
@@ -83,12 +87,13 @@ class Estimator:
         self._overheads.append(max(0.0, wall - seconds))
         if seconds < MEASURABLE:
             return
-        ratio, speed = seconds / kind.guess, self._median(kind.places)
+        ratio, speed = seconds / (kind.guess + kind.training), self._median(kind.places)
         if kind.attack is None or speed is None:
             keys: Iterable[Hashable] = kind.places
         else:
             keys = kind.pairs
-            self._ratios[kind.attack, kind.norm].append(ratio / speed)
+            if not kind.training:
+                self._ratios[kind.attack, kind.norm].append(ratio / speed)
         for key in keys:
             self._ratios[key].append(ratio)
 
@@ -103,7 +108,7 @@ class Estimator:
 
     def seconds(self, jobs: Sequence[Job]) -> list[float]:
         """Predict the seconds of each job, as in its records."""
-        return [kind.guess * self._ratio(kind) for kind in map(Kind.of, jobs)]
+        return [self._seconds(kind) for kind in map(Kind.of, jobs)]
 
     def knows(self, kind: Kind) -> bool:
         """Return whether the speed of that defense, or of its kind, was measured."""
@@ -113,14 +118,15 @@ class Estimator:
         """Return the wall seconds of a job with these seconds in its records."""
         return seconds + (median(self._overheads) if self._overheads else OVERHEAD)
 
-    def _ratio(self, kind: Kind) -> float:
+    def _seconds(self, kind: Kind) -> float:
         own = self._median(kind.pairs)
         if own is not None:
-            return own
+            return (kind.guess + kind.training) * own
         speed, share = self._median(kind.places), self.share(kind)
         if self._elsewhere is not None and (known := self._elsewhere.share(kind)) is not None:
             share = known
-        return (1.0 if speed is None else speed) * (1.0 if share is None or kind.attack is None else share)
+        used = 1.0 if share is None or kind.attack is None else share
+        return kind.guess * (1.0 if speed is None else speed) * used + kind.training
 
     def _median(self, keys: Iterable[Hashable]) -> float | None:
         """Return the median of the observations for the first key that has any; None if no key has."""
@@ -134,9 +140,8 @@ def _system(job: Job) -> str:
 
 
 def guess(job: Job) -> float:
-    """Return a job's seconds before anything is known: a constant for each step of each pass, trainings included."""
-    training = job.attack.training_passes() if isinstance(job.attack, Attack) else 0
-    return ANSWER * (max(1, job.inference_steps) * max(job.passes, 1.0) + training)
+    """Return a job's seconds before anything is known, without trainings: a constant for each step of each pass."""
+    return ANSWER * max(1, job.inference_steps) * max(job.passes, 1.0)
 
 
 def left_of(expected: float, elapsed: float, share: float | None) -> float:

@@ -23,8 +23,8 @@ from manifold_bench.bench.planning.narrow import narrowed
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix, read_matrix
 from manifold_bench.bench.planning.registry import find
-from manifold_bench.bench.planning.work import ADAPTED, FAR, LEAST, SMALLEST, limited, operations
-from manifold_bench.defenses.identity import registered
+from manifold_bench.bench.planning.work import ADAPTED, FAR, LEAST, OPERATIONS, SMALLEST, limited, operations
+from manifold_bench.defenses.identity import key_of, registered
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,7 @@ def test_no_job_is_longer_than_the_work_allows(full):
     assert answer["inc"] > 50 * SMALLEST
     shorter = set()
     for job in plan.jobs:
+        assert job.operations == answer[job.defense.label]
         if job.attack is not None and not job.skip:
             limit = full.work * (ADAPTED if job.defense.cls.family in job.attack.adapted_to else 1)
             assert job.passes * answer[job.defense.label] <= FAR * limit * 1.1 and job.n >= LEAST
@@ -186,3 +187,22 @@ def test_a_crossed_matrix_takes_in_a_data_set_of_the_command_line():
     assert [entry.name for entry in matrix.datasets] == ["digits", "coil100"]
     sizes = {choice.datasets: choice.eps[-1] for choice in matrix.attacks if choice.label == "fgsm"}
     assert len(sizes) == 2 and ("coil100",) in sizes
+
+
+def test_the_shipped_defenses_that_optimise_are_counted_already(full):
+    """Counting them takes minutes: run `python docs/operations.py DATA_FOLDER` where one of them changed."""
+    plan = make_plan(narrowed(full, ["digits", "mnist5k"], [], ["fgsm"]), Options(), full)
+    known = json.loads(OPERATIONS.read_text(encoding="utf-8"))
+    slow = {job.defense.label: key_of(job.identity["defense"]) for job in plan.jobs if job.inference_steps}
+    assert {"inc", "defense-gan", "pixel-defend"} <= set(slow)
+    assert not [label for label, key in slow.items() if key not in known]
+
+
+def test_a_gradient_that_is_the_default_is_not_run_twice(full):
+    plan = make_plan(
+        narrowed(full, ["digits"], ["undefended", "inc"], ["pgd", "pgd-identity", "pgd-implicit"]), Options(), full
+    )
+    skips = {(job.defense.label, job.label): str(job.skip) for job in plan.jobs if job.attack}
+    assert skips["inc", "pgd"] == skips["inc", "pgd-implicit"] == "None"
+    assert "is the default gradient of this defense, so this is the same as 'pgd'" in skips["inc", "pgd-identity"]
+    assert "for defenses that project" in skips["undefended", "pgd-identity"]

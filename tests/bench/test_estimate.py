@@ -30,13 +30,18 @@ def matrix():
     return made
 
 
-def test_the_training_of_a_substitute_counts_whatever_the_number_of_inputs():
-    def trained(n: int, **parameters: int) -> float:
-        attack = Substitute(norm="linf", **parameters)
-        return guess(job("fast", attack, "substitute", n=n)) - guess(job("fast", FGSM(), "substitute", n=n))
+def test_the_training_of_a_substitute_counts_whatever_the_number_of_inputs_and_the_speed_of_the_defense():
+    def trained(n: int, speed: float = 1.0, **parameters: int) -> float:
+        own, without = (
+            job("fast", attack, "substitute", n=n) for attack in (Substitute(norm="linf", **parameters), FGSM())
+        )
+        estimator = Estimator()
+        estimator.observe(clean := job("fast", n=1000), speed * guess(clean), 1.0)
+        return estimator.seconds([own])[0] - estimator.seconds([without])[0]
 
     assert trained(10) > 0
     assert trained(1000) == pytest.approx(trained(10))
+    assert trained(10, speed=50.0) == pytest.approx(trained(10))
     assert trained(10, epochs=20) == pytest.approx(2 * trained(10))
     assert trained(10, images=300) == pytest.approx(2 * trained(10))
 
