@@ -51,11 +51,16 @@ def print_plan(plan: Plan, folder: Path, console: Console, forecast: Forecast) -
         print_text(console, f"measurement {measurement.title}: {state}")
 
 
+NAMED = 5
+"""Number of defenses above which a line counts them instead of naming them."""
+
+
 def time_line(plan: Plan, forecast: Forecast) -> str:
     """Return a sentence on how long the plan will take, and on what that estimate is based."""
     source = "estimated from earlier runs on this machine"
     if forecast.calibrated:
-        named = ", ".join(forecast.calibrated) if len(forecast.calibrated) <= 5 else f"{len(forecast.calibrated)} defenses"
+        count = len(forecast.calibrated)
+        named = ", ".join(forecast.calibrated) if count <= NAMED else f"{count} defenses"
         source = f"an upper bound, estimated from a few passes through {named}"
     left_out = ["trainings"] if any(not ref.trained for _, ref in plan.running) else []
     left_out += ["measurements"] if plan.measurements else []
