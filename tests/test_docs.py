@@ -62,15 +62,20 @@ def blocks(page: str) -> list[Block]:
 ALL = [block for page in PAGES for block in blocks(page)]
 
 
-def pages_with(language: str) -> list[str]:
-    return sorted({block.page for block in ALL if block.language == language and not block.file})
+LONG = {"estimators.md", "new_data.md", "images.md"}
+"""Pages whose blocks run for a minute or more on a slow machine: they are tested with `-m slow`."""
+
+
+def pages_with(language: str) -> list[object]:
+    pages = sorted({block.page for block in ALL if block.language == language and not block.file} - {"README.md"})
+    return [pytest.param(page, marks=pytest.mark.slow) if page in LONG else page for page in pages]
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
     assert {block.language for block in ALL} <= {"", "python", "toml", "sh", "text"}
 
 
-@pytest.mark.parametrize("page", [name for name in pages_with("python") if name != "README.md"])
+@pytest.mark.parametrize("page", pages_with("python"))
 def test_python_runs_from_top_to_bottom(page):
     names: dict[str, object] = {"__name__": page}
     for number, block in enumerate(blocks(page), 1):
