@@ -73,7 +73,7 @@ def contained(what: str, in_time: bool = True) -> Iterator[None]:
 
 @contextmanager
 def _kept_and_timed(in_time: bool) -> Iterator[None]:
-    with _settings_kept(), _in_time() if in_time else nullcontext():
+    with settings_kept(), _in_time() if in_time else nullcontext():
         _state["inside"] = True
         try:
             yield
@@ -101,8 +101,8 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 @contextmanager
-def _settings_kept() -> Iterator[None]:
-    """Restore the settings of this process after the code inside.
+def settings_kept() -> Iterator[None]:
+    """Restore the settings of this process after the code inside, which may be a user's.
 
     These are settings of torch and NumPy, states of random number generators, environment, working folder, umask,
     locale, signals, destinations of warnings and output, built-in functions, and modules that were replaced.

@@ -18,6 +18,7 @@ from manifold_bench.bench.datasets.base import image_hashes
 from manifold_bench.bench.errors import interruption
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import DatasetRef
+from manifold_bench.bench.planning.usercode import settings_kept
 from manifold_bench.bench.records.images import AdversarialImages, path_of
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.records.schema import ANSWERS, CALIBRATION, DISTANCES, UNSTEADY, protocol
@@ -59,7 +60,7 @@ def run_job(job: Job, folder: Path, attacker: Channel | None = None) -> str:
     store = Store(folder)
     Log(folder / LOG).event("job started", title=job.title, key=job.key, pid=os.getpid())
     try:
-        with torch.random.fork_rng():
+        with settings_kept(), torch.random.fork_rng():
             torch.manual_seed(job.seed)
             np.random.seed(job.seed % 2**32)  # noqa: NPY002 - libraries draw from the global state
             if attacker is None:

@@ -351,3 +351,14 @@ def test_a_model_of_images_of_another_size_is_refused_by_the_shape_of_the_data(i
             mb.evaluate(nn.Sequential(*layers), data, n=8, attacks=["noise"], eps=0.1)
         said = str(caught.value)
         assert where in said and "Sequential fails on images of shape [N, 1, 8, 8]" in said and "\n" not in said
+
+
+def test_a_model_that_changes_torch_s_settings_fails_by_name_and_leaves_them_as_they_were():
+    def model(images: Tensor) -> Tensor:
+        torch.set_default_device("meta")
+        return images.flatten(1)[:, :10]
+
+    result = mb.evaluate(model, "digits", attacks=["fgsm"], eps=0.1, n=4)
+    assert torch.get_default_device() == torch.device("cpu")
+    assert set(result.records["status"]) == {"failed"}
+    assert result.records["reason"].iloc[0].startswith("NotImplementedError: Cannot copy out of meta tensor")

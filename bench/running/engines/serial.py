@@ -7,6 +7,7 @@ from multiprocessing import Pipe
 from threading import Thread
 
 from manifold_bench.bench.errors import interruption
+from manifold_bench.bench.planning.usercode import settings_kept
 from manifold_bench.bench.running.engines.calls import Call, CallQueue, Id, Outcome, Urgency
 from manifold_bench.bench.running.engines.channel import Channel
 from manifold_bench.defenses.errors import one_line
@@ -26,7 +27,8 @@ class SerialEngine:
         while waiting:
             (call,) = waiting.pop(1)
             try:
-                outcome = Outcome(call.id, result=run_here(call))
+                with settings_kept():
+                    outcome = Outcome(call.id, result=run_here(call))
             except interruption():
                 raise
             except BaseException as error:  # it is a user's code: it may raise what ends a process
