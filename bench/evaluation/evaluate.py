@@ -23,7 +23,7 @@ from manifold_bench.bench.planning.narrow import narrowed
 from manifold_bench.bench.planning.plan import Options, Plan, make_plan, matrix_json
 from manifold_bench.bench.planning.reading import read_matrix
 from manifold_bench.bench.records.files import parsed
-from manifold_bench.bench.records.images import export
+from manifold_bench.bench.records.images import check_export, export
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.records.provenance import uneven_text
 from manifold_bench.bench.records.results import Results
@@ -77,6 +77,8 @@ def evaluate(
         plan = planned_within(make_plan(matrix, options, whole, named), folder, given, forecaster)
         print_plan(plan, folder, console, forecaster.forecast(plan, Store(folder)))
         return 0
+    if given.export:
+        check_export(given.export)
     with ExitStack() as held:  # nobody else writes to the folder before the report is there
         with chosen_engine(given) as engine:  # its processes start while the data are read here
             plan = make_plan(matrix, options, whole, named)

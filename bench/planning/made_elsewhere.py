@@ -118,7 +118,7 @@ def _picture(file: Path) -> np.ndarray:
 def _checked(path: Path, images: np.ndarray) -> np.ndarray:
     """Return images [N,C,H,W] in float32, with 8-bit ones divided by 255; raises InputError for any others."""
     if images.ndim != 4 or not len(images):
-        raise InputError(f"{path}: images of shape {list(images.shape)}; expected [N,C,H,W]")
+        raise InputError(f"{path}: images of shape {list(images.shape)}; expected [N,C,H,W] with at least one image")
     if images.dtype == np.uint8:
         return (images / np.float32(LEVELS)).astype(np.float32)
     if not np.issubdtype(images.dtype, np.floating):
@@ -153,7 +153,9 @@ def matched(found: Found, dataset: Dataset, path: Path) -> AdversarialImages:
     for name, values in (("indices", indices), ("labels", found.labels), ("inputs", found.inputs)):
         if values is not None and values.shape != (n,):
             raise InputError(f"{path}: {name} of shape {list(values.shape)} for {n} images; give shape [{n}]")
-    if not np.issubdtype(indices.dtype, np.integer) or indices.min() < 0 or indices.max() >= len(test):
+    if not np.issubdtype(indices.dtype, np.integer):
+        raise InputError(f"{path}: indices of type {indices.dtype}; give integers")
+    if indices.min() < 0 or indices.max() >= len(test):
         raise InputError(
             f"{path}: data set {dataset.name!r} has {len(test)} test images; give indices from 0 to {len(test) - 1}"
         )

@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Protocol
 
 import numpy as np
@@ -137,16 +139,28 @@ def adversarial(results: Results, wanted: Mapping[str, object]) -> AdversarialIm
 def export(results: Results, keys: Iterable[str], target: Path) -> int:
     """Copy the stored images of jobs into a folder, which is made where it is missing; return the number of files.
 
-    keys: shortened keys of the jobs. Raises InputError where the folder cannot be written to.
+    keys: shortened keys of the jobs. Raises InputError as `check_export` does.
     """
     rows = results.records[(results.records["kind"] == ATTACK) & (results.records["status"] == "ok")]
     rows = rows[rows["key"].isin(list(keys))]
     cells = rows[["key", "eps"]].drop_duplicates().itertuples(index=False)
     files = [path_of(results.folder, results.identities[key], eps) for key, eps in cells]
-    try:
-        target.mkdir(parents=True, exist_ok=True)
+    with _exporting(target):
         for file in files:
             shutil.copyfile(file, target / file.name)
+    return len(files)
+
+
+def check_export(target: Path) -> None:
+    """Make a folder for images, before any are computed; raises InputError where it cannot be written to."""
+    with _exporting(target), TemporaryFile(dir=target):
+        pass
+
+
+@contextmanager
+def _exporting(target: Path) -> Iterator[None]:
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise InputError(f"--export: {system_error(error)}") from error
-    return len(files)

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -98,16 +99,17 @@ class LayerCheck:
     def uneven(self) -> list[str]:
         """Return the uneven layers, each with the sizes of batches whose results differ from those of the largest.
 
-        Results for the same kernels are cached. A new layer computes about two of the largest batches, forward and
-        backward.
+        Results for the same kernels are cached, if the cache can be written to. A new layer computes about two of the
+        largest batches, forward and backward.
         """
         key = hashlib.sha256(json.dumps(kernels(self._device), sort_keys=True).encode()).hexdigest()[:16]
         path = cache_folder("kernels") / f"{key}.json"
         known = _known(path)
         if new := {name: check() for name, check in self._checks.items() if name not in known}:
             known |= new
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, json.dumps(known, indent=1) + "\n")
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                atomic_write(path, json.dumps(known, indent=1) + "\n")
         return [f"{name}: batches of {', '.join(map(str, known[name]))}" for name in self._checks if known[name]]
 
 

@@ -190,6 +190,22 @@ def test_a_user_without_a_home(tmp_path):
     assert (home / ".art").is_dir() and list(home.rglob("kernels/*.json")) and not (tmp_path / "~").exists()
 
 
+def test_a_cache_that_cannot_be_written_to_costs_nothing(tmp_path, monkeypatch, capsys):
+    """As in a container with a read-only home. No user may write below a file, not even root."""
+    (tmp_path / "cache").touch()
+    monkeypatch.setenv("MANIFOLD_BENCH_CACHE", str(tmp_path / "cache"))
+    arguments = ["--matrix", "smoke", "--defense", "tiny:NearestMean", "--attack", "clean", "--n", "2", "--quiet"]
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert "2 ok, 0 failed" in capsys.readouterr().out
+
+
+def test_a_folder_for_images_that_cannot_be_written_to_is_refused_before_anything_runs(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    arguments = ["--matrix", "smoke", "--defense", "tiny:NearestMean", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--export", str(tmp_path / "file" / "images")]) == 2
+    assert capsys.readouterr().err.startswith("error: --export: ") and not (tmp_path / "out").exists()
+
+
 TRAINED = """
 datasets = [{ name = "digits", n = 6 }]
 defenses = ["tiny:Trained"]
