@@ -113,8 +113,8 @@ def budget_of(run: JsonObject) -> str:
 def left_out_of(results: Results) -> list[str]:
     """Return the lines on what no figure covers.
 
-    These are data sets and defenses that were skipped, because files or weights were not found, and jobs that have no
-    records, because the run is not finished or files are gone.
+    First comes that of jobs without records, because the run is not finished or files are gone. Data sets and defenses
+    follow that were skipped, because files or weights were not found.
     """
     run, gone = results.run, results.missing
     skipped = run.get("skipped") or [f"skipped: {reason}" for reason in run.get("missing_data", {}).values()]
@@ -122,7 +122,7 @@ def left_out_of(results: Results) -> list[str]:
         return list(skipped)
     jobs = f"{len(gone)} of {len(gone) + len(results.index)} jobs have" if len(gone) > 1 else "1 job has"
     lack = f"{jobs} no records, the first one is {gone[0]}: no figure covers what they would have found"
-    return [*skipped, f"{lack}; run the matrix again"]
+    return [f"{lack}; run the matrix again", *skipped]
 
 
 def _clean(rows: pd.DataFrame) -> str:

@@ -119,6 +119,17 @@ def test_without_run_json_the_page_says_so(tmp_path):
     assert "has no run.json" in text and "computes this cell again" not in text
 
 
+@pytest.mark.parametrize("count", [3, 5])
+def test_many_parts_that_were_skipped_are_folded_below_the_first(tmp_path, monkeypatch, count):
+    lines = [f"skipped: data set number {number}" for number in range(count)]
+    monkeypatch.setattr("manifold_bench.bench.report.contents.left_out_of", lambda results: lines)
+    write_report(Results.load(write_run(tmp_path, run(*CELLS[:2]))))
+    header = (tmp_path / "report.html").read_text(encoding="utf-8").partition("<header>")[2].partition("</header>")[0]
+    seen, _, folded = header.partition("<details>")
+    assert [line in seen for line in lines] == [number == 0 or count == 3 for number in range(count)]
+    assert all(line in header for line in lines) and ("4 more parts" in folded) == (count == 5)
+
+
 def test_names_in_backticks_are_code_in_the_verdict(tmp_path):
     rows = run(cell(CLEAN, labels=[0] * 10, defense=EVIL), cell("pgd", (0.1,), [0] * 10, adv=[1] * 10, defense=EVIL))
     write_report(Results.load(write_run(tmp_path, rows)))
