@@ -71,7 +71,7 @@ def evaluate(
         "datasets": given.dataset,
     }
     if matrix.crossed and not given.quiet:
-        print_text(console, "planning: each defense answers one image of each data set, to count operations …")
+        print_text(console, "planning: defenses whose number of operations is not known answer one image …")
     forecaster = Forecaster(device, given.workers or usable_cpus())
     if given.dry_run:
         plan = planned_within(make_plan(matrix, options, whole, named), folder, given, forecaster)
