@@ -36,7 +36,9 @@ class EAD(PenaltyAttack):
     """
 
     paper = "chen2018"
+    version: ClassVar[int] = 2
     norms: ClassVar[tuple[Norm, ...]] = ("l1",)
+    settles = True
 
     norm: Norm = "l1"
     searches: Annotated[int, Ge(1)] = 9

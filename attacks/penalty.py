@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, Protocol, Self
+from typing import Annotated, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -89,10 +89,13 @@ class PenaltyAttack(ViewAttack):
     confidence: the margin κ that a success needs.
     early: whether an input leaves a descent once a tenth of its steps lowered neither the least loss nor the smallest
     distance of a success (the authors' code stops whole batches, and only by the loss). Inputs that are wrong but
-    rejected stay, because their reject excess may be larger than the margin was before.
+    rejected stay, because their reject excess may be larger than the margin was before. Where an attack `settles`,
+    those that have succeeded stay, too.
     """
 
     minimal = True
+    settles: ClassVar[bool] = False
+    """Whether steps become smaller, so that a descent that has succeeded comes nearest at its end."""
 
     searches: Annotated[int, Ge(1)] = 5
     steps: Annotated[int, Ge(1)] = 1000
@@ -152,7 +155,8 @@ class PenaltyAttack(ViewAttack):
             if self.early and step % max(self.steps // 10, 1) == 0:
                 distance = -nearest.loss[rows]
                 past = (logits[:, : view.num_classes].argmax(1) != y[rows]) & ~beaten
-                going = (least < PROGRESS * least_before) | (distance < PROGRESS * distance_before) | past
+                stays = past | succeeded[rows] if self.settles else past
+                going = (least < PROGRESS * least_before) | (distance < PROGRESS * distance_before) | stays
                 least_before, distance_before = least[going], distance[going]
                 rows, origin, least, slope, lacking = remaining(going, rows, origin, least, slope, lacking)
                 walk = walk.only(going)
