@@ -73,7 +73,7 @@ def contained(what: str, in_time: bool = True) -> Iterator[None]:
 
 @contextmanager
 def _kept_and_timed(in_time: bool) -> Iterator[None]:
-    with settings_kept(), _in_time() if in_time else nullcontext():
+    with settings_kept(), staying(), _in_time() if in_time else nullcontext():
         _state["inside"] = True
         try:
             yield
@@ -132,7 +132,6 @@ def settings_kept() -> Iterator[None]:
     deterministic, nesting = torch.are_deterministic_algorithms_enabled(), _autocast_nesting()
     try:
         with (
-            staying(),
             warnings.catch_warnings(),
             np.errstate(),
             torch.inference_mode(torch.is_inference_mode_enabled()),
