@@ -115,8 +115,8 @@ def operations(defense: nn.Module, image: Tensor) -> float:
 def known_operations() -> dict[str, float]:
     """Return what was counted, by the key of the defense; a command adds what it counts.
 
-    `operations.json` holds it for the defenses of the matrix `full` that take more than a second to count;
-    `python docs/operations.py` writes it.
+    `operations.json` holds it for the shipped defenses of the matrix `full` that optimise at inference, whose count
+    takes seconds; `python docs/operations.py` writes it.
     """
     return dict(json.loads(OPERATIONS.read_text(encoding="utf-8")))
 
