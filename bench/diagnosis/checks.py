@@ -83,7 +83,7 @@ def check(title: str, meaning: str) -> Callable[[Callable[[Evidence], Finding]],
     "without gradients.",
 )
 def iterative(e: Evidence) -> Finding:
-    compared = compared_by_role(e.ok, SINGLE_STEP, [ITERATIVE])
+    compared = compared_by_role(e, SINGLE_STEP, [ITERATIVE])
     if not compared:
         raise NotRun(e.missing("pgd", "fgsm"))
     return judged(compared, "{} fall to a single step alone, {} to iterative attacks alone")
@@ -178,7 +178,7 @@ def order(e: Evidence) -> Finding:
     ]
     findings = []
     for weaker, stronger, text, most in pairs:
-        if compared := compared_by_role(e.ok, weaker, stronger):
+        if compared := compared_by_role(e, weaker, stronger):
             findings.append(judged(compared, text, most))
     if not findings:
         raise NotRun(e.missing("pgd", "transfer", "noise"))
@@ -192,7 +192,7 @@ def order(e: Evidence) -> Finding:
     "Queries only approximate gradients. Where they do better, the true gradients are masked or the loss saturates.",
 )
 def query(e: Evidence) -> Finding:
-    compared = compared_by_role(e.ok, QUERY, [ITERATIVE, SINGLE_STEP])
+    compared = compared_by_role(e, QUERY, [ITERATIVE, SINGLE_STEP])
     if not compared:
         raise NotRun(e.missing("query", "pgd"))
     return judged(compared, "{} fall to queries alone, {} to white-box attacks alone")

@@ -73,6 +73,15 @@ class Evidence:
         """The records whose status is ok."""
         return self.records[self.records["status"] == "ok"]
 
+    @cached_property
+    def of_role(self) -> dict[str, dict[str, pd.DataFrame]]:
+        """Norm → role → ε, sample and success of the finished cells of its attacks, for norms in BALLS."""
+        ok = self.ok[["norm", "role", "eps", "sample", "success"]]
+        found: dict[str, dict[str, pd.DataFrame]] = {}
+        for (norm, role), rows in ok[ok["norm"].isin(BALLS)].groupby(["norm", "role"]):
+            found.setdefault(str(norm), {})[str(role)] = rows[["eps", "sample", "success"]]
+        return found
+
     def missing(self, *labels: str) -> str:
         """Return the reason why the probes with these names have no records that are ok."""
         for label in labels:
@@ -138,25 +147,27 @@ def binomial(k: int, n: int, p: float, alternative: Literal["greater", "less"] =
 
 def beaten_within(rows: pd.DataFrame, eps: float) -> pd.Series:
     """Return by sample, for the samples attacked at ε, whether any row at this ε or a smaller one beat it."""
-    at = rows.loc[np.isclose(rows["eps"], eps), "sample"].unique()
-    within = (rows["eps"] <= eps * (1 + 1e-9)) & rows["sample"].isin(at)
-    return rows.loc[within, ["sample", "success"]].groupby("sample")["success"].any()
+    sizes, samples = rows["eps"].to_numpy(), rows["sample"].to_numpy()
+    within = (sizes <= eps * (1 + 1e-9)) & np.isin(samples, samples[np.isclose(sizes, eps)])
+    return pd.Series(rows["success"].to_numpy()[within]).groupby(samples[within]).any()
 
 
-def compared_by_role(ok: pd.DataFrame, weaker: str, stronger: Iterable[str]) -> list[Comparison]:
+def compared_by_role(e: Evidence, weaker: str, stronger: Iterable[str]) -> list[Comparison]:
     """Compare how many inputs the attacks of a weaker role beat with what those of stronger roles beat together.
 
     The role of an attack, such as SINGLE_STEP or ITERATIVE, is what it shows in the diagnosis. There is one comparison
-    for each norm and ε at which attacks of the weaker role and of a stronger one ran. ok: the rows of finished cells.
+    for each norm and ε at which attacks of the weaker role and of a stronger one ran.
     """
     found = []
-    columns = ["norm", "role", "eps", "sample", "success"]
-    for norm, rows in ok.loc[ok["norm"].isin(BALLS), columns].groupby("norm"):
-        weak, strong = rows[rows["role"] == weaker], rows[rows["role"].isin(list(stronger))]
+    for norm, of_role in e.of_role.items():
+        there = [of_role[role] for role in stronger if role in of_role]
+        if weaker not in of_role or not there:
+            continue
+        weak, strong = of_role[weaker], pd.concat(there)
         for eps in sorted(set(weak["eps"]) & set(strong["eps"])):
             one, other = beaten_within(weak, eps).align(beaten_within(strong, eps), join="inner")
             if len(one):
-                where = f"{norm_text(str(norm))} ε = {eps_text(eps)}"
+                where = f"{norm_text(norm)} ε = {eps_text(eps)}"
                 found.append(Comparison(where, len(one), int((one & ~other).sum()), int((other & ~one).sum())))
     return found
 

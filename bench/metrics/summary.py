@@ -15,6 +15,7 @@ from manifold_bench.bench.metrics.robustness import (
     inputs_of,
     is_fooling,
     median_distances,
+    numbered,
     over_seeds,
     per_inputs,
     without_calibration,
@@ -95,8 +96,8 @@ def strongest(summary: pd.DataFrame, eps: float) -> Strongest:
     summary: rows of `summary` of one data set, defense and norm, with or without its clean row and worst cases. An
     attack counts at every ε' ≤ ε, because the smaller ball lies in the larger one.
     """
-    ok = summary[(summary["kind"] == ATTACK) & (summary["status"] == "ok") & (summary["eps"] <= eps)]
-    alone = ok.groupby("attack")["robust_accuracy"].min().dropna()
+    ok = (summary["kind"] == ATTACK) & (summary["status"] == "ok") & (summary["eps"] <= eps)
+    alone = summary.loc[ok, "robust_accuracy"].groupby(summary.loc[ok, "attack"]).min().dropna()
     if alone.empty:
         return Strongest((), np.nan)
     clean = summary.loc[summary["kind"] == CLEAN, "robust_accuracy"]
@@ -121,8 +122,7 @@ def cell_case(cell: pd.DataFrame) -> Case:
     statuses = cell["status"].to_numpy(dtype=object)
     first = int(statuses.argmin())  # `failed` sorts before `ok`, so that a cell is ok only if all of it is
     status = str(statuses[first])
-    names = (*CELL, "kind", "reason")
-    about: dict[str, object] = dict(zip(names, cell[list(names)].iloc[first], strict=True))
+    about: dict[str, object] = {name: cell[name].iloc[first] for name in (*CELL, "kind", "reason")}
     return _case(about, status, cell[:0] if status != "ok" else cell, cell)
 
 
@@ -160,8 +160,9 @@ def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, st
 
     There are no rows where the status is failed or skipped.
     """
-    within, here = records["eps"] <= eps, records["eps"] == eps
-    states = {status: records["status"] == status for status in ("ok", "failed", "skipped")}
+    sizes, statuses = records["eps"].to_numpy(), records["status"].to_numpy(dtype=object)
+    within, here = sizes <= eps, sizes == eps
+    states = {status: statuses == status for status in ("ok", "failed", "skipped")}
     if not (here & states["ok"]).any():
         status = "failed" if (here & states["failed"]).any() else "skipped"
         return records[:0], status, _named_reasons(records[here & states[status]])
@@ -170,15 +171,14 @@ def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, st
     if len(failed):
         reason += f"; failed: {_named_reasons(failed)}"
     parts = ["attack", "eps"] if is_fooling(ok) else ["attack", "eps", "seed"]
-    inputs = inputs_of(ok)
-    pairs = ok[parts].assign(input=inputs).drop_duplicates()
-    cells = pairs.groupby("input").size()
-    common = cells.index[cells == len(pairs[parts].drop_duplicates())]
-    if len(common) < len(cells):
-        reason += f"; over the {len(common)} inputs of {len(cells)} that all of them attacked"
-        ok = ok[inputs.isin(common)]
-    whole = len(failed) == 0 and len(common) == len(cells)
-    return ok, "ok" if whole else "partial", reason
+    cell, place = numbered(*(ok[part] for part in parts)), numbered(inputs_of(ok))
+    count = place.max() + 1
+    attacked = np.bincount(np.unique(cell * count + place) % count)  # number of cells of each input
+    common = attacked == cell.max() + 1
+    if not common.all():
+        reason += f"; over the {common.sum()} inputs of {count} that all of them attacked"
+        ok = ok[common[place]]
+    return ok, "ok" if len(failed) == 0 and common.all() else "partial", reason
 
 
 def with_figures(cases: Sequence[Case]) -> pd.DataFrame:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import pandas as pd
+import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records import measurements
 from manifold_bench.bench.records.files import STRICT, Name, Positive, Whole, parsed
 from manifold_bench.bench.records.provenance import KernelsPart, stored_provenance
-from manifold_bench.bench.records.schema import IMAGE_COLUMNS, PROBE, PROBED, contradiction
-from manifold_bench.bench.records.store import Contents, DamagedRecords, Entry, Store, distinct_kernels, key_in
+from manifold_bench.bench.records.schema import IMAGE_COLUMNS, PROBE, PROBED, as_frame, contradiction
+from manifold_bench.bench.records.store import DamagedRecords, Entry, Store, Stored, distinct_kernels, key_in
 from manifold_bench.bench.text import eps_text, norm_text
 from manifold_bench.defenses.identity import JsonObject
 
@@ -65,15 +66,15 @@ class _Identity(BaseModel):
     num_classes: Positive
 
 
-def _check_identity(stored: Contents, path: Path) -> None:
+def _check_identity(stored: Stored, path: Path) -> None:
     """Raise InputError where the metadata of a record file is invalid, or its images have another shape."""
     try:
         identity = parsed(json.dumps(stored.identity).encode(), _Identity)
         if stored.kernels is not None:
             parsed(json.dumps(stored.kernels).encode(), KernelsPart)
         size = math.prod(identity.shape)
-        for column in (one for one in IMAGE_COLUMNS if one in stored.rows):
-            images = stored.rows[column].dropna()
+        for column in (one for one in IMAGE_COLUMNS if one in stored.table.column_names):
+            images = stored.table[column].drop_null().to_pylist()
             if not all(isinstance(image, bytes) and len(image) in (size, 4 * size) for image in images):
                 raise ValueError(f"{column}: not images of shape {list(identity.shape)}")
     except ValueError as error:
@@ -111,11 +112,11 @@ class Results:
             raise InputError(f"{folder}: no records here; a run's folder holds records/*.parquet")
         entries = store.index()
         there = {key_in(entry.file): entry for entry in entries if (store.folder / entry.file).exists()}
-        stored = {key: store.contents(store.folder / entry.file) for key, entry in there.items()}
+        stored = {key: store.stored(store.folder / entry.file) for key, entry in there.items()}
         for key, one in stored.items():
             _check_identity(one, store.folder / there[key].file)
-        frames = [one.rows.assign(key=key) for key, one in stored.items()]
-        rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"kind": pd.Series(dtype="string")})
+        keyed = [one.table.append_column("key", pa.array([key] * len(one.table))) for key, one in stored.items()]
+        rows = as_frame(keyed) if keyed else pd.DataFrame({"kind": pd.Series(dtype="string")})
         if len(rows) and (found := contradiction(rows)):
             file = store.folder / there[str(rows["key"].iloc[found.row])].file
             raise DamagedRecords(f"{file}: damaged ({found.fault}); delete it and run again, which repeats its job")

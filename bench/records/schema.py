@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from manifold_bench.bench.text import is_printable
 from manifold_bench.defenses.identity import JsonObject
@@ -142,24 +143,45 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[[*DTYPES, *answers, *images]].astype(DTYPES | answers)
 
 
-def as_stored(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns of a stored frame in order; raises ValueError where one is missing or has another type.
+STORED_AS = {
+    "string": (pa.large_string(), pa.string()),
+    "int64": (pa.int64(),),
+    "float64": (pa.float64(),),
+    "bool": (pa.bool_(),),
+}
+"""Type of a column → the types that it may have in a file."""
+
+
+def as_stored(table: pa.Table) -> pa.Table:
+    """Return the columns of a stored table in order; raises ValueError where one is missing or has another type.
 
     Columns that were added later (`ADDED`) may be missing.
     """
-    if missing := [column for column in ADDED if column not in frame]:
-        frame = frame.assign(**dict.fromkeys(missing, np.nan))
-    answers = ANSWERS if any(column in frame for column in ANSWERS) else {}
-    found = frame.dtypes.to_dict()
+    found = dict(zip(table.column_names, table.schema.types, strict=True))
+    for column in (one for one in ADDED if one not in found):
+        table, found[column] = table.append_column(column, pa.array(np.full(len(table), np.nan))), pa.float64()
+    answers = ANSWERS if any(column in found for column in ANSWERS) else {}
     for column, kind in (DTYPES | answers).items():
         if column not in found:
             raise ValueError(f"column {column}: missing")
-        if found[column] != kind:
+        if found[column] not in STORED_AS[kind]:
             raise ValueError(f"column {column}: {found[column]}, not {kind}")
-    images = [column for column in IMAGE_COLUMNS if column in frame]
+        if kind in ("int64", "bool") and table[column].null_count:
+            raise ValueError(f"column {column}: a value is missing")
+    images = [column for column in IMAGE_COLUMNS if column in found]
     if 0 < len(images) < len(IMAGE_COLUMNS):
         raise ValueError(f"columns of images: only {', '.join(images)} of {', '.join(IMAGE_COLUMNS)}")
-    return frame[[*DTYPES, *answers, *images]]
+    return table.select([*DTYPES, *answers, *images])
+
+
+def as_frame(tables: Sequence[pa.Table]) -> pd.DataFrame:
+    """Return the rows of several tables, one below the other, with the types of the schema.
+
+    Columns that not all tables have (`ANSWERS`, `IMAGE_COLUMNS`) have missing values in the rows of the others.
+    """
+    table = pa.concat_tables(tables, promote_options="permissive")
+    texts = dict.fromkeys(STORED_AS["string"], pd.StringDtype())
+    return table.to_pandas(types_mapper=texts.get, ignore_metadata=True)
 
 
 def protocol(randomized: bool, draws: int) -> str:
@@ -185,7 +207,7 @@ ROUNDING = 1e-5
 """Relative and absolute tolerance by which a stored distance may exceed ε, at least that of `attacks.threat.within`."""
 
 
-def foreign(rows: pd.DataFrame, identity: JsonObject) -> str | None:
+def foreign(rows: pa.Table, identity: JsonObject) -> str | None:
     """Return how the rows of a file differ from those of the job with that identity; None where they do not.
 
     They have to be about its split, defense, attack, norm, seed and protocol, and to hold each of its inputs (with each
@@ -196,7 +218,7 @@ def foreign(rows: pd.DataFrame, identity: JsonObject) -> str | None:
     own |= {name: identity[name]["label"] for name in ("defense", "attack")}
     own["split"] = dataset["split"]
     for column, value in own.items():
-        if list(rows[column].unique()) != [value]:
+        if rows[column].unique().to_pylist() != [value]:
             return f"column {column}: not {value!r}, as in its identity"
     sizes, size = np.unique(rows["eps"].to_numpy(), return_inverse=True)
     if set(sizes) != {float(eps) for eps in identity["eps"]}:

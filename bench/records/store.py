@@ -25,7 +25,7 @@ from pydantic import BaseModel
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.files import FileName, Name, parsed, read_json
-from manifold_bench.bench.records.schema import REVISION, as_stored, contradiction, foreign, typed
+from manifold_bench.bench.records.schema import REVISION, as_frame, as_stored, contradiction, foreign, typed
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import atomic_write, regular
 from manifold_bench.defenses.identity import JsonObject, key_of
@@ -89,6 +89,14 @@ class Contents(NamedTuple):
     kernels: JsonObject | None
 
 
+class Stored(NamedTuple):
+    """`Contents` with the rows as an Arrow table."""
+
+    table: pa.Table
+    identity: JsonObject
+    kernels: JsonObject | None
+
+
 class Store:
     """The folder `records` in a run's output folder. Several processes may write different jobs at once."""
 
@@ -124,16 +132,21 @@ class Store:
         return self.contents(path)[:2]
 
     def contents(self, path: Path) -> Contents:
-        """Return the content of a record file, with rows of the schema's types.
+        """Return the content of a record file, with rows of the schema's types; raises the errors of `stored`."""
+        table, identity, kernels = self.stored(path)
+        return Contents(as_frame([table]), identity, kernels)
+
+    def stored(self, path: Path) -> Stored:
+        """Return the content of a record file as an Arrow table, of which many are quickly joined (`schema.as_frame`).
 
         Raises DamagedRecords, or InputError for records of another revision. `schema.contradiction` checks the values.
         """
         with _reading(path):
             file, identity, kernels = self._opened(path)
-            rows = as_stored(file.read(use_threads=False).to_pandas())
-            if fault := foreign(rows, identity):
+            table = as_stored(file.read(use_threads=False))
+            if fault := foreign(table, identity):
                 raise ValueError(fault)
-            return Contents(rows, identity, kernels)
+            return Stored(table, identity, kernels)
 
     def _opened(self, path: Path) -> tuple[pq.ParquetFile, JsonObject, JsonObject | None]:
         """Return a record file after checking its checksum, with its identity and kernels."""

@@ -60,7 +60,8 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, Jso
             for k, (title, image) in enumerate(zip(titles, images, strict=True)):
                 left, top = group * j + (wide + gap) * k, row * i
                 colour = OKABE_ITO[1] if k == 1 and record["success"] else "black"
-                look: JsonObject = {"ha": "center", "va": "bottom", "fontsize": 7, "color": colour}
+                # constrained layout need not measure captions, because they lie within the axes
+                look: JsonObject = {"ha": "center", "va": "bottom", "fontsize": 7, "color": colour, "in_layout": False}
                 axes.text(left + 0.5 * wide, top - 0.04 * high, title, **look)
                 shown = np.full(shape[1:], NO_IMAGE, dtype=np.uint8) if image is None else image
                 canvas[top : top + shape[1], left : left + shape[2]] = shown if shown.ndim == 3 else shown[:, :, None]

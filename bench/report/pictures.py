@@ -28,8 +28,9 @@ def shown_inputs(cell: pd.DataFrame, limit: int) -> Sequence[Row]:
 
     Where an input has several rows (by target class or seed), a successful one is taken, if there is any.
     """
-    best = cell.assign(input=inputs_of(cell)).sort_values("success", ascending=False, kind="stable")
-    return best.drop_duplicates("input").sort_index().head(limit).to_dict("records")
+    rows = pd.DataFrame({"input": inputs_of(cell), "success": cell["success"]})
+    best = rows.sort_values("success", ascending=False, kind="stable").drop_duplicates("input")
+    return cell.loc[sorted(best.index)[:limit]].to_dict("records")
 
 
 def pixels(raw: object, shape: list[int]) -> np.ndarray | None:

@@ -235,7 +235,8 @@ def heat_map(panel: Panel) -> Figure:
                 continue
             shares[i, j] = row["robust_accuracy"]
             text = f"{100 * shares[i, j]:.1f}" + ("‡" if row["status"] == "partial" else "")
-            axes.text(j, i, text, ha="center", va="center", color=style.shade(shares[i, j])[1], fontsize=8)
+            look: style.Style = {"color": style.shade(shares[i, j])[1], "fontsize": 8, "in_layout": False}
+            axes.text(j, i, text, ha="center", va="center", **look)
     image = axes.imshow(100 * shares, cmap=style.COLOURS, vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(len(columns)), heads, rotation=50, ha="right", rotation_mode="anchor", fontsize=7.5)
     axes.get_xticklabels()[-1].set_fontweight("bold")
@@ -271,15 +272,15 @@ def measured_curves(title: str, name: str, lines: dict[str, list[tuple[float, fl
 def _hatched(axes: Axes, x: float, y: float, text: str) -> None:
     axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.9", edgecolor="0.75", hatch="////", lw=0))
     ground = {"facecolor": "0.95", "edgecolor": "none", "pad": 1}
-    axes.text(x, y, text, ha="center", va="center", fontsize=7, bbox=ground)
+    axes.text(x, y, text, ha="center", va="center", fontsize=7, bbox=ground, in_layout=False)
 
 
 def _scored(records: pd.DataFrame, norm: str) -> pd.DataFrame:
     """Return the clean rows and those of a norm, of the defenses that give a score for every input."""
-    rows = records[(records["kind"] == CLEAN) | (records["norm"] == norm)]
-    silent = rows[(rows["status"] == "ok") & (rows["clean_score"].isna() | rows["adv_score"].isna())]
-    clean = rows[(rows["kind"] == CLEAN) & (rows["status"] == "ok")]
-    return rows[rows["defense"].isin(set(clean["defense"]) - set(silent["defense"]))]
+    ok, clean, defense = records["status"] == "ok", records["kind"] == CLEAN, records["defense"]
+    here = clean | (records["norm"] == norm)
+    silent = defense[here & ok & (records["clean_score"].isna() | records["adv_score"].isna())]
+    return records[here & defense.isin(set(defense[clean & ok].unique()) - set(silent.unique()))]
 
 
 def _searched(records: pd.DataFrame, minimal: Collection[str]) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from matplotlib.transforms import ScaledTranslation
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that people with any kind of colour vision can distinguish (Okabe and Ito 2008), without the pale yellow."""
 
-COLOURS = "viridis"
+COLOURS = colormaps["viridis"]
 """Colour map of heat maps: perceptually uniform, also in grey and for people with any kind of colour vision."""
 
 Style = dict[str, Any]
@@ -51,7 +51,7 @@ def shade(share: float) -> tuple[str, str]:
 
     The text has the one with the higher contrast as WCAG 2 defines it.
     """
-    colour = colormaps[COLOURS](share)
+    colour = COLOURS(share)
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
     luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
     return to_hex(colour), "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000000"

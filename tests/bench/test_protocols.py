@@ -6,6 +6,7 @@ import math
 from itertools import product
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from handmade import cell, run
 from one_job import planned, ran
@@ -15,7 +16,7 @@ from manifold_bench.bench.metrics.paired import changed
 from manifold_bench.bench.metrics.protocols import PROTOCOLS, protocols
 from manifold_bench.bench.metrics.shares import wilson
 from manifold_bench.bench.metrics.summary import summary
-from manifold_bench.bench.records.schema import ANSWERS, as_stored, contradiction, typed
+from manifold_bench.bench.records.schema import ANSWERS, as_frame, as_stored, contradiction, typed
 from manifold_bench.bench.report.protocols import protocol_tables
 
 R = -1
@@ -96,10 +97,10 @@ def test_columns_of_answers_are_stored_whole_or_not_at_all():
     kept = [typed(own) for _, own in records.groupby("key")]
     assert sorted(len(set(ANSWERS) & set(own)) for own in kept) == [0, 0, 5, 5]
     for own in kept:
-        pd.testing.assert_frame_equal(as_stored(own), own)
+        pd.testing.assert_frame_equal(as_frame([as_stored(pa.Table.from_pandas(own))]), own.reset_index(drop=True))
     whole = next(own for own in kept if "answers" in own)
     with pytest.raises(ValueError, match="majority_answer"):
-        as_stored(whole.drop(columns="majority_answer"))
+        as_stored(pa.Table.from_pandas(whole.drop(columns="majority_answer")))
 
 
 N = 400
