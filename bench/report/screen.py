@@ -24,6 +24,8 @@ SCREEN_LEGEND = (
     "attacks look too weak; ‖ the attack stopped trying"
 )
 
+COMPARED = "rank 1: no other is better; a range, as 60–70 %: each pair is compared under the attacks that both have"
+
 
 def print_report(report: Report, console: Console) -> None:
     """Print the tables, the diagnosis, the comparisons of systems named on the command line, and the verdicts."""
@@ -38,7 +40,7 @@ def print_report(report: Report, console: Console) -> None:
     for line in diagnosis_lines(report.diagnosis):
         print_text(console, line)
     for name, lines in report.rankings.items():
-        print_text(console, f"How {name} compares:")
+        print_text(console, f"How {name} compares ({COMPARED}):")
         for line in lines or ["this run has nothing to compare it with"]:
             print_text(console, line, indent="  ")
         console.print()

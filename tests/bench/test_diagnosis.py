@@ -24,6 +24,7 @@ from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import PROBE, UNSTEADY
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.report.__main__ import main
+from manifold_bench.bench.report.diagnosis import diagnosis_lines, diagnosis_tables
 from manifold_bench.bench.running.job import empty_records
 from manifold_bench.bench.running.measuring import run_measurement
 
@@ -154,6 +155,24 @@ def test_a_fail_marks_the_row_in_every_table_and_a_pass_does_not(folder, capsys)
     shown = capsys.readouterr().out
     assert "diagnosis digits / planted:Noisy: FAIL" in shown and "planted:Noisy ¶(" in shown
     assert "undefended ¶" not in shown
+
+
+@pytest.mark.parametrize(
+    ("results", "word"),
+    [
+        (["not run"] * 3, "not run"),
+        (["pass", "not run", "not run"], "incomplete"),
+        (["pass", "pass", "warn"], "warn"),
+        (["fail", "pass", "not run"], "FAIL"),
+    ],
+)
+def test_a_diagnosis_of_which_too_few_checks_ran_is_called_incomplete(results, word):
+    checks = [{"check": str(i), "title": f"check {i}", "result": one, "evidence": ""} for i, one in enumerate(results)]
+    overall = next((one for one in ("fail", "warn") if one in results), "not run")
+    diagnosis = {"defenses": [{"dataset": "d", "defense": "a", "result": overall, "checks": checks}]}
+    shown = "–" if word == "not run" else word
+    assert next(diagnosis_lines(diagnosis)).startswith(f"diagnosis d / a: {shown} (")
+    assert diagnosis_tables(diagnosis)[0].rows[0] == ["overall", shown]
 
 
 # --- checks on tables made by hand -----------------------------------------------------------------------------------

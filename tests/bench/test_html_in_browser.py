@@ -96,6 +96,17 @@ def test_the_leaderboard_filters(watched):
     assert [row[0] for row in watched.board()] == [EVIL]
 
 
+def test_only_the_notes_of_visible_rows_are_shown(watched):
+    notes = watched.page.locator("#leaderboard .notes li")
+    found = []
+    for family in ("", "none"):
+        watched.page.get_by_label("family", exact=True).select_option(family)
+        shown = [str(note.get_attribute("value")) for note in notes.all() if note.is_visible()]
+        assert shown == sorted({number for row in watched.board() for number in re.findall(r"\((\d+)\)", row[5])})
+        found.append(shown)
+    assert found == [["1", "2"], []]
+
+
 def test_a_field_of_the_matrix_opens_by_keyboard_and_gives_the_focus_back(watched):
     page = watched.page
     link = page.locator("#matrix .heat a", has_text="80.0").first

@@ -18,6 +18,7 @@ from manifold_bench.bench.metrics.summary import strongest
 from manifold_bench.bench.records.provenance import kernels_text
 from manifold_bench.bench.records.schema import WORST_CASE, Row
 from manifold_bench.bench.report.contents import Report
+from manifold_bench.bench.report.diagnosis import overall_text
 from manifold_bench.bench.report.html.cells import Cell, Cells, heat_map
 from manifold_bench.bench.report.plots import Drawn
 from manifold_bench.bench.report.style import shade
@@ -69,7 +70,7 @@ def write_page(report: Report, plots: Sequence[Drawn]) -> Path:
     )
     environment.filters |= {"norm": norm_text, "kernels": kernels_text}
     environment.filters |= {"inlined": _inlined, "unbroken": _unbroken, "marked": _marked}
-    environment.filters |= {"options_whole": _options_whole}
+    environment.filters |= {"options_whole": _options_whole, "overall": overall_text}
     cells = Cells(report)
     text = environment.get_template("report.html.jinja").render(
         report=report,
@@ -99,7 +100,7 @@ def leaderboard(report: Report) -> Leaderboard:
     fooled = summary[(summary["norm"] == FOOLING) & (summary["kind"] == WORST_CASE)]
     accepting = keyed(fooled, "dataset", "defense")
     families = {results.identities[key]["defense"]["label"]: entry.family for key, entry in results.index.items()}
-    diagnosed = {(one["dataset"], one["defense"]): one["result"] for one in report.diagnosis["defenses"]}
+    diagnosed = {(one["dataset"], one["defense"]): overall_text(one) for one in report.diagnosis["defenses"]}
     entries: list[Entry] = []
     strengths: dict[str, set[float]] = {}
     marks = Marks(summary, report.doubts)

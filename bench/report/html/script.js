@@ -17,6 +17,11 @@ function filter() {
       (strength.value ? data.strength === strength.value : "largest" in data)
     );
   }
+  // a note is shown where a visible row has its number
+  const shown = rows.filter((row) => !row.hidden).map((row) => row.textContent);
+  for (const note of document.querySelectorAll("#leaderboard .notes li")) {
+    note.hidden = !shown.some((text) => text.includes(`(${note.value})`));
+  }
   filters.querySelector("output").value = `${rows.filter((row) => !row.hidden).length} rows`;
 }
 
