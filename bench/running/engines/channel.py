@@ -40,7 +40,8 @@ class Channel:
         except (ValueError, safetensors.SafetensorError) as error:
             raise PartnerFailed(shortened(f"a message of the other process cannot be read ({error})")) from error
         if "failed" in words:
-            raise PartnerFailed(shortened(str(words["failed"])), str(words.get("traceback", "")))
+            reason = shortened(str(words["failed"])) or "the other process failed and gave no reason"
+            raise PartnerFailed(reason, str(words.get("traceback", "")))
         return words, tensors
 
     def serve(self, function: Callable[[], object]) -> None:
