@@ -171,7 +171,7 @@ class RangeAttack(Attack):
         return math.ceil(defense.inference_steps * self.starts * CONFIRMATIONS / sum(self.passes()))
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        return None if projects(defense) else "the defense projects on no generator, so that there are no latents"
+        return None if projects(defense) else "the defense projects on no generator, whose latents this attack changes"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         scene = Scene(target, x, y, self.norm, eps)

@@ -41,9 +41,9 @@ class Walk(Protocol):
 
 @dataclass(frozen=True)
 class Search:
-    """One descent for images x [N,C,H,W] with labels y [N], each with its own value of c.
+    """One descent, for images x [N,C,H,W] with labels y [N], on the penalty distance + c · margin of the logits.
 
-    weight: c [N]. It multiplies the margin of the logits, so it is in inverse units of the logits. nearest: the nearest
+    weight: the factor c of each image, [N], in inverse units of the logits. nearest: the nearest
     adversarial point met so far for each image; `Best` keeps the point of the largest value, here minus the distance.
     """
 

@@ -21,12 +21,13 @@ class Queries:
 
     point [N,C,H,W]: the image with the smallest perturbation within ε, of all queries that were successes on the
     deployed defense. distance [N] float64: size of that perturbation; ∞ where no query was a success.
-    All other values [N] cover the time before an input's first success. gradients: number of gradients. blind: number
-    of gradients that were exactly zero or not finite. moved: whether any query differed from x. improved: whether any
-    query came nearer than the first one to a wrong class, or to an accepted wrong class. It did not where the query
-    with the largest margin is nearer only because all logits are small there: their spread is less than 1/`SHRUNK` of
-    what it was at the first query, and in units of the spread the margin is no larger. Two classes tell nothing of
-    that. frozen: inputs about which nothing is recorded any more.
+    All other values [N] are about the queries before an input's first success. gradients: number of gradients. blind:
+    number of gradients that were exactly zero or not finite. moved: whether any query differed from x. improved:
+    whether a query came nearer than the first one to a wrong class, or to an accepted wrong class, by the margin: the
+    largest logit of a wrong class minus that of the right one. A margin that is larger only because all logits are
+    smaller is no improvement. The logits are smaller where their spread is less than 1/`SHRUNK` of that at the first
+    query, and the margin in units of the spread has not grown. With two classes the spread is the margin, so that this
+    cannot be seen. frozen: inputs about which nothing is recorded any more.
     """
 
     def __init__(self, x: Tensor, y: Tensor, aims: Tensor | None, norm: Norm, eps: float) -> None:

@@ -223,7 +223,11 @@ def window(x: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
 
 
 def oriented(x: Tensor, side: int, order: int, uniform: Tensor) -> Tensor:
-    """Return the `bump` of that side, transposed where the number in [0,1) is ≥ 0.5 → [n,1,side,side]."""
+    """Return the square perturbation `bump` n times, each upright or transposed by chance → [n,1,side,side].
+
+    side: height and width in pixels. order: 1 or 2, the norm (L1 or L2) in which it has size 1. uniform: random numbers
+    in [0, 1), [n]; from 0.5 on the perturbation is transposed.
+    """
     shape = bump(side, order).to(x)
     return torch.where((uniform < 0.5)[:, None, None, None], shape, shape.T)
 

@@ -144,7 +144,10 @@ class Choice:
 
 
 def importance(delta: Tensor, uneven: bool) -> Tensor:
-    """Return how often each value of perturbations [n,C,H,W] is chosen, in proportion, [n,D]; equal unless `uneven`."""
+    """Return the weights [n,D], D = C·H·W, with which the next values of perturbations [n,C,H,W] are drawn.
+
+    uneven: whether values near large perturbations are drawn more often; else all weights are 1.
+    """
     if not uneven:
         return torch.ones_like(delta.flatten(1))
     near = F.max_pool2d(delta.abs(), POOLED, stride=1, padding=POOLED // 2).flatten(1)

@@ -12,7 +12,7 @@ from typing import NoReturn
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.text import eps_of, nearest, norm_of
 
-DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h)")
+DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)")
 """The form of a duration: a number and its unit."""
 
 
@@ -23,7 +23,11 @@ class Parser(argparse.ArgumentParser):
         given, unknown = self.parse_known_args(arguments)
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(unknown[0], options)}")
+            places = [str(action.metavar or action.dest) for action in self._actions if not action.option_strings]
+            known = nearest(unknown[0], options)
+            if not any(text.startswith("-") for text in unknown):
+                known = f"; before them it takes {' '.join(places)}, and nothing else without an option" * bool(places)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{known}")
         for name, value in vars(given).items():
             if any("\0" in str(one) for one in (value if isinstance(value, list) else [value])):
                 self.error(f"argument {name}: holds a NUL character; remove it")
@@ -54,7 +58,7 @@ def _whole(text: str, least: int) -> int:
     return value
 
 
-UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 """Seconds of each unit of a duration."""
 
 

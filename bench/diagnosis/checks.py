@@ -67,7 +67,10 @@ CHECKS: dict[str, Check] = {}
 
 
 def check(title: str, meaning: str) -> Callable[[Callable[[Evidence], Finding]], Callable[[Evidence], Finding]]:
-    """Return a decorator that adds a function to CHECKS."""
+    """Return a decorator that adds a function to CHECKS, under the name of the function.
+
+    title: what should hold, as reports show it. meaning: why it should hold, and what to do where it does not.
+    """
 
     def add(find: Callable[[Evidence], Finding]) -> Callable[[Evidence], Finding]:
         CHECKS[find.__name__] = Check(title, meaning, find)

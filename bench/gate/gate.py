@@ -15,14 +15,14 @@ from rich.console import Console
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.gate.limits import Check, Limit, check
-from manifold_bench.bench.metrics.paired import Comparison, Joint, compare, joint
+from manifold_bench.bench.metrics.paired import VANISHED, Comparison, Joint, compare, joint
 from manifold_bench.bench.metrics.signs import SIGNS
 from manifold_bench.bench.records.provenance import kernels_text
 from manifold_bench.bench.records.results import Cell, Results, cell_text
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.table import markdown_grid, markdown_text
 from manifold_bench.bench.terminal import Line, print_grid, print_text
-from manifold_bench.bench.text import eps_text, norm_text, percent, printable
+from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent, printable
 from manifold_bench.defenses.identity import JsonObject
 
 FAILING = ("-", "!", "?")
@@ -144,6 +144,13 @@ class Gate:
         return "; ".join(parts)
 
     @property
+    def _gone(self) -> list[str]:
+        """The defenses of which every cell vanished: `gmvae on mnist5k`."""
+        pairs = {one.cell[:2]: None for one in self.found}
+        there = {one.cell[:2] for one in self.found if one.note != VANISHED}
+        return [f"{defense} on {dataset}" for dataset, defense in pairs if (dataset, defense) not in there]
+
+    @property
     def warnings(self) -> list[str]:
         """Sentences on what limits the meaning of the result, such as cells that could not be compared."""
         sentences = []
@@ -163,6 +170,11 @@ class Gate:
             sentences.append(
                 f"{len(fewer)} of {len(self.found)} cells lack inputs of the baseline, which the gate does not check: "
                 f"{cell_text(worst.cell)} lacks {worst.gone}. Run as many images as the baseline has."
+            )
+        if gone := self._gone:
+            sentences.append(
+                f"The new run has no cell of {', '.join(gone)}. If it was meant to have only some defenses, compare it "
+                "with a baseline of these (manifold-bench baseline)."
             )
         if self.lacking:
             sentences.append(
@@ -231,7 +243,11 @@ def print_gate(gate: Gate, console: Console) -> None:
     cells: list[Line] = []
     for pair, same in groupby(gate.found, key=lambda one: one.cell[:2]):
         cells += [Line()] * bool(cells) + [Line(" / ".join(pair))]
-        for one in same:
+        whole = list(same)
+        if all(one.note == VANISHED for one in whole):
+            cells.append(Line(f"? all {len(whole)} cells", [NOT_RUN] * 5, VANISHED, STYLES["?"]))
+            continue
+        for one in whole:
             figures, note = _row(one)[6:-1], one.note
             cells.append(Line(f"{one.sign} {_strength(one.cell)}", figures, note, STYLES.get(one.sign, "")))
     if cells:

@@ -19,6 +19,9 @@ from manifold_bench.defenses.identity import JsonObject
 SIGNIFICANCE = 0.05
 """Significance level of all cells together: the probability that any is called different although none is (Holm)."""
 
+VANISHED = "not in the new run"
+"""Note on a cell that only the baseline has."""
+
 COMPARABLE = (
     "dataset.indices_sha256",
     "dataset.n",
@@ -100,7 +103,7 @@ def _compared(cell: Cell, baseline: Results, new: Results) -> Comparison:
     """Return the comparison of one cell; if both runs have figures, with p not yet adjusted and the sign still ~."""
     before, why_before = baseline.status(cell)
     if cell not in new.cells:
-        return Comparison(cell, "?", "not in the new run")
+        return Comparison(cell, "?", VANISHED)
     after, why_after = new.status(cell)
     if before == after != "ok":
         return Comparison(cell, "=", f"{after} in both: {why_after}")

@@ -30,7 +30,10 @@ class Parameter(NamedTuple):
 
 
 def parameters(kind: Kind, cls: type[object]) -> list[Parameter]:
-    """Return the parameters of a system of that kind, those of its base classes first; data sets have none."""
+    """Return the parameters of a system, those of its base classes first; the list is empty for a data set.
+
+    kind: "datasets", "defenses" or "attacks". cls: the class of the system.
+    """
     owner = cls.Spec if issubclass(cls, Trainable) else cls  # the parameters of defenses are in a separate class
     if kind == "datasets" or not dataclasses.is_dataclass(owner):
         return []

@@ -80,10 +80,10 @@ def uneven_text(described: list[JsonObject]) -> str | None:
     uneven = sorted({layer for one in described for layer in one.get("uneven", ())})
     if not uneven:
         return None
-    more = f" and {len(uneven) - 1} more" if uneven[1:] else ""
+    layers = f"{len(uneven)} layers, such as {uneven[0]}," if uneven[1:] else f"one layer, {uneven[0]},"
     return (
-        f"note: on this machine {uneven[0]}{more} round differently for different batch sizes, so single inputs can "
-        "differ between runs with other batches; see docs/reproducibility.md"
+        f"note: on this machine {layers} may round an image's outputs differently in batches of other sizes, so that "
+        "single inputs can differ between runs; there is nothing to do (docs/reproducibility.md)"
     )
 
 

@@ -22,10 +22,11 @@ SIGNS = {"+": "better than", "-": "worse than", "~": "not significantly differen
 
 LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals: accepted and right when clean, and robust in the worst case over "
-    "the attacks that ran on both defenses or were skipped for one of them. The sign compares the defense of the first "
-    "row with that of the row: + better, - worse, ~ difference not significant, = no difference. In parentheses: "
-    "number of inputs that are right or robust only with the first row's defense / only with the other one, and p of "
-    "the exact McNemar test on the shared inputs, Holm-corrected over all comparisons on the data set (5 % level). "
+    "the attacks that the run has for both defenses. The sign compares the defense of the first row with that of the "
+    "row: + better, - worse, ~ difference not significant, = no difference. In parentheses: the first row's share "
+    "under the attacks that it shares with this row, where it is another one; number of inputs that are right or "
+    "robust only with the first row's defense / only with the other one; and p of the exact McNemar test on the shared "
+    "inputs, Holm-corrected over all comparisons on the data set (5 % level). "
     f"Rank: 1 + the number of defenses with a larger share. ‡ partial, see the table of that norm. {NOT_RUN} not in "
     "this run."
 )
@@ -72,7 +73,11 @@ def ranking_tables(found: pd.DataFrame, defense: str) -> list[Table]:
             others = rows.groupby("other")["other_share"].last().sort_values(ascending=False).index
             notes = Notes()
             lines = [[defense, *(_own_text(at) for at in strengths)]]
-            lines += [[str(other), *(_other_text(at.get(other), notes) for at in by_other)] for other in others]
+            shown = [NOT_RUN if one is None else percent(one["own_share"]) for one in map(_most, strengths)]
+            lines += [
+                [str(other), *(_other_text(at.get(other), own, notes) for at, own in zip(by_other, shown, strict=True))]
+                for other in others
+            ]
             title = f"{dataset}, {norm_text(str(norm))}: {defense} against every other defense"
             name = (str(dataset), str(norm), f"ranking-{defense}")
             made.append(Table(name, title, header, lines, notes, LEGEND))
@@ -80,22 +85,29 @@ def ranking_tables(found: pd.DataFrame, defense: str) -> list[Table]:
 
 
 def _own_text(rows: pd.DataFrame) -> str:
-    compared = rows[rows["sign"] != "x"]
-    if compared.empty:
+    most = _most(rows)
+    if most is None:
         return NOT_RUN
     place, among = rank(rows)
-    most = compared.sort_values("n").iloc[-1]
     return f"{percent_interval(most['own_share'], int(most['n']))}, rank {place} of {among}"
 
 
-def _other_text(row: Row | None, notes: Notes) -> str:
+def _most(rows: pd.DataFrame) -> Row | None:
+    """Return the comparison over most inputs, whose figures the first row shows; None where nothing was compared."""
+    compared = rows[rows["sign"] != "x"]
+    return compared.sort_values("n").iloc[-1].to_dict() if len(compared) else None
+
+
+def _other_text(row: Row | None, own: str, notes: Notes) -> str:
+    """Return a field of a row. own: the share that the first row shows, as text."""
     if row is None:
         return NOT_RUN
     number = f" {notes.number(row['reason'])}" if row["reason"] else ""
     if row["sign"] == "x":
         return f"not compared{number}"
     share = percent_interval(row["other_share"], int(row["n"]))
-    paired = f"({row['gained']:.0f}/{row['lost']:.0f}, p = {row['p']:.2g})"
+    against = "" if percent(row["own_share"]) == own else f"against {percent(row['own_share'])}: "
+    paired = f"({against}{row['gained']:.0f}/{row['lost']:.0f}, p = {row['p']:.2g})"
     return f"{share} {row['sign']} {paired}{' ‡' + number if number else ''}"
 
 

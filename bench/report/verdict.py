@@ -12,7 +12,7 @@ from manifold_bench.bench.diagnosis.diagnose import Diagnosis
 from manifold_bench.bench.metrics.effort import effort_note
 from manifold_bench.bench.metrics.summary import strongest
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import Row
+from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, STORED, Row
 from manifold_bench.bench.report.ranking import named_in
 from manifold_bench.bench.report.steps import ENOUGH, STRONG, Steps
 from manifold_bench.bench.report.tables import Doubts, Panel, keyed, panels
@@ -27,6 +27,12 @@ FIRST_LOOKS = {
 
 WIDE = 0.2
 """Width of a 95 % interval of robust accuracy from which on more images come first."""
+
+ELSEWHERE = (
+    "The images were made elsewhere. The figures say how many of these the defense withstands, and nothing about an "
+    "attack that is made on it."
+)
+"""What to think of figures on images that were made elsewhere."""
 
 FAILED = "Every attack failed, so nothing is known: mend what the reasons name, and run the same again."
 """Advice where no attack ended."""
@@ -94,7 +100,7 @@ def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doub
                 defense=label,
                 clean=_clean(rows),
                 left=[line for panel in attacked for line in _left(panel)] or ["No attack ran."],
-                trust=_trust(finding, marks),
+                trust=[ELSEWHERE, *marks] if _made_elsewhere(results, name, label) else _trust(finding, marks, steps),
                 advice=advice,
                 command=command,
             )
@@ -161,16 +167,23 @@ def _strongest(panel: Panel, worst: Row) -> str:
     return names + (f", {alone} {percent(found.share)} %" if together else "")
 
 
-def _trust(finding: JsonObject, marks: list[str]) -> list[str]:
+def _made_elsewhere(results: Results, dataset: str, defense: str) -> bool:
+    """Return whether all attacked images came from files, so that no attack was made on the defense."""
+    here = [one for one in results.identities.values() if one["dataset"]["name"] == dataset]
+    names = {one["attack"]["name"] for one in here if one["defense"]["label"] == defense}
+    return names - {CLEAN, CALIBRATION} == {STORED}
+
+
+def _trust(finding: JsonObject, marks: list[str], steps: Steps) -> list[str]:
     """Return sentences on how far to trust the figures; marks contradict a diagnosis that passes, so they join it."""
     if finding["result"] != "pass" or not marks:
-        return [_diagnosed(finding), *_misled(finding), *marks]
+        return [_diagnosed(finding, steps), *_misled(finding), *marks]
     passed = sum(check["result"] == "pass" for check in finding["checks"])
     doubts = "; ".join(mark.removesuffix(".") for mark in marks)
     return [f"{passed} checks of the diagnosis passed, but the marks of these figures raise doubts: {doubts}."]
 
 
-def _diagnosed(finding: JsonObject) -> str:
+def _diagnosed(finding: JsonObject, steps: Steps) -> str:
     result = finding["result"]
     titles = [check["title"] for check in finding["checks"] if check["result"] == result]
     if result == "fail":
@@ -179,7 +192,8 @@ def _diagnosed(finding: JsonObject) -> str:
         return f"The diagnosis has doubts about these figures, because this may not hold: {'; '.join(titles)}."
     if result == "pass":
         return f"The diagnosis found nothing against these figures ({len(titles)} checks passed)."
-    return "The whole diagnosis was not run (--diagnose), so it is not known whether the attacks worked as they should."
+    option = "--diagnose" if steps.is_of_command_line else "diagnose=True"
+    return f"The whole diagnosis was not run ({option}), so it is not known whether the attacks worked as they should."
 
 
 def _misled(finding: JsonObject) -> list[str]:

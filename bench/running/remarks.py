@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Self
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
@@ -23,6 +24,12 @@ from manifold_bench.defenses.weights import read_card
 
 ENOUGH = 8
 """Fewest clean images with which it is tested whether a defense only guesses."""
+
+RENUMBERED = 0.8
+"""Share of right answers after classes are renumbered from which on a remark says that their order may be wrong."""
+
+ENOUGH_OF_EACH = 5
+"""Fewest clean images for each class with which that is said: of fewer, guesses are often right when renumbered."""
 
 NEAR = 0.05
 """Largest distance, in each pixel, of images near clean ones that the defense answers twice."""
@@ -93,7 +100,18 @@ def _guesses(defense: Defense, clean: Verdict, labels: Tensor) -> Iterator[str]:
             advice = "; if it was trained on normalized images, say normalize = [mean, standard deviation]"
         if isinstance(defense, Model) and not defense.rejects and int(labels.max()) + 2 == defense.num_classes:
             advice += "; if its last output is a reject score, say rejects = true"
+        renumbered = _most_right(clean.labels, labels) / n
+        if renumbered >= RENUMBERED and n >= ENOUGH_OF_EACH * defense.num_classes:
+            advice += f"; {percent(renumbered)} % would be right if it numbered the classes otherwise, so its outputs "
+            advice += "and the labels seem to have the classes in different orders (a folder's are sorted by name)"
         yield f"it is right on {percent(right / n)} % of {n} clean images, as guesses are{advice}"
+
+
+def _most_right(answers: Tensor, labels: Tensor) -> int:
+    """Return how many answers are right if each class that a defense names means the class that suits them best."""
+    size = 1 + int(torch.cat([answers, labels]).max())
+    pairs = torch.bincount(size * answers.clamp_min(0) + labels, minlength=size * size).reshape(size, size).numpy()
+    return int(pairs[linear_sum_assignment(pairs, maximize=True)].sum())
 
 
 def _noise(like: Tensor) -> Tensor:

@@ -223,6 +223,13 @@ def test_vanished_whatever_it_was():
     assert [v.sign for v in compared(run(CLEAN, attacked(0, status="skipped")), CLEAN)] == ["=", "?"]
 
 
+def test_a_defense_that_vanished_is_one_line_and_a_warning(monkeypatch, capsys):
+    other = [cell(CLEAN, defense="b"), cell(defense="b"), cell("fgsm", defense="b")]
+    code, output = command(monkeypatch, capsys, run(CLEAN, attacked(0), *other), run(CLEAN, attacked(0)))
+    assert code == 1 and output.count("not in the new run") == 1 and "? all 3 cells" in output
+    assert "has no cell of b on digits" in " ".join(output.split())
+
+
 def command(monkeypatch, capsys, before: pd.DataFrame, after: pd.DataFrame) -> tuple[int, str]:
     """Exit code and output of the command on two runs."""
     runs = {"old": before, "new": after}

@@ -125,6 +125,13 @@ def test_exported_images_are_judged_as_they_were(made, folder, tmp_path):
     assert rows["success"].sum() > 0 and set(rows["attack"]) == {"pgd on undefended"}
 
 
+def test_the_verdict_says_that_no_attack_was_made_on_the_defense(folder, tmp_path, capsys):
+    (file,) = (folder / "exported").glob("*--0.2--*.npz")
+    judged(file, tmp_path / "out")
+    (verdict,) = mb.load(tmp_path / "out").verdicts
+    assert "The images were made elsewhere." in str(verdict) and "diagnos" not in str(verdict)
+
+
 def test_tensors_belong_to_the_first_test_images(test, tmp_path):
     images = (test.images[:6] + 0.1).clamp(0, 1)
     torch.save(images, tmp_path / "plain.pt")

@@ -64,6 +64,20 @@ def test_of_an_honest_defense_nothing_is_said(monkeypatch, tmp_path):
     assert remark(monkeypatch, tmp_path, Honest) == remark(monkeypatch, tmp_path, Rejecting) == ""
 
 
+def test_classes_in_another_order_than_the_labels_are_remarked_on(monkeypatch, tmp_path):
+    class It(Honest):
+        def forward(self, x: Tensor) -> Tensor:
+            return logits(x).roll(1, 1)
+
+    class Guessing(Honest):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.one_hot((1e6 * x.sum((1, 2, 3))).long() % 3, 3).float()
+
+    text = remark(monkeypatch, tmp_path / "rolled", It)
+    assert text.startswith("it is right on 0.0 % of 24 clean images, as guesses are; 100.0 % would be right if")
+    assert "numbered the classes" not in remark(monkeypatch, tmp_path / "guessing", Guessing)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_any_type_of_float_is_an_answer(monkeypatch, tmp_path, dtype):
     class It(Honest):

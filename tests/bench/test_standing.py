@@ -110,6 +110,17 @@ def test_there_is_a_line_for_each_strength():
     assert ranking_lines(against_others(alone, "mine")) == []
 
 
+def test_the_table_says_with_which_share_of_the_first_row_a_pair_was_compared():
+    """One more attack, which only two of the defenses met, beats ten inputs of the first one."""
+    more = [beaten(10, attack="more", defense="mine"), cell("more", labels=SOME, defense="strong")]
+    (table,) = ranking_tables(against_others(run(RECORDS, *more), "mine"), "mine")
+    own = table.rows[0][2].split(" ")[0]
+    compared = {line[0]: line[2] for line in table.rows[1:]}
+    assert {"80.0", "50.0"} > {own}
+    for other, share in {"strong": "50.0", "alike": "80.0", "weak": "80.0"}.items():
+        assert (f"(against {share}: " in compared[other]) == (share != own) == ("against" in compared[other])
+
+
 def test_the_table_begins_with_the_defense_and_goes_on_with_the_best():
     (table,) = ranking_tables(against_others(RECORDS, "mine"), "mine")
     assert table.name == ("digits", "linf", "ranking-mine")
