@@ -164,6 +164,11 @@ class Gate:
                 f"{len(fewer)} of {len(self.found)} cells lack inputs of the baseline, which the gate does not check: "
                 f"{cell_text(worst.cell)} lacks {worst.gone}. Run as many images as the baseline has."
             )
+        if fewer := [one for one in self.found if one.seeds_gone]:
+            sentences.append(
+                f"{len(fewer)} of {len(self.found)} cells lack seeds of the baseline, which the gate does not check: "
+                f"{cell_text(fewer[0].cell)} lacks {fewer[0].seeds_gone}. Run all of them to the end."
+            )
         if self.lacking:
             sentences.append(
                 f"{len(self.lacking)} of the baseline's jobs without records are not checked, the first one is "
