@@ -346,7 +346,9 @@ def accepts(e: Evidence) -> Finding:
     "the checks on harmless noise and on rounding.",
 )
 def reached(e: Evidence) -> Finding:
-    ran = (e.ok["role"] == ITERATIVE) & e.ok["norm"].isin(BALLS) & ~e.ok["clean_rejected"].astype(bool)
+    # an input that is not right when clean is not attacked, so that its answer, though accepted, is no attack's
+    attacked = ~e.ok["clean_rejected"].astype(bool) & (e.ok["clean_label"] == e.ok["label"])
+    ran = attacked & (e.ok["role"] == ITERATIVE) & e.ok["norm"].isin(BALLS)
     rows = e.ok[ran & ((e.ok["norm"] != "linf") | (e.ok["eps"] < min(LARGE)))]
     found = []
     for _, at in rows.groupby(["norm", "eps"]):

@@ -176,6 +176,11 @@ class Gate:
                 f"The new run has no cell of {', '.join(gone)}. If it was meant to have only some defenses, compare it "
                 "with a baseline of these (manifold-bench baseline)."
             )
+        if fewer := [one for one in self.found if one.seeds_gone]:
+            sentences.append(
+                f"{len(fewer)} of {len(self.found)} cells lack seeds of the baseline, which the gate does not check: "
+                f"{cell_text(fewer[0].cell)} lacks {fewer[0].seeds_gone}. Run all of them to the end."
+            )
         if self.lacking:
             sentences.append(
                 f"{len(self.lacking)} of the baseline's jobs without records are not checked, the first one is "

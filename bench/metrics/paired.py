@@ -49,7 +49,7 @@ class Comparison:
     new: share of them that is robust in each run, in [0, 1]. lost, gained: number of inputs robust only in the
     baseline, and only in the new run. p: exact McNemar test, Holm-adjusted over all cells that could be compared. n,
     baseline, new and p are None for a cell that could not. gone: number of the baseline's inputs that the new run does
-    not have.
+    not have. seeds_gone: number of the baseline's seeds that it does not have, where the two share others.
     """
 
     cell: Cell
@@ -62,6 +62,7 @@ class Comparison:
     gained: int = 0
     p: float | None = None
     gone: int = 0
+    seeds_gone: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,9 @@ def _compared(cell: Cell, baseline: Results, new: Results) -> Comparison:
     lost, gained = int((was & ~now).sum()), int((~was & now).sum())
     p = mcnemar(lost, gained)
     gone = len(baseline.cells[cell].drop_duplicates(["input_sha256", "label"])) - len(was)
-    return Comparison(cell, "~", "", len(was), float(was.mean()), float(now.mean()), lost, gained, p, gone)
+    seeds_gone = len(seeds - others) if seeds & others else 0
+    shares = float(was.mean()), float(now.mean())
+    return Comparison(cell, "~", "", len(was), *shares, lost, gained, p, gone, seeds_gone)
 
 
 def robust_inputs(cell: Cell, baseline: Results, new: Results) -> tuple[pd.Series, pd.Series]:

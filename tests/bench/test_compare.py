@@ -224,7 +224,7 @@ def test_vanished_whatever_it_was():
 
 
 def test_a_defense_that_vanished_is_one_line_and_a_warning(monkeypatch, capsys):
-    other = [cell(CLEAN, defense="b"), cell(defense="b"), cell("fgsm", defense="b")]
+    other = [cell(one, labels=[0] * N, defense="b") for one in ("clean", "a", "fgsm")]
     code, output = command(monkeypatch, capsys, run(CLEAN, attacked(0), *other), run(CLEAN, attacked(0)))
     assert code == 1 and output.count("not in the new run") == 1 and "? all 3 cells" in output
     assert "has no cell of b on digits" in " ".join(output.split())

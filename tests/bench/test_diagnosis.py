@@ -297,6 +297,8 @@ def test_an_evaluation_in_which_everything_attacked_is_rejected_has_failed():
     assert CHECKS["reached"].finding(evidence(rows(ITERATIVE, (), 20))).result == "pass"
     one = rejected.assign(adv_rejected=[False] + [True] * 19)
     assert CHECKS["reached"].finding(evidence(one)).result == "pass"
+    wrong_when_clean = one.assign(clean_label=[1] + [0] * 19, adv_label=[1] + [0] * 19)
+    assert CHECKS["reached"].finding(evidence(wrong_when_clean)).result == "fail"
 
 
 @pytest.mark.parametrize(("planted", "result"), [("pass", "pass"), ("not run", "warn"), ("fail", "fail")])

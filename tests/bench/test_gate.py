@@ -92,6 +92,13 @@ def test_inputs_and_jobs_that_are_not_compared_are_named_in_a_warning(tmp_path):
     assert [gone.name in one for one in lacking.warnings] == [True]
 
 
+def test_seeds_that_the_new_run_lacks_are_named_in_a_warning():
+    both = run(CLEAN, attacked(3, seed=0), attacked(3, seed=1))
+    assert not gate(both, both).warnings
+    fewer = gate(both, run(CLEAN, attacked(3, seed=0)))  # seed 1 was left out, or its records are gone
+    assert fewer.passes and ["a L∞ ε = 0.1 lacks 1." in one for one in fewer.warnings] == [True]
+
+
 def test_cells_that_failed_in_both_runs_are_named_in_a_warning():
     broken = run(CLEAN, attacked(0, status="failed", reason="why"))
     assert gate(broken, broken).warnings == ["1 cells failed in both runs, so the gate does not check them."]

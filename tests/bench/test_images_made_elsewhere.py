@@ -15,6 +15,8 @@ from manifold_bench.bench import judge
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.toml import toml
+from manifold_bench.bench.records.results import Results
+from manifold_bench.bench.report.contents import Report
 
 N = 16
 
@@ -125,10 +127,10 @@ def test_exported_images_are_judged_as_they_were(made, folder, tmp_path):
     assert rows["success"].sum() > 0 and set(rows["attack"]) == {"pgd on undefended"}
 
 
-def test_the_verdict_says_that_no_attack_was_made_on_the_defense(folder, tmp_path, capsys):
+def test_the_verdict_says_that_no_attack_was_made_on_the_defense(made, folder, tmp_path):
     (file,) = (folder / "exported").glob("*--0.2--*.npz")
     judged(file, tmp_path / "out")
-    (verdict,) = mb.load(tmp_path / "out").verdicts
+    (verdict,) = Report.of(Results.load(tmp_path / "out")).verdicts
     assert "The images were made elsewhere." in str(verdict) and "diagnos" not in str(verdict)
 
 
