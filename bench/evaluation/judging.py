@@ -23,7 +23,6 @@ from manifold_bench.bench.planning.sizes import check_size
 from manifold_bench.bench.records.images import FOLDER
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import STORED
 from manifold_bench.bench.records.store import file_name
 from manifold_bench.bench.running.board import Board, clock
 from manifold_bench.bench.running.devices import checked_device
@@ -96,7 +95,7 @@ def _choice(
     file.parent.mkdir(exist_ok=True)
     images.save(file)
     attack = StoredImages(norm=norm, sha256=content, file=file)
-    return AttackChoice(STORED, label, attack, (eps,)), tuple(map(int, images.indices))
+    return AttackChoice("stored-images", label, attack, (eps,)), tuple(map(int, images.indices))
 
 
 def _known(given: Namespace, meta: Mapping[str, object], key: str) -> object:

@@ -38,8 +38,8 @@ CLEAN. Thresholds that a figure needs are set on these, never on test images."""
 
 ATTACK: Literal["attack"] = "attack"
 
-STORED = "stored-images"
-"""Name of the attack that returns adversarial images made elsewhere, which the command `judge` reads from a file."""
+STORED = "StoredImages"
+"""Name, in identities, of the attack that returns images made elsewhere, which the command `judge` reads from files."""
 
 PROBED: Literal["probe"] = "probe"
 """Kind of the records of the diagnosis' own attacks. Only the diagnosis uses them; figures, tables and comparisons do

@@ -131,7 +131,7 @@ def test_the_verdict_says_that_no_attack_was_made_on_the_defense(made, folder, t
     (file,) = (folder / "exported").glob("*--0.2--*.npz")
     judged(file, tmp_path / "out")
     (verdict,) = Report.of(Results.load(tmp_path / "out")).verdicts
-    assert "The images were made elsewhere." in str(verdict) and "diagnos" not in str(verdict)
+    assert "The images were made elsewhere." in str(verdict) and "whole diagnosis" not in str(verdict)
 
 
 def test_tensors_belong_to_the_first_test_images(test, tmp_path):
