@@ -85,6 +85,7 @@ BAD: dict[str, Any] = {
     "seed negative": (f"seed = -1\n{DATA}{DEFENSES}{ATTACK}", ["seed: -1 is not allowed; give a number ≥ 0"]),
     "draws zero": (f"draws = 0\n{DATA}{DEFENSES}{ATTACK}", ["draws: 0 is not allowed; give a number ≥ 1"]),
     "timeout zero": (f"timeout = 0\n{DATA}{DEFENSES}{ATTACK}", ["timeout: 0", "give a number > 0"]),
+    "timeout of years": (f"timeout = 1e8\n{DATA}{DEFENSES}{ATTACK}", ["timeout: 100000000.0", "≤ 1000000"]),
     "timeout nan": (f"timeout = nan\n{DATA}{DEFENSES}{ATTACK}", ["timeout", "is not allowed"]),
     # data sets
     "unknown data set": (dataset('"digts"'), ["datasets[0]: unknown data set 'digts'; did you mean 'digits'?"]),
