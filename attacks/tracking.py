@@ -200,7 +200,7 @@ class Tracking(Attack):
         return math.ceil(defense.inference_steps * self.targets * CONFIRMATIONS / sum(self.passes()))
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        return None if projects(defense) else "the defense makes no projection that this attack could follow"
+        return None if projects(defense) else "the defense projects on no generator, which this attack follows"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         scene = Scene(target, x, y, self.norm, eps)

@@ -91,6 +91,7 @@ def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doub
         left = max(sized, key=lambda panel: panel.worst["robust_accuracy"].fillna(0).max(), default=None)
         sizes = left and (left.norm, sorted(left.worst["eps"].unique()))
         steps = Steps(results, name, label, sizes)
+        option = "--diagnose" if steps.is_of_command_line else "diagnose=True"
         failed = bool(worst) and all(row["status"] == "failed" for row in worst)
         width = max((row["robust_high"] - row["robust_low"] for row in worst if row["robust_accuracy"] >= 0), default=0)
         advice, command = (FAILED, "") if failed else _next(steps, finding, width)
@@ -100,7 +101,7 @@ def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doub
                 defense=label,
                 clean=_clean(rows),
                 left=[line for panel in attacked for line in _left(panel)] or ["No attack ran."],
-                trust=[ELSEWHERE, *marks] if _made_elsewhere(results, name, label) else _trust(finding, marks, steps),
+                trust=[ELSEWHERE, *marks] if _made_elsewhere(results, name, label) else _trust(finding, marks, option),
                 advice=advice,
                 command=command,
             )
@@ -174,16 +175,19 @@ def _made_elsewhere(results: Results, dataset: str, defense: str) -> bool:
     return names - {CLEAN, CALIBRATION} == {STORED}
 
 
-def _trust(finding: JsonObject, marks: list[str], steps: Steps) -> list[str]:
-    """Return sentences on how far to trust the figures; marks contradict a diagnosis that passes, so they join it."""
+def _trust(finding: JsonObject, marks: list[str], option: str) -> list[str]:
+    """Return sentences on how far to trust the figures; marks contradict a diagnosis that passes, so they join it.
+
+    option: how the user asks for the whole diagnosis.
+    """
     if finding["result"] != "pass" or not marks:
-        return [_diagnosed(finding, steps), *_misled(finding), *marks]
+        return [_diagnosed(finding, option), *_misled(finding), *marks]
     passed = sum(check["result"] == "pass" for check in finding["checks"])
     doubts = "; ".join(mark.removesuffix(".") for mark in marks)
     return [f"{passed} checks of the diagnosis passed, but the marks of these figures raise doubts: {doubts}."]
 
 
-def _diagnosed(finding: JsonObject, steps: Steps) -> str:
+def _diagnosed(finding: JsonObject, option: str) -> str:
     result = finding["result"]
     titles = [check["title"] for check in finding["checks"] if check["result"] == result]
     if result == "fail":
@@ -192,7 +196,6 @@ def _diagnosed(finding: JsonObject, steps: Steps) -> str:
         return f"The diagnosis has doubts about these figures, because this may not hold: {'; '.join(titles)}."
     if result == "pass":
         return f"The diagnosis found nothing against these figures ({len(titles)} checks passed)."
-    option = "--diagnose" if steps.is_of_command_line else "diagnose=True"
     return f"The whole diagnosis was not run ({option}), so it is not known whether the attacks worked as they should."
 
 

@@ -220,7 +220,10 @@ def test_more_images_come_before_an_attack_of_ones_own(n, more):
 def test_a_diagnosis_that_passes_and_a_mark_are_one_sentence():
     checks = [{"check": "moving", "title": "t", "result": "pass", "evidence": ""}] * 15
     for marks in (["§ The attacks look too weak: a."], ["§ The attacks look too weak: a.", "‡ Partial: b."]):
-        (sentence,) = verdict_module._trust({"result": "pass", "checks": checks}, marks)
+        (sentence,) = verdict_module._trust({"result": "pass", "checks": checks}, marks, "--diagnose")
         assert "15" in sentence and "§" in sentence and "nothing" not in sentence
-        assert len(verdict_module._trust({"result": "warn", "checks": checks}, marks)) == 1 + len(marks)
-    assert len(verdict_module._trust({"result": "pass", "checks": checks}, [])) == 1
+        assert len(verdict_module._trust({"result": "warn", "checks": checks}, marks, "--diagnose")) == 1 + len(marks)
+    assert len(verdict_module._trust({"result": "pass", "checks": checks}, [], "--diagnose")) == 1
+    for option in ("--diagnose", "diagnose=True"):
+        (sentence,) = verdict_module._trust({"result": "not run", "checks": []}, [], option)
+        assert f"({option})" in sentence
