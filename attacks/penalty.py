@@ -43,8 +43,8 @@ class Walk(Protocol):
 class Search:
     """One descent, for images x [N,C,H,W] with labels y [N], on the penalty distance + c · margin of the logits.
 
-    weight: the factor c of each image, [N], in inverse units of the logits. nearest: the nearest
-    adversarial point met so far for each image; `Best` keeps the point of the largest value, here minus the distance.
+    weight: the factor c of each image, [N], in inverse units of the logits. nearest: the nearest adversarial point met
+    so far for each image; `Best` keeps the point of the largest value, here minus the distance.
     """
 
     view: View

@@ -25,8 +25,8 @@ class Parser(argparse.ArgumentParser):
             options = [option for action in self._actions for option in action.option_strings]
             places = [str(action.metavar or action.dest) for action in self._actions if not action.option_strings]
             known = nearest(unknown[0], options)
-            if not any(text.startswith("-") for text in unknown):
-                known = f"; before them it takes {' '.join(places)}, and nothing else without an option" * bool(places)
+            if places and not any(text.startswith("-") for text in unknown):
+                known += f"; before them it takes {' '.join(places)}, and nothing else without an option"
             self.error(f"unrecognized arguments: {' '.join(unknown)}{known}")
         for name, value in vars(given).items():
             if any("\0" in str(one) for one in (value if isinstance(value, list) else [value])):

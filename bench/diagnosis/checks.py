@@ -34,7 +34,7 @@ from manifold_bench.bench.diagnosis.evidence import (
     share_text,
     worst_of,
 )
-from manifold_bench.bench.metrics.robustness import REJECTED, RIGHT, outcomes, robust
+from manifold_bench.bench.metrics.robustness import REJECTED, RIGHT, clean_right, outcomes, robust
 from manifold_bench.bench.metrics.shares import wilson
 from manifold_bench.bench.records.schema import CLEAN, LARGE, PROBE, UNSTEADY
 from manifold_bench.bench.text import eps_text, norm_text
@@ -104,10 +104,9 @@ def monotone(e: Evidence) -> Finding:
         sizes = sorted(rows["eps"].unique())
         for small, large in pairwise(sizes):
             at = [rows[rows["eps"] == eps].groupby("sample")["success"].any() for eps in (small, large)]
-            one, other = at[0].align(at[1], join="inner")
             name = str(attack).removeprefix(PROBE)
             where = f"{name}, {norm_text(str(norm))} ε = {eps_text(small)} against {eps_text(large)}"
-            compared.append(Comparison(where, len(one), int((one & ~other).sum()), int((other & ~one).sum())))
+            compared.append(Comparison.of(where, *at))
     if not compared:
         raise NotRun(f"{e.missing('pgd')}; with ladder = true success cannot fall, whatever the defense")
     return judged(compared, "{} fall at the smaller ε alone, {} at the larger alone")
@@ -347,8 +346,7 @@ def accepts(e: Evidence) -> Finding:
 )
 def reached(e: Evidence) -> Finding:
     # an input that is not right when clean is not attacked, so that its answer, though accepted, is no attack's
-    attacked = ~e.ok["clean_rejected"].astype(bool) & (e.ok["clean_label"] == e.ok["label"])
-    ran = attacked & (e.ok["role"] == ITERATIVE) & e.ok["norm"].isin(BALLS)
+    ran = clean_right(e.ok) & (e.ok["role"] == ITERATIVE) & e.ok["norm"].isin(BALLS)
     rows = e.ok[ran & ((e.ok["norm"] != "linf") | (e.ok["eps"] < min(LARGE)))]
     found = []
     for _, at in rows.groupby(["norm", "eps"]):

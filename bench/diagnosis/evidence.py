@@ -128,6 +128,12 @@ class Comparison(NamedTuple):
     only_weaker: int
     only_stronger: int
 
+    @classmethod
+    def of(cls, where: str, weaker: pd.Series, stronger: pd.Series) -> Comparison:
+        """Return the comparison on the samples that both have. weaker, stronger: whether each beat a sample."""
+        one, other = weaker.align(stronger, join="inner")
+        return cls(where, len(one), int((one & ~other).sum()), int((other & ~one).sum()))
+
     @property
     def p(self) -> float:
         """One-sided p of the exact McNemar test: the probability of such an advantage by chance."""
@@ -165,11 +171,9 @@ def compared_by_role(e: Evidence, weaker: str, stronger: Iterable[str]) -> list[
             continue
         weak, strong = of_role[weaker], pd.concat(there)
         for eps in sorted(set(weak["eps"]) & set(strong["eps"])):
-            one, other = beaten_within(weak, eps).align(beaten_within(strong, eps), join="inner")
-            if len(one):
-                where = f"{norm_text(norm)} ε = {eps_text(eps)}"
-                found.append(Comparison(where, len(one), int((one & ~other).sum()), int((other & ~one).sum())))
-    return found
+            where = f"{norm_text(norm)} ε = {eps_text(eps)}"
+            found.append(Comparison.of(where, beaten_within(weak, eps), beaten_within(strong, eps)))
+    return [one for one in found if one.n]
 
 
 def beyond_chance(count: int, n: int, shares: tuple[float, float], text: str) -> Finding:

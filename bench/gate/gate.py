@@ -144,11 +144,10 @@ class Gate:
         return "; ".join(parts)
 
     @property
-    def _gone(self) -> list[str]:
-        """The defenses of which every cell vanished: `gmvae on mnist5k`."""
-        pairs = {one.cell[:2]: None for one in self.found}
+    def vanished(self) -> list[tuple[str, str]]:
+        """Data set and name of the defenses of which the new run has no cell."""
         there = {one.cell[:2] for one in self.found if one.note != VANISHED}
-        return [f"{defense} on {dataset}" for dataset, defense in pairs if (dataset, defense) not in there]
+        return list(dict.fromkeys(one.cell[:2] for one in self.found if one.cell[:2] not in there))
 
     @property
     def warnings(self) -> list[str]:
@@ -171,9 +170,10 @@ class Gate:
                 f"{len(fewer)} of {len(self.found)} cells lack inputs of the baseline, which the gate does not check: "
                 f"{cell_text(worst.cell)} lacks {worst.gone}. Run as many images as the baseline has."
             )
-        if gone := self._gone:
+        if vanished := self.vanished:
+            names = ", ".join(f"{defense} on {dataset}" for dataset, defense in vanished)
             sentences.append(
-                f"The new run has no cell of {', '.join(gone)}. If it was meant to have only some defenses, compare it "
+                f"The new run has no cell of {names}. If it was meant to have only some defenses, compare it "
                 "with a baseline of these (manifold-bench baseline)."
             )
         if fewer := [one for one in self.found if one.seeds_gone]:
@@ -248,11 +248,11 @@ def print_gate(gate: Gate, console: Console) -> None:
     cells: list[Line] = []
     for pair, same in groupby(gate.found, key=lambda one: one.cell[:2]):
         cells += [Line()] * bool(cells) + [Line(" / ".join(pair))]
-        whole = list(same)
-        if all(one.note == VANISHED for one in whole):
-            cells.append(Line(f"? all {len(whole)} cells", [NOT_RUN] * 5, VANISHED, STYLES["?"]))
+        if pair in gate.vanished:
+            gone = list(same)
+            cells.append(Line(f"? all {len(gone)} cells", [NOT_RUN] * 5, VANISHED, STYLES["?"]))
             continue
-        for one in whole:
+        for one in same:
             figures, note = _row(one)[6:-1], one.note
             cells.append(Line(f"{one.sign} {_strength(one.cell)}", figures, note, STYLES.get(one.sign, "")))
     if cells:

@@ -100,8 +100,8 @@ def _guesses(defense: Defense, clean: Verdict, labels: Tensor) -> Iterator[str]:
             advice = "; if it was trained on normalized images, say normalize = [mean, standard deviation]"
         if isinstance(defense, Model) and not defense.rejects and int(labels.max()) + 2 == defense.num_classes:
             advice += "; if its last output is a reject score, say rejects = true"
-        renumbered = _most_right(clean.labels, labels) / n
-        if renumbered >= RENUMBERED and n >= ENOUGH_OF_EACH * defense.num_classes:
+        enough = n >= ENOUGH_OF_EACH * defense.num_classes
+        if enough and (renumbered := _most_right(clean.labels, labels) / n) >= RENUMBERED:
             advice += f"; {percent(renumbered)} % would be right if it numbered the classes otherwise, so its outputs "
             advice += "and the labels seem to have the classes in different orders (a folder's are sorted by name)"
         yield f"it is right on {percent(right / n)} % of {n} clean images, as guesses are{advice}"
