@@ -275,11 +275,17 @@ def _hashes(dataset: DatasetRef, split: str, indices: tuple[int, ...], seed: int
     return image_hashes(_images_of(dataset, split, indices, seed)[0])
 
 
-def are_of_inputs(rows: pd.DataFrame, job: Job) -> bool:
-    """Return whether the rows of a job are about the images and labels that it has in this process."""
-    columns = ["sample", "input_sha256", "label"]
-    own = _skeleton(job, inputs(job), 0.0)[columns].drop_duplicates()
-    return set(own.itertuples(index=False, name=None)) == set(rows[columns].itertuples(index=False, name=None))
+def differing(rows: pd.DataFrame, job: Job) -> str:
+    """Return what the rows of a job say otherwise than this process about its inputs; empty where they agree.
+
+    For example: images (3 of 4) and labels (1 of 4).
+    """
+    own, found = _skeleton(job, inputs(job), 0.0), []
+    for words, column in {"images": "input_sha256", "labels": "label"}.items():
+        here, there = (set(zip(one["sample"], one[column], strict=True)) for one in (own, rows))
+        if here != there:
+            found.append(f"{words} ({len(here - there)} of {len(here)})")
+    return " and ".join(found)
 
 
 def empty_records(job: Job, status: str, reason: str) -> pd.DataFrame:
