@@ -38,8 +38,9 @@ class Moments(NamedTuple):
     def step(self, rate: float | Tensor, number: int | Tensor, epsilon: float, floor: float = 0.0) -> Tensor:
         """Return rate · m̂ / (√v̂ + epsilon) after `number` gradients, to be subtracted; m̂ and v̂ are without bias.
 
-        number: one for all entries, or one for each. floor: least value of v̂, for a step that is differentiated: the
-        root has no derivative at 0.
+        number: one for all entries, or one for each. epsilon: 1e-8 as the paper has it, or less where gradients may be
+        so small that steps would become shorter for it. floor: least value of v̂, for a step that is differentiated:
+        the root has no derivative at 0.
         """
         mean, square = self.mean / (1 - DECAYS[0] ** number), self.square / (1 - DECAYS[1] ** number)
         return rate * mean / (square.clamp_min(floor).sqrt() + epsilon)

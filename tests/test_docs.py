@@ -212,6 +212,18 @@ def test_a_docstring_of_a_class_says_what_it_is_before_it_explains_parameters():
                 assert not re.match(r"[a-z_]\w+(, \w+)*: |See ", text), f"{path.name}: {node.name}"
 
 
+def test_every_promise_names_tests_that_exist():
+    page = PAGES["reliability.md"].read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "---" not in line]
+    for row in rows:
+        code = None
+        for file, name in re.findall(r"`((?:[\w/]+\.py)?)(?:::(\w+))?`", row.rpartition(" | ")[2]):
+            if file:
+                code = (ROOT / file if "/" in file else ROOT / "tests" / "bench" / file).read_text(encoding="utf-8")
+            assert code is not None and (not name or f"def {name}(" in code), (file, name)
+    assert len(rows) > 50
+
+
 def test_every_page_is_in_the_navigation_of_the_site():
     listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
     assert {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} <= set(listed)

@@ -12,6 +12,7 @@ import numpy as np
 from manifold_bench.bench.datasets.base import LabelledImages, WholeDataset, as_images
 from manifold_bench.bench.datasets.files import data_folders, read_image
 from manifold_bench.bench.errors import InputError, MissingData
+from manifold_bench.defenses.errors import said
 from manifold_bench.defenses.files import regular
 
 OBJECTS, VIEWS = 100, 72
@@ -28,8 +29,7 @@ def read_reduced(path: Path) -> np.ndarray:
         with np.load(regular(path)) as archive:
             pixels = archive["images"]
     except Exception as error:  # for a damaged archive numpy, zipfile and zlib raise exceptions of any kind
-        reason = " ".join(str(error).split())
-        raise InputError(f"data set 'coil100': {path} is damaged ({reason}); put the right file there") from error
+        raise InputError(f"data set 'coil100': {path} is damaged ({said(error)}); put the right file there") from error
     found = sha256(pixels)
     if found != REDUCED_SHA256:
         raise InputError(

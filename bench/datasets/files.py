@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from manifold_bench.bench.errors import InputError, MissingData
+from manifold_bench.defenses.errors import said
 from manifold_bench.defenses.files import regular
 
 
@@ -79,8 +80,9 @@ def read_image(path: Path, dataset: str, size: tuple[int, int]) -> Image.Image:
             f"data set {dataset!r}: {path.name} is not in {path.parent}; put the published images there"
         ) from error
     except Exception as error:  # for a damaged file Pillow raises exceptions of any kind
-        reason = " ".join(str(error).split())
-        raise InputError(f"data set {dataset!r}: {path} is damaged ({reason}); put the published file there") from error
+        raise InputError(
+            f"data set {dataset!r}: {path} is damaged ({said(error)}); put the published file there"
+        ) from error
     if image.size != size:
         raise InputError(
             f"data set {dataset!r}: {path} has {image.width}×{image.height} pixels, the published images "

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from linear import check_seed
+from linear import check_company, check_seed
 from rejecting import Band, Walled, images_below
 from toys import CNN, Linear, near_the_middle
 
@@ -67,16 +67,7 @@ def test_an_unbeaten_input_costs_what_passes_says_and_a_beaten_one_leaves(attack
 def test_results_are_the_same_bits_in_any_company(attack):
     model, x = CNN(), torch.rand(19, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     y, eps = model.verdict(x).labels, 0.02 if attack.norm == "linf" else 0.12
-    target = Target(model, 19)
-    together = attack.run(target, x, y, eps, 11)
-    for rows in (
-        torch.randperm(19, generator=torch.Generator().manual_seed(5)),
-        torch.tensor([18]),
-        torch.arange(3, 9),
-    ):
-        counted = Target(model, len(rows))
-        assert torch.equal(attack.run(counted, x[rows], y[rows], eps, 11), together[rows])
-        assert torch.equal(counted.forwards, target.forwards[rows])
+    check_company(attack, model, x, y, eps)
 
 
 @short

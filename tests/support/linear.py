@@ -51,6 +51,18 @@ def check_seed(attack: Any, defense: Any, x: Tensor, y: Tensor) -> None:
     assert not torch.equal(first, other)
 
 
+def check_company(attack: Any, defense: Any, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    """An input gets the same result, bit for bit, alone and among others; returns the forward passes of each [N]."""
+    target = Target(defense, len(x))
+    together = attack.run(target, x, y, eps, 11)
+    shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(5))
+    for rows in (shuffled, torch.tensor([len(x) - 1]), torch.arange(3, 9)):
+        counted = Target(defense, len(rows))
+        assert torch.equal(attack.run(counted, x[rows], y[rows], eps, 11), together[rows])
+        assert torch.equal(counted.forwards, target.forwards[rows])
+    return target.forwards
+
+
 def comparable(defense: Any, x: Tensor, ours: Tensor, theirs: Tensor, y: Tensor) -> Tensor:
     """Where our PGD and another must agree [N]: no success on the way (ours stops there), and no saturated loss.
 

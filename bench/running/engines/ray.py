@@ -11,7 +11,6 @@ import dataclasses
 import fcntl
 import hashlib
 import logging
-import os
 import platform
 import shutil
 import tempfile
@@ -34,6 +33,7 @@ from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.running.engines.calls import Call, CallQueue, Id, Outcome, PackedCall, Urgency, pack
 from manifold_bench.bench.running.engines.local import LocalEngine
 from manifold_bench.defenses.errors import one_line
+from manifold_bench.defenses.files import atomic_write
 from manifold_bench.defenses.identity import OWN, PROJECT
 
 TRIES = 3
@@ -199,9 +199,7 @@ def _write_files(call: Call[Id], message: Finished) -> Outcome[Id]:
         assert call.writes is not None
         path = call.writes / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        draft.write_bytes(content)
-        draft.replace(path)
+        atomic_write(path, content)
     ended = message.outcome
     return Outcome(call.id, ended.result, ended.failure, ended.memory)
 
