@@ -1,8 +1,9 @@
-"""The structure of the project: few rooms on few floors, and imports that all run down.
+"""The structure of the project: few rooms on few floors, imports that all run down, short files and signatures.
 
 For this count the code is divided into rooms: `attacks`, `defenses`, the package itself, and each folder and file that
 is directly in `bench`. A room that imports from no other is on floor 1. Any other room is one floor above the highest
-of the rooms that it imports from.
+of the rooms that it imports from. What `manifold_bench` offers and the commands that `python -m manifold_bench.bench`
+knows are looked up by name when they are used, and are not counted as imports.
 """
 
 from __future__ import annotations
@@ -59,3 +60,26 @@ def test_the_house_has_at_most_25_rooms_on_10_floors_without_a_circle():
         return 1 + max((floor(other) for other in below[one]), default=0)
 
     assert len(below) <= 25 and max(map(floor, below)) <= 10
+
+
+LONGEST, PARAMETERS, CONSTRUCTED = 400, 6, 5
+"""Most lines of a file, parameters of a function, and parameters of a constructor that does more than keep them.
+
+Records, such as dataclasses, have as many fields as what they describe, and their constructors are generated.
+"""
+
+
+def test_no_file_and_no_signature_is_long():
+    files = [path for part in ("attacks", "bench", "defenses", "tests") for path in (PROJECT / part).rglob("*.py")]
+    assert len(files) > 200
+    for file in files:
+        code = file.read_text(encoding="utf-8")
+        assert len(code.splitlines()) <= LONGEST, file
+        if file.is_relative_to(PROJECT / "tests"):
+            continue
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.FunctionDef):
+                given = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+                own = [one.arg for one in given if one.arg not in ("self", "cls")]
+                most = CONSTRUCTED if node.name == "__init__" else PARAMETERS
+                assert len(own) <= most, f"{file}: {node.name}({', '.join(own)})"
