@@ -212,6 +212,19 @@ def test_a_docstring_of_a_class_says_what_it_is_before_it_explains_parameters():
                 assert not re.match(r"[a-z_]\w+(, \w+)*: |See ", text), f"{path.name}: {node.name}"
 
 
+def test_figures_of_the_readme_are_on_the_page_of_their_paper():
+    """Whose tables another test compares with the committed records."""
+    papers = {"GMVAE": "ghosh2019", "Defense-GAN": "samangouei2018", "MagNet": "selective"}
+    found = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What was found")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\S.*?) \| .*? \| (.*) \|$", found.partition("Where these")[0], re.M)[1:]
+    assert len(rows) == 5
+    for defense, figures in rows:
+        page = PAGES[papers.get(re.split("[ ,]", defense)[0], "ilyas2017") + ".md"].read_text(encoding="utf-8")
+        for figure in re.findall(r"\d[\d,]*(?:\.\d+)?", re.sub(r"L∞ [\d. /]+|rejects 5 %|PGD-\d+", "", figures)):
+            shown = figure if "." in figure or "," in figure else rf"{figure}(\.\d+)?"
+            assert re.search(rf"(?<![\d.,]){shown}(?![\d])", page), (defense, figure)
+
+
 def test_every_promise_names_tests_that_exist():
     page = PAGES["reliability.md"].read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| ") and "---" not in line]
