@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 SETTINGS = {"MKL_CBWR": "AUTO,STRICT"}
@@ -44,5 +46,8 @@ def ensure_home() -> None:
     if home.is_absolute() and os.access(home, os.W_OK):
         return
     own = Path(tempfile.gettempdir()) / f"manifold-bench-{os.getuid()}"
-    own.mkdir(mode=0o700, exist_ok=True)
-    os.environ["HOME"] = str(own if own.stat().st_uid == os.getuid() else tempfile.mkdtemp(prefix="manifold-bench-"))
+    with suppress(FileExistsError):  # another user may have put a file or a link in its place
+        own.mkdir(mode=0o700, exist_ok=True)
+    there = own.lstat()
+    mine = stat.S_ISDIR(there.st_mode) and there.st_uid == os.getuid()
+    os.environ["HOME"] = str(own if mine else tempfile.mkdtemp(prefix="manifold-bench-"))

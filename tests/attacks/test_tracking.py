@@ -11,13 +11,21 @@ from torch import Tensor, nn
 from toys import Linear
 
 from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.latent import CONFIRMATIONS, Scene
+from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import inside, random_in_ball
 from manifold_bench.attacks.tracking import Chart, Followed, Tracking
+from manifold_bench.bench.datasets.digits import Digits
+from manifold_bench.bench.datasets.mnist import Mnist5k
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.running.judge import verdict
+from manifold_bench.defenses.base import Trainable
+from manifold_bench.defenses.defense_gan import PAPER, DefenseGAN
 from manifold_bench.defenses.solvers import MomentumSolver
+from manifold_bench.defenses.weights import fill_from_zoo, freeze, from_zoo
 
 LABELS = Projects().verdict(IN_PLANE).labels
 ATTACK = Tracking(norm="l2", steps=40, refresh=5, targets=2)
@@ -226,3 +234,63 @@ def test_what_follows_no_optimum_is_skipped_with_the_reason():
     )
     skipped = {job.defense.label: bool(job.skip) for job in make_plan(matrix, Options()).jobs if job.attack}
     assert skipped == {"undefended": True, "inc": False, "gmvae": True}
+
+
+def of_the_zoo(name: str, n: int) -> tuple[Trainable, Tensor, Tensor]:
+    """A defense of the zoo, and the first n test images and labels of its data set.
+
+    Defense-GAN has a shorter search than the paper's, from as many random starts.
+    """
+    data = Digits() if name.startswith("digits") else Mnist5k()
+    rows = torch.from_numpy(data.chosen(n))
+    if name == "mnist--defense-gan":
+        solver = replace(PAPER, steps=25)
+        defense: Trainable = DefenseGAN(DefenseGAN.Spec(shape=data.shape, num_classes=10, network="A", solver=solver))
+        for part in defense.named_parts.values():
+            fill_from_zoo(part, "mnist")
+        freeze(defense)
+    else:
+        defense = from_zoo(name.partition("--")[2], name.partition("--")[0])
+    return defense, data.test.images[rows], data.test.labels[rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "steps"),
+    [
+        ("mnist--inc-l-bfgs", 4, 10),
+        ("mnist--enhanced-inc-l-bfgs", 4, 10),
+        pytest.param("digits--inc", 4, 10, marks=pytest.mark.slow),
+        pytest.param("mnist--inc", 4, 10, marks=pytest.mark.slow),
+        pytest.param("mnist--enhanced-inc", 4, 10, marks=pytest.mark.slow),
+        pytest.param("mnist--defense-gan", 2, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_it_attacks_the_trained_defenses_that_project(name, n, steps):
+    defense, x, y = of_the_zoo(name, n)
+    attack = Tracking(norm="linf", steps=steps, refresh=5, targets=1, optima=2)
+    # What it declares is for 32 latents and one optimum
+    more = max(1.0, defense.generator.latent / 32 * (attack.optima if defense.randomized else 1))
+    spent = {}
+    for eps in (1e-3, 1.0):
+        queries = Queries(x, y, None, "linf", eps)
+        target = Target(defense, n, queries=queries)
+        torch.manual_seed(0)
+        out = attack.run(target, x, y, eps, 0)
+        assert inside(out, x, "linf", eps).all() and inside(queries.point, x, "linf", eps).all()
+        assert target.forwards.max() <= more * attack.passes()[0]
+        assert target.backwards.max() <= more * attack.passes()[1]
+        beaten, claimed = verdict(defense, out, y, 3, 0).wrong(y), queries.distance.isfinite()
+        assert defense.randomized or torch.equal(beaten, claimed), "the judge confirms what it claims"
+        assert not beaten.any() if eps < 0.01 else beaten.any()
+        spent[eps] = target.forwards + target.backwards
+    assert spent[1.0].sum() < spent[1e-3].sum(), "what is beaten leaves the batch"
+
+
+@pytest.mark.slow
+def test_no_fewer_fall_than_by_bpda_with_as_many_steps():
+    defense, x, y = of_the_zoo("mnist--inc-l-bfgs", 4)
+    fallen = [
+        verdict(defense, attack.run(Target(defense, 4), x, y, 0.2, 0), y, 1, 0).wrong(y).sum()
+        for attack in (Tracking(norm="linf", steps=10, refresh=5, targets=2), PGD(norm="linf", steps=10))
+    ]
+    assert fallen[0] > 0 and fallen[0] >= fallen[1]

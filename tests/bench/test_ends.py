@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from commands import bench_run, command, environment, one_error_line, record_files, records
 
 from manifold_bench.bench.run import main
+from manifold_bench.bench.running.environment import ensure_home
 
 MATRIX = """
 datasets = [{ name = "digits", n = 6 }]
@@ -175,19 +177,59 @@ pwd.getpwuid = unknown
 """
 
 
+def homeless_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A run that imports ART, of a user without HOME and without an entry; temporary files are in that folder."""
+    (folder / "sitecustomize.py").write_text(NOBODY, encoding="utf-8")
+    env = environment(folder / "cache", path=str(folder), TMPDIR=str(folder))
+    env = {name: value for name, value in env.items() if name not in ("HOME", "MANIFOLD_BENCH_CACHE", "XDG_CACHE_HOME")}
+    return subprocess.run(
+        [sys.executable, "-m", "manifold_bench.bench", "run", "--matrix", "smoke", "--defense", "undefended",
+         "--attack", "art:DeepFool", "--n", "2", "--out", folder / "out", "--quiet", *arguments],
+        env=env, cwd=folder, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
 def test_a_user_without_a_home(tmp_path):
     """No HOME and no entry among the users: libraries find a folder of their own among the temporary files."""
-    (tmp_path / "sitecustomize.py").write_text(NOBODY, encoding="utf-8")
-    env = environment(tmp_path / "cache", path=str(tmp_path), TMPDIR=str(tmp_path))
-    env = {name: value for name, value in env.items() if name not in ("HOME", "MANIFOLD_BENCH_CACHE", "XDG_CACHE_HOME")}
-    done = subprocess.run(
-        [sys.executable, "-m", "manifold_bench.bench", "run", "--matrix", "smoke", "--defense", "undefended",
-         "--attack", "art:DeepFool", "--n", "2", "--out", tmp_path / "out", "--quiet"],
-        env=env, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+    done = homeless_run(tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
     home = tmp_path / f"manifold-bench-{os.getuid()}"
     assert (home / ".art").is_dir() and list(home.rglob("kernels/*.json")) and not (tmp_path / "~").exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
+def test_temporary_folders_of_another_user_are_left_alone(tmp_path):
+    """Anybody can make the folder that stands in for a home first, to read what is written there or to change it."""
+    stranger = 54321
+    foreign = [
+        tmp_path / name for name in (".art", f"manifold-bench-{os.getuid()}", f"manifold-bench-{os.getuid()}/.art")
+    ]
+    for folder in foreign:
+        folder.mkdir(mode=0o700)
+        os.chown(folder, stranger, stranger)
+    before = [(list(folder.iterdir()), folder.stat()) for folder in foreign]
+
+    done = homeless_run(tmp_path, "--dry-run")  # which imports ART as well
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    for folder, (inside, stat) in zip(foreign, before, strict=True):
+        now = folder.stat()
+        assert list(folder.iterdir()) == inside
+        assert (now.st_uid, now.st_mode, now.st_mtime_ns) == (stranger, stat.st_mode, stat.st_mtime_ns)
+    homes = [path for path in tmp_path.glob("manifold-bench-*") if path not in foreign]
+    assert [path for path in homes if (path / ".art").is_dir()]
+    assert {(path.stat().st_uid, path.stat().st_mode & 0o777) for path in homes} == {(os.getuid(), 0o700)}
+
+
+@pytest.mark.parametrize(
+    "put", [Path.touch, lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to(".")]
+)
+def test_what_stands_in_place_of_a_folder_for_the_homeless_is_left_alone(tmp_path, monkeypatch, put):
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    put(tmp_path / f"manifold-bench-{os.getuid()}")
+    ensure_home()
+    home = Path(os.environ["HOME"])
+    assert home.is_dir() and home.parent == tmp_path and home.name != f"manifold-bench-{os.getuid()}"
 
 
 def test_a_cache_that_cannot_be_written_to_costs_nothing(tmp_path, monkeypatch, capsys):

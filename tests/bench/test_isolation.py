@@ -23,6 +23,7 @@ name = "fgsm"
 eps = [0.1, 0.7]
 """
 DEFENSES = ("Upset", "EndsInForward", "OsExits", "Interrupts", "KillsParent", "EndsInTraining", "ExitsInTraining")
+OWN = ("tiny:NearestMean", "clean", "hostile:Adds", "fgsm")
 ATTACKS = ("PatchesJudge", "ChangesSettings", "LeavesChildren")
 
 
@@ -62,8 +63,7 @@ def of(rows: pd.DataFrame, defense: str, *attacks: str) -> pd.DataFrame:
 
 
 def test_the_honest_cells_are_as_if_the_others_were_not_there(honest, hostile):
-    own = ("tiny:NearestMean", "clean", "hostile:Adds", "fgsm")
-    expected, found = of(records(honest), *own), of(records(hostile[0] / "out"), *own)
+    expected, found = of(records(honest), *OWN), of(records(hostile[0] / "out"), *OWN)
     assert len(found) == 8 * 5 and set(found["status"]) == {"ok"}
     pd.testing.assert_frame_equal(found, expected)
 
@@ -150,8 +150,59 @@ def test_a_module_that_cannot_be_imported_by_jobs_costs_its_own_cells(honest, tm
     shown = figures(tmp_path / "out")
     row = shown.loc[("tiny:NearestMean", "ends:Own", 0.1)]
     assert row["status"] == "failed" and row["reason"]
-    own = ("tiny:NearestMean", "clean", "hostile:Adds", "fgsm")
-    pd.testing.assert_frame_equal(of(records(tmp_path / "out"), *own), of(records(honest), *own))
+    pd.testing.assert_frame_equal(of(records(tmp_path / "out"), *OWN), of(records(honest), *OWN))
+
+
+def test_a_process_that_is_killed_while_it_loads_costs_its_own_cells(honest, tmp_path):
+    """The job's process for the defense, and the second one, which loads the attack."""
+    code = "if not sys.argv[0].endswith('__main__.py'):\n    os.kill(os.getpid(), 9)"
+    text = IMPORTED.format(code=code) + "class Mean(hostile.NearestMean):\n    pass\n"
+    (tmp_path / "ends.py").write_text(text, encoding="utf-8")
+    made = matrix(tmp_path, attacks='[[attacks]]\nname = "ends:Own"\neps = [0.1]\ndefenses = ["tiny:NearestMean"]\n')
+    text = made.read_text(encoding="utf-8").replace('["tiny:NearestMean"]', '["tiny:NearestMean", "ends:Mean"]', 1)
+    made.write_text(text, encoding="utf-8")
+    done = bench_run(made, tmp_path / "out", path=str(tmp_path))
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    shown = figures(tmp_path / "out")
+    cells = [shown.loc[("tiny:NearestMean", "ends:Own", 0.1)], *(row for _, row in shown.loc["ends:Mean"].iterrows())]
+    assert len(cells) == 8
+    for row in cells:
+        assert row["status"] == "failed" and "exit code -9 (killed" in row["reason"], row
+    pd.testing.assert_frame_equal(of(records(tmp_path / "out"), *OWN), of(records(honest), *OWN))
+
+
+PATCHES = """
+import torch
+from manifold_bench.attacks import contract, threat
+from manifold_bench.bench.running import judge
+
+def none(first, second, *others):
+    return torch.zeros(len(second), dtype=torch.bool)
+
+for module in (contract, threat, judge):
+    module.inside = module.succeeded = none
+judge.Judge.judge = judge.verdict = judge.unperturbed = None
+"""
+
+
+def test_a_module_that_patches_the_judge_when_it_is_imported_changes_no_figure(honest, tmp_path):
+    """Neither its own, nor those that the next command without it finds in the folder."""
+    (tmp_path / "ends.py").write_text(IMPORTED.format(code=PATCHES), encoding="utf-8")
+    made = matrix(tmp_path, attacks='[[attacks]]\nname = "ends:Own"\neps = [0.1, 0.7]\n')
+    done = bench_run(made, tmp_path / "out", path=str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows, expected = records(tmp_path / "out"), records(honest)
+    pd.testing.assert_frame_equal(of(rows, *OWN), of(expected, *OWN))
+    own, plain = (of(rows, "tiny:NearestMean", name) for name in ("ends:Own", "hostile:Adds"))
+    assert plain["success"].any()
+    for column in ("success", "valid", "adv_label", "linf", "distance"):
+        assert own[column].tolist() == plain[column].tolist()
+
+    again = bench_run(matrix(tmp_path), tmp_path / "out")
+    assert again.returncode == 0 and "finished before" not in again.stdout, again.stdout + again.stderr
+    pd.testing.assert_frame_equal(of(records(tmp_path / "out"), *OWN), of(expected, *OWN))
+    shown, true = (figures(folder).drop(columns="seconds") for folder in (tmp_path / "out", honest))
+    pd.testing.assert_frame_equal(shown, true)
 
 
 def test_settings_of_a_module_reach_no_honest_cell(honest, tmp_path):
@@ -160,8 +211,7 @@ def test_settings_of_a_module_reach_no_honest_cell(honest, tmp_path):
     made = matrix(tmp_path, attacks='[[attacks]]\nname = "ends:Own"\neps = [0.1]\n')
     done = bench_run(made, tmp_path / "out", path=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    own = ("tiny:NearestMean", "clean", "hostile:Adds", "fgsm")
-    pd.testing.assert_frame_equal(of(records(tmp_path / "out"), *own), of(records(honest), *own))
+    pd.testing.assert_frame_equal(of(records(tmp_path / "out"), *OWN), of(records(honest), *OWN))
     assert os.environ.get("TINY_SECONDS") is None
 
 
