@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from manifold_bench.bench.datasets.base import image_hashes
+from manifold_bench.bench.datasets.base import Dataset, image_hashes
 from manifold_bench.bench.errors import interruption
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import DatasetRef
@@ -249,7 +249,7 @@ def _frame(job: Job, rows: Inputs, clean: WorstVerdict, cell: Cell) -> pd.DataFr
 
 def _skeleton(job: Job, rows: Inputs, eps: float) -> pd.DataFrame:
     """Return the columns that are known before anything has run."""
-    hashes = _hashes(job.dataset, job.split, job.indices, job.seed)
+    hashes = _hashes(type(job.dataset.load()), job.dataset, job.split, job.indices, job.seed)
     numbers = rows.number.tolist()
     return pd.DataFrame(
         {
@@ -271,7 +271,8 @@ def _skeleton(job: Job, rows: Inputs, eps: float) -> pd.DataFrame:
 
 
 @lru_cache(maxsize=8)
-def _hashes(dataset: DatasetRef, split: str, indices: tuple[int, ...], seed: int) -> list[str]:
+def _hashes(cls: type[Dataset], dataset: DatasetRef, split: str, indices: tuple[int, ...], seed: int) -> list[str]:
+    """Return the hashes of images. cls: class of the data set, since a program may hand in several under one name."""
     return image_hashes(_images_of(dataset, split, indices, seed)[0])
 
 

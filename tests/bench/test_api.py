@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import manifold_bench as mb
+from manifold_bench.bench.datasets.base import image_hashes
 from manifold_bench.defenses import models
 from manifold_bench.defenses.answers import answers
 
@@ -134,6 +135,14 @@ def test_images_of_ones_own(linear, digits, convert):
     assert len(clean) == 24
     right = (linear(x).argmax(1) == y).sum().item()
     assert (clean["clean_label"] == clean["label"]).sum() == right
+
+
+def test_records_are_about_the_images_that_were_given(linear, digits):
+    """The second call in one process hands in other images, as many, with the same labels."""
+    for images in (digits.test.images[:6], digits.test.images[6:12]):
+        result = mb.evaluate(linear, (images, torch.arange(6)), attacks=["noise"], eps=0.01)
+        rows = result.records.drop_duplicates("sample").sort_values("sample")
+        assert rows["input_sha256"].tolist() == image_hashes(images)
 
 
 def test_a_folder_of_images_by_class(linear, digits, tmp_path):
