@@ -125,7 +125,7 @@ def _images_of(dataset: DatasetRef, split: str, indices: tuple[int, ...], seed: 
     if split == "noise":
         return noise(data.shape, indices, seed), torch.full((len(indices),), -1)
     images = data.validation if split == "validation" else data.test
-    index = torch.tensor(indices)
+    index = torch.tensor(indices, device="cpu")  # a model that ran in this process may have set another default
     return images.images[index], images.labels[index]
 
 

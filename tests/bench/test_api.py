@@ -362,7 +362,7 @@ def test_a_model_of_images_of_another_size_is_refused_by_the_shape_of_the_data(i
         assert where in said and "Sequential fails on images of shape [N, 1, 8, 8]" in said and "\n" not in said
 
 
-def test_a_model_that_changes_torch_s_settings_fails_by_name_and_leaves_them_as_they_were():
+def test_a_model_that_changes_torch_s_settings_fails_by_name_and_leaves_them_as_they_were(digits):
     def model(images: Tensor) -> Tensor:
         torch.set_default_device("meta")
         return images.flatten(1)[:, :10]
@@ -371,3 +371,5 @@ def test_a_model_that_changes_torch_s_settings_fails_by_name_and_leaves_them_as_
     assert torch.get_default_device() == torch.device("cpu")
     assert set(result.records["status"]) == {"failed"}
     assert result.records["reason"].iloc[0].startswith("NotImplementedError: Cannot copy out of meta tensor")
+    images = digits.test.images[torch.from_numpy(digits.chosen(4))]
+    assert set(result.records["input_sha256"]) == set(image_hashes(images))
