@@ -56,7 +56,7 @@ def checked_bytes(folders: Sequence[Path], dataset: str, name: str, checksum: st
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
-            f"data set {dataset!r}: {path} cannot be read or is damaged ({error}); put the published file there"
+            f"data set {dataset!r}: {path} cannot be read or is damaged ({said(error)}); put the published file there"
         ) from error
     found = hashlib.new(algorithm, raw, usedforsecurity=False).hexdigest()
     if found != expected:

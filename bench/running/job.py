@@ -134,7 +134,7 @@ def noise(shape: tuple[int, int, int], numbers: tuple[int, ...], seed: int) -> T
     drawn = []
     for number in numbers:
         own = int.from_bytes(hashlib.blake2b(f"{seed}|{number}".encode(), digest_size=7).digest())
-        drawn.append(torch.rand(shape, generator=torch.Generator().manual_seed(own)))
+        drawn.append(torch.rand(shape, generator=torch.Generator().manual_seed(own), device="cpu"))
     return torch.stack(drawn)
 
 

@@ -199,7 +199,7 @@ def test_a_user_without_a_home(tmp_path):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
 def test_temporary_folders_of_another_user_are_left_alone(tmp_path):
-    """Anybody can make the folder that stands in for a home first, to read what is written there or to change it."""
+    """A user without a home gets a folder of a known name there. Another user may make one with that name first."""
     stranger = 54321
     foreign = [
         tmp_path / name for name in (".art", f"manifold-bench-{os.getuid()}", f"manifold-bench-{os.getuid()}/.art")
