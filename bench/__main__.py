@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from manifold_bench.bench import COMMANDS
 from manifold_bench.bench.planning.staying import ProcessExit, staying
+from manifold_bench.bench.running.environment import begin_command
 from manifold_bench.bench.text import printable
 
 USAGE = "usage: manifold-bench COMMAND [ARGUMENTS]\n\n" + "\n".join(
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module = "report.__main__" if name == "report" else name  # report is the only command that is a folder
     command = importlib.import_module(f"manifold_bench.bench.{module}")
     if arguments is None:
+        begin_command()
         end_with(lambda: command.main(rest))
     return int(command.main(rest))
 

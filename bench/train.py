@@ -54,9 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from manifold_bench.bench.planning.reading import defense_by_name
     from manifold_bench.bench.planning.refs import DatasetRef, cache_file, defense_ref
     from manifold_bench.bench.running.devices import checked_device
+    from manifold_bench.bench.running.engines.fork_server import prepare
+    from manifold_bench.bench.running.engines.local import LocalEngine
     from manifold_bench.bench.running.training import train_with_parts, training_of
     from manifold_bench.bench.terminal import Terminal
 
+    prepare()
     if not 0 < given.budget <= 1:
         raise InputError(f"--budget: {given.budget} is not allowed; give a share in (0, 1]")
     if given.out and given.out.suffix != ".safetensors":
@@ -71,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own_training = training_of(ref, given.part, dataset, device, path=target, seed=given.seed, budget=given.budget)
     parts = [".".join(filter(None, (given.part, part))) for part in own.untrained if part]
     trainings = [*(training_of(ref, part, dataset, device) for part in parts), own_training]
-    if not train_with_parts(trainings, Terminal(), given.quiet):
-        return 1
+    with LocalEngine(1) as engine:
+        if not train_with_parts(trainings, engine, Terminal(), given.quiet):
+            return 1
     print(f"weights: {target}")
     return 0
 

@@ -26,6 +26,7 @@ from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.store import file_name
 from manifold_bench.bench.running.board import Board, clock
 from manifold_bench.bench.running.devices import checked_device
+from manifold_bench.bench.running.engines.fork_server import prepare
 from manifold_bench.bench.running.execution import execute
 from manifold_bench.bench.running.locks import run_folder
 from manifold_bench.bench.running.session import Session
@@ -36,6 +37,7 @@ from manifold_bench.bench.terminal import print_line, terminal
 
 def judge(given: Namespace) -> int:
     """Run the command with these arguments; return 0, or 1 if a defense failed."""
+    prepare()
     folder, console, begun = Path(given.out), terminal(), time.time()
     check_files(folder)
     with run_folder(folder):

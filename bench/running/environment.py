@@ -27,6 +27,18 @@ VARIABLES = (
 )
 """Environment variables that change which kernels compute, and so how results are rounded."""
 
+_state = {"command": False}
+
+
+def begin_command() -> None:
+    """Note that this process runs one command, from its start to its end, and nothing else."""
+    _state["command"] = True
+
+
+def is_command() -> bool:
+    """Return whether this process runs one command and nothing else."""
+    return _state["command"]
+
 
 def choose_kernels() -> None:
     """Set `SETTINGS` for this process and those that it starts, except where the user has set them.

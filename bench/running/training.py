@@ -24,8 +24,7 @@ from manifold_bench.bench.planning.refs import TRAINING_SEED, DatasetRef, Defens
 from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.records.provenance import code_revision, provenance
 from manifold_bench.bench.running.board import Board, Work
-from manifold_bench.bench.running.engines.calls import Call, Outcome
-from manifold_bench.bench.running.engines.local import LocalEngine
+from manifold_bench.bench.running.engines.calls import Call, Engine, Outcome
 from manifold_bench.bench.running.failures import write_traceback
 from manifold_bench.bench.running.locks import one_at_a_time, remove_drafts
 from manifold_bench.bench.running.session import Session
@@ -158,7 +157,7 @@ def training_command(ref: DefenseRef, part: str, training: Training) -> str:
     return shlex.join([*words, "--seed", str(training.seed), "--budget", f"{training.budget:g}"])
 
 
-def train_with_parts(trainings: Sequence[Training], console: Console, quiet: bool) -> bool:
+def train_with_parts(trainings: Sequence[Training], engine: Engine, console: Console, quiet: bool) -> bool:
     """Run trainings one after another, each in a separate process, and show them; return whether none failed.
 
     The last one is that of the defense, the others are those of its parts. After a failure no other one starts.
@@ -166,7 +165,7 @@ def train_with_parts(trainings: Sequence[Training], console: Console, quiet: boo
     log = Log(trainings[-1].path.with_suffix(".log.jsonl"))
     log.event("run started", **provenance())
     failed = False
-    with LocalEngine(1) as engine, Board(console, 1, log, quiet) as board:
+    with Board(console, 1, log, quiet) as board:
         for training in trainings:
             board.expect(training.work)
         for training in trainings:

@@ -16,7 +16,7 @@ import torch
 from commands import bench_run, figures, records
 from forging import CHANGES, HANGS, PAYLOAD, STOPS, Payload
 
-from manifold_bench.bench.running.engines import local
+from manifold_bench.bench.running.engines import local, processes
 from manifold_bench.bench.running.engines.answers import AnswerPipe, Ending, ending
 from manifold_bench.bench.running.engines.calls import Call
 
@@ -107,7 +107,7 @@ def test_a_call_that_patches_what_writes_answers_leaves_no_traceback(capfd):
 
 
 def test_a_stopped_template_costs_the_call_that_stops_it_alone(monkeypatch):
-    monkeypatch.setattr(local, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(processes, "LOOK_SECONDS", 0.5)
     with local.LocalEngine(2) as engine:
         calls = [Call("bad", stops_template, (), None), Call("tensor", returns_tensor, (), None)]
         found = {one.id: one for one in engine.run([*calls, *(Call(i, double, (i,), None) for i in range(3))])}

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from multiprocessing.connection import Connection
 
 import psutil
 
 from manifold_bench.bench.running.engines.answers import Ending, ending
 from manifold_bench.bench.running.engines.calls import Call, CallQueue, Id, Outcome, PackedCall, Urgency, pack
-from manifold_bench.bench.running.engines.processes import Method
+from manifold_bench.bench.running.engines.fork_server import start_template
+from manifold_bench.bench.running.engines.processes import Method, await_message
 from manifold_bench.bench.running.environment import choose_kernels
 
 TRIES = 3
 """Number of lost templates after which a call counts as failed, because it may be the cause."""
-
-LOOK_SECONDS = 5.0
-"""Seconds between two checks of whether a call has stopped the template."""
 
 
 def usable_cpus() -> int:
@@ -54,27 +49,19 @@ class LocalEngine:
         self._stop_template()
 
     def _start_template(self) -> None:
-        mine, theirs = socket.socketpair()
-        start = f"import sys; sys.path[:] = {sys.path!r}; from {__package__}.template import main; main(*sys.argv[1:])"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", start, str(theirs.fileno()), self._method],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # so that Ctrl-C at a terminal reaches the command alone
-        )
-        theirs.close()
-        self._template = Connection(mine.detach())
+        self._template, self._process = start_template(self._method)
 
     def _stop_template(self) -> None:
         """End the template, which kills all running calls once the connection is closed."""
         self._template.close()
-        if not self._open:
-            self._process.kill()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        with suppress(psutil.NoSuchProcess):
+            if not self._open:
+                self._process.kill()
+            try:
+                self._process.wait(timeout=20)
+            except psutil.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
     def run(self, calls: Iterable[Call[Id]], urgency: Urgency[Id] | None = None) -> Iterator[Outcome[Id]]:
         """Run the calls as workers become free; see `Engine.run`."""
@@ -124,9 +111,7 @@ class LocalEngine:
     def _next_ending(self) -> Ending | None:
         """Wait for the next ending; None if the template was lost, with all running calls."""
         try:
-            while not self._template.poll(LOOK_SECONDS):
-                if psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED:  # it would never continue
-                    self._process.kill()
+            await_message(self._template, self._process)
             ended = ending(self._template.recv_bytes())
         except (EOFError, OSError, psutil.Error):
             self._open.clear()

@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Literal
 
+import psutil
 import torch
 
 from manifold_bench.bench.planning.usercode import limit_time
@@ -23,6 +25,9 @@ Method = Literal["fork", "spawn"]
 
 SUBREAPER, DEATH_SIGNAL = 36, 1
 """PR_SET_CHILD_SUBREAPER and PR_SET_PDEATHSIG of Linux' prctl."""
+
+LOOK_SECONDS = 5.0
+"""Seconds between two checks of whether a process has been stopped."""
 
 
 class Watched:
@@ -62,6 +67,16 @@ def start_process(method: Method, function: Callable[..., None], arguments: tupl
     process = context.Process(target=function, args=arguments)
     process.start()
     return Watched(process)
+
+
+def await_message(connection: Connection, process: psutil.Process) -> None:
+    """Wait until a connection can be read, or its other end is closed. A process that was stopped is killed.
+
+    process: the process at the other end.
+    """
+    while not connection.poll(LOOK_SECONDS):
+        if process.status() == psutil.STATUS_STOPPED:  # a call has stopped it, and it would never continue
+            process.kill()
 
 
 def prepare_process() -> None:
