@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from manifold_bench.attacks.contract import Verdict, answered
+from manifold_bench.attacks.contract import Verdict, verdict_of
 from manifold_bench.attacks.losses import reject_excess
 from manifold_bench.attacks.outputs import narrowed
 
@@ -163,7 +163,7 @@ class Defense(Trainable):
     def verdict(self, x: Tensor) -> Verdict:
         """Return the deployed answer to images x [N,C,H,W]."""
         logits = self(x)
-        return replace(answered(logits, self.num_classes), scores=suspicion(logits, self.num_classes))
+        return replace(verdict_of(logits, self.num_classes), scores=suspicion(logits, self.num_classes))
 
     def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of images x [N,C,H,W], and the ratios [N,D] of the `detectors`.
