@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict, verdict_of
 from manifold_bench.attacks.losses import reject_excess
-from manifold_bench.attacks.outputs import narrowed
+from manifold_bench.attacks.outputs import cast_keeping_argmax
 
 T = TypeVar("T")
 
@@ -143,12 +143,12 @@ class Defense(Trainable):
     def __call__(self, x: Tensor, *others: object, **named: object) -> Any:
         """Return `forward` of a copy of the images, which it may change in place; floats in the images' type.
 
-        Outputs that this type cannot tell apart are moved or scaled first, each row as a whole; see `narrowed`.
+        Outputs that this type cannot tell apart are moved or scaled first, each row as a whole (`cast_keeping_argmax`).
         """
         outputs = super().__call__(x.clone(), *others, **named)
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
             return outputs
-        return narrowed(outputs, x.dtype, self.num_classes)
+        return cast_keeping_argmax(outputs, x.dtype, self.num_classes)
 
     @property
     def rejects(self) -> bool:

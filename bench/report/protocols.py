@@ -8,7 +8,7 @@ import pandas as pd
 from manifold_bench.bench.metrics.protocols import PROTOCOLS
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.table import Table
-from manifold_bench.bench.report.tables import Doubts, Marks, keyed
+from manifold_bench.bench.report.tables import Doubts, Marks, rows_by
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text
 
 LEGEND = (
@@ -30,7 +30,7 @@ def protocol_tables(summary: pd.DataFrame, figures: pd.DataFrame, doubts: Doubts
     made = []
     for dataset, own in figures.groupby("dataset"):
         cells = summary[(summary["dataset"] == dataset) & (summary["kind"] != WORST_CASE)]
-        found, marks = keyed(own, "defense", "attack", "norm", "eps"), Marks(cells, doubts)
+        found, marks = rows_by(own, "defense", "attack", "norm", "eps"), Marks(cells, doubts)
         rows = []
         for cell in cells.to_dict("records"):
             figure = found.get((cell["defense"], cell["attack"], cell["norm"], cell["eps"]))

@@ -14,7 +14,7 @@ from manifold_bench.bench.records.provenance import Reused
 from manifold_bench.bench.records.schema import WORST_CASE, Row
 from manifold_bench.bench.report.attacks import figure_texts
 from manifold_bench.bench.report.table import Notes, Table
-from manifold_bench.bench.report.tables import keyed
+from manifold_bench.bench.report.tables import rows_by
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent
 from manifold_bench.defenses.identity import JsonObject
 
@@ -68,7 +68,7 @@ def ranking_tables(found: pd.DataFrame, defense: str) -> list[Table]:
         for norm, rows in there[there["norm"] != "none"].groupby("norm"):
             columns = [("none", 0.0), *((norm, eps) for eps in sorted(rows["eps"].unique()))]
             strengths = [there[(there["norm"] == at) & (there["eps"] == eps)] for at, eps in columns]
-            by_other = [keyed(at, "other") for at in strengths]
+            by_other = [rows_by(at, "other") for at in strengths]
             header = ["defense", "clean", *(f"robust, ε = {eps_text(eps)}" for _, eps in columns[1:])]
             others = rows.groupby("other")["other_share"].last().sort_values(ascending=False).index
             notes = Notes()
@@ -123,7 +123,7 @@ def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
             continue
         where = f"{dataset}, {norm_text(str(norm))}"
         for defense, rows in there.groupby("defense"):
-            own = keyed(rows, "attack").get(attack)
+            own = rows_by(rows, "attack").get(attack)
             if own is None or own["status"] != "ok":
                 lines += [] if own is None else [f"{where}, {defense}: {own['status']}: {own['reason']}"]
                 continue
@@ -135,7 +135,7 @@ def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
                 f"(100: no attack found smaller distances){place}"
             )
         of_norm = means[(means["dataset"] == dataset) & (means["norm"] == norm)]
-        own = keyed(of_norm, "attack").get(attack)
+        own = rows_by(of_norm, "attack").get(attack)
         if own is not None and own["defenses"] > 1:
             alike = of_norm[of_norm["defenses"] == own["defenses"]]
             place = _place(alike["rank"], own["rank"])
