@@ -133,7 +133,7 @@ def left_out_of(results: Results) -> list[str]:
 
 
 def _clean(rows: pd.DataFrame) -> str:
-    before = rows_by(rows, "norm").get("none")
+    before = rows_by(rows, "kind").get(CLEAN)
     if before is None or before["status"] != "ok":
         return "The accuracy without an attack is not known."
     rejected = f", {percent(before['rejection'])} % are rejected" if before["rejection"] else ""

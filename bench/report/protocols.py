@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics.protocols import PROTOCOLS
-from manifold_bench.bench.records.schema import WORST_CASE
+from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
 from manifold_bench.bench.report.table import Table
 from manifold_bench.bench.report.tables import Doubts, Marks, rows_by
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text
@@ -36,7 +36,7 @@ def protocol_tables(summary: pd.DataFrame, figures: pd.DataFrame, doubts: Doubts
             figure = found.get((cell["defense"], cell["attack"], cell["norm"], cell["eps"]))
             if figure is None:
                 continue
-            size = "" if cell["norm"] == "none" else f", {norm_text(cell['norm'])} ε = {eps_text(cell['eps'])}"
+            size = "" if cell["kind"] == CLEAN else f", {norm_text(cell['norm'])} ε = {eps_text(cell['eps'])}"
             answers = NOT_RUN if np.isnan(figure["answers"]) else f"{figure['answers']:.0f}"
             shown = (marks.cell({**cell, **figure}, name) for name in PROTOCOLS)
             rows.append([cell["defense"], f"{cell['attack']}{size}", str(figure["n"]), answers, *shown])

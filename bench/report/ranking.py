@@ -11,7 +11,7 @@ from manifold_bench.bench.metrics.optimality import mean_optimality
 from manifold_bench.bench.metrics.ranking import rank
 from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.records.provenance import Reused
-from manifold_bench.bench.records.schema import WORST_CASE, Row
+from manifold_bench.bench.records.schema import CLEAN, WORST_CASE, Row
 from manifold_bench.bench.report.attacks import figure_texts
 from manifold_bench.bench.report.table import Notes, Table
 from manifold_bench.bench.report.tables import rows_by
@@ -38,7 +38,7 @@ def ranking_lines(found: pd.DataFrame) -> list[str]:
     found: result of metrics.ranking.against_others for that defense.
     """
     lines = []
-    found = found.assign(clean=found["norm"] == "none").sort_values(["dataset", "clean"], ascending=[True, False])
+    found = found.assign(clean=found["kind"] == CLEAN).sort_values(["dataset", "clean"], ascending=[True, False])
     for (dataset, clean, norm, eps), rows in found.groupby(["dataset", "clean", "norm", "eps"], sort=False):
         compared = rows[rows["sign"] != "x"]
         where = f"{dataset}, clean" if clean else f"{dataset}, {norm_text(str(norm))} ε = {eps_text(float(str(eps)))}"
@@ -65,11 +65,12 @@ def ranking_tables(found: pd.DataFrame, defense: str) -> list[Table]:
     """
     made = []
     for dataset, there in found.groupby("dataset"):
-        for norm, rows in there[there["norm"] != "none"].groupby("norm"):
-            columns = [("none", 0.0), *((norm, eps) for eps in sorted(rows["eps"].unique()))]
-            strengths = [there[(there["norm"] == at) & (there["eps"] == eps)] for at, eps in columns]
+        clean = there[there["kind"] == CLEAN]
+        for norm, rows in there[there["kind"] != CLEAN].groupby("norm"):
+            sizes = sorted(rows["eps"].unique())
+            strengths = [clean, *(rows[rows["eps"] == eps] for eps in sizes)]
             by_other = [rows_by(at, "other") for at in strengths]
-            header = ["defense", "clean", *(f"robust, ε = {eps_text(eps)}" for _, eps in columns[1:])]
+            header = ["defense", "clean", *(f"robust, ε = {eps_text(eps)}" for eps in sizes)]
             others = rows.groupby("other")["other_share"].last().sort_values(ascending=False).index
             notes = Notes()
             lines = [[defense, *(_own_text(at) for at in strengths)]]

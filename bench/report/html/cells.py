@@ -188,7 +188,7 @@ def _system(identity: JsonObject) -> str:
 
 def _strength(row: Row, marks: Marks) -> Strength:
     """Return the figures of one summary row as texts."""
-    is_noise, attacked = row["norm"] == FOOLING, row["attack"] != CLEAN
+    is_noise, attacked = row["norm"] == FOOLING, row["kind"] != CLEAN
     figures = {"n": f"{row['n']:,}"}
     if is_noise:
         figures |= {"rejected": percent_interval(row["rejection"], row["n"]), "accepted": marks.cell(row, "error")}
