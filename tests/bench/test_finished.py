@@ -204,4 +204,4 @@ main({given!r})
     path = f"import sys; sys.path[:] = {sys.path!r}\n"
     done = subprocess.run([sys.executable, "-c", path + lines], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "heavy: []", done.stdout + done.stderr
-    assert arguments or "finished before" in done.stdout
+    assert arguments or Log(out / "log.jsonl").read()[0][-1]["event"] == "run found finished"
