@@ -160,7 +160,7 @@ class LibraryAttack(ViewAttack):
             for part in (part for group in groups for part in group.split(1 if alone else len(group))):
                 module: nn.Module = CountedModule(self.view(target), part)
                 if not target.defense.randomized:
-                    module = Apart(module)
+                    module = KeptRandomState(module)
                 if view.rejects:
                     module = RejectFolded(module, int(y[part[0]]), view.num_classes)
                 if alone:
@@ -199,7 +199,7 @@ class RejectFolded(nn.Module):
         return torch.where(classes == self.label, torch.maximum(real, reject), real)
 
 
-class Apart(nn.Module):
+class KeptRandomState(nn.Module):
     """A module that leaves the global random states as they were.
 
     A deterministic defense that seeds them in its forward would have a library draw the same numbers again and again.

@@ -15,7 +15,7 @@ from manifold_bench.attacks.ascent import ASCENTS
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
 from manifold_bench.attacks.contract import AttackableDefense
-from manifold_bench.attacks.gradient import NO_RANDOMNESS, Best, Climb, averaged, looking, or_random
+from manifold_bench.attacks.gradient import NO_RANDOMNESS, Best, Climb, averaged, evaluator_of, or_random
 from manifold_bench.attacks.losses import Loss, cross_entropy, dlr, likeliest_wrong, margin, wrong_first
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, expand, project
@@ -90,8 +90,8 @@ class APGD(ViewAttack):
             point = ASCENTS[self.norm].start(x[rows], self.norm, balls[0][0], seed + number)
             views = [self.view(target) for _ in range(self.eot)]
             loss = wrong_first(climbed) if views[0].rejects else climbed
-            look = averaged([looking(view, loss, y, aim) for view in views])
-            climb = Climb(views[0], look, x, y, eps, best, final=number == len(climbs) - 1)
+            evaluate = averaged([evaluator_of(view, loss, y, aim) for view in views])
+            climb = Climb(views[0], evaluate, x, y, eps, best, final=number == len(climbs) - 1)
             for radius, steps in balls:
                 if radius != balls[0][0]:
                     point = project(point, x[rows], self.norm, radius)
@@ -110,22 +110,22 @@ class APGD(ViewAttack):
         origin = climb.x.index_select(0, rows)
         for step in range(steps + 1):
             last = step == steps
-            logits, values, gradient = climb.look(point, rows, last)
+            logits, values, gradient = climb.evaluate(point, rows, last)
             beaten = torch.zeros_like(rows, dtype=torch.bool)
             if radius == climb.eps:
                 beaten = climb.beaten(point, rows, logits, step, last)
                 climb.best.update(rows, point, values, beaten)
-            state = kind.begun(point, values, gradient, origin, radius) if state is None else state
-            state.seen(point, values, gradient)
+            state = kind.first(point, values, gradient, origin, radius) if state is None else state
+            state.update(point, values, gradient)
             if step in due:
-                point, gradient = state.checked(point, gradient, step - checked)
+                point, gradient = state.at_checkpoint(point, gradient, step - checked)
                 checked = step
             state = state.only(~beaten)
             rows, point, gradient, origin = remaining(~beaten, rows, point, gradient, origin)
             if last or not len(rows):
                 break
-            ahead = state.ahead(or_random(gradient, point, step), self.norm)
-            stepped = project(point + expand(state.size, point) * ahead, origin, self.norm, radius)
+            direction = state.direction(or_random(gradient, point, step), self.norm)
+            stepped = project(point + expand(state.size, point) * direction, origin, self.norm, radius)
             if step and state.momentum:
                 moved = point + (1 - state.momentum) * (stepped - point) + state.momentum * (point - state.previous)
                 stepped = project(moved, origin, self.norm, radius)

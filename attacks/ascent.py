@@ -52,7 +52,7 @@ class Ascent(ABC):
         """Return the state of the inputs where `going` [n] is true."""
         return type(self)(*remaining(going, *vars(self).values()))
 
-    def seen(self, point: Tensor, value: Tensor, gradient: Tensor) -> None:
+    def update(self, point: Tensor, value: Tensor, gradient: Tensor) -> None:
         """Update the state with a new point, its loss and its gradient."""
         better = value > self.top_value
         self.top = torch.where(expand(better, point), point, self.top)
@@ -60,7 +60,7 @@ class Ascent(ABC):
         self.top_value = torch.where(better, value, self.top_value)
         self.point, self.value = point, value
 
-    def back(self, where: Tensor, point: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def back_to_best(self, where: Tensor, point: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return the best point and its gradient where `where` [n] is true, and the given ones elsewhere."""
         where = expand(where, point)
         return torch.where(where, self.top, point), torch.where(where, self.top_gradient, gradient)
@@ -73,19 +73,19 @@ class Ascent(ABC):
     @staticmethod
     @abstractmethod
     def checkpoints(steps: int) -> Collection[int]:
-        """Return the numbers of steps after which `checked` is called."""
+        """Return the numbers of steps after which `at_checkpoint` is called."""
 
     @classmethod
     @abstractmethod
-    def begun(cls, point: Tensor, value: Tensor, gradient: Tensor, origin: Tensor, radius: float) -> Self:
+    def first(cls, point: Tensor, value: Tensor, gradient: Tensor, origin: Tensor, radius: float) -> Self:
         """Return the state at the first point of a ball around `origin`."""
 
     @abstractmethod
-    def checked(self, point: Tensor, gradient: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    def at_checkpoint(self, point: Tensor, gradient: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Return the point to continue from and its gradient, at a checkpoint `steps` steps after the last one."""
 
     @abstractmethod
-    def ahead(self, gradient: Tensor, norm: Norm) -> Tensor:
+    def direction(self, gradient: Tensor, norm: Norm) -> Tensor:
         """Return the direction of the next step, of length 1 in that norm."""
 
 
@@ -121,16 +121,16 @@ class SteadyAscent(Ascent):
         return found
 
     @classmethod
-    def begun(cls, point: Tensor, value: Tensor, gradient: Tensor, origin: Tensor, radius: float) -> Self:
+    def first(cls, point: Tensor, value: Tensor, gradient: Tensor, origin: Tensor, radius: float) -> Self:
         size = torch.full((len(point),), 2 * radius, dtype=point.dtype, device=point.device)
         nothing = torch.zeros_like(size)
         return cls(point, value, point, point, value, gradient, size, nothing, value, nothing.bool())
 
-    def seen(self, point: Tensor, value: Tensor, gradient: Tensor) -> None:
+    def update(self, point: Tensor, value: Tensor, gradient: Tensor) -> None:
         self.rises = self.rises + (value > self.value)
-        super().seen(point, value, gradient)
+        super().update(point, value, gradient)
 
-    def checked(self, point: Tensor, gradient: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    def at_checkpoint(self, point: Tensor, gradient: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Halve the step size, and return to the best point, where progress has stopped.
 
         This is where too few steps raised the loss, or where the step size was not halved last time and the best loss
@@ -140,9 +140,9 @@ class SteadyAscent(Ascent):
         halve = (self.rises < RISES * steps) | stuck
         self.size = torch.where(halve, self.size / 2, self.size)
         self.halved, self.checked_value, self.rises = halve, self.top_value, torch.zeros_like(self.rises)
-        return self.back(halve, point, gradient)
+        return self.back_to_best(halve, point, gradient)
 
-    def ahead(self, gradient: Tensor, norm: Norm) -> Tensor:
+    def direction(self, gradient: Tensor, norm: Norm) -> Tensor:
         return steepest(gradient, norm)
 
 
@@ -173,12 +173,12 @@ class SparseAscent(Ascent):
         return range(0, steps + 1, max(steps // 25, 1))[1:]
 
     @classmethod
-    def begun(cls, point: Tensor, value: Tensor, gradient: Tensor, origin: Tensor, radius: float) -> Self:
+    def first(cls, point: Tensor, value: Tensor, gradient: Tensor, origin: Tensor, radius: float) -> Self:
         size = torch.full((len(point),), radius, dtype=point.dtype, device=point.device)
         changed = changed_values(point, origin)
         return cls(point, value, point, point, value, gradient, size, origin, size, changed, thinned(changed))
 
-    def checked(self, point: Tensor, gradient: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    def at_checkpoint(self, point: Tensor, gradient: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Where the best point became sparser, return to it with the largest step size; elsewhere take shorter steps.
 
         The steps to come change fewer values than the best point has changed.
@@ -187,9 +187,9 @@ class SparseAscent(Ascent):
         sparser = changed < SPARSER * self.changed
         self.size = torch.where(sparser, self.radius, torch.maximum(self.size / THINNING, SHORTEST * self.radius))
         self.changed, self.count = changed, thinned(changed)
-        return self.back(sparser, point, gradient)
+        return self.back_to_best(sparser, point, gradient)
 
-    def ahead(self, gradient: Tensor, norm: Norm) -> Tensor:
+    def direction(self, gradient: Tensor, norm: Norm) -> Tensor:
         return sparse_step(gradient, self.count)
 
 

@@ -34,15 +34,15 @@ class CarliniWagner(PenaltyAttack):
 
     norm: Norm = "l2"
 
-    def begin(self, x: Tensor) -> AdamWalk:
-        return AdamWalk(x, x, Moments.none(x), self.rate)
+    def first_state(self, x: Tensor) -> AdamState:
+        return AdamState(x, x, Moments.none(x), self.rate)
 
     def sizes(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         square = delta.square().flatten(1).sum(1)
         return square, square.sqrt()
 
 
-class AdamWalk(NamedTuple):
+class AdamState(NamedTuple):
     """A descent of ‖δ‖² + c · (missing margin) by Adam, from images `origin` [n,C,H,W]."""
 
     image: Tensor
@@ -54,7 +54,7 @@ class AdamWalk(NamedTuple):
         image, origin = remaining(going, self.image, self.origin)
         return self._replace(image=image, origin=origin, memory=self.memory.only(going))
 
-    def after(self, slope: Tensor, step: int) -> Self:
-        memory = self.memory.after(2 * (self.image - self.origin) + slope)
+    def after(self, gradient: Tensor, step: int) -> Self:
+        memory = self.memory.after(2 * (self.image - self.origin) + gradient)
         image = (self.image - memory.step(self.rate, step + 1, epsilon=1e-8)).clamp(0, 1)
         return self._replace(image=image, memory=memory)

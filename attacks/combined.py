@@ -11,8 +11,8 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from manifold_bench.attacks.batching import blockwise
-from manifold_bench.attacks.lagrangian import apart
-from manifold_bench.attacks.latent import Look, RangeAttack, Scene
+from manifold_bench.attacks.lagrangian import ProblemValues, l2_distance
+from manifold_bench.attacks.latent import RangeAttack, RangeProblem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Combined(RangeAttack):
     The defense takes the nearest image of the generator's range, so that G z has to be nearer to x + δ than every rival
     image. The constraint's excess is how much farther it is. Rivals are G z*(x); what the defense found for images that
     did not fool it; and G r, where the latent r starts at z*(x) and descends towards x + δ, as the defense's own search
-    would. If the deployed defense denies a success, r continues from the latent that the defense found.
+    would. If the deployed defense does not confirm a success, r continues from the latent that the defense found.
 
     image_rate: Adam's learning rate for δ, as a share of ε (in L2: of ε divided by the root of the number of pixels).
     """
@@ -36,46 +36,46 @@ class Combined(RangeAttack):
     image_rate: Annotated[float, Gt(0), Lt(math.inf)] = 0.1
 
     def passes(self) -> tuple[int, int]:
-        return self.cost(2)
+        return self.pass_limits(2)
 
-    def begin(self, scene: Scene, start: Tensor) -> Tensor:
+    def first_points(self, problem: RangeProblem, start: Tensor) -> Tensor:
         """Return the starting points [N, pixels + 2k]: image, z and r of each input."""
-        image = scene.projected(blockwise(scene.generator, start), scene.all)
-        return torch.cat([image.flatten(1), start, scene.start], dim=1)
+        image = problem.projected(blockwise(problem.generator, start), problem.rows)
+        return torch.cat([image.flatten(1), start, problem.start], dim=1)
 
-    def rates(self, scene: Scene) -> Tensor:
-        pixels, latent = scene.x[0].numel(), scene.start.shape[1]
-        image = self.image_rate * scene.eps / (math.sqrt(pixels) if self.norm == "l2" else 1.0)
-        return torch.cat([scene.x.new_full((pixels,), image), scene.x.new_full((2 * latent,), self.rate)])
+    def learning_rates(self, problem: RangeProblem) -> Tensor:
+        pixels, latent = problem.x[0].numel(), problem.start.shape[1]
+        image = self.image_rate * problem.eps / (math.sqrt(pixels) if self.norm == "l2" else 1.0)
+        return torch.cat([problem.x.new_full((pixels,), image), problem.x.new_full((2 * latent,), self.rate)])
 
-    def settle(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:
-        image, z, r = self.parts(scene, point)
-        return torch.cat([scene.projected(image, rows).flatten(1), z, r], dim=1)
+    def feasible(self, problem: RangeProblem, point: Tensor, rows: Tensor) -> Tensor:
+        image, z, r = self.parts(problem, point)
+        return torch.cat([problem.projected(image, rows).flatten(1), z, r], dim=1)
 
-    def parts(self, scene: Scene, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, problem: RangeProblem, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split points [n, pixels + 2k] into images [n,C,H,W], and z and r [n,k]."""
-        latent = scene.start.shape[1]
+        latent = problem.start.shape[1]
         image, z, r = point.split([point.shape[1] - 2 * latent, latent, latent], dim=1)
-        return image.view(-1, *scene.x.shape[1:]), z, r
+        return image.view(-1, *problem.x.shape[1:]), z, r
 
-    def look(self, scene: Scene, point: Tensor, rows: Tensor) -> Look:
-        scene.target.count(rows, 2, 2)
-        image, z, r = self.parts(scene, point)
-        made = scene.generator(torch.cat([z, r]))
+    def evaluate(self, problem: RangeProblem, point: Tensor, rows: Tensor) -> ProblemValues:
+        problem.target.count(rows, 2, 2)
+        image, z, r = self.parts(problem, point)
+        made = problem.generator(torch.cat([z, r]))
         own, rival = made.chunk(2)
-        logits, rival_logits = scene.classifier(made).chunk(2)
-        scene.target.scored(image, rows, logits)
-        far = apart(image, rival.detach())
-        fooled = scene.wrong(rival_logits, rows) & (far <= scene.eta)
-        excess = apart(image, own) - torch.minimum(scene.room(image, rows), far)
+        logits, rival_logits = problem.classifier(made).chunk(2)
+        problem.target.record_logits(image, rows, logits)
+        far = l2_distance(image, rival.detach())
+        fooled = problem.wrong(rival_logits, rows) & (far <= problem.eta)
+        excess = l2_distance(image, own) - torch.minimum(problem.distance_limit(image, rows), far)
         excess = torch.where(fooled, excess - excess.detach().clamp_min(0), excess)
-        follows = apart(image.detach(), rival)  # for r's descent: it adds a gradient, and no value
-        lacking = scene.lacking(logits / scene.unit[rows], rows, self.confidence) + follows - follows.detach()
-        return Look(lacking, excess, scene.wrong(logits, rows) | fooled)
+        follows = l2_distance(image.detach(), rival)  # for r's descent: it adds a gradient, and no value
+        loss = problem.margin_loss(logits / problem.unit[rows], rows, self.confidence) + follows - follows.detach()
+        return ProblemValues(loss, excess, problem.wrong(logits, rows) | fooled)
 
-    def answer(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:
-        return self.parts(scene, point)[0]
+    def adversarial(self, problem: RangeProblem, point: Tensor, rows: Tensor) -> Tensor:
+        return self.parts(problem, point)[0]
 
-    def denied(self, scene: Scene, point: Tensor, rows: Tensor, failed: Tensor) -> None:
-        z = scene.add_rivals(self.answer(scene, point[failed], rows[failed]), rows[failed])
+    def on_failed_confirmation(self, problem: RangeProblem, point: Tensor, rows: Tensor, failed: Tensor) -> None:
+        z = problem.add_rivals(self.adversarial(problem, point[failed], rows[failed]), rows[failed])
         point[failed, -z.shape[1] :] = z

@@ -31,7 +31,7 @@ class Verdict:
         return ~self.rejected & (self.labels != y)
 
 
-def answered(logits: Tensor, classes: int) -> Verdict:
+def verdict_of(logits: Tensor, classes: int) -> Verdict:
     """Return the answers that outputs [N,K] or [N,K+1] encode: the largest output decides; output K+1 means rejected.
 
     ±∞ is a value like any other, since a defense may mask a class by −∞.

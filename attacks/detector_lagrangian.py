@@ -15,7 +15,7 @@ from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows
 from manifold_bench.attacks.contract import AttackableDefense, without_rejection
 from manifold_bench.attacks.gradient import Best
-from manifold_bench.attacks.lagrangian import Descent, Look, Seen, descend
+from manifold_bench.attacks.lagrangian import Descent, IterateValues, ProblemValues, descend
 from manifold_bench.attacks.losses import accepted_and_wrong, likeliest_wrong, margin, typical_temperature
 from manifold_bench.attacks.selective import SLACK
 from manifold_bench.attacks.target import Target
@@ -58,8 +58,8 @@ class DetectorLagrangian(ViewAttack):
             raise ValueError(f"part: {self.part!r} has no detectors, which this attack needs; leave part out")
 
     def passes(self) -> tuple[int, int]:
-        looks = (self.targets or 9) * (self.steps + 1)  # a guess, since the number of classes is not known here
-        return 1 + looks, looks
+        evaluations = (self.targets or 9) * (self.steps + 1)  # a guess, since the number of classes is not known here
+        return 1 + evaluations, evaluations
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
         return super().unsuited(defense) or without_rejection(defense)
@@ -84,28 +84,28 @@ class DetectorLagrangian(ViewAttack):
         (x, y, aims, unit), classes = inputs, view.num_classes
         left = torch.ones_like(rows, dtype=torch.bool)
 
-        def problem(point: Tensor, at: Tensor) -> Look:
+        def problem(point: Tensor, at: Tensor) -> ProblemValues:
             own, images = rows[at], point.view(-1, *x.shape[1:])
             view.target.count(own, 1, 1)
             logits, ratios = view.detection(images, aims[own], own)
-            view.show(images.detach(), own, logits.detach())
+            view.record(images.detach(), own, logits.detach())
             excess = ratios - 1 if view.target.defense.detectors else (ratios - 1) / unit[own, None]
             ahead = margin(logits, aims[own], classes, aims[own]) / unit[own]
-            reached = accepted_and_wrong(logits, y[own], classes)
-            return Look(F.relu(self.confidence - ahead), excess + SLACK, reached)
+            succeeded = accepted_and_wrong(logits, y[own], classes)
+            return ProblemValues(F.relu(self.confidence - ahead), excess + SLACK, succeeded)
 
-        def visit(point: Tensor, at: Tensor, seen: Seen, step: int) -> Tensor:
+        def callback(point: Tensor, at: Tensor, values: IterateValues, step: int) -> Tensor:
             own, images = rows[at], point.view(-1, *x.shape[1:])
-            seen.differentiated(view.target, own)
+            values.record_gradients(view.target, own)
             due = step % CONFIRM_EVERY == 0 or step == self.steps
-            beaten = view.confirmed(images, y[own], own, seen.reached, due)
-            best.update(own, images, -(seen.lacking + seen.excess.clamp_min(0).sum(1)), beaten)
+            beaten = view.confirmed(images, y[own], own, values.succeeded, due)
+            best.update(own, images, -(values.loss + values.excess.clamp_min(0).sum(1)), beaten)
             left[at[beaten]] = False
             return beaten
 
-        def settle(point: Tensor, at: Tensor) -> Tensor:
+        def feasible(point: Tensor, at: Tensor) -> Tensor:
             return project(point.view(-1, *x.shape[1:]), x[rows[at]], self.norm, eps).flatten(1)
 
         rate = self.rate * eps / (math.sqrt(x[0].numel()) if self.norm == "l2" else 1.0)
-        descend(problem, x[rows].flatten(1), visit, Descent(self.steps, rate, self.ascent), settle)
+        descend(problem, x[rows].flatten(1), callback, Descent(self.steps, rate, self.ascent), feasible)
         return rows[left]

@@ -38,7 +38,7 @@ class EAD(PenaltyAttack):
     paper = "chen2018"
     version: ClassVar[int] = 2
     norms: ClassVar[tuple[Norm, ...]] = ("l1",)
-    settles = True
+    shrinking_steps = True
 
     norm: Norm = "l1"
     searches: Annotated[int, Ge(1)] = 9
@@ -47,15 +47,15 @@ class EAD(PenaltyAttack):
     beta: Annotated[float, Ge(0), Lt(math.inf)] = 0.01
     accelerated: bool = True
 
-    def begin(self, x: Tensor) -> ShrinkingWalk:
-        return ShrinkingWalk(x, x, x, self)
+    def first_state(self, x: Tensor) -> FISTAState:
+        return FISTAState(x, x, x, self)
 
     def sizes(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         sum_of_changes = flat_norm(delta, "l1")
         return self.beta * sum_of_changes + delta.square().flatten(1).sum(1), sum_of_changes
 
 
-class ShrinkingWalk(NamedTuple):
+class FISTAState(NamedTuple):
     """A descent by FISTA from images `origin` [n,C,H,W]; image: y_k, shrunk: x_k in `EAD`, both [n,C,H,W]."""
 
     image: Tensor
@@ -67,10 +67,10 @@ class ShrinkingWalk(NamedTuple):
         image, shrunk, origin = remaining(going, self.image, self.shrunk, self.origin)
         return self._replace(image=image, shrunk=shrunk, origin=origin)
 
-    def after(self, slope: Tensor, step: int) -> Self:
+    def after(self, gradient: Tensor, step: int) -> Self:
         delta = self.image - self.origin
         rate = self.attack.rate * math.sqrt(1 - step / self.attack.steps)
-        delta = delta - rate * (2 * delta + slope)
+        delta = delta - rate * (2 * delta + gradient)
         shrunk = (self.origin + delta.sign() * (delta.abs() - self.attack.beta).clamp_min(0)).clamp(0, 1)
         ahead = step / (step + 3) if self.attack.accelerated else 0.0
         return self._replace(image=(shrunk + ahead * (shrunk - self.shrunk)).clamp(0, 1), shrunk=shrunk)

@@ -123,11 +123,11 @@ def to_plane(x: Tensor, slope: Tensor, value: Tensor, norm: Norm) -> Tensor:
     size = slope.abs().flatten(1)
     down = -(slope * expand(value.sign(), slope)).sign()  # the direction in which each pixel has to change
     room = torch.where(down > 0, 1 - x, x).flatten(1) * (size > 0)
-    step = in_turn(size, room, value.abs()) if norm == "l1" else together(size, room, value.abs(), norm)
+    step = least_change_l1(size, room, value.abs()) if norm == "l1" else least_change(size, room, value.abs(), norm)
     return down * step.view_as(x)
 
 
-def in_turn(size: Tensor, room: Tensor, wanted: Tensor) -> Tensor:
+def least_change_l1(size: Tensor, room: Tensor, wanted: Tensor) -> Tensor:
     """Return the smallest change in L1 that moves a linear function by `wanted` [N]: the largest slopes first.
 
     size: absolute slope of each value, [N,D]. room: how far each may change, [N,D].
@@ -139,21 +139,21 @@ def in_turn(size: Tensor, room: Tensor, wanted: Tensor) -> Tensor:
     return torch.zeros_like(size).scatter_(1, order, torch.minimum(room, left / size.clamp_min(1e-37)))
 
 
-def together(size: Tensor, room: Tensor, wanted: Tensor, norm: Norm) -> Tensor:
+def least_change(size: Tensor, room: Tensor, wanted: Tensor, norm: Norm) -> Tensor:
     """Return the smallest change in L∞ or L2 that moves a linear function by `wanted` [N]: all values change at once.
 
-    size, room: as for `in_turn`.
+    size, room: as for `least_change_l1`.
     """
-    pace = torch.ones_like(size) if norm == "linf" else size
-    # At time t a pixel has changed by min(t · pace, room). The function's change is concave and piecewise linear in t,
+    rate = torch.ones_like(size) if norm == "linf" else size
+    # At time t a pixel has changed by min(t · rate, room). The function's change is concave and piecewise linear in t,
     # so that Newton's method from 0 never overshoots and ends exactly at the solution after a few steps. Sorting the
     # pixels by their time of arrival would take three times as long.
-    arrival = room / pace.clamp_min(1e-37)
-    speed, gained = size * pace, size * room
+    arrival = room / rate.clamp_min(1e-37)
+    speed, gained = size * rate, size * room
     time, before = torch.zeros_like(wanted), torch.full_like(wanted, -1.0)
     while (time > before).any():
         moving = arrival > time[:, None]
         left = (wanted - gained.masked_fill(moving, 0.0).sum(1)).clamp_min(0)
         pull = speed.masked_fill(~moving, 0.0).sum(1).clamp_min(1e-37)
         before, time = time, torch.maximum(time, left / pull)
-    return torch.minimum(time.clamp_max(1e30)[:, None] * pace, room)
+    return torch.minimum(time.clamp_max(1e30)[:, None] * rate, room)

@@ -78,11 +78,11 @@ class Fooling(ViewAttack):
         powers = x.new_tensor([self.b if name == "encoding" else self.a for name in detectors])
 
         def loss(_: Tensor, logits: Tensor, ratios: Tensor) -> Tensor:
-            lacking = -margin(logits, aims[rows], target.num_classes, aims[rows])
+            gap = -margin(logits, aims[rows], target.num_classes, aims[rows])
             if not ratios.shape[1]:
-                return -lacking
+                return -gap
             detected = ratios.clamp_min(0).pow(powers).sum(1)
-            return -(F.relu(lacking) + detected) if of_aim else -torch.where(lacking >= 0, lacking, detected)
+            return -(F.relu(gap) + detected) if of_aim else -torch.where(gap >= 0, gap, detected)
 
         for step in range(self.steps):
             logits, _, _, gradient = view.detected_ascent(image, aims[rows], loss, rows)

@@ -105,17 +105,17 @@ class RandFGSM(FGSM):
     random: Annotated[float, Ge(0), Lt(math.inf)] = 0.05
 
 
-Look = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
+Evaluator = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
 """A function that evaluates points [n,C,H,W] of some rows [n] of the batch → logits, objective [n], its gradient.
 
 The last argument says whether this is the last evaluation, which needs no gradient.
 """
 
 
-def looking(view: View, climbed: Loss, y: Tensor, aims: Tensor | None) -> Look:
+def evaluator_of(view: View, climbed: Loss, y: Tensor, aims: Tensor | None) -> Evaluator:
     """Return a function that evaluates the loss `climbed` for labels y [N] and target classes `aims` [N] or None."""
 
-    def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
         def loss(logits: Tensor) -> Tensor:
             return climbed(logits, y[rows], view.num_classes, None if aims is None else aims[rows])
 
@@ -124,21 +124,21 @@ def looking(view: View, climbed: Loss, y: Tensor, aims: Tensor | None) -> Look:
         logits = view.answer(point, rows)
         return logits, loss(logits), torch.zeros_like(point)
 
-    return look
+    return evaluate
 
 
-def averaged(looks: Sequence[Look]) -> Look:
+def averaged(evaluators: Sequence[Evaluator]) -> Evaluator:
     """Return the mean of several evaluations: expectation over the defense's randomness (EOT, Athalye et al. 2018)."""
 
-    def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
-        seen = [one(point, rows, last) for one in looks]
-        logits, values, gradient = (torch.stack(parts).mean(0) for parts in zip(*seen, strict=True))
+    def evaluate(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+        evaluated = [one(point, rows, last) for one in evaluators]
+        logits, values, gradient = (torch.stack(parts).mean(0) for parts in zip(*evaluated, strict=True))
         return logits, values, gradient
 
-    return looks[0] if len(looks) == 1 else look
+    return evaluators[0] if len(evaluators) == 1 else evaluate
 
 
-def smoothed(look: Look, neighbours: int, radius: float, norm: Norm, seed: int) -> Look:
+def smoothed(evaluate: Evaluator, neighbours: int, radius: float, norm: Norm, seed: int) -> Evaluator:
     """Return an evaluation whose gradient is the mean over each point and `neighbours` random points near it.
 
     Logits and objective are those of the point itself. The neighbours are uniform in the ball of that radius. They are
@@ -147,11 +147,11 @@ def smoothed(look: Look, neighbours: int, radius: float, norm: Norm, seed: int) 
 
     def around(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
         near = range(0 if last else neighbours)
-        slopes = [look(random_in_ball(point, norm, radius, seed + k), rows, last)[2] for k in near]
-        logits, values, gradient = look(point, rows, last)
+        slopes = [evaluate(random_in_ball(point, norm, radius, seed + k), rows, last)[2] for k in near]
+        logits, values, gradient = evaluate(point, rows, last)
         return logits, values, torch.stack([*slopes, gradient]).mean(0)
 
-    return around if neighbours else look
+    return around if neighbours else evaluate
 
 
 @dataclass
@@ -177,12 +177,12 @@ class Best:
 class Climb:
     """One ascent from images x [N,C,H,W] with labels y [N], within ε.
 
-    view: view of the attacked defense. look: function that evaluates points. best: best points so far, which the ascent
-    updates. final: whether this is the last ascent of the attack.
+    view: view of the attacked defense. evaluate: function that evaluates points. best: best points so far, which the
+    ascent updates. final: whether this is the last ascent of the attack.
     """
 
     view: View
-    look: Look
+    evaluate: Evaluator
     x: Tensor
     y: Tensor
     eps: float
@@ -231,7 +231,7 @@ class ProjectedAscent(ViewAttack):
         memory, origin = torch.zeros_like(point), climb.x[rows]
         for step in range(self.steps + 1):
             last = step == self.steps
-            logits, values, gradient = climb.look(point, rows, last)
+            logits, values, gradient = climb.evaluate(point, rows, last)
             beaten = climb.beaten(point, rows, logits, step, last)
             climb.best.update(rows, point, values, beaten)
             rows, point, memory, gradient, origin = remaining(~beaten, rows, point, memory, gradient, origin)
@@ -299,9 +299,9 @@ class PGD(ProjectedAscent):
             aims = None if offset is None else (y + offset) % target.num_classes
             views = [self.view(target) for _ in range(self.eot)]
             loss = named_loss(self.loss, views[0].rejects, self.targeted)
-            look = averaged([looking(view, loss, y, aims) for view in views])
-            look = smoothed(look, self.neighbours, self.radius, self.norm, seed)
-            climb = Climb(views[0], look, x, y, eps, best, final=number == len(climbs) - 1)
+            evaluate = averaged([evaluator_of(view, loss, y, aims) for view in views])
+            evaluate = smoothed(evaluate, self.neighbours, self.radius, self.norm, seed)
+            climb = Climb(views[0], evaluate, x, y, eps, best, final=number == len(climbs) - 1)
             rows = self.climb(climb, rows, start)
             if not len(rows):
                 break

@@ -18,37 +18,37 @@ SAMPLES = 1000
 """Number of latents, drawn from N(0, I), among which an attack looks for images of other classes."""
 
 
-class Look(NamedTuple):
+class ProblemValues(NamedTuple):
     """The values of a constrained problem at n points.
 
-    lacking: [n], the objective: how far the margin of the wanted answer is below the demanded one; 0 where it is not.
+    loss: [n], the objective: how far the margin of the wanted answer is below the demanded one; 0 where it is not.
     excess: [n] or [n,D], how far each of D constraints is violated; ≤ 0 where it holds. Both are differentiable.
-    reached: [n] bool, whether the answer is the wanted one.
+    succeeded: [n] bool, whether the answer is the wanted one.
     """
 
-    lacking: Tensor
+    loss: Tensor
     excess: Tensor
-    reached: Tensor
+    succeeded: Tensor
 
 
-class Seen(NamedTuple):
-    """A detached `Look` at n points, and the gradient [n,k] that the descent follows from there."""
+class IterateValues(NamedTuple):
+    """A detached `ProblemValues` at n points, and the gradient [n,k] that the descent follows from there."""
 
-    lacking: Tensor
+    loss: Tensor
     excess: Tensor
-    reached: Tensor
+    succeeded: Tensor
     gradient: Tensor
 
-    def differentiated(self, target: Target, rows: Tensor) -> None:
+    def record_gradients(self, target: Target, rows: Tensor) -> None:
         """Record the gradients of those of the inputs `rows` [n] whose answers are not yet the wanted ones."""
-        trying = self.lacking > 0
-        target.differentiated(rows[trying], self.gradient[trying])
+        trying = self.loss > 0
+        target.record_gradients(rows[trying], self.gradient[trying])
 
 
-Problem = Callable[[Tensor, Tensor], Look]
+Problem = Callable[[Tensor, Tensor], ProblemValues]
 """A function of points [n,k] of some rows [n] of the batch → the values of the problem there."""
 
-Visit = Callable[[Tensor, Tensor, Seen, int], Tensor]
+Callback = Callable[[Tensor, Tensor, IterateValues, int], Tensor]
 """A function of points [n,k], their rows [n], their values and the number of the step → which are done, [n] bool."""
 
 
@@ -67,14 +67,14 @@ class Descent(NamedTuple):
 def descend(
     problem: Problem,
     point: Tensor,
-    visit: Visit,
+    callback: Callback,
     descent: Descent,
-    settle: Callable[[Tensor, Tensor], Tensor] = lambda point, rows: point,
+    feasible: Callable[[Tensor, Tensor], Tensor] = lambda point, rows: point,
 ) -> None:
-    """Solve min over z, max over λ ≥ 0 of lacking(z) + Σ λᵢ · excessᵢ(z) for each row of `point` [M,k], from λ = 1.
+    """Solve min over z, max over λ ≥ 0 of loss(z) + Σ λᵢ · excessᵢ(z) for each row of `point` [M,k], from λ = 1.
 
-    `visit` is called with each of the `descent.steps` + 1 points of a row; rows that are done leave the batch. settle:
-    function that moves points [n,k] of some rows to the nearest allowed ones.
+    callback: function that is called with each of the `descent.steps` + 1 points of a row; rows that are done leave the
+    batch. feasible: function that returns the feasible points that are nearest to points [n,k] of some rows.
     """
     rows = torch.arange(len(point), device=point.device)
     point, memory = point.detach(), Moments.none(point)
@@ -82,16 +82,17 @@ def descend(
     for step in range(descent.steps + 1):
         with torch.enable_grad():
             variable = point.clone().requires_grad_(True)
-            seen = problem(variable, rows)
-            multiplier = multiplier.expand_as(seen.excess)
-            (gradient,) = torch.autograd.grad(seen.lacking.sum() + (multiplier * seen.excess).sum(), variable)
-        going = ~visit(point, rows, Seen(seen.lacking.detach(), seen.excess.detach(), seen.reached, gradient), step)
+            values = problem(variable, rows)
+            multiplier = multiplier.expand_as(values.excess)
+            (gradient,) = torch.autograd.grad(values.loss.sum() + (multiplier * values.excess).sum(), variable)
+        loss, excess = values.loss.detach(), values.excess.detach()
+        going = ~callback(point, rows, IterateValues(loss, excess, values.succeeded, gradient), step)
         rows, point, multiplier, gradient = remaining(going, rows, point, multiplier, gradient)
         if step == descent.steps or not len(rows):
             return
         memory = memory.only(going).after(gradient.nan_to_num(0.0, 0.0, 0.0))
-        point = settle(point - memory.step(descent.rate, step + 1, epsilon=1e-12), rows)
-        multiplier = (multiplier + descent.ascent * seen.excess.detach()[going]).clamp_min(0)
+        point = feasible(point - memory.step(descent.rate, step + 1, epsilon=1e-12), rows)
+        multiplier = (multiplier + descent.ascent * excess[going]).clamp_min(0)
 
 
 class Pairs(NamedTuple):
@@ -135,27 +136,27 @@ def overpowered_pairs(
 
     own = blockwise(lambda latents: logits_of(latents)[0], z).argmax(1)
 
-    def problem(both: Tensor, rows: Tensor) -> Look:
+    def problem(both: Tensor, rows: Tensor) -> ProblemValues:
         n = len(both)
         logits, images = logits_of(torch.cat([both[:, :latent], both[:, latent:]]))
         classes, label = logits.shape[1], own[rows]
-        lacking = F.relu(confidence + margin(logits[:n], label, classes))
-        lacking = lacking + F.relu(confidence - margin(logits[n:], label, classes))
-        distance = apart(images[:n], images[n:])
+        loss = F.relu(confidence + margin(logits[:n], label, classes))
+        loss = loss + F.relu(confidence - margin(logits[n:], label, classes))
+        distance = l2_distance(images[:n], images[n:])
         differ = logits[:n].argmax(1) != logits[n:].argmax(1)
-        return Look(lacking, distance - eta * (1 - 1e-6), differ)  # a margin for rounding of float32
+        return ProblemValues(loss, distance - eta * (1 - 1e-6), differ)  # a margin for rounding of float32
 
     ended = torch.cat([z, other], dim=1).detach().clone()
     least = z.new_full((len(z),), torch.inf)
 
-    def visit(both: Tensor, rows: Tensor, seen: Seen, step: int) -> Tensor:
-        valid = seen.reached & (seen.excess <= 0)
-        lacking = torch.where(valid, seen.lacking, torch.inf)
-        better = (lacking < least[rows]) | least[rows].isinf()  # anything replaces what is no valid pair
-        ended[rows[better]], least[rows[better]] = both[better], lacking[better]
-        return valid & (seen.lacking <= 0)
+    def callback(both: Tensor, rows: Tensor, values: IterateValues, step: int) -> Tensor:
+        valid = values.succeeded & (values.excess <= 0)
+        loss = torch.where(valid, values.loss, torch.inf)
+        better = (loss < least[rows]) | least[rows].isinf()  # anything replaces what is no valid pair
+        ended[rows[better]], least[rows[better]] = both[better], loss[better]
+        return valid & (values.loss <= 0)
 
-    descend(problem, ended.clone(), visit, descent)
+    descend(problem, ended.clone(), callback, descent)
     z, other = ended[:, :latent], ended[:, latent:]
     images, others = blockwise(generator, z), blockwise(generator, other)
     distance = (images.double() - others.double()).flatten(1).norm(dim=1)
@@ -163,6 +164,6 @@ def overpowered_pairs(
     return Pairs(z, other, distance, differ & (distance <= eta))
 
 
-def apart(one: Tensor, other: Tensor) -> Tensor:
+def l2_distance(one: Tensor, other: Tensor) -> Tensor:
     """Return Euclidean distances [N] of images [N,C,H,W]; where two images are equal, the gradient is 0."""
     return (one - other).flatten(1).square().sum(1).clamp_min(1e-12).sqrt()

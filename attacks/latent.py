@@ -21,7 +21,7 @@ from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import all_rows, blockwise, padded
 from manifold_bench.attacks.contract import AttackableDefense, projects
 from manifold_bench.attacks.gradient import Best
-from manifold_bench.attacks.lagrangian import SAMPLES, Descent, Look, Seen, apart, descend
+from manifold_bench.attacks.lagrangian import SAMPLES, Descent, IterateValues, ProblemValues, descend, l2_distance
 from manifold_bench.attacks.losses import likeliest_wrong, margin, typical_temperature
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, draw_per_input, project
@@ -33,7 +33,7 @@ DRAWS = 3
 """Number of answers of a randomized defense that have to be wrong before an input leaves the batch."""
 
 
-class Scene:
+class RangeProblem:
     """Images x [N,C,H,W] with labels y [N], and the parts of a defense that projects, for one attack; it counts passes.
 
     start: z*(x) [N,k], by the defense's own inversion. rivals: images [N,C,H,W] of the generator that are classified
@@ -48,8 +48,8 @@ class Scene:
             raise ValueError("this defense has no generator that it inverts")
         self.generator, self.classifier = padded(defense.generator), target.outputs("classifier")
         self.inverter, self.eta = padded(defense.inverter), float(defense.eta)
-        self.all = all_rows(x)
-        self.start = self.inverted(x, self.all)
+        self.rows = all_rows(x)
+        self.start = self.inverted(x, self.rows)
         self.rivals = [blockwise(self.generator, self.start)]
 
     @cached_property
@@ -64,7 +64,7 @@ class Scene:
         with torch.no_grad():
             return self.inverter(images)
 
-    def lacking(self, logits: Tensor, rows: Tensor, confidence: float) -> Tensor:
+    def margin_loss(self, logits: Tensor, rows: Tensor, confidence: float) -> Tensor:
         """Return by how much the margin of the likeliest wrong class is below `confidence`, [n], at least 0."""
         return F.relu(confidence - margin(logits, self.y[rows], self.target.num_classes))
 
@@ -72,9 +72,9 @@ class Scene:
         """Return whether logits [n,K] of those rows are a wrong answer, [n] bool."""
         return logits.argmax(1) != self.y[rows]
 
-    def room(self, images: Tensor, rows: Tensor) -> Tensor:
+    def distance_limit(self, images: Tensor, rows: Tensor) -> Tensor:
         """Return the largest allowed distance of images [n,C,H,W] to their projections, [n]: η or that of a rival."""
-        return torch.stack([apart(images, rival[rows]) for rival in self.rivals]).amin(0).clamp_max(self.eta)
+        return torch.stack([l2_distance(images, rival[rows]) for rival in self.rivals]).amin(0).clamp_max(self.eta)
 
     def add_rivals(self, images: Tensor, rows: Tensor) -> Tensor:
         """Add the projections of images [n,C,H,W] to the rivals, and return the latents [n,k] of these projections.
@@ -119,7 +119,7 @@ class Scene:
         drawn = torch.randn(SAMPLES, self.start.shape[1], generator=torch.Generator().manual_seed(seed)).to(self.start)
         images = blockwise(self.generator, drawn)
         labels = blockwise(self.classifier, images).argmax(1)
-        self.target.count(self.all, SAMPLES / len(self.all), 0)
+        self.target.count(self.rows, SAMPLES / len(self.rows), 0)
         distance = torch.cdist(
             self.rivals[0].flatten(1), images.flatten(1), compute_mode="donot_use_mm_for_euclid_dist"
         )
@@ -137,10 +137,10 @@ class Scene:
 
     def _crossing(self, goal: Tensor) -> Tensor:
         """Return the first of seven points from z* to `goal` [N,k] whose image gets a wrong class, or else `goal`."""
-        found, open_ = goal.clone(), torch.ones_like(self.all, dtype=torch.bool)
+        found, open_ = goal.clone(), torch.ones_like(self.rows, dtype=torch.bool)
         for eighth in range(1, 8):
             point = self.start + (goal - self.start) * eighth / 8
-            self.target.count(self.all, 1, 0)
+            self.target.count(self.rows, 1, 0)
             wrong = blockwise(lambda z: self.classifier(self.generator(z)), point).argmax(1) != self.y
             found = torch.where((wrong & open_)[:, None], point, found)
             open_ &= ~wrong
@@ -152,8 +152,8 @@ class RangeAttack(Attack):
     """The base of attacks that search the latents of a defense that projects.
 
     steps, rate: number of steps and learning rate of each descent, by Adam on z.
-    starts: number of descents, each from its own start (`Scene.starts`).
-    confidence: margin of the wrong class that the attack demands, in units of `Scene.unit`.
+    starts: number of descents, each from its own start (`RangeProblem.starts`).
+    confidence: margin of the wrong class that the attack demands, in units of `RangeProblem.unit`.
     ascent: share of the constraint's excess by which its multiplier grows in a step.
     """
 
@@ -174,18 +174,18 @@ class RangeAttack(Attack):
         return None if projects(defense) else "the defense projects on no generator, whose latents this attack changes"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        scene = Scene(target, x, y, self.norm, eps)
-        rows, best = scene.all, None
-        for number, start in enumerate(scene.starts(self.starts, seed)):
-            point = self.begin(scene, start)
+        problem = RangeProblem(target, x, y, self.norm, eps)
+        rows, best = problem.rows, None
+        for number, start in enumerate(problem.starts(self.starts, seed)):
+            point = self.first_points(problem, start)
             best = best or Best(point.clone(), x.new_full((len(x),), -torch.inf))
-            rows = self._search(scene, point[rows], rows, best, number)
+            rows = self._search(problem, point[rows], rows, best, number)
             if not len(rows):
                 break
         assert best is not None
-        return self.answer(scene, best.point, scene.all)
+        return self.adversarial(problem, best.point, problem.rows)
 
-    def _search(self, scene: Scene, point: Tensor, rows: Tensor, best: Best, number: int) -> Tensor:
+    def _search(self, problem: RangeProblem, point: Tensor, rows: Tensor, best: Best, number: int) -> Tensor:
         """Run one descent of those rows [n] from points [n,k], update `best`, and return the rows without a success.
 
         Every few steps the deployed defense answers all points that the classifier gets wrong: a point outside the
@@ -195,15 +195,15 @@ class RangeAttack(Attack):
         left = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         every = max(1, self.steps // CONFIRMATIONS)
 
-        def visit(point: Tensor, at: Tensor, seen: Seen, step: int) -> Tensor:
+        def callback(point: Tensor, at: Tensor, values: IterateValues, step: int) -> Tensor:
             last, own = step == self.steps, rows[at]
-            seen.differentiated(scene.target, own)
-            beaten = torch.zeros_like(seen.reached)
+            values.record_gradients(problem.target, own)
+            beaten = torch.zeros_like(values.succeeded)
             if not last and step % every:
                 return beaten
-            value = -(seen.lacking + seen.excess.clamp_min(0))
-            if seen.reached.any():
-                fooled = self.confirmed(scene, point, own, seen.reached)
+            value = -(values.loss + values.excess.clamp_min(0))
+            if values.succeeded.any():
+                fooled = self.confirmed(problem, point, own, values.succeeded)
                 beaten = fooled == 1
                 value = torch.where(fooled > 0, fooled, value)
             best.update(own, point, value, beaten)
@@ -211,50 +211,53 @@ class RangeAttack(Attack):
             return beaten
 
         descend(
-            lambda point, at: self.look(scene, point, rows[at]),
+            lambda point, at: self.evaluate(problem, point, rows[at]),
             point,
-            visit,
-            Descent(self.steps, self.rates(scene), self.ascent),
-            lambda point, at: self.settle(scene, point, rows[at]),
+            callback,
+            Descent(self.steps, self.learning_rates(problem), self.ascent),
+            lambda point, at: self.feasible(problem, point, rows[at]),
         )
         return rows[left]
 
-    def cost(self, looks: int) -> tuple[int, int]:
-        """Return the most passes, if each step takes `looks` passes through generator and classifier."""
+    def pass_limits(self, passes_per_step: int) -> tuple[int, int]:
+        """Return the largest numbers of forward and backward passes.
+
+        passes_per_step: number of passes through generator and classifier that each step takes.
+        """
         # The samples are shared by a batch of about a hundred
         finding_starts = 0 if self.starts == 1 else SAMPLES // 100 + 7 * (self.starts // 2)
-        descents = self.starts * looks * (self.steps + 1)
-        return 1 + finding_starts + descents + looks * self.starts * (CONFIRMATIONS + 1), descents
+        descents = self.starts * passes_per_step * (self.steps + 1)
+        return 1 + finding_starts + descents + passes_per_step * self.starts * (CONFIRMATIONS + 1), descents
 
-    def confirmed(self, scene: Scene, point: Tensor, rows: Tensor, claimed: Tensor) -> Tensor:
-        """Return in what share of its answers each claimed point [n] fools the deployed defense (`Scene.fooled`)."""
-        share = scene.fooled(self.answer(scene, point, rows), rows, claimed)
+    def confirmed(self, problem: RangeProblem, point: Tensor, rows: Tensor, claimed: Tensor) -> Tensor:
+        """Return the share of the deployed defense's answers that each claimed point [n] fools, [n]; 0 for others."""
+        share = problem.fooled(self.adversarial(problem, point, rows), rows, claimed)
         failed = claimed & (share < 1)
         if failed.any():
-            self.denied(scene, point, rows, failed)
+            self.on_failed_confirmation(problem, point, rows, failed)
         return share
 
-    def denied(self, scene: Scene, point: Tensor, rows: Tensor, failed: Tensor) -> None:
-        """Called with points [n,k] of which the deployed defense denied those at `failed` [n]; may change them."""
+    def on_failed_confirmation(self, problem: RangeProblem, point: Tensor, rows: Tensor, failed: Tensor) -> None:
+        """Called with points [n,k]; may change those at `failed` [n], which did not fool the deployed defense."""
 
-    def begin(self, scene: Scene, start: Tensor) -> Tensor:
+    def first_points(self, problem: RangeProblem, start: Tensor) -> Tensor:
         """Return the points that the descent starts from, one row for each latent of `start` [N,k]."""
         return start
 
-    def rates(self, scene: Scene) -> float | Tensor:
+    def learning_rates(self, problem: RangeProblem) -> float | Tensor:
         """Return Adam's learning rate: one for all coordinates of a point, or one for each."""
         return self.rate
 
-    def settle(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:
-        """Return the allowed points that are nearest to `point` [n,k]."""
+    def feasible(self, problem: RangeProblem, point: Tensor, rows: Tensor) -> Tensor:
+        """Return the feasible points that are nearest to `point` [n,k]."""
         return point
 
     @abstractmethod
-    def look(self, scene: Scene, point: Tensor, rows: Tensor) -> Look:
+    def evaluate(self, problem: RangeProblem, point: Tensor, rows: Tensor) -> ProblemValues:
         """Return the values of the constrained problem at points [n,k] of those rows."""
 
     @abstractmethod
-    def answer(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:
+    def adversarial(self, problem: RangeProblem, point: Tensor, rows: Tensor) -> Tensor:
         """Return the adversarial images [n,C,H,W] for points [n,k] of those rows, within their balls."""
 
 
@@ -273,16 +276,17 @@ class Latent(RangeAttack):
     paper = "athalye2018"
 
     def passes(self) -> tuple[int, int]:
-        return self.cost(1)
+        return self.pass_limits(1)
 
-    def look(self, scene: Scene, point: Tensor, rows: Tensor) -> Look:
-        scene.target.count(rows, 1, 1)
-        images = scene.generator(point)
-        logits = scene.classifier(images)
-        nearest = scene.projected(images, rows)
-        scene.target.scored(nearest, rows, logits)
-        excess = apart(images, nearest)
-        return Look(scene.lacking(logits / scene.unit[rows], rows, self.confidence), excess, scene.wrong(logits, rows))
+    def evaluate(self, problem: RangeProblem, point: Tensor, rows: Tensor) -> ProblemValues:
+        problem.target.count(rows, 1, 1)
+        images = problem.generator(point)
+        logits = problem.classifier(images)
+        nearest = problem.projected(images, rows)
+        problem.target.record_logits(nearest, rows, logits)
+        excess = l2_distance(images, nearest)
+        loss = problem.margin_loss(logits / problem.unit[rows], rows, self.confidence)
+        return ProblemValues(loss, excess, problem.wrong(logits, rows))
 
-    def answer(self, scene: Scene, point: Tensor, rows: Tensor) -> Tensor:
-        return scene.projected(blockwise(scene.generator, point), rows)
+    def adversarial(self, problem: RangeProblem, point: Tensor, rows: Tensor) -> Tensor:
+        return problem.projected(blockwise(problem.generator, point), rows)

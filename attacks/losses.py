@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from manifold_bench.attacks.contract import answered
+from manifold_bench.attacks.contract import verdict_of
 from manifold_bench.attacks.scales import spreads
 
 LossName = Literal["auto", "cross-entropy", "margin", "selective-margin", "selective"]
@@ -163,4 +163,4 @@ def named_loss(name: LossName, rejects: bool, targeted: bool) -> Loss:
 
 def accepted_and_wrong(logits: Tensor, y: Tensor, classes: int) -> Tensor:
     """Return whether each answer is accepted and not y → [N] bool; outputs with a NaN count as no answer."""
-    return answered(logits, classes).wrong(y) & ~logits.isnan().any(1)
+    return verdict_of(logits, classes).wrong(y) & ~logits.isnan().any(1)

@@ -23,7 +23,7 @@ SUM = 1e-2
 PROBES, POINTS = 8, 9
 """Number of images that decide the form, and of points on the way from one to another."""
 
-STRAIGHTER = 0.5
+MORE_LINEAR = 0.5
 """Largest share of the outputs' own deviation from a straight line that logarithms or log-odds may have."""
 
 NEGLIGIBLE = 0.02
@@ -77,8 +77,8 @@ class Scored:
         if self.form is None:
             negative = bool((outputs[:, : self.classes] < 0).any())
             clean = x.detach() if self.clean is None else self.clean
-            self.form = "logits" if negative else self.decided(clean)
-            self.unit = self.measured(clean)
+            self.form = "logits" if negative else self.chosen_form(clean)
+            self.unit = self.measured_unit(clean)
         return logits_of(outputs, x.dtype, self.form, self.classes, self.unit)
 
     def _outputs(self, x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Scored:
             return None
 
     @torch.no_grad()
-    def decided(self, x: Tensor) -> Form:
+    def chosen_form(self, x: Tensor) -> Form:
         """Return the form of the outputs for images x [M,C,H,W], of which it takes `PROBES`."""
         x = probes(x)
         outputs = blockwise(self._outputs, x)
@@ -111,10 +111,10 @@ class Scored:
         if probabilities(outputs, self.classes).all():
             return "likelihoods"
         ways = self._ways(x, outputs)
-        return "logits" if ways is None else straightest(*ways)
+        return "logits" if ways is None else most_linear_form(*ways)
 
     @torch.no_grad()
-    def measured(self, x: Tensor) -> Unit:
+    def measured_unit(self, x: Tensor) -> Unit:
         """Return the unit of the outputs, whose form is decided; it takes `PROBES` of the images x [M,C,H,W].
 
         Random numbers that the function draws here are drawn again by the next call, so that they are the same as
@@ -136,9 +136,10 @@ class Scored:
         between, *ends = ways
         seen = logits_of(between.flatten(0, 1), between.dtype, self.form, self.classes)
         plain, steady = (
-            bend(z.unflatten(0, between.shape[:2]), *ends) for z in (seen, in_units(seen, self.classes, "classes"))
+            nonlinearity(z.unflatten(0, between.shape[:2]), *ends)
+            for z in (seen, in_units(seen, self.classes, "classes"))
         )
-        return reject_unit(logits, self.classes) if straighter(steady, plain) else "given"
+        return reject_unit(logits, self.classes) if is_more_linear(steady, plain) else "given"
 
     def _ways(self, x: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Return the outputs of the classes at `POINTS` on the ways between images x, and the classes at their ends.
@@ -179,10 +180,10 @@ def logits_of(outputs: Tensor, kind: torch.dtype, form: Form, classes: int, unit
         # a sigmoid that rounds to 1 is nearer to 1 than the last number before it
         doubt = torch.finfo(outputs.dtype).eps / 4
         outputs = log(outputs) - (1 - outputs.double()).clamp_min(doubt).log()
-    return narrowed(in_units(outputs, classes, unit), kind, classes).clone()
+    return cast_keeping_argmax(in_units(outputs, classes, unit), kind, classes).clone()
 
 
-def straightest(outputs: Tensor, first: Tensor, second: Tensor) -> Form:
+def most_linear_form(outputs: Tensor, first: Tensor, second: Tensor) -> Form:
     """Return the form in which margins between two classes change most steadily; logits, where that is much the same.
 
     outputs: float64 [T,P,K] ≥ 0 at T points at equal distances on P ways. first, second: classes of the two ends [P].
@@ -191,12 +192,12 @@ def straightest(outputs: Tensor, first: Tensor, second: Tensor) -> Form:
     forms: list[Form] = ["logits", "likelihoods", *(("sigmoids",) if outputs.amax() <= 1 else ())]
     flat, (points, ways, classes) = outputs.flatten(0, 1), outputs.shape
     logits = {form: logits_of(flat, outputs.dtype, form, classes).view(points, ways, classes) for form in forms}
-    bent = {form: bend(z, first, second) for form, z in logits.items()}
-    best = min(bent, key=lambda form: bent[form])
-    return best if straighter(bent[best], bent["logits"]) else "logits"
+    nonlinear = {form: nonlinearity(z, first, second) for form, z in logits.items()}
+    best = min(nonlinear, key=lambda form: nonlinear[form])
+    return best if is_more_linear(nonlinear[best], nonlinear["logits"]) else "logits"
 
 
-def bend(logits: Tensor, first: Tensor, second: Tensor) -> float:
+def nonlinearity(logits: Tensor, first: Tensor, second: Tensor) -> float:
     """Return how far margins between two classes are from straight lines: the share of their variance, mean over ways.
 
     logits: float64 [T,P,K] at T points at equal distances on P ways. first, second: classes of the two ends [P].
@@ -210,12 +211,12 @@ def bend(logits: Tensor, first: Tensor, second: Tensor) -> float:
     return float((rest.square().sum(0) / moved.square().sum(0)).nanmean())
 
 
-def straighter(bent: float, before: float) -> bool:
-    """Return whether margins that are `bent` are much straighter than others, and these are not straight."""
-    return bent < STRAIGHTER * before and before > NEGLIGIBLE
+def is_more_linear(nonlinearity: float, before: float) -> bool:
+    """Return whether margins of that nonlinearity are much straighter than others, and those are not straight."""
+    return nonlinearity < MORE_LINEAR * before and before > NEGLIGIBLE
 
 
-def narrowed(outputs: Tensor, kind: torch.dtype, classes: int) -> Tensor:
+def cast_keeping_argmax(outputs: Tensor, kind: torch.dtype, classes: int) -> Tensor:
     """Return outputs [N,K] or [N,K+1] in another float type, so that the largest one stays the largest; differentiable.
 
     Rows that the type cannot tell apart (1e9 + 1 and 1e9 + 2, or 1e40 and 2e40, as float32) lose their largest output

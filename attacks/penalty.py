@@ -24,18 +24,18 @@ PROGRESS = 0.9999
 """A descent ends where a tenth of its steps left the loss above this share of its value (as in the authors' code)."""
 
 
-class Walk(Protocol):
+class DescentState(Protocol):
     """The images [n,C,H,W] at which a descent is, and what it remembers of its steps."""
 
     @property
     def image(self) -> Tensor: ...
 
     def only(self, going: Tensor) -> Self:
-        """Return the walk of the rows where `going` [n] is true."""
+        """Return the state of the rows where `going` [n] is true."""
         ...
 
-    def after(self, slope: Tensor, step: int) -> Self:
-        """Return the walk after that step; slope: gradient [n,C,H,W] of c times the missing margin."""
+    def after(self, gradient: Tensor, step: int) -> Self:
+        """Return the state after that step; gradient: gradient [n,C,H,W] of c times the missing margin."""
         ...
 
 
@@ -89,12 +89,12 @@ class PenaltyAttack(ViewAttack):
     confidence: the margin κ that a success needs.
     early: whether an input leaves a descent once a tenth of its steps lowered neither the least loss nor the smallest
     distance of a success (the authors' code stops whole batches, and only by the loss). Inputs that are wrong but
-    rejected stay, because their reject excess may be larger than the margin was before. Where an attack `settles`,
-    those that have succeeded stay, too.
+    rejected stay, because their reject excess may be larger than the margin was before. With
+    `shrinking_steps` those that have succeeded stay, too.
     """
 
     minimal = True
-    settles: ClassVar[bool] = False
+    shrinking_steps: ClassVar[bool] = False
     """Whether steps become smaller, so that a descent that has succeeded comes nearest at its end."""
 
     searches: Annotated[int, Ge(1)] = 5
@@ -105,8 +105,8 @@ class PenaltyAttack(ViewAttack):
     early: bool = True
 
     @abstractmethod
-    def begin(self, x: Tensor) -> Walk:
-        """Return the walk that starts at images x [n,C,H,W]."""
+    def first_state(self, x: Tensor) -> DescentState:
+        """Return the state of a descent that starts at images x [n,C,H,W]."""
 
     @abstractmethod
     def sizes(self, delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,32 +136,32 @@ class PenaltyAttack(ViewAttack):
         view, x, y, weight, nearest = vars(search).values()
         succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         begun, origin = rows, x.index_select(0, rows)
-        walk = self.begin(origin)
+        state = self.first_state(origin)
         least, least_before, distance_before = (x.new_full((len(rows),), torch.inf) for _ in range(3))
         for step in range(self.steps):
-            image = walk.image
+            image = state.image
 
             def excess(logits: Tensor, label: Tensor = y[rows]) -> Tensor:
                 return F.relu(self.confidence - selective(logits, label, view.num_classes))
 
-            logits, lacking, slope = view.ascent(image, excess, rows)
-            claimed = accepted_and_wrong(logits, y[rows], view.num_classes) & (lacking <= 0)
+            logits, loss, gradient = view.ascent(image, excess, rows)
+            claimed = accepted_and_wrong(logits, y[rows], view.num_classes) & (loss <= 0)
             due = step == self.steps - 1 or step % CONFIRM_EVERY == 0
             beaten = view.confirmed(image, y[rows], rows, claimed, due)
             succeeded[rows[beaten]] = True
             size, distance = self.sizes(image - origin)
             nearest.update(rows, image, -distance.masked_fill(~beaten, torch.inf))
-            least = torch.minimum(least, size + weight[rows] * lacking)
+            least = torch.minimum(least, size + weight[rows] * loss)
             if self.early and step % max(self.steps // 10, 1) == 0:
                 distance = -nearest.loss[rows]
                 past = (logits[:, : view.num_classes].argmax(1) != y[rows]) & ~beaten
-                stays = past | succeeded[rows] if self.settles else past
+                stays = past | succeeded[rows] if self.shrinking_steps else past
                 going = (least < PROGRESS * least_before) | (distance < PROGRESS * distance_before) | stays
                 least_before, distance_before = least[going], distance[going]
-                rows, origin, least, slope, lacking = remaining(going, rows, origin, least, slope, lacking)
-                walk = walk.only(going)
+                rows, origin, least, gradient, loss = remaining(going, rows, origin, least, gradient, loss)
+                state = state.only(going)
                 if not len(rows):
                     break
-            slope = torch.where(expand(lacking > 0, slope), or_random(slope, walk.image, step), 0.0)
-            walk = walk.after(expand(weight[rows], slope) * slope, step)
+            gradient = torch.where(expand(loss > 0, gradient), or_random(gradient, state.image, step), 0.0)
+            state = state.after(expand(weight[rows], gradient) * gradient, step)
         return succeeded[begun]

@@ -51,7 +51,7 @@ class Queries:
         return self._succeeded | ((self.best > self.first) & ~self.shrunk).any(1) | (self.calls < 2)
 
     @property
-    def settled(self) -> Tensor:
+    def solved(self) -> Tensor:
         """Whether an input is beaten and no smaller perturbation is searched, because ε bounds it, [N] bool."""
         return self.distance.isfinite() & math.isfinite(self.eps)
 
@@ -65,7 +65,7 @@ class Queries:
         """Return the index of the input that is nearest in L2 to each image x [M,C,H,W] → [M]."""
         return torch.cdist(x.flatten(1), self.x[self.rows].flatten(1)).argmin(1)
 
-    def scored(self, x: Tensor, rows: Tensor, logits: Tensor, classes: int) -> None:
+    def record_logits(self, x: Tensor, rows: Tensor, logits: Tensor, classes: int) -> None:
         """Record logits [n,K] or [n,K+1], of the defense or of any part of it, for images x [n,C,H,W] of those rows."""
         at = self.rows[rows]
         still = ~self.moved[at] & ~self.frozen[at]
@@ -89,7 +89,7 @@ class Queries:
         no_nearer = lead / unit[:, None] <= self.first[at] / self.unit[at][:, None]
         self.shrunk[at] = torch.where(nearest, smaller[:, None] & no_nearer, self.shrunk[at])
 
-    def answered(self, x: Tensor, rows: Tensor, answer: Verdict) -> None:
+    def record_answers(self, x: Tensor, rows: Tensor, answer: Verdict) -> None:
         """Record answers of the deployed defense to images x [n,C,H,W] of those rows."""
         at = self.rows[rows]
         won = succeeded(answer, self.y[at], None if self.aims is None else self.aims[at]) & ~self.frozen[at]
@@ -106,7 +106,7 @@ class Queries:
         self.distance.copy_(least)
         self.moved[at] = self._succeeded[at] = True
 
-    def differentiated(self, rows: Tensor, gradient: Tensor) -> None:
+    def record_gradients(self, rows: Tensor, gradient: Tensor) -> None:
         """Record gradients [n,...] at images of those rows."""
         at = self.rows[rows]
         size = gradient.flatten(1).abs().amax(1)

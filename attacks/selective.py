@@ -21,7 +21,7 @@ from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import all_rows, blockwise, padded
 from manifold_bench.attacks.contract import AttackableDefense, encodes, without_rejection
-from manifold_bench.attacks.gradient import Best, Climb, Look, ProjectedAscent
+from manifold_bench.attacks.gradient import Best, Climb, Evaluator, ProjectedAscent
 from manifold_bench.attacks.losses import likeliest_wrong, margin, spread
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, expand, flat_norm, project, random_in_ball, steepest
@@ -92,7 +92,7 @@ class AimedAscent(ProjectedAscent):
             raise ValueError("step_norm: 'linf' is for norm = 'linf'; leave it out")
 
     @abstractmethod
-    def look(self, aim: Aim) -> Look:
+    def evaluator(self, aim: Aim) -> Evaluator:
         """Return the function that evaluates the points of an ascent."""
 
     def size(self, step: int, eps: float) -> float:
@@ -124,8 +124,8 @@ class AimedAscent(ProjectedAscent):
             else:
                 point = x[rows] if self.start == "clean" or guides is None else project(guides, x[rows], self.norm, eps)
             view = self.view(target)
-            look = self.look(Aim(target, view, x, aims, rows, guides))
-            rows = self.climb(Climb(view, look, x, y, eps, best, final=number == len(climbs) - 1), rows, point)
+            evaluate = self.evaluator(Aim(target, view, x, aims, rows, guides))
+            rows = self.climb(Climb(view, evaluate, x, y, eps, best, final=number == len(climbs) - 1), rows, point)
             if not len(rows):
                 break
         return best.point
@@ -161,10 +161,10 @@ class HeldOut:
         return torch.stack(found)
 
 
-def detecting(aim: Aim, objective: Objective) -> Look:
+def detecting(aim: Aim, objective: Objective) -> Evaluator:
     """Return a function that evaluates an objective of the logits and of the detectors' ratios for the target class."""
 
-    def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
         labels = aim.classes[rows]
         if not last:
             logits, _, values, gradient = aim.view.detected_ascent(
@@ -174,10 +174,10 @@ def detecting(aim: Aim, objective: Objective) -> Look:
         aim.target.count(rows, 1, 0)
         with torch.no_grad():
             logits, ratios = aim.view.detection(point, labels, rows)
-            aim.view.show(point, rows, logits)
+            aim.view.record(point, rows, logits)
             return logits, objective(rows, point, logits, ratios), torch.zeros_like(point)
 
-    return look
+    return evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +197,7 @@ class SelectivePGD(AimedAscent):
     def unsuited(self, defense: AttackableDefense) -> str | None:
         return super().unsuited(defense) or without_rejection(defense)
 
-    def look(self, aim: Aim) -> Look:
+    def evaluator(self, aim: Aim) -> Evaluator:
         def objective(rows: Tensor, x: Tensor, logits: Tensor, ratios: Tensor) -> Tensor:
             ahead = aim.margin(logits, rows)
             return torch.where(ahead > 0, -F.relu(ratios - 1 + SLACK).sum(1), ahead)
@@ -229,14 +229,14 @@ class OrthogonalPGD(SelectivePGD):
         forwards, backwards = super().passes()
         return forwards + backwards, 2 * backwards
 
-    def look(self, aim: Aim) -> Look:
+    def evaluator(self, aim: Aim) -> Evaluator:
         def left_alone(rows: Tensor, x: Tensor, logits: Tensor, ratios: Tensor) -> Tensor:
             ahead = aim.margin(logits, rows)
             return torch.where(ahead > 0, ahead, ratios.amax(1))
 
-        own, other = super().look(aim), detecting(aim, left_alone)
+        own, other = super().evaluator(aim), detecting(aim, left_alone)
 
-        def look(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+        def evaluate(point: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor, Tensor]:
             logits, values, gradient = own(point, rows, last)
             if last:
                 return logits, values, gradient
@@ -248,7 +248,7 @@ class OrthogonalPGD(SelectivePGD):
             }[self.projected]
             return logits, values, torch.where(expand(whole, gradient), gradient, rest)
 
-        return look
+        return evaluate
 
 
 def without(gradient: Tensor, other: Tensor) -> Tensor:
@@ -278,7 +278,7 @@ class Matching(AimedAscent):
         logits: of the classes, [n,K], in units of the `spread` of the clean image's, so their scale does not matter.
         """
 
-    def look(self, aim: Aim) -> Look:
+    def evaluator(self, aim: Aim) -> Evaluator:
         assert aim.guides is not None
         classes, named = aim.view.num_classes, bool(aim.target.defense.detectors)
         aim.target.count(aim.rows, 1, 0)

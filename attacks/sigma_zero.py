@@ -65,11 +65,11 @@ class SigmaZero(ViewAttack):
         label, memory = y[rows], Moments.none(origin)
         threshold = origin.new_full((len(rows),), self.threshold)
 
-        def lacking(logits: Tensor) -> Tensor:
+        def margin_loss(logits: Tensor) -> Tensor:
             return F.relu(-selective(logits, label, view.num_classes)) / typical_temperature(logits, view.num_classes)
 
         for step in range(self.steps if len(rows) else 0):
-            logits, short, slope = view.ascent(point, lacking, rows)
+            logits, short, slope = view.ascent(point, margin_loss, rows)
             claimed = accepted_and_wrong(logits, label, view.num_classes)
             due = step == self.steps - 1 or step % CONFIRM_EVERY == 0
             beaten = view.confirmed(point, label, rows, claimed, due)
@@ -79,8 +79,8 @@ class SigmaZero(ViewAttack):
             slope = slope + smooth_slope(point - origin, self.sigma)
             memory = memory.after(slope / expand(flat_norm(slope, "linf").clamp_min(1e-12), slope))
             point = (point - memory.step(self._rate(step), step + 1, epsilon=1e-8)).clamp(0, 1)
-            pace = self.change * self._rate(step + 1)
-            threshold = (threshold + torch.where(claimed, pace, -pace)).clamp(0, 1)
+            rate = self.change * self._rate(step + 1)
+            threshold = (threshold + torch.where(claimed, rate, -rate)).clamp(0, 1)
             kept = (point - origin).abs().amax(1, keepdim=True) >= expand(threshold, point)
             point = torch.where(kept, point, origin)
         return nearest.point

@@ -105,7 +105,7 @@ class Target:
         done = self.spent
         if self.queries is not None:
             self.queries.frozen.copy_(self.spent)
-            done = done | self.queries.settled.cpu()
+            done = done | self.queries.solved.cpu()
         if self.spent[rows].all() and done.all():
             raise BudgetSpent(f"more than {most} passes for each input that is left")
 
@@ -117,18 +117,18 @@ class Target:
         scores = None if answer.scores is None else answer.scores[: len(x)]
         answer = Verdict(answer.labels[: len(x)], answer.rejected[: len(x)], scores)
         if self.queries is not None:
-            self.queries.answered(x, rows, answer)
+            self.queries.record_answers(x, rows, answer)
         return answer
 
-    def scored(self, x: Tensor, rows: Tensor, logits: Tensor) -> None:
+    def record_logits(self, x: Tensor, rows: Tensor, logits: Tensor) -> None:
         """Record logits [n,K] or [n,K+1], of the defense or of a part, for images x [n,C,H,W] of those rows."""
         if self.queries is not None:
-            self.queries.scored(x.detach(), rows, logits.detach(), self.num_classes)
+            self.queries.record_logits(x.detach(), rows, logits.detach(), self.num_classes)
 
-    def differentiated(self, rows: Tensor, gradient: Tensor) -> None:
+    def record_gradients(self, rows: Tensor, gradient: Tensor) -> None:
         """Record gradients [n,...] that the attack follows from points of those rows."""
         if self.queries is not None:
-            self.queries.differentiated(rows, gradient)
+            self.queries.record_gradients(rows, gradient)
 
     def only(self, rows: Tensor) -> Target:
         """Return a target for the inputs at those rows alone; this target counts the passes of that one too."""

@@ -16,26 +16,26 @@ from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import blockwise, pad_to_block, remaining
 from manifold_bench.attacks.contract import AttackableDefense, projects
 from manifold_bench.attacks.gradient import Best, or_random
-from manifold_bench.attacks.latent import CONFIRMATIONS, Scene
+from manifold_bench.attacks.latent import CONFIRMATIONS, RangeProblem
 from manifold_bench.attacks.losses import likeliest_wrong, margin
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import expand, steepest
 
-AT_ONCE = 128
+COLUMNS_AT_ONCE = 128
 """Number of Jacobian columns that pass through a generator together, so that its activations stay in the caches."""
 
-FALL = 0.05
+LAST_STEP = 0.05
 """Length of the last step of an ascent as a share of the first."""
 
-NEAR = 0.95
+PULL_FROM = 0.95
 """Share of η from which on the image is pulled back towards the range."""
 
-LEAST_CURVATURE = 1e-2
+MIN_CURVATURE = 1e-2
 """The least eigenvalue that a Hessian is taken to have, as a share of the mean of the diagonal of JᵀJ."""
 
 
-class Chart(NamedTuple):
-    """A generator to second order at latents z [M,k], for the search for the G(z) nearest to images x.
+class Expansion(NamedTuple):
+    """A second-order expansion of a generator at latents z [M,k], for the search for the G(z) nearest to images x.
 
     jacobian: J, transposed, [M,k,D]. inverse: A⁻¹ [M,k,k], A = JᵀJ + Σ rᵢ∇²Gᵢ with r = G(z) − x, the Hessian of
     ½‖G(z) − x‖². Its eigenvalues are raised to a minimum, so that A⁻¹ leads downhill away from the optimum too.
@@ -45,29 +45,31 @@ class Chart(NamedTuple):
     inverse: Tensor
 
     @classmethod
-    def at(cls, generator: Callable[[Tensor], Tensor], z: Tensor, x: Tensor) -> Chart:
+    def at(cls, generator: Callable[[Tensor], Tensor], z: Tensor, x: Tensor) -> Expansion:
         """Compute J and A⁻¹ at latents z [M,k] for images x [M,C,H,W]; costs 2 passes for each of the k latents."""
         m, k = z.shape
         points, aims, directions = z.repeat_interleave(k, 0), x.repeat_interleave(k, 0), torch.eye(k).to(z).repeat(m, 1)
-        parts = zip(points.split(AT_ONCE), aims.split(AT_ONCE), directions.split(AT_ONCE), strict=True)
+        parts = zip(
+            points.split(COLUMNS_AT_ONCE), aims.split(COLUMNS_AT_ONCE), directions.split(COLUMNS_AT_ONCE), strict=True
+        )
         found = [_columns(generator, *part) for part in parts]
         hessian = torch.cat([along for along, _ in found]).view(m, k, k)
         jacobian = torch.cat([columns for _, columns in found]).view(m, k, -1)
-        least = LEAST_CURVATURE * jacobian.square().sum(2).mean(1)
+        least = MIN_CURVATURE * jacobian.square().sum(2).mean(1)
         values, vectors = torch.linalg.eigh((hessian + hessian.transpose(1, 2)) / 2)
         values = torch.maximum(values, least[:, None]).clamp_min(1e-12)
         return cls(jacobian, (vectors / values[:, None]) @ vectors.transpose(1, 2))
 
-    def pulled(self, change: Tensor) -> Tensor:
+    def latent_change(self, change: Tensor) -> Tensor:
         """Return A⁻¹ Jᵀ change, the change of z*(x) when x changes by `change` [M,D] → [M,k]."""
         return (self.inverse @ (self.jacobian @ change[:, :, None]))[:, :, 0]
 
-    def through(self, gradient: Tensor) -> Tensor:
+    def image_gradient(self, gradient: Tensor) -> Tensor:
         """Return J A⁻¹ Jᵀ gradient: the gradient for x, given the gradient [M,D] for G(z*(x)) → [M,D].
 
         This is the implicit function theorem.
         """
-        return (self.jacobian.transpose(1, 2) @ self.pulled(gradient)[:, :, None])[:, :, 0]
+        return (self.jacobian.transpose(1, 2) @ self.latent_change(gradient)[:, :, None])[:, :, 0]
 
 
 def _columns(generator: Callable[[Tensor], Tensor], z: Tensor, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,12 +86,12 @@ def _columns(generator: Callable[[Tensor], Tensor], z: Tensor, x: Tensor, direct
 
 
 @dataclass
-class Followed:
+class AscentState:
     """The state of an ascent: n images, S optima that are followed for each of them, k latent dimensions.
 
     rows: index of each image's input, [n]. point: images [n,C,H,W]. memory: sum of their earlier directions, [n,C,H,W].
-    z: the optima, [n·S,k]. images: G(z), [n·S,C,H,W]. chart: chart of each z, from the last `renew`. share: share of
-    the next Newton step that is tried, [n·S].
+    z: the optima, [n·S,k]. images: G(z), [n·S,C,H,W]. expansion: the expansion at each z, as the last
+    `update_expansions` computed it. share: share of the next Newton step that is tried, [n·S].
     """
 
     rows: Tensor
@@ -97,63 +99,63 @@ class Followed:
     memory: Tensor
     z: Tensor
     images: Tensor
-    chart: Chart
+    expansion: Expansion
     share: Tensor
 
     @classmethod
-    def begin(cls, scene: Scene, rows: Tensor, z: Tensor) -> Followed:
-        """Return the state at the inputs of those rows, with latents z [n,S,k] and empty charts."""
-        x, latents, (_, optima, k) = scene.x[rows], z.flatten(0, 1), z.shape
-        chart = Chart(z.new_zeros(len(latents), k, x[0].numel()), z.new_zeros(len(latents), k, k))
-        images = blockwise(scene.generator, latents)
-        return cls(rows, x, torch.zeros_like(x), latents, images, chart, z.new_ones(len(rows) * optima))
+    def begin(cls, problem: RangeProblem, rows: Tensor, z: Tensor) -> AscentState:
+        """Return the state at the inputs of those rows, with latents z [n,S,k] and empty expansions."""
+        x, latents, (_, optima, k) = problem.x[rows], z.flatten(0, 1), z.shape
+        expansion = Expansion(z.new_zeros(len(latents), k, x[0].numel()), z.new_zeros(len(latents), k, k))
+        images = blockwise(problem.generator, latents)
+        return cls(rows, x, torch.zeros_like(x), latents, images, expansion, z.new_ones(len(rows) * optima))
 
     @property
     def optima(self) -> int:
         """S, the number of optima for each image."""
         return len(self.z) // max(1, len(self.rows))
 
-    def of_each(self, values: Tensor) -> Tensor:
+    def per_optimum(self, values: Tensor) -> Tensor:
         """Repeat values [n,…] of images for each of their optima → [n·S,…]."""
         return values.repeat_interleave(self.optima, 0)
 
-    def off(self) -> Tensor:
+    def residual(self) -> Tensor:
         """Return x − G(z), [n·S,D]."""
-        return (self.of_each(self.point) - self.images).flatten(1)
+        return (self.per_optimum(self.point) - self.images).flatten(1)
 
-    def only(self, going: Tensor) -> Followed:
+    def only(self, going: Tensor) -> AscentState:
         """Return the state of the images for which `going` [n] is true."""
-        each = self.of_each(going)
+        each = self.per_optimum(going)
         rows, point, memory = remaining(going, self.rows, self.point, self.memory)
         z, images, share = remaining(each, self.z, self.images, self.share)
-        return Followed(rows, point, memory, z, images, Chart(*remaining(each, *self.chart)), share)
+        return AscentState(rows, point, memory, z, images, Expansion(*remaining(each, *self.expansion)), share)
 
-    def renew(self, scene: Scene, due: Tensor) -> None:
-        """Compute the charts of the images for which `due` [n] is true."""
+    def update_expansions(self, problem: RangeProblem, due: Tensor) -> None:
+        """Compute the expansions of the images for which `due` [n] is true."""
         if due.any():
-            chosen, (_, k) = self.of_each(due), self.z.shape
-            scene.target.count(self.rows[due], self.optima * k, self.optima * k)
-            fresh = Chart.at(scene.generator, self.z[chosen], self.of_each(self.point)[chosen])
-            self.chart.jacobian[chosen], self.chart.inverse[chosen] = fresh
+            chosen, (_, k) = self.per_optimum(due), self.z.shape
+            problem.target.count(self.rows[due], self.optima * k, self.optima * k)
+            fresh = Expansion.at(problem.generator, self.z[chosen], self.per_optimum(self.point)[chosen])
+            self.expansion.jacobian[chosen], self.expansion.inverse[chosen] = fresh
 
-    def restart(self, scene: Scene, which: Tensor) -> None:
+    def restart(self, problem: RangeProblem, which: Tensor) -> None:
         """Replace the optima of the images for which `which` [n] is true by what the deployed search finds for them."""
         if which.any():
-            found = [scene.inverted(self.point[which], self.rows[which]) for _ in range(self.optima)]
-            chosen = self.of_each(which)
+            found = [problem.inverted(self.point[which], self.rows[which]) for _ in range(self.optima)]
+            chosen = self.per_optimum(which)
             self.z[chosen] = torch.stack(found, dim=1).flatten(0, 1)
-            self.images[chosen] = blockwise(scene.generator, self.z[chosen])
+            self.images[chosen] = blockwise(problem.generator, self.z[chosen])
             self.share[chosen] = 1.0
 
-    def follow(self, scene: Scene) -> None:
+    def newton_step(self, problem: RangeProblem) -> None:
         """Take one Newton step of every search for the G(z) nearest to its image.
 
         A step that brings G(z) no nearer is not taken, and the next one is shorter.
         """
-        off = self.off()
-        z = self.z + self.share[:, None] * self.chart.pulled(off)
-        images = blockwise(scene.generator, z)
-        nearer = (self.of_each(self.point) - images).flatten(1).norm(dim=1) < off.norm(dim=1)
+        residual = self.residual()
+        z = self.z + self.share[:, None] * self.expansion.latent_change(residual)
+        images = blockwise(problem.generator, z)
+        nearer = (self.per_optimum(self.point) - images).flatten(1).norm(dim=1) < residual.norm(dim=1)
         self.z = torch.where(nearer[:, None], z, self.z)
         self.images = torch.where(expand(nearer, images), images, self.images)
         self.share = torch.where(nearer, (2 * self.share).clamp_max(1.0), self.share / 4)
@@ -174,7 +176,8 @@ class Tracking(Attack):
     steps: number of steps of each ascent. targets: number of target classes, the likeliest for the clean input first.
     optima: number of answers of a randomized defense whose optima are followed at once; the attack climbs their mean.
     refresh: number of steps after which J and A are computed again. step_size: length of the first step as a share of
-    ε; steps shorten geometrically to FALL of it. decay: share of the earlier directions that a step keeps (momentum).
+    ε; steps shorten geometrically to a twentieth of it. decay: share of the earlier directions that a step
+    keeps (momentum).
     """
 
     knowledge = "white-box"
@@ -190,10 +193,10 @@ class Tracking(Attack):
 
     def passes(self) -> tuple[int, int]:
         latent = 32  # a guess, as is one optimum, since the defense is not known here
-        looks = self.targets * (self.steps + 1)
+        evaluations = self.targets * (self.steps + 1)
         jacobians = self.targets * (math.ceil((self.steps + 1) / self.refresh) + CONFIRMATIONS + 1)
         confirmations = 2 * self.targets * (CONFIRMATIONS + 1)
-        return 1 + 2 * looks + latent * jacobians + confirmations, looks + latent * jacobians
+        return 1 + 2 * evaluations + latent * jacobians + confirmations, evaluations + latent * jacobians
 
     def steps_of_a_pass(self, defense: AttackableDefense) -> int:
         """Return the mean number of solver steps for each pass; only confirmations run the solver."""
@@ -203,74 +206,77 @@ class Tracking(Attack):
         return None if projects(defense) else "the defense projects on no generator, which this attack follows"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        scene = Scene(target, x, y, self.norm, eps)
+        problem = RangeProblem(target, x, y, self.norm, eps)
         more = self.optima - 1 if target.defense.randomized else 0
-        z = torch.stack([scene.start, *(scene.inverted(x, scene.all) for _ in range(more))], dim=1)
+        z = torch.stack([problem.start, *(problem.inverted(x, problem.rows) for _ in range(more))], dim=1)
         with torch.no_grad():
-            likely = likeliest_wrong(scene.classifier(scene.rivals[0]), y, target.num_classes)
-        best, rows = Best(x.clone(), x.new_full((len(x),), -torch.inf)), scene.all
+            likely = likeliest_wrong(problem.classifier(problem.rivals[0]), y, target.num_classes)
+        best, rows = Best(x.clone(), x.new_full((len(x),), -torch.inf)), problem.rows
         for place in range(min(self.targets, target.num_classes - 1)):
-            rows = self.climb(scene, Followed.begin(scene, rows, z[rows]), likely[:, place], best)
+            rows = self.climb(problem, AscentState.begin(problem, rows, z[rows]), likely[:, place], best)
             if not len(rows):
                 break
         return best.point
 
-    def climb(self, scene: Scene, here: Followed, aims: Tensor, best: Best) -> Tensor:
+    def climb(self, problem: RangeProblem, state: AscentState, aims: Tensor, best: Best) -> Tensor:
         """Ascend towards the target classes `aims` [N], update `best`, and return the rows without a success."""
         every = max(1, self.steps // CONFIRMATIONS)
         for step in range(self.steps + 1):
-            logits, gradient = self.look(scene, here, aims, step)
-            denied = torch.zeros_like(here.rows, dtype=torch.bool)
+            logits, gradient = self.margin_gradient(problem, state, aims, step)
+            failed = torch.zeros_like(state.rows, dtype=torch.bool)
             if step == self.steps or step % every == 0:
-                beaten, denied = self.ask(scene, here, logits, best)
-                gradient = gradient[~here.of_each(beaten)]
-                denied, here = denied[~beaten], here.only(~beaten)
-                if not len(here.rows) or step == self.steps:
+                beaten, failed = self.confirm(problem, state, logits, best)
+                gradient = gradient[~state.per_optimum(beaten)]
+                failed, state = failed[~beaten], state.only(~beaten)
+                if not len(state.rows) or step == self.steps:
                     break
-                here.restart(scene, denied)
-            here.renew(scene, denied | (step % self.refresh == 0))
-            here.memory = self.decay * here.memory + self.direction(scene, here, gradient)
-            length = scene.eps * self.step_size * FALL ** (step / self.steps)
-            here.point = scene.projected(here.point + length * steepest(here.memory, self.norm), here.rows)
-            here.follow(scene)
-        return here.rows
+                state.restart(problem, failed)
+            state.update_expansions(problem, failed | (step % self.refresh == 0))
+            state.memory = self.decay * state.memory + self.direction(problem, state, gradient)
+            length = problem.eps * self.step_size * LAST_STEP ** (step / self.steps)
+            state.point = problem.projected(state.point + length * steepest(state.memory, self.norm), state.rows)
+            state.newton_step(problem)
+        return state.rows
 
-    def look(self, scene: Scene, here: Followed, aims: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def margin_gradient(
+        self, problem: RangeProblem, state: AscentState, aims: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
         """Return the logits at G(z), [n·S,K], and the gradient there of the target class' margin, [n·S,D]."""
-        scene.target.count(here.rows, 2 * here.optima, here.optima)  # with the generator's next pass, in `follow`
-        towards, classes = here.of_each(aims[here.rows]), scene.target.num_classes
+        # The generator passes once more in `newton_step`
+        problem.target.count(state.rows, 2 * state.optima, state.optima)
+        towards, classes = state.per_optimum(aims[state.rows]), problem.target.num_classes
         with torch.enable_grad():
-            images = here.images.detach().requires_grad_(True)
-            logits = scene.classifier(images)
+            images = state.images.detach().requires_grad_(True)
+            logits = problem.classifier(images)
             (gradient,) = torch.autograd.grad(margin(logits, towards, classes, towards).sum(), images)
-        rows = here.of_each(here.rows)
-        scene.target.scored(here.of_each(here.point), rows, logits)
-        scene.target.differentiated(rows, gradient)
-        gradient = or_random(gradient.nan_to_num(0.0, 0.0, 0.0), here.images, step)
+        rows = state.per_optimum(state.rows)
+        problem.target.record_logits(state.per_optimum(state.point), rows, logits)
+        problem.target.record_gradients(rows, gradient)
+        gradient = or_random(gradient.nan_to_num(0.0, 0.0, 0.0), state.images, step)
         return logits.detach(), gradient.flatten(1)
 
-    def ask(self, scene: Scene, here: Followed, logits: Tensor, best: Best) -> tuple[Tensor, Tensor]:
+    def confirm(self, problem: RangeProblem, state: AscentState, logits: Tensor, best: Best) -> tuple[Tensor, Tensor]:
         """Return which images fool the deployed defense, and which need the optimum of a new search; update `best`.
 
-        Both are [n] bool. A new search is needed where the defense denied a success, and for a randomized defense
-        wherever it is not fooled.
+        Both are [n] bool. A new search is needed where the defense did not confirm a success, and for a randomized
+        defense wherever it is not fooled.
         """
-        excess = here.off().norm(dim=1) - scene.eta
-        rows = here.of_each(here.rows)
-        seems = scene.wrong(logits, rows) & (excess <= 0)
-        value = -(scene.lacking(logits, rows, 0.0) + excess.clamp_min(0)).view(len(here.rows), -1).mean(1)
-        claimed = seems.view(len(here.rows), -1).all(1)
-        share = scene.fooled(here.point, here.rows, claimed)
+        excess = state.residual().norm(dim=1) - problem.eta
+        rows = state.per_optimum(state.rows)
+        seems = problem.wrong(logits, rows) & (excess <= 0)
+        value = -(problem.margin_loss(logits, rows, 0.0) + excess.clamp_min(0)).view(len(state.rows), -1).mean(1)
+        claimed = seems.view(len(state.rows), -1).all(1)
+        share = problem.fooled(state.point, state.rows, claimed)
         beaten = share == 1
-        best.update(here.rows, here.point, torch.where(share > 0, share, value), beaten)
-        return beaten, ~beaten & (claimed | scene.target.defense.randomized)
+        best.update(state.rows, state.point, torch.where(share > 0, share, value), beaten)
+        return beaten, ~beaten & (claimed | problem.target.defense.randomized)
 
-    def direction(self, scene: Scene, here: Followed, gradient: Tensor) -> Tensor:
+    def direction(self, problem: RangeProblem, state: AscentState, gradient: Tensor) -> Tensor:
         """Return the direction of the next step, [n,C,H,W]: the margin's unit gradient plus the pull towards the range.
 
         It is the mean over the optima of an image. gradient: gradient of the margin at G(z), [n·S,D].
         """
-        up, off = F.normalize(here.chart.through(gradient)), here.off()
-        pull = ((off.norm(dim=1) / scene.eta - NEAR) / (1 - NEAR)).clamp(0, 2)[:, None]
-        both = (1 - pull / 2) * up - pull * F.normalize(off)
-        return both.view(len(here.rows), -1, both.shape[1]).mean(1).view_as(here.point)
+        up, residual = F.normalize(state.expansion.image_gradient(gradient)), state.residual()
+        pull = ((residual.norm(dim=1) / problem.eta - PULL_FROM) / (1 - PULL_FROM)).clamp(0, 2)[:, None]
+        both = (1 - pull / 2) * up - pull * F.normalize(residual)
+        return both.view(len(state.rows), -1, both.shape[1]).mean(1).view_as(state.point)

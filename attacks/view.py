@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import pad_to_block
-from manifold_bench.attacks.contract import Detecting, GradientMode, Optimising, Part, answered
+from manifold_bench.attacks.contract import Detecting, GradientMode, Optimising, Part, verdict_of
 from manifold_bench.attacks.losses import reject_excess, typical_temperature
 
 if TYPE_CHECKING:
@@ -82,14 +82,14 @@ class View:
         self.target.count(rows, 1, 0)
         with torch.no_grad():
             logits = self.logits(x, None if fresh else rows)
-        self.show(x, rows, logits)
+        self.record(x, rows, logits)
         return logits
 
-    def show(self, x: Tensor, rows: Tensor, logits: Tensor) -> None:
+    def record(self, x: Tensor, rows: Tensor, logits: Tensor) -> None:
         """Record the logits that the view gives for images x [n,C,H,W], the queries for the inputs `rows` [n]."""
-        self.target.scored(x, rows, logits)
+        self.target.record_logits(x, rows, logits)
         if self.target.queries is not None and self.part == "defense" and not self.iterative:
-            self.target.queries.answered(x, rows, answered(logits, self.num_classes))
+            self.target.queries.record_answers(x, rows, verdict_of(logits, self.num_classes))
 
     def ascent(self, x: Tensor, loss: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the logits at x [N,C,H,W], the loss and its gradient [N,C,H,W]; counts a forward and a backward pass.
@@ -98,24 +98,24 @@ class View:
         backward passes.
         """
 
-        def seen(x: Tensor) -> tuple[Tensor, Tensor]:
+        def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
             logits = self.logits(x, rows)
             return logits, loss(logits)
 
-        (logits, values), gradient = self._differentiated(x, seen, rows)
+        (logits, values), gradient = self._differentiated(x, evaluate, rows)
         return logits, values, gradient
 
     def _differentiated(
-        self, x: Tensor, seen: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor
+        self, x: Tensor, evaluate: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return the values of `seen` at x [N,C,H,W], detached, and the gradients of the last of them.
+        """Return the values of `evaluate` at x [N,C,H,W], detached, and the gradients of the last of them.
 
-        seen: function of x whose first value are logits and whose last value are losses [N] or [N,M]. The gradients are
-        [N,C,H,W] or [N,M,C,H,W]; entries that are not finite are replaced by 0.
+        evaluate: function of x whose first value are logits and whose last value are losses [N] or [N,M]. The gradients
+        are [N,C,H,W] or [N,M,C,H,W]; entries that are not finite are replaced by 0.
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
-            values = seen(x)
+            values = evaluate(x)
             losses = values[-1].sum(0, keepdim=values[-1].dim() == 1)
             if not losses.requires_grad:
                 raise ValueError("the defense's outputs have no gradient; use an attack that needs none, as square")
@@ -127,8 +127,8 @@ class View:
                 )
         self.target.count(rows, 1, len(losses))
         gradient = gradients[0] if values[-1].dim() == 1 else torch.stack(gradients, dim=1)
-        self.show(x.detach(), rows, values[0].detach())
-        self.target.differentiated(rows, gradient)
+        self.record(x.detach(), rows, values[0].detach())
+        self.target.record_gradients(rows, gradient)
         return tuple(value.detach() for value in values), gradient.nan_to_num(0.0, 0.0, 0.0)
 
     def confirmed(self, x: Tensor, y: Tensor, rows: Tensor, claimed: Tensor, due: bool = True) -> Tensor:
@@ -168,11 +168,11 @@ class View:
         loss: function of (x, logits, ratios); the ratios are those of `detection` for the answer `labels` [N].
         """
 
-        def seen(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def evaluate(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             logits, ratios = self.detection(x, labels, rows)
             return logits, ratios, loss(x, logits, ratios)
 
-        (logits, ratios, values), gradient = self._differentiated(x, seen, rows)
+        (logits, ratios, values), gradient = self._differentiated(x, evaluate, rows)
         return logits, ratios, values, gradient
 
 
@@ -201,9 +201,9 @@ class CountedModule(nn.Module):
         logits = self.view.logits(x, known if len(x) == len(known) else None)
         if target.queries is not None:
             about = known if len(x) == len(known) else rows[target.queries.only(rows).about(x.detach())]
-            self.view.show(x.detach(), about, logits.detach())
+            self.view.record(x.detach(), about, logits.detach())
             if x.requires_grad:
-                x.register_hook(partial(target.queries.differentiated, about))
+                x.register_hook(partial(target.queries.record_gradients, about))
         if logits.requires_grad:
             logits.register_hook(lambda _: target.count(rows, 0, share))
         # Cross-entropies of libraries underflow where logits are large; at this temperature 1 − p_y has digits left

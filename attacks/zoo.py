@@ -94,8 +94,8 @@ class ZOO(Attack):
         for _ in range((self.queries - 1) // self.searches // (1 + 2 * count)):
             delta = point - origin
             chosen = choice.of(rows, importance(delta, self.sampling == "importance"), count)
-            lacking = partial(missing, y=label, wrong=wrong, classes=view.num_classes)
-            slope = torch.stack([self._slope(view, point, at[:, None], rows, lacking) for at in chosen.unbind(1)], 1)
+            loss = partial(missing, y=label, wrong=wrong, classes=view.num_classes)
+            slope = torch.stack([self._slope(view, point, at[:, None], rows, loss) for at in chosen.unbind(1)], 1)
             slope = 2 * delta.flatten(1).gather(1, chosen) + weight * slope
             updates.scatter_add_(1, chosen, torch.ones_like(slope))
             now = Moments(*(moment.gather(1, chosen) for moment in memory)).after(slope)
@@ -110,14 +110,12 @@ class ZOO(Attack):
             succeeded |= beaten
         return succeeded
 
-    def _slope(
-        self, view: View, point: Tensor, at: Tensor, rows: Tensor, lacking: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """Return the slope of `lacking` at points [n,C,H,W] along the value with that index [n,1], [n]."""
+    def _slope(self, view: View, point: Tensor, at: Tensor, rows: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the slope of `loss` at points [n,C,H,W] along the value with that index [n,1], [n]."""
         flat, ends, values = point.flatten(1), [], []
         for change in (self.h, -self.h):
             ends.append((flat.gather(1, at) + change).clamp(0, 1))
-            values.append(lacking(view.answer(flat.scatter(1, at, ends[-1]).view_as(point), rows, fresh=True)))
+            values.append(loss(view.answer(flat.scatter(1, at, ends[-1]).view_as(point), rows, fresh=True)))
         return ((values[0] - values[1]) / (ends[0] - ends[1])[:, 0]).nan_to_num(0.0, 0.0, 0.0)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from manifold_bench.bench import COMMANDS
-from manifold_bench.bench.planning.staying import ProcessExit, staying
+from manifold_bench.bench.planning.process_exit import ProcessExit, exit_as_error
 from manifold_bench.bench.running.environment import begin_command
 from manifold_bench.bench.text import printable
 
@@ -57,7 +57,7 @@ def end_with(command: Callable[[], int]) -> NoReturn:
     for stream in streams:
         stream.reconfigure(errors="backslashreplace")
     try:
-        with staying():  # a user's object may call os._exit wherever it is shown, copied or deleted
+        with exit_as_error():  # a user's object may call os._exit wherever it is shown, copied or deleted
             code = command()
     except (Exception, ProcessExit):
         sys.excepthook(*sys.exc_info())

@@ -34,13 +34,13 @@ def everything() -> Iterator[str]:
     for kind in KINDS:
         yield f"{kind}:"
         for one in descriptions(kind):
-            yield from _entry(named(one), facts(kind, one), one.summary)
+            yield from _entry(name_in_matrix(one), facts(kind, one), one.summary)
     yield "matrices:"
     for path in sorted(MATRICES.glob("*.toml")):
         yield from _entry(path.stem, [], purpose(path))
 
 
-def named(one: Description) -> str:
+def name_in_matrix(one: Description) -> str:
     """Return the name of a system in a matrix file."""
     return f"{one.name}:ClassName" if one.values.get("open_parameters") is True else one.name
 
@@ -83,13 +83,13 @@ def explained(name: str) -> Iterator[str]:
     from manifold_bench.bench.planning.registry import find
 
     systems = [(kind, one) for kind in KINDS for one in descriptions(kind)]
-    found = [(kind, one) for kind, one in systems if name in (one.name, named(one))]
+    found = [(kind, one) for kind, one in systems if name in (one.name, name_in_matrix(one))]
     matrix, matrices = MATRICES / f"{name}.toml", list(MATRICES.glob("*.toml"))
     if not found and matrix not in matrices:
-        near = nearest(name, [*(named(one) for _, one in systems), *(path.stem for path in matrices)])
+        near = nearest(name, [*(name_in_matrix(one) for _, one in systems), *(path.stem for path in matrices)])
         raise InputError(f"unknown name {name!r}{near}; `manifold-bench list` shows all names")
     for kind, one in found:
-        yield from _entry(named(one), [kind.removesuffix("s"), *facts(kind, one)], one.summary, indent="")
+        yield from _entry(name_in_matrix(one), [kind.removesuffix("s"), *facts(kind, one)], one.summary, indent="")
         cls = find(kind, one.name)
         for paragraph in explanation(kind, cls):
             yield from ["", *_wrapped(paragraph, "")]

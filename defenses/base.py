@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from manifold_bench.attacks.contract import Verdict, answered
+from manifold_bench.attacks.contract import Verdict, verdict_of
 from manifold_bench.attacks.losses import reject_excess
-from manifold_bench.attacks.outputs import narrowed
+from manifold_bench.attacks.outputs import cast_keeping_argmax
 
 T = TypeVar("T")
 
@@ -143,12 +143,12 @@ class Defense(Trainable):
     def __call__(self, x: Tensor, *others: object, **named: object) -> Any:
         """Return `forward` of a copy of the images, which it may change in place; floats in the images' type.
 
-        Outputs that this type cannot tell apart are moved or scaled first, each row as a whole; see `narrowed`.
+        Outputs that this type cannot tell apart are moved or scaled first, each row as a whole (`cast_keeping_argmax`).
         """
         outputs = super().__call__(x.clone(), *others, **named)
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
             return outputs
-        return narrowed(outputs, x.dtype, self.num_classes)
+        return cast_keeping_argmax(outputs, x.dtype, self.num_classes)
 
     @property
     def rejects(self) -> bool:
@@ -163,7 +163,7 @@ class Defense(Trainable):
     def verdict(self, x: Tensor) -> Verdict:
         """Return the deployed answer to images x [N,C,H,W]."""
         logits = self(x)
-        return replace(answered(logits, self.num_classes), scores=suspicion(logits, self.num_classes))
+        return replace(verdict_of(logits, self.num_classes), scores=suspicion(logits, self.num_classes))
 
     def detection(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of images x [N,C,H,W], and the ratios [N,D] of the `detectors`.

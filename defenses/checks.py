@@ -77,7 +77,7 @@ def checked(owner: object, part: str, expected: Expected, compute: Callable[[], 
     except Exception as error:  # a user's code may raise anything
         raise ContractError(f"{name}.{part} raises {one_line(error)}; expected {expected.words}") from error
     if not expected.fits(value):
-        raise ContractError(f"{name}.{part} is {shown(value)}; expected {expected.words}")
+        raise ContractError(f"{name}.{part} is {value_text(value)}; expected {expected.words}")
     return value
 
 
@@ -86,7 +86,7 @@ def check(owner: object, attribute: str, expected: Expected) -> None:
     checked(owner, attribute, expected, lambda: getattr(owner, attribute))
 
 
-def shown(value: object) -> str:
+def value_text(value: object) -> str:
     """Return a short text of a value, on one line."""
     return " ".join(reprlib.repr(value).split())
 
@@ -211,7 +211,7 @@ def check_figures(owner: object, part: str, returned: object) -> dict[str, float
     except (TypeError, ValueError, RuntimeError):
         pass  # a value that is no number
     words = "a dict of numbers by name, {} where there are none"
-    raise ContractError(f"{type(owner).__name__}.{part} returned {shown(returned)}; expected {words}")
+    raise ContractError(f"{type(owner).__name__}.{part} returned {value_text(returned)}; expected {words}")
 
 
 def check_readable(trained: Defense, fresh: Defense, images: Tensor) -> None:

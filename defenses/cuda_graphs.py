@@ -39,7 +39,7 @@ class CapturedSteps:
                 own.copy_(given)
             if self.runs < WARM_UP * self.kinds:
                 self.runs += 1
-                return self.aside(done)
+                return self.step_without_graph(done)
             kind = number % self.kinds
             if kind not in self.graphs:
                 graph = torch.cuda.CUDAGraph()
@@ -50,7 +50,7 @@ class CapturedSteps:
             graph.replay()
             return loss
 
-    def aside(self, done: float) -> Tensor:
+    def step_without_graph(self, done: float) -> Tensor:
         """Make a step without a graph, on a stream of its own, as captures need it beforehand."""
         assert self.inputs is not None
         self.stream.wait_stream(torch.cuda.current_stream())

@@ -15,7 +15,7 @@ from manifold_bench.defenses.project_and_classify import (
     AnySolver,
     ProjectAndClassify,
     ProjectAndClassifySpec,
-    usually,
+    with_default_tag,
 )
 from manifold_bench.defenses.solvers import MomentumSolver
 from manifold_bench.defenses.undefended import Undefended, UndefendedSpec
@@ -33,7 +33,9 @@ class DefenseGANSpec(ProjectAndClassifySpec):
     its settings; by default the paper's, R starts of L steps. network: classifier; those of the paper have letters.
     """
 
-    generator: Annotated[AnyGenerator, usually(model="wgan-gp")] = field(default_factory=WassersteinGANSettings)
+    generator: Annotated[AnyGenerator, with_default_tag(model="wgan-gp")] = field(
+        default_factory=WassersteinGANSettings
+    )
     solver: AnySolver = PAPER
     network: Literal["strided"] | Letter = "A"
 

@@ -21,7 +21,7 @@ def one_line(error: BaseException) -> str:
     return shortened(f"{type(error).__name__}: {message}").removesuffix(":")
 
 
-def said(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Return the message of an exception on one line, or else its type; it never raises and is never empty."""
     try:
         message = " ".join(str(error).split())

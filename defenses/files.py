@@ -17,7 +17,7 @@ def is_no_file(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-def regular(path: Path) -> Path:
+def checked_file(path: Path) -> Path:
     """Return the path of a file that is about to be read; raises OSError where `is_no_file` of anything but a folder.
 
     Opening a folder fails by itself, and a missing file does too.
@@ -28,7 +28,7 @@ def regular(path: Path) -> Path:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def with_path_in_errors(path: Path) -> Iterator[None]:
     """Add this path to an error of the system inside that names no file, as that of a write onto a full disk does."""
     try:
         yield
@@ -45,7 +45,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with naming(path), draft.open("wb") as file:
+        with with_path_in_errors(path), draft.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())

@@ -22,15 +22,15 @@ from manifold_bench.defenses.variational_autoencoder import (
 from manifold_bench.defenses.wasserstein_gan import WassersteinGAN, WassersteinGANSettings, WassersteinGANSpec
 
 
-def usually(**named: str) -> BeforeValidator:
+def with_default_tag(**named: str) -> BeforeValidator:
     """Return a validator that adds this key and value to a table of a matrix file that leaves the key out."""
     return BeforeValidator(lambda value: named | value if isinstance(value, dict) else value)
 
 
 AnyGenerator = Annotated[VariationalAutoencoderSettings | WassersteinGANSettings, Field(discriminator="model")]
-GeneratorSettings = Annotated[AnyGenerator, usually(model="vae")]
+GeneratorSettings = Annotated[AnyGenerator, with_default_tag(model="vae")]
 AnySolver = Annotated[
-    MomentumSolver | AdamSolver | QuasiNewtonSolver, Field(discriminator="method"), usually(method="momentum")
+    MomentumSolver | AdamSolver | QuasiNewtonSolver, Field(discriminator="method"), with_default_tag(method="momentum")
 ]
 
 

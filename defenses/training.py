@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from manifold_bench.defenses.base import LabelledImages, Progress
 from manifold_bench.defenses.cuda_graphs import CapturedSteps
-from manifold_bench.defenses.files import atomic_write, regular
+from manifold_bench.defenses.files import atomic_write, checked_file
 
 Step = Callable[[Tensor, Tensor, float], Tensor]
 """A function of images [N,C,H,W], labels [N] and the share of the training that is done, in [0,1] → the loss."""
@@ -218,7 +218,7 @@ def _resume(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path | No
     if path is None or not path.exists():
         return 0
     try:
-        with safe_open(regular(path), "pt") as file:
+        with safe_open(checked_file(path), "pt") as file:
             metadata = file.metadata()
             small = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from manifold_bench.defenses.base import Trainable, TrainableSpec
 from manifold_bench.defenses.errors import one_line
-from manifold_bench.defenses.files import atomic_write, regular
+from manifold_bench.defenses.files import atomic_write, checked_file
 from manifold_bench.defenses.identity import TRAINABLE, JsonObject, System, parameters, registered, system
 from manifold_bench.defenses.training import atomic_save
 from manifold_bench.defenses.validation import adapter
@@ -140,7 +140,7 @@ def with_cards(files: Iterable[Path]) -> list[Path]:
 def read_card(path: Path) -> Card:
     """Return the card of a weights file; raises WeightsError if it is missing or damaged."""
     try:
-        return adapter(Card).validate_json(regular(card_path(path)).read_text(encoding="utf-8"))
+        return adapter(Card).validate_json(checked_file(card_path(path)).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(
             f"{card_path(path)}: not a readable card ({one_line(error)}); restore it, or delete it and its weights"
@@ -154,7 +154,7 @@ def load_into(module: Trainable, path: Path, expected: str) -> None:
     """
     advice = "restore it (the zoo comes with the installation), or delete it and its card to train anew"
     try:
-        state, own = load_file(regular(path)), own_state(module)
+        state, own = load_file(checked_file(path)), own_state(module)
         parts = {name: tensor for name, tensor in module.state_dict().items() if name not in own}
         module.load_state_dict({**parts, **state})
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:

@@ -16,7 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from manifold_bench.bench import COMMANDS
-from manifold_bench.bench.list import knowledge, named
+from manifold_bench.bench.list import knowledge, name_in_matrix
 from manifold_bench.bench.planning.catalogue import Description, descriptions, papers
 from manifold_bench.bench.planning.details import explanation, parameters
 from manifold_bench.bench.planning.registry import find
@@ -78,7 +78,7 @@ def table(kind: Kind, folder: str) -> str:
     rows = []
     for one in descriptions(kind):
         about = [knowledge(one), norms(one)] if kind == "attacks" else [str(one.values.get("family", ""))]
-        rows.append([f"[`{named(one)}`]({folder}{one.name}.md)", *about, plain(one.summary), cited(one)])
+        rows.append([f"[`{name_in_matrix(one)}`]({folder}{one.name}.md)", *about, plain(one.summary), cited(one)])
     return markdown_table(heads, rows)
 
 
@@ -95,7 +95,7 @@ def cited(one: Description) -> str:
 def system(kind: Kind, one: Description) -> str:
     """The page of one attack or defense."""
     cls = find(kind, one.name)
-    facts = {"Name in a matrix file": f"`{named(one)}`"}
+    facts = {"Name in a matrix file": f"`{name_in_matrix(one)}`"}
     if kind == "attacks":
         facts |= {"Knowledge": knowledge(one), "Norms": norms(one)}
     else:
@@ -106,7 +106,7 @@ def system(kind: Kind, one: Description) -> str:
     facts["Implementation"] = f"`{cls.__module__}.{cls.__qualname__}` ({one.package})"
     if one.paper:
         facts["Paper"] = cited(one)
-    lines = [f"# `{named(one)}`", plain(one.summary), *map(plain, explanation(kind, cls))]
+    lines = [f"# `{name_in_matrix(one)}`", plain(one.summary), *map(plain, explanation(kind, cls))]
     lines.append("\n".join(f"- {name}: {value}" for name, value in facts.items()))
     keys = [
         [f"`{key.name}`", plain(key.allowed), f"`{key.default}`" if key.default else "", plain(key.meaning)]

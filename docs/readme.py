@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from manifold_bench.bench.list import knowledge, named
+from manifold_bench.bench.list import knowledge, name_in_matrix
 from manifold_bench.bench.planning.catalogue import descriptions
 from manifold_bench.bench.text import norm_text
 from manifold_bench.defenses.identity import Kind
@@ -29,7 +29,7 @@ def groups(kind: Kind) -> dict[str, list[str]]:
         norms = one.values.get("norms", ())
         unusual = [] if kind != "attacks" or norms in (..., ("linf", "l2")) else map(norm_text, norms)
         about = ", ".join(filter(None, [*unusual, one.cited]))
-        found.setdefault(f"{kind}: {group}", []).append(f"`{named(one)}`" + (f" ({about})" if about else ""))
+        found.setdefault(f"{kind}: {group}", []).append(f"`{name_in_matrix(one)}`" + (f" ({about})" if about else ""))
     return found
 
 

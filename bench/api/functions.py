@@ -38,7 +38,7 @@ from manifold_bench.bench.running.judge import Inputs, Judge, verdict, with_chec
 from manifold_bench.bench.text import norm_of
 from manifold_bench.defenses import models
 from manifold_bench.defenses.base import Defense, LabelledImages
-from manifold_bench.defenses.errors import said
+from manifold_bench.defenses.errors import message_of
 from manifold_bench.defenses.identity import JsonObject, registered
 
 MODEL = "model"
@@ -250,7 +250,7 @@ def as_defense(
         try:
             return models.as_defense(_object(model), spec, bool(randomized))
         except (TypeError, ValueError) as error:
-            raise InputError(f"model: {said(error)}") from error
+            raise InputError(f"model: {message_of(error)}") from error
 
 
 def _pair(normalize: Any) -> Any:
@@ -332,7 +332,7 @@ def _built(model: object, images: LabelledImages) -> Defense:
     try:
         models.check_suits(cls, spec)
     except ValueError as error:
-        raise InputError(f"model: {said(error)}") from error
+        raise InputError(f"model: {message_of(error)}") from error
     return with_checks(models.in_evaluation_mode(cls(spec), cls.__name__))
 
 
@@ -347,7 +347,7 @@ def _class_of(label: str, model: object, randomized: bool = False) -> type[Defen
     try:
         cls = models.class_of(model, label, models.__name__, randomized)
     except TypeError as error:
-        raise InputError(f"defense {label!r}: {said(error)}") from error
+        raise InputError(f"defense {label!r}: {message_of(error)}") from error
     cls.version = uuid.uuid4().int >> 66  # of 62 bits
     return cls
 
@@ -363,7 +363,7 @@ def _number_of_classes(cls: type[Defense], images: LabelledImages, rejects: bool
     try:
         found = models.outputs_for(made, (channels, height, width)) - int(rejects)
     except (TypeError, ValueError) as error:
-        raise InputError(f"model: {said(error)}") from error
+        raise InputError(f"model: {message_of(error)}") from error
     if fault := fault_of_labels(images.labels, found):
         less = ", as rejects=True makes its last output the reject score" if rejects else ""
         raise InputError(f"data: {models.name_of(made.given)} has {found} classes{less}, but {fault}")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from manifold_bench.bench.datasets.base import LabelledImages, LazySplits, Split, split_rows
-from manifold_bench.bench.datasets.files import checked_bytes, data_folders, read_image, those_there
+from manifold_bench.bench.datasets.files import checked_bytes, data_folders, existing_files, read_image
 
 LISTS = {
     "list_attr_celeba.txt": "md5:75e246fa4810816ffd6ee81facbd244c",
@@ -75,7 +75,7 @@ class CelebA(LazySplits):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return those_there(self._folders, *LISTS, FOLDER)
+        return existing_files(self._folders, *LISTS, FOLDER)
 
     @cached_property
     def _listed(self) -> tuple[list[str], np.ndarray, np.ndarray]:

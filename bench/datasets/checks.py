@@ -11,7 +11,7 @@ from torch import Tensor
 from manifold_bench.bench.datasets.base import Dataset, Split
 from manifold_bench.bench.errors import InputError
 from manifold_bench.defenses.base import LabelledImages
-from manifold_bench.defenses.checks import TEXT, ContractError, Expected, check, checked, shown
+from manifold_bench.defenses.checks import TEXT, ContractError, Expected, check, checked, value_text
 
 
 def check_dataset(data: Dataset, *splits: Split) -> None:
@@ -55,7 +55,7 @@ def fault_of(split: LabelledImages, shape: tuple[int, int, int], classes: int) -
     images, labels = split.images, split.labels
     for name, value, dtype in (("images", images, torch.float32), ("labels", labels, torch.int64)):
         if not isinstance(value, Tensor):
-            return f"{name} is {shown(type(value).__name__)}; expected a tensor of {dtype}"
+            return f"{name} is {value_text(type(value).__name__)}; expected a tensor of {dtype}"
         if value.dtype is not dtype:
             return f"{name} is a tensor of {value.dtype}; expected {dtype}"
         if value.device.type != "cpu":

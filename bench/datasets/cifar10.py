@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from manifold_bench.bench.datasets.base import PublishedSplit
-from manifold_bench.bench.datasets.files import checked_bytes, data_folders, those_there
+from manifold_bench.bench.datasets.files import checked_bytes, data_folders, existing_files
 
 FILES = {
     "data_batch_1.bin": "md5:5dd7e06a14cb22eb9f671a540d1b7c25",
@@ -46,7 +46,7 @@ class Cifar10(PublishedSplit):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return those_there(self._folders, *FILES)
+        return existing_files(self._folders, *FILES)
 
     def published(self, part: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
         names = TRAIN if part == "train" else [TEST]

@@ -12,8 +12,8 @@ import numpy as np
 from manifold_bench.bench.datasets.base import LabelledImages, WholeDataset, as_images
 from manifold_bench.bench.datasets.files import data_folders, read_image
 from manifold_bench.bench.errors import InputError, MissingData
-from manifold_bench.defenses.errors import said
-from manifold_bench.defenses.files import regular
+from manifold_bench.defenses.errors import message_of
+from manifold_bench.defenses.files import checked_file
 
 OBJECTS, VIEWS = 100, 72
 
@@ -26,10 +26,12 @@ REDUCED_SHA256 = "c583eb9508fec21c7d75ec77d9d6304b67b3104c9a1dc116b344309b311c94
 def read_reduced(path: Path) -> np.ndarray:
     """Return the array of `coil100_32.npz`, [object, view, row, column, RGB] uint8; raises InputError if damaged."""
     try:
-        with np.load(regular(path)) as archive:
+        with np.load(checked_file(path)) as archive:
             pixels = archive["images"]
     except Exception as error:  # for a damaged archive numpy, zipfile and zlib raise exceptions of any kind
-        raise InputError(f"data set 'coil100': {path} is damaged ({said(error)}); put the right file there") from error
+        raise InputError(
+            f"data set 'coil100': {path} is damaged ({message_of(error)}); put the right file there"
+        ) from error
     found = sha256(pixels)
     if found != REDUCED_SHA256:
         raise InputError(

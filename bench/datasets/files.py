@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from manifold_bench.bench.errors import InputError, MissingData
-from manifold_bench.defenses.errors import said
-from manifold_bench.defenses.files import regular
+from manifold_bench.defenses.errors import message_of
+from manifold_bench.defenses.files import checked_file
 
 
 def data_folders(data: Path | None, dataset: str, files: str, *subfolders: str) -> list[Path]:
@@ -32,7 +32,7 @@ def data_folders(data: Path | None, dataset: str, files: str, *subfolders: str) 
     return [*(data / name for name in subfolders if (data / name).is_dir()), data]
 
 
-def those_there(folders: Sequence[Path], *names: str) -> tuple[Path, ...]:
+def existing_files(folders: Sequence[Path], *names: str) -> tuple[Path, ...]:
     """Return the first file of each name in those folders; names that are in none of them are left out."""
     found = (next((folder / name for folder in folders if (folder / name).exists()), None) for name in names)
     return tuple(path for path in found if path)
@@ -45,18 +45,19 @@ def checked_bytes(folders: Sequence[Path], dataset: str, name: str, checksum: st
     none of them, and InputError if it is damaged.
     """
     algorithm, _, expected = checksum.partition(":")
-    path = next((path for path in those_there(folders, f"{name}.gz", name) if not path.is_dir()), None)
+    path = next((path for path in existing_files(folders, f"{name}.gz", name) if not path.is_dir()), None)
     if path is None:
         raise MissingData(
             f"data set {dataset!r}: {name} is not in {folders[0]}; "
             f"put the published file there, as it is or as {name}.gz (unpacked {algorithm} {expected[:12]}…)"
         )
     try:
-        raw = regular(path).read_bytes()
+        raw = checked_file(path).read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
-            f"data set {dataset!r}: {path} cannot be read or is damaged ({said(error)}); put the published file there"
+            f"data set {dataset!r}: {path} cannot be read or is damaged ({message_of(error)}); "
+            "put the published file there"
         ) from error
     found = hashlib.new(algorithm, raw, usedforsecurity=False).hexdigest()
     if found != expected:
@@ -73,7 +74,7 @@ def read_image(path: Path, dataset: str, size: tuple[int, int]) -> Image.Image:
     size: width and height of the published images.
     """
     try:
-        with Image.open(regular(path)) as file:
+        with Image.open(checked_file(path)) as file:
             image = file.convert("RGB")
     except FileNotFoundError as error:
         raise MissingData(
@@ -81,7 +82,7 @@ def read_image(path: Path, dataset: str, size: tuple[int, int]) -> Image.Image:
         ) from error
     except Exception as error:  # for a damaged file Pillow raises exceptions of any kind
         raise InputError(
-            f"data set {dataset!r}: {path} is damaged ({said(error)}); put the published file there"
+            f"data set {dataset!r}: {path} is damaged ({message_of(error)}); put the published file there"
         ) from error
     if image.size != size:
         raise InputError(

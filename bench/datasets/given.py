@@ -29,7 +29,7 @@ from manifold_bench.bench.datasets.base import OnlyTestImages
 from manifold_bench.bench.errors import InputError
 from manifold_bench.defenses.base import LabelledImages
 from manifold_bench.defenses.errors import one_line
-from manifold_bench.defenses.files import regular
+from manifold_bench.defenses.files import checked_file
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 """Endings of the files that are read from a folder of images."""
@@ -239,7 +239,7 @@ def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
     pictures = []
     for path, _ in files:
         try:
-            with Image.open(regular(path)) as picture:
+            with Image.open(checked_file(path)) as picture:
                 if picture.mode.startswith(("I", "F")):
                     raise InputError(f"data: {path} has more than 8 bits for each pixel; save it with 8 bits")
                 pictures.append(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))

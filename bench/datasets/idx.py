@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from manifold_bench.bench.datasets.base import PublishedSplit
-from manifold_bench.bench.datasets.files import checked_bytes, those_there
+from manifold_bench.bench.datasets.files import checked_bytes, existing_files
 
 
 class IdxFiles(PublishedSplit):
@@ -28,7 +28,7 @@ class IdxFiles(PublishedSplit):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return those_there(self.folders, *(f"{name}.gz" for name in self.checksums), *self.checksums)
+        return existing_files(self.folders, *(f"{name}.gz" for name in self.checksums), *self.checksums)
 
     def published(self, part: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
         prefix = "t10k" if part == "test" else "train"

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from manifold_bench.bench.datasets.base import PublishedSplit
-from manifold_bench.bench.datasets.files import checked_bytes, data_folders, those_there
+from manifold_bench.bench.datasets.files import checked_bytes, data_folders, existing_files
 
 FILES = {
     "train_32x32.mat": "sha256:435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
@@ -40,7 +40,7 @@ class Svhn(PublishedSplit):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return those_there(self._folders, *FILES)
+        return existing_files(self._folders, *FILES)
 
     def published(self, part: Literal["train", "test"]) -> tuple[np.ndarray, np.ndarray]:
         name = f"{part}_32x32.mat"

@@ -30,8 +30,8 @@ from manifold_bench.bench.diagnosis.evidence import (
     beyond_chance,
     binomial,
     compared_by_role,
-    judged,
     share_text,
+    worst_finding,
     worst_of,
 )
 from manifold_bench.bench.metrics.robustness import REJECTED, RIGHT, clean_right, outcomes, robust
@@ -89,7 +89,7 @@ def iterative(e: Evidence) -> Finding:
     compared = compared_by_role(e, SINGLE_STEP, [ITERATIVE])
     if not compared:
         raise NotRun(e.missing("pgd", "fgsm"))
-    return judged(compared, "{} fall to a single step alone, {} to iterative attacks alone")
+    return worst_finding(compared, "{} fall to a single step alone, {} to iterative attacks alone")
 
 
 @check(
@@ -109,7 +109,7 @@ def monotone(e: Evidence) -> Finding:
             compared.append(Comparison.of(where, *at))
     if not compared:
         raise NotRun(f"{e.missing('pgd')}; with ladder = true success cannot fall, whatever the defense")
-    return judged(compared, "{} fall at the smaller ε alone, {} at the larger alone")
+    return worst_finding(compared, "{} fall at the smaller ε alone, {} at the larger alone")
 
 
 def _left(e: Evidence, eps: float) -> tuple[int, int, int, float] | None:
@@ -181,7 +181,7 @@ def order(e: Evidence) -> Finding:
     findings = []
     for weaker, stronger, text, most in pairs:
         if compared := compared_by_role(e, weaker, stronger):
-            findings.append(judged(compared, text, most))
+            findings.append(worst_finding(compared, text, most))
     if not findings:
         raise NotRun(e.missing("pgd", "transfer", "noise"))
     if not (e.ok["role"] == TRANSFER).any():
@@ -197,7 +197,7 @@ def query(e: Evidence) -> Finding:
     compared = compared_by_role(e, QUERY, [ITERATIVE, SINGLE_STEP])
     if not compared:
         raise NotRun(e.missing("query", "pgd"))
-    return judged(compared, "{} fall to queries alone, {} to white-box attacks alone")
+    return worst_finding(compared, "{} fall to queries alone, {} to white-box attacks alone")
 
 
 @check(
@@ -320,7 +320,7 @@ def undefended(e: Evidence) -> Finding:
         compared.append(Comparison(where, len(lost), int((lost & ~other).sum()), int((other & ~lost).sum())))
     if not compared:
         raise NotRun("this defense and the undefended model were not attacked at the same ε")
-    return judged(compared, "{} are lost by this defense alone, {} by the undefended model alone")
+    return worst_finding(compared, "{} are lost by this defense alone, {} by the undefended model alone")
 
 
 @check(

@@ -187,7 +187,7 @@ def beyond_chance(count: int, n: int, shares: tuple[float, float], text: str) ->
     return Finding("warn" if binomial(count, n, warning) < ALPHA_WARN else "pass", text)
 
 
-def judged(comparisons: list[Comparison], text: str, most: Result = "fail") -> Finding:
+def worst_finding(comparisons: list[Comparison], text: str, most: Result = "fail") -> Finding:
     """Return the finding on the worst of several comparisons.
 
     text: the evidence, with {} in place of the counts only_weaker and only_stronger. most: worst possible result.

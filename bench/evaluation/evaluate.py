@@ -45,7 +45,7 @@ from manifold_bench.bench.running.session import Session
 from manifold_bench.bench.running.stamp import hash_of, write_stamp
 from manifold_bench.bench.running.url_folder import page_of
 from manifold_bench.bench.terminal import print_line, print_text, terminal
-from manifold_bench.defenses.files import atomic_write, regular
+from manifold_bench.defenses.files import atomic_write, checked_file
 from manifold_bench.defenses.identity import JsonObject, key_of, source_files
 from manifold_bench.defenses.models import Handed
 from manifold_bench.defenses.weights import with_cards
@@ -76,7 +76,7 @@ def evaluate(
         print_text(console, "planning: defenses whose number of operations is not known answer one image …")
     forecaster = Forecaster(device, given.workers or usable_cpus())
     if given.dry_run:
-        plan = planned_within(make_plan(matrix, options, whole, named), folder, given, forecaster)
+        plan = plan_within_budget(make_plan(matrix, options, whole, named), folder, given, forecaster)
         print_plan(plan, folder, console, forecaster.forecast(plan, Store(folder)))
         return 0
     if given.export:
@@ -86,12 +86,12 @@ def evaluate(
             plan = make_plan(matrix, options, whole, named)
             code = code_of_users(plan.systems)
             held.enter_context(run_folder(folder))
-            plan = planned_within(plan, folder, given, forecaster)
+            plan = plan_within_budget(plan, folder, given, forecaster)
             if plan.matrix.budget and not given.quiet:
                 print_text(console, plan.matrix.budget)
             board = Board(console, engine.workers, Log(folder / LOG), given.quiet)
             ended = execute(plan, Session(folder, engine, board, upload))
-        report, screen = reported(ended.results, console, given.quiet)
+        report, screen = write_and_print_report(ended.results, console, given.quiet)
         counts = f"{ended.counts}; {report.given_up}" if report.given_up else ended.counts
         if given.export:
             count = export(ended.results, (job.key[:16] for job in ended.plan.jobs), given.export)
@@ -121,7 +121,7 @@ def matrices(given: Namespace) -> tuple[Matrix, Matrix]:
     return narrowed(matrix, given.dataset, given.defense, given.attack, given.norm, given.eps), matrix
 
 
-def planned_within(plan: Plan, folder: Path, given: Namespace, forecaster: Forecaster) -> Plan:
+def plan_within_budget(plan: Plan, folder: Path, given: Namespace, forecaster: Forecaster) -> Plan:
     """Return the plan cut down to --budget, or the plan itself if there is no budget.
 
     The cut is stored in the run's folder, so that the same command later continues with the same plan.
@@ -132,7 +132,7 @@ def planned_within(plan: Plan, folder: Path, given: Namespace, forecaster: Forec
     request = {"budget": given.budget, "matrix": matrix_json(plan.matrix, plan.options), "device": given.device}
     key = key_of(json.loads(json.dumps(request, default=str)))
     try:
-        known = parsed(regular(path).read_bytes(), dict[str, Cut])
+        known = parsed(checked_file(path).read_bytes(), dict[str, Cut])
         stored = known.get(key)
     except (OSError, ValueError):
         known, stored = {}, None
@@ -161,7 +161,7 @@ def chosen_engine(given: Namespace) -> AbstractContextManager[Engine]:
     return RayEngine(given.address, given.workers)
 
 
-def reported(results: Results, console: Console, quiet: bool) -> tuple[Report, str]:
+def write_and_print_report(results: Results, console: Console, quiet: bool) -> tuple[Report, str]:
     """Write the report of a run into its folder, and print its main tables unless quiet.
 
     Return the report, and these tables as text. While the report is being written, a terminal says so; elsewhere that

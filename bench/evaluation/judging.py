@@ -12,7 +12,7 @@ from pathlib import Path
 
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.evaluation.evaluate import chosen_engine, reported
+from manifold_bench.bench.evaluation.evaluate import chosen_engine, write_and_print_report
 from manifold_bench.bench.planning.folders import check_files, data_folder
 from manifold_bench.bench.planning.made_elsewhere import Found, first, matched, read
 from manifold_bench.bench.planning.matrix import AttackChoice, DatasetEntry, Matrix
@@ -41,18 +41,18 @@ def judge(given: Namespace) -> int:
     folder, console, begun = Path(given.out), terminal(), time.time()
     check_files(folder)
     with run_folder(folder):
-        plan = planned(given, folder)
+        plan = plan_of_images(given, folder)
         with chosen_engine(given) as engine:
             board = Board(console, engine.workers, Log(folder / LOG), given.quiet)
             ended = execute(plan, Session(folder, engine, board))
-        reported(ended.results, console, given.quiet)
+        write_and_print_report(ended.results, console, given.quiet)
         for line in validity(ended.results):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         print_line(console, f"{ended.counts}; {clock(time.time() - begun)} min; open {page_of(given.out)}")
     return 1 if ended.failed else 0
 
 
-def planned(given: Namespace, folder: Path) -> Plan:
+def plan_of_images(given: Namespace, folder: Path) -> Plan:
     """Return a plan whose attacks return the given images, and store these in the run's folder; raises InputError."""
     sets = read(given.images)
     meta = {} if len(sets) > 1 else dict(next(iter(sets.values())).meta or {})

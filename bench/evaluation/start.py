@@ -11,7 +11,7 @@ from pathlib import Path
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.running.environment import ensure_home
-from manifold_bench.bench.running.stamp import finished, request_of
+from manifold_bench.bench.running.stamp import request_of, stored_output
 from manifold_bench.bench.running.url_folder import local_folder, page_of
 
 
@@ -38,15 +38,15 @@ def run_in(folder: Path, given: argparse.Namespace, upload: Callable[[], None], 
     upload: function that is called whenever the folder has new files. temporary: see `start`.
     """
     begun, request = time.time(), request_of(given)
-    if not (given.dry_run or given.export) and (shown := finished(folder, request)):
-        return show_finished(shown, folder, given)
+    if not (given.dry_run or given.export) and (output := stored_output(folder, request)):
+        return print_again(output, folder, given)
     # late: `--help` and a finished run wait for neither torch nor pandas
     from manifold_bench.bench.evaluation.evaluate import evaluate
 
     return evaluate(folder, given, request, begun, upload, temporary)
 
 
-def show_finished(shown: dict[str, str], folder: Path, given: argparse.Namespace) -> int:
+def print_again(output: dict[str, str], folder: Path, given: argparse.Namespace) -> int:
     """Print again what a finished run printed at its end; return the exit code 0."""
     # late: `--help` does not wait for rich
     from rich.text import Text
@@ -56,6 +56,6 @@ def show_finished(shown: dict[str, str], folder: Path, given: argparse.Namespace
     console = terminal()
     Log(folder / LOG).event("run found finished", command=sys.argv)
     if not given.quiet:
-        console.print(Text.from_ansi(shown["screen"].rstrip()), soft_wrap=True)
-    print_line(console, f"{shown['counts']}; finished before; open {page_of(given.out)}")
+        console.print(Text.from_ansi(output["screen"].rstrip()), soft_wrap=True)
+    print_line(console, f"{output['counts']}; finished before; open {page_of(given.out)}")
     return 0

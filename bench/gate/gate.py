@@ -123,7 +123,7 @@ class Gate:
         return "PASS" if self.passes else "FAIL"
 
     @property
-    def together(self) -> str:
+    def joint_line(self) -> str:
         """A line with the result of the joint test; empty where no cell could be compared."""
         if self.joint is None:
             return ""
@@ -133,7 +133,7 @@ class Gate:
         return f"all {j.cells} cells together: {result} ({changed}, p = {j.p:.2g})"
 
     @property
-    def closing(self) -> str:
+    def closing_line(self) -> str:
         """The closing line: `2 - (worse), 3 = (no difference); 1 broken limit`."""
         parts = [", ".join(f"{count} {sign} ({SIGNS[sign]})" for sign, count in self.counts.items())]
         if self.broken:
@@ -265,9 +265,9 @@ def print_gate(gate: Gate, console: Console) -> None:
         print_text(console, f"new, not in the baseline: {cell_text(cell)}")
     for warning in gate.warnings:
         print_text(console, f"warning: {warning}", STYLES["x"])
-    if gate.together:
-        print_text(console, gate.together, STYLES["-"] if gate.joint and gate.joint.worse else "")
-    print_text(console, f"{gate.result}: {gate.closing}")
+    if gate.joint_line:
+        print_text(console, gate.joint_line, STYLES["-"] if gate.joint and gate.joint.worse else "")
+    print_text(console, f"{gate.result}: {gate.closing_line}")
 
 
 def _strength(cell: Cell) -> str:
@@ -278,8 +278,8 @@ def _strength(cell: Cell) -> str:
 def markdown_gate(gate: Gate) -> str:
     """Return a Markdown page for a pull request: failures first, then other changes; the rest is counted and folded."""
     mark = "✅" if gate.passes else "❌"
-    text = [f"## {mark} Robustness gate: {gate.result}", "", f"{gate.closing}.", ""]
-    text += [f"{gate.together[0].upper()}{gate.together[1:]}.", ""] if gate.together else []
+    text = [f"## {mark} Robustness gate: {gate.result}", "", f"{gate.closing_line}.", ""]
+    text += [f"{gate.joint_line[0].upper()}{gate.joint_line[1:]}.", ""] if gate.joint_line else []
     for warning in gate.warnings:
         text += ["> [!WARNING]", f"> {markdown_text(warning)}", ""]
     if gate.broken:
@@ -290,13 +290,13 @@ def markdown_gate(gate: Gate) -> str:
         why = Counter((*one.cell[:2], one.note) for one in incomparable)
         rows = [[dataset, defense, str(cells), note] for (dataset, defense, note), cells in sorted(why.items())]
         text += [*markdown_grid(("data set", "defense", "cells not comparable", "why"), rows), ""]
-    text += _folded("no significant difference", list(_calm(gate.found)))
+    text += _folded("no significant difference", list(_insignificant_lines(gate.found)))
     text += _folded("only in the new run", [f"- {markdown_text(cell_text(cell))}" for cell in gate.added])
     text += [f"{LEGEND} Baseline: {origin(gate.baseline)}; new: {origin(gate.new)}."]
     return "\n".join(text) + "\n"
 
 
-def _calm(found: list[Comparison]) -> Iterator[str]:
+def _insignificant_lines(found: list[Comparison]) -> Iterator[str]:
     """Yield lines on the cells without a significant difference; cells without any difference are only counted."""
     if unsure := [one for one in found if one.sign == "~"]:
         yield from (*markdown_grid(HEADER, map(_row, unsure)), "")
@@ -339,7 +339,7 @@ def junit_gate(gate: Gate) -> JUnitXml:
         cases.append(case(cell, [Skipped("not in the baseline")]))
     nothing = [] if gate.compared else [Failure("no cell could be compared", "gate")]
     cases.append(_case("gate", "something was compared", nothing))
-    worse = [Failure(gate.together, "gate")] if gate.joint and gate.joint.worse else []
+    worse = [Failure(gate.joint_line, "gate")] if gate.joint and gate.joint.worse else []
     cases.append(_case("gate", "all cells together are not worse", worse))
     for limit in gate.limits:
         missed = [Failure(f"{limit} could be checked on no cell", "gate")] if limit in gate.unchecked else []

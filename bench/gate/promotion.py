@@ -51,7 +51,7 @@ def promote(results: Results, target: Path, force: bool = False) -> list[str]:
         measurements.copy_without_pictures(folder, draft)
         new = Results.load(draft)
         (draft / "summary.csv").write_text(csv(summary(new.records)), encoding="utf-8")
-        lines = [*(f"promoted nevertheless: {fault}" for fault in faults), *described(target, new, _size(draft))]
+        lines = [*(f"promoted nevertheless: {fault}" for fault in faults), *promotion_lines(target, new, _size(draft))]
         if target.exists():
             target.rename(old)
         draft.rename(target)
@@ -77,7 +77,7 @@ def incomplete(results: Results) -> Iterator[str]:
         yield f"{len(failed)} of its cells failed, the first one is {cell_text(cell)}: {reason}"
 
 
-def described(target: Path, new: Results, size: int) -> Iterator[str]:
+def promotion_lines(target: Path, new: Results, size: int) -> Iterator[str]:
     """Yield a line on the new baseline, and one that compares it with the baseline that it replaces.
 
     target: folder of the baseline. size: number of bytes of the new one.
@@ -91,7 +91,7 @@ def described(target: Path, new: Results, size: int) -> Iterator[str]:
             return
         gate = Gate.of(old, new, [])
         added = f"; {len(gate.added)} cells are new" if gate.added else ""
-        yield f"replaces the baseline of {origin(old.run)}: {gate.closing}{added}"
+        yield f"replaces the baseline of {origin(old.run)}: {gate.closing_line}{added}"
 
 
 def _size(folder: Path) -> int:

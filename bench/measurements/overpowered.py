@@ -65,8 +65,8 @@ class OverpoweredPairs(Measurement):
         found, confident = torch.zeros(2, self.pairs, dtype=torch.bool)
         for eta in sorted(self.eta):  # pairs within a smaller η are within the larger ones, too
             near, sure = self.search(defense, eta, 0.5, seed), self.search(defense, eta, self.confidence, seed)
-            fooled = answered(defense, sure)
-            found = found | (fooled | answered(defense, near)).cpu()
+            fooled = answered_differently(defense, sure)
+            found = found | (fooled | answered_differently(defense, near)).cpu()
             confident = confident | (fooled & (probability(defense, sure) >= self.confidence)).cpu()
             values[f"within {eta:g}"] = float(found.double().mean())
             values[f"within {eta:g}, confidently"] = float(confident.double().mean())
@@ -91,7 +91,7 @@ class OverpoweredPairs(Measurement):
     def pictures(self, defense: Defense, data: Dataset, seed: int) -> Tensor | None:
         """Return pairs at the largest η, one above the other, [2, up to SHOWN, C, H, W]; None if there are none."""
         pairs = self.search(defense, max(self.eta), self.confidence, seed)
-        chosen = answered(defense, pairs).nonzero()[:SHOWN, 0]
+        chosen = answered_differently(defense, pairs).nonzero()[:SHOWN, 0]
         if not len(chosen):
             return None
         return torch.stack([images(defense, latents[chosen]) for latents in (pairs.z, pairs.other)]).cpu()
@@ -110,7 +110,7 @@ def probability(defense: Defense, pairs: Pairs) -> Tensor:
     return torch.stack([logits.softmax(1).amax(1) for logits in both]).amin(0)
 
 
-def answered(defense: Defense, pairs: Pairs) -> Tensor:
+def answered_differently(defense: Defense, pairs: Pairs) -> Tensor:
     """Return which pairs were found, and are accepted and answered differently by the deployed defense, [M] bool."""
     fooled = pairs.found.clone()
     rows = fooled.nonzero()[:, 0]

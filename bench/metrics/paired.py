@@ -114,7 +114,7 @@ def _compared(cell: Cell, baseline: Results, new: Results) -> Comparison:
         return Comparison(cell, "?", f"skipped in the new run: {why_after}")
     if before != "ok":
         return Comparison(cell, "x", f"no figures in the baseline: {before}: {why_before}")
-    changes = list(changed(baseline.identity(cell), new.identity(cell), cell[-1]))
+    changes = list(identity_differences(baseline.identity(cell), new.identity(cell), cell[-1]))
     if changes:
         return Comparison(cell, "x", "; ".join(changes))
     seeds, others = (set(run.cells[cell]["seed"]) for run in (baseline, new))
@@ -232,12 +232,12 @@ def mcnemar(lost: int, gained: int) -> float:
     return min(1.0, 2 * binomial_tail(max(lost, gained), lost + gained, 0.5))
 
 
-def changed(before: JsonObject, after: JsonObject, eps: float) -> Iterator[str]:
+def identity_differences(before: JsonObject, after: JsonObject, eps: float) -> Iterator[str]:
     """Yield every difference that makes two results at this ε incomparable: `attack.parameters.steps 40 → 100`.
 
     before, after: identities of the two jobs.
     """
-    old, new = ({**dict(flat(identity)), "eps up to this": _steps(identity, eps)} for identity in (before, after))
+    old, new = ({**dict(leaves(identity)), "eps up to this": _steps(identity, eps)} for identity in (before, after))
     paths = sorted({*old, *new})
     if old.get("identity") != new.get("identity"):  # identities of different schemes cannot be compared in detail
         paths = ["identity"]
@@ -258,10 +258,10 @@ def _steps(identity: JsonObject, eps: float) -> list[float]:
     return [value for value in map(float, identity["eps"]) if value <= eps] if identity["ladder"] else [eps]
 
 
-def flat(tree: JsonObject, above: str = "") -> Iterator[tuple[str, object]]:
+def leaves(tree: JsonObject, above: str = "") -> Iterator[tuple[str, object]]:
     """Yield the leaves of nested dicts with their dotted paths. above: prefix of the paths."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{above}{name}.")
+            yield from leaves(value, f"{above}{name}.")
         else:
             yield f"{above}{name}", value

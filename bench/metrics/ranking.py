@@ -13,7 +13,7 @@ from manifold_bench.bench.metrics.summary import attacked_within
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 
 PAIRED_COLUMNS = (
-    *("dataset", "norm", "eps", "other", "n"),  # what is compared
+    *("dataset", "kind", "norm", "eps", "other", "n"),  # what is compared
     *("own_share", "other_share", "gained", "lost", "p", "sign", "reason"),
 )
 
@@ -24,8 +24,8 @@ Columns = dict[str, Any]
 def against_others(records: pd.DataFrame, defense: str) -> pd.DataFrame:
     """Compare a defense with each other one on the inputs that both have figures for: the columns PAIRED_COLUMNS.
 
-    records: per-input records of a run. There is a row for each data set and other defense on clean inputs (norm
-    "none": accepted and right), and one at each norm and ε that both were attacked with: the worst case over the
+    records: per-input records of a run. There is a row for each data set and other defense on clean inputs (kind
+    "clean": accepted and right), and one at each norm and ε that both were attacked with: the worst case over the
     attacks that both have. `gained`, `lost`: number of inputs that are right or robust only with the defense, and only
     with the other one. `p`: exact McNemar test, Holm-adjusted over all rows of the data set. `sign`: + better, - worse,
     ~ not significant, = no difference, x not compared because one has no figures. `reason`: why, or why a worst case is
@@ -37,22 +37,23 @@ def against_others(records: pd.DataFrame, defense: str) -> pd.DataFrame:
         mine = there[there["defense"] == defense]
         if len(mine):
             compared = [
-                {"dataset": dataset, "norm": norm, "eps": eps, "other": other, **result}
+                {"dataset": dataset, "other": other, **result}
                 for other, theirs in there[there["defense"] != defense].groupby("defense")
-                for norm, eps, result in _against(mine, theirs)
+                for result in _against(mine, theirs)
             ]
             rows += _judged(compared)
     return pd.DataFrame(rows, columns=list(PAIRED_COLUMNS))
 
 
-def _against(mine: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[str, float, Columns]]:
-    """Yield norm, ε and the comparison, for clean inputs and for every norm and ε that both defenses have."""
+def _against(mine: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[Columns]:
+    """Yield the comparison on clean inputs, and at every norm and ε that both defenses have."""
     for norm, own in mine.groupby("norm"):
         other = theirs[theirs["norm"] == norm]
         shared = set(own["attack"]) & set(other["attack"])
         own, other = (rows[rows["attack"].isin(shared)] for rows in (own, other))
         for eps in sorted(set(own["eps"]) & set(other["eps"])):
-            yield str(norm), float(eps), _paired(own, other, float(eps))
+            place = {"kind": own["kind"].iloc[0], "norm": norm, "eps": float(eps)}
+            yield place | _paired(own, other, float(eps))
 
 
 def _paired(own: pd.DataFrame, other: pd.DataFrame, eps: float) -> Columns:

@@ -67,11 +67,11 @@ def per_input(records: pd.DataFrame) -> pd.DataFrame:
 def per_inputs(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
     """Return `per_input` of several groups of rows, with the column `group`. group: [N], number of each row's group."""
     sample = inputs_of(records).to_numpy()
-    place = numbered(group, sample)
+    place = group_numbers(group, sample)
     _, first = np.unique(place, return_index=True)
     inputs = pd.DataFrame({"group": group[first], "sample": sample[first]})
     seed = np.where(records["norm"] == FOOLING, 0, records["seed"])
-    _check_complete(records, place, numbered(group, *(records[name] for name in CELL), seed), group[first])
+    _check_complete(records, place, group_numbers(group, *(records[name] for name in CELL), seed), group[first])
     outcome, is_robust = outcomes(records), robust(records).to_numpy()
     is_right = np.where(records["kind"] == CLEAN, records["clean_label"], records["adv_label"]) == records["label"]
     worst = np.full(len(first), RIGHT)
@@ -112,10 +112,10 @@ def inputs_of(records: pd.DataFrame) -> pd.Series:
     fooling = records["norm"] == FOOLING
     if not fooling.any():
         return records["sample"]
-    return records["sample"].mask(fooling, numbered(records["seed"], records["sample"]))
+    return records["sample"].mask(fooling, group_numbers(records["seed"], records["sample"]))
 
 
-def numbered(*columns: pd.Series | np.ndarray) -> np.ndarray:
+def group_numbers(*columns: pd.Series | np.ndarray) -> np.ndarray:
     """Return int [N]: numbers, from 0 on, that are equal for rows with the same values in all columns."""
     codes: np.ndarray = np.zeros(len(columns[0]), dtype=int)
     for column in columns:

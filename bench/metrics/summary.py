@@ -12,10 +12,10 @@ from manifold_bench.bench.metrics.effort import EFFORT_COLUMNS, effort
 from manifold_bench.bench.metrics.robustness import (
     CELL,
     FOOLING,
+    group_numbers,
     inputs_of,
     is_fooling,
     median_distances,
-    numbered,
     over_seeds,
     per_inputs,
     without_calibration,
@@ -171,7 +171,7 @@ def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, st
     if len(failed):
         reason += f"; failed: {_named_reasons(failed)}"
     parts = ["attack", "eps"] if is_fooling(ok) else ["attack", "eps", "seed"]
-    cell, place = numbered(*(ok[part] for part in parts)), numbered(inputs_of(ok))
+    cell, place = group_numbers(*(ok[part] for part in parts)), group_numbers(inputs_of(ok))
     count = place.max() + 1
     attacked = np.bincount(np.unique(cell * count + place) % count)  # number of cells of each input
     common = attacked == cell.max() + 1

@@ -26,7 +26,6 @@ from manifold_bench.bench.records.schema import (
     CALIBRATION,
     CLEAN,
     COUNTING,
-    PROBE,
     PROBED,
     REVISION,
     Kind,
@@ -77,15 +76,16 @@ class PlannedJob:
 class Job(PlannedJob):
     """An attack, or the clean pass, whose records every other job of the defense reads; then attack is None.
 
-    split: split that the indices belong to: test, validation, or noise for the norm "fooling". ladder: whether an
-    input that is beaten at one ε counts as beaten at the larger ones. aims: number of target classes for each
-    input; 1 if the attack gets none. forwards, backwards: estimates of the largest numbers of passes for one input
-    and target class at one ε, without the judge's. inference_steps: number of solver steps of the defense's answer.
-    operations: billions of operations of an answer, where the matrix limits the work of a job, or None. clean_key:
-    key of the clean pass. source: another defense whose classifier the attacker owns, or None. keeps_images:
-    whether every judged image is stored, not only the first few.
+    kind: kind of its records. split: split that the indices belong to: test, validation, or noise for the norm
+    "fooling". ladder: whether an input that is beaten at one ε counts as beaten at the larger ones. aims: number of
+    target classes for each input; 1 if the attack gets none. forwards, backwards: estimates of the largest numbers
+    of passes for one input and target class at one ε, without the judge's. inference_steps: number of solver steps
+    of the defense's answer. operations: billions of operations of an answer, where the matrix limits the work of a
+    job, or None. clean_key: key of the clean pass. source: another defense whose classifier the attacker owns, or
+    None. keeps_images: whether every judged image is stored, not only the first few.
     """
 
+    kind: Kind
     split: str
     indices: tuple[int, ...]
     attack: Attack | AttackFacts | None
@@ -112,13 +112,6 @@ class Job(PlannedJob):
     @property
     def n(self) -> int:
         return len(self.indices)
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of its records."""
-        if self.attack is None:
-            return CALIBRATION if self.label == CALIBRATION else CLEAN
-        return PROBED if self.label.startswith(PROBE) else ATTACK
 
     @property
     def names(self) -> tuple[str, str, str, str]:
@@ -189,17 +182,17 @@ class _Defended:
         """
         matrix = self.matrix
         answers = matrix.seeds if self.module.randomized else [matrix.seed] * len(matrix.seeds)
-        clean = {seed: self.job(("test", self.data.indices), CLEAN, seed) for seed in answers}
+        clean = {seed: self.job(CLEAN, ("test", self.data.indices), seed) for seed in answers}
         jobs = list(clean.values())
         if self.data.calibration:
-            jobs.append(self.job(("validation", self.data.calibration), CALIBRATION, matrix.seed))
+            jobs.append(self.job(CALIBRATION, ("validation", self.data.calibration), matrix.seed))
         for entry in matrix.attacks:
             if entry.applies_to(self.data.dataset.name, self.ref.label):
                 skip = unsuited(entry.attack, self.module) or self.repeated(entry)
                 affordable = entry if skip else self.affordable(entry)
                 choice, skip = (entry, affordable) if isinstance(affordable, str) else (affordable, skip)
                 for seed, answer in zip(matrix.seeds, answers, strict=True):
-                    job = self.job(self.attacked(choice), choice.label, seed, choice)
+                    job = self.job(ATTACK, self.attacked(choice), seed, choice)
                     jobs.append(dataclasses.replace(job, clean_key=clean[answer].key, skip=skip))
         return jobs + (self.probes(clean[matrix.seed].key) if matrix.diagnose else [])
 
@@ -256,7 +249,7 @@ class _Defended:
         data, made = self.data, []
         no_source = None if data.undefended else data.no_undefended
         for choice, skip in probes(self.matrix, data.dataset.name, self.module, no_source):
-            job = self.job(self.attacked(choice), choice.label, self.matrix.seed, choice)
+            job = self.job(PROBED, self.attacked(choice), self.matrix.seed, choice)
             if data.undefended and isinstance(choice.attack, Transfer):
                 identity = job.identity | {"source": defense_identity(data.undefended)}
                 job = dataclasses.replace(job, identity=identity, source=data.undefended)
@@ -269,11 +262,11 @@ class _Defended:
         return ("noise", tuple(range(len(first)))) if choice.attack.norm == "fooling" else ("test", first)
 
     def job(
-        self, inputs: tuple[str, tuple[int, ...]], label: str, seed: int, choice: AttackChoice | None = None
+        self, kind: Kind, inputs: tuple[str, tuple[int, ...]], seed: int, choice: AttackChoice | None = None
     ) -> Job:
-        """Return a job on these inputs (split and indices); choice: the attack, or None for answers to clean inputs."""
+        """Return a job of that kind on these inputs (split and indices); choice: the attack, None for clean inputs."""
         (split, indices), dataset, matrix = inputs, self.data.dataset.load(), self.matrix
-        attack = choice.attack if choice else None
+        label, attack = (choice.label, choice.attack) if choice else (kind, None)
         norm = attack.norm if attack else "none"
         eps, ladder = (choice.eps, choice.ladder) if choice else ((0.0,), True)
         draws = self.ref.draws or matrix.draws
@@ -307,6 +300,7 @@ class _Defended:
             seed=seed,
             device=self.device,
             identity=identity,
+            kind=kind,
             split=split,
             indices=indices,
             attack=attack,

@@ -17,16 +17,16 @@ def label(name: str, parameters: JsonObject) -> str:
     """Return the default label of a system: `name`, or `name(key=value, …)` if parameters are set."""
     if not parameters:
         return name
-    return f"{name}({', '.join(f'{key}={plain(value)}' for key, value in sorted(parameters.items()))})"
+    return f"{name}({', '.join(f'{key}={value_text(value)}' for key, value in sorted(parameters.items()))})"
 
 
-def unusual(cls: type, values: JsonObject) -> JsonObject:
+def non_default(cls: type, values: JsonObject) -> JsonObject:
     """Return the values that differ from the defaults of a dataclass' fields."""
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     return {key: value for key, value in values.items() if value != defaults.get(key, dataclasses.MISSING)}
 
 
-def plain(value: object) -> str:
+def value_text(value: object) -> str:
     """Return a parameter's value as labels show it: numbers as in a matrix file, and fractions such as 8/255."""
     if isinstance(value, float) and "/" in (fraction := eps_text(value)):
         return fraction
@@ -49,7 +49,7 @@ def check_labels(
             raise InputError(f"{place}[{index}]: {name!r} is given twice; give one of them another label")
 
 
-def meet(one: AttackChoice, other: AttackChoice) -> bool:
+def overlap(one: AttackChoice, other: AttackChoice) -> bool:
     """Return whether two attacks have the same norm, and a data set and a defense in common."""
     pairs = ((one.datasets, other.datasets), (one.defenses, other.defenses))
     return one.attack.norm == other.attack.norm and all(

@@ -16,7 +16,7 @@ from manifold_bench.bench.errors import InputError, system_error
 from manifold_bench.bench.records.images import AdversarialImages, arrays_of, meta_of
 from manifold_bench.bench.text import LEVELS
 from manifold_bench.defenses.errors import one_line
-from manifold_bench.defenses.files import regular
+from manifold_bench.defenses.files import checked_file
 from manifold_bench.defenses.identity import JsonObject
 
 TORCH = (".pt", ".pth")
@@ -67,7 +67,7 @@ def _npz(path: Path) -> Found:
 def _tensors(path: Path) -> dict[str, Found]:
     try:
         with warnings.catch_warnings(action="ignore"):
-            content = torch.load(regular(path), map_location="cpu", weights_only=True)
+            content = torch.load(checked_file(path), map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(system_error(error)) from error
     except Exception as error:  # for a file of anything else torch and pickle raise exceptions of any kind
@@ -108,7 +108,7 @@ def _folder(path: Path) -> Found:
 def _picture(file: Path) -> np.ndarray:
     """Return a picture as uint8 [C,H,W], with one or three channels; raises InputError if it cannot be read."""
     try:
-        with Image.open(regular(file)) as picture:
+        with Image.open(checked_file(file)) as picture:
             pixels = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"{file}: cannot be read as a picture ({one_line(error)})") from error

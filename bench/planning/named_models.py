@@ -28,7 +28,7 @@ from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.terminal import Terminal
 from manifold_bench.bench.text import nearest
 from manifold_bench.defenses.errors import one_line
-from manifold_bench.defenses.files import regular
+from manifold_bench.defenses.files import checked_file
 from manifold_bench.defenses.models import Normalize
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def with_weights(model: object, path: Path) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(f"{place}: {type(model).__name__} takes no weights; name a torch.nn.Module before the @")
     try:
-        safe = regular(path).suffix == ".safetensors"
+        safe = checked_file(path).suffix == ".safetensors"
         state = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{place}: no such file") from error

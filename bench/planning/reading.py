@@ -22,7 +22,7 @@ from manifold_bench.bench.planning.crossed import crossed
 from manifold_bench.bench.planning.declared import check_attack, check_measurement
 from manifold_bench.bench.planning.faults import explain, unwrapped
 from manifold_bench.bench.planning.folders import MATRICES
-from manifold_bench.bench.planning.labels import check_labels, label, meet, unusual
+from manifold_bench.bench.planning.labels import check_labels, label, non_default, overlap
 from manifold_bench.bench.planning.matrix import (
     AttackChoice,
     AttackEntry,
@@ -40,7 +40,7 @@ from manifold_bench.bench.planning.usercode import LEAST_SECONDS, SECONDS, conta
 from manifold_bench.bench.text import nearest
 from manifold_bench.defenses.base import Defense, DefenseSpec
 from manifold_bench.defenses.checks import check_spec_class
-from manifold_bench.defenses.errors import said
+from manifold_bench.defenses.errors import message_of
 from manifold_bench.defenses.identity import JsonObject
 from manifold_bench.defenses.validation import adapter
 
@@ -124,7 +124,7 @@ def parse_matrix(raw: JsonObject, source: str) -> Matrix:
     )
     check_labels(f"{source}: datasets", [entry.name for entry in file.datasets])
     check_labels(f"{source}: defenses", [choice.label for choice in defenses])
-    check_labels(f"{source}: attacks", [one.label for one in attacks], lambda i, j: meet(attacks[i], attacks[j]))
+    check_labels(f"{source}: attacks", [one.label for one in attacks], lambda i, j: overlap(attacks[i], attacks[j]))
     check_labels(f"{source}: measurements", [choice.label for choice in measurements])
     matrix = Matrix(
         source=source,
@@ -187,7 +187,7 @@ def at(place: str, cls: type = object) -> Iterator[None]:
         except ValidationError as error:
             raise InputError(explain(error, place, cls)) from error
         except (InputError, ValueError) as error:
-            raise InputError(f"{place}: {said(error)}") from error
+            raise InputError(f"{place}: {message_of(error)}") from error
 
 
 def validated(cls: type[V], values: JsonObject, place: str, strict: bool | None = True) -> V:
@@ -259,7 +259,7 @@ def defense_choice(name: str, own_label: str | None, parameters: Mapping[str, ob
     _check_named_fully(cls, name, place)
     fields = {f.name for f in dataclasses.fields(cls.Spec)} - {f.name for f in dataclasses.fields(DefenseSpec)}
     values = _known(_in_numbers(parameters, place), fields, place, name, DefenseEntry.model_fields)
-    choice = DefenseChoice(name, own_label or label(name, unusual(cls.Spec, values)), cls, values)
+    choice = DefenseChoice(name, own_label or label(name, non_default(cls.Spec, values)), cls, values)
     with at(place, cls.Spec):
         choice.spec((1, 32, 32), 10)  # with any shape, to check the parameters
     return choice
@@ -296,7 +296,7 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
         raise InputError(f"{place}.norm: {entry.name!r} does not support {entry.norm!r}; give {allowed}")
     if attack.minimal and not entry.ladder:
         raise InputError(f"{place}.ladder: false is not allowed, since {entry.name!r} runs once for all sizes")
-    shown = label(entry.name, unusual(cls, values) | ({} if entry.ladder else {"ladder": False}))
+    shown = label(entry.name, non_default(cls, values) | ({} if entry.ladder else {"ladder": False}))
     return AttackChoice(
         entry.name,
         entry.label or shown,
@@ -315,7 +315,7 @@ def _measurement(entry: ConfinedEntry, place: str) -> MeasurementChoice:
     with at(place):
         cls: type[Measurement] = find("measurements", entry.name)
     values = _known(entry.parameters, {f.name for f in dataclasses.fields(cls)}, place, entry.name)
-    shown = entry.label or label(entry.name, unusual(cls, values))
+    shown = entry.label or label(entry.name, non_default(cls, values))
     measurement = validated(cls, values, place)
     with at(place, cls):
         check_measurement(measurement)

@@ -21,7 +21,7 @@ from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.defenses import weights
 from manifold_bench.defenses.base import Defense, Trainable, TrainableSpec
 from manifold_bench.defenses.checks import check_defense
-from manifold_bench.defenses.errors import said
+from manifold_bench.defenses.errors import message_of
 from manifold_bench.defenses.identity import SCHEME, TRAINABLE, JsonObject, System, key_of, source_sha256, system
 from manifold_bench.defenses.models import check_suits
 
@@ -178,7 +178,7 @@ def defense_ref(choice: DefenseChoice, dataset: Dataset) -> DefenseRef:
         try:
             check_suits(choice.cls, spec)
         except ValueError as error:
-            raise InputError(f"defense {choice.label!r} on data set {dataset.name!r}: {said(error)}") from error
+            raise InputError(f"defense {choice.label!r} on data set {dataset.name!r}: {message_of(error)}") from error
         module = ref.build()
         check_defense(module)
         try:

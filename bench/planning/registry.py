@@ -26,7 +26,7 @@ from manifold_bench.bench.planning.named_models import robustbench_model, timm_m
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.text import nearest
 from manifold_bench.defenses.base import Defense, Trainable
-from manifold_bench.defenses.files import regular
+from manifold_bench.defenses.files import checked_file
 from manifold_bench.defenses.identity import JsonObject, Kind, registered
 from manifold_bench.defenses.models import class_of, name_of
 
@@ -224,7 +224,7 @@ def _torchscript(name: str) -> type[Defense]:
 
     path = Path(name)
     try:
-        content = regular(path).read_bytes()
+        content = checked_file(path).read_bytes()
         module = torch.jit.load(path, map_location="cpu")
     except OSError as error:
         raise InputError(f"defense {name!r}: the file cannot be read ({error.strerror})") from error

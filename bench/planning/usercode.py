@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from manifold_bench.bench.errors import InputError, interruption
-from manifold_bench.bench.planning.staying import staying
+from manifold_bench.bench.planning.process_exit import exit_as_error
 from manifold_bench.defenses.errors import one_line
 
 SECONDS = 300.0
@@ -73,7 +73,7 @@ def contained(what: str, in_time: bool = True) -> Iterator[None]:
 
 @contextmanager
 def _kept_and_timed(in_time: bool) -> Iterator[None]:
-    with settings_kept(), staying(), _in_time() if in_time else nullcontext():
+    with settings_kept(), exit_as_error(), _in_time() if in_time else nullcontext():
         _state["inside"] = True
         try:
             yield

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 
 from manifold_bench.bench.errors import InputError, system_error
 from manifold_bench.bench.text import is_printable
-from manifold_bench.defenses.files import regular
+from manifold_bench.defenses.files import checked_file
 from manifold_bench.defenses.validation import adapter
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
     remedy: what the user can do about a damaged file, for the message. Raises InputError that names file and key.
     """
     try:
-        return parsed(regular(path).read_bytes(), kind)
+        return parsed(checked_file(path).read_bytes(), kind)
     except OSError as error:
         raise InputError(f"{system_error(error)}; {remedy}") from error
     except ValueError as error:

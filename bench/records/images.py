@@ -25,7 +25,7 @@ from manifold_bench.bench.records.schema import ATTACK
 from manifold_bench.bench.records.store import file_name
 from manifold_bench.bench.text import eps_of, eps_text
 from manifold_bench.defenses.errors import one_line
-from manifold_bench.defenses.files import atomic_write, regular
+from manifold_bench.defenses.files import atomic_write, checked_file
 from manifold_bench.defenses.identity import JsonObject, key_of
 
 FOLDER = "images"
@@ -57,7 +57,7 @@ class AdversarialImages:
 def arrays_of(path: Path) -> dict[str, np.ndarray]:
     """Return name → array of an .npz file; raises InputError where it cannot be read."""
     try:
-        file = np.load(regular(path), allow_pickle=False)
+        file = np.load(checked_file(path), allow_pickle=False)
         if isinstance(file, np.ndarray):
             raise ValueError("one array alone, as in an .npy file")
         with file:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from manifold_bench.defenses.files import naming
+from manifold_bench.defenses.files import with_path_in_errors
 from manifold_bench.defenses.identity import JsonObject
 
 LOG = "log.jsonl"
@@ -48,7 +48,7 @@ class Log:
     def append(self, lines: bytes) -> None:
         """Append whole lines, in the way `event` appends one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with naming(self.path), self.path.open("ab+", buffering=0) as file:
+        with with_path_in_errors(self.path), self.path.open("ab+", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             end = file.seek(0, os.SEEK_END)
             # the lock is held, so nobody is writing: an unfinished line is left over from a killed process

@@ -15,7 +15,7 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.files import STRICT, FileName, Name, Positive, parsed, read_json
 from manifold_bench.bench.records.store import INDEX, Planned, check_key, file_name
 from manifold_bench.defenses.errors import one_line
-from manifold_bench.defenses.files import atomic_write, regular
+from manifold_bench.defenses.files import atomic_write, checked_file
 from manifold_bench.defenses.identity import JsonObject, key_of
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def read(path: Path) -> JsonObject:
     """Return a stored result; raises InputError where the file is missing or damaged."""
     remedy = "delete it and run again"
     try:
-        raw = regular(path).read_bytes()
+        raw = checked_file(path).read_bytes()
         content, plain = parsed(raw, Stored), json.loads(raw)
         check_key(path, content.identity)
     except (OSError, ValueError) as error:

@@ -210,7 +210,7 @@ ROUNDING = 1e-5
 """Relative and absolute tolerance by which a stored distance may exceed ε, at least that of `attacks.threat.within`."""
 
 
-def foreign(rows: pa.Table, identity: JsonObject) -> str | None:
+def identity_mismatch(rows: pa.Table, identity: JsonObject) -> str | None:
     """Return how the rows of a file differ from those of the job with that identity; None where they do not.
 
     They have to be about its split, defense, attack, norm, seed and protocol, and to hold each of its inputs (with each

@@ -25,9 +25,9 @@ from pydantic import BaseModel
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records.files import FileName, Name, parsed, read_json
-from manifold_bench.bench.records.schema import REVISION, as_frame, as_stored, contradiction, foreign, typed
+from manifold_bench.bench.records.schema import REVISION, as_frame, as_stored, contradiction, identity_mismatch, typed
 from manifold_bench.defenses.errors import one_line
-from manifold_bench.defenses.files import atomic_write, regular
+from manifold_bench.defenses.files import atomic_write, checked_file
 from manifold_bench.defenses.identity import JsonObject, key_of
 
 INDEX = "index.json"
@@ -144,14 +144,14 @@ class Store:
         with _reading(path):
             file, identity, kernels = self._opened(path)
             table = as_stored(file.read(use_threads=False))
-            if fault := foreign(table, identity):
+            if fault := identity_mismatch(table, identity):
                 raise ValueError(fault)
             return Stored(table, identity, kernels)
 
     def _opened(self, path: Path) -> tuple[pq.ParquetFile, JsonObject, JsonObject | None]:
         """Return a record file after checking its checksum, with its identity and kernels."""
-        raw = regular(path).read_bytes()
-        if hashlib.sha256(raw).hexdigest() != regular(checksum_path(path)).read_text(encoding="utf-8").strip():
+        raw = checked_file(path).read_bytes()
+        if hashlib.sha256(raw).hexdigest() != checked_file(checksum_path(path)).read_text(encoding="utf-8").strip():
             raise ValueError("its content doesn't match its checksum")
         file = pq.ParquetFile(pa.BufferReader(raw))
         metadata = file.schema_arrow.metadata

@@ -11,7 +11,7 @@ from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.records.measurements import CERTIFIED
 from manifold_bench.bench.report import style
 from manifold_bench.bench.report.table import Table
-from manifold_bench.bench.report.tables import Marks, Panel, keyed, panels
+from manifold_bench.bench.report.tables import Marks, Panel, panels, rows_by
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, scale_text
 from manifold_bench.defenses.identity import JsonObject
 
@@ -43,7 +43,7 @@ def certified_tables(summary: pd.DataFrame, measured: Sequence[JsonObject]) -> l
     made = []
     for panel, shares in _with_certificates(summary, measured):
         ladder, marks = sorted({eps for _, eps in shares}), Marks(panel.attacked, {})
-        worst, rows = keyed(panel.worst, "defense", "eps"), []
+        worst, rows = rows_by(panel.worst, "defense", "eps"), []
         for defense in sorted({defense for defense, _ in shares}):
             cells = []
             for eps in ladder:
@@ -63,7 +63,7 @@ def certified_plots(summary: pd.DataFrame, measured: Sequence[JsonObject]) -> It
         defenses = sorted({defense for defense, _ in shares})
         labels = [f"{defense}, {kind}" for defense in defenses for kind in ("certified", "under attack")]
         figure, axes = style.new_figure(style.WIDTH, style.HEIGHT + style.legend_height(labels))
-        clean = keyed(panel.clean, "defense")
+        clean = rows_by(panel.clean, "defense")
         for i, defense in enumerate(defenses):
             line = style.line_style(i) | {"clip_on": False}
             certified = sorted((eps, 100 * share) for (one, eps), (share, _) in shares.items() if one == defense)

@@ -16,12 +16,12 @@ from manifold_bench.bench.planning.claims import Claim, claims_of
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import IMAGE_COLUMNS, WORST_CASE
 from manifold_bench.bench.report import attacks, claims, measurements, ranking, tables
+from manifold_bench.bench.report.assessment import Assessment, assessments, budget_of, left_out_of
 from manifold_bench.bench.report.certified import certified_tables
 from manifold_bench.bench.report.diagnosis import flags
 from manifold_bench.bench.report.protocols import protocol_tables
 from manifold_bench.bench.report.table import Table, flagged
 from manifold_bench.bench.report.tables import Doubts
-from manifold_bench.bench.report.verdict import Verdict, budget_of, left_out_of, verdicts
 from manifold_bench.bench.text import jobs_text
 
 
@@ -35,10 +35,10 @@ class Report:
     """The contents of a report.
 
     summary: result of metrics.summary.summary. protocols: result of metrics.protocols.protocols. doubts: (data set,
-    defense, norm, ε, figure) → evidence that the attacks were too weak for it. verdicts: verdicts on the defenses that
-    the run is about. rankings: label of each system that the command line named → sentences that compare it with the
-    others. paragraphs: Markdown text on these comparisons and on central claims. claim_tables, measurement_tables,
-    tables: all tables; defenses that fail the diagnosis are marked in them.
+    defense, norm, ε, figure) → evidence that the attacks were too weak for it. assessments: those of the
+    defenses that the run is about. rankings: label of each system that the command line named → sentences that compare
+    it with the others. paragraphs: Markdown text on these comparisons and on central claims. claim_tables,
+    measurement_tables, tables: all tables; defenses that fail the diagnosis are marked in them.
     """
 
     results: Results
@@ -46,7 +46,7 @@ class Report:
     protocols: pd.DataFrame
     doubts: Doubts
     diagnosis: Diagnosis
-    verdicts: list[Verdict]
+    assessments: list[Assessment]
     claims: tuple[Claim, ...]
     rankings: dict[str, list[str]]
     paragraphs: list[str]
@@ -77,7 +77,7 @@ class Report:
             protocols=judged,
             doubts=doubts,
             diagnosis=diagnosis,
-            verdicts=verdicts(results, summary, diagnosis, doubts),
+            assessments=assessments(results, summary, diagnosis, doubts),
             claims=stated,
             rankings=rankings,
             paragraphs=ranking.ranking_paragraphs(rankings, run) + conclusions,

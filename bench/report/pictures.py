@@ -73,7 +73,7 @@ def size_text(largest: float) -> str:
 
 def truth_text(record: Row) -> str:
     """Return the true label of an input as text: `is 4`, or `noise`."""
-    return "noise" if record["label"] < 0 else f"is {record['label']}"
+    return "noise" if record["split"] == "noise" else f"is {record['label']}"
 
 
 def answer_text(record: Row) -> str:

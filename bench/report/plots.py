@@ -24,7 +24,7 @@ from manifold_bench.bench.records.store import file_name
 from manifold_bench.bench.report import style
 from manifold_bench.bench.report.grids import image_grid
 from manifold_bench.bench.report.pictures import pictured
-from manifold_bench.bench.report.tables import Panel, keyed, matrix_columns, panels
+from manifold_bench.bench.report.tables import Panel, matrix_columns, panels, rows_by
 from manifold_bench.bench.text import distance_text, eps_text, norm_text, scale_text
 
 CURVE_POINTS = 200
@@ -217,7 +217,7 @@ def heat_map(panel: Panel) -> Figure:
     run (–).
     """
     defenses, columns = panel.defenses, matrix_columns(panel)
-    at = keyed(pd.concat([panel.clean, panel.attacked]), "defense", "attack", "eps")
+    at = rows_by(pd.concat([panel.clean, panel.attacked]), "defense", "attack", "eps")
     heads = [
         CLEAN if attack == CLEAN else style.wrapped(f"{style.folded(attack)}\nε = {eps_text(eps)}")
         for attack, eps in columns

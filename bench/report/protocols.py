@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics.protocols import PROTOCOLS
-from manifold_bench.bench.records.schema import WORST_CASE
+from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
 from manifold_bench.bench.report.table import Table
-from manifold_bench.bench.report.tables import Doubts, Marks, keyed
+from manifold_bench.bench.report.tables import Doubts, Marks, rows_by
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text
 
 LEGEND = (
@@ -30,13 +30,13 @@ def protocol_tables(summary: pd.DataFrame, figures: pd.DataFrame, doubts: Doubts
     made = []
     for dataset, own in figures.groupby("dataset"):
         cells = summary[(summary["dataset"] == dataset) & (summary["kind"] != WORST_CASE)]
-        found, marks = keyed(own, "defense", "attack", "norm", "eps"), Marks(cells, doubts)
+        found, marks = rows_by(own, "defense", "attack", "norm", "eps"), Marks(cells, doubts)
         rows = []
         for cell in cells.to_dict("records"):
             figure = found.get((cell["defense"], cell["attack"], cell["norm"], cell["eps"]))
             if figure is None:
                 continue
-            size = "" if cell["norm"] == "none" else f", {norm_text(cell['norm'])} ε = {eps_text(cell['eps'])}"
+            size = "" if cell["kind"] == CLEAN else f", {norm_text(cell['norm'])} ε = {eps_text(cell['eps'])}"
             answers = NOT_RUN if np.isnan(figure["answers"]) else f"{figure['answers']:.0f}"
             shown = (marks.cell({**cell, **figure}, name) for name in PROTOCOLS)
             rows.append([cell["defense"], f"{cell['attack']}{size}", str(figure["n"]), answers, *shown])

@@ -11,10 +11,10 @@ from manifold_bench.bench.metrics.optimality import mean_optimality
 from manifold_bench.bench.metrics.ranking import rank
 from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.records.provenance import Reused
-from manifold_bench.bench.records.schema import WORST_CASE, Row
+from manifold_bench.bench.records.schema import CLEAN, WORST_CASE, Row
 from manifold_bench.bench.report.attacks import figure_texts
 from manifold_bench.bench.report.table import Notes, Table
-from manifold_bench.bench.report.tables import keyed
+from manifold_bench.bench.report.tables import rows_by
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent
 from manifold_bench.defenses.identity import JsonObject
 
@@ -38,7 +38,7 @@ def ranking_lines(found: pd.DataFrame) -> list[str]:
     found: result of metrics.ranking.against_others for that defense.
     """
     lines = []
-    found = found.assign(clean=found["norm"] == "none").sort_values(["dataset", "clean"], ascending=[True, False])
+    found = found.assign(clean=found["kind"] == CLEAN).sort_values(["dataset", "clean"], ascending=[True, False])
     for (dataset, clean, norm, eps), rows in found.groupby(["dataset", "clean", "norm", "eps"], sort=False):
         compared = rows[rows["sign"] != "x"]
         where = f"{dataset}, clean" if clean else f"{dataset}, {norm_text(str(norm))} ε = {eps_text(float(str(eps)))}"
@@ -65,11 +65,12 @@ def ranking_tables(found: pd.DataFrame, defense: str) -> list[Table]:
     """
     made = []
     for dataset, there in found.groupby("dataset"):
-        for norm, rows in there[there["norm"] != "none"].groupby("norm"):
-            columns = [("none", 0.0), *((norm, eps) for eps in sorted(rows["eps"].unique()))]
-            strengths = [there[(there["norm"] == at) & (there["eps"] == eps)] for at, eps in columns]
-            by_other = [keyed(at, "other") for at in strengths]
-            header = ["defense", "clean", *(f"robust, ε = {eps_text(eps)}" for _, eps in columns[1:])]
+        clean = there[there["kind"] == CLEAN]
+        for norm, rows in there[there["kind"] != CLEAN].groupby("norm"):
+            sizes = sorted(rows["eps"].unique())
+            strengths = [clean, *(rows[rows["eps"] == eps] for eps in sizes)]
+            by_other = [rows_by(at, "other") for at in strengths]
+            header = ["defense", "clean", *(f"robust, ε = {eps_text(eps)}" for eps in sizes)]
             others = rows.groupby("other")["other_share"].last().sort_values(ascending=False).index
             notes = Notes()
             lines = [[defense, *(_own_text(at) for at in strengths)]]
@@ -123,7 +124,7 @@ def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
             continue
         where = f"{dataset}, {norm_text(str(norm))}"
         for defense, rows in there.groupby("defense"):
-            own = keyed(rows, "attack").get(attack)
+            own = rows_by(rows, "attack").get(attack)
             if own is None or own["status"] != "ok":
                 lines += [] if own is None else [f"{where}, {defense}: {own['status']}: {own['reason']}"]
                 continue
@@ -135,7 +136,7 @@ def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
                 f"(100: no attack found smaller distances){place}"
             )
         of_norm = means[(means["dataset"] == dataset) & (means["norm"] == norm)]
-        own = keyed(of_norm, "attack").get(attack)
+        own = rows_by(of_norm, "attack").get(attack)
         if own is not None and own["defenses"] > 1:
             alike = of_norm[of_norm["defenses"] == own["defenses"]]
             place = _place(alike["rank"], own["rank"])

@@ -19,12 +19,12 @@ from manifold_bench.bench.metrics.summary import strongest, summary
 from manifold_bench.bench.records import results as records
 from manifold_bench.bench.records.images import AdversarialImages, adversarial
 from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
+from manifold_bench.bench.report.assessment import assessments, budget_of, left_out_of
 from manifold_bench.bench.report.diagnosis import flags
 from manifold_bench.bench.report.plots import security_curves
 from manifold_bench.bench.report.style import STYLE
 from manifold_bench.bench.report.table import flag_note
 from manifold_bench.bench.report.tables import STRICTNESS, Doubts, Marks, doubts_of, panels
-from manifold_bench.bench.report.verdict import budget_of, left_out_of, verdicts
 from manifold_bench.bench.report.writing import write_report
 from manifold_bench.bench.text import eps_of, eps_text, printable
 
@@ -85,12 +85,12 @@ class Results:
 
     @cached_property
     def _diagnosis(self) -> Diagnosis:
-        """What the diagnosis says of each defense; both the table and the verdict need it."""
+        """What the diagnosis says of each defense; both the table and the assessment need it."""
         return diagnose(self.stored)
 
     @cached_property
     def _doubts(self) -> Doubts:
-        """Evidence that attacks look too weak; both the table and the verdict need it."""
+        """Evidence that attacks look too weak; both the table and the assessment need it."""
         return doubts_of(self.stored, self.summary)
 
     @cached_property
@@ -111,9 +111,9 @@ class Results:
         return found, marks.notes
 
     @cached_property
-    def verdict(self) -> str:
+    def assessment(self) -> str:
         """What the attacks leave of the defense that the run is about, how sure that is, and what to run next."""
-        made = verdicts(self.stored, self.summary, self._diagnosis, self._doubts)
+        made = assessments(self.stored, self.summary, self._diagnosis, self._doubts)
         return "\n\n".join(map(str, made)) or "The run names no defense: see the table."
 
     def adversarial(

@@ -1,4 +1,4 @@
-"""Prints the tables, the diagnosis and the verdicts of a report on the screen."""
+"""Prints the tables, the diagnosis and the assessments of a report on the screen."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from manifold_bench.bench.records.schema import WORST_CASE, Row
+from manifold_bench.bench.report.assessment import Assessment
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.diagnosis import diagnosis_lines
-from manifold_bench.bench.report.tables import Marks, Panel, attacks_table, fooling_table, keyed, panels
-from manifold_bench.bench.report.verdict import Verdict
+from manifold_bench.bench.report.tables import Marks, Panel, attacks_table, fooling_table, panels, rows_by
 from manifold_bench.bench.terminal import Line, print_grid, print_text
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent
 
@@ -28,7 +28,7 @@ COMPARED = "rank 1: no other is better; a range, as 60–70 %: each pair is comp
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print the tables, the diagnosis, the comparisons of systems named on the command line, and the verdicts."""
+    """Print the tables, the diagnosis, the comparisons of systems named on the command line, and the assessments."""
     for panel in panels(report.summary):
         flags = {name: why for (there, name), why in report.flags.items() if there == panel.dataset}
         marks = Marks(panel.attacked, report.doubts, flags)
@@ -44,17 +44,17 @@ def print_report(report: Report, console: Console) -> None:
         for line in lines or ["this run has nothing to compare it with"]:
             print_text(console, line, indent="  ")
         console.print()
-    for verdict in report.verdicts:
-        print_verdict(verdict, console)
+    for assessment in report.assessments:
+        print_assessment(assessment, console)
 
 
-def print_verdict(verdict: Verdict, console: Console) -> None:
-    """Print a verdict within the width of the console; its command stays on one line, so that it can be copied."""
-    print_text(console, verdict.title, style="bold")
-    for sentence in verdict.sentences:
+def print_assessment(assessment: Assessment, console: Console) -> None:
+    """Print an assessment within the width of the console; its command stays on one line, so that it can be copied."""
+    print_text(console, assessment.title, style="bold")
+    for sentence in assessment.sentences:
         print_text(console, sentence, indent="  ")
-    if verdict.command:
-        console.print(Text(f"  {verdict.command}"), soft_wrap=True)
+    if assessment.command:
+        console.print(Text(f"  {assessment.command}"), soft_wrap=True)
     console.print()
 
 
@@ -67,9 +67,9 @@ def _print_fooling(panel: Panel, marks: Marks, console: Console) -> None:
 
 def _print_robustness(panel: Panel, marks: Marks, console: Console) -> None:
     """Print two tables: the worst case at each ε, and robust accuracy under each attack."""
-    clean = keyed(panel.clean, "defense")
+    clean = rows_by(panel.clean, "defense")
     worst: list[Line] = []
-    at = keyed(panel.worst, "defense", "eps")
+    at = rows_by(panel.worst, "defense", "eps")
     sizes = sorted(panel.worst["eps"].unique())
     for row in filter(None, (at.get((defense, eps)) for defense in panel.ranked for eps in sizes)):
         before = [marks.cell(clean.get(row["defense"]), figure, _short) for figure in ("accuracy", "rejection")]

@@ -13,7 +13,7 @@ from manifold_bench.bench.metrics.effort import effort_note
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.selective import DEPLOYED, implausible
 from manifold_bench.bench.metrics.shares import percent_interval
-from manifold_bench.bench.metrics.unfinished import FELL_LATE, unfinished
+from manifold_bench.bench.metrics.unconverged import FELL_LATE, unconverged
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import ATTACK, CLEAN, WORST_CASE, Row
 from manifold_bench.bench.report.table import LEGEND, Notes, Table, flag_note
@@ -44,7 +44,7 @@ FOOLING_LEGEND = (
 RECORD = "the figure would be better than that of every known classifier"
 
 
-def keyed(rows: pd.DataFrame, *columns: str) -> dict[Any, Row]:
+def rows_by(rows: pd.DataFrame, *columns: str) -> dict[Any, Row]:
     """Return the rows of a frame by their values in these columns: a tuple, or the value itself for one column.
 
     Of several rows with the same values the first is returned.
@@ -73,7 +73,7 @@ class Marks:
         self._valid = attacked.groupby(["defense", "attack"])["valid"].min().to_dict()
         self.notes = Notes()
 
-    def afresh(self) -> Marks:
+    def without_notes(self) -> Marks:
         """Return the same without any notes yet."""
         made = copy.copy(self)
         made.notes = Notes()
@@ -149,7 +149,7 @@ def doubts_of(results: Results, summary: pd.DataFrame) -> Doubts:
     summary: the summary of these results.
     """
     minimal = [key for key, entry in results.index.items() if entry.minimal]
-    winning = unfinished(results.records, minimal)
+    winning = unconverged(results.records, minimal)
     late = {(*cell, "robust_accuracy"): Doubt(FELL_LATE, text) for cell, text in winning.items()}
     return late | dict(implausible_cells(summary))
 
@@ -182,8 +182,8 @@ class Panel(NamedTuple):
 
         Where that is equal, the next smaller ε decides, then accuracy on clean images, then the name.
         """
-        shares = keyed(self.worst, "defense", "eps")
-        clean = keyed(self.clean, "defense")
+        shares = rows_by(self.worst, "defense", "eps")
+        clean = rows_by(self.clean, "defense")
         sizes = sorted(self.worst["eps"].unique(), reverse=True)
 
         def place(defense: str) -> tuple[float, ...]:
@@ -253,7 +253,7 @@ def tables(summary: pd.DataFrame, doubts: Doubts) -> list[Table]:
 def _robustness(panel: Panel, marks: Marks) -> Table:
     """Return the table of worst cases: clean accuracy and rejection of each defense, then figures at each ε."""
     ladder = sorted(panel.worst["eps"].unique())
-    clean, at = keyed(panel.clean, "defense"), keyed(panel.worst, "defense", "eps")
+    clean, at = rows_by(panel.clean, "defense"), rows_by(panel.worst, "defense", "eps")
     rows = []
     for defense in panel.ranked:
         before = _clean_cells(clean.get(defense), marks)
@@ -275,7 +275,7 @@ def attacks_table(panel: Panel, marks: Marks, text: Callable[[float, int], str] 
     It has a row for each defense and attack. text: function of a share and its number of inputs that returns its text.
     """
     ladder = sorted(panel.attacked["eps"].unique())
-    clean, at = keyed(panel.clean, "defense"), keyed(panel.attacked, "defense", "attack", "eps")
+    clean, at = rows_by(panel.clean, "defense"), rows_by(panel.attacked, "defense", "attack", "eps")
     rows = []
     for defense, attack in _pairs(panel):
         before = _clean_cells(clean.get(defense), marks, text)
@@ -295,7 +295,7 @@ def robust_legend(attacked: pd.DataFrame) -> str:
 
 def fooling_table(panel: Panel, marks: Marks) -> Table:
     """Return the table of noise: number of images, and share accepted, for each defense and attack."""
-    at = keyed(panel.attacked, "defense", "attack")
+    at = rows_by(panel.attacked, "defense", "attack")
     rows = []
     for defense, attack in _pairs(panel):
         row = at[defense, attack]
@@ -323,7 +323,7 @@ def selective_tables(matched: pd.DataFrame, doubts: Doubts) -> list[Table]:
 def _selective(panel: Panel, marks: Marks) -> Table:
     """Return the table: clean coverage and error, then worst cases at each ε, for each defense and threshold."""
     ladder = sorted(panel.attacked["eps"].unique())
-    at = keyed(panel.attacked, "defense", "rate", "eps")
+    at = rows_by(panel.attacked, "defense", "rate", "eps")
     rows = []
     for defense, points in panel.clean.groupby("defense"):
         without = points[(points["status"] == "skipped") & (points["rate"] != DEPLOYED)]

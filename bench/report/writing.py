@@ -9,6 +9,7 @@ from pathlib import Path
 
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.store import file_name
+from manifold_bench.bench.report.assessment import Assessment
 from manifold_bench.bench.report.certified import certified_plots
 from manifold_bench.bench.report.claims import claims_plots
 from manifold_bench.bench.report.contents import Report
@@ -17,9 +18,8 @@ from manifold_bench.bench.report.html.page import write_page
 from manifold_bench.bench.report.measurements import measurement_plots
 from manifold_bench.bench.report.plots import Drawn, run_plots, write_plots
 from manifold_bench.bench.report.table import Table, csv, latex, markdown, markdown_text
-from manifold_bench.bench.report.verdict import Verdict
 from manifold_bench.bench.text import printable
-from manifold_bench.defenses.files import atomic_write, naming
+from manifold_bench.defenses.files import atomic_write, with_path_in_errors
 
 
 def write_report(results: Results) -> Report:
@@ -29,7 +29,7 @@ def write_report(results: Results) -> Report:
     the report; raises InputError where run.json is damaged.
     """
     report = Report.of(results)
-    with naming(results.folder):  # a full disk does not say so itself
+    with with_path_in_errors(results.folder):  # a full disk does not say so itself
         _write(report, results.folder)
     return report
 
@@ -62,21 +62,21 @@ def _write(report: Report, folder: Path) -> None:
     write_page(report, drawn)
 
 
-def _verdict(verdict: Verdict) -> str:
-    """Return a verdict as Markdown: a heading, a list of its sentences, and the command."""
-    sentences = "\n".join(f"- {markdown_text(sentence)}" for sentence in verdict.sentences)
-    command = f"\n      {printable(verdict.command)}\n" if verdict.command else ""
-    return f"## {markdown_text(verdict.title)}\n\n{sentences}\n{command}"
+def _assessment(assessment: Assessment) -> str:
+    """Return an assessment as Markdown: a heading, a list of its sentences, and the command."""
+    sentences = "\n".join(f"- {markdown_text(sentence)}" for sentence in assessment.sentences)
+    command = f"\n      {printable(assessment.command)}\n" if assessment.command else ""
+    return f"## {markdown_text(assessment.title)}\n\n{sentences}\n{command}"
 
 
 def _page(report: Report, tables: list[Table], plots: list[Drawn]) -> str:
-    """Return the text of report.md: numbers of jobs, verdicts, comparisons, conclusions on claims, tables, plots."""
+    """Return the text of report.md: numbers of jobs, assessments, comparisons, conclusions on claims, tables, plots."""
     head = f"# Report\n\n{report.counts}. All figures: `summary.csv`.\n"
     head += "".join(f"\n{markdown_text(line)}\n" for line in [report.budget, *report.left_out] if line)
-    verdicts = [_verdict(verdict) for verdict in report.verdicts]
+    assessments = [_assessment(assessment) for assessment in report.assessments]
     parts = [
         head,
-        *verdicts,
+        *assessments,
         *(f"{markdown_text(paragraph)}\n" for paragraph in report.paragraphs),
         *map(markdown, tables),
     ]

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.records.log import Log, seconds_of
-from manifold_bench.bench.running.estimate import Estimator, Kind, left_of, time_left
+from manifold_bench.bench.running.estimate import Estimator, Kind, seconds_left, time_left
 from manifold_bench.bench.running.timings import remember
 from manifold_bench.bench.text import eps_text
 from manifold_bench.defenses.identity import JsonObject
@@ -250,7 +250,7 @@ class Board:
             return None
         expected = {key: self.estimator.wall(cost) for key, cost in self._expected().items()}
         begun = [(expected.pop(key), job) for key, job in self.running.items() if key in expected]
-        running = [left_of(seconds, time.time() - job.begun, job.share) for seconds, job in begun]
+        running = [seconds_left(seconds, time.time() - job.begun, job.share) for seconds, job in begun]
         return time_left(running, expected.values(), self.workers)
 
     def _count(self) -> str:

@@ -144,7 +144,7 @@ def guess(job: Job) -> float:
     return ANSWER * max(1, job.inference_steps) * max(job.passes, 1.0)
 
 
-def left_of(expected: float, elapsed: float, share: float | None) -> float:
+def seconds_left(expected: float, elapsed: float, share: float | None) -> float:
     """Return the seconds until a running job ends, by the share that is done if it is known, else by the estimate.
 
     A job that takes longer than estimated is assumed to take another quarter of its time.

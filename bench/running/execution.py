@@ -20,7 +20,7 @@ from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.store import checksum_path
 from manifold_bench.bench.running.board import Work
 from manifold_bench.bench.running.engines.calls import Call
-from manifold_bench.bench.running.job import differing, empty_records, job_call
+from manifold_bench.bench.running.job import changed_inputs, empty_records, job_call
 from manifold_bench.bench.running.locks import remove_drafts
 from manifold_bench.bench.running.measuring import measure
 from manifold_bench.bench.running.reuse import reuse_records
@@ -128,7 +128,7 @@ def run_jobs(plan: Plan, session: Session) -> None:
             reason = outcome.failure or "it wrote no records, or records that contradict themselves"
             store.write(job, empty_records(job, "failed", reason))
         rows, _ = store.read(store.path(job))
-        if other := differing(rows, job):
+        if other := changed_inputs(rows, job):
             reason = f"its process read other {other} of data set {job.dataset.name!r} than this one did"
             store.write(job, empty_records(job, "failed", f"{reason}; make them the same whenever they are read"))
             rows, _ = store.read(store.path(job))

@@ -23,7 +23,7 @@ from manifold_bench.bench.running.estimate import ANSWER, OVERHEAD, Estimator, K
 from manifold_bench.bench.running.job import inputs
 from manifold_bench.bench.running.judge import load_defense, verdict
 from manifold_bench.bench.running.reuse import baseline_folders
-from manifold_bench.bench.running.timings import experienced
+from manifold_bench.bench.running.timings import estimator_of
 
 IMAGES, IMAGES_OPTIMISING = 64, 8
 """Numbers of images of a calibration; the second for defenses that optimise at inference."""
@@ -64,7 +64,7 @@ class Forecaster:
     @cached_property
     def _estimator(self) -> Estimator:
         """What earlier runs say, read when the first forecast is made: most runs make none."""
-        return experienced(self.device)
+        return estimator_of(self.device)
 
     def forecast(self, plan: Plan, store: Store) -> Forecast:
         """Forecast the jobs of a plan that have no records in the store.

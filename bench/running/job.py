@@ -33,7 +33,7 @@ from manifold_bench.bench.running.judge import (
     Judge,
     ScoredVerdict,
     WorstVerdict,
-    counted,
+    answer_columns,
     first_answers,
     load_defense,
     unperturbed,
@@ -213,7 +213,7 @@ def _clean_verdict(job: Job, defense: Defense, rows: Inputs, store: Store) -> Wo
         return torch.tensor(stored[[*names]].to_numpy(), device=job.device)[rows.number]
 
     clean = ScoredVerdict(*(column(name)[:, 0] for name in ("clean_label", "clean_rejected", "clean_score")))
-    answers = column(*ANSWERS) if job.defense.cls.randomized else counted([clean], rows.y)
+    answers = column(*ANSWERS) if job.defense.cls.randomized else answer_columns([clean], rows.y)
     return WorstVerdict(clean.labels, clean.rejected, clean.scores, answers=answers)
 
 
@@ -276,7 +276,7 @@ def _hashes(cls: type[Dataset], dataset: DatasetRef, split: str, indices: tuple[
     return image_hashes(_images_of(dataset, split, indices, seed)[0])
 
 
-def differing(rows: pd.DataFrame, job: Job) -> str:
+def changed_inputs(rows: pd.DataFrame, job: Job) -> str:
     """Return what the rows of a job say otherwise than this process about its inputs; empty where they agree.
 
     For example: images (3 of 4) and labels (1 of 4).

@@ -101,10 +101,10 @@ def verdict(defense: Defense, x: Tensor, y: Tensor, draws: int, seed: int, aims:
             torch.where(takes, new.rejected, worst.rejected),
             torch.where(takes, new.scores, worst.scores),
         )
-    return WorstVerdict(worst.labels, worst.rejected, worst.scores, answers=counted(given, y, aims))
+    return WorstVerdict(worst.labels, worst.rejected, worst.scores, answers=answer_columns(given, y, aims))
 
 
-def counted(given: Sequence[Verdict], y: Tensor, aims: Tensor | None = None) -> Tensor:
+def answer_columns(given: Sequence[Verdict], y: Tensor, aims: Tensor | None = None) -> Tensor:
     """Return the columns `schema.ANSWERS`, int64 [N,5], of n answers to inputs with labels y [N]; aims [N]."""
     named = torch.stack([one.labels.masked_fill(one.rejected, -1) for one in given])  # [n,N]
     votes = torch.stack([(named == one).sum(0) for one in named])

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from manifold_bench.attacks.batching import BLOCK, batch_rows
 from manifold_bench.bench.planning.folders import cache_folder
 from manifold_bench.bench.running.environment import VARIABLES
-from manifold_bench.defenses.files import atomic_write, regular
+from manifold_bench.defenses.files import atomic_write, checked_file
 from manifold_bench.defenses.identity import JsonObject
 
 CHECKED = (nn.Linear, nn.modules.conv._ConvNd)
@@ -143,7 +143,7 @@ def uneven_sizes(layer: nn.Module, like: Tensor, most: int, layout: torch.memory
 def _known(path: Path) -> dict[str, list[int]]:
     """Return the cached results for these kernels; empty if there is no such file or it is damaged."""
     try:
-        known = json.loads(regular(path).read_text(encoding="utf-8"))
+        known = json.loads(checked_file(path).read_text(encoding="utf-8"))
         return {str(name): [int(size) for size in sizes] for name, sizes in known.items()}
     except (OSError, ValueError, AttributeError, TypeError, RecursionError, OverflowError):
         return {}

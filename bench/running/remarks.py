@@ -61,7 +61,7 @@ class OutputCheck:
 
     def form(self, x: Tensor) -> str:
         """Return the form of the outputs, as attacks decide it by clean images x [N,C,H,W]; ordinary ones: logits."""
-        return "logits" if self._negative else Scored(self.defense, self.defense.num_classes).decided(x)
+        return "logits" if self._negative else Scored(self.defense, self.defense.num_classes).chosen_form(x)
 
 
 def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, uneven: bool) -> Iterator[str]:

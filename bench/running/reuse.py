@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.metrics.paired import flat, value_text
+from manifold_bench.bench.metrics.paired import leaves, value_text
 from manifold_bench.bench.planning.folders import BASELINES, check_files
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan
@@ -53,7 +53,7 @@ def reuse_records(plan: Plan, session: Session) -> tuple[list[Job], list[Reused]
     attacks = {choice.label for choice in plan.whole.attacks}
     of_matrix = [job for job in others if job.defense.label in defenses and (not job.attack or job.label in attacks)]
     missing = [job for job in of_matrix if job.key not in keys and not job.skip]
-    for line in (*reused, *lacking(missing, folders)):
+    for line in (*reused, *missing_record_reasons(missing, folders)):
         session.board.line(str(line))
     return stored, reused
 
@@ -95,7 +95,7 @@ def _checksum(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def lacking(jobs: Iterable[Job], folders: Iterable[Path]) -> list[str]:
+def missing_record_reasons(jobs: Iterable[Job], folders: Iterable[Path]) -> list[str]:
     """Return a line for each reason why jobs have no stored records; most often those of a baseline have other keys."""
     folders = list(folders)
     reasons: dict[str, list[Job]] = {}
@@ -124,7 +124,7 @@ def _namesakes(job: Job, baseline: Store) -> Iterator[JsonObject]:
 
 def _difference(stored: JsonObject, job: Job) -> str:
     """Return why two keys differ, hashes last: `stored with dataset.n 64, not 16`."""
-    old, new = dict(flat(stored)), dict(flat(json.loads(json.dumps(job.identity))))
+    old, new = dict(leaves(stored)), dict(leaves(json.loads(json.dumps(job.identity))))
     paths = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
     if not paths:
         return "its stored records are damaged or not ok"

@@ -43,7 +43,7 @@ def request_of(given: argparse.Namespace) -> JsonObject:
     }
 
 
-def finished(folder: Path, request: JsonObject) -> dict[str, str] | None:
+def stored_output(folder: Path, request: JsonObject) -> dict[str, str] | None:
     """Return what the finished run in that folder showed (see `write_stamp`), or None if anything has changed since."""
     try:
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ def write_stamp(folder: Path, request: JsonObject, read: Mapping[str, str], show
     """Note that the run in that folder is finished.
 
     request: request from before the run. read: hashes of other files outside the folder that it read. shown: texts that
-    the run showed at its end, for `finished`.
+    the run showed at its end, for `stored_output`.
     """
     stamp = {"request": request, "read": dict(read), "left": _left(folder), "shown": shown}
     atomic_write(folder / STAMP, json.dumps(stamp, indent=1) + "\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from manifold_bench.bench.planning.folders import cache_folder
 from manifold_bench.bench.running.estimate import Estimator, Kind
-from manifold_bench.defenses.files import regular
+from manifold_bench.defenses.files import checked_file
 
 KEPT = 4000
 """Number of finished jobs that are read: the last ones."""
@@ -27,11 +27,11 @@ def remember(device: str, kind: Kind, seconds: float, wall: float) -> None:
     path = timings_file(device)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with regular(path).open("a", encoding="utf-8") as file:
+        with checked_file(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps([*kind, round(seconds, 6), round(wall, 3)]) + "\n")
 
 
-def experienced(device: str) -> Estimator:
+def estimator_of(device: str) -> Estimator:
     """Return an estimator that has learnt from the jobs on this machine and kind of device."""
     estimator = Estimator()
     for kind, seconds, wall in _remembered(timings_file(device)):
@@ -42,7 +42,7 @@ def experienced(device: str) -> Estimator:
 def _remembered(path: Path) -> Iterator[tuple[Kind, float, float]]:
     """Yield kind, seconds and wall seconds of jobs; lines of other versions, or damaged ones, are ignored."""
     lines: deque[str] = deque(maxlen=KEPT)
-    with suppress(OSError, UnicodeDecodeError), regular(path).open(encoding="utf-8") as file:
+    with suppress(OSError, UnicodeDecodeError), checked_file(path).open(encoding="utf-8") as file:
         lines.extend(file)
     for line in lines:
         with suppress(ValueError, TypeError):

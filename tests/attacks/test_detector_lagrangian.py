@@ -11,7 +11,7 @@ from torch import Tensor
 from toys import Linear
 
 from manifold_bench.attacks.detector_lagrangian import DetectorLagrangian
-from manifold_bench.attacks.lagrangian import Descent, Look, descend
+from manifold_bench.attacks.lagrangian import Descent, ProblemValues, descend
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import inside
 
@@ -40,15 +40,15 @@ def test_a_multiplier_for_each_bound_finds_the_constrained_minimum():
     """min (a − 1)² + (b − 1)² with a ≤ 0.5 and b ≤ 2: the first bound holds the point, the second does nothing."""
     ended = torch.zeros(1, 2)
 
-    def problem(point: Tensor, rows: Tensor) -> Look:
+    def problem(point: Tensor, rows: Tensor) -> ProblemValues:
         excess = torch.stack([point[:, 0] - 0.5, point[:, 1] - 2.0], dim=1)
-        return Look((point - 1).square().sum(1), excess, torch.zeros(1, dtype=torch.bool))
+        return ProblemValues((point - 1).square().sum(1), excess, torch.zeros(1, dtype=torch.bool))
 
-    def visit(point: Tensor, rows: Tensor, seen: Look, step: int) -> Tensor:
+    def callback(point: Tensor, rows: Tensor, values: ProblemValues, step: int) -> Tensor:
         ended[rows] = point
         return torch.zeros(1, dtype=torch.bool)
 
-    descend(problem, torch.zeros(1, 2), visit, Descent(2000, rate=0.01, ascent=0.05))
+    descend(problem, torch.zeros(1, 2), callback, Descent(2000, rate=0.01, ascent=0.05))
     assert torch.allclose(ended, torch.tensor([[0.5, 1.0]]), atol=0.02)
 
 

@@ -139,14 +139,14 @@ def test_any_form_of_the_outputs_falls_for_the_same_images(plain, name, form):
 def test_the_form_is_the_one_with_straight_margins(form, held):
     expected = "logits" if "logits" in form else "sigmoids" if "sigmoids" in form else "likelihoods"
     as_good = {"likelihoods, s = 1": "logits", "sigmoids near 0": "likelihoods"}
-    assert Scored(Nearest(FORMS[form], held), 5).decided(X) in (expected, as_good.get(form))
+    assert Scored(Nearest(FORMS[form], held), 5).chosen_form(X) in (expected, as_good.get(form))
 
 
 def test_a_network_s_logits_remain_logits_where_they_are_positive(digits, digits_cnn):
     x = digits.test.images[:100]
     for change in (lambda z: z + 40, torch.relu, lambda z: 0.01 * z.relu(), lambda z: z + 1e3, lambda z: z.relu() + 5):
         network = nn.Sequential(digits_cnn, Changed(change))
-        assert (network(x) >= 0).all() and Scored(network, 10).decided(x) == "logits"
+        assert (network(x) >= 0).all() and Scored(network, 10).chosen_form(x) == "logits"
 
 
 class Changed(nn.Module):

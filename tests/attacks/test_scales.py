@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import manifold_bench as mb
-from manifold_bench.attacks.outputs import narrowed
+from manifold_bench.attacks.outputs import cast_keeping_argmax
 from manifold_bench.bench.datasets.digits import Digits
 
 TEST = Digits().test
@@ -63,8 +63,8 @@ def test_rows_that_lose_nothing_are_rounded_alone():
     random = torch.Generator().manual_seed(0)
     z = torch.randn(64, 10, generator=random, dtype=torch.float64)
     for outputs in (z, 1e3 * z, z.softmax(1), (30 * z).softmax(1), z - 100, z.masked_fill(z < -1, -torch.inf)):
-        assert torch.equal(narrowed(outputs, torch.float32, 10), outputs.float())
-    assert narrowed(z.float(), torch.float32, 10).equal(z.float())
+        assert torch.equal(cast_keeping_argmax(outputs, torch.float32, 10), outputs.float())
+    assert cast_keeping_argmax(z.float(), torch.float32, 10).equal(z.float())
 
 
 @pytest.mark.parametrize("shift", [0.0, -1e7, 1e15])
@@ -76,7 +76,7 @@ def test_the_order_and_masks_stay_and_gradients_are_finite(factor, shift):
     z[0] = -torch.inf
     z[1] = 5e-324 * torch.arange(11, dtype=torch.float64)
     z.requires_grad_()
-    narrow = narrowed(z, torch.float32, 10)
+    narrow = cast_keeping_argmax(z, torch.float32, 10)
     assert (
         torch.equal(narrow[2:].argsort(dim=1, stable=True), z[2:].argsort(dim=1, stable=True))
         and narrow.dtype == torch.float32

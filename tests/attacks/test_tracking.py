@@ -12,11 +12,11 @@ from toys import Linear
 
 from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.gradient import PGD
-from manifold_bench.attacks.latent import CONFIRMATIONS, Scene
+from manifold_bench.attacks.latent import CONFIRMATIONS, RangeProblem
 from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import inside, random_in_ball
-from manifold_bench.attacks.tracking import Chart, Followed, Tracking
+from manifold_bench.attacks.tracking import AscentState, Expansion, Tracking
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.bench.datasets.mnist import Mnist5k
 from manifold_bench.bench.planning.plan import Options, make_plan
@@ -81,11 +81,11 @@ def on_the_surface(n: int) -> Tensor:
 
 def test_the_chart_of_a_plane_is_its_projection():
     x = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    chart = Chart.at(generator, torch.zeros(5, 4), x)
+    expansion = Expansion.at(generator, torch.zeros(5, 4), x)
     unit = RANGE / 0.5
     gradient = torch.randn(5, 16, generator=torch.Generator().manual_seed(5))
-    assert torch.allclose(chart.through(gradient), gradient @ unit @ unit.T, atol=1e-5)
-    assert torch.allclose(chart.pulled((x - 0.5).flatten(1)), Projects().inverter(x), atol=1e-5)
+    assert torch.allclose(expansion.image_gradient(gradient), gradient @ unit @ unit.T, atol=1e-5)
+    assert torch.allclose(expansion.latent_change((x - 0.5).flatten(1)), Projects().inverter(x), atol=1e-5)
 
 
 def test_the_gradient_is_that_of_a_search_unrolled_to_its_end():
@@ -94,8 +94,8 @@ def test_the_gradient_is_that_of_a_search_unrolled_to_its_end():
     gradient = torch.randn(6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
     z = SEARCH.solve(curved, x, x.new_zeros(6, 1, 2), SEARCH.steps, unroll=True)[:, 0]
     (unrolled,) = torch.autograd.grad((curved(z).flatten(1) * gradient).sum(), x)
-    chart = Chart.at(curved, z.detach(), x.detach())
-    assert torch.allclose(chart.through(gradient), unrolled.flatten(1), atol=1e-6)
+    expansion = Expansion.at(curved, z.detach(), x.detach())
+    assert torch.allclose(expansion.image_gradient(gradient), unrolled.flatten(1), atol=1e-6)
 
 
 def test_where_the_search_has_no_minimum_the_chart_still_leads_downhill():
@@ -103,23 +103,23 @@ def test_where_the_search_has_no_minimum_the_chart_still_leads_downhill():
     curved = Curved()
     z, x = torch.randn(40, 2, generator=torch.Generator().manual_seed(7)) * 2, on_the_surface(40)
     with torch.no_grad():
-        off = (x - curved(z)).flatten(1)
-    chart = Chart.at(curved, z, x)
-    downhill = (chart.jacobian @ off[:, :, None])[:, :, 0]
-    assert ((chart.pulled(off) * downhill).sum(1) > 0).all()
+        residual = (x - curved(z)).flatten(1)
+    expansion = Expansion.at(curved, z, x)
+    downhill = (expansion.jacobian @ residual[:, :, None])[:, :, 0]
+    assert ((expansion.latent_change(residual) * downhill).sum(1) > 0).all()
 
 
 def test_what_is_followed_stays_at_the_optimum_of_the_deployed_search():
     defense, x = Surface(), on_the_surface(8)
-    scene = Scene(Target(defense, 8), x, torch.zeros(8, dtype=torch.long), "linf", 0.1)
-    here = Followed.begin(scene, scene.all, scene.start[:, None])
+    problem = RangeProblem(Target(defense, 8), x, torch.zeros(8, dtype=torch.long), "linf", 0.1)
+    state = AscentState.begin(problem, problem.rows, problem.start[:, None])
     goal = random_in_ball(x, "linf", 0.1, 0)
     for step in range(1, 11):
-        here.renew(scene, torch.ones(8, dtype=torch.bool))
-        here.point = x + (goal - x) * step / 10
-        here.follow(scene)
-    assert torch.allclose(here.z, defense.inverter(goal), atol=1e-3)
-    assert not torch.allclose(here.z, scene.start, atol=0.03)
+        state.update_expansions(problem, torch.ones(8, dtype=torch.bool))
+        state.point = x + (goal - x) * step / 10
+        state.newton_step(problem)
+    assert torch.allclose(state.z, defense.inverter(goal), atol=1e-3)
+    assert not torch.allclose(state.z, problem.start, atol=0.03)
 
 
 def test_the_smallest_ball_that_holds_another_class_is_enough():
@@ -173,19 +173,19 @@ class Elsewhere(Projects):
 
 
 def test_passes_are_counted_and_estimated():
-    """Nothing is claimed of a constant classifier; everything that is claimed of the other one is denied."""
-    steps, latent, charts = 20, 4, 4
+    """Nothing is claimed of a constant classifier; nothing that is claimed of the other one is confirmed."""
+    steps, latent, expansions = 20, 4, 4
     attack = replace(ATTACK, steps=steps, refresh=5, targets=1)
     constant = Projects()
     constant.classifier = Part(lambda x: torch.tensor([0.0, 1.0, 0.0]).expand(len(x), 3) + 0 * x.flatten(1)[:, :1])
     target = Target(constant, 8)
     attack.run(target, IN_PLANE[:8], torch.ones(8, dtype=torch.long), 1.0, 0)
-    assert target.forwards.tolist() == [1 + 2 * (steps + 1) + latent * charts] * 8
-    assert target.backwards.tolist() == [steps + 1 + latent * charts] * 8
+    assert target.forwards.tolist() == [1 + 2 * (steps + 1) + latent * expansions] * 8
+    assert target.backwards.tolist() == [steps + 1 + latent * expansions] * 8
 
     target = Target(Elsewhere(), 8)
     attack.run(target, IN_PLANE[:8], LABELS[:8], 1.0, 0)
-    assert (target.forwards > 1 + 2 * (steps + 1) + latent * charts).any()
+    assert (target.forwards > 1 + 2 * (steps + 1) + latent * expansions).any()
     assert target.forwards.max() <= attack.passes()[0] and target.backwards.max() <= attack.passes()[1]
     assert steps >= CONFIRMATIONS
 

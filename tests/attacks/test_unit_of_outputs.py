@@ -252,5 +252,5 @@ def test_the_mark_is_on_the_figure():
 def test_two_classes_have_no_spread_to_measure_by():
     queries = Queries(torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.long), None, "linf", 1.0)
     for scale in (1.0, 0.1):
-        queries.scored(torch.rand(1, 1, 2, 2), torch.tensor([0]), torch.tensor([[scale, -scale]]), 2)
+        queries.record_logits(torch.rand(1, 1, 2, 2), torch.tensor([0]), torch.tensor([[scale, -scale]]), 2)
     assert queries.improved.all()

@@ -13,7 +13,7 @@ from manifold_bench.bench.planning.reading import parse_matrix, read_matrix
 from manifold_bench.bench.records.provenance import Reused
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.job import empty_records
-from manifold_bench.bench.running.reuse import baseline_folders, lacking, reuse
+from manifold_bench.bench.running.reuse import baseline_folders, missing_record_reasons, reuse
 
 MATRIX = {
     "datasets": [{"name": "digits", "n": 10}],
@@ -30,7 +30,7 @@ def planned(options: Options | None = None, matrix=None):
 
 def reasons(jobs, *folders):
     """What is said of jobs without stored records, but the advice."""
-    return [line.removeprefix("not in the report: ").split("; ")[0] for line in lacking(jobs, folders)]
+    return [line.removeprefix("not in the report: ").split("; ")[0] for line in missing_record_reasons(jobs, folders)]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_records_with_the_same_key_are_taken_whole(baseline, tmp_path):
     assert reuse(jobs, store, [tmp_path / "nowhere", baseline]) == expected
     assert [store.status(job) for job in jobs] == ["skipped", "skipped"]
     assert reuse(jobs, store, [baseline]) == expected  # still from there
-    assert str(expected[0]).startswith("2 jobs from the baseline ") and not lacking([], [baseline])
+    assert str(expected[0]).startswith("2 jobs from the baseline ") and not missing_record_reasons([], [baseline])
 
 
 def test_what_the_run_has_itself_stays(baseline, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import bench_run
+from commands import bench_run, last_events
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -173,8 +173,7 @@ def test_every_defense_meets_its_first_attack_before_any_meets_its_second(tmp_pa
     chosen = ("--attack", "fgsm", "--attack", "bim", "--norm", "linf", "--workers", "1")
     done = bench_run("mine.toml", out, *chosen, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    titles = [line.split("] ")[1].split("  ")[0] for line in done.stdout.splitlines() if line.startswith("[")]
-    attacks = [title.split(" / ")[2] for title in titles]
+    attacks = [event["title"].split(" / ")[2] for event in last_events(out / "log.jsonl", "job finished")]
     assert attacks == ["clean"] * 4 + ["fgsm linf"] * 4 + ["bim linf"] * 4
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert run["matrix"]["work"] == 500 and run["skipped"] == []

@@ -14,7 +14,7 @@ from commands import bench_run, figures, records
 from handmade import cell, run
 from one_job import ran
 
-from manifold_bench.attacks.contract import answered
+from manifold_bench.attacks.contract import verdict_of
 from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.threat import flat_norm
 from manifold_bench.bench.metrics.effort import EFFORT_COLUMNS, effort_note
@@ -150,12 +150,12 @@ def test_queries_keep_the_nearest_success_of_each_input():
     x = seen.x[rows] + torch.tensor([0.1, 0.2, 0.15, 0.4, 0.05]).view(-1, 1, 1, 1)
     wrong = torch.tensor([False, True, True, True, False])
     logits = torch.stack([torch.zeros(5), torch.where(wrong, 1.0, -1.0)], dim=1)
-    seen.scored(x, rows, logits, 2)
-    seen.answered(x, rows, answered(logits, 2))
+    seen.record_logits(x, rows, logits, 2)
+    seen.record_answers(x, rows, verdict_of(logits, 2))
     assert seen.distance.tolist() == pytest.approx([math.inf, 0.15, math.inf], abs=1e-6), "0.4 is beyond ε"
     assert torch.allclose(seen.point[1], x[2]) and seen.moved.all()
     part = seen.only(torch.tensor([2, 0]))
-    part.answered(x[4:] - 0.01, torch.tensor([0]), answered(torch.tensor([[0.0, 1.0]]), 2))
+    part.record_answers(x[4:] - 0.01, torch.tensor([0]), verdict_of(torch.tensor([[0.0, 1.0]]), 2))
     assert seen.distance[2].item() == pytest.approx(0.04, abs=1e-6)
 
 
@@ -163,16 +163,16 @@ def test_what_is_recorded_ends_with_the_first_success():
     seen, rows = queries(), torch.arange(3)
     gradient = torch.ones(3, 1, 2, 2)
     gradient[1], gradient[2, 0, 0, 0] = 0.0, torch.nan
-    seen.differentiated(rows, gradient)
+    seen.record_gradients(rows, gradient)
     logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
-    seen.scored(seen.x, rows, logits, 2)
-    seen.answered(seen.x, rows, answered(logits, 2))
-    seen.differentiated(rows, torch.zeros(3, 1, 2, 2))
+    seen.record_logits(seen.x, rows, logits, 2)
+    seen.record_answers(seen.x, rows, verdict_of(logits, 2))
+    seen.record_gradients(rows, torch.zeros(3, 1, 2, 2))
     assert (seen.blind / seen.gradients).tolist() == [0, 1, 1] and seen.gradients.tolist() == [1, 2, 2]
     assert seen.moved.tolist() == [True, False, False]
-    seen.scored(seen.x, rows, logits - torch.tensor([0.0, 1.0]), 2)
+    seen.record_logits(seen.x, rows, logits - torch.tensor([0.0, 1.0]), 2)
     assert seen.improved.tolist() == [True, False, False]
-    seen.scored(seen.x + 0.1, rows, torch.tensor([[0.0, 1.0], [1.0, 0.5], [1.0, 0.0]]), 2)
+    seen.record_logits(seen.x + 0.1, rows, torch.tensor([[0.0, 1.0], [1.0, 0.5], [1.0, 0.0]]), 2)
     assert seen.improved.tolist() == [True, True, False] and seen.moved.tolist() == [True] * 3
 
 

@@ -9,7 +9,7 @@ from planned import job
 
 from manifold_bench.attacks.gradient import FGSM, PGD
 from manifold_bench.attacks.substitute import Substitute
-from manifold_bench.bench.running.estimate import Estimator, Kind, guess, left_of, time_left
+from manifold_bench.bench.running.estimate import Estimator, Kind, guess, seconds_left, time_left
 from manifold_bench.defenses.models import Handed
 
 TIMES = st.lists(st.floats(0, 1e4), max_size=20)
@@ -109,10 +109,11 @@ def test_a_machine_that_others_use_makes_everything_take_longer():
 
 
 def test_a_running_job_is_believed_more_the_further_it_is():
-    assert left_of(100, 0, None) == 100 and left_of(100, 60, None) == 40
-    assert left_of(100, 400, None) > 0  # longer than expected: nobody knows, but it isn't over
-    assert left_of(100, 10, 0.5) == pytest.approx(10, rel=1) and left_of(100, 10, 0.9) == pytest.approx(1.1, rel=0.6)
-    assert left_of(100, 50, 0.5) == pytest.approx(50)
+    assert seconds_left(100, 0, None) == 100 and seconds_left(100, 60, None) == 40
+    assert seconds_left(100, 400, None) > 0  # longer than expected: nobody knows, but it isn't over
+    assert seconds_left(100, 10, 0.5) == pytest.approx(10, rel=1)
+    assert seconds_left(100, 10, 0.9) == pytest.approx(1.1, rel=0.6)
+    assert seconds_left(100, 50, 0.5) == pytest.approx(50)
 
 
 def test_time_left_is_that_of_the_busiest_worker():

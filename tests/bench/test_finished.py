@@ -18,7 +18,7 @@ from manifold_bench.bench.arguments import run_parser
 from manifold_bench.bench.evaluation import evaluate as evaluation
 from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.running import stamp
-from manifold_bench.bench.running.stamp import STAMP, finished, request_of
+from manifold_bench.bench.running.stamp import STAMP, request_of, stored_output
 
 MATRIX = """
 datasets = [{ name = "digits", n = 3 }]
@@ -92,9 +92,9 @@ def meddle_with_records(out):
 )
 def test_what_is_no_longer_whole_is_not_finished(copy, meddle):
     matrix, out = copy
-    assert finished(out, request(matrix)) is not None
+    assert stored_output(out, request(matrix)) is not None
     meddle[1](out)
-    assert finished(out, request(matrix)) is None
+    assert stored_output(out, request(matrix)) is None
 
 
 @pytest.mark.parametrize(
@@ -110,19 +110,19 @@ def test_what_is_no_longer_whole_is_not_finished(copy, meddle):
     ids=str,
 )
 def test_another_request_is_not_finished(ended, more):
-    assert finished(ended[1], request(ended[0], *more)) is None
+    assert stored_output(ended[1], request(ended[0], *more)) is None
 
 
 def test_what_changes_no_result_is_the_same_request(ended):
     same = request(ended[0], "--workers", 7, "--quiet", "--out", "elsewhere")
-    assert finished(ended[1], same) is not None
+    assert stored_output(ended[1], same) is not None
 
 
 def test_other_matrices_variables_paths_versions_and_names_are_another_request(ended, tmp_path, monkeypatch):
     matrix, out = ended
     other = tmp_path / "matrix.toml"
     other.write_text(matrix.read_text(encoding="utf-8") + "# a word\n", encoding="utf-8")
-    assert finished(out, request(other)) is None
+    assert stored_output(out, request(other)) is None
     for change in (
         lambda m: m.setenv("MANIFOLD_BENCH_CACHE", str(tmp_path)),
         lambda m: m.setattr(sys, "path", [str(tmp_path), *sys.path]),
@@ -131,8 +131,8 @@ def test_other_matrices_variables_paths_versions_and_names_are_another_request(e
     ):
         with monkeypatch.context() as changed:
             change(changed)
-            assert finished(out, request(matrix)) is None
-    assert finished(out, request(matrix)) is not None
+            assert stored_output(out, request(matrix)) is None
+    assert stored_output(out, request(matrix)) is not None
 
 
 def test_other_code_weights_or_data_are_another_request(tmp_path, monkeypatch):
@@ -204,4 +204,4 @@ main({given!r})
     path = f"import sys; sys.path[:] = {sys.path!r}\n"
     done = subprocess.run([sys.executable, "-c", path + lines], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "heavy: []", done.stdout + done.stderr
-    assert arguments or "finished before" in done.stdout
+    assert arguments or Log(out / "log.jsonl").read()[0][-1]["event"] == "run found finished"

@@ -55,13 +55,13 @@ EVERYTHING = gate(
 )
 def test_a_broken_limit_fails_what_is_not_significant(beaten, passes, closing):
     found = gate(run(CLEAN, attacked(3)), run(CLEAN, attacked(beaten)), "robust_accuracy:2pp")
-    assert (found.passes, found.closing) == (passes, closing)
+    assert (found.passes, found.closing_line) == (passes, closing)
 
 
 def test_a_gate_that_could_compare_nothing_fails():
     found = versions_apart(CLEAN, CLEAN, "d")
     assert not found.passes
-    assert found.closing == "1 x (not comparable); no cell could be compared"
+    assert found.closing_line == "1 x (not comparable); no cell could be compared"
 
 
 def test_a_defense_of_which_nothing_was_compared_is_named_in_a_warning():
@@ -78,7 +78,7 @@ def test_a_defense_of_which_nothing_was_compared_is_named_in_a_warning():
 def test_a_limit_that_could_be_checked_nowhere_fails():
     found = gate(CLEAN, CLEAN, "robust_accuracy:2pp", "median_distance:5%")
     assert not found.passes
-    assert found.closing == "1 = (no difference); median_distance:5% could be checked on no cell"
+    assert found.closing_line == "1 = (no difference); median_distance:5% could be checked on no cell"
 
 
 def test_inputs_and_jobs_that_are_not_compared_are_named_in_a_warning(tmp_path):

@@ -130,12 +130,12 @@ def test_many_parts_that_were_skipped_are_folded_below_the_first(tmp_path, monke
     assert all(line in header for line in lines) and ("4 more parts" in folded) == (count == 5)
 
 
-def test_names_in_backticks_are_code_in_the_verdict(tmp_path):
+def test_names_in_backticks_are_code_in_the_assessment(tmp_path):
     rows = run(cell(CLEAN, labels=[0] * 10, defense=EVIL), cell("pgd", (0.1,), [0] * 10, adv=[1] * 10, defense=EVIL))
     write_report(Results.load(write_run(tmp_path, rows)))
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    verdict = text[text.index('<section id="verdict"') :].partition("</section>")[0]
-    assert "<code>strong</code>" in verdict and "`" not in verdict and EVIL not in verdict
+    assessment = text[text.index('<section id="assessment"') :].partition("</section>")[0]
+    assert "<code>strong</code>" in assessment and "`" not in assessment and EVIL not in assessment
 
 
 def test_an_option_of_a_command_is_never_broken_between_its_dashes(text):

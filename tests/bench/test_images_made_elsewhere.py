@@ -130,8 +130,8 @@ def test_exported_images_are_judged_as_they_were(made, folder, tmp_path):
 def test_the_verdict_says_that_no_attack_was_made_on_the_defense(made, folder, tmp_path):
     (file,) = (folder / "exported").glob("*--0.2--*.npz")
     judged(file, tmp_path / "out")
-    (verdict,) = Report.of(Results.load(tmp_path / "out")).verdicts
-    assert "The images were made elsewhere." in str(verdict) and "whole diagnosis" not in str(verdict)
+    (assessment,) = Report.of(Results.load(tmp_path / "out")).assessments
+    assert "The images were made elsewhere." in str(assessment) and "whole diagnosis" not in str(assessment)
 
 
 def test_tensors_belong_to_the_first_test_images(test, tmp_path):

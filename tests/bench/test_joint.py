@@ -43,8 +43,8 @@ def test_many_small_losses_fail_the_gate_although_no_cell_does(tmp_path, capsys)
     assert (found.joint.cells, found.joint.lost, found.joint.gained) == (CELLS, 55, 0)
     assert found.exit_code == 3
     assert main([str(write_run(tmp_path / str(i), records(side))) for i, side in enumerate((before, after))]) == 3
-    assert found.together in capsys.readouterr().out
-    assert found.together[1:] in markdown_gate(found)
+    assert found.joint_line in capsys.readouterr().out
+    assert found.joint_line[1:] in markdown_gate(found)
     failed = [case.name for suite in junit_gate(found) for case in suite if any(r.type == "gate" for r in case.result)]
     assert failed == ["all cells together are not worse"]
 
@@ -58,7 +58,7 @@ def test_nothing_changed_and_nothing_compared():
     before, _ = slightly_worse(2)
     found = gate(before, before)
     assert found.joint is not None and (found.joint.p, found.joint.inputs, found.exit_code) == (1.0, 0, 0)
-    assert Gate([]).together == ""
+    assert Gate([]).joint_line == ""
 
 
 def test_one_input_lost_by_every_attack_is_one_input():

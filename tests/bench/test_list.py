@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from manifold_bench.bench.list import KINDS, everything, explained, facts, main, named, purpose
+from manifold_bench.bench.list import KINDS, everything, explained, facts, main, name_in_matrix, purpose
 from manifold_bench.bench.planning.catalogue import describe, descriptions, papers
 from manifold_bench.bench.planning.details import parameters
 from manifold_bench.bench.planning.registry import find
@@ -41,7 +41,7 @@ def test_the_list_fits_80_columns_and_names_every_system():
     lines = list(everything())
     assert max(map(len, lines)) <= 80
     heads = {line.split()[0] for line in lines if line.startswith("  ") and not line.startswith("    ")}
-    assert heads >= {named(one) for kind in KINDS for one in descriptions(kind)}
+    assert heads >= {name_in_matrix(one) for kind in KINDS for one in descriptions(kind)}
 
 
 @pytest.mark.parametrize(("kind", "name"), SYSTEMS)

@@ -47,7 +47,7 @@ USED = [
 def test_the_command_of_a_verdict_uses_the_model_in_the_same_way(tiny, model, used, data):
     options = {} if isinstance(data, tuple) else {"n": 4}
     found = mb.evaluate(model, data, attacks=[{"name": "noise", "draws": 2}], eps=[0.1], **options, **used)
-    command = found.verdict.splitlines()[-1].strip()
+    command = found.assessment.splitlines()[-1].strip()
     assert "…" not in command
     line = command.replace('"strong"', repr(str(tiny))).replace("diagnose=True", "diagnose=False")
     again = eval(line, {"mb": mb, "model": model, "data": DATA})
@@ -85,7 +85,7 @@ def test_where_every_attack_failed_the_verdict_gives_the_reason_and_recommends_n
 
     found = mb.evaluate(broken, DATA, attacks=["fgsm"], eps=0.1)
     assert set(found.summary.query("kind != 'clean'")["status"]) == {"failed"}
-    assert "no gradient" in found.verdict and "mb." not in found.verdict.splitlines()[-1]
+    assert "no gradient" in found.assessment and "mb." not in found.assessment.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_what_a_cache_holds_is_left_out(placed, work):
     file = work / "cache.jsonl"
     with mock.patch.object(timings, "timings_file", lambda device: file):
         timings.remember("cpu", Kind("d", "s", "d", None, "linf", 1.0), 1.0, 1.0)
-        timings.experienced("cpu")
+        timings.estimator_of("cpu")
     assert kernels._known(file) == {}
     assert training._resume(torch.nn.Linear(1, 1), mock.Mock(), file, "") == 0
 

@@ -12,7 +12,7 @@ from handmade import cell, run
 from one_job import planned, ran
 from randomized import RIGHT, RIGHT_UNDER_ATTACK
 
-from manifold_bench.bench.metrics.paired import changed
+from manifold_bench.bench.metrics.paired import identity_differences
 from manifold_bench.bench.metrics.protocols import PROTOCOLS, protocols
 from manifold_bench.bench.metrics.shares import wilson
 from manifold_bench.bench.metrics.summary import summary
@@ -151,5 +151,5 @@ def test_how_answers_are_counted_is_part_of_the_identity_and_hinders_no_comparis
     where = {"dataset": "randomized:Dark", "defense": "randomized:Odds", "n": 4, "draws": 3}
     (job, *_) = planned({"name": "randomized:Brighten", "eps": [0.4]}, **where)
     earlier = {name: value for name, value in job.identity.items() if name != "answers"}
-    assert earlier != job.identity and not list(changed(earlier, job.identity, 0.0))
+    assert earlier != job.identity and not list(identity_differences(earlier, job.identity, 0.0))
     assert not any("answers" in other.identity for other in planned({"name": "fgsm", "eps": [0.1]}))

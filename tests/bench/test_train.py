@@ -7,7 +7,7 @@ import shlex
 import shutil
 
 import pytest
-from commands import bench_run, command, figures, one_error_line, record_files
+from commands import bench_run, command, figures, last_events, one_error_line, record_files
 from safetensors.torch import load_file
 
 from manifold_bench.bench import run, train
@@ -43,9 +43,13 @@ def trained(tmp_path_factory):
 
 
 def test_it_goes_on_where_it_was_broken_off(trained):
-    _, broken, done = trained
-    assert "epoch 2 of 4" in broken.stdout and "epoch 3" not in broken.stdout
-    assert "epoch 3 of 4" in done.stdout and "epoch 2" not in done.stdout
+    (log,) = (trained[0] / "cache" / "weights").glob("*.log.jsonl")
+    events, _ = Log(log).read()
+    first, second = (place for place, event in enumerate(events) if event["event"] == "run started")
+    epochs = [
+        [e["epoch"] for e in part if e["event"] == "training epoch"] for part in (events[:second], events[second:])
+    ]
+    assert first == 0 and epochs == [[1, 2], [3, 4]]
 
 
 def test_it_leaves_weights_a_card_and_a_log_and_nothing_else(trained):
@@ -112,7 +116,8 @@ def test_two_labels_of_one_training_train_it_once(tmp_path):
         assert "training failed" in shown.loc[(name, "clean", 0.0), "reason"]
     done = bench_run(tmp_path / "matrix.toml", tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "training one, two on digits" in done.stdout and "training three on digits" in done.stdout
+    ran = last_events(tmp_path / "out" / "log.jsonl", "training finished")
+    assert sorted(event["title"] for event in ran) == ["one, two on digits", "three on digits"]
     assert len([name for name in files(tmp_path / "cache") if name.endswith(".safetensors")]) == 2
     assert set(figures(tmp_path / "out")["status"]) == {"ok"}
 
@@ -122,7 +127,8 @@ def test_a_run_takes_what_was_trained(trained):
     before = {name: path.stat().st_mtime_ns for name, path in files(folder / "cache").items()}
     done = bench_run(folder / "matrix.toml", folder / "out")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "training" not in done.stdout
+    events, _ = Log(folder / "out" / "log.jsonl").read()
+    assert not [event for event in events if event["event"].startswith("training")]
     assert {name: path.stat().st_mtime_ns for name, path in files(folder / "cache").items()} == before
 
 
@@ -139,7 +145,9 @@ def test_a_run_trains_what_is_missing_once_and_says_so(trained, tmp_path):
     assert set(shown.loc["tiny:NearestMean", "status"]) == {"ok"}
 
     done = bench_run(trained[0] / "matrix.toml", tmp_path / "out")
-    assert done.returncode == 0 and "training tiny:Trained on digits" in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    ran = last_events(tmp_path / "out" / "log.jsonl", "training finished")
+    assert [event["title"] for event in ran] == ["tiny:Trained on digits"]
     weights = files(tmp_path / "cache")
     assert known.name in weights and weights[known.name].read_bytes() == known.read_bytes()
     assert set(figures(tmp_path / "out")["status"]) == {"ok"}

@@ -83,6 +83,15 @@ def figures(out: Path) -> pd.DataFrame:
     )
 
 
+def last_events(log: Path, name: str) -> list[dict[str, Any]]:
+    """The events of that name that the last command wrote to a log, in their order."""
+    from manifold_bench.bench.records.log import Log
+
+    events, _ = Log(log).read()
+    begun = max(place for place, event in enumerate(events) if event["event"] == "run started")
+    return [event for event in events[begun:] if event["event"] == name]
+
+
 def one_error_line(done: subprocess.CompletedProcess[str]) -> str:
     """The message of a command that ended with bad input: exit code 2, one line, no traceback."""
     assert done.returncode == 2, done.stdout + done.stderr

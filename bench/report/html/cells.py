@@ -26,7 +26,7 @@ from manifold_bench.bench.report.pictures import (
     truth_text,
 )
 from manifold_bench.bench.report.style import shade
-from manifold_bench.bench.report.tables import Marks, Panel, keyed, matrix_columns
+from manifold_bench.bench.report.tables import Marks, Panel, matrix_columns, rows_by
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent
 from manifold_bench.defenses.identity import JsonObject
 
@@ -135,7 +135,7 @@ class Cells:
             for attack, rows in of_attack.items():
                 key = (str(dataset), str(defense), attack, str(norm))
                 strength = "" if key not in pictures or norm == FOOLING else eps_text(pictures[key]["eps"].iloc[0])
-                marks = whole.afresh()
+                marks = whole.without_notes()
                 self.all[key] = Cell(
                     f"c{len(self.all) + 1}",
                     *key,
@@ -188,7 +188,7 @@ def _system(identity: JsonObject) -> str:
 
 def _strength(row: Row, marks: Marks) -> Strength:
     """Return the figures of one summary row as texts."""
-    is_noise, attacked = row["norm"] == FOOLING, row["attack"] != CLEAN
+    is_noise, attacked = row["norm"] == FOOLING, row["kind"] != CLEAN
     figures = {"n": f"{row['n']:,}"}
     if is_noise:
         figures |= {"rejected": percent_interval(row["rejection"], row["n"]), "accepted": marks.cell(row, "error")}
@@ -221,7 +221,7 @@ def heat_map(panel: Panel, cells: Cells, flags: Mapping[tuple[str, str], str] = 
     own = {defense: reason for (there, defense), reason in flags.items() if there == panel.dataset}
     marks = Marks(panel.attacked, cells.doubts, own)
     columns = matrix_columns(panel)
-    at = keyed(pd.concat([panel.clean, panel.attacked]), "defense", "attack", "eps")
+    at = rows_by(pd.concat([panel.clean, panel.attacked]), "defense", "attack", "eps")
     rows = []
     for defense in panel.defenses:
         fields = [

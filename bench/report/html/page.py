@@ -22,7 +22,7 @@ from manifold_bench.bench.report.diagnosis import overall_text
 from manifold_bench.bench.report.html.cells import Cell, Cells, heat_map
 from manifold_bench.bench.report.plots import Drawn
 from manifold_bench.bench.report.style import shade
-from manifold_bench.bench.report.tables import Marks, keyed, panels, robust_legend
+from manifold_bench.bench.report.tables import Marks, panels, robust_legend, rows_by
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
 
 
@@ -98,7 +98,7 @@ def leaderboard(report: Report) -> Leaderboard:
     """
     summary, results = report.summary, report.results
     fooled = summary[(summary["norm"] == FOOLING) & (summary["kind"] == WORST_CASE)]
-    accepting = keyed(fooled, "dataset", "defense")
+    accepting = rows_by(fooled, "dataset", "defense")
     families = {results.identities[key]["defense"]["label"]: entry.family for key, entry in results.index.items()}
     diagnosed = {(one["dataset"], one["defense"]): overall_text(one) for one in report.diagnosis["defenses"]}
     entries: list[Entry] = []
@@ -110,8 +110,8 @@ def leaderboard(report: Report) -> Leaderboard:
             continue
         ladder = sorted(attacked["eps"].unique())
         strengths.setdefault(norm, set()).update(ladder)
-        unattacked = keyed(clean, "defense")
-        worst = keyed(panel.worst, "defense", "eps")
+        unattacked = rows_by(clean, "defense")
+        worst = rows_by(panel.worst, "defense", "eps")
         of_defense = dict(iter(pd.concat([clean, attacked]).groupby("defense")))
         for eps in reversed(ladder):
             for defense in sorted(panel.ranked, key=lambda name: _order(worst.get((name, eps)))):

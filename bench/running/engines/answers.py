@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, JsonValue
 from pydantic.dataclasses import dataclass
 
 from manifold_bench.bench.records.files import parsed
-from manifold_bench.defenses.errors import said, shortened
+from manifold_bench.defenses.errors import message_of, shortened
 
 LONGEST = 1 << 20
 """Largest number of bytes of an answer; results of calls are in files, not in answers."""
@@ -44,7 +44,9 @@ def ending(line: bytes, number: int | None = None) -> Ending:
         if number not in (None, found.number):
             raise ValueError("number: of another call")
     except ValueError as error:
-        return Ending(-1 if number is None else number, failure=shortened(f"its answer cannot be read ({said(error)})"))
+        return Ending(
+            -1 if number is None else number, failure=shortened(f"its answer cannot be read ({message_of(error)})")
+        )
     return found if found.failure is None else dataclasses.replace(found, failure=shortened(found.failure))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from manifold_bench.bench.records.files import parsed
 from manifold_bench.bench.running.engines.processes import Watched
-from manifold_bench.defenses.errors import one_line, said, shortened, traceback_text
+from manifold_bench.defenses.errors import message_of, one_line, shortened, traceback_text
 from manifold_bench.defenses.identity import JsonObject
 
 Message = tuple[JsonObject, dict[str, Tensor]]
@@ -38,7 +38,9 @@ class Channel:
         try:
             words, tensors = parsed(content[0], dict[str, JsonValue]), safetensors.torch.load(content[1])
         except (ValueError, safetensors.SafetensorError) as error:
-            raise PartnerFailed(shortened(f"a message of the other process cannot be read ({said(error)})")) from error
+            raise PartnerFailed(
+                shortened(f"a message of the other process cannot be read ({message_of(error)})")
+            ) from error
         if "failed" in words:
             reason = shortened(str(words["failed"])) or "the other process failed and gave no reason"
             raise PartnerFailed(reason, str(words.get("traceback", "")))

@@ -12,7 +12,7 @@ class ProcessExit(BaseException):
 
 
 @contextmanager
-def staying() -> Iterator[None]:
+def exit_as_error() -> Iterator[None]:
     """Raise ProcessExit where code inside calls os._exit in this process.
 
     Processes that are forked meanwhile, such as those that load a user's data, end as they should.

@@ -24,13 +24,13 @@ FELL_LATE = (
     "more steps, restarts or targets may leave less, because some inputs fell only in the second half of the passes of "
     "every attack that beat them (number of these inputs in each cell)"
 )
-"""What the evidence of `unfinished` means."""
+"""What the evidence of `unconverged` means."""
 
 ITERATIVE = 20
 """Passes that an attack spends at least on an input that it doesn't beat; a second half of fewer means nothing."""
 
 
-def unfinished(records: pd.DataFrame, minimal: Collection[str] = ()) -> dict[tuple[str, str, str, float], str]:
+def unconverged(records: pd.DataFrame, minimal: Collection[str] = ()) -> dict[tuple[str, str, str, float], str]:
     """Return where more steps would leave less, by data set, defense, norm and ε of a worst case.
 
     A value says how many inputs fell late, such as `L∞ ε = 0.1: 3 of 64`; `FELL_LATE` says what that means.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from handmade import cell, run
 
-from manifold_bench.bench.metrics.unfinished import unfinished
+from manifold_bench.bench.metrics.unconverged import unconverged
 
 LABELS = [0] * 50
 
@@ -17,7 +17,7 @@ def attacked(attack="a", late=0, early=0, eps=0.1, whole=40.0, **more):
 
 
 def named(*cells, minimal=()):
-    return unfinished(run(cell("clean", labels=LABELS), *cells), minimal)
+    return unconverged(run(cell("clean", labels=LABELS), *cells), minimal)
 
 
 def test_inputs_that_fall_in_the_second_half_of_the_passes_are_counted():

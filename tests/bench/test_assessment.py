@@ -1,4 +1,4 @@
-"""The verdict on a defense: its figures are those of the records, and it names a command that can be run."""
+"""The assessment of a defense: its figures are those of the records, and it names a command that can be run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from manifold_bench.bench.arguments import run_parser
 from manifold_bench.bench.diagnosis.diagnose import diagnose
 from manifold_bench.bench.metrics.summary import summary
 from manifold_bench.bench.records.schema import CLEAN, UNDECLARED, UNSTEADY
-from manifold_bench.bench.report import verdict as verdict_module
+from manifold_bench.bench.report import assessment as assessment_module
+from manifold_bench.bench.report.assessment import Assessment, assessments
 from manifold_bench.bench.report.tables import doubts_of
-from manifold_bench.bench.report.verdict import Verdict, verdicts
 
 LABELS = [0] * 10
 RECORDS = run(
@@ -29,40 +29,40 @@ RECORDS = run(
 )
 
 
-def made(records, **run_file) -> list[Verdict]:
+def made(records, **run_file) -> list[Assessment]:
     results = a_run(records, **run_file)
     found = summary(results.records)
-    return verdicts(results, found, diagnose(results), doubts_of(results, found))
+    return assessments(results, found, diagnose(results), doubts_of(results, found))
 
 
-def named(matrix: str, defense: str = "pgd-training") -> list[Verdict]:
+def named(matrix: str, defense: str = "pgd-training") -> list[Assessment]:
     source = {"matrix": RUN["matrix"] | {"source": f"bench/matrices/{matrix}.toml"}}
     return made(RECORDS, named={"defenses": [defense]}, **source)
 
 
-def test_only_the_named_defense_has_a_verdict_and_one_alone_needs_no_name():
-    (verdict,) = named("quick")
-    assert (verdict.dataset, verdict.defense) == ("digits", "pgd-training")
+def test_only_the_named_defense_has_an_assessment_and_one_alone_needs_no_name():
+    (assessment,) = named("quick")
+    assert (assessment.dataset, assessment.defense) == ("digits", "pgd-training")
     assert made(RECORDS) == []
     alone = RECORDS[RECORDS["defense"] == "undefended"].reset_index(drop=True)
     assert [one.defense for one in made(alone)] == ["undefended"]
 
 
 def test_it_says_what_is_left_at_each_size_with_interval_number_and_strongest_attack():
-    (verdict,) = named("quick")
-    failed, weak, strong = verdict.left
+    (assessment,) = named("quick")
+    failed, weak, strong = assessment.left
     assert "L2" in failed and "failed" in failed
     for part in ("ε = 0.1", "80.0 %", "49.0 to 94.3", "n = 10", "fgsm"):
         assert part in weak
     for part in ("ε = 0.2", "70.0 %", "pgd"):
         assert part in strong
-    assert "100.0 %" in verdict.clean
+    assert "100.0 %" in assessment.clean
 
 
 @pytest.mark.parametrize("matrix", ["smoke", "quick", "strong"])
 def test_the_command_that_tells_more_can_be_run_and_attacks_the_same_defense(matrix):
-    (verdict,) = named(matrix)
-    words = shlex.split(verdict.command)
+    (assessment,) = named(matrix)
+    words = shlex.split(assessment.command)
     assert words[:2] == ["manifold-bench", "run"]
     given = run_parser().parse_args(words[2:])
     assert given.norm == ["linf"] and given.eps == [0.1, 0.2]  # where most is left
@@ -73,8 +73,8 @@ def test_the_command_that_tells_more_can_be_run_and_attacks_the_same_defense(mat
 
 def test_a_model_of_a_program_has_advice_for_a_program():
     records = RECORDS.assign(defense=RECORDS["defense"].replace("pgd-training", "model"))
-    (verdict,) = made(records, named={"defenses": ["model"]})
-    assert verdict.command.startswith("mb.run(") and '"digits"' in verdict.command
+    (assessment,) = made(records, named={"defenses": ["model"]})
+    assert assessment.command.startswith("mb.run(") and '"digits"' in assessment.command
 
 
 @pytest.mark.parametrize(("by_queries", "misled"), [(20, True), (2, False), (0, False)])
@@ -87,15 +87,15 @@ def test_gradients_mislead_where_queries_beat_significantly_more(by_queries, mis
         knowledge = {"square": "score", "pgd": "white-box"}.get(identity["attack"]["label"])
         results.index[key] = results.index[key]._replace(knowledge=knowledge)
     found = summary(results.records)
-    (verdict,) = verdicts(results, found, diagnose(results), doubts_of(results, found))
-    assert any("mislead" in sentence for sentence in verdict.trust) == misled
+    (assessment,) = assessments(results, found, diagnose(results), doubts_of(results, found))
+    assert any("mislead" in sentence for sentence in assessment.trust) == misled
 
 
 def test_marks_of_the_worst_case_are_named():
     blind = cell("pgd", (0.1,), LABELS, adv=LABELS)
     blind["blind"] = 1.0
-    (verdict,) = made(run(cell(CLEAN, labels=LABELS), blind))
-    assert any(sentence.startswith("‖") for sentence in verdict.trust)
+    (assessment,) = made(run(cell(CLEAN, labels=LABELS), blind))
+    assert any(sentence.startswith("‖") for sentence in assessment.trust)
     (clear,) = made(run(cell(CLEAN, labels=LABELS), cell("pgd", (0.1,), LABELS, adv=[1] * 10)))
     assert len(clear.trust) == 1 and "diagnos" in clear.trust[0]
 
@@ -114,8 +114,8 @@ def attacked(n=10, remark="", defense="model", dataset="images"):
     )
 
 
-def from_shell(*more, matrix="quick", data="./some/images", n=10, parameters=None, records=None) -> Verdict:
-    """The verdict of `manifold-bench run` on a folder of images, with these further words."""
+def from_shell(*more, matrix="quick", data="./some/images", n=10, parameters=None, records=None) -> Assessment:
+    """The assessment of `manifold-bench run` on a folder of images, with these further words."""
     words = ["run", "--matrix", matrix, "--dataset", data, "--defense", NAME, *more]
     content = {
         "source": f"bench/matrices/{matrix}.toml",
@@ -128,8 +128,8 @@ def from_shell(*more, matrix="quick", data="./some/images", n=10, parameters=Non
     return made_one
 
 
-def from_python(records, attacks=("pgd", "tracking"), **entry) -> Verdict:
-    """The verdict of `mb.evaluate` on a model and images of a program."""
+def from_python(records, attacks=("pgd", "tracking"), **entry) -> Assessment:
+    """The assessment of `mb.evaluate` on a model and images of a program."""
     content = {
         "source": "/tmp/evaluate.toml",
         "datasets": [{"name": "data", "n": None}],
@@ -199,8 +199,8 @@ def test_undeclared_randomness_is_known_from_the_diagnosis_too(again, randomized
     results = a_run(run(cell(CLEAN), cell("pgd")), matrix=RUN["matrix"] | {"defenses": [{"name": "d", "label": "d"}]})
     results = dataclasses.replace(results, inspections=[place | {"values": counts}])
     found = summary(results.records)
-    (verdict,) = verdicts(results, found, diagnose(results), doubts_of(results, found))
-    assert ("'randomized': True" in ast.unparse(ast.parse(verdict.command))) == declared
+    (assessment,) = assessments(results, found, diagnose(results), doubts_of(results, found))
+    assert ("'randomized': True" in ast.unparse(ast.parse(assessment.command))) == declared
 
 
 @pytest.mark.parametrize(("n", "more"), [(5, True), (90, True), (100, False)])
@@ -220,10 +220,11 @@ def test_more_images_come_before_an_attack_of_ones_own(n, more):
 def test_a_diagnosis_that_passes_and_a_mark_are_one_sentence():
     checks = [{"check": "moving", "title": "t", "result": "pass", "evidence": ""}] * 15
     for marks in (["§ The attacks look too weak: a."], ["§ The attacks look too weak: a.", "‡ Partial: b."]):
-        (sentence,) = verdict_module._trust({"result": "pass", "checks": checks}, marks, "--diagnose")
+        (sentence,) = assessment_module._trust({"result": "pass", "checks": checks}, marks, "--diagnose")
         assert "15" in sentence and "§" in sentence and "nothing" not in sentence
-        assert len(verdict_module._trust({"result": "warn", "checks": checks}, marks, "--diagnose")) == 1 + len(marks)
-    assert len(verdict_module._trust({"result": "pass", "checks": checks}, [], "--diagnose")) == 1
+        warned = assessment_module._trust({"result": "warn", "checks": checks}, marks, "--diagnose")
+        assert len(warned) == 1 + len(marks)
+    assert len(assessment_module._trust({"result": "pass", "checks": checks}, [], "--diagnose")) == 1
     for option in ("--diagnose", "diagnose=True"):
-        (sentence,) = verdict_module._trust({"result": "not run", "checks": []}, [], option)
+        (sentence,) = assessment_module._trust({"result": "not run", "checks": []}, [], option)
         assert f"({option})" in sentence

@@ -1,4 +1,4 @@
-"""The verdict on a defense in sentences: its robust accuracy, how far to trust it, and what to run next."""
+"""The assessment of a defense in sentences: its robust accuracy, how far to trust it, and what to run next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, STORED, Row
 from manifold_bench.bench.report.ranking import named_in
 from manifold_bench.bench.report.steps import ENOUGH, STRONG, Steps
-from manifold_bench.bench.report.tables import Doubts, Panel, keyed, panels
+from manifold_bench.bench.report.tables import Doubts, Panel, panels, rows_by
 from manifold_bench.bench.text import eps_text, norm_text, percent
 from manifold_bench.defenses.identity import JsonObject
 
@@ -39,7 +39,7 @@ FAILED = "Every attack failed, so nothing is known: mend what the reasons name, 
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Assessment:
     """What a run found about one defense on one data set, in sentences.
 
     clean: accuracy and rejection without an attack. left: robust accuracy at each norm and ε. trust: what the
@@ -57,7 +57,7 @@ class Verdict:
 
     @property
     def title(self) -> str:
-        return f"Verdict on {self.defense}, {self.dataset}"
+        return f"Assessment of {self.defense}, {self.dataset}"
 
     @property
     def sentences(self) -> list[str]:
@@ -68,8 +68,8 @@ class Verdict:
         return "\n".join([self.title, *(f"  {line}" for line in [*self.sentences, self.command] if line)])
 
 
-def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doubts: Doubts) -> list[Verdict]:
-    """Return the verdicts on the defenses that the command line named, or on the only defense of a run.
+def assessments(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doubts: Doubts) -> list[Assessment]:
+    """Return the assessments on the defenses that the command line named, or on the only defense of a run.
 
     There is one for each data set and defense. summary: result of metrics.summary.summary. doubts: result of
     tables.doubts_of.
@@ -96,7 +96,7 @@ def verdicts(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, doub
         width = max((row["robust_high"] - row["robust_low"] for row in worst if row["robust_accuracy"] >= 0), default=0)
         advice, command = (FAILED, "") if failed else _next(steps, finding, width)
         made.append(
-            Verdict(
+            Assessment(
                 dataset=name,
                 defense=label,
                 clean=_clean(rows),
@@ -133,7 +133,7 @@ def left_out_of(results: Results) -> list[str]:
 
 
 def _clean(rows: pd.DataFrame) -> str:
-    before = keyed(rows, "norm").get("none")
+    before = rows_by(rows, "kind").get(CLEAN)
     if before is None or before["status"] != "ok":
         return "The accuracy without an attack is not known."
     rejected = f", {percent(before['rejection'])} % are rejected" if before["rejection"] else ""
