@@ -28,9 +28,9 @@ def shown_inputs(cell: pd.DataFrame, limit: int) -> Sequence[Row]:
 
     Where an input has several rows (by target class or seed), a successful one is taken, if there is any.
     """
-    rows = pd.DataFrame({"input": inputs_of(cell), "success": cell["success"]})
-    best = rows.sort_values("success", ascending=False, kind="stable").drop_duplicates("input")
-    return cell.loc[sorted(best.index)[:limit]].to_dict("records")
+    best = np.argsort(~cell["success"].to_numpy(), kind="stable")
+    _, first = np.unique(inputs_of(cell).to_numpy()[best], return_index=True)
+    return cell.iloc[np.sort(best[first])[:limit]].to_dict("records")
 
 
 def pixels(raw: object, shape: list[int]) -> np.ndarray | None:
