@@ -12,13 +12,22 @@ from manifold_bench.bench.metrics.robustness import inputs_of
 from manifold_bench.bench.records.schema import ATTACK, IMAGE_COLUMNS, Row
 from manifold_bench.bench.text import LEVELS
 
+PICTURED = (
+    *("dataset", "defense", "attack", "norm", "eps", "seed", "sample", "key"),
+    *("label", "adv_label", "adv_rejected", "success", *IMAGE_COLUMNS),
+)
+"""Columns of the records that pictures and their captions need; to leave out the others saves time."""
+
 
 def pictured(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with images of attacked cells, each cell (data set, defense, norm, attack) at its largest ε."""
+    """Return the rows with images of attacked cells, each cell (data set, defense, norm, attack) at its largest ε.
+
+    The result has the columns PICTURED, where there are any rows.
+    """
     if IMAGE_COLUMNS[0] not in records:
         return records[:0]
     attacked = (records["kind"] == ATTACK) & (records["status"] == "ok")
-    rows = records[attacked & records[IMAGE_COLUMNS[0]].notna()]
+    rows = records.loc[attacked & records[IMAGE_COLUMNS[0]].notna(), list(PICTURED)]
     largest = rows.groupby(["dataset", "defense", "norm", "attack"])["eps"].transform("max")
     return rows[rows["eps"] == largest]
 
