@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from manifold_bench.bench.metrics.robustness import FOOLING, clean_right, inputs_of, median_distances
+from manifold_bench.bench.metrics.robustness import FOOLING, clean_right, inputs_of
 from manifold_bench.bench.records.schema import ATTACK, WORST_CASE, Row
 
 ATTACK_COLUMNS = (
@@ -57,16 +57,23 @@ def curve_end(best: ArrayLike, sizes: ArrayLike) -> float:
     return float(max(last, beyond))
 
 
-def smallest_distances(records: pd.DataFrame) -> pd.DataFrame:
+def _per_input(records: pd.DataFrame) -> pd.DataFrame:
+    """Return what each attack found, indexed by attack and input.
+
+    records: attacked rows of one data set, defense and norm, all ok. Columns, each over all seeds, target classes and
+    ε: `right`, whether the clean input is accepted and right; `held`, whether no row beat it; `distance`, the smallest.
+    """
+    found = {"right": clean_right(records), "held": ~records["success"], "distance": records["distance"]}
+    return pd.DataFrame(found).groupby([records["attack"], inputs_of(records).rename("input")]).min()
+
+
+def _smallest_distances(found: pd.DataFrame) -> pd.DataFrame:
     """Return the smallest distance at which each attack beat each input: rows are inputs, columns attacks.
 
-    records: attacked rows of one data set, defense and norm, all ok. Of several seeds and target classes the smallest
-    distance counts. Values are as in `optimality`, and NaN where an attack did not run on an input.
+    found: result of _per_input. Values are as in `optimality`, and NaN where an attack did not run on an input.
     """
-    inputs = inputs_of(records).rename("input")
-    right = clean_right(records).groupby(inputs).transform("min")
-    distance = records["distance"].where(right, 0.0)
-    smallest = distance.groupby([inputs, records["attack"]]).min().reset_index()
+    right = found["right"].groupby(level="input").transform("min")
+    smallest = found["distance"].where(right, 0.0).reset_index()
     return smallest.pivot_table(index="input", columns="attack", values="distance")
 
 
@@ -85,14 +92,15 @@ def attack_figures(records: pd.DataFrame) -> pd.DataFrame:
         bad = there[there["status"] != "ok"].drop_duplicates("attack")
         ok = there[~there["attack"].isin(bad["attack"])]
         if len(ok):
-            distances = smallest_distances(ok)
-            best = distances.min(axis=1)
+            found = _per_input(ok)
+            distances = _smallest_distances(found)
+            best = distances.min(axis=1).to_numpy()
             end = curve_end(best, ok["eps"])
             scores = {WORST_CASE: optimality(best, best, end)}
-            for attack, found in distances.items():
-                found = found.dropna()
-                scores[str(attack)] = optimality(found, best[found.index], end)
-            worth = _worth(pd.concat([ok, ok.assign(attack=WORST_CASE)]))
+            for attack, column in distances.items():
+                ran = column.notna().to_numpy()
+                scores[str(attack)] = optimality(column[ran], best[ran], end)
+            worth = _worth(ok, found)
             made = {
                 name: where | {"attack": name, "optimality": scores[name]} | own
                 for name, own in zip(worth.index, worth.to_dict("records"), strict=True)
@@ -119,24 +127,27 @@ def ranks(table: pd.DataFrame, within: list[str]) -> pd.Series:
     return pd.Series(places, index=table.index, dtype=float)
 
 
-def _worth(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns of ATTACK_COLUMNS that follow from an attack's own rows, indexed by the attack."""
-    names, number = np.unique(records["attack"].to_numpy(dtype=object), return_inverse=True)
-    inputs = inputs_of(records)
-    right = clean_right(records).groupby([number, inputs]).min()
-    beaten = records["success"].groupby([number, inputs]).any()[right]
-    n = right.groupby(level=0).size()
-    sums = records.groupby(number)[["forwards", "backwards"]].sum().div(n, axis=0)
-    found = sums.assign(
+def _worth(records: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of ATTACK_COLUMNS that follow from each attack's own rows, and those of all, by attack.
+
+    found: result of _per_input for these records.
+    """
+    together = found.groupby(level="input").min()
+    every = pd.concat([found, pd.concat({WORST_CASE: together}, names=["attack"])])
+    of_attack = every.groupby(level="attack")
+    own = records.groupby("attack").agg({"forwards": "sum", "backwards": "sum", "eps": "max"})
+    own.loc[WORST_CASE] = [own["forwards"].sum(), own["backwards"].sum(), own["eps"].max()]
+    n = of_attack.size()
+    return own.assign(
         n=n,
         status="ok",
-        eps=records["eps"].groupby(number).max(),
-        right=right.groupby(level=0).sum(),
-        success=beaten.groupby(level=0).mean(),  # NaN where no input is right
-        median_distance=median_distances(records, number),
+        forwards=own["forwards"] / n,
+        backwards=own["backwards"] / n,
+        right=of_attack["right"].sum(),
+        success=(~every.loc[every["right"], "held"]).groupby(level="attack").mean(),  # NaN where no input is right
+        median_distance=of_attack["distance"].median(),
         reason="",
     )
-    return found.set_axis(names)
 
 
 def mean_optimality(attacks: pd.DataFrame) -> pd.DataFrame:

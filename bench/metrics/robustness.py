@@ -248,7 +248,9 @@ def distance_curve(records: pd.DataFrame, eps: Sequence[float]) -> pd.DataFrame:
     records = without_calibration(records)
     if is_fooling(records):
         raise ValueError('norm "fooling" has no curve: noise has no right answer and no distance')
-    right = clean_right(records).groupby(records["sample"]).min()
-    distance = records.groupby("sample")["distance"].min()
-    points = [(value, *wilson(int((right & (distance > value)).sum()), len(right))) for value in eps]
+    columns = pd.DataFrame({"right": clean_right(records), "distance": records["distance"]})
+    inputs = columns.groupby(records["sample"]).min()
+    reach = np.sort(inputs.loc[inputs["right"], "distance"])
+    held = len(reach) - np.searchsorted(reach, list(eps), side="right")
+    points = [(value, *wilson(int(count), len(inputs))) for value, count in zip(eps, held, strict=True)]
     return pd.DataFrame(points, columns=["eps", *Estimate._fields])

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from manifold_bench.bench.metrics import robustness as figures
 from manifold_bench.bench.metrics.shares import MissingCells, wilson
-from manifold_bench.bench.metrics.summary import SUMMARY_COLUMNS, Case, cell_case, summary, with_figures, worst_cases
+from manifold_bench.bench.metrics.summary import SUMMARY_COLUMNS, Case, cell_cases, summary, with_figures, worst_cases
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, WORST_CASE, Row
 from manifold_bench.bench.text import eps_text
 
@@ -101,14 +101,13 @@ def attacked_answers(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"score": fooled.where(beaten, held).where(known), "wrong": beaten})
 
 
-def operating_point(records: pd.DataFrame) -> tuple[float, float]:
+def operating_point(row: Row) -> tuple[float, float]:
     """Return coverage and risk of the defense at its deployed threshold, a point of its risk–coverage curve.
 
-    records: the clean cell or attacked rows, as in robustness.per_input. The risk is NaN where nothing is accepted.
+    row: that of a clean cell or a worst case in a summary. The risk is NaN where nothing is accepted.
     """
-    worst = figures.per_input(records)["worst"]
-    accepted = worst[worst != figures.REJECTED]
-    return (len(accepted) / len(worst) if len(worst) else np.nan), float((accepted == figures.WRONG).mean())
+    coverage = 1 - row["rejection"]
+    return coverage, row["error"] / coverage if coverage > 0 else np.nan
 
 
 def threshold_at(scores: ArrayLike, rate: float) -> float:
@@ -176,13 +175,12 @@ def matched(
             try:
                 threshold = threshold_at(scores, rate)
                 judged = at_threshold(test, threshold)
-                clean = judged[judged["kind"] == CLEAN]
-                cases = ([cell_case(clean)] if len(clean) else []) + worst_cases(judged)
+                cases = [one for one in cell_cases(judged) if one.about["kind"] == CLEAN] + worst_cases(judged)
             except MissingCells as missing:
                 about = {"attack": CLEAN, "kind": CLEAN, "norm": "none", "eps": 0.0, "n": 0, "seeds": 0}
                 threshold = np.nan
-                cases = [Case(about | {"status": "skipped", "reason": str(missing)}, test[:0])]
-            made.append(with_figures(cases).assign(**key, threshold=threshold))
+                judged, cases = test, [Case(about | {"status": "skipped", "reason": str(missing)}, np.array([], int))]
+            made.append(with_figures(judged, cases).assign(**key, threshold=threshold))
     table = pd.concat(made, ignore_index=True) if made else pd.DataFrame(columns=list(MATCHED_COLUMNS))
     return table.assign(coverage=1 - table["rejection"])[list(MATCHED_COLUMNS)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,12 +32,12 @@ SUMMARY_COLUMNS = (
     *("median_distance", "valid", "forwards", "backwards", "seconds", *EFFORT_COLUMNS, "reason"),
 )
 
-READ = (
-    *("dataset", "defense", *CELL, "kind", "seed", "sample", "status", "reason"),
+FIGURED = (
+    *(*CELL, "kind", "seed", "sample", "status"),
     *("label", "clean_label", "clean_rejected", "adv_label", "adv_rejected", "success", "valid", "distance"),
     *("forwards", "backwards", "seconds", "blind", "moved", "improved"),
 )
-"""Columns of the records from which a summary is computed; to leave out the others takes a fifth less time."""
+"""Columns of the records from which figures are computed; to leave out the others saves time."""
 
 
 def summary(records: pd.DataFrame) -> pd.DataFrame:
@@ -59,12 +59,13 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
     - In norm "fooling" `error` is the share of noise images with which an attack succeeded and `rejection` the rest.
     - Calibration records have no rows.
     """
-    records = without_calibration(records)[list(READ)]
+    records = without_calibration(records)[["dataset", "defense", "reason", *FIGURED]]
     made = []
-    for (dataset, defense), of_defense in records.groupby(["dataset", "defense"]):
-        cases = [cell_case(cell) for _, cell in of_defense.groupby(["norm", "attack", "eps"])]
-        made.append(with_figures(cases + worst_cases(of_defense)).assign(dataset=str(dataset), defense=str(defense)))
-    table = pd.concat(made, ignore_index=True) if made else with_figures([])
+    for (dataset, defense), rows in records.groupby(["dataset", "defense"]):
+        found = with_figures(rows, cell_cases(rows) + worst_cases(rows))
+        made.append(found.assign(dataset=str(dataset), defense=str(defense)))
+    table = pd.concat(made, ignore_index=True) if made else with_figures(records, [])
+    table = table.astype({"n": int, "seeds": int})
     # the clean cell comes first within its defense, the worst case last within its norm
     order = pd.DataFrame({"clean": table["kind"] != CLEAN, "last": table["kind"] == WORST_CASE})
     keys = ["dataset", "defense", "clean", "norm", "last", "attack", "eps"]
@@ -96,40 +97,46 @@ def strongest(summary: pd.DataFrame, eps: float) -> Strongest:
     summary: rows of `summary` of one data set, defense and norm, with or without its clean row and worst cases. An
     attack counts at every ε' ≤ ε, because the smaller ball lies in the larger one.
     """
-    ok = (summary["kind"] == ATTACK) & (summary["status"] == "ok") & (summary["eps"] <= eps)
-    alone = summary.loc[ok, "robust_accuracy"].groupby(summary.loc[ok, "attack"]).min().dropna()
-    if alone.empty:
+    rows = list(zip(*(summary[name] for name in ("kind", "attack", "status", "eps", "robust_accuracy")), strict=True))
+    alone = {
+        (share, attack)
+        for kind, attack, status, size, share in rows
+        if kind == ATTACK and status == "ok" and size <= eps and not np.isnan(share)
+    }
+    if not alone:
         return Strongest((), np.nan)
-    clean = summary.loc[summary["kind"] == CLEAN, "robust_accuracy"]
-    if (clean <= alone.min()).any():
-        return Strongest((), float(alone.min()))
-    return Strongest(tuple(alone.index[alone == alone.min()]), float(alone.min()))
+    least = min(share for share, _ in alone)
+    if any(kind == CLEAN and share <= least for kind, _, _, _, share in rows):
+        return Strongest((), least)
+    return Strongest(tuple(sorted(attack for share, attack in alone if share == least)), least)
 
 
 class Case(NamedTuple):
     """What a row of a summary is computed from.
 
-    about: columns of the row that are known without computing figures. rows: records over which figures are computed;
-    none where the status is failed or skipped.
+    about: columns of the row that are known without computing figures. rows: positions of the records over which
+    figures are computed; none where the status is failed or skipped.
     """
 
     about: dict[str, object]
-    rows: pd.DataFrame
+    rows: np.ndarray
 
 
-def cell_case(cell: pd.DataFrame) -> Case:
-    """Return the case of one cell. cell: its records at one ε, all seeds."""
-    statuses = cell["status"].to_numpy(dtype=object)
-    first = int(statuses.argmin())  # `failed` sorts before `ok`, so that a cell is ok only if all of it is
-    status = str(statuses[first])
-    about: dict[str, object] = {name: cell[name].iloc[first] for name in (*CELL, "kind", "reason")}
-    return _case(about, status, cell[:0] if status != "ok" else cell, cell)
+def cell_cases(records: pd.DataFrame) -> list[Case]:
+    """Return the case of each cell, of all its seeds. records: those of one data set and defense."""
+    known = {name: records[name].to_numpy(dtype=object) for name in (*CELL, "kind", "reason", "status")}
+    made = []
+    for rows in map(np.asarray, records.groupby(list(CELL)).indices.values()):
+        first = rows[known["status"][rows].argmin()]  # `failed` sorts before `ok`: a cell is ok only if all of it is
+        about = {name: values[first] for name, values in known.items()}
+        made.append(_case(about, rows if about["status"] == "ok" else rows[:0], records, rows))
+    return made
 
 
-def worst_case(records: pd.DataFrame, eps: float) -> Case:
-    """Return the worst case over all attacks of one norm at one ε.
+def worst_cases(records: pd.DataFrame) -> list[Case]:
+    """Return the worst cases over all attacks of a norm: one for each norm and each ε of its attacks.
 
-    records: all rows of one data set, defense and norm, with any status. The worst case uses every ok row at ε' ≤ ε,
+    records: all rows of one data set and defense, with any status. The worst case uses every ok row at ε' ≤ ε,
     because an input beaten in a smaller ball is beaten in the larger one; `reason` names the attacks. Accuracy, error
     and rejection are those of each input's worst outcome; passes and seconds are sums over all attacks.
 
@@ -138,57 +145,77 @@ def worst_case(records: pd.DataFrame, eps: float) -> Case:
     do not count. Where no attack is ok at ε itself, the status is `failed` (or `skipped` if all were skipped), and
     figures are NaN.
     """
-    rows, status, reason = attacked_within(records, eps)
-    about = {"attack": WORST_CASE, "kind": WORST_CASE, "norm": records["norm"].iloc[0], "eps": eps, "reason": reason}
-    return _case(about, status, rows, records[records["eps"] == eps])
+    made = []
+    attacked = np.flatnonzero(records["kind"] != CLEAN)
+    for norm, places in records.iloc[attacked].groupby("norm").indices.items():
+        where = attacked[places]
+        of_norm = records.iloc[where]
+        ladder = np.unique(of_norm["eps"])
+        for eps, (rows, status, reason) in zip(ladder, _within(of_norm, ladder), strict=True):
+            about = {"attack": WORST_CASE, "kind": WORST_CASE, "norm": norm, "eps": eps}
+            tried = where[of_norm["eps"] == eps]
+            made.append(_case(about | {"reason": reason, "status": status}, where[rows], records, tried))
+    return made
 
 
-def worst_cases(records: pd.DataFrame) -> list[Case]:
-    """Return the worst cases of one data set and defense: one for each norm and each ε of its attacks."""
-    attacked = records[records["kind"] != CLEAN]
-    return [worst_case(rows, eps) for _, rows in attacked.groupby("norm") for eps in sorted(rows["eps"].unique())]
-
-
-def _case(about: dict[str, object], status: str, rows: pd.DataFrame, tried: pd.DataFrame) -> Case:
-    """Return a case. tried: records whose inputs and seeds are counted if `rows` is empty."""
-    counts = {} if len(rows) else {"n": inputs_of(tried).nunique(), "seeds": tried["seed"].nunique()}
-    return Case(about | counts | {"status": status}, rows)
+def _case(about: dict[str, object], rows: np.ndarray, records: pd.DataFrame, tried: np.ndarray) -> Case:
+    """Return a case. tried: positions of the records whose inputs and seeds are counted if `rows` is empty."""
+    if not len(rows):
+        lost = records.iloc[tried]
+        about |= {"n": inputs_of(lost).nunique(), "seeds": lost["seed"].nunique()}
+    return Case(about, rows)
 
 
 def attacked_within(records: pd.DataFrame, eps: float) -> tuple[pd.DataFrame, str, str]:
-    """Return the rows over which a worst case is computed, its status and its reason; see worst_case.
+    """Return the rows over which a worst case is computed, its status and its reason; see worst_cases.
 
-    There are no rows where the status is failed or skipped.
+    records: all rows of one data set, defense and norm, with any status. There are no rows where the status is failed
+    or skipped.
     """
-    sizes, statuses = records["eps"].to_numpy(), records["status"].to_numpy(dtype=object)
-    within, here = sizes <= eps, sizes == eps
+    ((rows, status, reason),) = _within(records, [eps])
+    return records.iloc[rows], status, reason
+
+
+def _within(records: pd.DataFrame, ladder: Sequence[float] | np.ndarray) -> Iterator[tuple[np.ndarray, str, str]]:
+    """Yield the result of attacked_within for each of these ε, with positions in place of rows."""
+    sizes = records["eps"].to_numpy()
+    statuses, attacks = (records[name].to_numpy(dtype=object) for name in ("status", "attack"))
     states = {status: statuses == status for status in ("ok", "failed", "skipped")}
-    if not (here & states["ok"]).any():
-        status = "failed" if (here & states["failed"]).any() else "skipped"
-        return records[:0], status, _named_reasons(records[here & states[status]])
-    ok, failed = records[within & states["ok"]], records[within & states["failed"]]
-    reason = f"over {', '.join(sorted(ok['attack'].unique()))}"
-    if len(failed):
-        reason += f"; failed: {_named_reasons(failed)}"
-    parts = ["attack", "eps"] if is_fooling(ok) else ["attack", "eps", "seed"]
-    cell, place = group_numbers(*(ok[part] for part in parts)), group_numbers(inputs_of(ok))
-    count = place.max() + 1
-    attacked = np.bincount(np.unique(cell * count + place) % count)  # number of cells of each input
-    common = attacked == cell.max() + 1
-    if not common.all():
-        reason += f"; over the {common.sum()} inputs of {count} that all of them attacked"
-        ok = ok[common[place]]
-    return ok, "ok" if len(failed) == 0 and common.all() else "partial", reason
+    seeds = [] if is_fooling(records) else [records["seed"]]
+    cell, place = group_numbers(records["attack"], records["eps"], *seeds), group_numbers(inputs_of(records))
+    count = place.max(initial=-1) + 1
+    for eps in ladder:
+        within, here = sizes <= eps, sizes == eps
+        if not (here & states["ok"]).any():
+            status = "failed" if (here & states["failed"]).any() else "skipped"
+            yield np.array([], dtype=int), status, _named_reasons(records[here & states[status]])
+            continue
+        ok, failed = np.flatnonzero(within & states["ok"]), within & states["failed"]
+        reason = f"over {', '.join(sorted(set(attacks[ok])))}"
+        if failed.any():
+            reason += f"; failed: {_named_reasons(records[failed])}"
+        cells, inputs = np.divmod(np.unique(cell[ok] * count + place[ok]), count)
+        attacked = np.bincount(inputs, minlength=count)  # number of cells of each input
+        common, some = attacked == len(np.unique(cells)), attacked > 0
+        whole = (common == some).all()
+        if not whole:
+            reason += f"; over the {common.sum()} inputs of {some.sum()} that all of them attacked"
+        yield ok[common[place[ok]]], "ok" if whole and not failed.any() else "partial", reason
 
 
-def with_figures(cases: Sequence[Case]) -> pd.DataFrame:
-    """Return the columns SUMMARY_COLUMNS, a row for each case; figures are NaN for a case without rows."""
-    table = pd.DataFrame([case.about for case in cases], columns=list(SUMMARY_COLUMNS))
+def with_figures(records: pd.DataFrame, cases: Sequence[Case]) -> pd.DataFrame:
+    """Return the columns SUMMARY_COLUMNS, a row for each case; figures are NaN for a case without rows.
+
+    records: those whose positions the cases hold.
+    """
+    figures: dict[Hashable, dict[Hashable, object]] = {}
     sizes = [len(case.rows) for case in cases]
     if sum(sizes):
-        found = _figures(pd.concat([case.rows for case in cases]), np.repeat(np.arange(len(cases)), sizes))
-        table.loc[found.index, list(found)] = found
-    return table.astype({"n": int, "seeds": int})
+        rows = records[list(FIGURED)].iloc[np.concatenate([case.rows for case in cases])]
+        figures = _figures(rows, np.repeat(np.arange(len(cases)), sizes)).to_dict("index")
+    return pd.DataFrame(
+        [{**case.about, **figures.get(number, {})} for number, case in enumerate(cases)], columns=list(SUMMARY_COLUMNS)
+    )
 
 
 def _figures(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:

@@ -65,7 +65,7 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, Jso
                 axes.text(left + 0.5 * wide, top - 0.04 * high, title, **look)
                 shown = np.full(shape[1:], NO_IMAGE, dtype=np.uint8) if image is None else image
                 canvas[top : top + shape[1], left : left + shape[2]] = shown if shown.ndim == 3 else shown[:, :, None]
-    axes.imshow(canvas, extent=(0, canvas.shape[1], canvas.shape[0], 0), interpolation="nearest")
+    axes.imshow(canvas, extent=(0, canvas.shape[1], canvas.shape[0], 0), interpolation="none")
     axes.set(xlim=(0, canvas.shape[1]), ylim=(canvas.shape[0], -0.4 * high), aspect="equal")
     axes.set_axis_off()
     title = f"{dataset}: original, adversarial, difference, and what the defense saw"

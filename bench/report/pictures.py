@@ -12,13 +12,22 @@ from manifold_bench.bench.metrics.robustness import inputs_of
 from manifold_bench.bench.records.schema import ATTACK, IMAGE_COLUMNS, Row
 from manifold_bench.bench.text import LEVELS
 
+PICTURED = (
+    *("dataset", "defense", "attack", "norm", "eps", "seed", "sample", "key"),
+    *("label", "adv_label", "adv_rejected", "success", *IMAGE_COLUMNS),
+)
+"""Columns of the records that pictures and their captions need; to leave out the others saves time."""
+
 
 def pictured(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with images of attacked cells, each cell (data set, defense, norm, attack) at its largest ε."""
+    """Return the rows with images of attacked cells, each cell (data set, defense, norm, attack) at its largest ε.
+
+    The result has the columns PICTURED, where there are any rows.
+    """
     if IMAGE_COLUMNS[0] not in records:
         return records[:0]
     attacked = (records["kind"] == ATTACK) & (records["status"] == "ok")
-    rows = records[attacked & records[IMAGE_COLUMNS[0]].notna()]
+    rows = records.loc[attacked & records[IMAGE_COLUMNS[0]].notna(), list(PICTURED)]
     largest = rows.groupby(["dataset", "defense", "norm", "attack"])["eps"].transform("max")
     return rows[rows["eps"] == largest]
 
@@ -28,9 +37,9 @@ def shown_inputs(cell: pd.DataFrame, limit: int) -> Sequence[Row]:
 
     Where an input has several rows (by target class or seed), a successful one is taken, if there is any.
     """
-    rows = pd.DataFrame({"input": inputs_of(cell), "success": cell["success"]})
-    best = rows.sort_values("success", ascending=False, kind="stable").drop_duplicates("input")
-    return cell.loc[sorted(best.index)[:limit]].to_dict("records")
+    best = np.argsort(~cell["success"].to_numpy(), kind="stable")
+    _, first = np.unique(inputs_of(cell).to_numpy()[best], return_index=True)
+    return cell.iloc[np.sort(best[first])[:limit]].to_dict("records")
 
 
 def pixels(raw: object, shape: list[int]) -> np.ndarray | None:

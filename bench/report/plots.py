@@ -74,7 +74,7 @@ def run_plots(results: Results, summary: pd.DataFrame) -> Iterator[style.Plot]:
         yield style.Plot((*name, "heatmap"), heat_map(panel))
         scored = _scored(records, panel.norm)
         if len(scored):
-            yield style.Plot((*name, "risk-coverage"), risk_coverage_curves(*name, scored), "curves")
+            yield style.Plot((*name, "risk-coverage"), risk_coverage_curves(panel, scored), "curves")
     for dataset, rows in _shown(results.records):
         for page, start in enumerate(range(0, len(rows), ROWS_PER_GRID), 1):
             grid = image_grid(dataset, rows[start : start + ROWS_PER_GRID], results.identities)
@@ -166,47 +166,47 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
     return figure
 
 
-def risk_coverage_curves(dataset: str, norm: str, records: pd.DataFrame) -> Figure:
-    """Return a plot of risk over coverage of every defense: on clean inputs (solid), and in the worst case (dashed).
+def risk_coverage_curves(panel: Panel, records: pd.DataFrame) -> Figure:
+    """Return plots of risk over coverage of every defense: on clean inputs (above), and in the worst case (below).
 
     records: clean and attacked rows of that data set and norm, of defenses that give scores. The worst case is at the
-    norm's largest ε. A marker shows the defense at its own threshold, hollow where the worst case is partial. The
-    legend gives the area under each curve. Attacked curves are lower bounds of the risk (see `metrics.selective`). The
-    scale of the risk is linear up to 1 % and logarithmic above.
+    norm's largest ε. A large marker shows the defense at its own threshold, hollow where the worst case is partial. The
+    legend gives the area under each curve. Attacked curves are lower bounds of the risk (see `metrics.selective`). Each
+    of the two has a scale of its own, because the risk without an attack is far smaller than under attack.
     """
     largest = records["eps"].max()
     legend = style.legend_height(f"{defense}\narea 0.00 %, attacked 00.0 %" for defense in records["defense"].unique())
-    figure, axes = style.new_figure(style.WIDTH, style.HEIGHT + 0.85 + legend)
-    bold = style.weights(records["defense"].nunique())
+    figure = style.blank_figure(style.WIDTH, 2 * style.HEIGHT - 0.2 + legend)
+    grid, bold = figure.subplots(2, sharex=True), style.weights(records["defense"].nunique())
+    rows_of = rows_by(panel.clean, "defense"), rows_by(panel.worst[panel.worst["eps"] == largest], "defense")
     for i, (defense, rows) in enumerate(records.groupby("defense")):
-        colour, marker = (style.line_style(i)[part] for part in ("color", "marker"))
-        clean = rows[rows["kind"] == CLEAN]
-        attacked, status, _ = attacked_within(rows[rows["kind"] == ATTACK], largest)
-        parts = [("-", colour, clean, clean_answers(clean))]
-        if len(attacked):
-            parts.append(("--", "white" if status == "partial" else colour, attacked, attacked_answers(attacked)))
+        attacked, *_ = attacked_within(rows[rows["kind"] == ATTACK], largest)
         areas = []
-        for dashes, filling, judged, answers in parts:
+        for axes, row, answers in zip(grid, rows_of, (clean_answers(rows), attacked_answers(attacked)), strict=True):
+            if answers.empty:
+                continue
             curve = 100 * risk_coverage(answers["score"], answers["wrong"])
             areas.append(f"{area(curve) / 100:.3g} %")
             # each defense has its markers at other places, so that lines which coincide can still be distinguished
-            places = {"marker": marker, "ms": 3.5, "markevery": (0.2 * (i + 0.5) / len(bold), 0.2)}
-            line = {"color": colour, "lw": 1.2 * bold[i], "zorder": 3, "clip_on": False}
-            axes.plot(curve["coverage"], curve["risk"], dashes, **line, **places)
-            point: style.Style = {"color": colour, "marker": marker, "mfc": filling, "clip_on": False}
-            coverage, risk = operating_point(judged)
-            axes.plot(100 * coverage, 100 * risk, " ", zorder=4, ms=5 * bold[i], **point)
-        axes.plot([], [], "-", color=colour, marker=marker, ms=6, label=f"{defense}\narea {', attacked '.join(areas)}")
-    for name, dashes in (("clean", "-"), (f"attacked, ε = {eps_text(largest)}", "--")):
-        axes.plot([], [], dashes, color="0.4", lw=1.4, label=name)
-    axes.set_yscale("symlog", linthresh=1, linscale=0.7)
-    axes.set(xlabel="coverage, % of inputs accepted", ylabel="risk, % of accepted that are wrong")
-    axes.set(xlim=(0, 100), ylim=(0, 100), yticks=(ticks := (0, 0.5, 1, 2, 5, 10, 20, 50, 100)))
-    axes.set_yticklabels([f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.grid(alpha=0.25)
-    style.titled(axes, f"{dataset}: risk over coverage, clean and under all {norm_text(norm)} attacks")
-    style.legend_below(axes, "defense (large marker: as deployed; hollow: partial worst case)")
+            line = style.line_style(i) | {"ls": "-", "clip_on": False}
+            places: style.Style = {"ms": 3.5, "markevery": (0.2 * (i + 0.5) / len(bold), 0.2)}
+            axes.plot(curve["coverage"], curve["risk"], lw=1.2 * bold[i], zorder=3, **line | places)
+            coverage, risk = operating_point(row[defense])
+            filling = "white" if row[defense]["status"] == "partial" else line["color"]
+            point: style.Style = {"ls": " ", "ms": 5 * bold[i], "mfc": filling}
+            axes.plot(100 * coverage, 100 * risk, zorder=4, **line | point)
+        label = f"{defense}\narea {', attacked '.join(areas)}"
+        grid[1].plot([], [], label=label, **style.line_style(i) | {"ls": "-", "ms": 6})
+    title = f"{panel.dataset}: risk over coverage, clean and under all {norm_text(panel.norm)} attacks"
+    figure.suptitle(textwrap.fill(title, style.TITLE), fontsize=9)
+    style.titled(grid[0], "clean")
+    style.titled(grid[1], f"attacked, ε = {eps_text(largest)}")
+    grid[1].set(xlabel="coverage, % of inputs accepted", xlim=(0, 100))
+    for axes in grid:
+        axes.set_ylabel("risk, % of accepted that are wrong")
+        axes.set_ylim(0, max(1, 1.05 * axes.dataLim.y1))
+        axes.grid(alpha=0.25)
+    style.legend_below(grid[1], "defense (large marker: as deployed; hollow: partial worst case)")
     return figure
 
 
@@ -237,7 +237,7 @@ def heat_map(panel: Panel) -> Figure:
             text = f"{100 * shares[i, j]:.1f}" + ("‡" if row["status"] == "partial" else "")
             look: style.Style = {"color": style.shade(shares[i, j])[1], "fontsize": 8, "in_layout": False}
             axes.text(j, i, text, ha="center", va="center", **look)
-    image = axes.imshow(100 * shares, cmap=style.COLOURS, vmin=0, vmax=100, aspect="auto")
+    image = axes.imshow(100 * shares, cmap=style.COLOURS, vmin=0, vmax=100, aspect="auto", interpolation="none")
     axes.set_xticks(range(len(columns)), heads, rotation=50, ha="right", rotation_mode="anchor", fontsize=7.5)
     axes.get_xticklabels()[-1].set_fontweight("bold")
     axes.set_yticks(range(len(defenses)), names)

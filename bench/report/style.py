@@ -42,6 +42,7 @@ STYLE: dict[Any, Any] = {  # matplotlib has a type of its own for the keys
     "axes.spines.top": False,
     "axes.spines.right": False,
     "text.parse_math": False,  # a label may hold dollar signs
+    "axes.titley": 1.0,  # nothing else is above the axes, so matplotlib need not search for a free place
     "svg.hashsalt": "manifold-bench",  # so that the same records give the same file
 }
 

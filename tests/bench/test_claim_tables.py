@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifold_bench.bench.metrics.shares import MissingCells, wilson
-from manifold_bench.bench.metrics.summary import attacked_within, with_figures, worst_case
+from manifold_bench.bench.metrics.summary import attacked_within, with_figures, worst_cases
 from manifold_bench.bench.planning.claims import Budget
 from manifold_bench.bench.report.claims import (
     claims_plots,
@@ -63,7 +63,7 @@ def test_the_strongest_attack_is_the_worst_case_per_input():
 @given(st.lists(st.lists(st.sampled_from([REJECT, 0, 1]), min_size=5, max_size=5), min_size=1, max_size=3))
 def test_the_strongest_attack_agrees_with_the_tables_of_the_run(answers):
     rows = run(*(cell(f"a{i}", labels=[0, 0, 0, 1, 1], adv=adv) for i, adv in enumerate(answers)))
-    table = with_figures([worst_case(rows, 0.1)]).iloc[0]
+    table = with_figures(rows, worst_cases(rows)).iloc[0]
     for figure in ("accuracy", "error", "robust_accuracy", "strict_robust_accuracy"):
         share = under_strongest(claim(figure=figure), AT, rows).share
         assert share is not None and share.value == table[figure]

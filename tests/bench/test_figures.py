@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from manifold_bench.bench.metrics import robustness as figures
 from manifold_bench.bench.metrics.shares import MissingCells, wilson
-from manifold_bench.bench.metrics.summary import SUMMARY_COLUMNS, summary, with_figures, worst_case
+from manifold_bench.bench.metrics.summary import SUMMARY_COLUMNS, summary, with_figures
+from manifold_bench.bench.metrics.summary import worst_cases as cases_of
 from manifold_bench.bench.records.schema import CALIBRATION, WORST_CASE
 
 # ten inputs of class 0; the defense is wrong on the first and rejects the second when clean
@@ -262,7 +263,8 @@ def test_a_hole_in_one_seed_is_a_hole():
     table = summary(run(*SEEDS, failed))
     assert (row(table, "a")["status"], row(table, "a")["seeds"]) == ("failed", 4)
     assert row(table, WORST_CASE)["status"] == "partial" and row(table, WORST_CASE)["seeds"] == 3
-    worst = with_figures([worst_case(run(*SEEDS[:2], SEEDS[2][:8]), 0.1)]).iloc[0]
+    holed = run(*SEEDS[:2], SEEDS[2][:8])
+    worst = with_figures(holed, cases_of(holed)).iloc[0]
     assert (worst["status"], worst["n"]) == ("partial", 8)
     assert "over the 8 inputs of 10" in worst["reason"]
 

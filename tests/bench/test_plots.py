@@ -112,20 +112,35 @@ def test_risk_over_coverage_clean_and_attacked_with_the_deployed_points():
         cell(CLEAN, labels=[0] * 4, defense="silent"),
         cell("a", (0.2,), [0] * 4, defense="silent"),
     )["digits", "linf", "risk-coverage"]
-    axes = figure.axes[0]
-    drawn = [line.get_xydata() for line in axes.lines if len(line.get_xdata())]
-    clean, deployed, attacked, under_attack = drawn
+    above, below = figure.axes
+    clean, deployed, attacked, under_attack = (
+        line.get_xydata() for axes in (above, below) for line in axes.lines if len(line.get_xdata())
+    )
     np.testing.assert_allclose(clean, [(25, 0), (50, 0), (75, 100 / 3), (100, 25)])
     np.testing.assert_allclose(deployed, [(75, 100 / 3)])
     # beaten at 0.1, at 0.2, without an attack, and never: the last is right from its score on
     np.testing.assert_allclose(attacked, [(25, 100), (50, 100), (75, 100), (100, 75)])
     np.testing.assert_allclose(under_attack, [(100, 75)])
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["d\narea 14.6 %, attacked 93.8 %", "clean", "attacked, ε = 0.2"]
-    assert axes.get_xlabel() == "coverage, % of inputs accepted"
-    assert axes.get_ylabel() == "risk, % of accepted that are wrong"
-    partial = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
-    assert len(partial) == 1
+    labels = [text.get_text() for text in below.get_legend().get_texts()]
+    assert labels == ["d\narea 14.6 %, attacked 93.8 %"]
+    assert [axes.get_title("left") for axes in (above, below)] == ["clean", "attacked, ε = 0.2"]
+    assert below.get_xlabel() == "coverage, % of inputs accepted"
+    assert {axes.get_ylabel() for axes in (above, below)} == {"risk, % of accepted that are wrong"}
+    partial = [[line.get_markerfacecolor() for line in axes.lines].count("white") for axes in (above, below)]
+    assert partial == [0, 1]
+
+
+@pytest.mark.parametrize("error_rate", [0.02, 0.5])
+def test_the_scale_of_the_risk_ends_where_its_curves_do(error_rate):
+    labels, scores = [0] * 100, [float(i) - 100 for i in range(100)]
+    answers = [int(i >= 100 * (1 - error_rate)) for i in range(100)]
+    drawn = figures_of(
+        cell(CLEAN, labels=labels, clean=answers, clean_scores=scores),
+        cell("a", (0.2,), labels, answers, [1] * 100, clean_scores=scores),
+    )
+    above, below = drawn["digits", "linf", "risk-coverage"].axes
+    assert above.get_ylim() == pytest.approx((0, max(1, 105 * error_rate)))
+    assert below.get_ylim() == pytest.approx((0, 105))
 
 
 def test_an_attack_that_seeks_small_perturbations_has_a_curve_over_every_distance():

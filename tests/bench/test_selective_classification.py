@@ -21,7 +21,7 @@ from manifold_bench.bench.metrics.selective import (
     threshold_at,
 )
 from manifold_bench.bench.metrics.shares import MissingCells
-from manifold_bench.bench.metrics.summary import summary
+from manifold_bench.bench.metrics.summary import Case, summary, with_figures
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 
 
@@ -85,7 +85,7 @@ def test_an_attacked_input_is_wrong_from_its_least_wrong_score_on_and_else_accep
     assert answers["wrong"].tolist() == [True, False, False]
     curve = risk_coverage(answers["score"], answers["wrong"])
     assert curve.to_numpy().tolist() == [[1 / 3, 0, -3], [2 / 3, 1 / 2, -2], [1, 1 / 3, 1]]
-    assert operating_point(run(A, B, C)) == pytest.approx((2 / 3, 1 / 2))
+    assert deployed(run(A, B, C)) == pytest.approx((2 / 3, 1 / 2))
 
 
 def test_clean_answers_are_those_of_the_clean_cell_alone():
@@ -94,13 +94,19 @@ def test_clean_answers_are_those_of_the_clean_cell_alone():
     answers = clean_answers(run(clean, held_out, A))
     assert answers["score"].tolist() == [-2, -1]
     assert answers["wrong"].tolist() == [False, True]
-    assert operating_point(run(clean, held_out)) == (1, 0.5)
+    assert deployed(run(clean, held_out)) == (1, 0.5)
 
 
 def test_a_defense_that_rejects_everything_has_no_risk():
-    coverage, risk = operating_point(cell(CLEAN, labels=[0], clean=[REJECT]))
+    coverage, risk = deployed(cell(CLEAN, labels=[0], clean=[REJECT]))
     assert coverage == 0
     assert np.isnan(risk)
+
+
+def deployed(records):
+    """Coverage and risk at the deployed threshold, over these rows together."""
+    rows = np.flatnonzero(records["kind"] != CALIBRATION)
+    return operating_point(with_figures(records, [Case({}, rows)]).iloc[0])
 
 
 @st.composite
@@ -121,7 +127,7 @@ def test_the_attacked_curve_is_what_the_defense_would_do_at_each_threshold(recor
     answers = attacked_answers(records)
     curve = risk_coverage(answers["score"], answers["wrong"])
     for point in curve.itertuples():
-        assert operating_point(at_threshold(records, point.threshold)) == pytest.approx((point.coverage, point.risk))
+        assert deployed(at_threshold(records, point.threshold)) == pytest.approx((point.coverage, point.risk))
 
 
 def test_a_threshold_by_hand():

@@ -108,13 +108,13 @@ def leaderboard(report: Report) -> Leaderboard:
         dataset, norm, clean, attacked = panel
         if panel.is_noise:
             continue
-        ladder = sorted(attacked["eps"].unique())
+        ladder, ranked = sorted(attacked["eps"].unique()), panel.ranked
         strengths.setdefault(norm, set()).update(ladder)
         unattacked = rows_by(clean, "defense")
         worst = rows_by(panel.worst, "defense", "eps")
         of_defense = dict(iter(pd.concat([clean, attacked]).groupby("defense")))
         for eps in reversed(ladder):
-            for defense in sorted(panel.ranked, key=lambda name: _order(worst.get((name, eps)))):
+            for defense in sorted(ranked, key=lambda name: _order(worst.get((name, eps)))):
                 before, at = unattacked.get(defense), worst.get((defense, eps))
                 figures = [
                     _shown(marks, at, "robust_accuracy"),
