@@ -13,7 +13,7 @@ from manifold_bench.bench.records.schema import ATTACK, IMAGE_COLUMNS, Row
 from manifold_bench.bench.text import LEVELS
 
 PICTURED = (
-    *("dataset", "defense", "attack", "norm", "eps", "seed", "sample", "key"),
+    *("dataset", "split", "defense", "attack", "norm", "eps", "seed", "sample", "key"),
     *("label", "adv_label", "adv_rejected", "success", *IMAGE_COLUMNS),
 )
 """Columns of the records that pictures and their captions need; to leave out the others saves time."""
