@@ -66,6 +66,22 @@ def test_a_server_that_is_lost_or_stopped_is_replaced(number, monkeypatch):
         assert one(engine)["server"] != server
 
 
+def kills_template_and_server() -> None:
+    template = psutil.Process(os.getppid())
+    server = template.parent()
+    assert server is not None
+    server.kill()
+    template.kill()
+
+
+def test_a_call_that_kills_template_and_server_costs_itself_alone():
+    """In a container, nobody may wait for a template without a parent, so that it stays a zombie."""
+    with LocalEngine(1) as engine:
+        calls = [Call("bad", kills_template_and_server, (), 60.0), Call("good", found, (), 60.0)]
+        outcomes = {outcome.id: outcome for outcome in engine.run(calls)}
+    assert outcomes["bad"].failure and outcomes["good"].result
+
+
 def test_a_program_whose_servers_all_end_gets_an_error(monkeypatch):
     monkeypatch.setattr(fork_server, "_servers", {})
     monkeypatch.setattr(sys, "executable", "/bin/false")

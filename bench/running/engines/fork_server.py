@@ -10,11 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
-from threading import Lock
 from typing import NoReturn
 
 import psutil
@@ -26,7 +26,7 @@ from manifold_bench.bench.running.environment import is_command
 _servers: dict[int, tuple[Connection, psutil.Process]] = {}
 """A connection to this process' server, and the server, by this process' id: a forked process needs one of its own."""
 
-_lock = Lock()
+_lock = threading.Lock()
 
 TRIES = 3
 """Number of servers that are tried before an engine gives up."""
@@ -45,11 +45,12 @@ def prepare() -> None:
 
     In other programs the server is a new interpreter, since nobody knows what they have done.
     """
-    if not is_command() or os.getpid() in _servers or sys.platform != "linux":
+    alone = sys.platform == "linux" and threading.active_count() == 1  # else a copy may lack what its locks wait for
+    if not (is_command() and alone) or os.getpid() in _servers:
         return
     mine, theirs = socket.socketpair()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError):  # none, or one that is full
+        with suppress(AttributeError, OSError, ValueError):  # none, a full one, or a closed one
             stream.flush()  # else the copy writes it again
     with theirs:
         pid = os.fork()

@@ -14,11 +14,14 @@ import psutil
 from manifold_bench.bench.running.engines.answers import Ending, ending
 from manifold_bench.bench.running.engines.calls import Call, CallQueue, Id, Outcome, PackedCall, Urgency, pack
 from manifold_bench.bench.running.engines.fork_server import start_template
-from manifold_bench.bench.running.engines.processes import Method, await_message
+from manifold_bench.bench.running.engines.processes import Method, await_message, end
 from manifold_bench.bench.running.environment import choose_kernels
 
 TRIES = 3
 """Number of lost templates after which a call counts as failed, because it may be the cause."""
+
+GRACE_SECONDS = 20.0
+"""Seconds that a template has to kill its calls."""
 
 
 def usable_cpus() -> int:
@@ -54,14 +57,7 @@ class LocalEngine:
     def _stop_template(self) -> None:
         """End the template, which kills all running calls once the connection is closed."""
         self._template.close()
-        with suppress(psutil.NoSuchProcess):
-            if not self._open:
-                self._process.kill()
-            try:
-                self._process.wait(timeout=20)
-            except psutil.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        end(self._process, GRACE_SECONDS if self._open else 0)
 
     def run(self, calls: Iterable[Call[Id]], urgency: Urgency[Id] | None = None) -> Iterator[Outcome[Id]]:
         """Run the calls as workers become free; see `Engine.run`."""

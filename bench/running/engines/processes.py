@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -77,6 +78,16 @@ def await_message(connection: Connection, process: psutil.Process) -> None:
     while not connection.poll(LOOK_SECONDS):
         if process.status() == psutil.STATUS_STOPPED:  # a call has stopped it, and it would never continue
             process.kill()
+
+
+def end(process: psutil.Process, seconds: float) -> None:
+    """Wait until a process has ended, and kill it after that many seconds. It need not be a child of this one."""
+    deadline = time.monotonic() + seconds
+    with suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:  # one that nobody waits for stays a zombie
+            if time.monotonic() >= deadline:
+                process.kill()
+            time.sleep(0.005)
 
 
 def prepare_process() -> None:
