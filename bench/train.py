@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,15 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ensure_home()
     choose_kernels()
     # late: `--help` does not wait for torch, and kernels have to be chosen before torch computes
+    from manifold_bench.bench.running.engines.fork_server import serving
+
+    with serving():
+        return train(given)
+
+
+def train(given: Namespace) -> int:
+    """Train what the arguments name; return 0, or 1 if a training failed. Raises InputError."""
+    # late: as in `main`
     from manifold_bench.bench.planning.reading import defense_by_name
     from manifold_bench.bench.planning.refs import DatasetRef, cache_file, defense_ref
     from manifold_bench.bench.running.devices import checked_device
-    from manifold_bench.bench.running.engines.fork_server import prepare
     from manifold_bench.bench.running.engines.local import LocalEngine
     from manifold_bench.bench.running.training import train_with_parts, training_of
     from manifold_bench.bench.terminal import Terminal
 
-    prepare()
     if not 0 < given.budget <= 1:
         raise InputError(f"--budget: {given.budget} is not allowed; give a share in (0, 1]")
     if given.out and given.out.suffix != ".safetensors":

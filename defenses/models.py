@@ -247,7 +247,7 @@ def module_of(model: object) -> nn.Module:
     """Return a model as a module: images [N,C,H,W] → logits; see `as_defense`."""
     library = library_of(model)
     if isinstance(model, nn.Module):
-        return _copied(unwrapped(model))
+        return copied(unwrapped(model))
     if library == "art":
         # late: importing ART takes seconds
         from manifold_bench.defenses.from_art import art_module
@@ -276,7 +276,7 @@ def library_of(model: object) -> str:
     return ""
 
 
-def _copied(module: nn.Module) -> nn.Module:
+def copied(module: nn.Module) -> nn.Module:
     """Return a copy of a module; a TorchScript module is saved and loaded, because `deepcopy` loses its leaves.
 
     Raises TypeError for a TorchScript module with hooks, since these are not saved.

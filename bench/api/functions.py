@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import uuid
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -22,7 +24,7 @@ from manifold_bench.attacks.threat import UNBOUNDED, Norm
 from manifold_bench.bench.api.callers import argument, called_by_a_program
 from manifold_bench.bench.api.options import EVALUATION, USAGE, arguments, check_names, several
 from manifold_bench.bench.datasets.checks import fault_of_labels
-from manifold_bench.bench.datasets.given import dataset_of, labelled_images
+from manifold_bench.bench.datasets.given import dataset_of, labelled_images, read_folder
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.evaluation.start import start
 from manifold_bench.bench.planning.matrix import AttackEntry
@@ -76,29 +78,35 @@ def run(
         matrix = str(matrix)
     with argument("out"):
         temporary = not options.get("out")
+        if not (temporary or isinstance(options["out"], (str, os.PathLike))):
+            raise InputError(f"out: {type(options['out']).__name__} is no path; give that of a folder")
         folder = tempfile.mkdtemp(prefix="manifold-bench-") if temporary else str(options["out"])
     options = {"quiet": True, "dry_run": dry_run} | options | {"out": folder}
-    with argument("defenses"):
-        if not isinstance(defenses, (Mapping, type(None))):
-            raise InputError('defenses: give models under labels of their own, as {"mine": model}')
-        models_given = {str(label): model for label, model in (defenses or {}).items()}
-        tables, classes = {}, {}
-        for label, model in models_given.items():
-            with argument(f"defenses[{label!r}]"):
-                tables[label] = _table(label, model)
-                classes[label] = _class_of(label, tables[label].pop("model"), tables[label].pop("randomized", False))
-        if classes:
-            options = {"workers": 0} | options | {"defense": [*classes, *several(options.get("defense", ()))]}
-    with handing_in("defenses", classes, tables):
-        try:
-            start(arguments(matrix, options), temporary)
-        except InputError as error:
-            raise InputError(str(error).removeprefix("--")) from error.__cause__  # an option of the command line
-    if dry_run:
+    with ExitStack() as until_loaded:
         if temporary:
-            shutil.rmtree(folder)
-        return None
-    result = load(folder)
+            until_loaded.callback(shutil.rmtree, folder, ignore_errors=True)
+        with argument("defenses"):
+            if not isinstance(defenses, (Mapping, type(None))):
+                raise InputError('defenses: give models under labels of their own, as {"mine": model}')
+            models_given = {str(label): model for label, model in (defenses or {}).items()}
+            tables, classes = {}, {}
+            for label, model in models_given.items():
+                with argument(f"defenses[{label!r}]"):
+                    tables[label] = _table(label, model)
+                    classes[label] = _class_of(
+                        label, tables[label].pop("model"), tables[label].pop("randomized", False)
+                    )
+            if classes:
+                options = {"workers": 0} | options | {"defense": [*classes, *several(options.get("defense", ()))]}
+        with handing_in("defenses", classes, tables):
+            try:
+                start(arguments(matrix, options), temporary)
+            except InputError as error:
+                raise InputError(str(error).removeprefix("--")) from error.__cause__  # an option of the command line
+        if dry_run:
+            return None
+        result = load(folder)
+        until_loaded.pop_all()
     if temporary:
         weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
     return result
@@ -143,9 +151,13 @@ def evaluate(
         with argument("data"):
             named = isinstance(data, str) and (data in registered("datasets") or not Path(data).is_dir())
             name, images = (str(data), None) if named else (GIVEN, labelled_images(data))
+            folders = len(read_folder(Path(data))[1]) if isinstance(data, (str, Path)) and not named else None
+        if images is None and "classes" in usage:
+            raise InputError(f"classes: the data set {name!r} says it itself; leave it out")
         if images is not None:
             with argument("model"):
-                classes = usage.get("classes") or _number_of_classes(cls, images, bool(usage.get("rejects")))
+                classes = usage.get("classes") or folders
+                classes = classes or _number_of_classes(cls, images, bool(usage.get("rejects")))
             stack.enter_context(handing_in("datasets", {name: dataset_of(name, images, classes)}))
         defense: dict[str, object] = {"name": model} if isinstance(model, str) else {"name": MODEL, "label": MODEL}
         defense |= {key: usage[key] for key in ("rejects", "draws", "normalize") if key in usage}
@@ -194,6 +206,9 @@ def attack(
         images = labelled_images(data)
     with argument("eps"):
         given = {} if eps is None else {"eps": sizes_of(eps)}
+    for key in AttackEntry.model_fields:
+        if key in parameters:
+            raise InputError(f"{key}: no such option, because all of the images are attacked once; leave it out")
     with argument("attack"):
         asked = {"name": name, "norm": norm, **given, **parameters}
         asked = {key: json.loads(written(key, one)) for key, one in asked.items()}
@@ -269,6 +284,8 @@ def _usage(name: str, value: object) -> Any:
     """Return an option that says how a model is used, None where it says nothing; raises InputError."""
     with argument(name):
         if name in ("rejects", "randomized"):
+            if not isinstance(value, (bool, np.bool_, NoneType)):
+                raise InputError(f"{name}: {value!r} is not allowed; give True or False")
             return bool(value) or None
         return value if value is None or name != "normalize" else _pair(value)
 

@@ -47,12 +47,20 @@ def arguments(matrix: str, options: Mapping[str, object]) -> Namespace:
             words += [f"--no-{name}"] if DEFAULTS[name] is None else []
         elif value is not None:
             with argument(name):
-                words += [word for one in several(value) for word in (flag, str(one))]
+                words += [word for one in _values(name, value) for word in (flag, str(one))]
     try:
         return run_parser().parse_args(words)
     except InputError as error:
         said = str(error).removeprefix("argument --").partition("; see manifold-bench")[0]
         raise InputError(said) from error
+
+
+def _values(name: str, value: object) -> list[object]:
+    """Return the values of an option; raises InputError if one that takes a single value has others."""
+    values = several(value)
+    if isinstance(value, Mapping) or (len(values) != 1 and not isinstance(DEFAULTS[name], list)):
+        raise InputError(f"{name}: {value!r} is not allowed; give one value")
+    return values
 
 
 def several(value: object) -> list[object]:

@@ -142,16 +142,26 @@ def _collected(data: TorchDataset[tuple[object, object]]) -> tuple[Tensor, list[
 
 
 def _picture(image: object) -> Tensor:
-    """Return an image of a data set of torch: tensors as they are, pictures of PIL and arrays as floats [C,H,W]."""
-    if isinstance(image, Tensor):
-        return image
-    pixels = np.array(image)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / (255 if pixels.dtype == np.uint8 else 1))
+    """Return an image of a data set of torch: a picture of PIL as floats [C,H,W], tensors and arrays as they are."""
+    if isinstance(image, Image.Image):
+        pixels = np.asarray(_grey_or_rgb(image, "a picture of the torch Dataset"), np.float32) / 255
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy())
+    return _as_tensor("images", image)
+
+
+def _grey_or_rgb(picture: Image.Image, name: str) -> Image.Image:
+    """Return a picture with one channel or three of 8 bits; raises InputError for one with more bits."""
+    if picture.mode.startswith(("I", "F")):
+        raise InputError(f"data: {name} has more than 8 bits for each pixel; save it with 8 bits")
+    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
 
 
 def _as_tensor(what: str, value: object) -> Tensor:
     """Return a tensor, array, column of pandas or list as a tensor on the CPU; raises InputError. what: its name."""
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        raise InputError(f"data: {what} are a sparse tensor; give {what}.to_dense()")
+    if isinstance(value, np.ma.MaskedArray):
+        raise InputError(f"data: {what} are a masked array; give {what}.filled(value)")
     if isinstance(value, Tensor):
         return value.detach().cpu().as_subclass(Tensor)  # that of a subclass may do anything later
     try:
@@ -229,7 +239,15 @@ def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
         direct = any(path.suffix.lower() in PICTURES for path in folder.iterdir())
     except OSError as error:
         raise InputError(f"data: {error.filename} cannot be read ({error.strerror})") from error
+    for path, _ in files:
+        if path.suffix.lower() in _kinds_of_pictures() and path.suffix.lower() not in PICTURES:
+            raise InputError(f"data: {path} is a picture that would be left out; save it as {', '.join(PICTURES)}")
     files = [(path, label) for path, label in files if path.suffix.lower() in PICTURES and not path.is_dir()]
+    if all(name.isdecimal() for name in names) and names != sorted(names, key=int):
+        raise InputError(
+            f"data: the folders of {str(folder)!r} have other orders as texts and as numbers ('10' is before '2'); "
+            "rename them with leading zeros (02, 10) in the order of the model's classes"
+        )
     wanted = f"give a folder that holds one folder of images ({', '.join(PICTURES)}) for each class"
     if not files:
         place = "in no folder of a class" if direct else "nowhere"
@@ -240,9 +258,7 @@ def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
     for path, _ in files:
         try:
             with Image.open(checked_file(path)) as picture:
-                if picture.mode.startswith(("I", "F")):
-                    raise InputError(f"data: {path} has more than 8 bits for each pixel; save it with 8 bits")
-                pictures.append(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+                pictures.append(_grey_or_rgb(picture, str(path)))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f"data: {path} cannot be read as an image; replace or remove it") from error
         if pictures[-1].size != pictures[0].size:
@@ -254,6 +270,12 @@ def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
     pixels = np.stack([np.asarray(picture.convert(mode), np.float32) / 255 for picture in pictures])
     images = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1).transpose(0, 3, 1, 2).copy())
     return LabelledImages(images, torch.tensor([label for _, label in files])), names
+
+
+@cache
+def _kinds_of_pictures() -> frozenset[str]:
+    """Return the endings of the files that are pictures to PIL."""
+    return frozenset(Image.registered_extensions())
 
 
 @cache

@@ -35,7 +35,7 @@ from manifold_bench.bench.report.writing import write_report
 from manifold_bench.bench.running.board import Board, clock
 from manifold_bench.bench.running.devices import checked_device, named_device
 from manifold_bench.bench.running.engines.calls import Engine
-from manifold_bench.bench.running.engines.fork_server import prepare
+from manifold_bench.bench.running.engines.fork_server import serving
 from manifold_bench.bench.running.engines.local import LocalEngine, usable_cpus
 from manifold_bench.bench.running.engines.serial import SerialEngine
 from manifold_bench.bench.running.execution import execute
@@ -54,6 +54,7 @@ BUDGETS = "budget.json"
 """Name of the file in a run's folder that says how the matrix was cut for each budget."""
 
 
+@serving()
 def evaluate(
     folder: Path, given: Namespace, request: JsonObject, begun: float, upload: Callable[[], None], temporary: bool
 ) -> int:
@@ -62,7 +63,6 @@ def evaluate(
     request: what results depend on, as it was before the run. begun: time at which the command started. upload:
     function that is called whenever the folder has new files. temporary: see `start`.
     """
-    prepare()
     console = terminal()
     matrix, whole = matrices(given)
     device = named_device(given.device) if given.engine == "ray" else checked_device(given.device)

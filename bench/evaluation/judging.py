@@ -26,7 +26,7 @@ from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.store import file_name
 from manifold_bench.bench.running.board import Board, clock
 from manifold_bench.bench.running.devices import checked_device
-from manifold_bench.bench.running.engines.fork_server import prepare
+from manifold_bench.bench.running.engines.fork_server import serving
 from manifold_bench.bench.running.execution import execute
 from manifold_bench.bench.running.locks import run_folder
 from manifold_bench.bench.running.session import Session
@@ -35,9 +35,9 @@ from manifold_bench.bench.running.url_folder import page_of
 from manifold_bench.bench.terminal import print_line, terminal
 
 
+@serving()
 def judge(given: Namespace) -> int:
     """Run the command with these arguments; return 0, or 1 if a defense failed."""
-    prepare()
     folder, console, begun = Path(given.out), terminal(), time.time()
     check_files(folder)
     with run_folder(folder):

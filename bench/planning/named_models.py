@@ -29,7 +29,7 @@ from manifold_bench.bench.terminal import Terminal
 from manifold_bench.bench.text import nearest
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import checked_file
-from manifold_bench.defenses.models import Normalize
+from manifold_bench.defenses.models import Normalize, copied
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ WRAPPERS = ("module.", "_orig_mod.")
 
 
 def with_weights(model: object, path: Path) -> nn.Module:
-    """Load the weights of a file into a module, and return it.
+    """Return a copy of a module with the weights of a file.
 
     path: a safetensors file, or a file of torch.save with a state dict, alone or in a checkpoint. Only tensors are
     unpickled. Raises InputError.
@@ -70,10 +70,11 @@ def with_weights(model: object, path: Path) -> nn.Module:
     for wrapper in WRAPPERS:
         state = {name.removeprefix(wrapper): value for name, value in state.items()}
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
+        loaded = copied(model)  # the module itself may be used without these weights, or with others
+        loaded.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
         raise InputError(f"{place}: does not fit {type(model).__name__} ({one_line(error)})") from error
-    return model
+    return loaded
 
 
 @cache

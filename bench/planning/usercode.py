@@ -100,6 +100,20 @@ def _interrupt(number: int, frame: object) -> None:
     raise TooSlow(f"it took more than {_state['limit']:g} s; set a larger `timeout` in the matrix file")
 
 
+def working_folder() -> str | None:
+    """Return this process' working folder, or None if it is gone."""
+    try:
+        return os.getcwd()  # noqa: PTH109
+    except OSError:
+        return None
+
+
+def return_to(folder: str | None) -> None:
+    """Change to a working folder; do nothing if this process is there already, or if it is None."""
+    if folder not in (None, working_folder()):
+        os.chdir(folder)
+
+
 @contextmanager
 def settings_kept() -> Iterator[None]:
     """Restore the settings of this process after the code inside, which may be a user's.
@@ -110,7 +124,7 @@ def settings_kept() -> Iterator[None]:
     umask = os.umask(0o077)
     os.umask(umask)
     changes: list[Callable[[], object]] = [
-        partial(os.chdir, os.getcwd()),  # noqa: PTH109
+        partial(return_to, working_folder()),
         partial(os.umask, umask),
         partial(locale.setlocale, locale.LC_ALL, locale.setlocale(locale.LC_ALL)),
         partial(sys.setrecursionlimit, sys.getrecursionlimit()),

@@ -185,4 +185,8 @@ class Results:
 
 def load(folder: str | Path) -> Results:
     """Return the results in a run's folder. Raises InputError where there are none, or a file is damaged."""
-    return Results(records.Results.load(Path(folder)))
+    try:
+        path = Path(folder)
+    except TypeError as error:
+        raise InputError(f"folder: {type(folder).__name__} is no path; give that of a run's folder") from error
+    return Results(records.Results.load(path))

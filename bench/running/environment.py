@@ -27,17 +27,18 @@ VARIABLES = (
 )
 """Environment variables that change which kernels compute, and so how results are rounded."""
 
-_state = {"command": False}
+_state = {"command": 0}
+"""The id of the process that runs one command and nothing else; 0: none."""
 
 
 def begin_command() -> None:
     """Note that this process runs one command, from its start to its end, and nothing else."""
-    _state["command"] = True
+    _state["command"] = os.getpid()
 
 
 def is_command() -> bool:
     """Return whether this process runs one command and nothing else."""
-    return _state["command"]
+    return _state["command"] == os.getpid()
 
 
 def choose_kernels() -> None:

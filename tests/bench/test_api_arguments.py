@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from argparse import Namespace
 from functools import partial
 
@@ -34,6 +35,12 @@ REFUSED: dict[str, tuple[dict, str]] = {
     "more images than there are": ({"n": 4000}, "32 test images"),
     "a size that is no fraction": ({"eps": "8 of 256"}, "8/255"),
     "a size in grey levels": ({"eps": 8}, '"8/255"'),
+    "a number of classes that the data set has": ({"data": "digits", "classes": 7}, "classes"),
+    "a text in place of False": ({"rejects": "False"}, "True or False"),
+    "a number in place of True": ({"randomized": 2}, "True or False"),
+    "two numbers of images": ({"n": [8, 16]}, "one value"),
+    "two numbers of workers": ({"workers": [0, 2]}, "one value"),
+    "a table as a folder": ({"out": {"a": 1}}, "out: dict is no path"),
     "epsilon": ({"epsilon": 0.1}, "did you mean 'eps'"),
     "epsilons": ({"epsilons": [0.1]}, "did you mean 'eps'"),
     "eps_list": ({"eps_list": [0.1]}, "did you mean 'eps'"),
@@ -90,8 +97,33 @@ def test_labels_from_1_are_answered_with_what_to_subtract(linear, interior):
 def test_arguments_that_cannot_be_used_are_refused_in_one_line(linear, interior, case):
     given, named = REFUSED[case]
     with pytest.raises(mb.InputError) as caught:
-        mb.evaluate(linear, interior, **{"attacks": ["noise"], "eps": 0.1} | given)
+        mb.evaluate(**{"model": linear, "data": interior, "attacks": ["noise"], "eps": 0.1} | given)
     assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["n", "label", "ladder", "datasets", "defenses"])
+def test_options_of_a_run_are_none_of_one_attack(linear, interior, key):
+    with pytest.raises(mb.InputError, match=f"{key}: no such option"):
+        mb.attack("pgd", linear, interior, eps=0.1, **{key: 5})
+
+
+@pytest.mark.parametrize("folder", [None, 5])
+def test_what_is_no_path_is_no_folder_of_a_run(folder):
+    with pytest.raises(mb.InputError, match="folder: "):
+        mb.load(folder)
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(mb.InputError):
+        mb.run("smoke", defense="none of that name")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_working_folder_that_is_gone_is_no_error(linear, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert mb.as_defense(linear, (1, 8, 8), 10)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_parameters_may_be_numbers_of_any_library(linear, interior):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from commands import bench_run, command, record_files, records
 from PIL import Image
+from torch import nn
 
 import manifold_bench as mb
 from manifold_bench.bench.errors import InputError
@@ -117,6 +118,14 @@ def test_the_same_images_as_in_python(home):
     assert sorted(clean["label"]) == data.test.labels.tolist() and (data.shape, data.num_classes) == ((3, 6, 5), 3)
 
 
+def test_a_folder_without_one_of_the_model_s_classes_is_refused(home):
+    """The labels of the classes after it would be wrong."""
+    shutil.rmtree(home / "pics" / "class1")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 5, 3))
+    with pytest.raises(mb.InputError, match="3 outputs for 2 classes"):
+        mb.evaluate(model, home / "pics", attacks=["noise"], eps=0.1)
+
+
 def test_a_registered_name_comes_before_a_folder(home):
     (home / "digits").mkdir()
     assert find("datasets", "digits").name == "digits"
@@ -148,6 +157,13 @@ def truncated(pics: Path) -> None:
     (pics / "class0" / "0.png").write_bytes(content[:60])
 
 
+def numbers(pics: Path) -> None:
+    for number in range(11):
+        picture(pics / str(number) / "0.png", number)
+    for number in range(3):
+        shutil.rmtree(pics / f"class{number}")
+
+
 FAULTS = {
     "empty": (empty, ["pics", "for each class"]),
     "no folders": (no_classes, ["pics", "for each class"]),
@@ -155,6 +171,8 @@ FAULTS = {
     "other size": (lambda pics: picture(pics / "class2" / "9.png", 0, (7, 6)), ["9.png", "7×6", "5×6"]),
     "no image": (lambda pics: (pics / "class0" / "0.png").write_text("x"), ["0.png"]),
     "truncated": (truncated, ["0.png"]),
+    "classes without leading zeros": (numbers, ["pics", "leading zeros"]),
+    "a picture of another kind": (lambda pics: picture(pics / "class2" / "9.tiff", 0), ["9.tiff", ".png"]),
     "16 bits": (many_bits, ["0.png", "8 bits"]),
     "no folder": (shutil.rmtree, ["pics", "no such folder"]),
 }

@@ -30,6 +30,7 @@ def found() -> dict[str, object]:
         "folder": str(Path.cwd()),
         "variable": os.environ.get("MANIFOLD_BENCH_TRIAL"),
         "path": sys.path,
+        "cpus": sorted(os.sched_getaffinity(0)),
         "arguments": sys.argv[:1],
         "state": STATE["value"],
         "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
@@ -48,8 +49,14 @@ def test_engines_of_a_program_share_a_server_and_see_the_program_as_it_is_now(tm
     monkeypatch.setenv("MANIFOLD_BENCH_TRIAL", "new")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "more"))
-    with LocalEngine(1) as engine:
-        second = one(engine)
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        with LocalEngine(1) as engine:
+            second = one(engine)
+    finally:
+        os.sched_setaffinity(0, cpus)
+    assert first["cpus"] == sorted(cpus) and second["cpus"] == [min(cpus)]
     assert first["server"] == second["server"] and first["variable"] is None
     assert (
         second["variable"] == "new" and second["folder"] == str(tmp_path) and str(tmp_path / "more") in second["path"]
@@ -97,10 +104,11 @@ from manifold_bench.bench.running.engines.local import LocalEngine
 from manifold_bench.bench.running.environment import begin_command
 import test_fork_server as own
 begin_command()
-fork_server.prepare()
-own.STATE["value"] = "changed"
-with LocalEngine(1) as engine:
-    print(json.dumps(own.one(engine) | {{"parent": own.psutil.Process().children()[0].pid}}))
+with fork_server.serving():
+    own.STATE["value"] = "changed"
+    with LocalEngine(1) as engine:
+        seen = own.one(engine)
+    print(json.dumps(seen | {{"parent": own.psutil.Process().children()[0].pid}}))
 """
 
 
@@ -114,5 +122,4 @@ def test_a_command_forks_itself_before_it_runs_anything_and_the_copy_ends_with_i
     seen = json.loads(done.stdout)
     assert seen["server"] == seen["parent"] and seen["state"] == "as imported" and seen["interrupt"]
     assert seen["arguments"] == ["-c"]
-    psutil.wait_procs([psutil.Process(pid) for pid in psutil.pids() if pid == seen["server"]], timeout=10)
     assert not psutil.pid_exists(seen["server"])

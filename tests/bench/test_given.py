@@ -65,6 +65,32 @@ def test_pictures_become_floats_with_channels_first():
     assert labelled_images(Pictures("L")).images.shape == (6, 1, 4, 5)
 
 
+class Arrays(Dataset):
+    """Arrays with channels first, as PyTorch has them, or in another order."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, number: int):
+        return self.images[number], int(Y[number])
+
+
+def test_arrays_of_a_dataset_are_taken_as_torch_takes_them():
+    assert torch.equal(labelled_images(Arrays(X.numpy())).images, X)
+    square = torch.rand(6, 1, 5, 5)
+    assert torch.equal(labelled_images(Arrays(square.numpy())).images, square)
+
+
+@pytest.mark.parametrize("mode", ["P", "YCbCr", "HSV", "RGBA", "CMYK"])
+def test_pictures_of_any_mode_become_rgb(mode):
+    found = labelled_images(Pictures(mode)).images
+    expected = [np.asarray(picture.convert("RGB")).transpose(2, 0, 1) / 255 for picture, _ in Pictures(mode)]
+    assert np.allclose(found.numpy(), np.stack(expected))
+
+
 def test_what_rounds_to_1_is_1():
     images = torch.full((6, 3, 4, 5), 1 + 1e-12, dtype=torch.float64)
     assert (labelled_images((images, Y)).images == 1).all()
@@ -113,6 +139,11 @@ def test_a_read_only_array_is_not_changed():
         (DataLoader(TensorDataset(X, Y), batch_sampler=[[0, 1]]), "Subset"),
         (DataLoader(TensorDataset(X, Y), collate_fn=list), "collate_fn"),
         (TensorDataset(X[:0], Y[:0]), "empty"),
+        (Arrays(X.permute(0, 2, 3, 1).numpy()), "[N,C,H,W]"),
+        (Pictures("I;16"), "8 bits"),
+        ((X.to_sparse(), Y), "to_dense()"),
+        ((X, Y.to_sparse()), "to_dense()"),
+        ((np.ma.masked_less(X.numpy(), 0.5), Y), "filled(value)"),
     ],
 )
 def test_a_line_says_what_to_write(data, advice):

@@ -136,6 +136,23 @@ def test_pairs_of_a_network_and_its_weights_in_python(folder):
     assert set(result.records["defense"]) == {"weighted_net.py:Net@w.safetensors"}
 
 
+def test_a_network_with_several_files_of_weights_is_several_models(folder):
+    """Nor does it change the network itself."""
+    files = ["first.pt", "second.pt"]
+    nets = []
+    for seed, file in enumerate(files):
+        torch.manual_seed(seed)
+        nets.append(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+        torch.save(nets[-1].state_dict(), file)
+    (folder / "weighted_net.py").write_text(f"{NETWORK}\n\nshared = Net()\n")
+    x, spec, network = torch.rand(4, 1, 8, 8), ModelSpec(shape=(1, 8, 8), num_classes=10), trained()
+    named = [find("defenses", f"weighted_net.py:shared@{file}") for file in files]
+    given = [mb.as_defense((network, file), (1, 8, 8), 10) for file in files]
+    for one, other, net in zip(named, given, nets, strict=True):
+        assert torch.equal(one(spec)(x), net(x)) and torch.equal(other(x), net(x))
+    assert torch.equal(network(x), trained()(x))
+
+
 def test_other_weights_are_another_result(folder):
     from manifold_bench.bench.run import main
 

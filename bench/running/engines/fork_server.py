@@ -11,16 +11,17 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from typing import NoReturn
 
 import psutil
 
+from manifold_bench.bench.planning.usercode import return_to, working_folder
 from manifold_bench.bench.running.engines import template
-from manifold_bench.bench.running.engines.processes import Method, await_message
+from manifold_bench.bench.running.engines.processes import Method, await_message, end
 from manifold_bench.bench.running.environment import is_command
 
 _servers: dict[int, tuple[Connection, psutil.Process]] = {}
@@ -40,13 +41,16 @@ def start_template(method: Method) -> tuple[Connection, psutil.Process]:
     return Connection(mine.detach()), process
 
 
-def prepare() -> None:
-    """Make a copy of this process the server, if it runs a command that has run nothing of a user's yet.
+@contextmanager
+def serving() -> Iterator[None]:
+    """Let a copy of this process be the server of the code inside, if this is a command that has run nothing yet.
 
-    In other programs the server is a new interpreter, since nobody knows what they have done.
+    In other programs the server is a new interpreter, since nobody knows what they have done, and stays for the next
+    engine.
     """
     alone = sys.platform == "linux" and threading.active_count() == 1  # else a copy may lack what its locks wait for
     if not (is_command() and alone) or os.getpid() in _servers:
+        yield
         return
     mine, theirs = socket.socketpair()
     for stream in (sys.stdout, sys.stderr):
@@ -58,6 +62,12 @@ def prepare() -> None:
             mine.close()
             _end_after(_serve_as_copy, theirs)
     _servers[os.getpid()] = Connection(mine.detach()), psutil.Process(pid)
+    try:
+        yield
+    finally:
+        _end_server()
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)  # nobody else may wait for it, as in a container without an init process
 
 
 def _serve_as_copy(program: socket.socket) -> None:
@@ -89,14 +99,16 @@ def main(program: str) -> None:
             own.send(pid)
 
 
-def _run_template(engine: int, environment: dict[str, str], path: list[str], folder: str | None) -> None:
-    """Run a template with the program's present environment, module path and working folder."""
+def _run_template(
+    engine: int, environment: dict[str, str], path: list[str], folder: str | None, cpus: set[int]
+) -> None:
+    """Run a template with the program's present environment, module path, working folder and CPUs."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:] = path
-    if folder is not None:
-        os.chdir(folder)
+    os.sched_setaffinity(0, cpus)
+    return_to(folder)
     template.main(str(engine), "fork")
 
 
@@ -123,16 +135,20 @@ def _interpreter(module: str, program: socket.socket, *arguments: str) -> psutil
 
 def _forked(engine: socket.socket) -> psutil.Process:
     """Let the server fork a template for the engine that is connected with this socket; return its process."""
-    surroundings = dict(os.environ), list(sys.path), _folder()
+    surroundings = dict(os.environ), list(sys.path), working_folder(), os.sched_getaffinity(0)
     with _lock:
         for _ in range(TRIES):
-            with suppress(EOFError, OSError, psutil.NoSuchProcess):  # the server was lost, or its template at once
+            try:
                 server, process = _server()
                 server.send(surroundings)
                 send_handle(server, engine.fileno(), None)
                 await_message(server, process)
                 return psutil.Process(server.recv())
-            _servers.pop(os.getpid(), None)
+            except (EOFError, OSError, psutil.NoSuchProcess):  # the server was lost, or its template at once
+                _end_server()
+            except BaseException:  # such as an interrupt: an answer to this request would be taken for the next one's
+                _end_server()
+                raise
     raise ChildProcessError("the processes that run the jobs end as soon as they start")
 
 
@@ -146,9 +162,9 @@ def _server() -> tuple[Connection, psutil.Process]:
     return _servers[os.getpid()]
 
 
-def _folder() -> str | None:
-    """Return the working folder, or None where it is gone."""
-    try:
-        return os.getcwd()  # noqa: PTH109
-    except OSError:
-        return None
+def _end_server() -> None:
+    """End the server, if there is one."""
+    if known := _servers.pop(os.getpid(), None):
+        connection, process = known
+        connection.close()
+        end(process, 0)

@@ -38,7 +38,9 @@ class Watched:
         self.process = process
         assert process.pid is not None
         self.pid: int = process.pid
-        self._pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
+        self._pidfd: int | None = None
+        with suppress(AttributeError, OSError):  # other systems, old kernels and some sandboxes have none
+            self._pidfd = os.pidfd_open(self.pid)
 
     @property
     def exit(self) -> int:
@@ -88,6 +90,8 @@ def end(process: psutil.Process, seconds: float) -> None:
             if time.monotonic() >= deadline:
                 process.kill()
             time.sleep(0.005)
+    if isinstance(process, psutil.Popen):
+        process.wait()  # so that its own child is no zombie
 
 
 def prepare_process() -> None:
