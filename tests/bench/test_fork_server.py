@@ -97,13 +97,14 @@ def test_a_program_whose_servers_all_end_gets_an_error(monkeypatch):
 
 
 PROGRAM = """
-import json, os, sys
+import json, signal, sys
 sys.path[:0] = [{tests!r}, {support!r}]
 from manifold_bench.bench.running.engines import fork_server
 from manifold_bench.bench.running.engines.local import LocalEngine
 from manifold_bench.bench.running.environment import begin_command
 import test_fork_server as own
 begin_command()
+signal.signal(signal.SIGINT, print)  # as a command has a handler of its own
 with fork_server.serving():
     own.STATE["value"] = "changed"
     with LocalEngine(1) as engine:
