@@ -24,7 +24,7 @@ from manifold_bench.attacks.threat import UNBOUNDED, Norm
 from manifold_bench.bench.api.callers import argument, called_by_a_program
 from manifold_bench.bench.api.options import EVALUATION, USAGE, arguments, check_names, several
 from manifold_bench.bench.datasets.checks import fault_of_labels
-from manifold_bench.bench.datasets.given import dataset_of, labelled_images, read_folder
+from manifold_bench.bench.datasets.given import dataset_of, images_and_classes, labelled_images
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.evaluation.start import start
 from manifold_bench.bench.planning.matrix import AttackEntry
@@ -150,14 +150,13 @@ def evaluate(
     with ExitStack() as stack:
         with argument("data"):
             named = isinstance(data, str) and (data in registered("datasets") or not Path(data).is_dir())
-            name, images = (str(data), None) if named else (GIVEN, labelled_images(data))
-            folders = len(read_folder(Path(data))[1]) if isinstance(data, (str, Path)) and not named else None
+            name, (images, known) = (str(data), (None, None)) if named else (GIVEN, images_and_classes(data))
         if images is None and "classes" in usage:
             raise InputError(f"classes: the data set {name!r} says it itself; leave it out")
         if images is not None:
             with argument("model"):
-                classes = usage.get("classes") or folders
-                classes = classes or _number_of_classes(cls, images, bool(usage.get("rejects")))
+                rejects = bool(usage.get("rejects"))
+                classes = usage.get("classes") or known or _number_of_classes(cls, images, rejects)
             stack.enter_context(handing_in("datasets", {name: dataset_of(name, images, classes)}))
         defense: dict[str, object] = {"name": model} if isinstance(model, str) else {"name": MODEL, "label": MODEL}
         defense |= {key: usage[key] for key in ("rejects", "draws", "normalize") if key in usage}
@@ -254,8 +253,9 @@ def as_defense(
 
     Raises InputError for what is no model of such images.
     """
-    asked = {"normalize": normalize, "rejects": rejects}
+    asked = {"normalize": normalize, "rejects": rejects, "randomized": randomized}
     usage = {name: value for name, one in asked.items() if (value := _usage(name, one)) is not None}
+    drawn = usage.pop("randomized", False)
     with argument("shape, classes"):
         sizes = (*shape, classes)
         if len(sizes) != 4 or not all(type(one) is int and one > 0 for one in sizes):
@@ -263,7 +263,7 @@ def as_defense(
         spec = models.ModelSpec(shape=sizes[:3], num_classes=classes, **usage)
     with argument("model"):
         try:
-            return models.as_defense(_object(model), spec, bool(randomized))
+            return models.as_defense(_object(model), spec, drawn)
         except (TypeError, ValueError) as error:
             raise InputError(f"model: {message_of(error)}") from error
 
@@ -309,7 +309,7 @@ def _table(label: str, given: object) -> JsonObject:
     table, place = dict(given), f"defenses[{label!r}]"
     if "model" not in table:
         raise InputError(f'{place}: the table has no model; give {{"model": model, "rejects": True}}')
-    model, randomized = _resolved(table.pop("model")), table.pop("randomized", False)
+    model, randomized = _resolved(table.pop("model")), bool(_usage("randomized", table.pop("randomized", None)))
     if "classes" in table:
         raise InputError(f"{place}: classes: the data set of a matrix says it itself; leave it out")
     if isinstance(model, str) and randomized:
@@ -317,7 +317,7 @@ def _table(label: str, given: object) -> JsonObject:
     if table.get("normalize") is not None:
         table["normalize"] = _pair(table["normalize"])
     settings = {key: json.loads(written(f"{place}: {key}", one)) for key, one in table.items() if one is not None}
-    return {**settings, "model": model, "randomized": bool(randomized)}
+    return {**settings, "model": model, "randomized": randomized}
 
 
 def _resolved(model: object) -> object:

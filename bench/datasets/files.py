@@ -90,3 +90,10 @@ def read_image(path: Path, dataset: str, size: tuple[int, int]) -> Image.Image:
             f"{size[0]}×{size[1]}; put the published file there"
         )
     return image
+
+
+def grey_or_rgb(picture: Image.Image, name: str) -> Image.Image:
+    """Return a picture with one or three channels of 8 bits. Raises InputError, with its name, for more bits."""
+    if picture.mode.startswith(("I", "F")):
+        raise InputError(f"{name} has more than 8 bits for each pixel; save it with 8 bits")
+    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")

@@ -26,6 +26,7 @@ from torch.utils.data import (
 from torch.utils.data import Dataset as TorchDataset
 
 from manifold_bench.bench.datasets.base import OnlyTestImages
+from manifold_bench.bench.datasets.files import grey_or_rgb
 from manifold_bench.bench.errors import InputError
 from manifold_bench.defenses.base import LabelledImages
 from manifold_bench.defenses.errors import one_line
@@ -80,8 +81,19 @@ def labelled_images(data: object) -> LabelledImages:
     such pairs, or of pairs with a picture of PIL, or a `DataLoader` of one, read in the order of the data set; or a
     folder (`read_folder`). Raises InputError, in one line that says what to write.
     """
+    return images_and_classes(data)[0]
+
+
+def images_and_classes(data: object) -> tuple[LabelledImages, int | None]:
+    """Return the images of `labelled_images`, and the number of their classes where a folder says it."""
     if isinstance(data, (str, Path)):
-        return read_folder(Path(data))[0]
+        images, names = read_folder(Path(data))
+        return images, len(names)
+    return _of_a_program(data), None
+
+
+def _of_a_program(data: object) -> LabelledImages:
+    """Return the images of `labelled_images` where they are no folder."""
     if isinstance(data, LabelledImages):
         data = (data.images, data.labels)
     if isinstance(data, DataLoader):
@@ -144,16 +156,9 @@ def _collected(data: TorchDataset[tuple[object, object]]) -> tuple[Tensor, list[
 def _picture(image: object) -> Tensor:
     """Return an image of a data set of torch: a picture of PIL as floats [C,H,W], tensors and arrays as they are."""
     if isinstance(image, Image.Image):
-        pixels = np.asarray(_grey_or_rgb(image, "a picture of the torch Dataset"), np.float32) / 255
+        pixels = np.asarray(grey_or_rgb(image, "data: a picture of the torch Dataset"), np.float32) / 255
         return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy())
     return _as_tensor("images", image)
-
-
-def _grey_or_rgb(picture: Image.Image, name: str) -> Image.Image:
-    """Return a picture with one channel or three of 8 bits; raises InputError for one with more bits."""
-    if picture.mode.startswith(("I", "F")):
-        raise InputError(f"data: {name} has more than 8 bits for each pixel; save it with 8 bits")
-    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
 
 
 def _as_tensor(what: str, value: object) -> Tensor:
@@ -258,7 +263,7 @@ def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
     for path, _ in files:
         try:
             with Image.open(checked_file(path)) as picture:
-                pictures.append(_grey_or_rgb(picture, str(path)))
+                pictures.append(grey_or_rgb(picture, f"data: {path}"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f"data: {path} cannot be read as an image; replace or remove it") from error
         if pictures[-1].size != pictures[0].size:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from manifold_bench.bench.datasets.base import Dataset, image_hashes
+from manifold_bench.bench.datasets.files import grey_or_rgb
 from manifold_bench.bench.datasets.given import PICTURES
 from manifold_bench.bench.errors import InputError, system_error
 from manifold_bench.bench.records.images import AdversarialImages, arrays_of, meta_of
@@ -109,7 +110,7 @@ def _picture(file: Path) -> np.ndarray:
     """Return a picture as uint8 [C,H,W], with one or three channels; raises InputError if it cannot be read."""
     try:
         with Image.open(checked_file(file)) as picture:
-            pixels = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
+            pixels = np.asarray(grey_or_rgb(picture, str(file)))
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"{file}: cannot be read as a picture ({one_line(error)})") from error
     return np.atleast_3d(pixels).transpose(2, 0, 1)

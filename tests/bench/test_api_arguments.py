@@ -107,6 +107,13 @@ def test_options_of_a_run_are_none_of_one_attack(linear, interior, key):
         mb.attack("pgd", linear, interior, eps=0.1, **{key: 5})
 
 
+def test_a_text_is_neither_true_nor_false_wherever_a_model_is_given(linear):
+    with pytest.raises(mb.InputError, match="True or False"):
+        mb.run("smoke", defenses={"mine": {"model": linear, "randomized": "False"}})
+    with pytest.raises(mb.InputError, match="True or False"):
+        mb.as_defense(linear, (1, 8, 8), 10, randomized="False")
+
+
 @pytest.mark.parametrize("folder", [None, 5])
 def test_what_is_no_path_is_no_folder_of_a_run(folder):
     with pytest.raises(mb.InputError, match="folder: "):

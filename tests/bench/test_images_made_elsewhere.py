@@ -224,6 +224,7 @@ BAD = {
     "nowhere": (lambda at: _saved(at / "a.pt", torch.from_numpy(X).to("meta")), STATED, ["a.pt", "meta"]),
     "no tensors": (lambda at: _saved(at / "a.pt", {"epoch": 3}), STATED, ["a.pt", "[N,C,H,W]"]),
     "no picture": (lambda at: _text(_folder(at) / "0000.png").parent, STATED, ["0000.png"]),
+    "16 bits": (lambda at: _sixteen_bits(_folder(at) / "0000.png").parent, STATED, ["0000.png", "8 bits"]),
     "no number": (lambda at: _text(_folder(at) / "cat.png").parent, STATED, ["cat.png", "0000.png"]),
     "empty folder": (lambda at: _folder(at), STATED, ["no pictures"]),
     "no data set": (lambda at: npz(at / "a.npz", images=X), STATED[2:], ["--dataset"]),
@@ -249,6 +250,11 @@ def _text(path: Path, content: str = "nothing") -> Path:
 
 def _saved(path: Path, content: object) -> Path:
     torch.save(content, path)
+    return path
+
+
+def _sixteen_bits(path: Path) -> Path:
+    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(path)
     return path
 
 

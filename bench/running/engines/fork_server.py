@@ -96,7 +96,7 @@ def main(program: str) -> None:
             _end_after(_run_template, engine, *surroundings)
         os.close(engine)
         with suppress(OSError):
-            own.send(pid)
+            own.send_bytes(b"%d" % pid)
 
 
 def _run_template(
@@ -143,7 +143,7 @@ def _forked(engine: socket.socket) -> psutil.Process:
                 server.send(surroundings)
                 send_handle(server, engine.fileno(), None)
                 await_message(server, process)
-                return psutil.Process(server.recv())
+                return psutil.Process(int(server.recv_bytes()))
             except (EOFError, OSError, psutil.NoSuchProcess):  # the server was lost, or its template at once
                 _end_server()
             except BaseException:  # such as an interrupt: an answer to this request would be taken for the next one's
