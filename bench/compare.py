@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     limits = [Limit.parse(text) for text in dict.fromkeys(given.fail_on)]
     with local_folder(given.baseline, "BASELINE") as (baseline, _), local_folder(given.new, "NEW") as (new, _):
-        gate = Gate.of(Results.load(baseline), Results.load(new), limits)
+        gate = Gate(Results.load(baseline), Results.load(new), limits)
     print_gate(gate, terminal())
     if given.markdown:
         write(given.markdown, "--markdown", markdown_gate(gate))

@@ -40,7 +40,7 @@ def as_markdown(folder: str, name: str) -> str:
 @cache
 def tables_of(folder: str) -> list[Table]:
     """All tables of the report of a folder, relative to the checkout."""
-    report = Report.of(Results.load(ROOT / folder))
+    report = Report(Results.load(ROOT / folder))
     return [*report.claim_tables, *report.measurement_tables, *report.tables]
 
 

@@ -66,24 +66,24 @@ def evaluate(
     console = terminal()
     matrix, whole = matrices(given)
     device = named_device(given.device) if given.engine == "ray" else checked_device(given.device)
-    options = Options(data_folder(given.data), given.n, device, bool(given.export))
     named = {
         "defenses": [choice.label for choice in matrix.defenses] if given.defense else [],
         "attacks": [choice.label for choice in matrix.attacks] if given.attack else [],
         "datasets": given.dataset,
     }
+    options = Options(data_folder(given.data), given.n, device, bool(given.export), named)
     if matrix.crossed and not given.quiet:
         print_text(console, "planning: defenses whose number of operations is not known answer one image …")
     forecaster = Forecaster(device, given.workers or usable_cpus())
     if given.dry_run:
-        plan = plan_within_budget(make_plan(matrix, options, whole, named), folder, given, forecaster)
+        plan = plan_within_budget(make_plan(matrix, options, whole), folder, given, forecaster)
         print_plan(plan, folder, console, forecaster.forecast(plan, Store(folder)))
         return 0
     if given.export:
         check_export(given.export)
     with ExitStack() as held:  # nobody else writes to the folder before the report is there
         with chosen_engine(given) as engine:  # its processes start while the data are read here
-            plan = make_plan(matrix, options, whole, named)
+            plan = make_plan(matrix, options, whole)
             code = code_of_users(plan.systems)
             held.enter_context(run_folder(folder))
             plan = plan_within_budget(plan, folder, given, forecaster)
@@ -104,7 +104,7 @@ def evaluate(
         print_line(console, f"{counts}; {clock(time.time() - begun)} min; {where}")
         if ended.failed:
             return 1
-        if code is not None and not plan.is_cut and not plan.missing_data:
+        if code is not None and not plan.is_cut and not plan.omissions.missing_data:
             weights = {str(path.resolve()): hash_of(path) for path in with_cards(ended.plan.weights)}
             write_stamp(folder, request, code | weights, {"screen": screen, "counts": counts})
         return 0

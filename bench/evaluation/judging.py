@@ -71,7 +71,8 @@ def plan_of_images(given: Namespace, folder: Path) -> Plan:
         draws=1,
         timeout=4 * 3600.0,
     )
-    plan = make_plan(matrix, Options(data_folder(given.data), None, device), named={"defenses": list(given.defense)})
+    options = Options(data_folder(given.data), device=device, named={"defenses": list(given.defense)})
+    plan = make_plan(matrix, options)
     return replace(plan, data=tuple(replace(one, indices=made[0][1]) for one in plan.data))
 
 

@@ -6,7 +6,8 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
@@ -46,35 +47,44 @@ LEGEND = (
 class Gate:
     """The comparison of a new run with its baseline, from which follows whether the new run passes.
 
-    found: result of paired.compare. joint: result of paired.joint. limits: limits of --fail-on; checks: these limits on
-    each cell. added: cells that the baseline does not have. baseline, new: content of each run's run.json. seconds:
-    wall time of each cell of the new run. lacking: record files that the baseline lists but does not have.
+    limits: limits of --fail-on. Raises InputError where no cell is in both runs.
     """
 
-    found: list[Comparison]
-    joint: Joint | None = None
-    limits: list[Limit] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    added: list[Cell] = field(default_factory=list)
-    baseline: JsonObject = field(default_factory=dict)
-    new: JsonObject = field(default_factory=dict)
-    seconds: dict[Cell, float] = field(default_factory=dict)
-    lacking: list[str] = field(default_factory=list)
+    baseline: Results
+    new: Results
+    limits: list[Limit]
 
-    @classmethod
-    def of(cls, baseline: Results, new: Results, limits: list[Limit]) -> Gate:
-        """Compare two runs and check the limits. Raises InputError where no cell is in both runs."""
-        if baseline.cells.keys().isdisjoint(new.cells):
+    def __post_init__(self) -> None:
+        if self.baseline.cells.keys().isdisjoint(self.new.cells):
             raise InputError(
-                f"compare: BASELINE ({_defenses(baseline)}) and NEW ({_defenses(new)}) have no cell in common; give "
-                "runs that share a defense, by its label, on the same data set"
+                f"compare: BASELINE ({_defenses(self.baseline)}) and NEW ({_defenses(self.new)}) have no cell in "
+                "common; give runs that share a defense, by its label, on the same data set"
             )
-        found = compare(baseline, new)
-        checks = check(limits, baseline, new, found)
-        added = sorted(new.cells.keys() - baseline.cells.keys())
-        seconds = {cell: float(rows["seconds"].sum()) for cell, rows in new.cells.items()}
-        together = joint(baseline, new, found)
-        return cls(found, together, limits, checks, added, baseline.run, new.run, seconds, baseline.missing)
+
+    @cached_property
+    def found(self) -> list[Comparison]:
+        """The comparison of each cell of the baseline."""
+        return compare(self.baseline, self.new)
+
+    @cached_property
+    def joint(self) -> Joint | None:
+        """The joint test of all cells; None where no cell could be compared."""
+        return joint(self.baseline, self.new, self.found)
+
+    @cached_property
+    def checks(self) -> list[Check]:
+        """The limits on each cell."""
+        return check(self.limits, self.baseline, self.new, self.found)
+
+    @cached_property
+    def added(self) -> list[Cell]:
+        """The cells that only the new run has."""
+        return sorted(self.new.cells.keys() - self.baseline.cells.keys())
+
+    @cached_property
+    def seconds(self) -> dict[Cell, float]:
+        """Cell of the new run → its wall time."""
+        return {cell: float(rows["seconds"].sum()) for cell, rows in self.new.cells.items()}
 
     @property
     def broken(self) -> list[Check]:
@@ -181,17 +191,18 @@ class Gate:
                 f"{len(fewer)} of {len(self.found)} cells lack seeds of the baseline, which the gate does not check: "
                 f"{cell_text(fewer[0].cell)} lacks {fewer[0].seeds_gone}. Run all of them to the end."
             )
-        if self.lacking:
+        if missing := self.baseline.missing:
             sentences.append(
-                f"{len(self.lacking)} of the baseline's jobs without records are not checked, the first one is "
-                f"{self.lacking[0]}. Restore the baseline's files, or promote a new one."
+                f"{len(missing)} of the baseline's jobs without records are not checked, the first one is "
+                f"{missing[0]}. Restore the baseline's files, or promote a new one."
             )
-        machines = [_machine(side) for side in (self.baseline, self.new)]
+        runs = [self.baseline.run, self.new.run]
+        machines = list(map(_machine, runs))
         if machines[0] != machines[1] and any(limit.figure == "seconds" for limit in self.limits):
             sentences.append(
                 f"Seconds were measured on different machines ({machines[0]}; {machines[1]}); limit passes instead."
             )
-        kernels = [sorted(map(kernels_text, side.get("kernels", []))) for side in (self.baseline, self.new)]
+        kernels = [sorted(map(kernels_text, run.get("kernels", []))) for run in runs]
         if all(kernels) and kernels[0] != kernels[1]:
             texts = " / ".join("; ".join(side) for side in kernels)
             sentences.append(
@@ -292,7 +303,7 @@ def markdown_gate(gate: Gate) -> str:
         text += [*markdown_grid(("data set", "defense", "cells not comparable", "why"), rows), ""]
     text += _folded("no significant difference", list(_insignificant_lines(gate.found)))
     text += _folded("only in the new run", [f"- {markdown_text(cell_text(cell))}" for cell in gate.added])
-    text += [f"{LEGEND} Baseline: {origin(gate.baseline)}; new: {origin(gate.new)}."]
+    text += [f"{LEGEND} Baseline: {origin(gate.baseline.run)}; new: {origin(gate.new.run)}."]
     return "\n".join(text) + "\n"
 
 

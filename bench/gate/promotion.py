@@ -43,7 +43,7 @@ def promote(results: Results, target: Path, force: bool = False) -> list[str]:
         copy = Store(draft)
         for rows in (results.records, results.probes):
             for key, own in rows.drop(columns=list(IMAGE_COLUMNS), errors="ignore").groupby("key"):
-                contents = Contents(own, results.identities[str(key)], results.kernels.get(str(key)))
+                contents = Contents(own, results.identities[str(key)], results.jobs[str(key)].kernels)
                 copy.save(results.index[str(key)].file, contents)
         for name in ("run.json", f"{copy.folder.name}/{INDEX}"):
             if (folder / name).exists():
@@ -89,7 +89,7 @@ def promotion_lines(target: Path, new: Results, size: int) -> Iterator[str]:
         except InputError as error:
             yield f"replaces a baseline that cannot be read: {error}"
             return
-        gate = Gate.of(old, new, [])
+        gate = Gate(old, new, [])
         added = f"; {len(gate.added)} cells are new" if gate.added else ""
         yield f"replaces the baseline of {origin(old.run)}: {gate.closing_line}{added}"
 

@@ -129,7 +129,7 @@ def plan_within(
         if cut.share == 1 and cut.n >= max(sizes.values()):
             return plan
         matrix, whole = (cut_matrix(one, cut, sizes) for one in (plan.matrix, plan.whole))
-        return make_plan(matrix, dataclasses.replace(plan.options, n=None), whole, plan.named)
+        return make_plan(matrix, dataclasses.replace(plan.options, n=None), whole)
 
     if cut is None:
         cut, taken = choose(max(sizes.values()), seconds, lambda one: cost(planned(one)))

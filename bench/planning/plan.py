@@ -31,34 +31,53 @@ class Options:
     """The options of the command line that are not in a matrix.
 
     data: folder of data files. n: number of images of each data set; None: as in the matrix. device: device of the
-    jobs. keep_images: whether every attacked image is stored.
+    jobs. keep_images: whether every attacked image is stored. named: labels of the "defenses" and "attacks", and names
+    of the "datasets", that the command line names.
     """
 
     data: Path | None = None
     n: int | None = None
     device: str = "cpu"
     keep_images: bool = False
+    named: Mapping[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Omissions:
+    """What a plan cannot run, with reasons.
+
+    missing_data: name of each data set whose files are not found, so that it is skipped → why, and where to get them.
+    left_out: (data set, label of the defense) → why a crossed matrix leaves the pair out. untrainable: (data set, label
+    of the defense) → why its training failed.
+    """
+
+    missing_data: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    untrainable: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def lines(self) -> list[str]:
+        """A line on each data set without files, and on the defenses that are left out on a data set for one reason."""
+        together: dict[tuple[str, str], list[str]] = {}
+        for (dataset, label), reason in self.left_out.items():
+            together.setdefault((dataset, reason), []).append(label)
+        lines = [f"{', '.join(labels)} on {dataset}: {reason}" for (dataset, reason), labels in together.items()]
+        return [f"skipped: {reason}" for reason in (*self.missing_data.values(), *lines)]
 
 
 @dataclass(frozen=True)
 class Plan:
     """The plan of a run: the jobs that run, and the other jobs of the matrix, whose records may be stored already.
 
-    matrix: matrix that runs. whole: matrix from which the command line cut it, or the same one. named: labels of the
-    "defenses" and "attacks", and names of the "datasets", that the command line names. data: each data set with its
-    images and with the references of all defenses of both matrices. missing_data: name of each data set whose files are
-    not found, so that it is skipped → why, and where to get them. left_out: (data set, label of the defense) → why a
-    crossed matrix leaves the pair out. untrainable: (data set, label of the defense) → why its training failed.
+    matrix: matrix that runs. whole: matrix from which the command line cut it, or the same one. data: each data set
+    with its images and with the references of all defenses of both matrices. omissions: what cannot run.
     """
 
     matrix: Matrix
     whole: Matrix
     options: Options
     data: tuple[PlannedData, ...]
-    named: Mapping[str, list[str]] = field(default_factory=dict)
-    missing_data: Mapping[str, str] = field(default_factory=dict)
-    left_out: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    untrainable: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    omissions: Omissions = Omissions()
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -84,15 +103,6 @@ class Plan:
         whole = replace(self, matrix=self.whole) if self.is_cut else self
         running = {job.key for job in self.measurements}
         return [job for job in whole.measurements if job.key not in running]
-
-    @property
-    def skipped(self) -> list[str]:
-        """A line on each data set without files, and on the defenses that are left out on a data set for one reason."""
-        together: dict[tuple[str, str], list[str]] = {}
-        for (dataset, label), reason in self.left_out.items():
-            together.setdefault((dataset, reason), []).append(label)
-        lines = [f"{', '.join(labels)} on {dataset}: {reason}" for (dataset, reason), labels in together.items()]
-        return [f"skipped: {reason}" for reason in (*self.missing_data.values(), *lines)]
 
     @property
     def is_cut(self) -> bool:
@@ -152,20 +162,18 @@ class Plan:
 
         data = tuple(replace(one, defenses=tuple(located(one, ref) for ref in one.defenses)) for one in self.data)
         data = tuple(_with_undefended(one, self.matrix) for one in data)
-        return replace(self, data=data, untrainable=untrainable)
+        return replace(self, data=data, omissions=replace(self.omissions, untrainable=untrainable))
 
 
-def make_plan(
-    matrix: Matrix, options: Options, whole: Matrix | None = None, named: Mapping[str, list[str]] | None = None
-) -> Plan:
+def make_plan(matrix: Matrix, options: Options, whole: Matrix | None = None) -> Plan:
     """Plan a matrix: read the data, and look for the weights of every defense.
 
-    whole, named: as in `Plan`; by default the matrix itself, and no names. A data set whose files are not found is
+    whole: as in `Plan`; by default the matrix itself. A data set whose files are not found is
     skipped, unless it is named, or no other one is there. All images of a data set outside the whole matrix, or of any
     in a crossed matrix, are used if these are fewer than the matrix' n. Raises InputError for missing data, if data or
     weights are damaged, there are fewer images than requested, or a defense does not suit its data.
     """
-    whole, named = whole or matrix, named or {}
+    whole, named = whole or matrix, options.named
     chosen: list[PlannedData] = []
     missing: dict[str, MissingData] = {}
     listed = set() if whole.crossed else {entry.name for entry in whole.datasets}
@@ -202,7 +210,8 @@ def make_plan(
 
     sizes = {one.dataset.name: len(one.indices) for one in chosen}
     matrix = replace(matrix, datasets=tuple(map(fitted, matrix.datasets)))
-    return Plan(matrix, whole, options, tuple(map(defended, chosen)), named, reasons, left_out)
+    data = tuple(map(defended, chosen))
+    return Plan(matrix, whole, options, data, Omissions(reasons, left_out))
 
 
 def _ref_or_reason(choice: DefenseChoice, dataset: Dataset, crossed: bool) -> DefenseRef | str:

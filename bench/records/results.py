@@ -82,27 +82,31 @@ def _check_identity(stored: Stored, path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class JobFacts:
+    """What is known about the job of a record file, apart from its rows.
+
+    entry: facts from the plan. identity: identity of the job; None where the file does not exist. kernels: description
+    of the numerical kernels that computed the rows (`running.kernels`); old records have none.
+    """
+
+    entry: Entry
+    identity: JsonObject | None = None
+    kernels: JsonObject | None = None
+
+
+@dataclass(frozen=True)
 class Results:
     """The results of a run.
 
-    records: per-input records (`records.schema`), with the key of their job as the column `key`. probes: records of the
-    diagnosis' own attacks, which no figure, table or comparison uses. identities: key → identity of the job. index:
-    key → facts about the job from the plan. kernels: key → description of the numerical kernels that computed the rows
-    (`running.kernels`); old records have none. measurements, inspections: stored results of the matrix' measurements,
-    and of those of the diagnosis. run: content of run.json, {} where it is missing. missing: names of record files that
-    the index lists but that do not exist.
+    rows: per-input records (`records.schema`), with the key of their job as the column `key`. jobs: key → facts about
+    the job. measured: stored results of measurements. run: content of run.json, {} where it is missing.
     """
 
     folder: Path
-    records: pd.DataFrame
-    probes: pd.DataFrame
-    identities: dict[str, JsonObject]
-    index: dict[str, Entry] = field(default_factory=dict)
-    kernels: dict[str, JsonObject] = field(default_factory=dict)
-    measurements: list[JsonObject] = field(default_factory=list)
-    inspections: list[JsonObject] = field(default_factory=list)
+    rows: pd.DataFrame
+    jobs: dict[str, JobFacts]
+    measured: list[JsonObject] = field(default_factory=list)
     run: JsonObject = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
 
     @classmethod
     def load(cls, folder: Path) -> Results:
@@ -110,32 +114,58 @@ class Results:
         store = Store(folder)
         if not store.folder.is_dir():
             raise InputError(f"{folder}: no records here; a run's folder holds records/*.parquet")
-        entries = store.index()
-        there = {key_in(entry.file): entry for entry in entries if (store.folder / entry.file).exists()}
-        stored = {key: store.stored(store.folder / entry.file) for key, entry in there.items()}
-        for key, one in stored.items():
-            _check_identity(one, store.folder / there[key].file)
-        keyed = [one.table.append_column("key", pa.array([key] * len(one.table))) for key, one in stored.items()]
-        rows = as_frame(keyed) if keyed else pd.DataFrame({"kind": pd.Series(dtype="string")})
+        jobs, tables = {}, []
+        for entry in store.index():
+            key, path = key_in(entry.file), store.folder / entry.file
+            if path.exists():
+                stored = store.stored(path)
+                _check_identity(stored, path)
+                jobs[key] = JobFacts(entry, stored.identity, stored.kernels)
+                tables.append(stored.table.append_column("key", pa.array([key] * len(stored.table))))
+            else:
+                jobs[key] = JobFacts(entry)
+        rows = as_frame(tables) if tables else pd.DataFrame({"kind": pd.Series(dtype="string")})
         if len(rows) and (found := contradiction(rows)):
-            file = store.folder / there[str(rows["key"].iloc[found.row])].file
+            file = store.folder / jobs[str(rows["key"].iloc[found.row])].entry.file
             raise DamagedRecords(f"{file}: damaged ({found.fault}); delete it and run again, which repeats its job")
-        probed = rows["kind"] == PROBED
-        if probed.all():
+        if (rows["kind"] == PROBED).all():
             raise InputError(f"{store.folder}: no records here yet")
-        measured = measurements.load(folder)
-        return cls(
-            folder=folder,
-            records=rows[~probed].reset_index(drop=True),
-            probes=rows[probed].reset_index(drop=True),
-            identities={key: one.identity for key, one in stored.items()},
-            index=there,
-            kernels={key: one.kernels for key, one in stored.items() if one.kernels is not None},
-            measurements=[one for one in measured if not one["measurement"].startswith(PROBE)],
-            inspections=[one for one in measured if one["measurement"].startswith(PROBE)],
-            run=stored_provenance(folder),
-            missing=[entry.file for entry in entries if key_in(entry.file) not in there],
-        )
+        return cls(folder, rows, jobs, measurements.load(folder), stored_provenance(folder))
+
+    @cached_property
+    def records(self) -> pd.DataFrame:
+        """The rows of which figures, tables and comparisons are made."""
+        return self.rows[self.rows["kind"] != PROBED].reset_index(drop=True)
+
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        """The rows of the diagnosis' own attacks, which no figure, table or comparison uses."""
+        return self.rows[self.rows["kind"] == PROBED].reset_index(drop=True)
+
+    @cached_property
+    def identities(self) -> dict[str, JsonObject]:
+        """Key → identity of each job that has a record file."""
+        return {key: job.identity for key, job in self.jobs.items() if job.identity is not None}
+
+    @cached_property
+    def index(self) -> dict[str, Entry]:
+        """Key → facts from the plan about each job that has a record file."""
+        return {key: self.jobs[key].entry for key in self.identities}
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of record files that the index lists but that do not exist."""
+        return [job.entry.file for job in self.jobs.values() if job.identity is None]
+
+    @cached_property
+    def measurements(self) -> list[JsonObject]:
+        """The results of the matrix' measurements."""
+        return [one for one in self.measured if not one["measurement"].startswith(PROBE)]
+
+    @cached_property
+    def inspections(self) -> list[JsonObject]:
+        """The results of the diagnosis' measurements."""
+        return [one for one in self.measured if one["measurement"].startswith(PROBE)]
 
     @cached_property
     def cells(self) -> dict[Cell, pd.DataFrame]:
@@ -162,10 +192,9 @@ class Results:
     @property
     def states(self) -> dict[str, str]:
         """Key of each job → the status of its first row (ok, failed or skipped)."""
-        rows = pd.concat([frame[["key", "status"]] for frame in (self.records, self.probes)])
-        return dict(rows.drop_duplicates("key").itertuples(index=False))
+        return dict(self.rows[["key", "status"]].drop_duplicates("key").itertuples(index=False))
 
     @property
     def distinct_kernels(self) -> list[JsonObject]:
         """The different descriptions of kernels in the records: see `store.distinct_kernels`."""
-        return distinct_kernels(self.kernels.values())
+        return distinct_kernels(job.kernels for job in self.jobs.values() if job.kernels is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 
 import pandas as pd
 
@@ -25,66 +25,92 @@ from manifold_bench.bench.report.tables import Doubts
 from manifold_bench.bench.text import jobs_text
 
 
-def _shown(table: Table, flags: dict[tuple[str, str], str], budget: str) -> Table:
-    """Return the table with the diagnosis' marks on defenses and, in its legend, the cuts made for a time budget."""
-    return replace(flagged(table, flags), legend=f"{table.legend} {budget}".rstrip())
-
-
 @dataclass(frozen=True)
 class Report:
-    """The contents of a report.
-
-    summary: result of metrics.summary.summary. protocols: result of metrics.protocols.protocols. doubts: (data set,
-    defense, norm, ε, figure) → evidence that the attacks were too weak for it. assessments: those of the
-    defenses that the run is about. rankings: label of each system that the command line named → sentences that compare
-    it with the others. paragraphs: Markdown text on these comparisons and on central claims. claim_tables,
-    measurement_tables, tables: all tables; defenses that fail the diagnosis are marked in them.
-    """
+    """The contents of a report; each part is computed once, when it is first used."""
 
     results: Results
-    summary: pd.DataFrame
-    protocols: pd.DataFrame
-    doubts: Doubts
-    diagnosis: Diagnosis
-    assessments: list[Assessment]
-    claims: tuple[Claim, ...]
-    rankings: dict[str, list[str]]
-    paragraphs: list[str]
-    claim_tables: list[Table]
-    measurement_tables: list[Table]
-    tables: list[Table]
 
-    @classmethod
-    def of(cls, results: Results) -> Report:
-        """Compute the report of a run's results."""
-        run = results.run
-        records = results.records.drop(columns=list(IMAGE_COLUMNS), errors="ignore")  # large, and no figure needs them
-        summary, worth, diagnosis = summary_of(records), optimality.attack_figures(records), diagnose(results)
-        doubts, stated = tables.doubts_of(results, summary), claims_of(run, results.folder)
-        compared = {name: against_others(records, name) for name in ranking.named_in(run, "defenses")}
-        rankings = ranking.named_lines(compared, worth, run)
-        mark = partial(_shown, flags=flags(diagnosis), budget=budget_of(run))
-        made = [table for name, found in compared.items() for table in ranking.ranking_tables(found, name)]
-        made += tables.tables(summary, doubts) + certified_tables(summary, results.measurements)
-        judged = protocols(records)
-        made += protocol_tables(summary, judged, doubts)
-        made += attacks.attack_tables(worth)
-        made += tables.selective_tables(selective.matched(records, deployed=summary), doubts)
-        conclusions = claims.conclusions(records, stated, results.measurements)
-        return cls(
-            results=results,
-            summary=summary,
-            protocols=judged,
-            doubts=doubts,
-            diagnosis=diagnosis,
-            assessments=assessments(results, summary, diagnosis, doubts),
-            claims=stated,
-            rankings=rankings,
-            paragraphs=ranking.ranking_paragraphs(rankings, run) + conclusions,
-            claim_tables=list(map(mark, claims.claims_tables(records, stated, results.measurements))),
-            measurement_tables=list(map(mark, measurements.measurement_tables(results.measurements))),
-            tables=list(map(mark, made)),
-        )
+    @cached_property
+    def records(self) -> pd.DataFrame:
+        """The records without images, which are large, and which no figure needs."""
+        return self.results.records.drop(columns=list(IMAGE_COLUMNS), errors="ignore")
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """The result of metrics.summary.summary."""
+        return summary_of(self.records)
+
+    @cached_property
+    def protocols(self) -> pd.DataFrame:
+        """The result of metrics.protocols.protocols."""
+        return protocols(self.records)
+
+    @cached_property
+    def doubts(self) -> Doubts:
+        """(data set, defense, norm, ε, figure) → evidence that the attacks were too weak for it."""
+        return tables.doubts_of(self.results, self.summary)
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis:
+        """The diagnosis of every defense."""
+        return diagnose(self.results)
+
+    @cached_property
+    def assessments(self) -> list[Assessment]:
+        """The assessments of the defenses that the run is about."""
+        return assessments(self.results, self.summary, self.diagnosis, self.doubts)
+
+    @cached_property
+    def claims(self) -> tuple[Claim, ...]:
+        """The claims of the matrix."""
+        return claims_of(self.results.run, self.results.folder)
+
+    @cached_property
+    def paragraphs(self) -> list[str]:
+        """Markdown text on systems that the command line named, and on central claims."""
+        conclusions = claims.conclusions(self.records, self.claims, self.results.measurements)
+        return ranking.ranking_paragraphs(self.rankings, self.results.run) + conclusions
+
+    @cached_property
+    def rankings(self) -> dict[str, list[str]]:
+        """Label of each system that the command line named → sentences that compare it with the others."""
+        return ranking.named_lines(self._named, self._attacks, self.results.run)
+
+    @cached_property
+    def claim_tables(self) -> list[Table]:
+        """The tables of claims."""
+        return list(map(self._shown, claims.claims_tables(self.records, self.claims, self.results.measurements)))
+
+    @cached_property
+    def measurement_tables(self) -> list[Table]:
+        """The tables of measurements."""
+        return list(map(self._shown, measurements.measurement_tables(self.results.measurements)))
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """All other tables."""
+        made = [table for name, found in self._named.items() for table in ranking.ranking_tables(found, name)]
+        made += tables.tables(self.summary, self.doubts)
+        made += certified_tables(self.summary, self.results.measurements)
+        made += protocol_tables(self.summary, self.protocols, self.doubts)
+        made += attacks.attack_tables(self._attacks)
+        made += tables.selective_tables(selective.matched(self.records, deployed=self.summary), self.doubts)
+        return list(map(self._shown, made))
+
+    @cached_property
+    def _named(self) -> dict[str, pd.DataFrame]:
+        """Label of each defense that the command line named → its comparison with the others."""
+        return {name: against_others(self.records, name) for name in ranking.named_in(self.results.run, "defenses")}
+
+    @cached_property
+    def _attacks(self) -> pd.DataFrame:
+        """The result of metrics.optimality.attack_figures."""
+        return optimality.attack_figures(self.records)
+
+    def _shown(self, table: Table) -> Table:
+        """Return the table with marks on defenses that fail the diagnosis, and cuts for a time budget in its legend."""
+        return replace(flagged(table, self.flags), legend=f"{table.legend} {self.budget}".rstrip())
 
     @property
     def budget(self) -> str:
@@ -112,7 +138,7 @@ class Report:
         number, limit = f"{marked} cell{'s' * (marked > 1)}", f"{effort.LIMIT:.0%}"
         return f"{number} where the attack stopped trying on more than {limit} of the inputs (‖)" if marked else ""
 
-    @property
+    @cached_property
     def flags(self) -> dict[tuple[str, str], str]:
         """(data set, defense) → titles of the checks of the diagnosis that it fails."""
         return flags(self.diagnosis)

@@ -41,7 +41,7 @@ def print_plan(plan: Plan, folder: Path, console: Console, forecast: Forecast) -
     print_text(console, time_line(plan, forecast))
     if plan.matrix.budget:
         print_text(console, plan.matrix.budget)
-    for line in (*plan.skipped, *plan.small_data):
+    for line in (*plan.omissions.lines, *plan.small_data):
         print_text(console, line)
     for family in undecided(plan):
         print_text(console, str(family))

@@ -28,13 +28,17 @@ def write_report(results: Results) -> Report:
     protocols.csv is written where defenses are randomized. Tables and plots of an earlier report are deleted. Returns
     the report; raises InputError where run.json is damaged.
     """
-    report = Report.of(results)
+    report = Report(results)
+    # before anything is written, because damaged files are found here
+    tables = [*report.claim_tables, *report.measurement_tables, *report.tables]
+    of_diagnosis = diagnosis_tables(report.diagnosis)
+    tables += [replace(one, legend=f"{one.legend} {report.budget}".rstrip()) for one in of_diagnosis]
     with with_path_in_errors(results.folder):  # a full disk does not say so itself
-        _write(report, results.folder)
+        _write(report, tables, results.folder)
     return report
 
 
-def _write(report: Report, folder: Path) -> None:
+def _write(report: Report, tables: list[Table], folder: Path) -> None:
     (folder / "summary.csv").write_text(csv(report.summary), encoding="utf-8")
     atomic_write(folder / "diagnosis.json", json.dumps(report.diagnosis, indent=1, ensure_ascii=False) + "\n")
     # old files may show cells that are no longer in the run
@@ -44,9 +48,6 @@ def _write(report: Report, folder: Path) -> None:
     if len(report.protocols):
         (folder / "protocols.csv").write_text(csv(report.protocols), encoding="utf-8")
     (folder / "tables").mkdir(exist_ok=True)
-    of_diagnosis = diagnosis_tables(report.diagnosis)
-    tables = [*report.claim_tables, *report.measurement_tables, *report.tables]
-    tables += [replace(one, legend=f"{one.legend} {report.budget}".rstrip()) for one in of_diagnosis]
     for table in tables:
         name = file_name(*table.name)
         (folder / "tables" / f"{name}.md").write_text(markdown(table), encoding="utf-8")

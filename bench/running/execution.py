@@ -52,8 +52,8 @@ class Ended:
     @property
     def counts(self) -> str:
         """The number of jobs by status, as the report has it, and the data sets that were not found."""
-        missing = f"; not found: {', '.join(self.plan.missing_data)}" if self.plan.missing_data else ""
-        return f"{jobs_text(self.states)}{missing}"
+        missing = ", ".join(self.plan.omissions.missing_data)
+        return jobs_text(self.states) + (f"; not found: {missing}" if missing else "")
 
 
 def execute(plan: Plan, session: Session) -> Ended:
@@ -64,7 +64,7 @@ def execute(plan: Plan, session: Session) -> Ended:
     begun, folder, board = time.time(), session.folder, session.board
     remove_drafts(cache_folder("kernels"))
     (folder / STAMP).unlink(missing_ok=True)
-    for line in (*plan.skipped, *plan.small_data):
+    for line in (*plan.omissions.lines, *plan.small_data):
         board.line(line)
     board.log.event("run started", **provenance(), matrix=plan.matrix.source, workers=board.workers)
     with board:
@@ -155,7 +155,7 @@ def _is_missing(job: Job, plan: Plan, session: Session) -> bool:
         return False
     if state == "damaged":
         board.line(f"damaged records, computed again: {store.path(job)}")
-    untrainable = plan.untrainable.get((job.dataset.name, job.defense.label))
+    untrainable = plan.omissions.untrainable.get((job.dataset.name, job.defense.label))
     reason, ending = (job.skip, "skipped") if job.skip else (untrainable, "failed")
     if reason is None:
         return True
@@ -180,9 +180,9 @@ def _write_run_json(
         "seeds": list(plan.matrix.seeds),
         "draws": plan.matrix.draws,
         "matrix": matrix_json(plan.matrix, plan.options),
-        "named": plan.named,
-        "missing_data": plan.missing_data,
-        "skipped": plan.skipped,
+        "named": plan.options.named,
+        "missing_data": plan.omissions.missing_data,
+        "skipped": plan.omissions.lines,
         "reused": [dataclasses.asdict(one) for one in reused],
         "undecided": [dataclasses.asdict(one) for one in undecided(plan)],
         "jobs": [{"title": job.title, "key": job.key, "skipped": job.skip} for job in plan.jobs],

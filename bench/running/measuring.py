@@ -23,12 +23,12 @@ def measure(plan: Plan, session: Session) -> int:
     """Run the measurements of a plan that have no result in the run's folder yet; return how many failed."""
     folder, board = session.folder, session.board
     write_index([*plan.measurements, *plan.other_measurements], folder)
-    waiting = {}
+    waiting, broken = {}, plan.omissions.untrainable
     for job in plan.measurements:
         needed = [(job.dataset.name, ref.label) for ref in (job.defense, *job.others)]
         if job.skip:
             store(job, folder, Outcome("skipped", job.skip))
-        elif untrained := [plan.untrainable[pair] for pair in needed if pair in plan.untrainable]:
+        elif untrained := [broken[pair] for pair in needed if pair in broken]:
             store(job, folder, Outcome("failed", untrained[0]))
         elif status(job, folder) != "ok":
             waiting[job.key] = job

@@ -197,7 +197,7 @@ def test_undeclared_randomness_is_known_from_the_diagnosis_too(again, randomized
     place = {"dataset": "digits", "defense": "d", "measurement": "diagnosis:repeats", "status": "ok", "reason": ""}
     counts = {"again": again, "randomized": randomized}
     results = a_run(run(cell(CLEAN), cell("pgd")), matrix=RUN["matrix"] | {"defenses": [{"name": "d", "label": "d"}]})
-    results = dataclasses.replace(results, inspections=[place | {"values": counts}])
+    results = dataclasses.replace(results, measured=[place | {"values": counts}])
     found = summary(results.records)
     (assessment,) = assessments(results, found, diagnose(results), doubts_of(results, found))
     assert ("'randomized': True" in ast.unparse(ast.parse(assessment.command))) == declared

@@ -78,20 +78,21 @@ def test_what_does_not_fit_is_left_out_with_a_reason(full):
         name = data.dataset.name
         for choice in full.defenses:
             if choice.defends(name):
-                assert ((name, choice.label) in running) != ((name, choice.label) in plan.left_out)
+                assert ((name, choice.label) in running) != ((name, choice.label) in plan.omissions.left_out)
     assert ("digits", "undefended") in running
-    assert plan.left_out["digits", "trades"].startswith("no weights; `manifold-bench train --dataset digits")
-    assert "no network for images of 1×8×8" in plan.left_out["digits", "pretrained"]
-    assert "only test images" in plan.left_out["cifar10-samples", "undefended"]
+    assert plan.omissions.left_out["digits", "trades"].startswith("no weights; `manifold-bench train --dataset digits")
+    assert "no network for images of 1×8×8" in plan.omissions.left_out["digits", "pretrained"]
+    assert "only test images" in plan.omissions.left_out["cifar10-samples", "undefended"]
     assert all(ref.trained for data in plan.data for ref in data.defenses)
     skipped = [job for job in plan.jobs if job.skip]
     assert skipped and all(len(str(job.skip).split()) > 3 for job in skipped)
     # a defense that the command line names is trained, or refused, as everywhere else
     named = {"defenses": ["trades"]}
-    plan = make_plan(narrowed(full, ["digits"], ["trades"]), Options(), full, named)
-    assert not plan.left_out and [ref.trained for ref in plan.data[0].defenses if ref.label == "trades"] == [False]
+    plan = make_plan(narrowed(full, ["digits"], ["trades"]), Options(named=named), full)
+    assert not plan.omissions.left_out
+    assert [ref.trained for ref in plan.data[0].defenses if ref.label == "trades"] == [False]
     with pytest.raises(InputError, match="no network for images"):
-        make_plan(narrowed(full, ["digits"], ["pretrained"]), Options(), full, {"defenses": ["pretrained"]})
+        make_plan(narrowed(full, ["digits"], ["pretrained"]), Options(named={"defenses": ["pretrained"]}), full)
 
 
 def test_no_job_is_longer_than_the_work_allows(full):

@@ -22,7 +22,7 @@ def attacked(beaten: int, attack: str = "a", **more) -> pd.DataFrame:
 
 
 def gate(before: pd.DataFrame, after: pd.DataFrame, *limits: str) -> Gate:
-    return Gate.of(a_run(before), a_run(after), [Limit.parse(limit) for limit in limits])
+    return Gate(a_run(before), a_run(after), [Limit.parse(limit) for limit in limits])
 
 
 def versions_apart(before: pd.DataFrame, after: pd.DataFrame, of: str) -> Gate:
@@ -31,7 +31,7 @@ def versions_apart(before: pd.DataFrame, after: pd.DataFrame, of: str) -> Gate:
     for identity in ids.values():
         if identity["defense"]["label"] == of:
             identity["defense"]["version"] = "2"
-    return Gate.of(a_run(before), a_run(after, ids), [])
+    return Gate(a_run(before), a_run(after, ids), [])
 
 
 EVERYTHING = gate(
@@ -88,7 +88,7 @@ def test_inputs_and_jobs_that_are_not_compared_are_named_in_a_warning(tmp_path):
     before = write_run(tmp_path, run(CLEAN, attacked(0)), {"d": "none"})
     gone = next((before / "records").glob("*--a--*.parquet"))
     gone.unlink()
-    lacking = Gate.of(Results.load(before), a_run(run(CLEAN, attacked(N))), [])
+    lacking = Gate(Results.load(before), a_run(run(CLEAN, attacked(N))), [])
     assert [gone.name in one for one in lacking.warnings] == [True]
 
 
@@ -107,10 +107,10 @@ def test_cells_that_failed_in_both_runs_are_named_in_a_warning():
 def test_seconds_of_another_machine_give_a_warning():
     here, there = ({"machine": {"processor": "x86_64", "cores": n}, "workers": n, "device": "cpu"} for n in (2, 4))
     limits = [Limit.parse("seconds:1.5x")]
-    assert not Gate.of(a_run(CLEAN, **here), a_run(CLEAN, **here), limits).warnings
-    (warning,) = Gate.of(a_run(CLEAN, **here), a_run(CLEAN, **there), limits).warnings
+    assert not Gate(a_run(CLEAN, **here), a_run(CLEAN, **here), limits).warnings
+    (warning,) = Gate(a_run(CLEAN, **here), a_run(CLEAN, **there), limits).warnings
     assert "x86_64, 2 cores, 2 workers, cpu; x86_64, 4 cores, 4 workers, cpu" in warning
-    assert not Gate.of(a_run(CLEAN, **here), a_run(CLEAN, **there), []).warnings
+    assert not Gate(a_run(CLEAN, **here), a_run(CLEAN, **there), []).warnings
 
 
 def test_markdown_tells_what_failed_first_and_folds_what_did_not_change():

@@ -130,7 +130,7 @@ def test_exported_images_are_judged_as_they_were(made, folder, tmp_path):
 def test_the_verdict_says_that_no_attack_was_made_on_the_defense(made, folder, tmp_path):
     (file,) = (folder / "exported").glob("*--0.2--*.npz")
     judged(file, tmp_path / "out")
-    (assessment,) = Report.of(Results.load(tmp_path / "out")).assessments
+    (assessment,) = Report(Results.load(tmp_path / "out")).assessments
     assert "The images were made elsewhere." in str(assessment) and "whole diagnosis" not in str(assessment)
 
 

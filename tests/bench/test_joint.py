@@ -22,7 +22,7 @@ def records(beaten: np.ndarray) -> pd.DataFrame:
 
 
 def gate(before: np.ndarray, after: np.ndarray) -> Gate:
-    return Gate.of(a_run(records(before)), a_run(records(after)), [])
+    return Gate(a_run(records(before)), a_run(records(after)), [])
 
 
 def slightly_worse(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,9 @@ def test_nothing_changed_and_nothing_compared():
     before, _ = slightly_worse(2)
     found = gate(before, before)
     assert found.joint is not None and (found.joint.p, found.joint.inputs, found.exit_code) == (1.0, 0, 0)
-    assert Gate([]).joint_line == ""
+    failed = cell("a", labels=[0, 1], status="failed")
+    found = Gate(a_run(run(failed)), a_run(run(failed)), [])
+    assert found.joint is None and found.joint_line == ""
 
 
 def test_one_input_lost_by_every_attack_is_one_input():

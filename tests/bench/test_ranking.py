@@ -157,7 +157,7 @@ def test_what_was_named_and_what_was_reused_is_shown():
     assert not any("gone" in text for text in paragraphs)
     assert paragraphs[-1] == "7 jobs from the baseline results/baselines/quick (code abc, 2026-01-01), not run again."
     console = Console(width=110, record=True, file=io.StringIO())
-    print_report(Report.of(a_run(RECORDS, **run_file)), console)
+    print_report(Report(a_run(RECORDS, **run_file)), console)
     shown = " ".join(console.export_text().split())
     for name, lines in named.items():
         assert name in shown and all(line.split(";")[0] in shown for line in lines)

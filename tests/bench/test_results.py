@@ -114,7 +114,7 @@ def rows_filtered(jobs: int, monkeypatch: pytest.MonkeyPatch) -> int:
 
     with monkeypatch.context() as patch:
         patch.setattr(pd.DataFrame, "__getitem__", counted)
-        report = Report.of(results)
+        report = Report(results)
         heat_maps = [heat_map(panel, Cells(report)) for panel in panels(report.summary)]
         leaderboard(report)
     assert len(heat_maps) == 1

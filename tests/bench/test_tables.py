@@ -113,7 +113,7 @@ def test_noise_has_a_table_of_its_own():
     assert line(table, "d", "evolved")["accepted"] == "skipped (1)"
     assert "noise images with which the attack succeeded" in markdown(table)
     console = Console(width=100, record=True, file=io.StringIO())
-    print_report(Report.of(a_run(NOISE)), console)
+    print_report(Report(a_run(NOISE)), console)
     assert "25.0 [4.6, 69.9]" in console.export_text()
 
 
@@ -124,7 +124,7 @@ def test_several_seeds_are_a_mean_a_deviation_and_their_worst():
         assert line(table, *start)["robust, ε = 0.1"] == "80.0 ± 14.1 (70.0 [39.7, 89.2])"
         assert table.legend.endswith("with its interval).")
     console = Console(width=100, record=True, file=io.StringIO())
-    print_report(Report.of(a_run(run(cell(CLEAN, labels=LABELS), *seeds))), console)
+    print_report(Report(a_run(run(cell(CLEAN, labels=LABELS), *seeds))), console)
     assert "80.0 ± 14.1 (70.0)" in console.export_text()
     assert "seeds" not in ROBUST.legend
 
@@ -213,7 +213,7 @@ def test_latex_escapes(plain, escaped):
 
 def test_the_screen_shows_both_tables_within_100_columns():
     console = Console(width=100, record=True, file=io.StringIO())
-    print_report(Report.of(a_run(RECORDS)), console)
+    print_report(Report(a_run(RECORDS)), console)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
     for expected in ("[odd]", "worst case over attacks", "under each attack", "clean", "rej.", "failed", "skipped"):

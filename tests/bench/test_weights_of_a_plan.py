@@ -72,7 +72,7 @@ def test_the_plan_after_a_training_has_its_weights_and_the_one_before_it_has_not
     why = {("digits", "tiny:Trained"): "training failed: out of luck"}
     after = before.with_trained(why)
     assert [ref.trained for _, ref in before.running] == [False, False]
-    assert [ref.trained for _, ref in after.running] == [True, False] and after.untrainable == why
+    assert [ref.trained for _, ref in after.running] == [True, False] and after.omissions.untrainable == why
     assert before.jobs[0].key != after.jobs[0].key and before.jobs[2].key == after.jobs[2].key
 
 

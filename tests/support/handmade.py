@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from manifold_bench.bench.records.results import Results
+from manifold_bench.bench.records.results import JobFacts, Results
 from manifold_bench.bench.records.schema import (
     ATTACK,
     CALIBRATION,
@@ -193,8 +193,11 @@ def a_run(
     minimal: names of the attacks that look for smallest perturbations.
     """
     known = identities(records) if ids is None else ids
-    index = {key: Entry(f"{key}.parquet", minimal=one["attack"]["label"] in minimal) for key, one in known.items()}
-    return Results(folder, records, records[:0], known, index, run=run_file)
+    jobs = {
+        key: JobFacts(Entry(f"{key}.parquet", minimal=one["attack"]["label"] in minimal), one)
+        for key, one in known.items()
+    }
+    return Results(folder, records, jobs, run=run_file)
 
 
 @dataclass
