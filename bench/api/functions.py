@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import uuid
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -36,7 +37,8 @@ from manifold_bench.bench.planning.toml import toml, written
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.records.schema import GIVEN
 from manifold_bench.bench.report.results import Results, load
-from manifold_bench.bench.running.judge import Inputs, Judge, verdict, with_checks
+from manifold_bench.bench.running.judge import FEW, Inputs, Judge, verdict, with_checks
+from manifold_bench.bench.running.remarks import repeats
 from manifold_bench.bench.text import norm_of
 from manifold_bench.defenses import models
 from manifold_bench.defenses.base import Defense, LabelledImages
@@ -199,7 +201,9 @@ def attack(
     """Attack images with one attack, and have its outputs judged.
 
     model: as for `evaluate`. data: images [N,C,H,W] in [0,1] and labels [N]. parameters: of the attack. Raises
-    InputError for an attack or a parameter that doesn't exist, and where the model or the attack fails.
+    InputError for an attack or a parameter that doesn't exist, and where the model or the attack fails. Warns where the
+    answers of a model that is not said to be randomized differ for the same images. A randomized one is judged on one
+    draw, so that some successes may be luck; `evaluate` judges on several.
     """
     with argument("data"):
         images = labelled_images(data)
@@ -231,7 +235,10 @@ def attack(
         clean = verdict(defense, x, y, 1, 0)
         found = chosen.run(Target(defense, len(x), Attacker(clean=x)), x.clone(), y.clone(), size, 0)
         judged = Judge(defense, norm, 1, 0).judge(inputs, clean, found, largest)
-        return Attacked(found, judged.success, judged.distance(norm))
+        odd = [] if defense.randomized else list(repeats(defense, x[:FEW], 1, uneven=True))
+    for remark in odd:
+        warnings.warn(f"{type(model).__name__}: {remark}", stacklevel=3)
+    return Attacked(found, judged.success, judged.distance(norm))
 
 
 @called_by_a_program

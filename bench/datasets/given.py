@@ -230,6 +230,15 @@ def _fault_of_labels(labels: Tensor, n: int) -> str | None:
     return None
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the pictures in a folder, sorted by name; raises InputError for a picture of a kind that is not read."""
+    files = sorted(path for path in folder.iterdir() if not path.is_dir())
+    for path in files:
+        if path.suffix.lower() in _kinds_of_pictures() and path.suffix.lower() not in PICTURES:
+            raise InputError(f"{path}: a picture that would be left out; save it as {', '.join(PICTURES)}")
+    return [path for path in files if path.suffix.lower() in PICTURES]
+
+
 def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
     """Return the images of a folder with one folder for each class, and the names of the classes in order.
 
@@ -240,14 +249,10 @@ def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
         raise InputError(f"data: there is no folder {str(folder)!r}; give one that exists, or images and their labels")
     try:
         names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        files = [(path, label) for label, name in enumerate(names) for path in sorted((folder / name).iterdir())]
+        files = [(path, label) for label, name in enumerate(names) for path in pictures_in(folder / name)]
         direct = any(path.suffix.lower() in PICTURES for path in folder.iterdir())
     except OSError as error:
         raise InputError(f"data: {error.filename} cannot be read ({error.strerror})") from error
-    for path, _ in files:
-        if path.suffix.lower() in _kinds_of_pictures() and path.suffix.lower() not in PICTURES:
-            raise InputError(f"data: {path} is a picture that would be left out; save it as {', '.join(PICTURES)}")
-    files = [(path, label) for path, label in files if path.suffix.lower() in PICTURES and not path.is_dir()]
     if all(name.isdecimal() for name in names) and names != sorted(names, key=int):
         raise InputError(
             f"data: the folders of {str(folder)!r} have other orders as texts and as numbers ('10' is before '2'); "

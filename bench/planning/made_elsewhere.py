@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from manifold_bench.bench.datasets.base import Dataset, image_hashes
 from manifold_bench.bench.datasets.files import grey_or_rgb
-from manifold_bench.bench.datasets.given import PICTURES
+from manifold_bench.bench.datasets.given import PICTURES, pictures_in
 from manifold_bench.bench.errors import InputError, system_error
 from manifold_bench.bench.records.images import AdversarialImages, arrays_of, meta_of
 from manifold_bench.bench.text import LEVELS
@@ -92,7 +92,7 @@ def _array(path: Path, images: torch.Tensor) -> np.ndarray:
 
 
 def _folder(path: Path) -> Found:
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+    files = pictures_in(path)
     for file in files:
         if not (file.stem.isascii() and file.stem.isdigit()):
             raise InputError(f"{file}: name each picture by its index in the data set's test images, as in 0000.png")

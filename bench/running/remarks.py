@@ -82,7 +82,7 @@ def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, unev
         yield "its reject score never wins, neither for these images nor for uniform noise"
     elif not defense.rejects and clean.rejected.any():
         yield "its verdict rejects images although rejects is False, so that attacks do not see it"
-    yield from _repeats(defense, x[:FEW], job.draws, uneven)
+    yield from repeats(defense, x[:FEW], job.draws, uneven)
     if any(layer.training for layer in defense.modules()):
         yield "its forward puts layers into train mode, so that later answers may differ"
     yield from _left_in_train_mode(job.defense)
@@ -133,8 +133,12 @@ def _near(defense: Defense, few: Tensor) -> tuple[Tensor, Tensor]:
         return torch.empty(0), torch.empty(0)
 
 
-def _repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator[str]:
-    """Yield remarks if answers to the same images differ from call to call, or from batch to batch."""
+def repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator[str]:
+    """Yield remarks if answers to the same images differ from call to call, or from batch to batch.
+
+    draws: number of draws on which a randomized defense is judged. uneven: whether layers may round differently for
+    other batch sizes.
+    """
     first, again = scored_answers(defense, few), scored_answers(defense, few)
 
     def alike(one: Tensor, other: Tensor) -> bool:

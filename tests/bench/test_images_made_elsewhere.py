@@ -225,6 +225,7 @@ BAD = {
     "no tensors": (lambda at: _saved(at / "a.pt", {"epoch": 3}), STATED, ["a.pt", "[N,C,H,W]"]),
     "no picture": (lambda at: _text(_folder(at) / "0000.png").parent, STATED, ["0000.png"]),
     "16 bits": (lambda at: _sixteen_bits(_folder(at) / "0000.png").parent, STATED, ["0000.png", "8 bits"]),
+    "TIFF among PNG": (lambda at: _with_tiff(_folder(at)), STATED, ["0001.tif", ".png"]),
     "no number": (lambda at: _text(_folder(at) / "cat.png").parent, STATED, ["cat.png", "0000.png"]),
     "empty folder": (lambda at: _folder(at), STATED, ["no pictures"]),
     "no data set": (lambda at: npz(at / "a.npz", images=X), STATED[2:], ["--dataset"]),
@@ -256,6 +257,12 @@ def _saved(path: Path, content: object) -> Path:
 def _sixteen_bits(path: Path) -> Path:
     Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(path)
     return path
+
+
+def _with_tiff(folder: Path) -> Path:
+    for name in ("0000.png", "0001.tif"):
+        Image.new("L", (8, 8)).save(folder / name)
+    return folder
 
 
 def _folder(path: Path) -> Path:
