@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from commands import last_events, record_files
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,8 +34,10 @@ def test_commands_start_as_modules_of_a_checkout_too(command):
 def test_a_run_started_as_a_module_of_a_checkout_is_the_same_run(tmp_path):
     arguments = ["--matrix", "smoke", "--n", "8", "--defense", "undefended", "--attack", "fgsm", "--out", str(tmp_path)]
     assert python("-m", "bench.run", *arguments).returncode == 0
-    again = python("-m", "manifold_bench.bench", "run", *arguments, "--dry-run")
-    assert "0 to run, 3 finished" in again.stdout
+    before = record_files(tmp_path)
+    assert python("-m", "manifold_bench.bench", "run", *arguments).returncode == 0
+    assert len(json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["jobs"]) == 3
+    assert not last_events(tmp_path / "log.jsonl", "job started") and record_files(tmp_path) == before
 
 
 def test_no_command_and_an_unknown_one_are_answered_with_all_commands():

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 import pytest
-from commands import bench_run, records
+from commands import bench_run, last_events, records
 from handmade import REJECT, cell
 
 from manifold_bench.bench.records.results import Results
@@ -91,6 +91,7 @@ def test_a_record_that_contradicts_itself_is_refused_and_computed_again(tmp_path
     store.save(path.name, contents._replace(rows=contents.rows.assign(success=~contents.rows["success"])))
     with pytest.raises(DamagedRecords):
         Results.load(out)
-    done = bench_run(tmp_path / "matrix.toml", out)
-    assert done.returncode == 0 and path.name in done.stdout
+    assert bench_run(tmp_path / "matrix.toml", out).returncode == 0
+    (again,) = last_events(out / "log.jsonl", "job started")
+    assert path.stem.endswith(f"--{again['key'][:16]}")
     pd.testing.assert_frame_equal(records(out), before)

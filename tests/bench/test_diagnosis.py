@@ -151,7 +151,8 @@ def test_a_fail_marks_the_row_in_every_table_and_a_pass_does_not(folder, capsys)
     page = (folder / "report.md").read_text(encoding="utf-8")
     assert "### digits: diagnosis" in page and "gradients are neither zero nor non-finite" in page
     stored = json.loads((folder / "diagnosis.json").read_text(encoding="utf-8"))
-    assert [entry["defense"] for entry in stored["defenses"]] == ["undefended", "planted:Noisy"]
+    found = [(entry["defense"], entry["result"]) for entry in stored["defenses"]]
+    assert found == [("undefended", "pass"), ("planted:Noisy", "fail")]
     shown = capsys.readouterr().out
     assert "diagnosis digits / planted:Noisy: FAIL" in shown and "planted:Noisy ¶(" in shown
     assert "undefended ¶" not in shown

@@ -19,6 +19,7 @@ from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.threat import flat_norm
 from manifold_bench.bench.metrics.effort import EFFORT_COLUMNS, effort_note
 from manifold_bench.bench.metrics.summary import summary
+from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.running.attacking import Attacking, Found
 
 ITERATIVE = [
@@ -207,6 +208,7 @@ def test_a_run_says_where_an_attack_stopped_trying(tmp_path):
     for text in (done.stdout, (out / "report.html").read_text(), (out / "report.md").read_text()):
         assert "‖" in text and "stopped trying on 100.0 %" in text
     again = bench_run(matrix, out)
+    assert again.returncode == 0 and Log(out / "log.jsonl").read()[0][-1]["event"] == "run found finished"
     ending = again.stdout.strip().splitlines()[-1]
     assert "1 cell where the attack stopped trying" in ending, "a finished run says it again"
 

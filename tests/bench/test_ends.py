@@ -276,7 +276,11 @@ def test_two_runs_that_need_the_same_training_do_it_once(tmp_path):
     assert left == {"json", "safetensors"}
 
 
-@pytest.mark.parametrize("name", ["EndsInTraining", "ExitsInTraining"])
-def test_a_training_that_ends_its_process_is_no_success(tmp_path, name):
+@pytest.mark.parametrize(("name", "reason"), [("EndsInTraining", "exit code 0"), ("ExitsInTraining", "SystemExit: 0")])
+def test_a_training_that_ends_its_process_is_no_success(tmp_path, name, reason):
     done = command("train", "--dataset", "digits", "--defense", f"hostile:{name}", cache=tmp_path)
-    assert done.returncode == 1 and "FAILED" in done.stdout and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (log,) = (tmp_path / "weights").glob("*.log.jsonl")
+    (failed,) = last_events(log, "training failed")
+    assert failed["title"] == f"hostile:{name} on digits" and reason in failed["reason"]
+    assert not list(log.parent.glob("*.safetensors")) and not last_events(log, "training finished")

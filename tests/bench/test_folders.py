@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import bench_run, command, record_files, records
+from commands import bench_run, command, last_events, record_files, records
 from PIL import Image
 from torch import nn
 
@@ -194,7 +194,9 @@ def test_other_commands(home, name):
     if name == "train":
         words = ("--dataset", "./pics", "--defense", "undefended")
         done = command("train", *words, cache=home / "cache", cwd=home)
-        assert done.returncode == 1 and "'pics': it has only test images" in done.stdout
+        (log,) = (home / "cache" / "weights").glob("*.log.jsonl")
+        (failed,) = last_events(log, "training failed")
+        assert done.returncode == 1 and "'pics': it has only test images" in failed["reason"]
         return
     images = np.stack([np.full((3, 6, 5), 0.5, np.float32)] * 6)
     np.savez(home / "found.npz", images=images)

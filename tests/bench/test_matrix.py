@@ -14,6 +14,7 @@ from manifold_bench.attacks.gradient import PGD
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.folders import MATRICES
 from manifold_bench.bench.planning.matrix import Matrix
+from manifold_bench.bench.planning.narrow import narrowed
 from manifold_bench.bench.planning.reading import matrix_path, read_matrix
 from manifold_bench.bench.run import main
 
@@ -311,9 +312,10 @@ def test_a_bad_argument_ends_with_two_and_one_line(tmp_path, capsys, argument, v
     assert shown.err.startswith("error: ") and shown.err.count("\n") == 1 and value in shown.err
 
 
-def test_an_added_attack_takes_the_sizes_of_the_first_entry_for_its_norm(capsys):
-    assert main(["--matrix", "smoke", "--attack", "art:DeepFool", "--dry-run"]) == 0
-    assert "0.5" in capsys.readouterr().out
+def test_an_added_attack_takes_the_sizes_of_the_first_entry_for_its_norm(tmp_path):
+    l2 = '[[attacks]]\nname = "pgd"\nnorm = "l2"\neps = [0.5]\n[[attacks]]\nname = "noise"\nnorm = "l2"\neps = [0.7]\n'
+    (added,) = narrowed(read(tmp_path, attack() + l2), attacks=["art:DeepFool"]).attacks
+    assert (added.attack.norm, added.eps) == ("l2", (0.5,))
 
 
 def test_an_attack_added_to_a_matrix_without_sizes_is_refused_in_one_line(tmp_path, capsys):

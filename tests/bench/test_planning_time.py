@@ -18,7 +18,7 @@ from typing import Any
 import handed
 import pytest
 import torch
-from commands import bench_run
+from commands import bench_run, figures, last_events, one_error_line
 from handed import GOOD, Data, Honest, Idle
 
 from manifold_bench.bench.errors import InputError
@@ -161,9 +161,14 @@ def test_a_system_that_ends_the_process_wherever_it_is_used_is_no_silent_success
         'attacks = [{ name = "ends:It", eps = [0.1] }]\n'
     )
     done = bench_run(tmp_path / "m.toml", tmp_path / "out", path=str(tmp_path))
-    shown = {"__del__": done.stdout, "__repr__": done.stderr, "__reduce__": done.stdout}[place]
-    assert done.returncode == {"__del__": 1, "__repr__": 2, "__reduce__": 1}[place], done.stdout + done.stderr
-    assert "It" in shown or "2 jobs" in shown
+    if place == "__repr__":
+        assert "attacks[0]: It fails" in one_error_line(done) and not (tmp_path / "out").exists()
+        return
+    assert done.returncode == 1, done.stdout + done.stderr
+    shown = figures(tmp_path / "out")
+    assert set(shown["status"]) == {"failed"} and shown["reason"].str.contains(r"exit code 0|os\._exit\(0\)").all()
+    failed = [event["title"] for event in last_events(tmp_path / "out" / "log.jsonl", "job failed")]
+    assert failed == ["digits / ends:That / clean", "digits / ends:That / ends:It linf"]
 
 
 LEAVES = """

@@ -11,6 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from manifold_bench.bench import compare, run
 from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.records.log import Log
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.report import __main__ as report
 from manifold_bench.bench.running.url_folder import local_folder
@@ -50,7 +51,9 @@ def test_a_run_at_a_url_is_the_run_of_a_folder(url, tmp_path, monkeypatch, capsy
 
     capsys.readouterr()
     assert run.main([*arguments, url]) == 0
-    assert f"finished before; open {url}/report.html" in capsys.readouterr().out
+    assert f"open {url}/report.html" in capsys.readouterr().out
+    with local_folder(url, "test") as (there, _):
+        assert Log(there / "log.jsonl").read()[0][-1]["event"] == "run found finished"
     assert compare.main([url, "here"]) == 0
     assert report.main([url]) == 0 and report.main(["memory://bucket/runs/other"]) == 2
 

@@ -67,7 +67,8 @@ def test_it_leaves_weights_a_card_and_a_log_and_nothing_else(trained):
     assert failed["reason"].startswith("ArithmeticError: the loss went through the roof")
     assert "in fit" in next(e["lines"] for e in events if e["event"] == "training traceback")
     weights = next(path for path in left.values() if path.suffix == ".safetensors")
-    assert f"weights: {weights}" in done.stdout
+    (finished,) = (e for e in events if e["event"] == "training finished")
+    assert finished["key"] == str(weights) and f"weights: {weights}" in done.stdout
     card = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
     assert (
         card["name"] == "Trained"
