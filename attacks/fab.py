@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
-from manifold_bench.attacks.gradient import CONFIRM_EVERY, Best, or_stray
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, Best, nearest_so_far, or_stray
 from manifold_bench.attacks.losses import accepted_and_wrong, boundary, likeliest_wrong
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, expand, flat_norm
@@ -57,11 +57,9 @@ class FAB(ViewAttack):
         return 1 + 2 * rounds, rounds
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        rows, view = all_rows(x), self.view(target)
-        clean = view.answer(x, rows)
-        beaten = view.confirmed(x, y, rows, accepted_and_wrong(clean, y, view.num_classes))
-        nearest = Best(x.clone(), torch.where(beaten, 0.0, -torch.inf).to(x))
-        rows = rows[~beaten]
+        view = self.view(target)
+        clean = view.answer(x, all_rows(x))
+        nearest, rows = nearest_so_far(view, x, y, clean)
         for aims in likeliest_wrong(clean, y, target.num_classes).unbind(1)[: self.targets]:
             rows = self._search(Search(self.view(target), x, y, aims, eps, nearest), rows)
         return torch.where(expand(-nearest.loss <= eps, x), nearest.point, x)

@@ -173,6 +173,17 @@ class Best:
         self.loss[rows[better]] = loss[better].to(self.loss)
 
 
+def nearest_so_far(view: View, x: Tensor, y: Tensor, clean: Tensor) -> tuple[Best, Tensor]:
+    """Return the best points of attacks that look for small distances, before they begin, and the rows still to beat.
+
+    clean: logits of the images x [N,C,H,W], whose labels are y [N]. An input that is wrong without an attack is beaten
+    at distance 0. The loss of the best points is the negative distance, −∞ for inputs that are not beaten.
+    """
+    rows = all_rows(x)
+    beaten = view.confirmed(x, y, rows, accepted_and_wrong(clean, y, view.num_classes))
+    return Best(x.clone(), torch.where(beaten, 0.0, -torch.inf).to(x)), rows[~beaten]
+
+
 @dataclass(frozen=True)
 class Climb:
     """One ascent from images x [N,C,H,W] with labels y [N], within ε.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
-from manifold_bench.attacks.gradient import Best
+from manifold_bench.attacks.gradient import Best, nearest_so_far
 from manifold_bench.attacks.losses import accepted_and_wrong, likeliest_wrong, reject_excess
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, flat_norm
@@ -52,11 +52,9 @@ class JSMA(ViewAttack):
         return 1 + self.targets * (self.steps + 1), self.targets * 2 * self.steps
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        view, rows = self.view(target), all_rows(x)
-        clean = view.answer(x, rows)
-        beaten = view.confirmed(x, y, rows, accepted_and_wrong(clean, y, view.num_classes))
-        fewest = Best(x.clone(), torch.where(beaten, 0.0, -torch.inf).to(x))
-        rows = rows[~beaten]
+        view = self.view(target)
+        clean = view.answer(x, all_rows(x))
+        fewest, rows = nearest_so_far(view, x, y, clean)
         for aims in likeliest_wrong(clean, y, target.num_classes).unbind(1)[: self.targets]:
             self._raise(self.view(target), x, y, aims, rows, fewest)
         return fewest.point

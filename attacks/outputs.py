@@ -198,9 +198,10 @@ def most_linear_form(outputs: Tensor, first: Tensor, second: Tensor) -> Form:
 
 
 def nonlinearity(logits: Tensor, first: Tensor, second: Tensor) -> float:
-    """Return how far margins between two classes are from straight lines: the share of their variance, mean over ways.
+    """Return the share of the margins' variance that a straight line does not explain, averaged over P lines.
 
-    logits: float64 [T,P,K] at T points at equal distances on P ways. first, second: classes of the two ends [P].
+    The lines lead from one image to another. logits: float64 [T,P,K] at T points at equal distances on each. first,
+    second: classes of the two ends [P].
     """
     at = torch.linspace(-1, 1, len(logits)).to(logits)[:, None]
     margins = logits.gather(2, first.expand(len(at), -1)[..., None]) - logits.gather(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows, remaining
-from manifold_bench.attacks.gradient import CONFIRM_EVERY, Best, or_random
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, Best, nearest_so_far, or_random
 from manifold_bench.attacks.losses import accepted_and_wrong, selective, typical_temperature
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import expand
@@ -116,13 +116,10 @@ class PenaltyAttack(ViewAttack):
         return 1 + self.searches * self.steps, self.searches * self.steps
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        rows = all_rows(x)
         view = self.view(target)
-        clean = view.answer(x, rows)
-        beaten = view.confirmed(x, y, rows, accepted_and_wrong(clean, y, view.num_classes))
+        clean = view.answer(x, all_rows(x))
         unit = typical_temperature(clean, view.num_classes)
-        nearest = Best(x.clone(), torch.where(beaten, 0.0, -torch.inf).to(x))
-        rows = rows[~beaten]
+        nearest, rows = nearest_so_far(view, x, y, clean)
         weights = Weights.first(x, self.c)
         for _ in range(self.searches):
             if not len(rows):

@@ -207,7 +207,7 @@ class SelectivePGD(AimedAscent):
 
 @dataclass(frozen=True, kw_only=True)
 class OrthogonalPGD(SelectivePGD):
-    """Selective PGD whose steps for the class leave the detectors alone, and the reverse.
+    """Selective PGD in which a step for the class does not change the detectors' scores, nor the reverse.
 
     It is eq. 6 of the paper.
 

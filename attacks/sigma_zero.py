@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.base import ViewAttack
 from manifold_bench.attacks.batching import all_rows
-from manifold_bench.attacks.gradient import CONFIRM_EVERY, Best, or_random
+from manifold_bench.attacks.gradient import CONFIRM_EVERY, nearest_so_far, or_random
 from manifold_bench.attacks.losses import accepted_and_wrong, selective, typical_temperature
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import Norm, expand, flat_norm
@@ -57,10 +57,8 @@ class SigmaZero(ViewAttack):
         return 1 + self.steps, self.steps
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        view, rows = self.view(target), all_rows(x)
-        beaten = view.confirmed(x, y, rows, accepted_and_wrong(view.answer(x, rows), y, view.num_classes))
-        nearest = Best(x.clone(), torch.where(beaten, 0.0, -torch.inf).to(x))
-        rows = rows[~beaten]
+        view = self.view(target)
+        nearest, rows = nearest_so_far(view, x, y, view.answer(x, all_rows(x)))
         point = origin = x[rows]
         label, memory = y[rows], Moments.none(origin)
         threshold = origin.new_full((len(rows),), self.threshold)

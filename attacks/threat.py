@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from torch import Tensor
 from manifold_bench.attacks.norms import UNBOUNDED, Norm
 
 NORMS: tuple[Norm, ...] = get_args(Norm)
+
+Size = TypeVar("Size", float, Tensor)
 
 TOLERANCE: dict[Norm, float] = {
     "linf": 1e-6,
@@ -52,8 +54,12 @@ def inside(x: Tensor, origin: Tensor, norm: Norm, eps: float) -> Tensor:
 
 def within(distance: Tensor, norm: Norm, eps: float) -> Tensor:
     """Return whether distances [N] in that norm are at most ε, up to the `TOLERANCE` for rounding → [N] bool."""
-    tolerance = TOLERANCE[norm]
-    return distance <= eps * (1 + tolerance) + tolerance
+    return distance <= allowed(norm, eps)
+
+
+def allowed(norm: Norm, eps: Size) -> Size:
+    """Return the largest distance that counts as ε: ε and the `TOLERANCE` of the norm for rounding."""
+    return eps * (1 + TOLERANCE[norm]) + TOLERANCE[norm]
 
 
 def grey_levels(x: Tensor) -> int | None:

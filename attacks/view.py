@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -34,7 +34,7 @@ class View:
     gradient: GradientMode
     inner_steps: int
     warm_start: bool
-    memory: Tensor | None = None
+    memory: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         defense = self.target.defense

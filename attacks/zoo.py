@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from manifold_bench.attacks.adam import Moments
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.batching import all_rows
-from manifold_bench.attacks.gradient import Best
+from manifold_bench.attacks.gradient import nearest_so_far
 from manifold_bench.attacks.losses import accepted_and_wrong, margin, reject_excess, typical_temperature
 from manifold_bench.attacks.penalty import Search, Weights
 from manifold_bench.attacks.target import Target
@@ -67,12 +67,10 @@ class ZOO(Attack):
         return self.queries, 0
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
-        view, rows = target.view(), all_rows(x)
-        clean = view.answer(x, rows, fresh=True)
-        beaten = view.confirmed(x, y, rows, accepted_and_wrong(clean, y, view.num_classes))
+        view = target.view()
+        clean = view.answer(x, all_rows(x), fresh=True)
         unit = typical_temperature(clean, view.num_classes)
-        nearest = Best(x.clone(), torch.where(beaten, 0.0, -torch.inf).to(x))
-        rows = rows[~beaten]
+        nearest, rows = nearest_so_far(view, x, y, clean)
         wrong = clean[rows, : view.num_classes].argmax(1) != y[rows]
         weights, choice = Weights.first(x, self.c), Choice(x, seed)
         for _ in range(self.searches if len(rows) else 0):

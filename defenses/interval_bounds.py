@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from manifold_bench.attacks.threat import TOLERANCE
+from manifold_bench.attacks.threat import allowed
 from manifold_bench.defenses.networks import StridedCNN
 
 ROUNDING = 1e-3
@@ -48,8 +48,7 @@ def proven(network: StridedCNN, x: Tensor, labels: Tensor, eps: Tensor) -> Tenso
     found = []
     with torch.no_grad():
         for reach in eps.double().unbind(1):
-            allowed = reach * (1 + TOLERANCE["linf"]) + TOLERANCE["linf"]
-            margins = largest_margins(network, x.double(), labels, allowed)
+            margins = largest_margins(network, x.double(), labels, allowed("linf", reach))
             others = margins.scatter(1, labels[:, None], -torch.inf)
             found.append(others.amax(1) < -ROUNDING * margins.abs().amax(1).clamp_min(1))
     return torch.stack(found, dim=1)

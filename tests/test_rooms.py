@@ -9,10 +9,19 @@ knows are looked up by name when they are used, and are not counted as imports.
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
+
+from manifold_bench.bench.gate.gate import Gate
+from manifold_bench.bench.planning.plan import Plan
+from manifold_bench.bench.records.results import Results
+from manifold_bench.bench.report.contents import Report
+from manifold_bench.bench.running.attempt import Attempt
 
 PROJECT = Path(__file__).parents[1]
 PACKAGE = "manifold_bench"
@@ -67,6 +76,12 @@ LONGEST, PARAMETERS, CONSTRUCTED = 400, 6, 5
 
 Records, such as dataclasses, have as many fields as what they describe, and their constructors are generated.
 """
+
+
+@pytest.mark.parametrize("noun", [Plan, Results, Attempt, Report, Gate])
+def test_the_nouns_of_a_run_have_few_parts(noun):
+    given = list(inspect.signature(noun).parameters)
+    assert 0 < len(given) <= CONSTRUCTED, given
 
 
 def test_no_file_and_no_signature_is_long():

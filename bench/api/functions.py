@@ -68,11 +68,11 @@ def run(
     """Run a matrix as the command `manifold-bench run` does, and return the results.
 
     matrix: a name (quick) or a TOML file. defenses: models under labels of their own, which run in place of the matrix'
-    defenses; see `as_defense` for what a model may be. How a model is used is said in a table with the model, {"model":
-    net, "rejects": True, "draws": 10}, with the options of `evaluate` other than `classes`. dry_run: whether to print
-    the jobs with their passes and their time, run nothing, and return None. options: those of the command line by their
-    long names (n=64, out="folder", attack=["pgd"], workers=2); without `out` the folder is temporary. Models that are
-    handed over run in this process, one job after the other, and always anew.
+    defenses; see `as_defense` for what a model may be. To set options of a model, give a dict with the model,
+    {"model": net, "rejects": True, "draws": 10}; it takes the options of `evaluate` other than `classes`. dry_run:
+    whether to print the jobs with their passes and their time, run nothing, and return None. options: those of the
+    command line by their long names (n=64, out="folder", attack=["pgd"], workers=2); without `out` the folder is
+    temporary. Models that are handed over run in this process, one job after the other, and always anew.
 
     Raises InputError for what the command line would refuse.
     """
@@ -275,7 +275,7 @@ def as_defense(
             raise InputError(f"model: {message_of(error)}") from error
 
 
-def _pair(normalize: Any) -> Any:
+def _pair(normalize: Any) -> Any:  # what users hand in, checked here
     """Return mean and standard deviation as they are given; raises InputError for what is no pair."""
     try:
         numbers = all(torch.as_tensor(one, dtype=torch.float64).isfinite().all() for one in normalize)
@@ -287,7 +287,7 @@ def _pair(normalize: Any) -> Any:
     return normalize
 
 
-def _usage(name: str, value: object) -> Any:
+def _usage(name: str, value: object) -> Any:  # the type depends on the option
     """Return an option that says how a model is used, None where it says nothing; raises InputError."""
     with argument(name):
         if name in ("rejects", "randomized"):
@@ -301,7 +301,7 @@ def _entries(attacks: str | Mapping[str, object] | Iterable[str | Mapping[str, o
     """Return attacks as the tables of a matrix file, from one or several names or tables; raises InputError."""
     try:
         many = [attacks] if isinstance(attacks, (str, Mapping)) else list(attacks)
-        tables: list[Any] = [{"name": one} if isinstance(one, str) else dict(one) for one in many]
+        tables: list[dict[str, object]] = [{"name": one} if isinstance(one, str) else dict(one) for one in many]
         if not all(isinstance(name, str) for table in tables for name in table):
             raise TypeError
         return tables

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from manifold_bench.attacks.batching import blockwise, remaining
-from manifold_bench.attacks.losses import LossName, accepted_and_wrong, named_loss
+from manifold_bench.attacks.losses import LossName, accepted_and_wrong, named_loss, reject_excess
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import (
     Norm,
@@ -369,7 +369,7 @@ class Readout:
         classes = logits[:, : mean.shape[1]]
         score = (((classes.double() - mean) * direction).sum(1) - threshold).to(logits.dtype)
         two = torch.stack([torch.zeros_like(score), score], dim=1)
-        return append_reject_score(two, logits[:, mean.shape[1]] - classes.amax(1)) if self.rejects else two
+        return append_reject_score(two, reject_excess(logits, mean.shape[1])) if self.rejects else two
 
     def loss(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the loss that PGD maximises for the problems `rows`: a function of logits [n,K+1] → [n]."""

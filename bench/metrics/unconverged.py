@@ -1,4 +1,4 @@
-"""At which ε the attacks of a run were still winning when their passes were spent."""
+"""Finds the ε at which the attacks of a run still beat new inputs in the second half of their passes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ITERATIVE = 20
 
 
 def unconverged(records: pd.DataFrame, minimal: Collection[str] = ()) -> dict[tuple[str, str, str, float], str]:
-    """Return where more steps would leave less, by data set, defense, norm and ε of a worst case.
+    """Return worst cases whose robust accuracy more steps would probably lower: (data set, defense, norm, ε) → text.
 
     A value says how many inputs fell late, such as `L∞ ε = 0.1: 3 of 64`; `FELL_LATE` says what that means.
 

@@ -74,7 +74,9 @@ class PlannedJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(PlannedJob):
-    """An attack, or the clean pass, whose records every other job of the defense reads; then attack is None.
+    """An attack on a defense, or the pass over its clean inputs, whose records all other jobs of the defense read.
+
+    attack: None for the clean pass.
 
     kind: kind of its records. split: split that the indices belong to: test, validation, or noise for the norm
     "fooling". ladder: whether an input that is beaten at one ε counts as beaten at the larger ones. aims: number of
@@ -224,7 +226,7 @@ class _Defended:
 
     @property
     def operations(self) -> float:
-        """About how many billions of operations an answer takes, where the matrix limits the work of a job."""
+        """Estimated billions of operations of one answer, used only where the matrix limits the work of a job."""
         known, key = known_operations(), key_of(self.own_identity)
         if key not in known:
             known[key] = SMALLEST

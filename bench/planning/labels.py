@@ -14,10 +14,19 @@ from manifold_bench.defenses.identity import JsonObject
 
 
 def label(name: str, parameters: JsonObject) -> str:
-    """Return the default label of a system: `name`, or `name(key=value, …)` if parameters are set."""
+    """Return the default label of a system: `name`, or `name(key=value, …)` if parameters are set.
+
+    Files are without their folders, because a label is a part of identities, and folders have other paths elsewhere.
+    """
+    name = without_folders(name)
     if not parameters:
         return name
     return f"{name}({', '.join(f'{key}={value_text(value)}' for key, value in sorted(parameters.items()))})"
+
+
+def without_folders(name: str) -> str:
+    """Return the name of a system without the folders of its files: nets/mine.py:Net@runs/w.pt → mine.py:Net@w.pt."""
+    return "@".join(part.rpartition("/")[2] for part in name.split("@"))
 
 
 def non_default(cls: type, values: JsonObject) -> JsonObject:

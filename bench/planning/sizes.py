@@ -66,7 +66,7 @@ def check_size(place: str, norm: str, eps: object, shape: tuple[int, int, int] |
     raise InputError(f"{place}: {eps_text(eps)} is no {norm_text(norm)} size{images}; {allowed}")
 
 
-def sizes_of(eps: Any) -> list[str | float]:
+def sizes_of(eps: Any) -> list[str | float]:  # what users hand in, checked here
     """Return one or several perturbation sizes as a list of texts and finite numbers; raises InputError."""
     try:
         many = list(eps) if np.ndim(eps) else [eps]

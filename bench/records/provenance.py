@@ -104,10 +104,23 @@ class DatasetPart(_Part):
     n: Whole | None
 
 
+class SystemPart(_Part):
+    """A defense or an attack of the matrix."""
+
+    name: Name
+    label: Name
+    parameters: JsonObject = {}
+    draws: Whole | None = None
+    randomized: bool = False
+
+
 class MatrixPart(_Part):
     source: str
     datasets: list[DatasetPart]
+    defenses: list[SystemPart] = []
+    attacks: list[SystemPart] = []
     claims: list[JsonObject] = []
+    budget: str = ""
 
 
 class NamedPart(_Part):
@@ -116,7 +129,9 @@ class NamedPart(_Part):
     datasets: list[Name] = []
 
 
-class BorrowedPart(_Part):
+class ReusedPart(_Part):
+    """The fields of `Reused`."""
+
     folder: str
     code: str
     started: str
@@ -151,7 +166,7 @@ class RunFile(_Part):
     named: NamedPart = NamedPart()
     missing_data: dict[Name, str] = {}
     skipped: list[str] = []
-    borrowed: list[BorrowedPart] = []
+    reused: list[ReusedPart] = []
     kernels: list[KernelsPart] = []
 
 

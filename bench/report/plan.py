@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from manifold_bench.bench.planning.deciding import undecided
+from manifold_bench.bench.planning.adaptive import undecided
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.plan import Plan
 from manifold_bench.bench.records.measurements import status

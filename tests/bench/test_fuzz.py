@@ -49,6 +49,19 @@ MATRIX: dict[str, Any] = {
     ],
     "resources": {"cpus": 1.0},
 }
+RUN_FILE = RUN | {
+    "command": ["manifold-bench", "run", "--matrix", "smoke", "--data", "data"],
+    "named": {"defenses": ["d"], "attacks": ["pgd"]},
+    "skipped": ["skipped: svhn: no files"],
+    "missing_data": {"svhn": "no files"},
+    "reused": [{"folder": "baselines/quick", "code": "abc", "started": "2026-01-01", "jobs": 2}],
+    "matrix": RUN["matrix"]
+    | {
+        "defenses": [{"name": "inc", "label": "d", "parameters": {"eta": 3.0}, "draws": 2, "randomized": True}],
+        "attacks": [{"name": "pgd", "label": "pgd", "parameters": {"steps": 3}}, {"name": "cw", "label": "cw"}],
+        "budget": "fewer images",
+    },
+}
 TEN = list(range(10))
 PIXELS = bytes(64)
 CELLS = run(
@@ -76,8 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for job in jobs:
         measurements.store(job, made, measurements.Outcome("ok", values={"fid": 1.5}))
     measurements.write_index(jobs, made)
-    named = {"defenses": ["d"], "attacks": ["pgd"]}
-    (made / "run.json").write_text(json.dumps(RUN | {"named": named}))
+    (made / "run.json").write_text(json.dumps(RUN_FILE))
     return made
 
 

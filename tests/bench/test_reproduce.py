@@ -16,6 +16,8 @@ from manifold_bench.bench.planning.reading import read_matrix
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.bench.report.html.reproduce import command
 
+NETS = "import torch\n\n\ndef net(x: torch.Tensor) -> torch.Tensor:\n    return x.flatten(1)[:, :10]\n"
+
 MATRIX = """
 datasets = [{ name = "digits", n = 6 }]
 calibration = 5
@@ -73,3 +75,13 @@ def test_the_command_of_a_cell_plans_that_cell_and_no_other(tmp_path, n):
     assert {key[2:] for key in from_command(both)} == {
         (CLEAN, "none"), ("pgd", "linf"), ("it's pgd (of $5, or so)", "linf"),
     }  # fmt: skip
+
+
+def test_a_file_in_a_folder_is_named_with_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "mine.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    matrix = matrices(run_parser().parse_args(["--matrix", "smoke", "--defense", "nets/mine.py:net", "--n", "4"]))[0]
+    stored = {"matrix": json.loads(json.dumps(matrix_json(matrix, Options(n=4)))), "seeds": [0], "device": "cpu"}
+    line = command(stored, "digits", "mine.py:net", ["fgsm"], "linf")
+    assert "--defense nets/mine.py:net" in line and set(from_command(line).values()) < set(planned(matrix, 4).values())

@@ -177,6 +177,23 @@ def test_a_helper_changes_and_nothing_stored_is_used_again(tmp_path, kind):
     }[kind]  # fmt: skip
 
 
+@pytest.mark.parametrize("folder", ["./", "nets/../", "absolute"])
+def test_a_file_that_is_named_by_another_path_has_the_same_keys(tmp_path, monkeypatch, folder):
+    write(tmp_path, {"systems.py": SYSTEMS, "helpers.py": "value = 1\n", "nets/.keep": ""})
+    monkeypatch.chdir(tmp_path)
+
+    def planned_as(place: str) -> tuple[list[str], set[str]]:
+        file = f"{place}systems.py"
+        attack = {"name": f"{file}:Own", "eps": [0.1]}
+        _, jobs, measured = plan(f"{file}:Mean", attack, measurement=f"{file}:Measured")
+        return [job.key for job in (*jobs, *measured)], {job.defense.label for job in jobs}
+
+    with importable(tmp_path):
+        keyed, labels = planned_as("")
+        assert labels == {"systems.py:Mean"} and len(keyed) == 3
+        assert planned_as(f"{tmp_path}/" if folder == "absolute" else folder) == (keyed, labels)
+
+
 def test_a_module_of_this_project_moves_and_the_zoo_and_all_records_are_still_found(monkeypatch):
     ref, jobs, measured = plan()
     spec = importlib.util.spec_from_file_location("defenses.elsewhere", sys.modules[Undefended.__module__].__file__)

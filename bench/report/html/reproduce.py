@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from manifold_bench.bench.planning.folders import MATRICES
+from manifold_bench.bench.planning.labels import without_folders
 from manifold_bench.bench.records.schema import CLEAN
 from manifold_bench.defenses.identity import JsonObject
 
@@ -26,9 +27,9 @@ def command(run: JsonObject, dataset: str, defense: str, attacks: Iterable[str],
     if run.get("command", [])[1:2] == ["judge"]:
         return shlex.join(["manifold-bench", *run["command"][1:]])
     parts = ["manifold-bench", "run", "--matrix", matrix_name(matrix["source"])]
-    parts += ["--dataset", dataset, "--defense", defense]
+    parts += ["--dataset", dataset, "--defense", _argument(matrix.get("defenses", []), defense)]
     for attack in attacks:
-        parts += ["--attack", attack]
+        parts += ["--attack", _argument(matrix.get("attacks", []), attack)]
         if attack != CLEAN and "--norm" not in parts:
             parts += ["--norm", norm]
     n = {entry["name"]: entry["n"] for entry in matrix["datasets"]}.get(dataset)
@@ -36,6 +37,12 @@ def command(run: JsonObject, dataset: str, defense: str, attacks: Iterable[str],
     parts += ["--seed", str(run["seeds"][0])] if len(run["seeds"]) == 1 else []  # the matrix names several itself
     parts += ["--device", run["device"]] if run["device"] != "cpu" else []
     return shlex.join([*parts, "--out", OUT])
+
+
+def _argument(entries: list[JsonObject], label: str) -> str:
+    """Return what names a system on the command line: its label, or its name if that has the folder of its file."""
+    names = {one["name"] for one in entries if one["label"] == label == without_folders(one["name"])}
+    return names.pop() if len(names) == 1 else label
 
 
 def matrix_name(source: str) -> str:

@@ -1,4 +1,4 @@
-"""Finds families of defenses in a plan that meet no attack that is made for them."""
+"""Finds families of defenses for which a plan has no adaptive attack."""
 
 from __future__ import annotations
 

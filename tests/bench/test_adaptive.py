@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from manifold_bench.bench.planning.deciding import UNMARKED, Undecided, undecided
+from manifold_bench.bench.planning.adaptive import UNMARKED, Undecided, undecided
 from manifold_bench.bench.planning.folders import MATRICES
 from manifold_bench.bench.planning.narrow import narrowed
 from manifold_bench.bench.planning.plan import Options, Plan, make_plan
