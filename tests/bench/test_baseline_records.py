@@ -80,8 +80,9 @@ def test_a_damaged_or_failed_record_is_not_taken(baseline, tmp_path):
     Store(baseline).write(jobs[1], empty_records(jobs[1], "failed", "why"))
     assert reuse(jobs, Store(tmp_path / "out"), [baseline]) == []
     assert [line.rsplit(": ", 1)[1] for line in reasons(jobs, baseline)] == [
-        "no stored records", "its stored records are damaged or not ok",
-    ]  # fmt: skip
+        "no stored records",
+        "its stored records are damaged or not ok",
+    ]
 
 
 def test_baselines_are_looked_for_here_and_with_the_code(tmp_path, monkeypatch):
@@ -90,8 +91,9 @@ def test_baselines_are_looked_for_here_and_with_the_code(tmp_path, monkeypatch):
     assert len(with_the_code) == 1
     (tmp_path / BASELINES / "quick").mkdir(parents=True)
     assert [folder.resolve() for folder in baseline_folders("quick")] == [
-        tmp_path / BASELINES / "quick", with_the_code[0].resolve(),
-    ]  # fmt: skip
+        tmp_path / BASELINES / "quick",
+        with_the_code[0].resolve(),
+    ]
     assert baseline_folders("no such matrix") == []
 
 

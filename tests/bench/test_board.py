@@ -122,9 +122,15 @@ def test_a_resumed_run_knows_from_its_log_how_long_jobs_take(log):
 
 def epoch(log, stage, done, epochs):
     log.event(
-        "training epoch", title="net on digits", key="w", pid=os.getpid(),
-        stage=stage, epoch=done, epochs=epochs, figures={"loss": 0.5},
-    )  # fmt: skip
+        "training epoch",
+        title="net on digits",
+        key="w",
+        pid=os.getpid(),
+        stage=stage,
+        epoch=done,
+        epochs=epochs,
+        figures={"loss": 0.5},
+    )
 
 
 def test_epochs_are_shown_with_loss_time_left_and_memory_but_not_each_of_many(log):

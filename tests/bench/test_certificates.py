@@ -93,8 +93,10 @@ def test_more_images_than_there_are_is_all_of_them():
     assert values["images"] == len(data.test)
 
 
-@pytest.mark.parametrize(("name", "norm", "suits"), [("Honest", "linf", True), ("Honest", "l2", False),
-                                                     ("InL2", "l2", True), ("Silent", "linf", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "norm", "suits"),
+    [("Honest", "linf", True), ("Honest", "l2", False), ("InL2", "l2", True), ("Silent", "linf", False)],
+)
 def test_only_certificates_of_that_norm_are_measured(name, norm, suits):
     reason = Certified(norm=norm).unsuited(getattr(certifying, name)(SPEC))
     assert (reason is None) == suits
@@ -114,8 +116,16 @@ def test_what_attacks_leave_is_never_less_than_what_is_certified(digits):
 
 def measured(defense: str, norm: str, shares: dict[float, float], status: str = "ok") -> dict:
     values = {certified_name(norm, eps): share for eps, share in shares.items()} | {"images": 20.0}
-    return {"dataset": "digits", "defense": defense, "measurement": f"certified-{norm}", "title": "T", "status": status,
-            "headline": "certified accuracy", "reason": "", "values": values if status == "ok" else {}}  # fmt: skip
+    return {
+        "dataset": "digits",
+        "defense": defense,
+        "measurement": f"certified-{norm}",
+        "title": "T",
+        "status": status,
+        "headline": "certified accuracy",
+        "reason": "",
+        "values": values if status == "ok" else {},
+    }
 
 
 BEATEN = [0] * 6 + [1] * 4

@@ -79,9 +79,12 @@ def test_a_table_per_source_with_claimed_and_measured_figures():
     first, second = claims_tables(run(CLEAN_CELL, WEAK, STRONG), entries)
     assert first.title.startswith("a paper, table 1") and second.title.startswith("figure 3")
     assert first.rows[0] == [
-        "right", "digits, d", "90.00", "50.00 [15.00, 85.00], n = 4",
+        "right",
+        "digits, d",
+        "90.00",
+        "50.00 [15.00, 85.00], n = 4",
         "L∞ ε = 0.1: accepted and right 25.00 [4.56, 69.94], n = 4 (1)",
-    ]  # fmt: skip
+    ]
     assert "strongest single attack: strong" in first.notes[0]
     assert first.rows[1][3:] == ["–", "–"]
     assert second.rows[0][1:4] == ["digits, d × weak, L∞ ε = 0.1", "–", "25.00 [4.56, 69.94], n = 4"]
@@ -89,9 +92,14 @@ def test_a_table_per_source_with_claimed_and_measured_figures():
 
 def test_a_measurement_is_in_the_row_of_its_publication():
     result = {
-        "dataset": "digits", "defense": "d", "measurement": "fid", "status": "ok", "reason": "", "headline": "fid",
+        "dataset": "digits",
+        "defense": "d",
+        "measurement": "fid",
+        "status": "ok",
+        "reason": "",
+        "headline": "fid",
         "values": {"fid": 51.23456, "other": 1.0},
-    }  # fmt: skip
+    }
     claimed = claim(figure=None, measurement="fid", published=50.4)
     assert measured(claimed, CLEAN_CELL, [result]).text == "51.23"
     assert measured(claimed, CLEAN_CELL, []) is None

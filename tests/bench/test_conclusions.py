@@ -91,8 +91,15 @@ def test_a_claim_falls_by_the_papers_own_attack():
 def test_fooling_has_a_conclusion_too():
     noise = {"norm": "fooling", "labels": [-1, -1], "clean": [REJECT, REJECT]}
     budget = Budget(norm="fooling", eps=math.inf)
-    claimed = claim(published=(0, 1000), figure="fooled", attack="a", norm="fooling", eps=math.inf, strongest=(budget,),
-                  central=True)  # fmt: skip
+    claimed = claim(
+        published=(0, 1000),
+        figure="fooled",
+        attack="a",
+        norm="fooling",
+        eps=math.inf,
+        strongest=(budget,),
+        central=True,
+    )
     rows = run(cell(CLEAN), cell("a", **noise), cell("b", **noise, adv=[1, REJECT]))
     text, _ = conclusions(rows, [claimed])
     assert "0 of 2: 0.00" in text and "made accepted and wrong 50.00" in text and "the claim is contradicted" in text

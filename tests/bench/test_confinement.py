@@ -31,9 +31,12 @@ def jobs(n: int | None = None) -> dict[tuple[str, str, str, str], int]:
 def test_what_is_confined_runs_there_and_nowhere_else():
     planned = jobs()
     assert {key[:2] for key in planned if key[2] == "pgd"} == {
-        ("digits", "undefended"), ("digits", "inc"), ("digits", "pgd-training"),
-        ("mnist5k", "undefended"), ("mnist5k", "inc"),
-    }  # fmt: skip
+        ("digits", "undefended"),
+        ("digits", "inc"),
+        ("digits", "pgd-training"),
+        ("mnist5k", "undefended"),
+        ("mnist5k", "inc"),
+    }
     assert {key[:2] for key in planned if key[2:] == ("noise", "linf")} == {
         ("mnist5k", "undefended"),
         ("mnist5k", "inc"),
@@ -45,8 +48,12 @@ def test_an_attack_takes_the_first_of_the_images():
     planned = jobs()
     sizes = {key[2:]: n for key, n in planned.items() if key[:2] == ("digits", "inc")}
     assert sizes == {
-        ("clean", "none"): 20, ("fgsm", "linf"): 20, ("pgd", "linf"): 15, ("mim", "linf"): 5, ("noise", "fooling"): 3,
-    }  # fmt: skip
+        ("clean", "none"): 20,
+        ("fgsm", "linf"): 20,
+        ("pgd", "linf"): 15,
+        ("mim", "linf"): 5,
+        ("noise", "fooling"): 3,
+    }
     assert planned["mnist5k", "inc", "pgd", "linf"] == 10  # there are no more
     assert set(jobs(n=4).values()) == {3, 4}
 
@@ -72,7 +79,7 @@ PGD = {"name": "pgd", "eps": [0.1]}
         ("defenses", {"name": "gmvae", "datasets": ["svhn"]}, "defenses[3].datasets: 'svhn' is not in this matrix"),
         ("defenses", {"name": "gmvae", "defenses": ["inc"]}, "defenses[3].defenses: 'gmvae' has no such parameter"),
     ],
-)  # fmt: skip
+)
 def test_names_that_are_not_there_are_refused(kind, entry, expected):
     entries = [*MATRIX[kind], entry] if kind == "defenses" else [MATRIX[kind][0], entry]
     with pytest.raises(InputError) as caught:

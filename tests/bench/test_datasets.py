@@ -204,11 +204,9 @@ def flip(raw: bytes, place: int) -> bytes:
         lambda raw: flip(raw, -8),
         lambda raw: b"<html>not found</html>",
         pytest.param(lambda raw: flip(raw, len(raw) // 2), id="a flipped byte within"),
-        pytest.param(
-            lambda raw: raw[:10] + b"\xff" * 50 + raw[60:], id="not deflated"
-        ),
+        pytest.param(lambda raw: raw[:10] + b"\xff" * 50 + raw[60:], id="not deflated"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_archive_is_named(folder, damage):
     path = folder / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))

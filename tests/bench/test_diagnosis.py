@@ -181,11 +181,9 @@ def test_a_diagnosis_of_which_too_few_checks_ran_is_called_incomplete(results, w
 
 def rows(role, beaten, n, eps=0.1, attack=None, ladder=True, **columns):
     """n inputs attacked at ε, those numbered in `beaten` with success."""
-    base = {
-        "attack": attack or role, "kind": attack if attack == "clean" else "attack", "role": role, "ladder": ladder,
-        "norm": "linf", "eps": eps, "status": "ok",
-        "reason": "", "label": 0, "clean_label": 0, "clean_rejected": False, "adv_rejected": False,
-    }  # fmt: skip
+    base = {"attack": attack or role, "kind": attack if attack == "clean" else "attack", "role": role}
+    base |= {"norm": "linf", "eps": eps, "ladder": ladder, "status": "ok", "reason": ""}
+    base |= {"label": 0, "clean_label": 0, "clean_rejected": False, "adv_rejected": False}
     hit = [i in beaten for i in range(n)]
     return pd.DataFrame({"sample": range(n), "success": hit, "adv_label": [int(h) for h in hit], **(base | columns)})
 
@@ -222,9 +220,10 @@ def test_several_comparisons_make_a_fail_harder():
 def test_what_falls_at_a_smaller_size_counts_at_a_larger_one():
     """An iterative attack that beats all at 0.1 and, standing alone, none at 0.2 is no worse than a step at 0.2."""
     measured = evidence(
-        rows(ITERATIVE, range(20), 20, 0.1, ladder=False), rows(ITERATIVE, (), 20, 0.2, ladder=False),
+        rows(ITERATIVE, range(20), 20, 0.1, ladder=False),
+        rows(ITERATIVE, (), 20, 0.2, ladder=False),
         rows(SINGLE_STEP, range(20), 20, 0.2),
-    )  # fmt: skip
+    )
     assert CHECKS["iterative"].finding(measured).result == "pass"
     assert CHECKS["monotone"].finding(measured).result == "fail"
 

@@ -57,9 +57,12 @@ def started(matrix: Path, out: Path) -> subprocess.Popen[str]:
     """A run that has stored something and is still at work."""
     running = subprocess.Popen(
         [sys.executable, "-m", "manifold_bench.bench", "run", "--matrix", matrix, "--out", out, "--workers", "2"],
-        env=environment(out.parent / "cache", TINY_SECONDS="1"), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_interrupts,
-    )  # fmt: skip
+        env=environment(out.parent / "cache", TINY_SECONDS="1"),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=heed_interrupts,
+    )
     end = time.monotonic() + 120
     while not list((out / "records").glob("*.parquet")):
         assert time.monotonic() < end and running.poll() is None
@@ -118,9 +121,13 @@ def test_a_limit_on_the_size_of_files_is_one_line(matrix, tmp_path, whole):
 
     done = subprocess.run(
         [sys.executable, "-m", "manifold_bench.bench", "run", "--matrix", matrix, "--out", tmp_path / "out"],
-        env=environment(tmp_path / "cache", PYTHONDONTWRITEBYTECODE="1"), capture_output=True, text=True, check=False,
-        timeout=300, preexec_fn=limit,
-    )  # fmt: skip
+        env=environment(tmp_path / "cache", PYTHONDONTWRITEBYTECODE="1"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        preexec_fn=limit,
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith(f"error: {tmp_path}"), done.stderr
     resumed(matrix, tmp_path / "out", whole)
@@ -183,10 +190,31 @@ def homeless_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
     env = environment(folder / "cache", path=str(folder), TMPDIR=str(folder))
     env = {name: value for name, value in env.items() if name not in ("HOME", "MANIFOLD_BENCH_CACHE", "XDG_CACHE_HOME")}
     return subprocess.run(
-        [sys.executable, "-m", "manifold_bench.bench", "run", "--matrix", "smoke", "--defense", "undefended",
-         "--attack", "art:DeepFool", "--n", "2", "--out", folder / "out", "--quiet", *arguments],
-        env=env, cwd=folder, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "manifold_bench.bench",
+            "run",
+            "--matrix",
+            "smoke",
+            "--defense",
+            "undefended",
+            "--attack",
+            "art:DeepFool",
+            "--n",
+            "2",
+            "--out",
+            folder / "out",
+            "--quiet",
+            *arguments,
+        ],
+        env=env,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
 
 
 def test_a_user_without_a_home(tmp_path):

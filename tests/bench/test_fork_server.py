@@ -118,8 +118,11 @@ def test_a_command_forks_itself_before_it_runs_anything_and_the_copy_ends_with_i
     code = PROGRAM.format(tests=str(Path(__file__).parent), support=str(ROOT / "tests" / "support"))
     done = subprocess.run(
         [sys.executable, "-c", code, "argument"],
-        env=environment(tmp_path, path=str(ROOT)), capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        env=environment(tmp_path, path=str(ROOT)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     seen = json.loads(done.stdout)
     assert seen["server"] == seen["parent"] and seen["state"] == "as imported" and seen["interrupt"]
     assert seen["arguments"] == ["-c"]

@@ -75,9 +75,12 @@ CELLS = run(
 
 def tries(count: int) -> Any:
     return settings(
-        max_examples=count, deadline=None, derandomize=count == SHORT, database=None,
+        max_examples=count,
+        deadline=None,
+        derandomize=count == SHORT,
+        database=None,
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -239,9 +242,28 @@ def test_matrix_files(count, tmp_path):
 
 
 OPTIONS = (
-    "--matrix", "--out", "--data", "--n", "--seed", "--workers", "--device", "--defense", "--attack", "--dataset",
-    "--norm", "--fail-on", "--markdown", "--junit", "--name", "--engine", "--address", "--quiet", "--force", "-h", "--",
-)  # fmt: skip
+    "--matrix",
+    "--out",
+    "--data",
+    "--n",
+    "--seed",
+    "--workers",
+    "--device",
+    "--defense",
+    "--attack",
+    "--dataset",
+    "--norm",
+    "--fail-on",
+    "--markdown",
+    "--junit",
+    "--name",
+    "--engine",
+    "--address",
+    "--quiet",
+    "--force",
+    "-h",
+    "--",
+)
 WORDS = st.one_of(
     st.sampled_from(OPTIONS),
     st.sampled_from(["smoke", "digits", "pgd", "undefended", "cpu", "linf", "error:5%", "local", "a:B", "os:path"]),

@@ -35,13 +35,29 @@ def versions_apart(before: pd.DataFrame, after: pd.DataFrame, of: str) -> Gate:
 
 
 EVERYTHING = gate(
-    run(CLEAN, attacked(3, "same"), attacked(3, "unsure"), attacked(0, "worse"), attacked(10, "better"),
-        attacked(0, "crashed"), attacked(0, "gone"), attacked(0, "bare", status="failed", reason="then")),
-    run(CLEAN, attacked(3, "same"), attacked(4, "unsure"), attacked(12, "worse"), attacked(0, "better"),
-        attacked(0, "crashed", status="failed", reason="\x1b[31mout of <memory> | 1 & 2\x1b[0m"), attacked(0, "bare"),
-        attacked(9, "added")),
-    "robust_accuracy:2pp", "error:50%",
-)  # fmt: skip
+    run(
+        CLEAN,
+        attacked(3, "same"),
+        attacked(3, "unsure"),
+        attacked(0, "worse"),
+        attacked(10, "better"),
+        attacked(0, "crashed"),
+        attacked(0, "gone"),
+        attacked(0, "bare", status="failed", reason="then"),
+    ),
+    run(
+        CLEAN,
+        attacked(3, "same"),
+        attacked(4, "unsure"),
+        attacked(12, "worse"),
+        attacked(0, "better"),
+        attacked(0, "crashed", status="failed", reason="\x1b[31mout of <memory> | 1 & 2\x1b[0m"),
+        attacked(0, "bare"),
+        attacked(9, "added"),
+    ),
+    "robust_accuracy:2pp",
+    "error:50%",
+)
 """A gate with every sign, two limits, and a cell that only the new run has."""
 
 
@@ -153,9 +169,11 @@ def test_junit_has_a_case_for_each_cell_and_its_outcome():
     expected = {attack: [tag] for tag, attacks in tags.items() for attack in attacks} | {"same": [], "better": []}
     assert {attack: outcome(attack) for attack in expected} == expected
     assert [name for (place, name) in cases if place == "gate"] == [
-        "something was compared", "all cells together are not worse", "robust_accuracy:2pp was checked",
+        "something was compared",
+        "all cells together are not worse",
+        "robust_accuracy:2pp was checked",
         "error:50% was checked",
-    ]  # fmt: skip
+    ]
     messages = {
         attack: cases["digits.d", f"{attack} L∞ ε = 0.1"][0].get("message") for attack in ("worse", "crashed", "bare")
     }

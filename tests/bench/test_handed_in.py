@@ -99,11 +99,23 @@ def test_a_split_that_changes_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("attribute", "value"),
     [
-        ("name", None), ("name", ""), ("shape", (2, 2)), ("shape", [1, 2, 2]), ("shape", (1, 2.0, 2)), ("shape", "1"),
-        ("shape", (0, 2, 2)), ("num_classes", "3"), ("num_classes", 0), ("num_classes", 2.5), ("revision", 1),
-        ("zoo", None), ("files", "folder"), ("files", ("a", "b")), ("files", None),
+        ("name", None),
+        ("name", ""),
+        ("shape", (2, 2)),
+        ("shape", [1, 2, 2]),
+        ("shape", (1, 2.0, 2)),
+        ("shape", "1"),
+        ("shape", (0, 2, 2)),
+        ("num_classes", "3"),
+        ("num_classes", 0),
+        ("num_classes", 2.5),
+        ("revision", 1),
+        ("zoo", None),
+        ("files", "folder"),
+        ("files", ("a", "b")),
+        ("files", None),
     ],
-)  # fmt: skip
+)
 def test_what_a_data_set_declares_is_refused_by_name(monkeypatch, attribute, value):
     it = dataclass(frozen=True)(type("It", (Data,), {attribute: value}))
     text = refusal(monkeypatch, it, datasets=[{"name": "handed:It"}])

@@ -151,9 +151,26 @@ def test_whatever_an_argument_raises_names_the_argument(monkeypatch, argument):
 
 @pytest.mark.parametrize(
     "place",
-    ["__deepcopy__", "forward", "__call__", "__getattr__", "train", "eval", "parameters", "named_parameters", "modules",
-     "state_dict", "__repr__", "__len__", "__iter__", "__bool__", "__eq__", "__setstate__", "__class__"],
-)  # fmt: skip
+    [
+        "__deepcopy__",
+        "forward",
+        "__call__",
+        "__getattr__",
+        "train",
+        "eval",
+        "parameters",
+        "named_parameters",
+        "modules",
+        "state_dict",
+        "__repr__",
+        "__len__",
+        "__iter__",
+        "__bool__",
+        "__eq__",
+        "__setstate__",
+        "__class__",
+    ],
+)
 def test_whatever_a_module_raises_is_an_error_or_a_failed_cell(place):
     ends = cycle([SystemExit, ValueError, KeyboardInterrupt])
     for call in (evaluated, lambda it: ran(defenses={"mine": it}), lambda it: mb.as_defense(it, (1, 8, 8), 10)):

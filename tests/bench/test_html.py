@@ -99,8 +99,15 @@ def test_the_leaderboard_is_the_worst_case_by_hand(folder, monkeypatch):
     board = page.leaderboard(Report(Results.load(folder)))
     entries = {(e.dataset, e.defense, e.norm, e.eps): e for e in board.entries}
     assert len(entries) == len(board.entries) == 9
-    assert board.header == ["robust", "strict", "clean accuracy", "clean rejection", "median distance", "n attacked",
-                            "noise accepted"]  # fmt: skip
+    assert board.header == [
+        "robust",
+        "strict",
+        "clean accuracy",
+        "clean rejection",
+        "median distance",
+        "n attacked",
+        "noise accepted",
+    ]
     entry = entries["digits", "gmvae", "linf", "0.2"]
     assert [value for _, value in entry.figures] == [0.8, 0.5, 0.9, 0.1, np.inf, 10, 0.5]
     assert entry.figures[0][0] == "80.0 [49.0, 94.3] §(2)"
@@ -155,8 +162,11 @@ def contrast(one: str, other: str) -> float:
 
     def luminance(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        return float(np.dot([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts],
-                            (0.2126, 0.7152, 0.0722)))  # fmt: skip
+        return float(
+            np.dot(
+                [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts], (0.2126, 0.7152, 0.0722)
+            )
+        )
 
     dark, light = sorted([luminance(one), luminance(other)])
     return (light + 0.05) / (dark + 0.05)

@@ -46,8 +46,15 @@ def browser() -> Iterator[Any]:
     if executable is None:
         pytest.skip("no browser: install chromium (apt-get install chromium)")
     api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install 'manifold-bench[test]'")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]  # fmt: skip
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
     with api.sync_playwright() as driver:
         started = driver.chromium.launch(executable_path=executable, args=flags)
         yield started
@@ -115,8 +122,15 @@ def test_a_field_of_the_matrix_opens_by_keyboard_and_gives_the_focus_back(watche
     dialog = page.locator("dialog")
     dialog.wait_for(state="visible")
     shown = dialog.inner_text()
-    for expected in ("digits: gmvae × pgd (b, c), L∞", "80.0", "--attack 'pgd (b, c)' --norm linf --n 10 --seed 3",
-                     "accepted and wrong", "says 1 ✗", "rejected", "± 0.2"):  # fmt: skip
+    for expected in (
+        "digits: gmvae × pgd (b, c), L∞",
+        "80.0",
+        "--attack 'pgd (b, c)' --norm linf --n 10 --seed 3",
+        "accepted and wrong",
+        "says 1 ✗",
+        "rejected",
+        "± 0.2",
+    ):
         assert expected in shown
     assert dialog.locator("h4").is_visible() and dialog.locator("h4").bounding_box()["y"] >= 0
     page.keyboard.press("Escape")

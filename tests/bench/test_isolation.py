@@ -12,8 +12,22 @@ from commands import bench_run, figures, one_error_line, records
 
 from manifold_bench.bench.records.log import Log
 
-WAYS = ("exit", "os-exit", "unpicklable", "mute", "base", "interrupt", "generator", "kill", "term", "segfault", "abort",
-        "parent", "recursion", "closed")  # fmt: skip
+WAYS = (
+    "exit",
+    "os-exit",
+    "unpicklable",
+    "mute",
+    "base",
+    "interrupt",
+    "generator",
+    "kill",
+    "term",
+    "segfault",
+    "abort",
+    "parent",
+    "recursion",
+    "closed",
+)
 HONEST = """
 datasets = [{ name = "digits", n = 8 }]
 defenses = ["tiny:NearestMean"DEFENSES]

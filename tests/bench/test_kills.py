@@ -51,8 +51,11 @@ def test_fifty_kills_change_no_bit_and_no_finished_job_runs_twice(tmp_path):
     while True:
         with subprocess.Popen(
             [sys.executable, "-m", "manifold_bench.bench", "run", "--matrix", "smoke", "--out", out, "--workers", "2"],
-            env=environment(tmp_path / "cache"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        ) as running:  # fmt: skip
+            env=environment(tmp_path / "cache"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as running:
             run = psutil.Process(running.pid)
             while killed < KILLS and running.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
@@ -95,9 +98,11 @@ def test_a_run_killed_in_the_middle_resumes_to_the_same_records(tmp_path):
     matrix, out = matrix_file(tmp_path, SLOW), tmp_path / "out"
     killed = subprocess.Popen(
         [sys.executable, "-m", "manifold_bench.bench", "run", "--matrix", matrix, "--out", out, "--workers", "2"],
-        env=environment(tmp_path / "cache", TINY_SECONDS="1.5"), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        env=environment(tmp_path / "cache", TINY_SECONDS="1.5"),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     until(lambda: list((out / "records").glob("*Slow*.parquet")))
     workers = psutil.Process(killed.pid).children()
     killed.send_signal(signal.SIGKILL)

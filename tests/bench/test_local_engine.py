@@ -105,6 +105,9 @@ def test_workers_are_the_cpus_that_this_process_may_use(tmp_path):
     one = min(os.sched_getaffinity(0))
     done = subprocess.run(
         [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{one}]); {lines}"],
-        env=environment(tmp_path, path=str(Path(__file__).parents[2])), capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        env=environment(tmp_path, path=str(Path(__file__).parents[2])),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == "1"

@@ -156,9 +156,7 @@ BAD: dict[str, Any] = {
     "library without class": (attack(name="art"), ["attacks[0].name: 'art'", "art:ClassName"]),
     "library parameter": (attack("max_itr = 5", name="art:DeepFool", norm='"l2"'), ["max_itr", "max_iter"]),
     "library norm": (attack(name="art:DeepFool"), ["attacks[0]", "l2", "linf"]),
-    "attack parameter": (
-        attack("stepz = 5"), ["attacks[0].stepz: 'pgd' has no such parameter; did you mean 'steps'?", "restarts"]
-    ),
+    "typo": (attack("stepz = 5"), ["attacks[0].stepz: 'pgd' has no such parameter; did you mean 'steps'?", "restarts"]),
     "attack parameter text": (attack('steps = "many"'), ["attacks[0]", "steps", '"many"']),
     "attack parameter range": (attack("steps = 0"), ["attacks[0]", "steps: 0", "≥ 1"]),
     "attack parameter fraction": (attack("steps = 1.5"), ["attacks[0]", "steps: 1.5 is not a whole number"]),
@@ -181,7 +179,8 @@ BAD: dict[str, Any] = {
         ["attacks[0].ladder: false is not allowed, since 'art:DeepFool' runs once"],
     ),
     "gaussian in a ball": (
-        attack('distribution = "gaussian"', name="noise"), ["attacks[0]", "'gaussian' is for", "fooling", "not 'linf'"]
+        attack('distribution = "gaussian"', name="noise"),
+        ["attacks[0]", "'gaussian' is for", "fooling", "not 'linf'"],
     ),
     "fooling not its own": (attack(norm='"fooling"', eps=None), ["attacks[0].norm: 'pgd' does not support 'fooling'"]),
     "library fooling": (attack(name="art:DeepFool", norm='"fooling"', eps=None), ["attacks[0]", "l2"]),
@@ -240,7 +239,7 @@ BAD: dict[str, Any] = {
     "a bottomless seed": todo(
         (f"seed = {10**30}\n{DATA}{DEFENSES}{ATTACK}", ["seed"]), "seeds beyond 64 bits fail in torch.manual_seed"
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("text", "expected"), BAD.values(), ids=BAD.keys())

@@ -203,8 +203,16 @@ def test_a_failure_is_stored_with_its_reason(tmp_path):
 
 def test_tables_show_values_and_reasons():
     def result(defense: str, status: str = "ok", reason: str = "", **values: float) -> dict:
-        return {"dataset": "digits", "defense": defense, "measurement": "fid", "title": "FID", "headline": "fid",
-                "status": status, "reason": reason, "values": values}  # fmt: skip
+        return {
+            "dataset": "digits",
+            "defense": defense,
+            "measurement": "fid",
+            "title": "FID",
+            "headline": "fid",
+            "status": status,
+            "reason": reason,
+            "values": values,
+        }
 
     (table,) = measurement_tables([result("a", fid=51.23456, n=360), result("b", "failed", "out of memory")])
     assert table.header == ["defense", "fid", "n"]

@@ -77,10 +77,13 @@ A = cell(
 )
 B = cell("b", (1, 2), LABELS, ANSWERS, {1: [1, 1, 0, 0, 0, 0], 2: [1, 1, 0, 1, 1, 0]}, norm="l2")
 RECORDS = run(
-    cell(CLEAN, labels=LABELS, clean=ANSWERS), cell(CALIBRATION, labels=[0] * 9), A, B,
+    cell(CLEAN, labels=LABELS, clean=ANSWERS),
+    cell(CALIBRATION, labels=[0] * 9),
+    A,
+    B,
     cell("c", (1, 2), LABELS, norm="l2", status="failed", reason="out of memory"),
     cell("noise", labels=[-1] * 3, norm="fooling"),
-)  # fmt: skip
+)
 
 
 def test_attacks_compared_with_each_other():

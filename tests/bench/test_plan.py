@@ -20,8 +20,12 @@ def test_an_attack_has_a_job_for_each_seed_and_a_sure_defense_one_clean_pass():
     alone = planned(defenses=["tiny:NearestMean"], calibration=10)
     jobs = planned(defenses=["tiny:NearestMean"], calibration=10, seeds=[0, 5, 6])
     assert [(job.label, job.seed) for job in jobs] == [
-        ("clean", 0), ("calibration", 0), ("pgd(steps=10)", 0), ("pgd(steps=10)", 5), ("pgd(steps=10)", 6),
-    ]  # fmt: skip
+        ("clean", 0),
+        ("calibration", 0),
+        ("pgd(steps=10)", 0),
+        ("pgd(steps=10)", 5),
+        ("pgd(steps=10)", 6),
+    ]
     assert [job.key for job in jobs[:3]] == [job.key for job in alone]  # what is stored for one seed stays valid
     assert {job.clean_key for job in jobs[2:]} == {jobs[0].key}
     assert len({job.key for job in jobs}) == 5
@@ -100,11 +104,13 @@ def test_estimates_are_positive_and_grow_with_the_work():
     jobs = planned(
         defenses=["tiny:Coin", "undefended", "inc"],
         attacks=[
-            *attack(), *attack(steps=20), {"name": "noise", "norm": "l2", "eps": [1]},
+            *attack(),
+            *attack(steps=20),
+            {"name": "noise", "norm": "l2", "eps": [1]},
             {"name": "art:HopSkipJump", "norm": "l2", "eps": [1]},
             {"name": "foolbox:BoundaryAttack", "norm": "l2", "eps": [1]},
         ],
-    )  # fmt: skip
+    )
     for job in jobs:
         assert job.forwards > 0 and job.backwards >= 0 and job.passes >= job.n * len(job.eps)
     ours = {job.label: job.passes for job in jobs if job.defense.label == "tiny:Coin"}
@@ -116,10 +122,12 @@ def test_a_pass_costs_what_it_takes_of_the_search_inside():
     jobs = planned(
         defenses=["inc"],
         attacks=[
-            *attack(label="anew"), *attack(label="warm", warm_start=True, inner_steps=5),
-            *attack(label="oblivious", part="classifier"), {"name": "latent", "norm": "l2", "eps": [1]},
+            *attack(label="anew"),
+            *attack(label="warm", warm_start=True, inner_steps=5),
+            *attack(label="oblivious", part="classifier"),
+            {"name": "latent", "norm": "l2", "eps": [1]},
         ],
-    )  # fmt: skip
+    )
     steps = {job.label: job.forwards for job in jobs}
     assert steps["anew"] == 11 and steps["warm"] == pytest.approx(11 * 5 / 1000)
     assert steps["oblivious"] == pytest.approx(11 / 1000) and steps["latent"] < 20

@@ -54,11 +54,15 @@ CASES: dict[str, tuple[str, Callable[[Any], type[Any]]]] = {
     "unsuited()": ("attacks", lambda end: attack_of(unsuited=end)),
     "the constructor of an attack": ("attacks", lambda end: attack_of(__post_init__=end)),
     "the constructor of a defense": ("defenses", lambda end: type("It", (Honest,), {"__init__": end})),
-    "the images of a data set": ("datasets", lambda end: dataclass(frozen=True)(
-        type("It", (Data,), {"name": "theirs", "test": property(end)}))),
-    "the choice of images": ("datasets", lambda end: dataclass(frozen=True)(
-        type("It", (Data,), {"name": "theirs", "chosen": end}))),
-}  # fmt: skip
+    "the images of a data set": (
+        "datasets",
+        lambda end: dataclass(frozen=True)(type("It", (Data,), {"name": "theirs", "test": property(end)})),
+    ),
+    "the choice of images": (
+        "datasets",
+        lambda end: dataclass(frozen=True)(type("It", (Data,), {"name": "theirs", "chosen": end})),
+    ),
+}
 
 
 @pytest.mark.parametrize("end", [hangs, leaves, os_leaves])
@@ -99,8 +103,10 @@ def test_what_a_module_changes_is_undone():
         torch.set_default_device("meta")
         torch.set_grad_enabled(False)
     assert (signal.getsignal(signal.SIGCHLD), os.umask(before[1]), builtins.open, sys.modules["json"]) == (
-        before[0], 0o022, *before[2:],
-    )  # fmt: skip
+        before[0],
+        0o022,
+        *before[2:],
+    )
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert not torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
     assert torch.ones(1).device.type == "cpu"

@@ -78,8 +78,15 @@ def test_the_heat_map_names_failed_and_skipped_cells_and_hatches_them(drawn):
     axes = drawn["digits", "linf", "heatmap"].axes[0]
     # columns: clean, cw, pgd, worst-case; the last is partial for d, because cw failed
     assert texts(drawn["digits", "linf", "heatmap"]) == [
-        "100.0", "failed", "60.0", "60.0‡", "100.0", "–", "skipped", "skipped",
-    ]  # fmt: skip
+        "100.0",
+        "failed",
+        "60.0",
+        "60.0‡",
+        "100.0",
+        "–",
+        "skipped",
+        "skipped",
+    ]
     assert len(axes.patches) == 4
     assert all(patch.get_hatch() for patch in axes.patches)
     np.testing.assert_allclose(axes.images[0].get_array().filled(-1), [[100, -1, 60, 60], [100, -1, -1, -1]])
@@ -169,15 +176,28 @@ def test_noise_is_shown_as_noise_and_has_neither_curve_nor_heat_map():
         cell(CLEAN, labels=[0] * 4),
         cell(CALIBRATION, labels=[0] * 4, images={0: (PIXELS,) * 3}),
         cell(
-            "fool", labels=[-1] * 4, aims=[0, 1] * 2, samples=[0, 0, 1, 1], adv=[REJECT, 1, REJECT, REJECT],
-            norm="fooling", images=dict.fromkeys(range(4), (PIXELS,) * 3),
+            "fool",
+            labels=[-1] * 4,
+            aims=[0, 1] * 2,
+            samples=[0, 0, 1, 1],
+            adv=[REJECT, 1, REJECT, REJECT],
+            norm="fooling",
+            images=dict.fromkeys(range(4), (PIXELS,) * 3),
         ),
-    )  # fmt: skip
+    )
     assert set(drawn) == {("digits", "images", "1")}
     # four images an input, and of its aims the one that was reached
     assert texts(drawn["digits", "images", "1"]) == [
-        "d\nfool\nfooling", "noise", "says 1 ✗", "± 0", "sees", "noise", "rejected", "± 0", "sees",
-    ]  # fmt: skip
+        "d\nfool\nfooling",
+        "noise",
+        "says 1 ✗",
+        "± 0",
+        "sees",
+        "noise",
+        "rejected",
+        "± 0",
+        "sees",
+    ]
 
 
 def test_colour_images_keep_their_colours():

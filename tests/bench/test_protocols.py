@@ -139,8 +139,14 @@ def majority(right: float, n: int) -> float:
 def test_of_one_answer_all_protocols_are_the_robust_accuracy(tmp_path):
     attack = {"name": "randomized:Brighten", "eps": [0.4]}
     for ladder in (True, False):
-        rows = ran(tmp_path / str(ladder), attack | {"ladder": ladder}, dataset="randomized:Dark",
-                   defense="randomized:Odds", n=100, draws=1)  # fmt: skip
+        rows = ran(
+            tmp_path / str(ladder),
+            attack | {"ladder": ladder},
+            dataset="randomized:Dark",
+            defense="randomized:Odds",
+            n=100,
+            draws=1,
+        )
         found = protocols(pd.concat(rows)).set_index("eps")
         of_cells = summary(pd.concat(rows)).query("kind != 'worst-case'").set_index("eps")
         for name in PROTOCOLS:

@@ -65,9 +65,13 @@ def cluster(place):
 
     short = tempfile.mkdtemp(prefix="mb")
     own = {
-        **environment(place / "elsewhere", path=str(HERE.parents[1])), "TMPDIR": short, "TINY_SECONDS": "1.5",
-        "TINY_LOG": str(place / "log"), "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0",
-    }  # fmt: skip
+        **environment(place / "elsewhere", path=str(HERE.parents[1])),
+        "TMPDIR": short,
+        "TINY_SECONDS": "1.5",
+        "TINY_LOG": str(place / "log"),
+        "RAY_worker_niceness": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in own.items():
             patch.setenv(name, value)
@@ -83,10 +87,21 @@ def cluster(place):
 
 def command(place: Path, cluster, out: str) -> list[str]:
     return [
-        sys.executable, "-m", "manifold_bench.bench", "run",
-        "--matrix", str(place / "matrix.toml"), "--out", str(place / out / "out"),
-        "--data", str(place / "data"), "--engine", "ray", "--address", cluster.address,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "manifold_bench.bench",
+        "run",
+        "--matrix",
+        str(place / "matrix.toml"),
+        "--out",
+        str(place / out / "out"),
+        "--data",
+        str(place / "data"),
+        "--engine",
+        "ray",
+        "--address",
+        cluster.address,
+    ]
 
 
 def notes(place: Path) -> list[tuple[str, str, str]]:
@@ -98,9 +113,13 @@ def notes(place: Path) -> list[tuple[str, str, str]]:
 
 def test_two_machines_leave_the_records_that_one_leaves(place, cluster):
     done = subprocess.run(
-        command(place, cluster, "two"), env=environment(place / "two" / "cache"), capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
+        command(place, cluster, "two"),
+        env=environment(place / "two" / "cache"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     pd.testing.assert_frame_equal(records(place / "two" / "out"), records(place / "local" / "out"))
     killed = figures(place / "two" / "out").loc[("tiny:NearestMean", "broken:Kills", 0.1)]
@@ -176,9 +195,12 @@ def test_a_machine_lost_in_the_middle_costs_nothing(place, cluster):
     (place / "log").unlink(missing_ok=True)
     (place / "hold").touch()  # the other machine stays in the middle of what it is doing until it is gone
     running = subprocess.Popen(
-        command(place, cluster, "lost"), env=environment(place / "lost" / "cache"), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        command(place, cluster, "lost"),
+        env=environment(place / "lost" / "cache"),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     end = time.monotonic() + 120
     while not (cut := lost(place)):
         assert time.monotonic() < end and running.poll() is None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import handed
 import pandas as pd
 import pytest
 import torch
-from handed import GOOD, Honest, logits
+from handed import GOOD, PERCEIVED, Honest, logits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -142,13 +140,6 @@ def test_labels_in_fewer_bits_and_no_scores_are_a_verdict(monkeypatch, tmp_path)
             return Verdict(found.labels.to(torch.uint8), found.rejected)
 
     assert remark(monkeypatch, tmp_path, It) == ""
-
-
-PERCEIVED: dict[str, Any] = {
-    "larger": lambda x: F.interpolate(x, scale_factor=2.0), "flat": lambda x: x.flatten(1), "fewer": lambda x: x[:-1],
-    "one more channel": lambda x: x.repeat(1, 2, 1, 1), "bytes": lambda x: (255 * x).byte(), "nothing": lambda x: None,
-    "NaN": lambda x: x * torch.nan, "an array": lambda x: x.numpy(),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", PERCEIVED)

@@ -73,8 +73,10 @@ def test_the_command_of_a_cell_plans_that_cell_and_no_other(tmp_path, n):
         assert from_command(line) == {clean: whole[clean], key: identity}, line
     both = command(stored, "digits", "undefended", ["pgd", "it's pgd (of $5, or so)"], "linf")
     assert {key[2:] for key in from_command(both)} == {
-        (CLEAN, "none"), ("pgd", "linf"), ("it's pgd (of $5, or so)", "linf"),
-    }  # fmt: skip
+        (CLEAN, "none"),
+        ("pgd", "linf"),
+        ("it's pgd (of $5, or so)", "linf"),
+    }
 
 
 def test_a_file_in_a_folder_is_named_with_its_folder(tmp_path, monkeypatch):

@@ -110,7 +110,8 @@ def test_a_network_in_another_file_changes_and_the_old_weights_are_not_taken(tmp
 
 
 def test_a_part_of_user_code_is_trained_again_when_its_own_code_changes(tmp_path):
-    files = TRAINED | {"whole.py": """
+    files = TRAINED | {
+        "whole.py": """
 from manifold_bench.defenses.base import Defense
 from net import Net as Inner
 class Net(Defense):
@@ -120,7 +121,8 @@ class Net(Defense):
         self.inner = Inner(spec)
     def forward(self, x):
         return self.inner(x)
-"""}  # fmt: skip
+"""
+    }
     before = planned(write(tmp_path, files), "whole")[0].parts["inner"]
     with importable(tmp_path):
         train(Training(plan("whole:Net")[0].part("inner"), DatasetRef("digits", None), before.weights))
@@ -171,10 +173,15 @@ def test_a_helper_changes_and_nothing_stored_is_used_again(tmp_path, kind):
     before, after = keyed("value = 1\n"), keyed("value = 2\n")
     assert before == keyed("value = 1\n")
     same = [a == b for a, b in zip(before, after, strict=True)]  # clean pass, attack, measurement
-    assert same == {
-        "defense": [False, False, False], "attack": [True, False, True], "dataset": [False, False, False],
-        "measurement": [True, True, False],
-    }[kind]  # fmt: skip
+    assert (
+        same
+        == {
+            "defense": [False, False, False],
+            "attack": [True, False, True],
+            "dataset": [False, False, False],
+            "measurement": [True, True, False],
+        }[kind]
+    )
 
 
 @pytest.mark.parametrize("folder", ["./", "nets/../", "absolute"])

@@ -278,9 +278,13 @@ def test_seeds_with_different_attacks_have_no_mean():
 # four noise images: the first is taken for a 3, the second for both classes aimed at, the third for another than those
 NOISE = cell("noise", labels=[-1] * 4, adv=[3, REJECT, REJECT, REJECT], norm="fooling")
 FOOLED = cell(
-    "fool", labels=[-1] * 8, aims=[0, 1] * 4, samples=[0, 0, 1, 1, 2, 2, 3, 3], norm="fooling",
+    "fool",
+    labels=[-1] * 8,
+    aims=[0, 1] * 4,
+    samples=[0, 0, 1, 1, 2, 2, 3, 3],
+    norm="fooling",
     adv=[REJECT, REJECT, 0, 1, 1, 0, REJECT, REJECT],
-)  # fmt: skip
+)
 
 
 def test_noise_that_is_accepted_as_aimed_is_the_error_and_nothing_is_right():

@@ -66,8 +66,10 @@ def test_the_log_has_every_job_from_beginning_to_end(good):
     assert (last["jobs"], last["failed"], last["skipped"]) == (6, 0, 2) and last["memory"] > 2**26
     by_kind = {kind: [e for e in events if e["event"] == f"job {kind}"] for kind in ("started", "finished", "skipped")}
     assert {kind: len({event["key"] for event in found}) for kind, found in by_kind.items()} == {
-        "started": 6, "finished": 6, "skipped": 2,
-    }  # fmt: skip
+        "started": 6,
+        "finished": 6,
+        "skipped": 2,
+    }
     assert all("makes no sense" in event["reason"] for event in by_kind["skipped"])
     rows = records(out)
     for event in by_kind["finished"]:
@@ -117,9 +119,23 @@ def test_one_worker_and_two_give_the_same_records(good, tmp_path):
 
 def test_filters_n_and_seed_cut_and_add(good, tmp_path):
     done = bench_run(
-        good[0], tmp_path / "out", "--n", 5, "--seed", 7, "--defense", "tiny:NearestMean", "--attack", "pgd",
-        "--attack", "manifold_bench.attacks.gradient:FGSM", "--attack", "fgsm", "--attack", "pgd(steps=10)",
-    )  # fmt: skip
+        good[0],
+        tmp_path / "out",
+        "--n",
+        5,
+        "--seed",
+        7,
+        "--defense",
+        "tiny:NearestMean",
+        "--attack",
+        "pgd",
+        "--attack",
+        "manifold_bench.attacks.gradient:FGSM",
+        "--attack",
+        "fgsm",
+        "--attack",
+        "pgd(steps=10)",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " linf, seed 7 (and 3 more jobs): no stored records" in done.stdout
     rows = records(tmp_path / "out")

@@ -163,9 +163,12 @@ def test_without_enough_held_out_scores_there_is_no_threshold(scores, says):
 HELD_OUT = [-9.0, -8, -7, -6, -5, -4, -3, -2, -1]
 CLEAN_CELL = cell(CLEAN, labels=[0] * 5, clean=[0, 0, 1, 0, REJECT], clean_scores=[-8, -1.5, -1.5, -0.5, 1])
 ATTACK = cell(
-    labels=[0] * 5, clean=[0, 0, 1, 0, REJECT], clean_scores=[-8, -1.5, -1.5, -0.5, 1],
-    adv=[1, 1, 1, 0, REJECT], adv_scores=[-3, -0.1, -1.5, -0.5, 1],
-)  # fmt: skip
+    labels=[0] * 5,
+    clean=[0, 0, 1, 0, REJECT],
+    clean_scores=[-8, -1.5, -1.5, -0.5, 1],
+    adv=[1, 1, 1, 0, REJECT],
+    adv_scores=[-3, -0.1, -1.5, -0.5, 1],
+)
 RECORDS = run(CLEAN_CELL, ATTACK, cell(CALIBRATION, labels=[0] * 9, clean_scores=HELD_OUT))
 
 

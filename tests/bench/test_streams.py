@@ -16,7 +16,11 @@ def test_standard_streams_that_are_closed_full_or_of_few_characters(tmp_path, ar
         code = 1  # output that cannot be written is an error
     words = " ".join([sys.executable, "-m", "manifold_bench.bench", *arguments])
     done = subprocess.run(
-        ["sh", "-c", f"{words} {closing}"], env=environment(tmp_path, PYTHONIOENCODING="ascii", PYTHONUTF8="0"),
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        ["sh", "-c", f"{words} {closing}"],
+        env=environment(tmp_path, PYTHONIOENCODING="ascii", PYTHONUTF8="0"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr

@@ -52,9 +52,15 @@ def test_a_robust_figure_has_its_interval_and_the_clean_rejection_in_its_row():
 
 def test_worst_case_table_has_robust_and_strict_per_strength():
     assert ROBUST.header == [
-        "defense", "n", "clean accuracy", "clean rejection",
-        "robust, ε = 0.1", "strict, ε = 0.1", "robust, ε = 0.2", "strict, ε = 0.2",
-    ]  # fmt: skip
+        "defense",
+        "n",
+        "clean accuracy",
+        "clean rejection",
+        "robust, ε = 0.1",
+        "strict, ε = 0.1",
+        "robust, ε = 0.2",
+        "strict, ε = 0.2",
+    ]
     assert [row[0] for row in ROBUST.rows] == ["plain", "[odd]"]  # equally robust, and accurate 90 % and 0 %
     # noise beat all but the two inputs for which its output was invalid, and those pgd beats
     row = line(ROBUST, "plain")
@@ -132,11 +138,17 @@ def test_several_seeds_are_a_mean_a_deviation_and_their_worst():
 SELECTIVE = run(
     cell(CLEAN, labels=LABELS, clean=[REJECT] + [0] * 9, clean_scores=[1] + [-2] * 9),
     cell(CALIBRATION, labels=[0] * 20, clean_scores=[-2] * 20),
-    cell("pgd", labels=LABELS, clean=[REJECT] + [0] * 9, clean_scores=[1] + [-2] * 9,
-         adv=[REJECT] + [1] * 9, adv_scores=[1] + [-1] * 9),
+    cell(
+        "pgd",
+        labels=LABELS,
+        clean=[REJECT] + [0] * 9,
+        clean_scores=[1] + [-2] * 9,
+        adv=[REJECT] + [1] * 9,
+        adv_scores=[1] + [-1] * 9,
+    ),
     cell(CLEAN, labels=LABELS, defense="plain", clean_scores=[-1] * 10),
     cell("pgd", labels=LABELS, defense="plain", adv=[1] * 10, clean_scores=[-1] * 10),
-)  # fmt: skip
+)
 
 
 def test_the_selective_table_has_a_row_per_operating_point():

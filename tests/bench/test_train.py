@@ -61,8 +61,11 @@ def test_it_leaves_weights_a_card_and_a_log_and_nothing_else(trained):
     epochs = [event["epoch"] for event in events if event["event"] == "training epoch"]
     assert epochs == [1, 2, 3, 4] and all(e["figures"]["loss"] > 0 for e in events if "figures" in e)
     assert [event["event"].partition(" ")[2] for event in events if event["event"].startswith("run")] == [
-        "started", "finished", "started", "finished",
-    ]  # fmt: skip
+        "started",
+        "finished",
+        "started",
+        "finished",
+    ]
     (failed,) = (e for e in events if e["event"] == "training failed")
     assert failed["reason"].startswith("ArithmeticError: the loss went through the roof")
     assert "in fit" in next(e["lines"] for e in events if e["event"] == "training traceback")

@@ -80,8 +80,15 @@ TASKS = {
         {"name": "manifold_bench.attacks.gradient:PGD", "steps": 40},
         {
             "bare loop": bare_pgd,
-            "ART": art("ProjectedGradientDescentPyTorch", eps=lambda e: e, eps_step=lambda e: e / 16, max_iter=40,
-                       num_random_init=1, batch_size=ALL, verbose=False),
+            "ART": art(
+                "ProjectedGradientDescentPyTorch",
+                eps=lambda e: e,
+                eps_step=lambda e: e / 16,
+                max_iter=40,
+                num_random_init=1,
+                batch_size=ALL,
+                verbose=False,
+            ),
             "Foolbox": foolbox("LinfPGD", abs_stepsize=lambda e: e / 16, steps=40),
             "torchattacks": torchattacks("PGD", eps=lambda e: e, alpha=lambda e: e / 16, steps=40),
         },
@@ -91,8 +98,15 @@ TASKS = {
         {"name": "manifold_bench.attacks.gradient:MIM", "steps": 10},
         {
             "bare loop": bare_mim,
-            "ART": art("MomentumIterativeMethod", eps=lambda e: e, eps_step=lambda e: e / 10, decay=1.0, max_iter=10,
-                       batch_size=ALL, verbose=False),
+            "ART": art(
+                "MomentumIterativeMethod",
+                eps=lambda e: e,
+                eps_step=lambda e: e / 10,
+                decay=1.0,
+                max_iter=10,
+                batch_size=ALL,
+                verbose=False,
+            ),
             "Foolbox": foolbox("LinfMomentumIterativeFastGradientMethod", abs_stepsize=lambda e: e / 10, steps=10),
             "torchattacks": torchattacks("MIFGSM", eps=lambda e: e, alpha=lambda e: e / 10, steps=10, decay=1.0),
         },
@@ -102,8 +116,16 @@ TASKS = {
         {"name": "manifold_bench.attacks.apgd:APGD"},
         {
             "bare loop": bare_apgd,
-            "ART": art("AutoProjectedGradientDescent", eps=lambda e: e, eps_step=lambda e: 2 * e, max_iter=100,
-                       nb_random_init=1, batch_size=ALL, loss_type="cross_entropy", verbose=False),
+            "ART": art(
+                "AutoProjectedGradientDescent",
+                eps=lambda e: e,
+                eps_step=lambda e: 2 * e,
+                max_iter=100,
+                nb_random_init=1,
+                batch_size=ALL,
+                loss_type="cross_entropy",
+                verbose=False,
+            ),
             "torchattacks": torchattacks("APGD", norm="Linf", eps=lambda e: e, steps=100, n_restarts=1, loss="ce"),
         },
         LINF,
@@ -113,13 +135,29 @@ TASKS = {
         {"name": "manifold_bench.attacks.carlini_wagner:CarliniWagner", **CW},
         {
             "bare loop": bare_carlini_wagner,
-            "ART": art("CarliniL2Method", binary_search_steps=5, max_iter=100, learning_rate=0.05, initial_const=0.1,
-                       batch_size=ALL, verbose=False),
-            "Foolbox": foolbox("L2CarliniWagnerAttack", minimal=True, binary_search_steps=5, steps=100, stepsize=0.05,
-                               initial_const=0.1),
+            "ART": art(
+                "CarliniL2Method",
+                binary_search_steps=5,
+                max_iter=100,
+                learning_rate=0.05,
+                initial_const=0.1,
+                batch_size=ALL,
+                verbose=False,
+            ),
+            "Foolbox": foolbox(
+                "L2CarliniWagnerAttack",
+                minimal=True,
+                binary_search_steps=5,
+                steps=100,
+                stepsize=0.05,
+                initial_const=0.1,
+            ),
             "torchattacks": torchattacks("CW", c=10.0, steps=500, lr=0.05),  # it has no search
         },
-        L2, "l2", few={"ART": 32}, rounds=1,
+        L2,
+        "l2",
+        few={"ART": 32},
+        rounds=1,
     ),
     "DeepFool L2": Task(
         {"name": "manifold_bench.attacks.deepfool:DeepFool"},
@@ -129,7 +167,9 @@ TASKS = {
             "Foolbox": foolbox("L2DeepFoolAttack", minimal=True, steps=50, candidates=10, overshoot=0.02),
             "torchattacks": torchattacks("DeepFool", steps=50, overshoot=0.02),
         },
-        L2, "l2", rounds=1,
+        L2,
+        "l2",
+        rounds=1,
     ),
     f"Square, {QUERIES} queries": Task(
         {"name": "manifold_bench.attacks.square:Square", "queries": QUERIES},
@@ -137,7 +177,9 @@ TASKS = {
             "ART": art("SquareAttack", eps=lambda e: e, max_iter=QUERIES, p_init=0.8, batch_size=ALL, verbose=False),
             "torchattacks": torchattacks("Square", norm="Linf", eps=lambda e: e, n_queries=QUERIES, p_init=0.8),
         },
-        LINF, rounds=1, lacks=("Foolbox",),
+        LINF,
+        rounds=1,
+        lacks=("Foolbox",),
     ),
     "AutoAttack": Task(
         {"name": "manifold_bench.attacks.autoattack:AutoAttack"},
@@ -145,9 +187,12 @@ TASKS = {
             "ART": art("AutoAttack", eps=lambda e: e, eps_step=lambda e: 2 * e, batch_size=ALL),
             "torchattacks": torchattacks_autoattack,
         },
-        LINF, few={"ART": 32}, rounds=1, lacks=("Foolbox",),
+        LINF,
+        few={"ART": 32},
+        rounds=1,
+        lacks=("Foolbox",),
     ),
-}  # fmt: skip
+}
 
 
 class Harness:
@@ -257,8 +302,14 @@ def test_attack(benchmark, engine: LocalEngine, inputs: int, tmp_path: Path, nam
     forward, backward = pass_seconds(ours.defense, ours.x)
     alone = inputs * (outcomes["ours"]["forwards"] * forward + outcomes["ours"]["backwards"] * backward)
     benchmark.extra_info["attack"] = {
-        "name": name, "defense": defense, "n": inputs, "eps": eps, "norm": task.norm, "rounds": task.rounds,
-        "minimal": task.minimal, "passes_alone": alone,
+        "name": name,
+        "defense": defense,
+        "n": inputs,
+        "eps": eps,
+        "norm": task.norm,
+        "rounds": task.rounds,
+        "minimal": task.minimal,
+        "passes_alone": alone,
         "contestants": [
             {"name": peer, "seconds": took if peer == "ours" else statistics.median(seconds[peer]), **outcome}
             for peer, outcome in outcomes.items()
@@ -267,4 +318,4 @@ def test_attack(benchmark, engine: LocalEngine, inputs: int, tmp_path: Path, nam
             *(f"{peer}: {reason}" for peer in task.peers if (reason := missing(peer, name))),
             *(f"{library} has none" for library in task.lacks),
         ],
-    }  # fmt: skip
+    }

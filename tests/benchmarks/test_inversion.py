@@ -84,10 +84,16 @@ def test_a_tenth_of_the_passes_at_no_larger_error(benchmark, inputs: int, tell, 
     benchmark.pedantic(error_of, args=(model, solvers[RACED], x), rounds=1)
     paper_error, paper_passes, paper_seconds = next(iter(found.values()))
     rows = [
-        [name, f"{error:.5f}", f"{passes:.0f}", f"{seconds / len(x) * 1000:.0f} ms",
-         f"{paper_passes / passes:.1f}", f"{paper_seconds / seconds:.1f}"]
+        [
+            name,
+            f"{error:.5f}",
+            f"{passes:.0f}",
+            f"{seconds / len(x) * 1000:.0f} ms",
+            f"{paper_passes / passes:.1f}",
+            f"{paper_seconds / seconds:.1f}",
+        ]
         for name, (error, passes, seconds) in found.items()
-    ]  # fmt: skip
+    ]
     tell(
         title=f"Inversion: {generator}, {kind}",
         text=f"{len(x)} validation images; the paper's rate is the best of {RATES} on {TUNED_ON} others.",

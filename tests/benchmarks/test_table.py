@@ -16,19 +16,40 @@ RESULTS = {
         {
             "extra_info": {
                 "attack": {
-                    "name": "PGD-40", "defense": "undefended", "n": 8, "eps": 0.1, "norm": "linf", "rounds": 3,
-                    "minimal": False, "passes_alone": 0.8, "lacking": ["Foolbox has none"],
+                    "name": "PGD-40",
+                    "defense": "undefended",
+                    "n": 8,
+                    "eps": 0.1,
+                    "norm": "linf",
+                    "rounds": 3,
+                    "minimal": False,
+                    "passes_alone": 0.8,
+                    "lacking": ["Foolbox has none"],
                     "contestants": [
-                        {"name": "ours", "seconds": 1.0, "robust": 0.25, "distance": 0.1, "forwards": 4,
-                         "backwards": 3, "n": 8},
-                        {"name": "ART", "seconds": 4.0, "robust": 0.5, "distance": math.inf, "forwards": 41,
-                         "backwards": 40, "n": 2},
+                        {
+                            "name": "ours",
+                            "seconds": 1.0,
+                            "robust": 0.25,
+                            "distance": 0.1,
+                            "forwards": 4,
+                            "backwards": 3,
+                            "n": 8,
+                        },
+                        {
+                            "name": "ART",
+                            "seconds": 4.0,
+                            "robust": 0.5,
+                            "distance": math.inf,
+                            "forwards": 41,
+                            "backwards": 40,
+                            "n": 2,
+                        },
                     ],
                 }
             }
         },
     ],
-}  # fmt: skip
+}
 
 
 def test_ratios_are_ours_over_theirs():

@@ -57,9 +57,14 @@ def test_answers_and_gradients_are_those_of_arts_own_classifier(name, digits):
     if name != "FeatureSqueezing":  # which takes any order of axes
         given["channels_first"] = True
     theirs = PyTorchClassifier(
-        nn.Sequential(InFloat32(), defense.classifier), nn.CrossEntropyLoss(reduction="sum"), (1, 8, 8), 10,
-        clip_values=(0.0, 1.0), preprocessing_defences=getattr(preprocessor, name)(**given), device_type="cpu",
-    )  # fmt: skip
+        nn.Sequential(InFloat32(), defense.classifier),
+        nn.CrossEntropyLoss(reduction="sum"),
+        (1, 8, 8),
+        10,
+        clip_values=(0.0, 1.0),
+        preprocessing_defences=getattr(preprocessor, name)(**given),
+        device_type="cpu",
+    )
     x, y = digits.test.images[:40].requires_grad_(True), digits.test.labels[:40]
     logits = defense(x)
     images = x.detach().numpy()

@@ -8,18 +8,30 @@ from manifold_bench.bench.planning.claims import Budget, Claim
 from manifold_bench.bench.records.schema import CLEAN
 
 LADDER = cell(
-    "fgsm", eps=(0.1, 0.2, 0.3), labels=[0, 1, 2, 3], clean=[0, 1, 2, 0],
+    "fgsm",
+    eps=(0.1, 0.2, 0.3),
+    labels=[0, 1, 2, 3],
+    clean=[0, 1, 2, 0],
     adv={0.1: [0, 2, REJECT, REJECT], 0.2: [1, 2, REJECT, REJECT], 0.3: [REJECT, REJECT, REJECT, 3]},
-)  # fmt: skip
+)
 CLEAN_CELL = cell(CLEAN, labels=[0, 1, 2, 3], clean=[0, 1, REJECT, 0])
-WEAK = cell("weak", eps=(0.1, 0.2), labels=[0, 1, 2, 3], clean=[0, 1, REJECT, 0], adv={0.1: [0, 1, REJECT, 0],
-            0.2: [1, 1, REJECT, 0]})  # fmt: skip
+WEAK = cell(
+    "weak",
+    eps=(0.1, 0.2),
+    labels=[0, 1, 2, 3],
+    clean=[0, 1, REJECT, 0],
+    adv={0.1: [0, 1, REJECT, 0], 0.2: [1, 1, REJECT, 0]},
+)
 STRONG = cell("strong", eps=(0.1,), labels=[0, 1, 2, 3], clean=[0, 1, REJECT, 0], adv=[1, 1, 3, 0])
 AT = Budget(norm="linf", eps=0.1)
 CLAIM = {
-    "source": "a paper, table 1", "text": "right", "published": 0.9, "figure": "accuracy",
-    "dataset": "digits", "defense": "gmvae",
-}  # fmt: skip
+    "source": "a paper, table 1",
+    "text": "right",
+    "published": 0.9,
+    "figure": "accuracy",
+    "dataset": "digits",
+    "defense": "gmvae",
+}
 
 
 def claim(**values: object) -> Claim:

@@ -140,8 +140,21 @@ STOPS = ("pickle", "json", "number", "nested", "huge", "loud", "no-name", "steer
 HANGS = ("half", "flood", "stop", "stop-parent")
 """Ways in which a process never ends."""
 
-CHANGES = ("pickle-stays", "close", "thread", "at-exit", "forks", "umask", "warnings", "inference", "no-grad", "device",
-           "autocast", "dtype", "patches")  # fmt: skip
+CHANGES = (
+    "pickle-stays",
+    "close",
+    "thread",
+    "at-exit",
+    "forks",
+    "umask",
+    "warnings",
+    "inference",
+    "no-grad",
+    "device",
+    "autocast",
+    "dtype",
+    "patches",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,19 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 IMPORTED = (
-    "manifold_bench.bench.run", "manifold_bench.bench.evaluation.judging", "manifold_bench.bench.train",
+    "manifold_bench.bench.run",
+    "manifold_bench.bench.evaluation.judging",
+    "manifold_bench.bench.train",
     "manifold_bench.bench.compare",
-    "manifold_bench.bench.running.job", "matplotlib.backends.backend_svg", "sklearn.datasets", "scipy.stats",
-    "statsmodels.stats.proportion", "statsmodels.stats.contingency_tables", "pandas.io.parquet", "pyarrow.parquet",
-)  # fmt: skip
+    "manifold_bench.bench.running.job",
+    "matplotlib.backends.backend_svg",
+    "sklearn.datasets",
+    "scipy.stats",
+    "statsmodels.stats.proportion",
+    "statsmodels.stats.contingency_tables",
+    "pandas.io.parquet",
+    "pyarrow.parquet",
+)
 
 
 class Server:
@@ -33,9 +41,11 @@ class Server:
         self._connection, theirs = Pipe()
         env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("MANIFOLD_BENCH_")}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+            [sys.executable, __file__, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
             env={**env, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
         theirs.close()
         self._lock = threading.Lock()
         atexit.register(self._end)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.target import Target
@@ -76,3 +77,16 @@ class Idle(Attack):
 
     def passes(self) -> tuple[int, int]:
         return 0, 0
+
+
+PERCEIVED: dict[str, Any] = {
+    "larger": lambda x: F.interpolate(x, scale_factor=2.0),
+    "flat": lambda x: x.flatten(1),
+    "fewer": lambda x: x[:-1],
+    "one more channel": lambda x: x.repeat(1, 2, 1, 1),
+    "bytes": lambda x: (255 * x).byte(),
+    "nothing": lambda x: None,
+    "NaN": lambda x: x * torch.nan,
+    "an array": lambda x: x.numpy(),
+}
+"""Functions of images x [N,C,H,W] whose results are no images."""

@@ -26,12 +26,26 @@ from manifold_bench.bench.records.store import Entry, Store
 from manifold_bench.defenses.identity import key_of
 
 RUN: dict[str, Any] = {
-    "code": "abc", "python": "3.11", "packages": {}, "finished": True, "wall_seconds": 1, "draws": 1, "workers": 1,
-    "machine": {"system": "", "processor": "", "cores": 1}, "command": [], "started": "2026-01-01", "device": "cpu",
-    "seeds": [0], "kernels": [],
-    "matrix": {"source": "evil.toml", "claims": [], "datasets": [{"name": "digits", "n": 10}],
-               "defenses": [{"name": "evil:Module", "label": "d"}]},
-}  # fmt: skip
+    "code": "abc",
+    "python": "3.11",
+    "packages": {},
+    "finished": True,
+    "wall_seconds": 1,
+    "draws": 1,
+    "workers": 1,
+    "machine": {"system": "", "processor": "", "cores": 1},
+    "command": [],
+    "started": "2026-01-01",
+    "device": "cpu",
+    "seeds": [0],
+    "kernels": [],
+    "matrix": {
+        "source": "evil.toml",
+        "claims": [],
+        "datasets": [{"name": "digits", "n": 10}],
+        "defenses": [{"name": "evil:Module", "label": "d"}],
+    },
+}
 """A whole run.json."""
 
 REJECT = -7

@@ -23,20 +23,39 @@ CELLS = (
     cell("pgd (b, c)", (0.1, 0.2), LABELS, adv=[1] * 8 + [0] * 2, defense="undefended"),
     cell("cw", (0.5, 1.0), LABELS, adv=[1] * 6 + [0] * 4, norm="l2", defense="undefended"),
     cell(CLEAN, labels=LABELS, clean=[0] * 9 + [REJECT], defense="gmvae"),
-    cell("pgd (b, c)", (0.1, 0.2), LABELS, [0] * 9 + [REJECT], [1] + [REJECT] * 3 + [0] * 6, defense="gmvae",
-         images=IMAGES),
+    cell(
+        "pgd (b, c)",
+        (0.1, 0.2),
+        LABELS,
+        [0] * 9 + [REJECT],
+        [1] + [REJECT] * 3 + [0] * 6,
+        defense="gmvae",
+        images=IMAGES,
+    ),
     cell("cw", (0.5, 1.0), LABELS, norm="l2", defense="gmvae", status="failed", reason=f"{EVIL} & out of memory"),
     cell(CLEAN, labels=LABELS, dataset="mnist", defense=EVIL),
     cell("pgd (b, c)", (0.3,), LABELS, adv=[1] * 10, dataset="mnist", defense=EVIL, passes=(12.5, 0.25)),
     cell("noise", labels=[-1] * 4, adv=[1, REJECT, 2, REJECT], norm="fooling", defense="gmvae", images=IMAGES),
-)  # fmt: skip
+)
 RUN = {
-    "code": "abc+dirty", "python": "3.11", "packages": {"torch": "2"}, "finished": True, "wall_seconds": 1234.5,
-    "machine": {"system": "Linux", "processor": "x86_64", "cores": 2}, "command": ["run.py", "--matrix", "smoke"],
-    "started": "2026-01-02T03:04:05Z", "workers": 2, "device": "cpu", "seeds": [3], "draws": 1,
-    "matrix": {"source": "bench/matrices/smoke.toml", "claims": [],
-               "datasets": [{"name": "digits", "n": 10}, {"name": "mnist", "n": None}]},
-}  # fmt: skip
+    "code": "abc+dirty",
+    "python": "3.11",
+    "packages": {"torch": "2"},
+    "finished": True,
+    "wall_seconds": 1234.5,
+    "machine": {"system": "Linux", "processor": "x86_64", "cores": 2},
+    "command": ["run.py", "--matrix", "smoke"],
+    "started": "2026-01-02T03:04:05Z",
+    "workers": 2,
+    "device": "cpu",
+    "seeds": [3],
+    "draws": 1,
+    "matrix": {
+        "source": "bench/matrices/smoke.toml",
+        "claims": [],
+        "datasets": [{"name": "digits", "n": 10}, {"name": "mnist", "n": None}],
+    },
+}
 FAMILIES = {"undefended": "none", "gmvae": "generative rejection"}
 DIAGNOSIS = [
     {
