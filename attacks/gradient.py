@@ -68,8 +68,8 @@ class FGSM(ViewAttack):
     x + ε sign ∇L; in L2 the step goes along the normalised gradient, and in L1 along the signs of its largest entries.
 
     loss: name of the loss that is climbed, see `attacks.losses.named_loss`.
-    random: length of a random step before the gradient step, in the attack's norm; the gradient step is shorter by that
-    much (α of RAND+FGSM, whose paper takes 0.05 in L∞).
+    random: length of a random step before the gradient step, in the attack's norm, at most ε/2; the gradient step is
+    shorter by that much (α of RAND+FGSM, whose paper takes 0.05 in L∞).
     """
 
     paper = "goodfellow2015"
@@ -82,7 +82,7 @@ class FGSM(ViewAttack):
         view = self.view(target)
         loss = named_loss(self.loss, view.rejects, targeted=False)
         rows = all_rows(x)
-        first, point = min(self.random, eps), x
+        first, point = min(self.random, eps / 2), x
         if first:
             aside = draw_per_input(x, seed, lambda generator: torch.randn(x.shape[1:], generator=generator))
             point = project(x + first * steepest(aside, self.norm), x, self.norm, first)
@@ -102,6 +102,7 @@ class RandFGSM(FGSM):
     """
 
     paper = "tramer2018"
+    version: ClassVar[int] = 3
     random: Annotated[float, Ge(0), Lt(math.inf)] = 0.05
 
 

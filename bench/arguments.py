@@ -87,7 +87,12 @@ def size(text: str) -> float:
     return value
 
 
-OR_FOLDER = ", or a folder of images by class"
+SYSTEMS = (
+    ("defense", "defense", ", file.py:Name@weights, or package.module:Name"),
+    ("attack", "attack", ", or package.module:Name"),
+    ("dataset", "data set", ", package.module:Name, or a folder of images by class"),
+)
+"""Options of `run` that name systems, each with its title and with further forms of its values."""
 
 
 def run_parser() -> Parser:
@@ -114,8 +119,8 @@ def run_parser() -> Parser:
     address = "address of the Ray cluster (default: the one on this machine)"
     p.add_argument("--address", metavar="HOST:PORT", help=address)
     p.add_argument("--device", default="cpu", help="device that computes: cpu (default), cuda, cuda:1, …")
-    for kind, title, more in (("defense", "defense", ""), ("attack", "attack", ""), ("dataset", "data set", OR_FOLDER)):
-        only = f"run only this {title} (repeatable); may be outside the matrix: a name, package.module:Class{more}"
+    for kind, title, more in SYSTEMS:
+        only = f"run only this {title} (repeatable); may be outside the matrix: a name, file.py:Name{more}"
         p.add_argument(f"--{kind}", action="append", default=[], metavar="NAME", help=only)
     norms = "run only attacks in this norm (repeatable)"
     p.add_argument("--norm", action="append", type=norm_of, default=[], metavar="NORM", help=norms)

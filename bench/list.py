@@ -42,7 +42,17 @@ def everything() -> Iterator[str]:
 
 def name_in_matrix(one: Description) -> str:
     """Return the name of a system in a matrix file."""
-    return f"{one.name}:ClassName" if one.values.get("open_parameters") is True else one.name
+    return f"{one.name}:ClassName" if is_adapter(one) else one.name
+
+
+def is_adapter(one: Description) -> bool:
+    """Return whether a system runs classes of a library, each named as `library:ClassName`."""
+    return one.values.get("open_parameters") is True
+
+
+def _is_named(one: Description, name: str) -> bool:
+    """Return whether a name means this system; an adapter is meant by every class of its library."""
+    return one.name == (name.partition(":")[0] if is_adapter(one) else name)
 
 
 def facts(kind: Kind, one: Description) -> list[str]:
@@ -64,7 +74,7 @@ def facts(kind: Kind, one: Description) -> list[str]:
 
 def knowledge(one: Description) -> str:
     """Return what an attacker needs to know of the defense; for an adapter that depends on the class that it runs."""
-    if one.values.get("open_parameters") is True:
+    if is_adapter(one):
         return "as the class needs"
     return str(one.values.get("knowledge", "unknown"))
 
@@ -83,7 +93,7 @@ def explained(name: str) -> Iterator[str]:
     from manifold_bench.bench.planning.registry import find
 
     systems = [(kind, one) for kind in KINDS for one in descriptions(kind)]
-    found = [(kind, one) for kind, one in systems if name in (one.name, name_in_matrix(one))]
+    found = [(kind, one) for kind, one in systems if _is_named(one, name)]
     matrix, matrices = MATRICES / f"{name}.toml", list(MATRICES.glob("*.toml"))
     if not found and matrix not in matrices:
         near = nearest(name, [*(name_in_matrix(one) for _, one in systems), *(path.stem for path in matrices)])

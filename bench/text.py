@@ -23,6 +23,10 @@ NORM_SPELLINGS = {"inf": "linf", "infinity": "linf", "2": "l2", "1": "l1", "0": 
 """Names of norms for what people write in their place, after an "l" if any."""
 
 
+WEIGHTS = (".pt", ".pth", ".ts", ".safetensors")
+"""Endings of files of weights that a name may hold."""
+
+
 def norm_of(given: object) -> object:
     """Return the name of a norm for the usual ways to write it: linf for Linf, L∞, l_inf and inf; l2 for L2 and 2.
 
@@ -92,12 +96,14 @@ def distance_text(value: float) -> str:
 def nearest(word: str, known: list[str]) -> str:
     """Return "; did you mean 'x'?" for the nearest known word, or an empty text.
 
-    A word that begins with a known one, as epsilon with eps, is near to the longest of these.
+    Upper and lower case do not matter. A word that begins with a known one, as epsilon with eps, is near to the longest
+    of these.
     """
-    begins = sorted((one for one in known if len(one) > 2 and word.startswith(one)), key=len)
-    very_close, close = (difflib.get_close_matches(word, known, n=1, cutoff=share) for share in (0.75, 0.5))
+    lower, word = {one.lower(): one for one in known}, word.lower()
+    begins = sorted((one for one in lower if len(one) > 2 and word.startswith(one)), key=len)
+    very_close, close = (difflib.get_close_matches(word, lower, n=1, cutoff=share) for share in (0.75, 0.5))
     close = very_close or begins[-1:] or close
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {lower[close[0]]!r}?" if close else ""
 
 
 def is_printable(text: str) -> bool:
@@ -124,3 +130,10 @@ def _hidden(character: str) -> bool:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+def without_folders(name: str) -> str:
+    """Return the name of a system without the folders of its files: nets/mine.py:Net@runs/w.pt → mine.py:Net@w.pt."""
+    parts = name.split("@")
+    files = [part.partition(":")[0].endswith(".py") or part.endswith(WEIGHTS) for part in parts]
+    return "@".join(part.rpartition("/")[2] if file else part for part, file in zip(parts, files, strict=True))

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from manifold_bench.defenses.errors import one_line
 
+NO_GRADIENT = "does not require grad and does not have a grad_fn"
+"""What torch says where a model differentiates without having gradients enabled."""
+
 SIZES = (4, 8, 10, 16, 32, 50, 64, 100, 128)
 """Batch sizes that are tried for models that take a fixed batch size."""
 
@@ -47,6 +50,9 @@ def answers(model: nn.Module, images: Tensor, name: str) -> Tensor:
         except Exception as error:  # a user's code may raise anything
             advice = next((f"; {words}" for words, changed in ADVICE if _takes(model, changed(images.clone()))), "")
             shape = ", ".join(map(str, images.shape[1:]))
+            if NO_GRADIENT in str(error):
+                advice = "; answers are computed under torch.no_grad: put steps that need gradients into a block "
+                advice += "`with torch.enable_grad():`"
             raise ValueError(f"{name} fails on images of shape [N, {shape}]: {one_line(error)}{advice}") from error
     if fault := _fault(found, len(images)):
         raise ValueError(f"{name} returns {fault}")

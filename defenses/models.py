@@ -7,7 +7,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -49,10 +49,11 @@ class Model(Defense):
         self.model = module_of(model)
         self.normalize = None if spec.normalize is None else Normalize(*spec.normalize, channels=spec.shape[0])
         self.name = name_of(model)
+        self._rejects = declares(model, "rejects")
 
     @property
     def rejects(self) -> bool:
-        return self.spec.rejects
+        return self.spec.rejects or self._rejects
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = self.model(x if self.normalize is None else self.normalize(x))
@@ -76,7 +77,8 @@ def as_defense(model: object, spec: ModelSpec, randomized: bool = False) -> Defe
     model: a `Defense`, which is returned as it is; a `torch.nn.Module` (also TorchScript), which is copied and put into
     evaluation mode; a function from images [N,C,H,W] to logits; an ART classifier, with its preprocessing and its
     gradients; or a Foolbox model. spec: shape of the images, number of classes, and parameters of the model.
-    randomized: whether its answers differ from call to call.
+    randomized: whether its answers differ from call to call. A model may also have the attribute `rejects = True` or
+    `randomized = True`.
 
     Raises TypeError for an object that is no model, and ValueError for a model that fails on images of that shape or
     does not return numbers [N,K] (or [N,K+1]).
@@ -86,7 +88,7 @@ def as_defense(model: object, spec: ModelSpec, randomized: bool = False) -> Defe
             raise TypeError("normalize, rejects and randomized are for plain models; a Defense declares them itself")
         _check_fit(model, spec)
         return model
-    made = (RandomizedModel if randomized else Model)(spec, model)
+    made = (RandomizedModel if randomized or declares(model, "randomized") else Model)(spec, model)
     _check_outputs(model, outputs_of(model, spec.shape), spec)
     return in_evaluation_mode(made, made.name)
 
@@ -147,7 +149,7 @@ def class_of(model: object, reference: str, module: str, randomized: bool = Fals
     call.
     """
     library_of(model)
-    plain = RandomizedModel if randomized else Model
+    plain = RandomizedModel if randomized or declares(model, "randomized") else Model
     base = type(model) if isinstance(model, Defense) else plain
 
     def start(self: Defense, spec: ModelSpec) -> None:
@@ -168,6 +170,12 @@ def name_of(model: object) -> str:
     """Return the name of a model for messages: that of its class, or of the function."""
     model = unwrapped(model) if isinstance(model, nn.Module) else model
     return getattr(model, "__qualname__", None) or type(model).__qualname__
+
+
+def declares(model: object, attribute: Literal["rejects", "randomized"]) -> bool:
+    """Return whether a plain model says of itself that it rejects or is randomized, by an attribute that is True."""
+    inner = unwrapped(model) if isinstance(model, nn.Module) else model
+    return not isinstance(model, Defense) and getattr(inner, attribute, False) is True
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -199,7 +207,7 @@ def outputs_of(model: object, shape: tuple[int, int, int]) -> int:
 
     Raises TypeError and ValueError as `as_defense` does.
     """
-    images = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
+    images = torch.rand((2, *shape), dtype=torch.float32, generator=torch.Generator().manual_seed(0))
     copied, name = module_of(model), name_of(model)
     found = answers(copied, images, name)
     if isinstance(model, nn.Module) and _copies_itself(model):
@@ -224,13 +232,15 @@ def _copies_itself(model: nn.Module) -> bool:
 
 def _check_outputs(model: object, found: int, spec: ModelSpec) -> None:
     """Raise ValueError if a plain model has another number of outputs than its spec says. found: number of outputs."""
-    if found == spec.num_classes + 1 and not spec.rejects:
+    rejects = spec.rejects or declares(model, "rejects")
+    if found == spec.num_classes + 1 and not rejects:
         raise ValueError(
             f"{name_of(model)} returns {found} outputs for {spec.num_classes} classes; if the last one means that the "
-            "input is rejected, say rejects=True"
+            "input is rejected, say rejects=True, or give the model the attribute rejects = True; if the data lack "
+            f"images of a class, say classes={found}, or add an empty folder for it"
         )
-    if found != spec.num_classes + int(spec.rejects):
-        score = " and a reject score" if spec.rejects else ""
+    if found != spec.num_classes + int(rejects):
+        score = " and a reject score" if rejects else ""
         raise ValueError(f"{name_of(model)} returns {found} outputs for {spec.num_classes} classes{score}")
 
 
@@ -247,7 +257,8 @@ def module_of(model: object) -> nn.Module:
     """Return a model as a module: images [N,C,H,W] → logits; see `as_defense`."""
     library = library_of(model)
     if isinstance(model, nn.Module):
-        return copied(unwrapped(model))
+        inner = copied(unwrapped(model))
+        return inner if hasattr(inner, "training") else Function(lambda x: inner(x))  # frozen TorchScript has no mode
     if library == "art":
         # late: importing ART takes seconds
         from manifold_bench.defenses.from_art import art_module
@@ -282,7 +293,7 @@ def copied(module: nn.Module) -> nn.Module:
     Raises TypeError for a TorchScript module with hooks, since these are not saved.
     """
     if not isinstance(module, torch.jit.ScriptModule):
-        return copy.deepcopy(module)
+        return copy.deepcopy(module, _computed_tensors(module))
     if any(hooked(part) for part in module.modules()):
         raise TypeError(
             "a TorchScript module with hooks cannot be copied; give a torch.nn.Module that calls it and computes "
@@ -292,6 +303,15 @@ def copied(module: nn.Module) -> nn.Module:
     torch.jit.save(module, file)
     file.seek(0)
     return torch.jit.load(file)
+
+
+def _computed_tensors(module: nn.Module) -> dict[int, Tensor]:
+    """Return copies of the tensors that a module has computed and keeps, by `id`, since `deepcopy` refuses them.
+
+    Pruned layers and such with an older weight norm keep a weight that is computed from others in each forward.
+    """
+    kept = (value for part in module.modules() for value in vars(part).values())
+    return {id(value): value.detach().clone() for value in kept if isinstance(value, Tensor) and not value.is_leaf}
 
 
 @runtime_checkable

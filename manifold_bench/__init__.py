@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manifold_bench.bench.api.functions import Attacked, as_defense, attack, evaluate, run
+    from manifold_bench.bench.api.functions import as_defense, attack, evaluate, run
+    from manifold_bench.bench.api.one_attack import Attacked
     from manifold_bench.bench.errors import InputError
     from manifold_bench.bench.report.results import Results, load
     from manifold_bench.defenses.bpda import bpda
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Attacked", "InputError", "Results", "as_defense", "attack", "bpda", "evaluate", "load", "run"]
 
 _HOMES = {
+    "Attacked": "manifold_bench.bench.api.one_attack",
     "InputError": "manifold_bench.bench.errors",
     "Results": "manifold_bench.bench.report.results",
     "bpda": "manifold_bench.defenses.bpda",

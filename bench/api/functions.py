@@ -7,11 +7,9 @@ import os
 import shutil
 import tempfile
 import uuid
-import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, overload
@@ -20,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifold_bench.attacks.target import Attacker, Target
 from manifold_bench.attacks.threat import UNBOUNDED, Norm
 from manifold_bench.bench.api.callers import argument, called_by_a_program
+from manifold_bench.bench.api.one_attack import Attacked, attack_once
 from manifold_bench.bench.api.options import EVALUATION, USAGE, arguments, check_names, several
 from manifold_bench.bench.datasets.checks import fault_of_labels
 from manifold_bench.bench.datasets.given import dataset_of, images_and_classes, labelled_images
@@ -37,8 +35,7 @@ from manifold_bench.bench.planning.toml import toml, written
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.records.schema import GIVEN
 from manifold_bench.bench.report.results import Results, load
-from manifold_bench.bench.running.judge import FEW, Inputs, Judge, verdict, with_checks
-from manifold_bench.bench.running.remarks import repeats
+from manifold_bench.bench.running.judge import with_checks
 from manifold_bench.bench.text import norm_of
 from manifold_bench.defenses import models
 from manifold_bench.defenses.base import Defense, LabelledImages
@@ -99,6 +96,7 @@ def run(
                         label, tables[label].pop("model"), tables[label].pop("randomized", False)
                     )
             if classes:
+                _check_workers(options, "models")
                 options = {"workers": 0} | options | {"defense": [*classes, *several(options.get("defense", ()))]}
         with handing_in("defenses", classes, tables):
             try:
@@ -147,6 +145,8 @@ def evaluate(
         if isinstance(model, str) and randomized:
             raise InputError(f"randomized: {model!r} has to say it itself, by an attribute `randomized = True`")
         cls = _class_of(MODEL, model, randomized)
+    if not isinstance(model, str):
+        _check_workers(options, "models")
     with argument("norm"):
         spelled = norm_of(norm)
     with ExitStack() as stack:
@@ -160,6 +160,7 @@ def evaluate(
                 rejects = bool(usage.get("rejects"))
                 classes = usage.get("classes") or known or _number_of_classes(cls, images, rejects)
             stack.enter_context(handing_in("datasets", {name: dataset_of(name, images, classes)}))
+            _check_workers(options, "data")
         defense: dict[str, object] = {"name": model} if isinstance(model, str) else {"name": MODEL, "label": MODEL}
         defense |= {key: usage[key] for key in ("rejects", "draws", "normalize") if key in usage}
         if not isinstance(model, str):
@@ -179,15 +180,6 @@ def evaluate(
             raise InputError(str(error).removeprefix(f"{matrix}: ")) from error.__cause__  # nobody knows that file
 
 
-@dataclass(frozen=True)
-class Attacked:
-    """Outputs of an attack. adversarial [N,C,H,W]; success [N]: accepted and wrong, within ε; distance [N]."""
-
-    adversarial: Tensor
-    success: Tensor
-    distance: Tensor
-
-
 @called_by_a_program
 def attack(
     name: str,
@@ -202,8 +194,8 @@ def attack(
 
     model: as for `evaluate`. data: images [N,C,H,W] in [0,1] and labels [N]. parameters: of the attack. Raises
     InputError for an attack or a parameter that doesn't exist, and where the model or the attack fails. Warns where the
-    answers of a model that is not said to be randomized differ for the same images. A randomized one is judged on one
-    draw, so that some successes may be luck; `evaluate` judges on several.
+    answers of a model that is not said to be randomized differ for the same images, and where the attack stopped
+    trying. A randomized model is judged on one draw, so that some successes may be luck; `evaluate` judges on several.
     """
     with argument("data"):
         images = labelled_images(data)
@@ -222,23 +214,14 @@ def attack(
         raise InputError(f"{place}: eps: {len(choice.eps)} sizes are given; give one, or use evaluate")
     chosen, norm, largest = choice.attack, choice.attack.norm, choice.eps[0]
     with argument("model"):
-        defense = _built(model, images)
+        attacked, judging = _built(model, images)
     if norm not in UNBOUNDED:
-        check_size(f"{place}: eps", norm, largest, defense.spec.shape)
+        check_size(f"{place}: eps", norm, largest, judging.spec.shape)
     with argument(f"{place}: unsuited()"):
-        if reason := chosen.unsuited(defense):
+        if reason := chosen.unsuited(attacked):
             raise InputError(f"{place}: {reason}")
-    x, y = images.images, images.labels
-    inputs = Inputs(x, y, torch.full_like(y, -1), torch.arange(len(y)))
-    size = float("inf") if chosen.minimal else largest
-    with contained(f"{place} on {type(defense).__name__} fails", in_time=False):
-        clean = verdict(defense, x, y, 1, 0)
-        found = chosen.run(Target(defense, len(x), Attacker(clean=x)), x.clone(), y.clone(), size, 0)
-        judged = Judge(defense, norm, 1, 0).judge(inputs, clean, found, largest)
-        odd = [] if defense.randomized else list(repeats(defense, x[:FEW], 1, uneven=True))
-    for remark in odd:
-        warnings.warn(f"{type(model).__name__}: {remark}", stacklevel=3)
-    return Attacked(found, judged.success, judged.distance(norm))
+    with contained(f"{place} on {type(judging).__name__} fails", in_time=False):
+        return attack_once(chosen, largest, attacked, judging, images)
 
 
 @called_by_a_program
@@ -273,6 +256,13 @@ def as_defense(
             return models.as_defense(_object(model), spec, drawn)
         except (TypeError, ValueError) as error:
             raise InputError(f"model: {message_of(error)}") from error
+
+
+def _check_workers(options: Mapping[str, object], given: str) -> None:
+    """Check that no other processes are asked for what only this one has; raises InputError. given: what it has."""
+    if options.get("workers") not in (None, 0):
+        named = {"models": "file.py:Name or file.py:Name@weights", "data": "a registered name or module:Class"}[given]
+        raise InputError(f"workers: {given} that are handed over stay in this process; leave it out, or name {named}")
 
 
 def _pair(normalize: Any) -> Any:  # what users hand in, checked here
@@ -348,8 +338,8 @@ def _object(model: object) -> object:
     return made.given
 
 
-def _built(model: object, images: LabelledImages) -> Defense:
-    """Return a model as a defense of these images; raises InputError for what does not suit them."""
+def _built(model: object, images: LabelledImages) -> tuple[Defense, Defense]:
+    """Return a model as two defenses of these images, which are copies; raises InputError for what does not suit."""
     cls = _class_of(MODEL, _object(model))
     channels, height, width = images.images.shape[1:]
     spec = cls.Spec(shape=(channels, height, width), num_classes=_number_of_classes(cls, images, False))
@@ -357,7 +347,8 @@ def _built(model: object, images: LabelledImages) -> Defense:
         models.check_suits(cls, spec)
     except ValueError as error:
         raise InputError(f"model: {message_of(error)}") from error
-    return with_checks(models.in_evaluation_mode(cls(spec), cls.__name__))
+    made = models.in_evaluation_mode(cls(spec), cls.__name__)
+    return with_checks(made), with_checks(cls(spec).eval())
 
 
 def _class_of(label: str, model: object, randomized: bool = False) -> type[Defense]:
@@ -383,6 +374,7 @@ def _number_of_classes(cls: type[Defense], images: LabelledImages, rejects: bool
         return int(images.labels.max()) + 1
     if isinstance(made.given, Defense):
         return made.given.num_classes
+    rejects = rejects or models.declares(made.given, "rejects")
     channels, height, width = images.images.shape[1:]
     try:
         found = models.outputs_for(made, (channels, height, width)) - int(rejects)

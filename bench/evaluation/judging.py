@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 from argparse import Namespace
@@ -33,6 +34,11 @@ from manifold_bench.bench.running.session import Session
 from manifold_bench.bench.running.stored_images import StoredImages
 from manifold_bench.bench.running.url_folder import page_of
 from manifold_bench.bench.terminal import print_line, terminal
+from manifold_bench.bench.text import is_printable
+from manifold_bench.defenses.errors import shortened
+
+LONGEST = 200
+"""Largest number of characters of a name that a file of images gives an attack or a defense."""
 
 
 @serving()
@@ -84,7 +90,7 @@ def _choice(
     name: name of the set in its file; empty if there is only one.
     """
     images = matched(first(found, given.n), dataset, given.images)
-    made_on = [images.meta[key] for key in ("attack", "defense") if key in images.meta]
+    made_on = [_text(given.images, images.meta, key) for key in ("attack", "defense") if images.meta.get(key, "") != ""]
     label = given.label or (" on ".join(made_on) if made_on else given.images.stem)
     label = f"{label}: {name}" if name else label
     norm = _name(given, images.meta, "norm")
@@ -106,7 +112,19 @@ def _known(given: Namespace, meta: Mapping[str, object], key: str) -> object:
     value = vars(given)[key]  # the keys of the file have the names of the arguments
     if value is None and key not in meta:
         raise InputError(f"--{key}: missing; give it, because {given.images} doesn't hold it")
-    return meta[key] if value is None else value
+    found = meta[key] if value is None else value
+    if isinstance(found, bool):
+        raise InputError(f"{given.images}: meta: {key} is {json.dumps(found)}; give a number or a text")
+    return found
+
+
+def _text(file: Path, meta: Mapping[str, object], key: str) -> str:
+    """Return a text of the file's metadata; raises InputError where it is none, or cannot be a part of a label."""
+    value = meta[key]
+    if not isinstance(value, str) or len(value) > LONGEST or not is_printable(value):
+        shown = shortened(json.dumps(value))
+        raise InputError(f"{file}: meta: {key} is {shown}; give a text of at most {LONGEST} printable characters")
+    return value
 
 
 def _name(given: Namespace, meta: Mapping[str, object], key: str) -> str:

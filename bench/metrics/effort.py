@@ -19,17 +19,22 @@ def effort(records: pd.DataFrame, group: np.ndarray, inputs: pd.Series) -> pd.Da
     group, inputs: [N], number of the group and of the input of each row. The index of the result is the group's number.
     An input that was not beaten counts as blind if more than half of the gradients were exactly zero or not finite, as
     unmoved if every query and output was the input itself, as stalled if no query came nearer to success than the first
-    one, and as given_up if any of these holds. In a group of several attacks only those that compute gradients count,
-    and it must hold for each of them. Shares are NaN where no input was attacked.
+    one, and as given_up if any of these holds. In a group of several attacks it must hold for each that computes
+    gradients and asks at least twice; of a single query nobody knows whether it came nearer. Shares are NaN where no
+    input was attacked.
     """
-    columns = ["attack", "eps", "status", "distance", "success", "blind", "moved", "improved"]
+    columns = ["attack", "eps", "status", "distance", "success", "blind", "moved", "improved", "forwards"]
     rows = records[columns].assign(group=group, input=inputs)
     largest = rows["eps"] == rows.groupby("group")["eps"].transform("max")
     rows = rows[largest & (rows["status"] == "ok") & (rows["distance"] > 0)]
     several = rows.groupby("group")["attack"].transform("nunique") > 1
     beaten = rows.groupby(["group", "input"])["success"].transform("any")
-    differentiates = rows["blind"].notna().groupby([rows["group"], rows["attack"]]).transform("any")
-    counted, beaten = rows[~several | differentiates], beaten[~several | differentiates]
+    by_attack = [rows["group"], rows["attack"]]
+    differentiates = rows["blind"].notna().groupby(by_attack).transform("any")
+    informed = differentiates & (rows["forwards"] >= 2).groupby(by_attack).transform("any")
+    some_informed = informed.groupby(rows["group"]).transform("any")
+    counts = ~several | informed | (differentiates & ~some_informed)
+    counted, beaten = rows[counts], beaten[counts]
     signs = pd.DataFrame(
         {"blind": counted["blind"] > 0.5, "unmoved": ~counted["moved"], "stalled": ~counted["improved"]}
     )

@@ -10,10 +10,26 @@ from types import UnionType
 from typing import Annotated, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from manifold_bench.attacks.base import Attack
-from manifold_bench.defenses.base import Trainable
+from manifold_bench.defenses.base import Defense, Trainable
 from manifold_bench.defenses.identity import Kind
 
 SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+
+FROM_THE_ENTRY = ("attack", "parameters")
+"""Fields of a library's adapter that no matrix file sets; the entry's name and its other keys fill them."""
+
+LIBRARY_ARGUMENTS: dict[Kind, str] = {
+    "attacks": (
+        "Arguments of the library's class are written directly in the attack's table, under the library's names: "
+        '`{ name = "foolbox:LinfPGD", eps = 0.1, steps = 10 }` in a matrix file, '
+        '`{"name": "foolbox:LinfPGD", "steps": 10}` in Python.'
+    ),
+    "defenses": (
+        "Arguments of the library's class are written directly in the defense's table, under the library's names: "
+        '`{ name = "art:JpegCompression", quality = 50 }` in a matrix file.'
+    ),
+}
+"""How arguments of a library's class are given to an adapter of each kind."""
 
 
 class Parameter(NamedTuple):
@@ -39,7 +55,8 @@ def parameters(kind: Kind, cls: type[object]) -> list[Parameter]:
         return []
     hints = get_type_hints(owner, include_extras=True)
     given = ("shape", "num_classes") if kind == "defenses" else ()  # these follow from the data
-    fields = [one for one in dataclasses.fields(owner) if one.name not in given]
+    filled = FROM_THE_ENTRY if _is_adapter(cls) else ()
+    fields = [one for one in dataclasses.fields(owner) if one.name not in (*given, *filled)]
     meanings = _meanings(owner, [one.name for one in fields])
     ranges = {one.name: allowed(hints[one.name]) for one in fields}
     if issubclass(cls, Attack):
@@ -48,10 +65,19 @@ def parameters(kind: Kind, cls: type[object]) -> list[Parameter]:
 
 
 def explanation(kind: Kind, cls: type[object]) -> list[str]:
-    """Return the paragraphs of a class' docstring after the first one, without their texts about parameters."""
+    """Return the paragraphs of a class' docstring after the first one, without their texts about parameters.
+
+    The last paragraph about a library's adapter says how arguments of the library's classes are given.
+    """
     names = [one.name for one in parameters(kind, cls)]
     paragraphs = (inspect.getdoc(cls) or "").split("\n\n")[1:]
-    return [prose for one in paragraphs if (prose := _about(one, names)[0].strip())]
+    found = [prose for one in paragraphs if (prose := _about(one, names)[0].strip())]
+    return [*found, LIBRARY_ARGUMENTS[kind]] if _is_adapter(cls) else found
+
+
+def _is_adapter(cls: type[object]) -> bool:
+    """Return whether a class runs the classes of a library, so that its parameters are theirs."""
+    return issubclass(cls, (Attack, Defense)) and cls.open_parameters
 
 
 def _meanings(owner: type[object], names: list[str]) -> dict[str, str]:

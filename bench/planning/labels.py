@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import AttackChoice
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST_CASE
-from manifold_bench.bench.text import eps_text, is_printable, printable
+from manifold_bench.bench.text import eps_text, is_printable, printable, without_folders
 from manifold_bench.defenses.identity import JsonObject
 
 
@@ -22,11 +22,6 @@ def label(name: str, parameters: JsonObject) -> str:
     if not parameters:
         return name
     return f"{name}({', '.join(f'{key}={value_text(value)}' for key, value in sorted(parameters.items()))})"
-
-
-def without_folders(name: str) -> str:
-    """Return the name of a system without the folders of its files: nets/mine.py:Net@runs/w.pt → mine.py:Net@w.pt."""
-    return "@".join(part.rpartition("/")[2] for part in name.split("@"))
 
 
 def non_default(cls: type, values: JsonObject) -> JsonObject:

@@ -259,7 +259,7 @@ def _defense_of(name: str, found: object, weights: Path | None = None) -> type[D
             raise TypeError(f"{made.__qualname__} takes arguments; name an instance, or a function that returns one")
         if weights is not None:
             made = with_weights(made, weights)
-        return _by_reference(class_of(made, name, module, bool(getattr(made, "randomized", False))))
+        return _by_reference(class_of(made, name, module))
 
 
 def needs_no_arguments(found: object) -> TypeGuard[Callable[[], object]]:
@@ -296,5 +296,6 @@ def _checked(kind: Kind, name: str, found: object) -> type[object]:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise InputError(f"{SINGULAR[kind]} {name!r}: {found!r} is not a subclass of {base.__module__}.{base.__name__}")
     if inspect.isabstract(found):
-        raise InputError(f"{SINGULAR[kind]} {name!r}: {found.__name__} is abstract; name a complete class")
+        lacking = ", ".join(sorted(vars(found)["__abstractmethods__"]))
+        raise InputError(f"{SINGULAR[kind]} {name!r}: {found.__name__} is abstract; it lacks {lacking}")
     return found

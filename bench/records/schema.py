@@ -32,6 +32,9 @@ UNSTEADY = "its answers "
 UNDECLARED = f"{UNSTEADY}to the same images differ from call to call"
 """Beginning of the remark that a defense is randomized and does not say so."""
 
+GUESSES = "as guesses are"
+"""Part of the remark that a defense's answers to clean images are no better than guesses."""
+
 CALIBRATION: Literal["calibration"] = "calibration"
 """Kind of rows with answers to unperturbed validation images, and their name in the column `attack`; norm and ε as for
 CLEAN. Thresholds that a figure needs are set on these, never on test images."""
@@ -301,6 +304,13 @@ def _faults(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
     for norm in DISTANCES:
         size = size.mask(rows["norm"] == norm, rows[norm])
     yield "valid, but farther away than ε", ok & rows["valid"] & (size > rows["eps"] * (1 + ROUNDING) + ROUNDING)
+    yield "some of its distances are 0 and others are not", ok & _some_zero(rows)
+    distance, deterministic = rows["distance"], rows["protocol"] == "deterministic"
+    reached = rows["success"] & ok & ~unperturbed
+    yield "distance is larger than that of its success", reached & (distance > size * (1 + ROUNDING) + ROUNDING)
+    wrong = ~rows["clean_rejected"] & (rows["clean_label"] != rows["label"])
+    yield "distance is 0, but the input is not wrong when clean", ok & deterministic & ~noise & (distance == 0) & ~wrong
+    yield "distance is within ε, but nothing succeeded", ok & _unexplained(rows)
     unchanged = (rows["linf"] == 0) & (rows["l2"] == 0) & (rows["l0"] == 0) & (rows["protocol"] == "deterministic")
     differs = (rows["clean_label"] != rows["adv_label"]) | (rows["clean_rejected"] != rows["adv_rejected"])
     yield "the input is unchanged, but has another answer", ok & unchanged & differs
@@ -312,6 +322,28 @@ def _faults(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
         impossible = (right < 0) | (wrong < 0) | (right + wrong > counted)
         impossible |= rows["valid"] & (rows["success"] != (wrong > 0))
         yield "the numbers of answers contradict each other or success", ok & counted.notna() & impossible
+
+
+def _some_zero(rows: pd.DataFrame) -> pd.Series:
+    """Return for each row whether it has a distance of 0 and another one that is larger; l1 may be missing."""
+    known = rows[list(DISTANCES)]
+    return (known == 0).any(axis=1) & (known > 0).any(axis=1)
+
+
+def _unexplained(rows: pd.DataFrame) -> pd.Series:
+    """Return for each row whether its distance is within ε although its input fell at no ε, which is rare to look up.
+
+    Without a ladder an input may fall at a small ε alone, so that other rows of the input have to be looked at.
+    """
+    distance = rows["distance"]  # 0 where the input is wrong when clean, whatever an attack without a ladder does to it
+    within = (distance > 0) & (distance < rows["eps"] * (1 - ROUNDING)) & ~rows["success"]
+    if not within.any():
+        return within
+    place = ["dataset", "defense", "attack", "norm", "seed", "sample", "aim"]
+    fell = (
+        rows[rows["sample"].isin(rows.loc[within, "sample"])].groupby(place, dropna=False)["success"].transform("any")
+    )
+    return within & ~fell.reindex(rows.index, fill_value=False)
 
 
 def _differ(values: pd.DataFrame, groups: list[pd.Series]) -> pd.Series:

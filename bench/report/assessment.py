@@ -34,6 +34,9 @@ ELSEWHERE = (
 )
 """What to think of figures on images that were made elsewhere."""
 
+INVALID = "farther than ε from the unperturbed image, or not within [0, 1]"
+"""What is wrong with outputs that count as no success."""
+
 FAILED = "Every attack failed, so nothing is known: mend what the reasons name, and run the same again."
 """Advice where no attack ended."""
 
@@ -149,6 +152,12 @@ def _left(panel: Panel) -> list[str]:
             happened = "failed" if row["status"] == "failed" else "was skipped"
             lines.append(f"{where}: not known, because every attack {happened}: {row['reason']}.")
             continue
+        if row["valid"] == 0:
+            lines.append(
+                f"{where}: not known, because all attacked images are invalid ({INVALID}). Images that were made "
+                "elsewhere need the `indices` of their test images."
+            )
+            continue
         interval = f"95 % interval {percent(row['robust_low'])} to {percent(row['robust_high'])} %, n = {row['n']}"
         strict = row["strict_robust_accuracy"]
         rejecting = f", {percent(strict)} % if rejections count as errors" if strict < row["robust_accuracy"] else ""
@@ -221,7 +230,8 @@ def _marks(worst: Sequence[Row], doubts: Doubts) -> list[str]:
         if row["status"] == "partial":
             sentences[f"‡ Partial: {row['reason']}."] = None
         if row["valid"] < 1:
-            sentences["† Some outputs of attacks were invalid and count as no success."] = None
+            share = f"{100 * (1 - row['valid']):.1f} %"
+            sentences[f"† {share} of the outputs of attacks were invalid ({INVALID}) and count as no success."] = None
     return list(sentences)
 
 
@@ -239,6 +249,9 @@ def _next(steps: Steps, finding: JsonObject, width: float) -> tuple[str, str]:
     if any(check["check"] == "repeats" and check["result"] == "fail" for check in finding["checks"]):
         cause = "Its answers depend on more than the image (on the batch, or on earlier calls)"
         return f"{cause}: mend that, and run again:", steps.same()
+    if steps.is_guessing:
+        cause = "Without an attack it is no better than guessing, so that these figures say nothing about robustness"
+        return f"{cause}: check its weights, normalization and order of classes, and run again:", steps.same()
     few = width > WIDE and steps.images < ENOUGH
     more = f"{steps.images} images leave an interval of {100 * width:.0f} points"
     if few and steps.has_all_images:

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis, diagnose
-from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.errors import InputError, system_error
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.summary import strongest, summary
 from manifold_bench.bench.records import results as records
@@ -189,4 +189,7 @@ def load(folder: str | Path) -> Results:
         path = Path(folder)
     except TypeError as error:
         raise InputError(f"folder: {type(folder).__name__} is no path; give that of a run's folder") from error
-    return Results(records.Results.load(path))
+    try:
+        return Results(records.Results.load(path))
+    except OSError as error:  # a path that no system takes
+        raise InputError(f"folder: {system_error(error)}") from error

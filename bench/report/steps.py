@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import CLEAN, GIVEN, PROBE, UNDECLARED
+from manifold_bench.bench.records.schema import CLEAN, GIVEN, GUESSES, PROBE, UNDECLARED
 from manifold_bench.bench.report.html.reproduce import matrix_name
 from manifold_bench.bench.report.ranking import named_in
 from manifold_bench.bench.text import eps_text
@@ -114,6 +114,11 @@ class Steps:
             and one["measurement"] == f"{PROBE}repeats"
             and one["status"] == "ok"
         )
+
+    @property
+    def is_guessing(self) -> bool:
+        """Whether the defense is no better than guessing on clean images."""
+        return bool(self._clean["reason"].str.contains(GUESSES, regex=False).any())
 
     @property
     def _of_defense(self) -> pd.DataFrame:

@@ -187,4 +187,6 @@ def _write_run_json(
         "undecided": [dataclasses.asdict(one) for one in undecided(plan)],
         "jobs": [{"title": job.title, "key": job.key, "skipped": job.skip} for job in plan.jobs],
     }
-    atomic_write(session.folder / "run.json", json.dumps(content, indent=1, default=str) + "\n")
+    # a path may hold bytes that are no text, which no reader of JSON takes
+    text = json.dumps(content, indent=1, default=str, ensure_ascii=False) + "\n"
+    atomic_write(session.folder / "run.json", text.encode("utf-8", "replace"))

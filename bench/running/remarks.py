@@ -13,7 +13,7 @@ from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.outputs import Scored, probabilities
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
-from manifold_bench.bench.records.schema import UNDECLARED, UNSTEADY
+from manifold_bench.bench.records.schema import GUESSES, UNDECLARED, UNSTEADY
 from manifold_bench.bench.running.judge import FEW, Inputs, scored_answers
 from manifold_bench.bench.text import percent
 from manifold_bench.defenses.base import Defense
@@ -83,7 +83,7 @@ def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, unev
     elif not defense.rejects and clean.rejected.any():
         yield "its verdict rejects images although rejects is False, so that attacks do not see it"
     yield from repeats(defense, x[:FEW], job.draws, uneven)
-    if any(layer.training for layer in defense.modules()):
+    if any(getattr(layer, "training", False) for layer in defense.modules()):  # frozen TorchScript has no mode
         yield "its forward puts layers into train mode, so that later answers may differ"
     yield from _left_in_train_mode(job.defense)
 
@@ -103,7 +103,7 @@ def _guesses(defense: Defense, clean: Verdict, labels: Tensor) -> Iterator[str]:
         if enough and (renumbered := _most_right(clean.labels, labels) / n) >= RENUMBERED:
             advice += f"; {percent(renumbered)} % would be right if it numbered the classes otherwise, so its outputs "
             advice += "and the labels seem to have the classes in different orders (a folder's are sorted by name)"
-        yield f"it is right on {percent(right / n)} % of {n} clean images, as guesses are{advice}"
+        yield f"it is right on {percent(right / n)} % of {n} clean images, {GUESSES}{advice}"
 
 
 def _most_right(answers: Tensor, labels: Tensor) -> int:
@@ -156,6 +156,26 @@ def repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator
         # scores are not compared, because they may differ in their last bits
         perhaps = ", perhaps by rounding alone: this machine's kernels round by the size of the batch"
         yield f"{UNSTEADY}depend on the batch{perhaps if uneven else ''}"
+    elif not _same_under_gradient(defense, few):
+        yield f"{UNSTEADY}are others while a gradient is computed, so that attacks climb another model than is judged"
+
+
+def _same_under_gradient(defense: Defense, few: Tensor) -> bool:
+    """Return whether outputs for images [n,C,H,W] are those without a gradient, up to rounding.
+
+    Defenses that optimise at inference are left out: their gradients have forms of their own, and keep every step.
+    """
+    if defense.gradient_modes != ("default",):
+        return True
+    with torch.no_grad():
+        plain = defense(few.clone())
+    try:
+        with torch.enable_grad():
+            climbed = defense(few.clone().requires_grad_()).detach()
+    except Exception:  # a user's code may raise anything; an attack then fails by name
+        return True
+    largest = plain.abs().nan_to_num(posinf=0.0).amax(1, keepdim=True)
+    return torch.allclose(climbed, plain, rtol=0.01, atol=float(0.01 * largest.max()), equal_nan=True)
 
 
 def _left_in_train_mode(ref: TrainedRef) -> Iterator[str]:

@@ -45,6 +45,24 @@ def test_a_linear_model_falls_exactly_where_eps_exceeds_the_known_distance(name,
             assert beaten(model, out, label) == [falls], (i, share)
 
 
+@pytest.mark.parametrize(("eps", "gradient_step"), [(0.02, 0.01), (0.05, 0.025), (0.3, 0.25)])
+def test_the_random_step_of_rand_fgsm_leaves_at_least_half_of_eps(eps, gradient_step):
+    """The random step is α, at most ε/2, and the gradient step on a linear model is ε − α in every pixel."""
+    model, x = Linear(2), near_the_middle(40)
+    y = model.verdict(x).labels
+    seen = []
+
+    class Recording(Target):
+        def view(self, *given, **named):
+            view = super().view(*given, **named)
+            ascent = view.ascent
+            view.ascent = lambda point, *more: seen.append(point) or ascent(point, *more)
+            return view
+
+    out = RandFGSM(loss="margin").run(Recording(model, len(x)), x, y, eps, 0)
+    assert torch.allclose(flat_norm(out - seen[0], "linf"), torch.full((40,), gradient_step), atol=1e-6)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_what_pgd_leaves_standing_is_what_lies_further_away_than_eps(norm):
     model, x = Linear(3), near_the_middle(40)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -244,29 +243,6 @@ def test_one_attack_on_one_batch(linear, interior):
     assert ((attacked.adversarial - x).flatten(1).norm(dim=1) <= 0.1 + 1e-5).all()
     with pytest.raises(mb.InputError, match="stepz"):
         mb.attack("pgd", linear, (x, y), eps=0.1, stepz=3)
-
-
-class Unsteady(nn.Module):
-    """Answers at random, or by the other images of the batch."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how = how
-
-    def forward(self, images):
-        if self.how == "at random":
-            return torch.rand(len(images), 10)
-        return images.flatten(1)[:, :10] - images.flatten(1)[:, :10].mean(dim=0)
-
-
-@pytest.mark.parametrize(("how", "said"), [("at random", "randomized is False"), ("by the batch", "on the batch")])
-def test_an_attack_on_a_model_that_answers_otherwise_each_time_warns(how, said, linear, interior):
-    with pytest.warns(UserWarning, match=f"Unsteady: .*{said}"):
-        mb.attack("noise", Unsteady(how), interior, eps=0.1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        mb.attack("noise", linear, interior, eps=0.1)
-        mb.attack("noise", mb.as_defense(Unsteady("at random"), (1, 8, 8), 10, randomized=True), interior, eps=0.1)
 
 
 def test_a_script_without_a_main_guard_works(tmp_path):

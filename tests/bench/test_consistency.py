@@ -50,6 +50,11 @@ def test_what_a_judge_writes_agrees_with_itself(norm):
         (3, {"attack": "b"}),
         (0, {"protocol": "single-shot"}),
         (1, {"dataset": "mnist"}),
+        (1, {"distance": 0.9}),  # its success is nearer
+        (1, {"distance": 0.0}),  # right when clean
+        (0, {"distance": 0.05}),  # nothing succeeded
+        (1, {"l2": 0.0, "l1": 0.0, "l0": 0.0}),
+        (1, {"linf": 0.0}),
     ],
     ids=str,
 )
@@ -63,6 +68,12 @@ def test_a_distance_may_be_unknown_only_where_its_norm_is_not_the_cells():
     assert contradiction(rows("l1")) is None
     assert contradiction(changed(rows("l1"), 1, l1=math.nan))
     assert contradiction(changed(rows("l1"), 1, l1=0.2))
+
+
+def test_without_a_ladder_an_input_may_fall_at_a_small_size_alone():
+    both = cell("a", (0.1, 0.2), (0, 1), adv={0.1: [0, 5], 0.2: [0, 1]}).assign(distance=[math.inf] * 2 + [0.1] * 2)
+    assert contradiction(both) is None
+    assert contradiction(both.assign(distance=[0.15] * 2 + [0.1] * 2))
 
 
 def test_several_jobs_may_differ():

@@ -65,6 +65,17 @@ def test_a_worst_case_is_given_up_where_every_attack_by_gradients_gave_up():
     assert figured["a"] == pytest.approx(3 / 4) and figured["noise"] == 0
 
 
+def test_an_attack_that_asks_once_does_not_lift_the_mark_of_one_that_stopped_trying():
+    """Nobody knows of a single query whether a second one would have come nearer."""
+    labels = list(range(4))
+    iterative, single = cell("a", labels=labels), cell("b", labels=labels, passes=(1.0, 1.0))
+    iterative["improved"], iterative["blind"], single["blind"] = [False, False, True, True], 0.0, 0.0
+    figured = summary(run(cell("clean", labels=labels), iterative, single)).set_index("attack")["given_up"]
+    assert figured["worst-case"] == pytest.approx(1 / 2) and figured["b"] == 0
+    alone = summary(run(cell("clean", labels=labels), single, single.assign(attack="c"))).set_index("attack")
+    assert alone["given_up"]["worst-case"] == 0
+
+
 def test_one_in_a_hundred_is_no_mark():
     assert not effort_note({"given_up": 0.01, "blind": 0.01, "unmoved": 0.0, "stalled": 0.0})
     note = effort_note({"given_up": 0.02, "blind": 0.02, "unmoved": 0.0, "stalled": 0.0})

@@ -177,6 +177,10 @@ def test_what_is_out_of_bounds_is_no_success(test, tmp_path, capsys):
     rows = judged(tmp_path / "images.pt", tmp_path / "out", *STATED)
     assert rows["valid"].tolist() == [False, False, False, True] and not rows["success"].any()
     assert "3 of 4 images" in capsys.readouterr().out
+    torch.save(1 - test.images[:4], tmp_path / "far.pt")
+    judged(tmp_path / "far.pt", tmp_path / "far", *STATED)
+    (assessment,) = Report(Results.load(tmp_path / "far")).assessments
+    assert "not known" in assessment.left[0] and "`indices`" in assessment.left[0]
 
 
 class Code:
@@ -225,6 +229,13 @@ BAD = {
     "no tensors": (lambda at: _saved(at / "a.pt", {"epoch": 3}), STATED, ["a.pt", "[N,C,H,W]"]),
     "no picture": (lambda at: _text(_folder(at) / "0000.png").parent, STATED, ["0000.png"]),
     "16 bits": (lambda at: _sixteen_bits(_folder(at) / "0000.png").parent, STATED, ["0000.png", "8 bits"]),
+    "size a truth value": (lambda at: npz(at / "a.npz", images=X, meta='{"eps": true}'), STATED[:4], ["eps is true"]),
+    "attack a list": (lambda at: npz(at / "a.npz", images=X, meta='{"attack": [1]}'), STATED, ["attack is [1]"]),
+    "a long name": (
+        lambda at: npz(at / "a.npz", images=X, meta=json.dumps({"defense": "x" * 5000})),
+        STATED,
+        ["defense is", "200 printable"],
+    ),
     "TIFF among PNG": (lambda at: _with_tiff(_folder(at)), STATED, ["0001.tif", ".png"]),
     "no number": (lambda at: _text(_folder(at) / "cat.png").parent, STATED, ["cat.png", "0000.png"]),
     "empty folder": (lambda at: _folder(at), STATED, ["no pictures"]),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tomllib
 from importlib.metadata import EntryPoint
 
 import pytest
 
-from manifold_bench.bench.list import KINDS, everything, explained, facts, main, name_in_matrix, purpose
+from manifold_bench.bench.list import KINDS, everything, explained, facts, is_adapter, main, name_in_matrix, purpose
 from manifold_bench.bench.planning.catalogue import describe, descriptions, papers
-from manifold_bench.bench.planning.details import parameters
+from manifold_bench.bench.planning.details import explanation, parameters
+from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.bench.planning.registry import find
 from manifold_bench.defenses.identity import registered
 
@@ -67,9 +69,37 @@ def test_parameters_are_those_that_a_matrix_file_may_set():
     assert (steps.allowed, steps.default) == ("int ≥ 1", "40")
 
 
-def test_an_unknown_name_is_refused(capsys):
-    assert main(["pgdd"]) == 2
-    assert "pgdd" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["pgdd", "pgd:LinfPGD", "nothing:LinfPGD"])
+def test_an_unknown_name_is_refused(name, capsys):
+    assert main([name]) == 2
+    assert name in capsys.readouterr().err
+
+
+ADAPTERS = [(kind, one.name) for kind in KINDS for one in descriptions(kind) if is_adapter(one)]
+
+
+def test_a_class_of_a_library_is_explained_by_the_adapter_that_runs_it():
+    assert len(ADAPTERS) >= 3
+    assert list(explained("foolbox:LinfPGD")) == list(explained("foolbox:ClassName")) == list(explained("foolbox"))
+    heads = [line.split() for line in explained("art:ProjectedGradientDescent") if line.startswith("art:ClassName ")]
+    assert [head[1].strip(";") for head in heads] == ["defense", "attack"]
+
+
+@pytest.mark.parametrize(("kind", "name"), ADAPTERS)
+def test_arguments_of_a_library_are_written_directly_in_the_entry(kind, name):
+    cls = find(kind, name)
+    assert not {"attack", "parameters"} & {one.name for one in parameters(kind, cls)}
+    text = explanation(kind, cls)[-1]
+    (table,) = re.findall(r"`(\{[^`]*\})` in a matrix file", text)
+    assert "written directly" in text
+    whole = {"datasets": ["digits"], "defenses": ["undefended"], "attacks": [{"name": "pgd", "eps": 0.1}]}
+    entry = tomllib.loads(f"entry = {table}")["entry"]
+    if kind == "attacks":
+        (choice,) = parse_matrix(whole | {kind: [entry]}, "example").attacks
+        assert choice.attack.values["steps"] == entry["steps"]
+    else:
+        (defense,) = parse_matrix(whole | {kind: [entry]}, "example").defenses
+        assert defense.parameters == {key: value for key, value in entry.items() if key != "name"}
 
 
 def test_papers_are_cited_as_in_a_text():

@@ -301,6 +301,10 @@ REMARKS: dict[str, tuple[type, str]] = {
     "dropout by its forward": (DropsAgain, "randomized is False"),
     "a counter": (Counting, "randomized is False"),
     "the batch": (Relative, "batch"),
+    "gradients": (
+        type("It", (Honest,), {"forward": lambda self, x: logits(1 - x if x.requires_grad else x)}),
+        "judged",
+    ),
 }
 
 

@@ -130,7 +130,7 @@ def cell(
                     "linf": e if ok else 0.0,
                     "l2": e if ok else 0.0,
                     "l1": e if ok else 0.0,
-                    "l0": 1.0 if ok else 0.0,
+                    "l0": float(ok and e > 0),
                     "distance": (found if distance is None else distance[i]) if ok else 0.0,
                     "valid": ok and i not in invalid,
                     "success": ok and i not in invalid and beats(i, answer),

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from manifold_bench.bench.planning.folders import MATRICES
-from manifold_bench.bench.planning.labels import without_folders
 from manifold_bench.bench.records.schema import CLEAN
+from manifold_bench.bench.text import without_folders
 from manifold_bench.defenses.identity import JsonObject
 
 OUT = "results/again"
