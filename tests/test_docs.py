@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import pytest
+from users import importable
 
 from manifold_bench.bench import COMMANDS, __main__
 from manifold_bench.bench.arguments import Parser
@@ -107,11 +108,11 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "my_module.py").write_text("from my_attack import RaySearch as MyAttack\n", encoding="utf-8")
     (tmp_path / "mine.toml").write_text((tmp_path / "gate.toml").read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     monkeypatch.setenv("MANIFOLD_BENCH_CACHE", str(tmp_path / "cache"))
-    return tmp_path
+    with importable(tmp_path):  # the next test has other files of these names
+        yield tmp_path
 
 
 @pytest.mark.parametrize("page", pages_with("sh"))

@@ -359,6 +359,10 @@ def _class_of(label: str, model: object, randomized: bool = False) -> type[Defen
     model = _resolved(model)
     if isinstance(model, str):
         return find("defenses", model)
+    if randomized and isinstance(model, Defense):
+        raise InputError(
+            f"randomized: {type(model).__name__} has to say it itself, by an attribute `randomized = True`"
+        )
     try:
         cls = models.class_of(model, label, models.__name__, randomized)
     except TypeError as error:

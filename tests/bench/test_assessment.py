@@ -13,7 +13,7 @@ from handmade import RUN, a_run, cell, run
 from manifold_bench.bench.arguments import run_parser
 from manifold_bench.bench.diagnosis.diagnose import diagnose
 from manifold_bench.bench.metrics.summary import summary
-from manifold_bench.bench.records.schema import CLEAN, UNDECLARED, UNSTEADY
+from manifold_bench.bench.records.schema import CLEAN, GUESSES, UNDECLARED, UNSTEADY
 from manifold_bench.bench.report import assessment as assessment_module
 from manifold_bench.bench.report.assessment import Assessment, assessments
 from manifold_bench.bench.report.tables import doubts_of
@@ -69,6 +69,12 @@ def test_the_command_that_tells_more_can_be_run_and_attacks_the_same_defense(mat
     assert given.matrix == "strong" and given.defense == ["pgd-training"] and given.dataset == ["digits"]
     assert (given.diagnose is True) == (matrix == "strong")  # without a diagnosis, that comes next
     assert given.n == (100 if matrix == "strong" else None)  # of ten images, the interval is wide
+
+
+def test_a_defense_that_guesses_is_told_to_mend_that_first():
+    guessing = attacked(20, remark=f"it is right on 10.0 % of 20 clean images, {GUESSES}", dataset="data")
+    assessment = from_python(guessing)
+    assert "no better than guessing" in assessment.advice and "strong" not in assessment.command
 
 
 def test_a_model_of_a_program_has_advice_for_a_program():

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from commands import bench_run, command, environment, last_events, one_error_line, record_files, records
 
+from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.run import main
 from manifold_bench.bench.running.environment import ensure_home
 
@@ -90,6 +91,13 @@ def test_a_signal_ends_a_run_with_one_line(matrix, tmp_path, whole, number):
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130 and len(errors.splitlines()) == 1 and "again to continue" in errors, errors
     resumed(matrix, tmp_path / "out", whole)
+
+
+def test_a_path_that_is_no_text_leaves_a_run_that_can_be_read(tmp_path):
+    out = Path(os.fsdecode(os.fsencode(tmp_path) + b"/nu\xff"))
+    arguments = ("--defense", "undefended", "--attack", "fgsm", "--n", "4", "--quiet")
+    assert bench_run("smoke", out, *arguments).returncode == 0
+    assert command("report", out, cache=tmp_path).returncode == 0 and len(Results.load(out).records) > 0
 
 
 def test_a_second_run_on_a_folder_says_who_holds_it(matrix, tmp_path, whole):

@@ -65,6 +65,8 @@ def test_a_model_may_say_itself_that_it_rejects(linear, few):
 @pytest.mark.parametrize("data", ["digits", "handed over"])
 def test_what_is_handed_over_stays_in_this_process(data, linear, interior):
     model = linear if data == "digits" else "undefended"
+    with pytest.raises(mb.InputError, match="randomized: Model has to say it itself"):
+        mb.evaluate(mb.as_defense(linear, (1, 8, 8), 10), interior, attacks=["noise"], eps=0.1, randomized=True)
     with pytest.raises(mb.InputError, match=r"workers: .* leave it out"):
         mb.evaluate(model, data if data == "digits" else interior, attacks=["noise"], eps=0.1, workers=2)
     with pytest.raises(mb.InputError, match="workers: models"):

@@ -148,4 +148,6 @@ def test_an_unknown_data_set_may_have_been_meant_as_a_folder(name):
 
 def test_the_nearest_word():
     assert nearest("stepz", ["steps", "norm"]) == "; did you mean 'steps'?"
+    assert nearest("PGD", ["pgd", "fab"]) == "; did you mean 'pgd'?"
+    assert nearest("carmon2019", ["Carmon2019Unlabeled", "fab"]) == "; did you mean 'Carmon2019Unlabeled'?"
     assert nearest("qqq", ["steps", "norm"]) == nearest("x", []) == ""
