@@ -68,8 +68,8 @@ class FGSM(ViewAttack):
     x + ε sign ∇L; in L2 the step goes along the normalised gradient, and in L1 along the signs of its largest entries.
 
     loss: name of the loss that is climbed, see `attacks.losses.named_loss`.
-    random: length of a random step before the gradient step, in the attack's norm, at most ε/2; the gradient step is
-    shorter by that much (α of RAND+FGSM, whose paper takes 0.05 in L∞).
+    random: length of a random step before the gradient step, in the attack's norm; the gradient step is shorter by that
+    much (α of RAND+FGSM, whose paper takes 0.05 in L∞). Raises ValueError where nothing is left for the gradient step.
     """
 
     paper = "goodfellow2015"
@@ -82,12 +82,18 @@ class FGSM(ViewAttack):
         view = self.view(target)
         loss = named_loss(self.loss, view.rejects, targeted=False)
         rows = all_rows(x)
-        first, point = min(self.random, eps / 2), x
+        first, point = self.random_step(eps), x
+        if first >= eps > 0:
+            raise ValueError(f"random: {first:g} leaves nothing of ε = {eps:g} for the gradient step; give less")
         if first:
             aside = draw_per_input(x, seed, lambda generator: torch.randn(x.shape[1:], generator=generator))
             point = project(x + first * steepest(aside, self.norm), x, self.norm, first)
         _, _, gradient = view.ascent(point, lambda z: loss(z, y, view.num_classes, None), rows)
         return project(point + (eps - first) * steepest(gradient, self.norm), x, self.norm, eps)
+
+    def random_step(self, eps: float) -> float:
+        """Return the length of the random step within ε."""
+        return self.random
 
     def passes(self) -> tuple[int, int]:
         return 1, 1
@@ -95,7 +101,7 @@ class FGSM(ViewAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class RandFGSM(FGSM):
-    """RAND+FGSM: a random step first, then FGSM with what is left of ε.
+    """RAND+FGSM: a random step of at most ε/2 first, then FGSM with what is left of ε.
 
     x′ = x + α sign N(0, I), then x′ + (ε − α) sign ∇L(x′); in L2 both steps go along normalised vectors. The random
     step leads away from points where a defense has flattened the loss.
@@ -104,6 +110,9 @@ class RandFGSM(FGSM):
     paper = "tramer2018"
     version: ClassVar[int] = 3
     random: Annotated[float, Ge(0), Lt(math.inf)] = 0.05
+
+    def random_step(self, eps: float) -> float:
+        return min(self.random, eps / 2)
 
 
 Evaluator = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]

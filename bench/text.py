@@ -134,6 +134,8 @@ def _escaped(character: str) -> str:
 
 def without_folders(name: str) -> str:
     """Return the name of a system without the folders of its files: nets/mine.py:Net@runs/w.pt → mine.py:Net@w.pt."""
-    parts = name.split("@")
-    files = [part.partition(":")[0].endswith(".py") or part.endswith(WEIGHTS) for part in parts]
-    return "@".join(part.rpartition("/")[2] if file else part for part, file in zip(parts, files, strict=True))
+    if ".py:" not in name:
+        return name.rpartition("/")[2] if name.endswith(WEIGHTS) else name
+    file, _, rest = name.partition(".py:")
+    what, at, weights = rest.partition("@")
+    return f"{file.rpartition('/')[2]}.py:{what}{at}{weights.rpartition('/')[2]}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -154,7 +155,7 @@ def class_of(model: object, reference: str, module: str, randomized: bool = Fals
 
     def start(self: Defense, spec: ModelSpec) -> None:
         nn.Module.__init__(self)
-        made = copy.deepcopy(model) if isinstance(model, Defense) else plain(spec, model)
+        made = copied(model) if isinstance(model, Defense) else plain(spec, model)
         self.__dict__.update(made.__dict__)
 
     content = {"__init__": start, "__module__": module, "fit": Trainable.fit, "parts": ()}
@@ -175,7 +176,8 @@ def name_of(model: object) -> str:
 def declares(model: object, attribute: Literal["rejects", "randomized"]) -> bool:
     """Return whether a plain model says of itself that it rejects or is randomized, by an attribute that is True."""
     inner = unwrapped(model) if isinstance(model, nn.Module) else model
-    return not isinstance(model, Defense) and getattr(inner, attribute, False) is True
+    value = getattr(inner, attribute, False)
+    return not isinstance(model, Defense) and isinstance(value, (bool, int, np.bool_)) and bool(value)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

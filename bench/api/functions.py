@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import uuid
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -88,15 +89,16 @@ def run(
             if not isinstance(defenses, (Mapping, type(None))):
                 raise InputError('defenses: give models under labels of their own, as {"mine": model}')
             models_given = {str(label): model for label, model in (defenses or {}).items()}
-            tables, classes = {}, {}
+            tables, classes, objects = {}, {}, False
             for label, model in models_given.items():
                 with argument(f"defenses[{label!r}]"):
                     tables[label] = _table(label, model)
-                    classes[label] = _class_of(
-                        label, tables[label].pop("model"), tables[label].pop("randomized", False)
-                    )
+                    given = _resolved(tables[label].pop("model"))
+                    objects |= not isinstance(given, str)
+                    classes[label] = _class_of(label, given, tables[label].pop("randomized", False))
             if classes:
-                _check_workers(options, "models")
+                if objects:
+                    _check_workers(options, "models")
                 options = {"workers": 0} | options | {"defense": [*classes, *several(options.get("defense", ()))]}
         with handing_in("defenses", classes, tables):
             try:
@@ -194,8 +196,9 @@ def attack(
 
     model: as for `evaluate`. data: images [N,C,H,W] in [0,1] and labels [N]. parameters: of the attack. Raises
     InputError for an attack or a parameter that doesn't exist, and where the model or the attack fails. Warns where the
-    answers of a model that is not said to be randomized differ for the same images, and where the attack stopped
-    trying. A randomized model is judged on one draw, so that some successes may be luck; `evaluate` judges on several.
+    answers of a model that is not said to be randomized differ from call to call, from batch to batch or while a
+    gradient is computed, and where the attack stopped trying. A randomized model is judged on one draw, so that some
+    successes may be luck; `evaluate` judges on several.
     """
     with argument("data"):
         images = labelled_images(data)
@@ -221,7 +224,10 @@ def attack(
         if reason := chosen.unsuited(attacked):
             raise InputError(f"{place}: {reason}")
     with contained(f"{place} on {type(judging).__name__} fails", in_time=False):
-        return attack_once(chosen, largest, attacked, judging, images)
+        found, odd = attack_once(chosen, largest, attacked, judging, images)
+    for sentence in odd:
+        warnings.warn(f"{type(judging).__name__}: {sentence}", stacklevel=3)
+    return found
 
 
 @called_by_a_program
@@ -260,7 +266,7 @@ def as_defense(
 
 def _check_workers(options: Mapping[str, object], given: str) -> None:
     """Check that no other processes are asked for what only this one has; raises InputError. given: what it has."""
-    if options.get("workers") not in (None, 0):
+    if isinstance(workers := options.get("workers"), int) and workers > 0:  # what is no number is refused later
         named = {"models": "file.py:Name or file.py:Name@weights", "data": "a registered name or module:Class"}[given]
         raise InputError(f"workers: {given} that are handed over stay in this process; leave it out, or name {named}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -29,11 +28,13 @@ class Attacked:
     distance: Tensor
 
 
-def attack_once(attack: Attack, eps: float, attacked: Defense, judging: Defense, images: LabelledImages) -> Attacked:
+def attack_once(
+    attack: Attack, eps: float, attacked: Defense, judging: Defense, images: LabelledImages
+) -> tuple[Attacked, list[str]]:
     """Attack images within ε, and have the outputs, and the best points that the attack met, judged.
 
-    attacked, judging: two instances of a defense, of which the attack gets the first. Raises RuntimeError if the attack
-    changes its weights. Warns as `manifold_bench.attack`.
+    attacked, judging: two instances of a defense, of which the attack gets the first. Returns also sentences on why the
+    figures may mislead. Raises RuntimeError if the attack changes weights, and TypeError for outputs of another shape.
     """
     x, y = images.images, images.labels
     size = math.inf if attack.minimal else eps
@@ -53,15 +54,15 @@ def attack_once(attack: Attack, eps: float, attacked: Defense, judging: Defense,
     inputs = Inputs(x, y, torch.full_like(y, -1), torch.arange(len(y)))
     judge, clean = Judge(judging, attack.norm, 1, 0), verdict(judging, x, y, 1, 0)
     judged, met = (judge.judge(inputs, clean, points, eps) for points in (outputs, queries.point))
-    nearer = met.success & (~judged.success | (met.distance(attack.norm) < judged.distance(attack.norm)))
+    smaller = met.distance(attack.norm) < judged.distance(attack.norm)
+    nearer = queries.distance.isfinite() & met.success & (~judged.success | smaller)
     judged, outputs = judged.where(~nearer, met), torch.where(expand(nearer, x), queries.point, outputs)
-    name = type(judging).__name__
-    if not judging.randomized:
-        for remark in repeats(judging, x[:FEW], 1, uneven=True):
-            warnings.warn(f"{name}: {remark}", stacklevel=4)
+    odd: list[str] = []
+    if not judging.randomized and judging.gradient_modes == ("default",):  # answers by optimisation take too long
+        odd += repeats(judging, x[:FEW], 1, uneven=True)
     if gave_up := _gave_up(queries, outputs, ~judged.success):
-        warnings.warn(f"{name}: {gave_up}; this is no evidence of robustness", stacklevel=4)
-    return Attacked(outputs, judged.success, judged.distance(attack.norm))
+        odd.append(f"{gave_up}; this is no evidence of robustness")
+    return Attacked(outputs, judged.success, judged.distance(attack.norm)), odd
 
 
 def _gave_up(queries: Queries, outputs: Tensor, held: Tensor) -> str:

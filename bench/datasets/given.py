@@ -35,6 +35,12 @@ from manifold_bench.defenses.files import checked_file
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 """Endings of the files that are read from a folder of images."""
 
+OTHER_PICTURES = (
+    *(".apng", ".avif", ".avifs", ".dib", ".gif", ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpf"),
+    *(".jpx", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".tga", ".tif", ".tiff"),
+)
+"""Endings of other files that hold a picture."""
+
 INTEGERS = (
     *(torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
@@ -234,7 +240,7 @@ def pictures_in(folder: Path) -> list[Path]:
     """Return the pictures in a folder, sorted by name; raises InputError for a picture of a kind that is not read."""
     files = sorted(path for path in folder.iterdir() if not path.is_dir())
     for path in files:
-        if path.suffix.lower() in _kinds_of_pictures() and path.suffix.lower() not in PICTURES:
+        if path.suffix.lower() in OTHER_PICTURES:
             raise InputError(f"{path}: a picture that would be left out; save it as {', '.join(PICTURES)}")
     return [path for path in files if path.suffix.lower() in PICTURES]
 
@@ -280,12 +286,6 @@ def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
     pixels = np.stack([np.asarray(picture.convert(mode), np.float32) / 255 for picture in pictures])
     images = torch.from_numpy(pixels.reshape(*pixels.shape[:3], -1).transpose(0, 3, 1, 2).copy())
     return LabelledImages(images, torch.tensor([label for _, label in files])), names
-
-
-@cache
-def _kinds_of_pictures() -> frozenset[str]:
-    """Return the endings of the files that are pictures to PIL."""
-    return frozenset(Image.registered_extensions())
 
 
 @cache

@@ -36,7 +36,7 @@ from manifold_bench.bench.diagnosis.evidence import (
 )
 from manifold_bench.bench.metrics.robustness import REJECTED, RIGHT, clean_right, outcomes, robust
 from manifold_bench.bench.metrics.shares import wilson
-from manifold_bench.bench.records.schema import CLEAN, LARGE, PROBE, UNSTEADY
+from manifold_bench.bench.records.schema import CLEAN, DIVERTED, LARGE, PROBE, UNSTEADY
 from manifold_bench.bench.text import eps_text, norm_text
 
 FEW = 8
@@ -259,12 +259,14 @@ def moving(e: Evidence) -> Finding:
     "answers independent of the batch.",
 )
 def repeats(e: Evidence) -> Finding:
+    remarks = "; ".join(e.ok["reason"].unique()).split("; ")
+    if diverted := next((remark for remark in remarks if remark.startswith(DIVERTED)), None):
+        return Finding("fail", f"the first eight inputs: {diverted}")  # calls without a gradient do not show it
     try:
         n, again, alone, alone_n, others, others_n, uneven, optimises, randomized = e.inspection(
             "repeats", "n", "again", "alone", "alone_n", "others", "others_n", "uneven", "optimises", "randomized"
         )
     except NotRun:
-        remarks = "; ".join(e.ok["reason"].unique()).split("; ")
         unsteady = next((remark for remark in remarks if remark.startswith(UNSTEADY)), None)
         if unsteady is None:
             raise

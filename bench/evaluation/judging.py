@@ -17,6 +17,7 @@ from manifold_bench.bench.evaluation.evaluate import chosen_engine, write_and_pr
 from manifold_bench.bench.planning.folders import check_files, data_folder
 from manifold_bench.bench.planning.made_elsewhere import Found, first, matched, read
 from manifold_bench.bench.planning.matrix import AttackChoice, DatasetEntry, Matrix
+from manifold_bench.bench.planning.narrow import selected
 from manifold_bench.bench.planning.plan import Options, Plan, make_plan
 from manifold_bench.bench.planning.reading import check_labels, defense_by_name
 from manifold_bench.bench.planning.refs import DatasetRef
@@ -71,13 +72,14 @@ def plan_of_images(given: Namespace, folder: Path) -> Plan:
     matrix = Matrix(
         source=str(given.images),
         datasets=(DatasetEntry(name=name, n=1),),
-        defenses=tuple(defense_by_name(one) for one in dict.fromkeys(given.defense)),
+        defenses=selected((), given.defense, lambda one: [defense_by_name(one)]),
         attacks=tuple(choice for choice, _ in made),
         seeds=(0,),
         draws=1,
         timeout=4 * 3600.0,
     )
-    options = Options(data_folder(given.data), device=device, named={"defenses": list(given.defense)})
+    named = {"defenses": [one.label for one in matrix.defenses]}
+    options = Options(data_folder(given.data), device=device, named=named)
     plan = make_plan(matrix, options)
     return replace(plan, data=tuple(replace(one, indices=made[0][1]) for one in plan.data))
 

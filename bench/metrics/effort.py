@@ -25,13 +25,15 @@ def effort(records: pd.DataFrame, group: np.ndarray, inputs: pd.Series) -> pd.Da
     """
     columns = ["attack", "eps", "status", "distance", "success", "blind", "moved", "improved", "forwards"]
     rows = records[columns].assign(group=group, input=inputs)
+    # over all ε, since a minimal-distance attack has its passes in the rows of the smallest one
+    rows["asks"] = (rows["forwards"] >= 2).groupby([rows["group"], rows["attack"]]).transform("any")
     largest = rows["eps"] == rows.groupby("group")["eps"].transform("max")
     rows = rows[largest & (rows["status"] == "ok") & (rows["distance"] > 0)]
     several = rows.groupby("group")["attack"].transform("nunique") > 1
     beaten = rows.groupby(["group", "input"])["success"].transform("any")
     by_attack = [rows["group"], rows["attack"]]
     differentiates = rows["blind"].notna().groupby(by_attack).transform("any")
-    informed = differentiates & (rows["forwards"] >= 2).groupby(by_attack).transform("any")
+    informed = differentiates & rows["asks"]
     some_informed = informed.groupby(rows["group"]).transform("any")
     counts = ~several | informed | (differentiates & ~some_informed)
     counted, beaten = rows[counts], beaten[counts]

@@ -76,14 +76,22 @@ def _also_against(labels: tuple[str, ...], choice: AttackChoice) -> AttackChoice
 def selected(choices: tuple[C, ...], names: Iterable[str], add: Callable[[str], list[C]]) -> tuple[C, ...]:
     """Return the choices whose label, or else whose name, is among those names, each once and in their order.
 
-    add: function that makes the choices for a name that no choice has.
+    add: function that makes the choices for a name that no choice has. One whose label another system has already, as
+    files of the same name in two folders do, gets its whole name as its label.
     """
     found: list[C] = []
     for name in names:
         there = (
             [choice for choice in (*found, *choices) if choice.label == name]
             or [choice for choice in (*found, *choices) if choice.name == name]
-            or add(name)
+            or [_told_apart(choice, (*found, *choices)) for choice in add(name)]
         )
         found += [choice for choice in there if choice not in found]
     return tuple(found)
+
+
+def _told_apart(added: C, known: Iterable[C]) -> C:
+    """Return an added choice, with its name as its label where another system has that label."""
+    if any(one.label == added.label and one.name != added.name for one in known):
+        return dataclasses.replace(added, label=added.name)
+    return added

@@ -107,7 +107,7 @@ class DatasetPart(_Part):
 class SystemPart(_Part):
     """A defense or an attack of the matrix."""
 
-    name: Name
+    name: str
     label: Name
     parameters: JsonObject = {}
     draws: Whole | None = None

@@ -135,7 +135,8 @@ class Results:
     @cached_property
     def records(self) -> pd.DataFrame:
         """The rows of which figures, tables and comparisons are made."""
-        return self.rows[self.rows["kind"] != PROBED].reset_index(drop=True)
+        probed = self.rows["kind"] == PROBED
+        return self.rows[~probed].reset_index(drop=True) if probed.any() else self.rows
 
     @cached_property
     def probes(self) -> pd.DataFrame:

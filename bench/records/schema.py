@@ -32,6 +32,9 @@ UNSTEADY = "its answers "
 UNDECLARED = f"{UNSTEADY}to the same images differ from call to call"
 """Beginning of the remark that a defense is randomized and does not say so."""
 
+DIVERTED = f"{UNSTEADY}are others while a gradient is computed"
+"""Beginning of the remark that attacks climb another model than the one that is judged."""
+
 GUESSES = "as guesses are"
 """Part of the remark that a defense's answers to clean images are no better than guesses."""
 
@@ -253,8 +256,8 @@ def contradiction(rows: pd.DataFrame) -> Contradiction | None:
     rows: those of one job, or of several jobs with a column `key`. Faults are values outside their column's range,
     texts with control characters, kinds and norms that exclude each other, rows of a job that differ in a column of
     `OF_A_JOB`, and an input with different images or labels. Rows that are ok must not have a valid output farther away
-    than ε, another answer to an unchanged input (of a deterministic defense), or a success that does not follow from
-    their other columns.
+    than ε, a smallest distance that contradicts the successes or the answer to the clean input, another answer to an
+    unchanged input (of a deterministic defense), or a success that does not follow from their other columns.
     """
     for fault, found in _faults(rows):
         if found.any():
@@ -310,7 +313,7 @@ def _faults(rows: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
     yield "distance is larger than that of its success", reached & (distance > size * (1 + ROUNDING) + ROUNDING)
     wrong = ~rows["clean_rejected"] & (rows["clean_label"] != rows["label"])
     yield "distance is 0, but the input is not wrong when clean", ok & deterministic & ~noise & (distance == 0) & ~wrong
-    yield "distance is within ε, but nothing succeeded", ok & _unexplained(rows)
+    yield "distance is within ε, but nothing succeeded", ok & _unexplained(rows, job)
     unchanged = (rows["linf"] == 0) & (rows["l2"] == 0) & (rows["l0"] == 0) & (rows["protocol"] == "deterministic")
     differs = (rows["clean_label"] != rows["adv_label"]) | (rows["clean_rejected"] != rows["adv_rejected"])
     yield "the input is unchanged, but has another answer", ok & unchanged & differs
@@ -330,8 +333,8 @@ def _some_zero(rows: pd.DataFrame) -> pd.Series:
     return (known == 0).any(axis=1) & (known > 0).any(axis=1)
 
 
-def _unexplained(rows: pd.DataFrame) -> pd.Series:
-    """Return for each row whether its distance is within ε although its input fell at no ε, which is rare to look up.
+def _unexplained(rows: pd.DataFrame, job: np.ndarray) -> pd.Series:
+    """Return for each row whether its distance is within ε although its input fell at no ε. job: number of its job.
 
     Without a ladder an input may fall at a small ε alone, so that other rows of the input have to be looked at.
     """
@@ -339,11 +342,7 @@ def _unexplained(rows: pd.DataFrame) -> pd.Series:
     within = (distance > 0) & (distance < rows["eps"] * (1 - ROUNDING)) & ~rows["success"]
     if not within.any():
         return within
-    place = ["dataset", "defense", "attack", "norm", "seed", "sample", "aim"]
-    fell = (
-        rows[rows["sample"].isin(rows.loc[within, "sample"])].groupby(place, dropna=False)["success"].transform("any")
-    )
-    return within & ~fell.reindex(rows.index, fill_value=False)
+    return within & ~rows["success"].groupby([job, rows["sample"], rows["aim"]]).transform("any")
 
 
 def _differ(values: pd.DataFrame, groups: list[pd.Series]) -> pd.Series:

@@ -145,14 +145,15 @@ def _clean(rows: pd.DataFrame) -> str:
 
 def _left(panel: Panel) -> list[str]:
     """Return a sentence for each ε of a norm."""
-    lines = []
+    lines, before = [], rows_by(panel.clean, "kind").get(CLEAN, {})
+    wrong = before.get("error", 0.0)
     for row in panel.worst.to_dict("records"):
         where = f"{norm_text(panel.norm)}, ε = {eps_text(row['eps'])}"
         if row["status"] in ("failed", "skipped"):
             happened = "failed" if row["status"] == "failed" else "was skipped"
             lines.append(f"{where}: not known, because every attack {happened}: {row['reason']}.")
             continue
-        if row["valid"] == 0:
+        if row["valid"] <= wrong + 1e-9 and row["valid"] < 1:  # inputs that are wrong when clean are not attacked
             lines.append(
                 f"{where}: not known, because all attacked images are invalid ({INVALID}). Images that were made "
                 "elsewhere need the `indices` of their test images."
@@ -229,9 +230,9 @@ def _marks(worst: Sequence[Row], doubts: Doubts) -> list[str]:
             sentences[f"§ The attacks look too weak: {evidence.reason}: {evidence.evidence}."] = None
         if row["status"] == "partial":
             sentences[f"‡ Partial: {row['reason']}."] = None
-        if row["valid"] < 1:
-            share = f"{100 * (1 - row['valid']):.1f} %"
-            sentences[f"† {share} of the outputs of attacks were invalid ({INVALID}) and count as no success."] = None
+    if (invalid := 1 - min((row["valid"] for row in worst if row["valid"] >= 0), default=1.0)) > 0:
+        share = f"up to {max(100 * invalid, 0.1):.1f} %"
+        sentences[f"† Of the outputs of attacks {share} were invalid ({INVALID}) and count as no success."] = None
     return list(sentences)
 
 
@@ -247,7 +248,7 @@ def _next(steps: Steps, finding: JsonObject, width: float) -> tuple[str, str]:
             how = "say `randomized=True, draws=10` (a Defense or a name has the attribute `randomized = True`)"
         return f"Its answers differ from call to call: {how}, and run again:", steps.declared()
     if any(check["check"] == "repeats" and check["result"] == "fail" for check in finding["checks"]):
-        cause = "Its answers depend on more than the image (on the batch, or on earlier calls)"
+        cause = "Its answers depend on more than the image (the batch, earlier calls, or whether a gradient is taken)"
         return f"{cause}: mend that, and run again:", steps.same()
     if steps.is_guessing:
         cause = "Without an attack it is no better than guessing, so that these figures say nothing about robustness"

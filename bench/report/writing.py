@@ -33,6 +33,7 @@ def write_report(results: Results) -> Report:
     tables = [*report.claim_tables, *report.measurement_tables, *report.tables]
     of_diagnosis = diagnosis_tables(report.diagnosis)
     tables += [replace(one, legend=f"{one.legend} {report.budget}".rstrip()) for one in of_diagnosis]
+    _ = report.protocols, report.assessments, report.paragraphs
     with with_path_in_errors(results.folder):  # a full disk does not say so itself
         _write(report, tables, results.folder)
     return report

@@ -13,7 +13,7 @@ from manifold_bench.attacks.contract import Verdict
 from manifold_bench.attacks.outputs import Scored, probabilities
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
-from manifold_bench.bench.records.schema import GUESSES, UNDECLARED, UNSTEADY
+from manifold_bench.bench.records.schema import DIVERTED, GUESSES, UNDECLARED, UNSTEADY
 from manifold_bench.bench.running.judge import FEW, Inputs, scored_answers
 from manifold_bench.bench.text import percent
 from manifold_bench.defenses.base import Defense
@@ -157,7 +157,7 @@ def repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator
         perhaps = ", perhaps by rounding alone: this machine's kernels round by the size of the batch"
         yield f"{UNSTEADY}depend on the batch{perhaps if uneven else ''}"
     elif not _same_under_gradient(defense, few):
-        yield f"{UNSTEADY}are others while a gradient is computed, so that attacks climb another model than is judged"
+        yield f"{DIVERTED}, so that attacks climb another model than is judged"
 
 
 def _same_under_gradient(defense: Defense, few: Tensor) -> bool:

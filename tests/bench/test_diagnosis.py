@@ -21,7 +21,7 @@ from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.bench.records.measurements import status
 from manifold_bench.bench.records.measurements import write_index as write_measurements
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import PROBE, UNSTEADY
+from manifold_bench.bench.records.schema import DIVERTED, PROBE, UNSTEADY
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.report.__main__ import main
 from manifold_bench.bench.report.diagnosis import diagnosis_lines, diagnosis_tables
@@ -338,6 +338,7 @@ def test_a_randomized_defense_that_says_so_is_warned_of_only():
         ({"others": 1, "uneven": 3}, "fail"),
         ({"others": 1, "uneven": 3, "optimises": 1.0}, "warn"),
         ({"others": 1, "uneven": 0, "optimises": 1.0}, "fail"),
+        ({"remark": DIVERTED}, "fail"),  # which no call without a gradient shows
     ],
 )
 def test_rounding_by_the_size_of_the_batch_is_distinguished_from_dependence_on_other_images(values, result):
@@ -359,11 +360,11 @@ def test_without_its_inspection_only_remarks_on_answers_that_change_fail_the_def
     assert CHECKS["repeats"].finding(evidence(clean, rows(ITERATIVE, (), 20))).result == result
 
 
-def repeats(**values):
+def repeats(remark="", **values):
     """The result of the check on these counts; what is not given is 0 of 50, 8 or 25."""
     zeros = dict.fromkeys(("again", "alone", "others", "uneven", "optimises", "randomized"), 0)
     values_of_all = {"n": 50, "alone_n": 8, "others_n": 25, "noisy_n": 50, "noisy": 0} | zeros | values
-    return CHECKS["repeats"].finding(evidence(rows(ITERATIVE, (), 20), repeats=values_of_all)).result
+    return CHECKS["repeats"].finding(evidence(rows(ITERATIVE, (), 20, reason=remark), repeats=values_of_all)).result
 
 
 def test_without_probes_the_records_are_judged_and_the_rest_is_not_run():

@@ -76,6 +76,16 @@ def test_an_attack_that_asks_once_does_not_lift_the_mark_of_one_that_stopped_try
     assert alone["given_up"]["worst-case"] == 0
 
 
+def test_a_minimal_attack_counts_whose_passes_are_in_the_rows_of_the_smallest_size():
+    labels = list(range(4))
+    stopped, minimal = (cell(name, (0.1, 0.2), labels=labels).assign(blind=0.0) for name in "ab")
+    stopped["improved"] = False
+    minimal["forwards"] = minimal["forwards"].where(minimal["eps"] == 0.1, 0.0)
+    figured = summary(run(cell("clean", labels=labels), stopped, minimal))
+    worst = figured[(figured["attack"] == "worst-case") & (figured["eps"] > 0)]
+    assert (worst["given_up"] == 0).all() and len(worst) == 2
+
+
 def test_one_in_a_hundred_is_no_mark():
     assert not effort_note({"given_up": 0.01, "blind": 0.01, "unmoved": 0.0, "stalled": 0.0})
     note = effort_note({"given_up": 0.02, "blind": 0.02, "unmoved": 0.0, "stalled": 0.0})

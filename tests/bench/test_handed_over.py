@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,9 @@ def test_models_with_computed_or_frozen_weights_are_copied_too(linear, few):
     pruned = copy.deepcopy(linear)
     prune.l1_unstructured(pruned[1], "weight", amount=0.3)
     pruned(few[0])  # keeps a weight that is computed from others
+    defense = mb.as_defense(pruned, (1, 8, 8), 10)
+    defense(few[0])
+    assert set(mb.evaluate(defense, few, attacks=["fgsm"], eps=0.1).records["status"]) == {"ok"}
     frozen = torch.jit.freeze(torch.jit.script(copy.deepcopy(linear).eval()))
     for model in (pruned, frozen):
         found = mb.evaluate(model, few, attacks=["fgsm"], eps=0.1).records
@@ -145,6 +149,22 @@ def test_the_best_point_that_one_attack_met_counts(linear, interior, tmp_path, m
     found = mb.attack("forgets.py:Own", linear, interior, eps=0.1)
     assert found.success.tolist() == mb.attack("pgd", linear, interior, eps=0.1).success.tolist()
     assert found.success.sum() > 0 and (linear(found.adversarial).argmax(1) != interior[1])[found.success].all()
+
+
+@pytest.mark.filterwarnings("ignore:.*stopped trying")
+def test_what_an_attack_never_met_is_no_success(linear, interior, tmp_path, monkeypatch):
+    """A lucky answer to the clean image is none of an attack's that asks nothing and returns its images as they are."""
+    (tmp_path / "idle.py").write_text(ATTACK.replace("WHAT", "return x"))
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+
+    def sometimes(images: Tensor) -> Tensor:
+        lucky = torch.tensor(random.random(len(images)) < 0.3)
+        return torch.where(lucky[:, None], linear(images).flip(1), linear(images))
+
+    model = mb.as_defense(sometimes, (1, 8, 8), 10, randomized=True)
+    shares = [mb.attack("idle.py:Own", model, interior, eps=0.1).success.float().mean() for _ in range(20)]
+    assert 0.2 < torch.stack(shares).mean() < 0.4  # of one draw, not of two
 
 
 def test_one_attack_that_stopped_trying_warns(linear, interior):

@@ -8,6 +8,8 @@ import shlex
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from manifold_bench.bench.arguments import run_parser
 from manifold_bench.bench.evaluation.evaluate import matrices
@@ -86,4 +88,17 @@ def test_a_file_in_a_folder_is_named_with_its_folder(tmp_path, monkeypatch):
     matrix = matrices(run_parser().parse_args(["--matrix", "smoke", "--defense", "nets/mine.py:net", "--n", "4"]))[0]
     stored = {"matrix": json.loads(json.dumps(matrix_json(matrix, Options(n=4)))), "seeds": [0], "device": "cpu"}
     line = command(stored, "digits", "mine.py:net", ["fgsm"], "linf")
-    assert "--defense nets/mine.py:net" in line and set(from_command(line).values()) < set(planned(matrix, 4).values())
+    whole = planned(matrix, 4)
+    cells = [("digits", "mine.py:net", "clean", "none"), ("digits", "mine.py:net", "fgsm", "linf")]
+    assert "--defense nets/mine.py:net" in line and from_command(line) == {cell: whole[cell] for cell in cells}
+
+
+def test_files_of_one_name_in_two_folders_are_two_defenses(tmp_path, monkeypatch):
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        torch.jit.save(torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), tmp_path / folder / "net.pt")
+    monkeypatch.chdir(tmp_path)
+    given = run_parser().parse_args(["--matrix", "smoke", "--defense", "one/net.pt", "--defense", "other/net.pt"])
+    jobs = make_plan(matrices(given)[0], Options(n=4)).jobs
+    assert {job.defense.label for job in jobs} == {"net.pt", "other/net.pt"}
+    assert len({job.key for job in jobs}) == len(jobs)

@@ -42,7 +42,8 @@ def command(run: JsonObject, dataset: str, defense: str, attacks: Iterable[str],
 def _argument(entries: list[JsonObject], label: str) -> str:
     """Return what names a system on the command line: its label, or its name if that has the folder of its file."""
     names = {one["name"] for one in entries if one["label"] == label == without_folders(one["name"])}
-    return names.pop() if len(names) == 1 else label
+    alike = {one["label"] for one in entries if one["name"] in names}
+    return names.pop() if len(names) == len(alike) == 1 else label
 
 
 def matrix_name(source: str) -> str:
