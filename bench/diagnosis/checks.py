@@ -260,21 +260,19 @@ def moving(e: Evidence) -> Finding:
 )
 def repeats(e: Evidence) -> Finding:
     remarks = "; ".join(e.ok["reason"].unique()).split("; ")
-    if diverted := next((remark for remark in remarks if remark.startswith(DIVERTED)), None):
-        return Finding("fail", f"the first eight inputs: {diverted}")  # calls without a gradient do not show it
+    unsteady = [f"the first eight inputs: {remark}" for remark in remarks if remark.startswith(UNSTEADY)]
+    if unsteady and DIVERTED in unsteady[0]:  # which the inspection does not see, since it takes no gradient
+        return Finding("fail", unsteady[0])
     try:
         n, again, alone, alone_n, others, others_n, uneven, optimises, randomized = e.inspection(
             "repeats", "n", "again", "alone", "alone_n", "others", "others_n", "uneven", "optimises", "randomized"
         )
     except NotRun:
-        unsteady = next((remark for remark in remarks if remark.startswith(UNSTEADY)), None)
-        if unsteady is None:
+        if not unsteady:
             raise
-        return Finding("fail", f"the first eight inputs: {unsteady}")
-    text = (
-        f"{again} of {n} answers change in a second call, {alone} of {alone_n} in a batch of one image; {others} of "
-        f"{others_n} answers or scores change when the other images of the batch are replaced"
-    )
+        return Finding("fail", unsteady[0])
+    text = f"{again} of {n} answers change in a second call, {alone} of {alone_n} in a batch of one image; {others} of "
+    text += f"{others_n} answers or scores change when the other images of the batch are replaced"
     if randomized:
         return Finding("warn" if again else "pass", f"declared as randomized; {text}")
     # A search inside may let images leave its batch, whose size then depends on the other images

@@ -26,9 +26,11 @@ def test_rand_fgsm_takes_a_random_step_first_and_stays_in_the_ball(norm):
     )
     assert torch.equal(random, again) and not torch.equal(random, plain)
     assert inside(random, x, norm, 0.2).all()
-    only = FGSM(norm=norm, random=0.5).run(Target(digits_cnn, 16), x, y, 0.2, 0)
-    size = flat_norm(only - x, norm)
-    assert (size <= 0.2 + 1e-6).all()  # a random step of ε at the most, and none after it
+    with pytest.raises(ValueError, match=r"leaves nothing of ε = 0\.2"):
+        FGSM(norm=norm, random=0.5).run(Target(digits_cnn, 16), x, y, 0.2, 0)
+    half = RandFGSM(norm=norm, random=0.5).run(Target(digits_cnn, 16), x, y, 0.2, 0)
+    size = flat_norm(half - x, norm)
+    assert (size <= 0.2 + 1e-6).all() and not torch.equal(half, random)  # a random step of ε/2 at the most
     alone = FGSM(norm=norm, random=0.05).run(Target(digits_cnn, 1), x[3:4], y[3:4], 0.2, 0)
     assert torch.equal(alone[0], random[3])
 
