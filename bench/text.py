@@ -23,8 +23,8 @@ NORM_SPELLINGS = {"inf": "linf", "infinity": "linf", "2": "l2", "1": "l1", "0": 
 """Names of norms for what people write in their place, after an "l" if any."""
 
 
-WEIGHTS = (".pt", ".pth", ".ts", ".safetensors")
-"""Endings of files of weights that a name may hold."""
+MODEL_FILES = (".pt", ".pth", ".ts")
+"""Endings of files of whole models, which are names of defenses."""
 
 
 def norm_of(given: object) -> object:
@@ -135,7 +135,7 @@ def _escaped(character: str) -> str:
 def without_folders(name: str) -> str:
     """Return the name of a system without the folders of its files: nets/mine.py:Net@runs/w.pt → mine.py:Net@w.pt."""
     if ".py:" not in name:
-        return name.rpartition("/")[2] if name.endswith(WEIGHTS) else name
+        return name.rpartition("/")[2] if name.endswith(MODEL_FILES) else name
     file, _, rest = name.partition(".py:")
     what, at, weights = rest.partition("@")
     return f"{file.rpartition('/')[2]}.py:{what}{at}{weights.rpartition('/')[2]}"

@@ -48,11 +48,12 @@ def answers(model: nn.Module, images: Tensor, name: str) -> Tensor:
         try:
             found = model(images.clone())
         except Exception as error:  # a user's code may raise anything
-            advice = next((f"; {words}" for words, changed in ADVICE if _takes(model, changed(images.clone()))), "")
-            shape = ", ".join(map(str, images.shape[1:]))
             if NO_GRADIENT in str(error):
                 advice = "; answers are computed under torch.no_grad: put steps that need gradients into a block "
                 advice += "`with torch.enable_grad():`"
+            else:
+                advice = next((f"; {words}" for words, changed in ADVICE if _takes(model, changed(images.clone()))), "")
+            shape = ", ".join(map(str, images.shape[1:]))
             raise ValueError(f"{name} fails on images of shape [N, {shape}]: {one_line(error)}{advice}") from error
     if fault := _fault(found, len(images)):
         raise ValueError(f"{name} returns {fault}")

@@ -265,7 +265,10 @@ def as_defense(
 
 
 def _check_workers(options: Mapping[str, object], given: str) -> None:
-    """Check that no other processes are asked for what only this one has; raises InputError. given: what it has."""
+    """Check that no worker processes are requested for objects that exist in this process alone; raises InputError.
+
+    given: kind of the objects, "models" or "data".
+    """
     if isinstance(workers := options.get("workers"), int) and workers > 0:  # what is no number is refused later
         named = {"models": "file.py:Name or file.py:Name@weights", "data": "a registered name or module:Class"}[given]
         raise InputError(f"workers: {given} that are handed over stay in this process; leave it out, or name {named}")

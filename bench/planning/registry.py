@@ -24,7 +24,7 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.measurements.base import Measurement
 from manifold_bench.bench.planning.named_models import robustbench_model, timm_model, with_weights
 from manifold_bench.bench.planning.usercode import contained
-from manifold_bench.bench.text import nearest
+from manifold_bench.bench.text import MODEL_FILES, nearest
 from manifold_bench.defenses.base import Defense, Trainable
 from manifold_bench.defenses.files import checked_file
 from manifold_bench.defenses.identity import JsonObject, Kind, registered
@@ -109,7 +109,7 @@ def find(kind: Kind, name: str) -> type[object]:
         network, _, weights = name.rpartition("@")
         if ":" in network:
             return _defense_of(name, _object(kind, network), Path(weights))
-        if Path(name).suffix in (".pt", ".pth", ".ts"):
+        if Path(name).suffix in MODEL_FILES:
             return _torchscript(name)
         if prefix in ("timm", "robustbench") and attribute:
             return _of_library(name, prefix, attribute)

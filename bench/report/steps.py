@@ -13,7 +13,7 @@ from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import CLEAN, GIVEN, GUESSES, PROBE, UNDECLARED
 from manifold_bench.bench.report.html.reproduce import matrix_name
 from manifold_bench.bench.report.ranking import named_in
-from manifold_bench.bench.text import eps_text
+from manifold_bench.bench.text import MODEL_FILES, eps_text
 from manifold_bench.defenses.identity import JsonObject, registered
 
 STRONG = "strong"
@@ -79,7 +79,7 @@ class Steps:
     def is_named(self) -> bool:
         """Whether a shell can name the defense."""
         name = self.entry["name"]
-        return name in registered("defenses") or ":" in name or name.endswith((".pt", ".pth", ".ts"))
+        return name in registered("defenses") or ":" in name or name.endswith(MODEL_FILES)
 
     @property
     def data(self) -> str:
