@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,9 +19,15 @@ DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises InputError for arguments that are not allowed, and refuses NUL characters."""
+    """A parser that raises InputError for arguments that are not allowed, are empty or hold NUL characters."""
 
     def parse_args(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        arguments = sys.argv[1:] if arguments is None else arguments
+        for before, word in pairwise(["", *arguments]):
+            if not word or re.fullmatch("--[^=]+=", word):  # as a path, an empty text would be the present folder
+                option = word.rstrip("=") or before
+                named = f"argument {option}: " if option.startswith("--") else "an argument "
+                self.error(f"{named}is empty; give a value, or leave it out")
         given, unknown = self.parse_known_args(arguments)
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]

@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     limits = [Limit.parse(text) for text in dict.fromkeys(given.fail_on)]
     with local_folder(given.baseline, "BASELINE") as (baseline, _), local_folder(given.new, "NEW") as (new, _):
+        for option, path in (("--markdown", given.markdown), ("--junit", given.junit)):
+            if path:
+                check_spares(path, option, baseline, new)
         gate = Gate(Results.load(baseline), Results.load(new), limits)
     print_gate(gate, terminal())
     if given.markdown:
@@ -52,6 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.junit:
         write(given.junit, "--junit", junit_gate(gate).tostring().decode())
     return gate.exit_code
+
+
+def check_spares(path: Path, option: str, *runs: Path) -> None:
+    """Check that a file to write is not one that a run needs; raises InputError.
+
+    option: name of the command line option that gave the path, for the message. runs: folders of the runs.
+    """
+    own = path.is_file() and (path.suffix not in (".md", ".xml") or path.name == "report.md")
+    if own and any(path.resolve().is_relative_to(run.resolve()) for run in runs):
+        raise InputError(f"{option}: {path} is a file of a run; give another name")
 
 
 def write(path: Path, option: str, text: str) -> None:

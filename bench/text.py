@@ -32,7 +32,7 @@ def norm_of(given: object) -> object:
 
     Anything else is returned as it is.
     """
-    written = re.sub(r"[\s_-]|\.0$|norm$", "", str(given).lower().replace("∞", "inf"))
+    written = re.sub(r"\s|(?<=\w)[_-]|\.0$|norm$", "", str(given).lower().replace("∞", "inf"))
     return NORM_SPELLINGS.get(written.removeprefix("l"), given)
 
 

@@ -12,17 +12,12 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import NoneType
 from typing import Any, Literal, overload
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from manifold_bench.attacks.threat import UNBOUNDED, Norm
 from manifold_bench.bench.api.callers import argument, called_by_a_program
 from manifold_bench.bench.api.one_attack import Attacked, attack_once
-from manifold_bench.bench.api.options import EVALUATION, USAGE, arguments, check_names, several
+from manifold_bench.bench.api.options import EVALUATION, USAGE, arguments, check_names, pair, several, usage_of
 from manifold_bench.bench.datasets.checks import fault_of_labels
 from manifold_bench.bench.datasets.given import dataset_of, images_and_classes, labelled_images
 from manifold_bench.bench.errors import InputError
@@ -77,7 +72,7 @@ def run(
     with argument("matrix"):
         matrix = str(matrix)
     with argument("out"):
-        temporary = not options.get("out")
+        temporary = options.get("out") is None
         if not (temporary or isinstance(options["out"], (str, os.PathLike))):
             raise InputError(f"out: {type(options['out']).__name__} is no path; give that of a folder")
         folder = tempfile.mkdtemp(prefix="manifold-bench-") if temporary else str(options["out"])
@@ -141,7 +136,7 @@ def evaluate(
         sizes = sizes_of(eps)
     with argument("attacks"):
         entries = _entries(attacks)
-    usage = {name: value for name in USAGE if (value := _usage(name, options.pop(name, None))) is not None}
+    usage = {name: value for name in USAGE if (value := usage_of(name, options.pop(name, None))) is not None}
     with argument("model"):
         model, randomized = _resolved(model), bool(usage.get("randomized"))
         if isinstance(model, str) and randomized:
@@ -250,7 +245,7 @@ def as_defense(
     Raises InputError for what is no model of such images.
     """
     asked = {"normalize": normalize, "rejects": rejects, "randomized": randomized}
-    usage = {name: value for name, one in asked.items() if (value := _usage(name, one)) is not None}
+    usage = {name: value for name, one in asked.items() if (value := usage_of(name, one)) is not None}
     drawn = usage.pop("randomized", False)
     with argument("shape, classes"):
         sizes = (*shape, classes)
@@ -274,28 +269,6 @@ def _check_workers(options: Mapping[str, object], given: str) -> None:
         raise InputError(f"workers: {given} that are handed over stay in this process; leave it out, or name {named}")
 
 
-def _pair(normalize: Any) -> Any:  # what users hand in, checked here
-    """Return mean and standard deviation as they are given; raises InputError for what is no pair."""
-    try:
-        numbers = all(torch.as_tensor(one, dtype=torch.float64).isfinite().all() for one in normalize)
-        pair = isinstance(normalize, (tuple, list, Tensor, np.ndarray)) and len(normalize) == 2
-    except (TypeError, ValueError, RuntimeError):
-        pair = numbers = False
-    if not (pair and numbers):
-        raise InputError("normalize: give (mean, standard deviation), each a number or one for each channel")
-    return normalize
-
-
-def _usage(name: str, value: object) -> Any:  # the type depends on the option
-    """Return an option that says how a model is used, None where it says nothing; raises InputError."""
-    with argument(name):
-        if name in ("rejects", "randomized"):
-            if not isinstance(value, (bool, np.bool_, NoneType)):
-                raise InputError(f"{name}: {value!r} is not allowed; give True or False")
-            return bool(value) or None
-        return value if value is None or name != "normalize" else _pair(value)
-
-
 def _entries(attacks: str | Mapping[str, object] | Iterable[str | Mapping[str, object]]) -> list[dict[str, object]]:
     """Return attacks as the tables of a matrix file, from one or several names or tables; raises InputError."""
     try:
@@ -315,13 +288,13 @@ def _table(label: str, given: object) -> JsonObject:
     table, place = dict(given), f"defenses[{label!r}]"
     if "model" not in table:
         raise InputError(f'{place}: the table has no model; give {{"model": model, "rejects": True}}')
-    model, randomized = _resolved(table.pop("model")), bool(_usage("randomized", table.pop("randomized", None)))
+    model, randomized = _resolved(table.pop("model")), bool(usage_of("randomized", table.pop("randomized", None)))
     if "classes" in table:
         raise InputError(f"{place}: classes: the data set of a matrix says it itself; leave it out")
     if isinstance(model, str) and randomized:
         raise InputError(f"{place}: randomized: {model!r} has to say it itself, by an attribute `randomized = True`")
     if table.get("normalize") is not None:
-        table["normalize"] = _pair(table["normalize"])
+        table["normalize"] = pair(table["normalize"])
     settings = {key: json.loads(written(f"{place}: {key}", one)) for key, one in table.items() if one is not None}
     return {**settings, "model": model, "randomized": randomized}
 

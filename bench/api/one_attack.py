@@ -27,6 +27,9 @@ class Attacked:
     success: Tensor
     distance: Tensor
 
+    def __repr__(self) -> str:
+        return f"Attacked({int(self.success.sum())} of {len(self.success)} images are beaten)"
+
 
 def attack_once(
     attack: Attack, eps: float, attacked: Defense, judging: Defense, images: LabelledImages

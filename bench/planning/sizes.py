@@ -54,7 +54,7 @@ def check_size(place: str, norm: str, eps: object, shape: tuple[int, int, int] |
         raise InputError(f"{place}: {eps_text(eps)} is no L0 size; give whole numbers of pixels ≥ 1")
     channels, height, width = shape or (math.inf,) * 3
     largest = {"linf": 1.0, "l2": math.sqrt(channels * height * width), "l0": height * width}.get(norm, math.inf)
-    if eps <= largest * (1 + 1e-6):
+    if eps <= largest * (1 + 1e-9):
         return eps
     images = f" for images of shape {shape}" if shape and norm != "linf" else ""
     if norm == "l0":
@@ -63,14 +63,15 @@ def check_size(place: str, norm: str, eps: object, shape: tuple[int, int, int] |
         allowed = f"give a number in (0, {math.floor(100 * largest) / 100:g}] (sizes are in the data set's scale [0,1])"
         if eps <= LEVELS:
             allowed += f', or "{eps_text(eps)}/{LEVELS}" for {eps_text(eps)} of {LEVELS} grey levels'
-    raise InputError(f"{place}: {eps_text(eps)} is no {norm_text(norm)} size{images}; {allowed}")
+    given = eps_text(eps) if eps_text(eps) != eps_text(largest) else repr(eps)
+    raise InputError(f"{place}: {given} is no {norm_text(norm)} size{images}; {allowed}")
 
 
 def sizes_of(eps: Any) -> list[str | float]:  # what users hand in, checked here
     """Return one or several perturbation sizes as a list of texts and finite numbers; raises InputError."""
     try:
         many = list(eps) if np.ndim(eps) else [eps]
-        if any(isinstance(one, (bool, np.bool_)) for one in many):
+        if any(isinstance(one, (bool, np.bool_, bytes)) for one in many):
             raise TypeError
         sizes = [one if isinstance(one, str) else float(one) for one in many]
     except (TypeError, ValueError):

@@ -9,7 +9,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -147,7 +147,8 @@ def export(results: Results, keys: Iterable[str], target: Path) -> int:
     files = [path_of(results.folder, results.identities[key], eps) for key, eps in cells]
     with _exporting(target):
         for file in files:
-            shutil.copyfile(file, target / file.name)
+            with suppress(shutil.SameFileError):  # the run's own images are there already
+                shutil.copyfile(file, target / file.name)
     return len(files)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -185,10 +186,10 @@ class Results:
 
 def load(folder: str | Path) -> Results:
     """Return the results in a run's folder. Raises InputError where there are none, or a file is damaged."""
-    try:
-        path = Path(folder)
-    except TypeError as error:
-        raise InputError(f"folder: {type(folder).__name__} is no path; give that of a run's folder") from error
+    if not (isinstance(folder, (str, os.PathLike)) and str(folder)):
+        given = "''" if isinstance(folder, str) else type(folder).__name__
+        raise InputError(f"folder: {given} is no path; give that of a run's folder")
+    path = Path(folder)
     try:
         return Results(records.Results.load(path))
     except OSError as error:  # a path that no system takes

@@ -22,7 +22,9 @@ def local_folder(given: str, place: str) -> Iterator[tuple[Path, Callable[[], No
     copied back at the end, or when the function is called. place: command-line argument, for messages.
     """
     if "://" not in given or given.startswith("file://"):
-        folder = Path(given.removeprefix("file://"))
+        if not (path := given.removeprefix("file://")):
+            raise InputError(f"{place}: '' is no path; give that of a run's folder")
+        folder = Path(path)
         check_files(folder)
         yield folder, lambda: None
         return

@@ -38,6 +38,15 @@ REFUSED: dict[str, tuple[dict, str]] = {
     "a number of classes that the data set has": ({"data": "digits", "classes": 7}, "classes"),
     "a text in place of False": ({"rejects": "False"}, "True or False"),
     "a number in place of True": ({"randomized": 2}, "True or False"),
+    "True as a number of images": ({"n": True}, "n: True is not allowed"),
+    "True as a seed": ({"seed": True}, "seed: True is not allowed"),
+    "bytes as a size": ({"eps": b"0.1"}, '"8/255"'),
+    "a size just above the largest": ({"eps": 1.0000001}, "1.0000001 is no L∞ size"),
+    "a norm below zero": ({"norm": float("-inf")}, "norm"),
+    "a text as a switch": ({"diagnose": "yes"}, "diagnose: 'yes' is not allowed; give True or False"),
+    "no classes": ({"classes": 0}, "classes: 0 is not allowed"),
+    "half a class": ({"classes": 9.5}, "classes: 9.5 is not allowed"),
+    "an empty text as a folder": ({"out": ""}, "out: is empty"),
     "two numbers of images": ({"n": [8, 16]}, "one value"),
     "two numbers of workers": ({"workers": [0, 2]}, "one value"),
     "a table as a folder": ({"out": {"a": 1}}, "out: dict is no path"),
@@ -114,7 +123,7 @@ def test_a_text_is_neither_true_nor_false_wherever_a_model_is_given(linear):
         mb.as_defense(linear, (1, 8, 8), 10, randomized="False")
 
 
-@pytest.mark.parametrize("folder", [None, 5])
+@pytest.mark.parametrize("folder", [None, 5, "", []])
 def test_what_is_no_path_is_no_folder_of_a_run(folder):
     with pytest.raises(mb.InputError, match="folder: "):
         mb.load(folder)
@@ -137,6 +146,8 @@ def test_parameters_may_be_numbers_of_any_library(linear, interior):
     attacks = [{"name": "pgd", "steps": np.int64(3), "step_size": torch.tensor(0.125)}]
     usage = {"normalize": (torch.tensor([0.5]), np.float32(0.25)), "attacks": attacks, "eps": 0.1}
     plain = {"normalize": (0.5, 0.25), "attacks": [{"name": "pgd", "steps": 3, "step_size": 0.125}], "eps": 0.1}
+    usage |= {"n": torch.tensor(8), "classes": np.int64(10), "seed": np.array(3)}
+    plain |= {"n": 8, "classes": 10, "seed": 3}
     found, same = mb.evaluate(linear, interior, **usage), mb.evaluate(linear, interior, **plain)
     assert found.table["robust"].tolist() == same.table["robust"].tolist()
 

@@ -238,12 +238,17 @@ def test_the_command_writes_what_was_asked_for(tmp_path, capsys):
     [
         (["--fail-on", "speed:2x"], "--fail-on: unknown figure 'speed'"),
         (["--fail-on", "accuracy:2"], "--fail-on: 'accuracy:2': '2' is not a limit"),
+        (["--markdown", "{there}/summary.csv"], "--markdown: {there}/summary.csv is a file of a run"),
+        (["--junit", "{there}/report.md"], "--junit: {there}/report.md is a file of a run"),
         (["--markdown", "{there}/records"], "--markdown: {there}/records cannot be written to"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(tmp_path, capsys, extra, expected):
     there = str(write_run(tmp_path, CLEAN))
+    for name in ("summary.csv", "report.md"):
+        (tmp_path / name).write_text("kept", encoding="utf-8")
     assert main([there, there, *(one.format(there=there) for one in extra)]) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"error: {expected.format(there=there)}")
+    assert (tmp_path / "summary.csv").read_text() == (tmp_path / "report.md").read_text() == "kept"
     assert message.count("\n") == 1

@@ -95,6 +95,8 @@ def test_a_finished_job_runs_again_where_its_images_were_not_kept(tmp_path):
     second = run(export=tmp_path / "exported")
     assert len(second.adversarial().images) == 4 and len(list((tmp_path / "exported").iterdir())) == 1
     assert first.records.drop(columns="seconds").equals(second.records.drop(columns="seconds"))
+    own = run(export=tmp_path / "run" / "images")
+    assert own.adversarial().images.tobytes() == second.adversarial().images.tobytes()
 
 
 def test_noise_images_and_sizes_of_many_digits_are_kept_too(tmp_path):

@@ -60,6 +60,11 @@ def test_a_matrix_that_no_reader_survives(tmp_path, text, parts):
         (running.main, ["--matrix", "smoke", "--out", "a\0b"], "NUL"),
         (report.main, ["a\0b"], "NUL"),
         (compare.main, ["a\0b", "c"], "NUL"),
+        (running.main, ["--matrix", "smoke", "--out", ""], "--out: is empty"),
+        (running.main, ["--matrix="], "--matrix: is empty"),
+        (running.main, ["--matrix", "smoke", "--data="], "--data: is empty"),
+        (report.main, [""], "an argument is empty"),
+        (compare.main, ["c", ""], "an argument is empty"),
         (listing.main, ["more"], "more"),
     ],
 )
