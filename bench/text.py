@@ -93,12 +93,22 @@ def distance_text(value: float) -> str:
     return "undefined" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.3f}"
 
 
+OTHER_NAMES = {
+    **dict.fromkeys(("iterations", "iters", "max_iter", "nb_iter", "n_iter", "num_steps"), "steps"),
+    **dict.fromkeys(("alpha", "eps_step", "eps_iter", "abs_stepsize", "learning_rate"), "step_size"),
+    **dict.fromkeys(("n_restarts", "nb_restarts", "num_random_init"), "restarts"),
+}
+"""Parameters of attacks by the names that other libraries give them, with those that they have here."""
+
+
 def nearest(word: str, known: list[str]) -> str:
     """Return "; did you mean 'x'?" for the nearest known word, or an empty text.
 
     Upper and lower case do not matter. A word that begins with a known one, as epsilon with eps, is near to the longest
-    of these.
+    of these. A name of `OTHER_NAMES` is near to the one here, if that is known.
     """
+    if (same := OTHER_NAMES.get(word.lower())) in known:
+        return f"; did you mean {same!r}?"
     lower, word = {one.lower(): one for one in known}, word.lower()
     begins = sorted((one for one in lower if len(one) > 2 and word.startswith(one)), key=len)
     very_close, close = (difflib.get_close_matches(word, lower, n=1, cutoff=share) for share in (0.75, 0.5))

@@ -38,13 +38,14 @@ def reuse_records(plan: Plan, session: Session) -> tuple[list[Job], list[Reused]
     """Return the jobs of a plan's whole matrix that do not run but have records, and what was reused from baselines.
 
     The records come from an earlier run or a baseline. If all defenses of the matrix run, and only attacks were chosen,
-    clean passes are reused from a baseline, too.
+    clean passes are reused from a baseline, too. Other defenses are shown under the attacks that a defense which runs
+    has met (`comparable`).
     """
     if not plan.is_cut:
         return [], []
-    store, others = session.store, plan.other_jobs
     folders = baseline_folders(Path(plan.matrix.source).stem)
     folders = [folder for folder in folders if folder.resolve() != session.folder.resolve()]
+    store, others = session.store, comparable(plan, [session.store, *map(Store, folders)])
     clean = [job for job in plan.jobs if job.attack is None and plan.matrix.defenses == plan.whole.defenses]
     reused = reuse([*others, *clean], store, folders)
     stored = [job for job in others if store.status(job) in ("ok", "failed", "skipped")]
@@ -56,6 +57,23 @@ def reuse_records(plan: Plan, session: Session) -> tuple[list[Job], list[Reused]
     for line in (*reused, *missing_record_reasons(missing, folders)):
         session.board.line(str(line))
     return stored, reused
+
+
+def comparable(plan: Plan, stores: list[Store]) -> list[Job]:
+    """Return the jobs of a plan's whole matrix that do not run, without those that would make a comparison unfair.
+
+    If only some attacks run on the named defenses, the worst case of any other defense has to come from these attacks,
+    too, or it would look weaker. stores: those that may have records of the named defenses under further attacks.
+    """
+    named = {choice.label for choice in plan.matrix.defenses}
+    own = [job for job in plan.other_jobs if job.defense.label in named]
+    met = {_cell(job) for job in plan.jobs}
+    met |= {_cell(job) for job in own if any(store.status(job) in ("ok", "failed", "skipped") for store in stores)}
+    return [job for job in plan.other_jobs if job.defense.label in named or not job.attack or _cell(job) in met]
+
+
+def _cell(job: Job) -> tuple[str, str, str]:
+    return job.dataset.name, job.label, job.norm
 
 
 def reuse(jobs: Iterable[Job], store: Store, folders: Iterable[Path]) -> list[Reused]:

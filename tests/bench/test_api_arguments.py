@@ -57,7 +57,16 @@ REFUSED: dict[str, tuple[dict, str]] = {
     "a data set besides": ({"dataset": "digits"}, "dataset"),
 }
 
-MISSPELT = {"epsilon": "eps", "epsilons": "eps", "eps_list": "eps", "step": "steps", "step_sise": "step_size"}
+MISSPELT = {
+    "epsilon": "eps",
+    "epsilons": "eps",
+    "eps_list": "eps",
+    "step": "steps",
+    "step_sise": "step_size",
+    "iterations": "steps",
+    "nb_iter": "steps",
+    "alpha": "step_size",
+}
 
 
 @pytest.mark.parametrize("key", MISSPELT)

@@ -8,12 +8,13 @@ import pytest
 from handmade import RUN
 
 from manifold_bench.bench.planning.folders import BASELINES
+from manifold_bench.bench.planning.narrow import narrowed
 from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix, read_matrix
 from manifold_bench.bench.records.provenance import Reused
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.job import empty_records
-from manifold_bench.bench.running.reuse import baseline_folders, missing_record_reasons, reuse
+from manifold_bench.bench.running.reuse import baseline_folders, comparable, missing_record_reasons, reuse
 
 MATRIX = {
     "datasets": [{"name": "digits", "n": 10}],
@@ -95,6 +96,21 @@ def test_baselines_are_looked_for_here_and_with_the_code(tmp_path, monkeypatch):
         with_the_code[0].resolve(),
     ]
     assert baseline_folders("no such matrix") == []
+
+
+def test_other_defenses_are_shown_under_attacks_that_the_named_one_has_met(tmp_path):
+    attacks = [{"name": name, "eps": [0.1]} for name in ("pgd", "fgsm")]
+    whole = parse_matrix(MATRIX | {"attacks": attacks}, "test.toml")
+    store = Store(tmp_path)
+    plan = make_plan(narrowed(whole, defenses=["undefended"], attacks=["fgsm"]), Options(), whole)
+    assert [job.label for job in plan.jobs] == ["clean", "fgsm"]
+    shown = [(job.defense.label, job.label) for job in comparable(plan, [store])]
+    own = ("undefended", "pgd")
+    assert shown == [("tiny:NearestMean", "clean"), ("tiny:NearestMean", "fgsm"), own]
+    (met,) = (job for job in plan.other_jobs if (job.defense.label, job.label) == own)
+    store.write(met, empty_records(met, "skipped", "by hand"))
+    shown = [(job.defense.label, job.label) for job in comparable(plan, [store])]
+    assert shown == [("tiny:NearestMean", "clean"), ("tiny:NearestMean", "pgd"), ("tiny:NearestMean", "fgsm"), own]
 
 
 def test_the_baseline_of_quick_is_up_to_date(tmp_path):
