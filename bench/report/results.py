@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis, diagnose
 from manifold_bench.bench.errors import InputError, system_error
+from manifold_bench.bench.metrics.ranking import against_others
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.summary import strongest, summary
 from manifold_bench.bench.records import results as records
@@ -23,6 +24,7 @@ from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
 from manifold_bench.bench.report.assessment import assessments, budget_of, left_out_of
 from manifold_bench.bench.report.diagnosis import flags
 from manifold_bench.bench.report.plots import security_curves
+from manifold_bench.bench.report.ranking import named_in, ranking_lines
 from manifold_bench.bench.report.style import STYLE
 from manifold_bench.bench.report.table import flag_note
 from manifold_bench.bench.report.tables import STRICTNESS, Doubts, Marks, doubts_of, panels
@@ -116,6 +118,16 @@ class Results:
         """What the attacks leave of the defense that the run is about, how sure that is, and what to run next."""
         made = assessments(self.stored, self.summary, self._diagnosis, self._doubts)
         return "\n\n".join(map(str, made)) or "The run names no defense: see the table."
+
+    @cached_property
+    def comparison(self) -> str:
+        """How each defense that the run is about compares with the others of the run, clean and under the attacks.
+
+        Each pair is compared under the attacks that both have; rank 1: no other defense is better.
+        """
+        found = {name: against_others(self.records, name) for name in named_in(self.stored.run, "defenses")}
+        lines = [f"{name} on {line}." for name, rows in found.items() for line in ranking_lines(rows)]
+        return "\n".join(map(printable, lines)) or "The run has no other defense to compare it with."
 
     def adversarial(
         self,
