@@ -225,6 +225,16 @@ def test_run_takes_models_by_label(linear, tmp_path):
     assert result.folder == tmp_path
 
 
+def test_named_models_are_compared_in_words(linear):
+    options = {"dataset": "digits", "attack": "fgsm", "norm": "linf", "n": 16}
+    lines = mb.run("quick", defenses={"mine": linear, "trained": "pgd-training"}, **options).comparison.splitlines()
+    clean = [line.split(";")[0] for line in lines if ", clean: " in line]
+    assert [line.partition(" on ")[0] for line in clean] == ["mine", "trained"]
+    assert [line.split(", ")[-1] for line in clean] == ["rank 2 of 2", "rank 1 of 2"]
+    alone = mb.evaluate(linear, "digits", attacks=["fgsm"], eps=0.1, n=8)
+    assert alone.comparison == "The run has no other defense to compare it with."
+
+
 def test_a_dry_run_prints_the_plan_and_runs_nothing(linear, tmp_path, capsys):
     chosen = {"dataset": "digits", "attack": ["fgsm"], "n": 8}
     for out in ({}, {"out": tmp_path / "out"}):
