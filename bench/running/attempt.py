@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 from manifold_bench.attacks.threat import expand, grey_levels, on_the_grid, within
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.running.attacking import AttackProcess, Found
-from manifold_bench.bench.running.judge import Inputs, Judge, Judgement, WorstVerdict, unperturbed
+from manifold_bench.bench.running.judge import FEW, Inputs, Judge, Judgement, WorstVerdict, unperturbed
+from manifold_bench.bench.running.remarks import jumps_off_the_grid
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ class Attempt:
     def _attack(self, rows: Tensor, eps: float) -> Attacked:
         """Attack those rows of the inputs, and judge all images that may be successes.
 
-        These are the outputs, the best images of queries, and rejected outputs rounded to whole grey levels. Of several
+        These are the outputs, the best images of queries, and, rounded to whole grey levels, rejected outputs and all
+        outputs for a defense that answers otherwise beside whole grey levels (`jumps_off_the_grid`). Of several
         the one with the most successful answers counts, and the later one where these are equal; of a minimal attack
         the later success, which is the nearer one.
         """
@@ -170,11 +173,17 @@ class Attempt:
             effort.unreturned[rows[better].cpu()] = True
 
         judge_instead(found.met, found.met_distance < nearest)
-        rejected = judgement.valid & judgement.rejected
         # A detector may reject an image only because its pixels are not whole grey levels
-        if rejected.any() and (levels := grey_levels(tried.x)) is not None:
-            judge_instead(on_the_grid(outputs, tried.x, levels), rejected)
+        held = judgement.valid & (judgement.rejected | (~judgement.success & self._jumps))
+        if held.any() and (levels := grey_levels(tried.x)) is not None:
+            judge_instead(on_the_grid(outputs, tried.x, levels), held)
         return Attacked(outputs, judgement, effort, nearest)
+
+    @cached_property
+    def _jumps(self) -> bool:
+        defense = self.judge.defense
+        steady = not defense.randomized and defense.gradient_modes == ("default",)
+        return steady and jumps_off_the_grid(defense, self.inputs.x[:FEW])
 
     def _size_of_success(self, judgement: Judgement) -> Tensor:
         """Return the size of each perturbation that is a success, ∞ for the others."""

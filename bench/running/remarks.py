@@ -9,8 +9,10 @@ import torch
 from scipy.special import bdtrc
 from torch import Tensor, nn
 
-from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.batching import blockwise
+from manifold_bench.attacks.contract import Verdict, verdict_of
 from manifold_bench.attacks.outputs import Scored, probabilities
+from manifold_bench.attacks.threat import grey_levels
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
 from manifold_bench.bench.records.schema import DIVERTED, GUESSES, UNDECLARED, UNSTEADY
@@ -29,6 +31,10 @@ RENUMBERED = 0.8
 
 ENOUGH_OF_EACH = 5
 """Fewest clean images for each class with which that is said: of fewer, guesses are often right when renumbered."""
+
+JUMP, SHARE = 10, 0.1
+"""Least size of a jump of the logits beside whole grey levels: as a multiple of what an equal step changes elsewhere,
+and as a share of the mean difference between images."""
 
 NEAR = 0.05
 """Largest distance, in each pixel, of images near clean ones that the defense answers twice."""
@@ -70,7 +76,9 @@ def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, unev
     outputs: record of its outputs. uneven: whether its layers round differently for other batch sizes.
     """
     defense, x = outputs.defense, inputs.x
-    yield from _guesses(defense, clean, inputs.y)
+    guesses = list(_guesses(defense, clean, inputs.y))
+    yield from guesses
+    yield from _unused_output(defense, inputs.y, bool(guesses))
     if outputs.probabilities:
         yield "its outputs look like probabilities (each row sums to 1); attacks take their logarithms"
     elif (form := outputs.form(x)) != "logits":
@@ -97,13 +105,24 @@ def _guesses(defense: Defense, clean: Verdict, labels: Tensor) -> Iterator[str]:
         advice = ""
         if isinstance(defense, Model) and defense.spec.normalize is None:
             advice = "; if it was trained on normalized images, say normalize = [mean, standard deviation]"
-        if isinstance(defense, Model) and not defense.rejects and int(labels.max()) + 2 == defense.num_classes:
-            advice += "; if its last output is a reject score, say rejects = true"
         enough = n >= ENOUGH_OF_EACH * defense.num_classes
         if enough and (renumbered := _most_right(clean.labels, labels) / n) >= RENUMBERED:
             advice += f"; {percent(renumbered)} % would be right if it numbered the classes otherwise, so its outputs "
             advice += "and the labels seem to have the classes in different orders (a folder's are sorted by name)"
         yield f"it is right on {percent(right / n)} % of {n} clean images, {GUESSES}{advice}"
+
+
+def _unused_output(defense: Defense, labels: Tensor, guesses: bool) -> Iterator[str]:
+    """Yield a remark if a model's last output may be a reject score: no image has the last class.
+
+    guesses: whether its answers are no better than guesses, which makes that likely. Otherwise it is said only of so
+    many images that a class is missing among them by a chance of at most 5 %.
+    """
+    classes = defense.num_classes
+    unused = isinstance(defense, Model) and not defense.rejects and int(labels.max()) + 2 == classes
+    if unused and (guesses or (1 - 1 / classes) ** len(labels) <= 0.05):
+        last = f"it has {classes} outputs, but no label is {classes - 1}"
+        yield f"{last}; if the last output is a reject score, say rejects = true"
 
 
 def _most_right(answers: Tensor, labels: Tensor) -> int:
@@ -121,12 +140,17 @@ def _noise(like: Tensor) -> Tensor:
     return torch.rand((FEW, *like.shape[1:]), generator=random).to(like)
 
 
+def _moved(few: Tensor) -> Tensor:
+    """Return images near images [n,C,H,W], at most `NEAR` from them in each pixel."""
+    return (few + NEAR * (2 * _noise(few) - 1)[: len(few)]).clamp(0, 1)
+
+
 def _near(defense: Defense, few: Tensor) -> tuple[Tensor, Tensor]:
     """Return a defense's answers to the same images near clean ones twice: some draw only where an image is not clean.
 
     A defense that fails there fails under attack, and for its clean images alone it does not matter.
     """
-    near = (few + NEAR * (2 * _noise(few) - 1)[: len(few)]).clamp(0, 1)
+    near = _moved(few)
     try:
         return scored_answers(defense, near), scored_answers(defense, near)
     except Exception:  # a user's code may raise anything
@@ -156,17 +180,18 @@ def repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator
         # scores are not compared, because they may differ in their last bits
         perhaps = ", perhaps by rounding alone: this machine's kernels round by the size of the batch"
         yield f"{UNSTEADY}depend on the batch{perhaps if uneven else ''}"
+    elif defense.gradient_modes != ("default",):
+        return  # it optimises at inference: its gradients have forms of their own, and every answer takes long
     elif not _same_under_gradient(defense, few):
-        yield f"{DIVERTED}, so that attacks climb another model than is judged"
+        yield f"{DIVERTED}while a gradient is computed, so that attacks climb another model than is judged"
+    elif not _same_as_outputs(defense, few):
+        yield f"{DIVERTED}than its outputs say (verdict and forward differ), so that attacks climb another model"
+    elif jumps_off_the_grid(defense, few):
+        yield f"{DIVERTED}for images with whole grey levels than just beside them, where attacks search"
 
 
 def _same_under_gradient(defense: Defense, few: Tensor) -> bool:
-    """Return whether outputs for images [n,C,H,W] are those without a gradient, up to rounding.
-
-    Defenses that optimise at inference are left out: their gradients have forms of their own, and keep every step.
-    """
-    if defense.gradient_modes != ("default",):
-        return True
+    """Return whether outputs for images [n,C,H,W] are those without a gradient, up to rounding."""
     with torch.no_grad():
         plain = defense(few.clone())
     try:
@@ -176,6 +201,40 @@ def _same_under_gradient(defense: Defense, few: Tensor) -> bool:
         return True
     largest = plain.abs().nan_to_num(posinf=0.0).amax(1, keepdim=True)
     return torch.allclose(climbed, plain, rtol=0.01, atol=float(0.01 * largest.max()), equal_nan=True)
+
+
+def _same_as_outputs(defense: Defense, few: Tensor) -> bool:
+    """Return whether the deployed answers to images [n,C,H,W], to images near them and to noise are those of `forward`.
+
+    A single other answer is put down to rounding. Noise shows most, because on it two models seldom agree.
+    """
+    images = torch.cat([few, _moved(few), _noise(few)])
+    try:
+        answers, said = scored_answers(defense, images), verdict_of(blockwise(defense, images), defense.num_classes)
+    except Exception:  # as in `_near`
+        return True
+    rejected = answers[:, 1].bool()
+    return int(((rejected != said.rejected) | (~rejected & (answers[:, 0].long() != said.labels))).sum()) <= 1
+
+
+@torch.no_grad()
+def jumps_off_the_grid(defense: Defense, few: Tensor) -> bool:
+    """Return whether class logits are others for images [n,C,H,W] with whole grey levels than just beside them.
+
+    From whole grey levels a first small step changes them `JUMP` times as much as an equal second step does, and by
+    more than `SHARE` of the difference between images. Both steps change a smooth function alike.
+    """
+    if (levels := grey_levels(few)) is None or len(few) < 2:
+        return False
+    step = torch.where(few < 0.5, 0.2, -0.2) * (0.5 + 0.5 * _noise(few)[: len(few)]) / levels
+    try:
+        on, beside, further = (defense(few + k * step)[:, : defense.num_classes].double() for k in (0, 1, 2))
+    except Exception:  # as in `_near`
+        return False
+    first, second, among = (
+        (a - b).nan_to_num(0, 0, 0).abs().mean() for a, b in ((on, beside), (beside, further), (on, on.roll(1, 0)))
+    )
+    return bool(first > SHARE * among and first > JUMP * second)
 
 
 def _left_in_train_mode(ref: TrainedRef) -> Iterator[str]:

@@ -1,0 +1,95 @@
+"""Models that are judged by other answers than attacks see, or whose last output is misread: each is said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import manifold_bench as mb
+from manifold_bench.attacks.contract import Verdict, verdict_of
+from manifold_bench.bench.planning.registry import find
+from manifold_bench.bench.records.schema import DIVERTED
+from manifold_bench.bench.running.remarks import jumps_off_the_grid
+from manifold_bench.defenses.base import Defense, DefenseSpec
+from manifold_bench.defenses.weights import from_zoo
+
+PGD = [{"name": "pgd", "steps": 10}]
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    test = find("datasets", "digits")().test
+    return test.images[:32], test.labels[:32]
+
+
+class OffTheGrid(nn.Module):
+    """The undefended network for whole grey levels, and beside them a robust one, in whose ball attacks search."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.robust = from_zoo("undefended", "digits"), from_zoo("pgd-training", "digits")
+
+    def forward(self, x: Tensor) -> Tensor:
+        beside = ((16 * x - (16 * x).round()).abs() > 1e-3).flatten(1).any(1)
+        return torch.where(beside[:, None], self.robust(x), self.plain(x))
+
+
+class OtherVerdict(Defense):
+    """Its verdict is that of another network than its forward."""
+
+    def __init__(self, spec: DefenseSpec) -> None:
+        super().__init__(spec)
+        self.shown, self.used = from_zoo("undefended", "digits"), from_zoo("pgd-training", "digits")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shown(x)
+
+    def verdict(self, x: Tensor) -> Verdict:
+        return verdict_of(self.used(x), self.num_classes)
+
+
+class WithRejectScore(nn.Module):
+    """The undefended network with an eleventh output, which wins where no class is likely."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = from_zoo("undefended", "digits")
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.plain(x)
+        return torch.cat([logits, torch.full_like(logits[:, :1], 4.0)], 1)
+
+
+def test_images_beside_whole_grey_levels_get_other_answers(digits):
+    found = mb.evaluate(OffTheGrid(), digits, attacks=PGD, eps=0.2)
+    robust = mb.evaluate(from_zoo("pgd-training", "digits"), digits, attacks=PGD, eps=0.2)
+    assert any(DIVERTED in reason for reason in found.records["reason"])
+    assert "¶" in found.table["marks"].iloc[0] and "¶" not in robust.table["marks"].iloc[0]
+    assert found.table["robust"].iloc[0] < robust.table["robust"].iloc[0] / 2  # since outputs are rounded
+
+
+@pytest.mark.parametrize("name", ["undefended", "pgd-training", "gmvae", "magnet"])
+def test_a_smooth_model_has_no_jump_beside_whole_grey_levels(digits, name):
+    assert not jumps_off_the_grid(from_zoo(name, "digits").eval(), digits[0][:8])
+
+
+def test_a_model_that_rounds_has_no_jump_beside_whole_grey_levels(digits):
+    plain = from_zoo("undefended", "digits")
+    for levels in (1, 3, 15, 16, 255):
+        rounds = mb.as_defense(lambda x, levels=levels: plain((levels * x).round() / levels), (1, 8, 8), 10)
+        assert not jumps_off_the_grid(rounds, digits[0][:8])
+
+
+def test_a_verdict_that_differs_from_the_outputs(digits):
+    found = mb.evaluate(OtherVerdict(DefenseSpec(shape=(1, 8, 8), num_classes=10)), digits, attacks=PGD, eps=0.1)
+    assert any(DIVERTED in reason for reason in found.records["reason"])
+    assert "¶" in found.table["marks"].iloc[0]
+
+
+def test_a_reject_score_that_nobody_named(digits):
+    def said(**options) -> bool:
+        found = mb.evaluate(WithRejectScore(), digits, attacks=["noise"], eps=0.1, **options)
+        return any("reject score" in reason for reason in found.records["reason"])
+
+    assert said() and not said(rejects=True) and not said(n=16)
