@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from manifold_bench.attacks.target import Target
 
 
+WITHOUT_GRADIENT = "wrap the step without a gradient with mb.bpda, or use an attack that needs none, as square"
+"""What to do about outputs that have no gradient in the images."""
+
+
 @dataclass(eq=False)
 class View:
     """The differentiable form of a target, which attacks climb: its logits, and gradients of losses on them.
@@ -118,12 +122,12 @@ class View:
             values = evaluate(x)
             losses = values[-1].sum(0, keepdim=values[-1].dim() == 1)
             if not losses.requires_grad:
-                raise ValueError("the defense's outputs have no gradient; use an attack that needs none, as square")
+                raise ValueError(f"the defense's outputs have no gradient; {WITHOUT_GRADIENT}")
             gradients = [torch.autograd.grad(loss, x, retain_graph=True, allow_unused=True)[0] for loss in losses]
             if any(gradient is None for gradient in gradients):
                 raise ValueError(
-                    "the defense's outputs have a gradient in something else, but none in the images (detach or "
-                    "torch.no_grad before its last layers?); remove that, or use an attack that needs none, as square"
+                    "the defense's outputs have a gradient in something else, but none in the images (detach, "
+                    f"torch.no_grad or NumPy before its last layers?); remove that, {WITHOUT_GRADIENT}"
                 )
         self.target.count(rows, 1, len(losses))
         gradient = gradients[0] if values[-1].dim() == 1 else torch.stack(gradients, dim=1)

@@ -60,8 +60,8 @@ class Model(Defense):
         outputs = self.model(x if self.normalize is None else self.normalize(x))
         if x.requires_grad and torch.is_grad_enabled() and isinstance(outputs, Tensor) and not outputs.requires_grad:
             raise NotImplementedError(
-                f"{self.name} has no gradient (torch.no_grad, detach, NumPy?): remove that, give the step a gradient "
-                "with bpda, or use attacks that need none (square, evolutionary, art:HopSkipJump)"
+                f"{self.name} has no gradient (torch.no_grad, detach, NumPy?): remove that, wrap the step with "
+                "mb.bpda, or use attacks that need none (square, evolutionary, art:HopSkipJump)"
             )
         return outputs
 

@@ -18,6 +18,9 @@ from manifold_bench.bench.running.remarks import repeats
 from manifold_bench.defenses.base import Defense, LabelledImages
 from manifold_bench.defenses.weights import weights_hash
 
+BLIND = "the gradient was exactly zero or not finite"
+"""What is said of images for which more than half of the gradients were that."""
+
 
 @dataclass(frozen=True)
 class Attacked:
@@ -64,14 +67,15 @@ def attack_once(
     if not judging.randomized and judging.gradient_modes == ("default",):  # answers by optimisation take too long
         odd += repeats(judging, x[:FEW], 1, uneven=True)
     if gave_up := _gave_up(queries, outputs, ~judged.success):
-        odd.append(f"{gave_up}; this is no evidence of robustness")
+        advice = "; wrap the step without a gradient with mb.bpda, or use an attack that needs none, as square"
+        odd.append(f"{gave_up}; this is no evidence of robustness{advice if BLIND in gave_up else ''}")
     return Attacked(outputs, judged.success, judged.distance(attack.norm)), odd
 
 
 def _gave_up(queries: Queries, outputs: Tensor, held: Tensor) -> str:
     """Return a phrase on images that hold because the attack stopped trying; "" where they are at most `LIMIT`."""
     signs = {
-        "the gradient was exactly zero or not finite": queries.blind / queries.gradients > 0.5,
+        BLIND: queries.blind / queries.gradients > 0.5,
         "the image was never changed": ~(queries.moved | (outputs != queries.x).flatten(1).any(1)),
         "no query came nearer to a wrong answer": ~queries.improved,
     }

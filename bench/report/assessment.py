@@ -13,20 +13,12 @@ from manifold_bench.bench.metrics.effort import effort_note
 from manifold_bench.bench.metrics.summary import strongest
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, STORED, Row
+from manifold_bench.bench.report.advice import misled, next_step, sizes_of_strong
 from manifold_bench.bench.report.ranking import named_in
-from manifold_bench.bench.report.steps import ENOUGH, STRONG, Steps
+from manifold_bench.bench.report.steps import Steps
 from manifold_bench.bench.report.tables import Doubts, Panel, panels, rows_by
 from manifold_bench.bench.text import eps_text, norm_text, percent
 from manifold_bench.defenses.identity import JsonObject
-
-FIRST_LOOKS = {
-    "smoke": "`smoke` tests this benchmark itself and says nothing about a defense.",
-    "quick": "`quick` is a first look: few images, no restarts, no AutoAttack, and no attack that uses queries only.",
-}
-"""Name of a matrix → sentence on what its results do not show."""
-
-WIDE = 0.2
-"""Width of a 95 % interval of robust accuracy from which on more images come first."""
 
 ELSEWHERE = (
     "The images were made elsewhere. The figures say how many of these the defense withstands, and nothing about an "
@@ -36,9 +28,6 @@ ELSEWHERE = (
 
 INVALID = "farther than ε from the unperturbed image, or not within [0, 1]"
 """What is wrong with outputs that count as no success."""
-
-FAILED = "Every attack failed, so nothing is known: mend what the reasons name, and run the same again."
-"""Advice where no attack ended."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +82,16 @@ def assessments(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, d
         sized = [panel for panel in attacked if np.isfinite(panel.worst["eps"]).all()]
         left = max(sized, key=lambda panel: panel.worst["robust_accuracy"].fillna(0).max(), default=None)
         sizes = left and (left.norm, sorted(left.worst["eps"].unique()))
+        if {panel.norm: set(panel.worst["eps"]) for panel in sized} == sizes_of_strong():
+            sizes = None  # then `strong` without options goes on in all of these norms
         steps = Steps(results, name, label, sizes)
         option = "--diagnose" if steps.is_of_command_line else "diagnose=True"
-        failed = bool(worst) and all(row["status"] == "failed" for row in worst)
-        width = max((row["robust_high"] - row["robust_low"] for row in worst if row["robust_accuracy"] >= 0), default=0)
-        advice, command = (FAILED, "") if failed else _next(steps, finding, width)
+        advice, command = next_step(steps, finding, worst)
         made.append(
             Assessment(
                 dataset=name,
                 defense=label,
-                clean=_clean(rows),
+                clean=_clean(rows, _answers(results, name, label)),
                 left=[line for panel in attacked for line in _left(panel)] or ["No attack ran."],
                 trust=[ELSEWHERE, *marks] if _made_elsewhere(results, name, label) else _trust(finding, marks, option),
                 advice=advice,
@@ -135,12 +124,22 @@ def left_out_of(results: Results) -> list[str]:
     return [f"{lack}; run the matrix again", *skipped]
 
 
-def _clean(rows: pd.DataFrame) -> str:
+def _clean(rows: pd.DataFrame, answers: int) -> str:
+    """Return a sentence on the clean images. answers: number of answers to each that were judged."""
     before = rows_by(rows, "kind").get(CLEAN)
     if before is None or before["status"] != "ok":
         return "The accuracy without an attack is not known."
     rejected = f", {percent(before['rejection'])} % are rejected" if before["rejection"] else ""
-    return f"Without an attack, {percent(before['accuracy'])} % of {before['n']} images are right{rejected}."
+    share = f"{percent(before['accuracy'])} % of {before['n']} images"
+    in_all = f" in all of {answers} answers" if answers > 1 else ""
+    return f"Without an attack, {share} are right{in_all}{rejected}."
+
+
+def _answers(results: Results, dataset: str, defense: str) -> int:
+    """Return the number of answers to each clean image that were judged; 1 where old records do not say it."""
+    rows = results.records
+    clean = rows[(rows["dataset"] == dataset) & (rows["defense"] == defense) & (rows["kind"] == CLEAN)]
+    return int(clean["answers"].max()) if "answers" in clean and clean["answers"].notna().all() and len(clean) else 1
 
 
 def _left(panel: Panel) -> list[str]:
@@ -191,7 +190,7 @@ def _trust(finding: JsonObject, marks: list[str], option: str) -> list[str]:
     option: how the user asks for the whole diagnosis.
     """
     if finding["result"] != "pass" or not marks:
-        return [_diagnosed(finding, option), *_misled(finding), *marks]
+        return [_diagnosed(finding, option), *misled(finding), *marks]
     passed = sum(check["result"] == "pass" for check in finding["checks"])
     doubts = "; ".join(mark.removesuffix(".") for mark in marks)
     return [f"{passed} checks of the diagnosis passed, but the marks of these figures raise doubts: {doubts}."]
@@ -209,16 +208,6 @@ def _diagnosed(finding: JsonObject, option: str) -> str:
     return f"The whole diagnosis was not run ({option}), so it is not known whether the attacks worked as they should."
 
 
-def _misled(finding: JsonObject) -> list[str]:
-    """Return a sentence where query-based attacks beat significantly more than those with gradients; else nothing."""
-    return [
-        "Gradients mislead here: query-based attacks, which use none, beat significantly more inputs than all "
-        f"gradient-based attacks together ({check['evidence']})."
-        for check in finding["checks"]
-        if check["check"] == "query" and check["result"] in ("warn", "fail")
-    ]
-
-
 def _marks(worst: Sequence[Row], doubts: Doubts) -> list[str]:
     """Return a sentence for each mark that the worst cases have in tables, every sentence once."""
     sentences: dict[str, None] = {}
@@ -234,43 +223,3 @@ def _marks(worst: Sequence[Row], doubts: Doubts) -> list[str]:
         share = f"up to {max(100 * invalid, 0.1):.1f} %"
         sentences[f"† Of the outputs of attacks {share} were invalid ({INVALID}) and count as no success."] = None
     return list(sentences)
-
-
-def _next(steps: Steps, finding: JsonObject, width: float) -> tuple[str, str]:
-    """Return advice on what to run next, and the command.
-
-    finding: what the diagnosis says of the defense. width: of the widest interval, in [0, 1].
-    """
-    results, matrix, diagnosed = steps.results, steps.matrix, finding["result"]
-    if steps.is_undeclared:
-        how = "set the attribute `randomized = True` on it, and `draws = 10` if a matrix file names it"
-        if not steps.is_of_command_line:
-            how = "say `randomized=True, draws=10` (a Defense or a name has the attribute `randomized = True`)"
-        return f"Its answers differ from call to call: {how}, and run again:", steps.declared()
-    if any(check["check"] == "repeats" and check["result"] == "fail" for check in finding["checks"]):
-        cause = "Its answers depend on more than the image (the batch, earlier calls, or whether a gradient is taken)"
-        return f"{cause}: mend that, and run again:", steps.same()
-    if steps.is_guessing:
-        cause = "Without an attack it is no better than guessing, so that these figures say nothing about robustness"
-        return f"{cause}: check its weights, normalization and order of classes, and run again:", steps.same()
-    few = width > WIDE and steps.images < ENOUGH
-    more = f"{steps.images} images leave an interval of {100 * width:.0f} points"
-    if few and steps.has_all_images:
-        return (
-            f"{more}, and the data set has no more: add some, at least {ENOUGH} in all, and run again:",
-            steps.with_more_images(),
-        )
-    if matrix != STRONG and steps.can_be_strong:
-        advice = f"{FIRST_LOOKS.get(matrix, '')} Run the stronger attacks and the diagnosis of `{STRONG}`:".strip()
-        return advice, steps.strong()
-    if matrix == STRONG and budget_of(results.run):
-        return "Run it without the budget, which cut it, or with a larger one:", steps.strong()
-    if few:
-        diagnose = {"diagnose": True} if diagnosed == "not run" else {}
-        return f"{more}; use at least {ENOUGH} images, and add some if the data set has fewer:", steps.further(
-            n=ENOUGH, **diagnose
-        )
-    if diagnosed == "not run":
-        return "A diagnosis would say whether the attacks worked:", steps.further(diagnose=True)
-    advice = "The next step is an attack written for this defense (docs/new_attack.md):"
-    return advice, steps.further(attack=["my_attack.py:MyAttack"])

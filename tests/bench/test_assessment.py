@@ -234,3 +234,57 @@ def test_a_diagnosis_that_passes_and_a_mark_are_one_sentence():
     for option in ("--diagnose", "diagnose=True"):
         (sentence,) = assessment_module._trust({"result": "not run", "checks": []}, [], option)
         assert f"({option})" in sentence
+
+
+def blind(n=10, dataset="data", defense="model", norm="linf"):
+    """Records of a defense under PGD whose gradients were all zero."""
+    names = {"defense": defense, "dataset": dataset}
+    masked = cell("pgd", (8 / 255,), [0] * n, norm=norm, **names)
+    return run(cell(CLEAN, labels=[0] * n, **names), masked.assign(blind=1.0))
+
+
+@pytest.mark.parametrize("n", [10, 200])
+@pytest.mark.parametrize(("norm", "added"), [("linf", "square"), ("l0", "sparse-rs")])
+def test_where_the_gradient_is_zero_an_attack_that_needs_none_is_next(n, norm, added):
+    found = from_python(blind(n, norm=norm), attacks=["pgd"])
+    assert ast.literal_eval(arguments(found.command)["attacks"]) == ["pgd", added]
+    assert "mb.bpda" in found.advice
+    shell = from_shell(parameters={"width": 3}, records=blind(n, "images", NAME, norm))
+    assert options(shell.command).attack == [added] and "mb.bpda" in shell.advice
+    named_data = from_shell(records=blind(n, "images", NAME))
+    assert options(named_data.command).matrix == "strong" and "mb.bpda" in named_data.advice
+
+
+def test_an_attack_by_queries_that_ran_is_not_added_again():
+    labels, names = [0] * 10, {"defense": "model", "dataset": "data"}
+    results = run(blind(), cell("square", (8 / 255,), labels, **names))
+    with mock.patch("manifold_bench.bench.report.advice._asks_alone", lambda steps: True):
+        found = from_python(results, attacks=["pgd", "square"])
+    assert ast.literal_eval(arguments(found.command)["attacks"]) == ["pgd", "square"] and "mb.bpda" in found.advice
+
+
+def test_attacks_that_a_parameter_makes_senseless_run_next_without_it():
+    why = "this defense is not randomized; leave eot out"
+    names = {"defense": "model", "dataset": "data", "status": "skipped", "reason": why}
+    records = run(cell(CLEAN, labels=[0] * 4, defense="model", dataset="data"), cell("pgd", (0.1,), [0] * 4, **names))
+    attacks = [{"name": "pgd", "label": "pgd", "parameters": {"eot": 8, "steps": 7}}]
+    content = {"source": "/tmp/evaluate.toml", "datasets": [{"name": "data", "n": None}], "attacks": attacks}
+    content["defenses"] = [{"name": "model", "label": "model"}]
+    (found,) = made(records, command=["mine.py"], matrix=content)
+    call = arguments(found.command)
+    assert ast.literal_eval(call["attacks"]) == [{"name": "pgd", "steps": 7}] and "diagnose" not in call
+
+
+def test_accuracy_over_several_answers_says_in_how_many():
+    records = attacked(dataset="data").assign(answers=10)
+    assert "in all of 10 answers" in from_python(records).clean
+    assert "answers" not in from_python(attacked(dataset="data").assign(answers=1)).clean
+
+
+@pytest.mark.parametrize(("l2", "one"), [((1.5, 3.0), False), ((1.5,), True)])
+def test_a_run_at_all_sizes_of_strong_goes_on_in_all_of_its_norms(l2, one):
+    names = {"defense": NAME, "dataset": "images"}
+    cells = [cell("pgd", (0.1, 0.2, 0.3), [0] * 10, **names), cell("pgd", l2, [0] * 10, norm="l2", **names)]
+    records = run(cell(CLEAN, labels=[0] * 10, **names), *cells)
+    given = options(from_shell(records=records).command)
+    assert given.matrix == "strong" and len(given.norm) == int(one) and bool(given.eps) == one
