@@ -71,6 +71,11 @@ def grey_levels(x: Tensor) -> int | None:
     return None
 
 
+def to_levels(point: Tensor, levels: int) -> Tensor:
+    """Return the nearest point on the grid of `levels` steps, with the gradient of the point itself."""
+    return point + ((point * levels).round() / levels - point).detach()
+
+
 def on_the_grid(point: Tensor, x: Tensor, levels: int) -> Tensor:
     """Round points to the grid of `levels` steps, towards their origin x, so that they stay within its ball."""
     scaled = (point * levels).double()

@@ -180,6 +180,8 @@ def as_stored(table: pa.Table) -> pa.Table:
     images = [column for column in IMAGE_COLUMNS if column in found]
     if 0 < len(images) < len(IMAGE_COLUMNS):
         raise ValueError(f"columns of images: only {', '.join(images)} of {', '.join(IMAGE_COLUMNS)}")
+    if images and table[images[0]].is_valid() != table[images[1]].is_valid():
+        raise ValueError("columns of images: an original without its adversarial image, or the other way round")
     return table.select([*DTYPES, *answers, *images])
 
 

@@ -6,6 +6,8 @@ in another process, on another instance of the defense.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from manifold_bench.attacks.contract import Part
 from manifold_bench.attacks.outputs import Scored
 from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
+from manifold_bench.attacks.threat import to_levels
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.running.engines.channel import Channel, PartnerFailed
@@ -71,9 +74,12 @@ class AttackProcess:
         self._shape = inputs.x.shape[1:]
         self._ask({}, vars(inputs))
 
-    def attack(self, rows: Tensor, eps: float) -> Found:
-        """Attack those rows [n] of the inputs within ε (∞ for a minimal attack); raises PartnerFailed."""
-        found = self._ask({"eps": eps}, {"rows": rows})
+    def attack(self, rows: Tensor, eps: float, levels: int | None = None) -> Found:
+        """Attack those rows [n] of the inputs within ε (∞ for a minimal attack); raises PartnerFailed.
+
+        levels: number of grey levels to which all images are rounded before the attacked defense sees them; None: none.
+        """
+        found = self._ask({"eps": eps, "levels": levels}, {"rows": rows})
         types = {name: (one.dtype, list(one.shape)) for name, one in found.items()}
         n = len(rows)
         expected = {name: (dtype, [n, *(self._shape if name in IMAGES else ())]) for name, dtype in FOUND.items()}
@@ -102,7 +108,8 @@ def serve_attack(job: Job, folder: Path, judge: Channel) -> None:
     attacking = Attacking(job, load_defense(job), Inputs(**given).to(job.device), Heartbeat(job, Log(folder / LOG)))
     judge.send({})
     while "end" not in (request := judge.receive())[0]:
-        found = attacking.attack(request[1]["rows"].to(job.device), request[0]["eps"])
+        with attacking.rounding(request[0]["levels"]):
+            found = attacking.attack(request[1]["rows"].to(job.device), request[0]["eps"])
         judge.send({}, vars(found))
     attacking.check_weights()
     defense, x = attacking.defense, attacking.inputs.x
@@ -115,6 +122,16 @@ class Attacking:
     def __init__(self, job: Job, defense: Defense, inputs: Inputs, heartbeat: Heartbeat) -> None:
         self.job, self.defense, self.inputs, self.heartbeat = job, defense, inputs, heartbeat
         self.outputs: dict[Part, Scored] = {}
+
+    @contextmanager
+    def rounding(self, levels: int | None) -> Iterator[None]:
+        """Let the defense see images rounded to that number of grey levels, with the gradient of the images."""
+        hook = None
+        if levels is not None:
+            hook = self.defense.register_forward_pre_hook(lambda _, given: (to_levels(given[0], levels), *given[1:]))
+        yield
+        if hook is not None:
+            hook.remove()
 
     def attack(self, rows: Tensor, eps: float) -> Found:
         """Attack those rows [n] of the inputs in batches."""

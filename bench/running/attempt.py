@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,11 +11,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from manifold_bench.attacks.threat import expand, grey_levels, on_the_grid, within
+from manifold_bench.attacks.threat import expand, grey_levels, on_the_grid, to_levels, within
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.running.attacking import AttackProcess, Found
-from manifold_bench.bench.running.judge import FEW, Inputs, Judge, Judgement, WorstVerdict, unperturbed
-from manifold_bench.bench.running.remarks import jumps_off_the_grid
+from manifold_bench.bench.running.judge import Inputs, Judge, Judgement, WorstVerdict, unperturbed
+from manifold_bench.bench.running.remarks import levels_of_jumps
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,15 @@ class Effort:
         """Store the effort of an attack for the inputs at rows [n]."""
         for name in ("forwards", "backwards", "blind", "moved", "improved"):
             getattr(self, name)[rows.cpu()] = getattr(found, name)
+
+    def add(self, rows: Tensor, found: Found) -> None:
+        """Add the effort of one more attack on the inputs at rows [n]."""
+        rows = rows.cpu()
+        self.forwards[rows] += found.forwards
+        self.backwards[rows] += found.backwards
+        self.blind[rows] = self.blind[rows].fmin(found.blind)
+        self.moved[rows] |= found.moved
+        self.improved[rows] |= found.improved
 
     def without_passes(self) -> Effort:
         """Return the same effort with 0 passes."""
@@ -144,8 +154,8 @@ class Attempt:
     def _attack(self, rows: Tensor, eps: float) -> Attacked:
         """Attack those rows of the inputs, and judge all images that may be successes.
 
-        These are the outputs, the best images of queries, and, rounded to whole grey levels, rejected outputs and all
-        outputs for a defense that answers otherwise beside whole grey levels (`jumps_off_the_grid`). Of several
+        These are the outputs, the best images of queries, and rejected outputs rounded to whole grey levels. A defense
+        that answers otherwise beside these (`levels_of_jumps`) is attacked once more through rounding. Of several
         the one with the most successful answers counts, and the later one where these are equal; of a minimal attack
         the later success, which is the nearer one.
         """
@@ -173,17 +183,32 @@ class Attempt:
             effort.unreturned[rows[better].cpu()] = True
 
         judge_instead(found.met, found.met_distance < nearest)
+        left = (~judgement.success).nonzero()[:, 0]
+        if (levels := self._levels_of_jumps) is not None and len(left) and (size := self._size_on(levels, eps)):
+            found = self.attacker.attack(rows[left], size, levels)
+            effort.add(rows[left], found)
+            for points in (found.outputs, found.met):
+                rounded = outputs.index_copy(0, left, to_levels(points, levels))
+                judge_instead(rounded, ~judgement.success & torch.isin(torch.arange(len(rows)).to(left), left))
+        rejected = judgement.valid & judgement.rejected
         # A detector may reject an image only because its pixels are not whole grey levels
-        held = judgement.valid & (judgement.rejected | (~judgement.success & self._jumps))
-        if held.any() and (levels := grey_levels(tried.x)) is not None:
-            judge_instead(on_the_grid(outputs, tried.x, levels), held)
+        if rejected.any() and (levels := grey_levels(tried.x)) is not None:
+            judge_instead(on_the_grid(outputs, tried.x, levels), rejected)
         return Attacked(outputs, judgement, effort, nearest)
 
     @cached_property
-    def _jumps(self) -> bool:
-        defense = self.judge.defense
-        steady = not defense.randomized and defense.gradient_modes == ("default",)
-        return steady and jumps_off_the_grid(defense, self.inputs.x[:FEW])
+    def _levels_of_jumps(self) -> int | None:
+        return levels_of_jumps(self.judge.defense, self.inputs.x)
+
+    def _size_on(self, levels: int, eps: float) -> float:
+        """Return the size for an attack whose images are rounded to grey levels, and are at most ε away then.
+
+        It is 0 where no other grey level is so near.
+        """
+        if self.judge.norm != "linf" or math.isinf(eps):
+            return eps
+        steps = math.floor(eps * levels + 1e-6)
+        return (steps + 0.49) / levels if steps else 0.0
 
     def _size_of_success(self, judgement: Judgement) -> Tensor:
         """Return the size of each perturbation that is a success, ∞ for the others."""

@@ -186,7 +186,7 @@ def repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator
         yield f"{DIVERTED}while a gradient is computed, so that attacks climb another model than is judged"
     elif not _same_as_outputs(defense, few):
         yield f"{DIVERTED}than its outputs say (verdict and forward differ), so that attacks climb another model"
-    elif jumps_off_the_grid(defense, few):
+    elif levels_of_jumps(defense, few):
         yield f"{DIVERTED}for images with whole grey levels than just beside them, where attacks search"
 
 
@@ -218,23 +218,26 @@ def _same_as_outputs(defense: Defense, few: Tensor) -> bool:
 
 
 @torch.no_grad()
-def jumps_off_the_grid(defense: Defense, few: Tensor) -> bool:
-    """Return whether class logits are others for images [n,C,H,W] with whole grey levels than just beside them.
+def levels_of_jumps(defense: Defense, images: Tensor) -> int | None:
+    """Return the number of grey levels of images [N,C,H,W] if class logits jump just beside them, or else None.
 
-    From whole grey levels a first small step changes them `JUMP` times as much as an equal second step does, and by
-    more than `SHARE` of the difference between images. Both steps change a smooth function alike.
+    It takes the first `FEW`. There a first small step from whole grey levels changes the logits `JUMP` times as much
+    as an equal second step does, and by more than `SHARE` of the difference between images. Both steps change a smooth
+    function alike. Not tried are defenses that are randomized or optimise at inference.
     """
-    if (levels := grey_levels(few)) is None or len(few) < 2:
-        return False
+    few = images[:FEW]
+    tried = not defense.randomized and defense.gradient_modes == ("default",)
+    if not tried or len(few) < 2 or (levels := grey_levels(few)) is None:
+        return None
     step = torch.where(few < 0.5, 0.2, -0.2) * (0.5 + 0.5 * _noise(few)[: len(few)]) / levels
     try:
         on, beside, further = (defense(few + k * step)[:, : defense.num_classes].double() for k in (0, 1, 2))
     except Exception:  # as in `_near`
-        return False
+        return None
     first, second, among = (
         (a - b).nan_to_num(0, 0, 0).abs().mean() for a, b in ((on, beside), (beside, further), (on, on.roll(1, 0)))
     )
-    return bool(first > SHARE * among and first > JUMP * second)
+    return levels if first > SHARE * among and first > JUMP * second else None
 
 
 def _left_in_train_mode(ref: TrainedRef) -> Iterator[str]:

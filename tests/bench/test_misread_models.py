@@ -10,7 +10,7 @@ import manifold_bench as mb
 from manifold_bench.attacks.contract import Verdict, verdict_of
 from manifold_bench.bench.planning.registry import find
 from manifold_bench.bench.records.schema import DIVERTED
-from manifold_bench.bench.running.remarks import jumps_off_the_grid
+from manifold_bench.bench.running.remarks import levels_of_jumps
 from manifold_bench.defenses.base import Defense, DefenseSpec
 from manifold_bench.defenses.weights import from_zoo
 
@@ -71,14 +71,14 @@ def test_images_beside_whole_grey_levels_get_other_answers(digits):
 
 @pytest.mark.parametrize("name", ["undefended", "pgd-training", "gmvae", "magnet"])
 def test_a_smooth_model_has_no_jump_beside_whole_grey_levels(digits, name):
-    assert not jumps_off_the_grid(from_zoo(name, "digits").eval(), digits[0][:8])
+    assert not levels_of_jumps(from_zoo(name, "digits").eval(), digits[0][:8])
 
 
 def test_a_model_that_rounds_has_no_jump_beside_whole_grey_levels(digits):
     plain = from_zoo("undefended", "digits")
     for levels in (1, 3, 15, 16, 255):
         rounds = mb.as_defense(lambda x, levels=levels: plain((levels * x).round() / levels), (1, 8, 8), 10)
-        assert not jumps_off_the_grid(rounds, digits[0][:8])
+        assert not levels_of_jumps(rounds, digits[0][:8])
 
 
 def test_a_verdict_that_differs_from_the_outputs(digits):

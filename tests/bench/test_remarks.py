@@ -166,6 +166,9 @@ def test_a_defense_may_change_its_images_in_place_and_nobody_sees_it(monkeypatch
             def verdict(self, x: Tensor) -> Verdict:
                 return Verdict(logits(normalised(x)).argmax(1), torch.zeros(len(x), dtype=torch.bool))
 
+            def forward(self, x: Tensor) -> Tensor:
+                return logits((x - 0.5) / 0.25)
+
         if where == "perceived":
 
             def perceived(self, x: Tensor) -> Tensor:

@@ -6,13 +6,16 @@ import copy
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import bench_run, command, last_events, one_error_line, record_files, records
+from fuzzing import rewrite
 from handmade import StoredJob, cell, write_run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -287,3 +290,14 @@ def test_the_order_in_which_fields_are_written_is_no_part_of_the_key(identity, r
 def test_a_file_name_is_one_that_every_file_system_takes(parts):
     name = file_name(*parts)
     assert set(name) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.=,+-_") and len(name) < 250
+
+
+def test_an_original_image_without_its_adversarial_one_is_damage(run, tmp_path):
+    folder = shutil.copytree(run[1], tmp_path / "run")
+    path = next((folder / "records").glob("*Slow*.parquet"))
+    table = pq.read_table(path)
+    images = [None, *table["image_adversarial"].to_pylist()[1:]]
+    place = table.column_names.index("image_adversarial")
+    rewrite(path, table.set_column(place, "image_adversarial", pa.array(images, pa.binary())))
+    with pytest.raises(DamagedRecords, match="an original without its adversarial image"):
+        Results.load(folder)
