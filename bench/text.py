@@ -109,11 +109,13 @@ def nearest(word: str, known: list[str]) -> str:
     """
     if (same := OTHER_NAMES.get(word.lower())) in known:
         return f"; did you mean {same!r}?"
-    lower, word = {one.lower(): one for one in known}, word.lower()
+    given, word, lower = word, word.lower(), [one.lower() for one in known]
     begins = sorted((one for one in lower if len(one) > 2 and word.startswith(one)), key=len)
     very_close, close = (difflib.get_close_matches(word, lower, n=1, cutoff=share) for share in (0.75, 0.5))
     close = very_close or begins[-1:] or close
-    return f"; did you mean {lower[close[0]]!r}?" if close else ""
+    alike = [one for one in known if one.lower() in close]  # of names that differ in case alone, the nearest
+    found = max(alike, key=lambda one: difflib.SequenceMatcher(None, given, one).ratio(), default=None)
+    return f"; did you mean {found!r}?" if found is not None else ""
 
 
 def is_printable(text: str) -> bool:

@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -282,7 +283,9 @@ def library_of(model: object) -> str:
         if library in libraries:
             return library
     if isinstance(model, type) or not callable(model):
-        what = f"{model.__qualname__} is a class" if isinstance(model, type) else f"{name_of(model)} is no model"
+        what = f"{name_of(model)} is a class" if isinstance(model, type) else f"{name_of(model)} is no model"
+        if isinstance(model, ModuleType):
+            what = f"{model.__name__} is a Python module; name what is in it"
         raise TypeError(
             f"{what}; give a torch.nn.Module, a function of tensors, an ART classifier, a Foolbox model or a Defense"
         )

@@ -6,6 +6,7 @@ the argument.
 
 from __future__ import annotations
 
+import inspect
 import signal
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from manifold_bench.bench.errors import signals_interrupt
+from manifold_bench.bench.errors import InputError, signals_interrupt
 from manifold_bench.bench.planning.usercode import contained
 
 P = ParamSpec("P")
@@ -23,20 +24,30 @@ _running = threading.RLock()
 """Held while a call computes; a thread may call again inside, as `evaluate` calls `run`."""
 
 
-def called_by_a_program(function: Callable[P, R]) -> Callable[P, R]:
+def called_by_a_program(example: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let calls from several threads run one after the other, and tell Ctrl-C from what objects raise.
 
     Calls share what a process has once: random numbers, settings of torch, and the names of what was handed in. A
-    program's own handler of SIGINT stays in place.
+    program's own handler of SIGINT stays in place. Arguments that the function does not take raise InputError with the
+    example, which is a call of it.
     """
 
-    @wraps(function)
-    def called(*arguments: P.args, **named: P.kwargs) -> R:
-        ordinary = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        with _running, signals_interrupt((signal.SIGINT,)) if ordinary else nullcontext():
-            return function(*arguments, **named)
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
 
-    return called
+        @wraps(function)
+        def called(*arguments: P.args, **named: P.kwargs) -> R:
+            try:
+                signature.bind(*arguments, **named)
+            except TypeError as error:
+                raise InputError(f"{function.__name__}: {error}; write {example}") from None
+            ordinary = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            with _running, signals_interrupt((signal.SIGINT,)) if ordinary else nullcontext():
+                return function(*arguments, **named)
+
+        return called
+
+    return decorated
 
 
 def argument(name: str) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ import tempfile
 import uuid
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -17,7 +17,18 @@ from typing import Any, Literal, overload
 from manifold_bench.attacks.threat import UNBOUNDED, Norm
 from manifold_bench.bench.api.callers import argument, called_by_a_program
 from manifold_bench.bench.api.one_attack import Attacked, attack_once
-from manifold_bench.bench.api.options import EVALUATION, USAGE, arguments, check_names, pair, several, usage_of
+from manifold_bench.bench.api.options import (
+    EVALUATION,
+    USAGE,
+    arguments,
+    check_names,
+    check_plain,
+    entries_of,
+    pair,
+    several,
+    shown,
+    usage_of,
+)
 from manifold_bench.bench.datasets.checks import fault_of_labels
 from manifold_bench.bench.datasets.given import dataset_of, images_and_classes, labelled_images
 from manifold_bench.bench.errors import InputError
@@ -25,7 +36,7 @@ from manifold_bench.bench.evaluation.start import start
 from manifold_bench.bench.planning.matrix import AttackEntry
 from manifold_bench.bench.planning.named_models import with_weights
 from manifold_bench.bench.planning.reading import attack_choice, validated
-from manifold_bench.bench.planning.registry import find, handing_in, needs_no_arguments
+from manifold_bench.bench.planning.registry import called, find, handing_in
 from manifold_bench.bench.planning.sizes import check_size, sizes_of
 from manifold_bench.bench.planning.toml import toml, written
 from manifold_bench.bench.planning.usercode import contained
@@ -54,7 +65,7 @@ def run(
 ) -> None: ...
 
 
-@called_by_a_program
+@called_by_a_program('mb.run("quick", defenses={"mine": model}, n=64)')
 def run(
     matrix: str | Path, *, defenses: Mapping[str, object] | None = None, dry_run: bool = False, **options: Any
 ) -> Results | None:
@@ -69,8 +80,9 @@ def run(
 
     Raises InputError for what the command line would refuse.
     """
-    with argument("matrix"):
-        matrix = str(matrix)
+    if not isinstance(matrix, (str, os.PathLike)):
+        raise InputError(f"matrix: {shown(matrix)} is no name; give that of a matrix, as quick, or a TOML file")
+    matrix = str(matrix)
     with argument("out"):
         temporary = options.get("out") is None
         if not (temporary or isinstance(options["out"], (str, os.PathLike))):
@@ -88,7 +100,7 @@ def run(
             for label, model in models_given.items():
                 with argument(f"defenses[{label!r}]"):
                     tables[label] = _table(label, model)
-                    given = _resolved(tables[label].pop("model"))
+                    given = _resolved(tables[label].pop("model"), f"defenses[{label!r}]")
                     objects |= not isinstance(given, str)
                     classes[label] = _class_of(label, given, tables[label].pop("randomized", False))
             if classes:
@@ -109,7 +121,10 @@ def run(
     return result
 
 
-@called_by_a_program
+@called_by_a_program(
+    'mb.evaluate(model, (images, labels), attacks=["pgd"], eps=0.1); the folder of data files is named by the '
+    "environment variable MANIFOLD_BENCH_DATA"
+)
 def evaluate(
     model: object,
     data: object,
@@ -135,7 +150,7 @@ def evaluate(
     with argument("eps"):
         sizes = sizes_of(eps)
     with argument("attacks"):
-        entries = _entries(attacks)
+        entries = entries_of(attacks)
     usage = {name: value for name in USAGE if (value := usage_of(name, options.pop(name, None))) is not None}
     with argument("model"):
         model, randomized = _resolved(model), bool(usage.get("randomized"))
@@ -144,6 +159,7 @@ def evaluate(
         cls = _class_of(MODEL, model, randomized)
     if not isinstance(model, str):
         _check_workers(options, "models")
+    check_plain("norm", norm)
     with argument("norm"):
         spelled = norm_of(norm)
     with ExitStack() as stack:
@@ -177,7 +193,7 @@ def evaluate(
             raise InputError(str(error).removeprefix(f"{matrix}: ")) from error.__cause__  # nobody knows that file
 
 
-@called_by_a_program
+@called_by_a_program('mb.attack("pgd", model, (images, labels), norm="linf", eps=0.1)')
 def attack(
     name: str,
     model: object,
@@ -199,11 +215,15 @@ def attack(
         images = labelled_images(data)
     with argument("eps"):
         given = {} if eps is None else {"eps": sizes_of(eps)}
+    if not isinstance(name, str):
+        raise InputError(f"name: {shown(name)} is no name; give that of an attack, as pgd")
     for key in AttackEntry.model_fields:
         if key in parameters:
             raise InputError(f"{key}: no such option, because all of the images are attacked once; leave it out")
     with argument("attack"):
         asked = {"name": name, "norm": norm, **given, **parameters}
+        for key, one in asked.items():
+            check_plain(key, one)
         asked = {key: json.loads(written(key, one)) for key, one in asked.items()}
         place = f"attack {asked['name']!r}"
         entry = validated(AttackEntry, asked, place, strict=None)
@@ -225,7 +245,7 @@ def attack(
     return found
 
 
-@called_by_a_program
+@called_by_a_program("mb.as_defense(model, (3, 32, 32), 10, rejects=False), with the images' shape and the classes")
 def as_defense(
     model: object,
     shape: tuple[int, int, int],
@@ -269,18 +289,6 @@ def _check_workers(options: Mapping[str, object], given: str) -> None:
         raise InputError(f"workers: {given} that are handed over stay in this process; leave it out, or name {named}")
 
 
-def _entries(attacks: str | Mapping[str, object] | Iterable[str | Mapping[str, object]]) -> list[dict[str, object]]:
-    """Return attacks as the tables of a matrix file, from one or several names or tables; raises InputError."""
-    try:
-        many = [attacks] if isinstance(attacks, (str, Mapping)) else list(attacks)
-        tables: list[dict[str, object]] = [{"name": one} if isinstance(one, str) else dict(one) for one in many]
-        if not all(isinstance(name, str) for table in tables for name in table):
-            raise TypeError
-        return tables
-    except (TypeError, ValueError) as error:
-        raise InputError('attacks: give names, or tables as {"name": "pgd", "steps": 100}, in a list') from error
-
-
 def _table(label: str, given: object) -> JsonObject:
     """Return a model of `run` with its settings, and the key `model`; raises InputError."""
     if not isinstance(given, Mapping):
@@ -288,25 +296,33 @@ def _table(label: str, given: object) -> JsonObject:
     table, place = dict(given), f"defenses[{label!r}]"
     if "model" not in table:
         raise InputError(f'{place}: the table has no model; give {{"model": model, "rejects": True}}')
-    model, randomized = _resolved(table.pop("model")), bool(usage_of("randomized", table.pop("randomized", None)))
+    model, randomized = (
+        _resolved(table.pop("model"), place),
+        bool(usage_of("randomized", table.pop("randomized", None))),
+    )
     if "classes" in table:
         raise InputError(f"{place}: classes: the data set of a matrix says it itself; leave it out")
     if isinstance(model, str) and randomized:
         raise InputError(f"{place}: randomized: {model!r} has to say it itself, by an attribute `randomized = True`")
     if table.get("normalize") is not None:
         table["normalize"] = pair(table["normalize"])
+    for key, one in table.items():
+        check_plain(f"{place}: {key}", one)
     settings = {key: json.loads(written(f"{place}: {key}", one)) for key, one in table.items() if one is not None}
     return {**settings, "model": model, "randomized": randomized}
 
 
-def _resolved(model: object) -> object:
-    """Return a model as it is; a pair (model, file of weights) as the model with them, or as the name of both."""
-    if not (isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], (str, Path))):
-        return model
+def _resolved(model: object, place: str = "model") -> object:
+    """Return a model or its name; a class or a function without arguments is called.
+
+    A pair (model, file of weights) is the model with these, or the name of both. place: beginning of messages.
+    """
+    if not isinstance(model, tuple):
+        return called(model, place)
+    if len(model) != 2 or not isinstance(model[1], (str, Path)):
+        raise InputError(f'{place}: {shown(model)} is no model; a pair is (network, file), as (Net, "net.safetensors")')
     network, file = model
-    if isinstance(network, str):
-        return f"{network}@{file}"
-    return with_weights(network() if needs_no_arguments(network) else network, Path(file))
+    return f"{network}@{file}" if isinstance(network, str) else with_weights(called(network, place), Path(file))
 
 
 def _object(model: object) -> object:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from manifold_bench.bench.api.callers import argument
 from manifold_bench.bench.arguments import run_parser
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.text import nearest
+from manifold_bench.defenses.errors import shortened
 
 USAGE = ("normalize", "rejects", "randomized", "draws", "classes")
 """Options of `evaluate` that say how the model is used."""
@@ -31,7 +34,7 @@ SWITCHES = ("diagnose", *(name for name, default in DEFAULTS.items() if isinstan
 OPTIONS = tuple(sorted(DEFAULTS))
 """Options of `run`."""
 
-NOT_OF_EVALUATE = ("matrix", "dry_run", *NARROWING)
+NOT_OF_EVALUATE = ("matrix", "dry_run", "data", *NARROWING)
 
 EVALUATION = (*("attacks", "norm", "eps"), *USAGE, *(one for one in OPTIONS if one not in NOT_OF_EVALUATE))
 """Options of `evaluate`."""
@@ -49,7 +52,7 @@ def arguments(matrix: str, options: Mapping[str, object]) -> Namespace:
         flag = f"--{name.replace('_', '-')}"
         if name in SWITCHES:
             if value is not True and value is not False and value is not DEFAULTS[name]:
-                raise InputError(f"{name}: {value!r} is not allowed; give True or False")
+                raise InputError(f"{name}: {shown(value)} is not allowed; give True or False")
             unset = [f"--no-{name}"] if DEFAULTS[name] is None and value is False else []
             words += [flag] if value else unset
         elif value is not None:
@@ -63,25 +66,73 @@ def arguments(matrix: str, options: Mapping[str, object]) -> Namespace:
 
 
 def _values(name: str, value: object) -> list[object]:
-    """Return the values of an option; raises InputError for none, for several where it takes one, and for True."""
+    """Return the values of an option; raises InputError for none, for several where it takes one, and for True.
+
+    Values are texts, paths and numbers.
+    """
     values = several(value)
+    of_a_kind = all(isinstance(one, (str, os.PathLike, Number, np.generic)) for one in values)
+    if name == "dataset" and not of_a_kind:
+        raise InputError(
+            f"dataset: {shown(value)} is no name; give names of data sets or a folder, or use "
+            "mb.evaluate(model, (images, labels), …)"
+        )
     single = len(values) == 1 or isinstance(DEFAULTS[name], list)
-    if isinstance(value, Mapping) or not single or any(isinstance(one, (bool, np.bool_, bytes)) for one in values):
-        raise InputError(f"{name}: {value!r} is not allowed; give one value")
+    if (
+        isinstance(value, Mapping)
+        or not (single and of_a_kind)
+        or any(isinstance(one, (bool, np.bool_)) for one in values)
+    ):
+        hint = "; images and labels are for mb.evaluate" if name == "data" and not of_a_kind else ""
+        raise InputError(f"{name}: {shown(value)} is not allowed; give one value{hint}")
     return values
 
 
+def check_plain(name: str, value: object) -> None:
+    """Check that a value is no tensor or array of several dimensions, nor a list of such; raises InputError."""
+    if any(isinstance(one, (Tensor, np.ndarray)) and one.ndim > 1 for one in (value, *several(value)[:3])):
+        raise InputError(f"{name}: {shown(value)} is not allowed; give a number or a text, or a list of these")
+
+
+def entries_of(attacks: str | Mapping[str, object] | Iterable[str | Mapping[str, object]]) -> list[dict[str, object]]:
+    """Return attacks as the tables of a matrix file, from one or several names or tables; raises InputError."""
+    try:
+        many = [attacks] if isinstance(attacks, (str, Mapping)) else list(attacks)
+        tables: list[dict[str, object]] = [{"name": one} if isinstance(one, str) else dict(one) for one in many]
+        if not all(isinstance(name, str) for table in tables for name in table):
+            raise TypeError
+        for table in tables:
+            for name, value in table.items():
+                check_plain(f"attacks: {name}", value)
+        return tables
+    except (TypeError, ValueError) as error:
+        raise InputError('attacks: give names, or tables as {"name": "pgd", "steps": 100}, in a list') from error
+
+
+def shown(value: object) -> str:
+    """Return a value that a program gave, for a message on one line: without the content of tensors and arrays."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim:
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
+        inside = ", ".join(map(shown, value[:3])) + ", …" * (len(value) > 3)
+        return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
+    if isinstance(value, dict):
+        return f"dict of {len(value)}"
+    return shortened(repr(value))
+
+
 def several(value: object) -> list[object]:
-    """Return the values of an option that is given as one value or as several; a tensor of one number is that."""
-    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
-        return [value.item()]
+    """Return the values of an option that is given as one value or as several; tensors and arrays hold numbers."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim < 2:
+        return list(value.reshape(-1).tolist())
     return list(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else [value]
 
 
 def pair(normalize: Any) -> Any:  # what users hand in, checked here
     """Return mean and standard deviation as they are given; raises InputError for what is no pair."""
     try:
-        numbers = all(torch.as_tensor(one, dtype=torch.float64).isfinite().all() for one in normalize)
+        values = [torch.as_tensor(one, dtype=torch.float64) for one in normalize]
+        numbers = all(one.ndim < 2 and one.isfinite().all() for one in values)
         two = isinstance(normalize, (tuple, list, Tensor, np.ndarray)) and len(normalize) == 2
     except (TypeError, ValueError, RuntimeError):
         two = numbers = False
@@ -97,12 +148,12 @@ def usage_of(name: str, value: object) -> Any:  # the type depends on the option
     with argument(name):
         if name in ("rejects", "randomized"):
             if not isinstance(value, (bool, np.bool_)):
-                raise InputError(f"{name}: {value!r} is not allowed; give True or False")
+                raise InputError(f"{name}: {shown(value)} is not allowed; give True or False")
             return bool(value) or None
         if name == "normalize":
             return pair(value)
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise InputError(f"{name}: {value!r} is not allowed; give a whole number ≥ 1")
+            raise InputError(f"{name}: {shown(value)} is not allowed; give a whole number ≥ 1")
         return int(value)
 
 
@@ -110,4 +161,4 @@ def check_names(options: Mapping[str, object], known: Sequence[str]) -> None:
     """Check that these options exist; raises InputError, with the nearest one."""
     for name in options:
         if name not in known:
-            raise InputError(f"{name}: no such option{nearest(name, list(known))}; there are {', '.join(known)}")
+            raise InputError(f"{name}: no such option{nearest(name, [*known, 'data'])}; there are {', '.join(known)}")

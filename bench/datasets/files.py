@@ -24,8 +24,8 @@ def data_folders(data: Path | None, dataset: str, files: str, *subfolders: str) 
     if data is None:
         places = " or ".join(["DIR", *(f"DIR/{name}" for name in subfolders)])
         raise MissingData(
-            f"data set {dataset!r} needs its files: name their folder with --data DIR or MANIFOLD_BENCH_DATA "
-            f"({places} holds {files})"
+            f"data set {dataset!r} needs its files: name their folder in the environment variable MANIFOLD_BENCH_DATA, "
+            f"or on the command line with --data DIR ({places} holds {files})"
         )
     if not data.is_dir():
         raise InputError(f"--data: {data} is not a folder; give one that exists")

@@ -262,7 +262,7 @@ def _chosen(entry: DatasetEntry, matrix: Matrix, options: Options, listed: bool)
         check_dataset(data, "test", *(() if data.test_only else ("validation",)))
         n, there, held_out = options.n or entry.n, len(data.test), 0 if data.test_only else matrix.calibration or 0
         if n is not None and n > there and (listed or options.n):
-            raise InputError(f"n = {n}: data set {ref.name!r} has {there} test images; give --n {there} or less")
+            raise InputError(f"n = {n}: data set {ref.name!r} has {there} test images; give {there} or less")
         if held_out > len(data.validation):
             raise InputError(
                 f"calibration = {held_out}: data set {ref.name!r} has {len(data.validation)} validation images; "

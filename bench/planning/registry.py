@@ -9,10 +9,12 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 from typing import Literal, TypeGuard, overload
 
 import torch
@@ -26,6 +28,7 @@ from manifold_bench.bench.planning.named_models import robustbench_model, timm_m
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.text import MODEL_FILES, nearest
 from manifold_bench.defenses.base import Defense, Trainable
+from manifold_bench.defenses.errors import message_of, one_line
 from manifold_bench.defenses.files import checked_file
 from manifold_bench.defenses.identity import JsonObject, Kind, registered
 from manifold_bench.defenses.models import class_of, name_of
@@ -125,7 +128,7 @@ def find(kind: Kind, name: str) -> type[object]:
         if fault := _fault_of_path(kind, name):
             raise InputError(f"{SINGULAR[kind]} {name!r}: {fault}")
         known = list(points)
-        listed = f"`manifold-bench list` names all {len(known)}; package.module:Name is allowed too"
+        listed = f"`manifold-bench list` names all {len(known)}; file.py:Name and package.module:Name are allowed too"
         if kind == "datasets":
             names = ", ".join(known)
             listed = f"no folder has that name either; `manifold-bench list` names {names}; file.py:Name is allowed too"
@@ -137,9 +140,9 @@ def _fault_of_path(kind: Kind, name: str) -> str | None:
     """Return what is wrong with a path that was given as a name, and what to write; None for other names."""
     path = Path(name)
     if path.suffix == ".py" and path.is_file():
-        with contained(f"{SINGULAR[kind]} {name!r}: cannot be imported"):
-            content = importlib.import_module(_import_file(kind, name, path))
-        inside = [word for word, value in vars(content).items() if _is_candidate(word, value, path.stem)]
+        content = _imported(kind, name, _import_file(kind, name, path))
+        found = {word: value for word, value in vars(content).items() if _is_candidate(word, value, path.stem)}
+        inside = sorted(found, key=lambda word: not _is_of_kind(kind, found[word]))  # stable: else in the file's order
         there = f"; it has {', '.join(inside)}" if inside else ""
         return f"name what is in it, as {name}:{inside[0] if inside else 'Name'}{there}"
     if path.suffix != ".py" and not {"/", os.sep} & set(name):
@@ -159,6 +162,12 @@ def _is_candidate(word: str, value: object, module: str) -> bool:
     """Return whether something in a module may be what its user means: a public object made there, or a network."""
     maker = value if inspect.isclass(value) or inspect.isroutine(value) else type(value)
     return not word.startswith("_") and (maker.__module__ == module or isinstance(value, torch.nn.Module))
+
+
+def _is_of_kind(kind: Kind, value: object) -> bool:
+    """Return whether something is a class or an object of that kind, or for defenses a network."""
+    bases = (BASES[kind], torch.nn.Module) if kind == "defenses" else (BASES[kind],)
+    return isinstance(value, bases) or (isinstance(value, type) and issubclass(value, bases))
 
 
 def _of_adapter(kind: Kind, name: str, adapter: type[object]) -> type[object]:
@@ -209,14 +218,34 @@ def _import_file(kind: Kind, name: str, path: Path) -> str:
 
 def _attribute(kind: Kind, name: str, module: str, attribute: str) -> object:
     """Import a module and return one of its objects by name; raises InputError if there is none."""
-    with contained(f"{SINGULAR[kind]} {name!r}: cannot import {module!r}"):
-        torch.manual_seed(0)  # a network with random weights has to be the same in every process
-        content = importlib.import_module(module)
+    content = _imported(kind, name, module)
     found = getattr(content, attribute, None)
     if found is None:
         public = [word for word in vars(content) if not word.startswith("_")]
         raise InputError(f"{SINGULAR[kind]} {name!r}: {module!r} has no {attribute!r}{nearest(attribute, public)}")
     return found
+
+
+def _imported(kind: Kind, name: str, module: str) -> ModuleType:
+    """Import a module; raises InputError with the line of its file where that fails."""
+    fault = f"{SINGULAR[kind]} {name!r}: cannot import {module!r}"
+    with contained(fault):
+        torch.manual_seed(0)  # a network with random weights has to be the same in every process
+        try:
+            return importlib.import_module(module)
+        except Exception as error:  # a user's code may raise anything
+            raise InputError(f"{fault} ({one_line(error)}{_line_of(error, module)})") from error
+
+
+def _line_of(error: Exception, module: str) -> str:
+    """Return the line of a module's file where its import fails, as ", mine.py line 3"; "" where it is not known.
+
+    A SyntaxError names its line itself.
+    """
+    file = Path(*module.split(".")).with_suffix(".py")
+    lines = [(one.filename, one.lineno) for one in traceback.extract_tb(error.__traceback__)]
+    own = [line for name, line in lines if Path(name).parts[-len(file.parts) :] == file.parts]
+    return f", {file.name} line {own[-1]}" if own else ""
 
 
 def _torchscript(name: str) -> type[Defense]:
@@ -252,14 +281,32 @@ def _defense_of(name: str, found: object, weights: Path | None = None) -> type[D
 
     prefix = name.partition(":")[0]
     module = Path(prefix).stem if prefix.endswith(".py") else prefix
+    made = called(found, f"defense {name!r}")
     with contained(f"defense {name!r}: {name_of(found)} is no model"):
-        torch.manual_seed(0)  # random initial weights have to be the same in every process
-        made = found() if needs_no_arguments(found) else found
-        if isinstance(made, type):
-            raise TypeError(f"{made.__qualname__} takes arguments; name an instance, or a function that returns one")
         if weights is not None:
             made = with_weights(made, weights)
-        return _by_reference(class_of(made, name, module))
+        try:
+            return _by_reference(class_of(made, name, module))
+        except TypeError as error:
+            raise InputError(f"defense {name!r}: {message_of(error)}") from error
+
+
+def called(found: object, place: str) -> object:
+    """Return what a class or a function without arguments returns, and anything else as it is.
+
+    place: beginning of messages. Raises InputError for a class that takes arguments, and where the call fails.
+    """
+    if needs_no_arguments(found):
+        with contained(f"{place}: {name_of(found)}() fails"):
+            torch.manual_seed(0)  # random initial weights have to be the same in every process
+            found = found()
+    if isinstance(found, type):
+        trained = issubclass(found, Defense)
+        what = "takes arguments; give an instance, or a function without arguments that returns one"
+        if trained:
+            what = f"is trained for a data set; give its name, as file.py:{found.__qualname__}"
+        raise InputError(f"{place}: {found.__qualname__} {what}")
+    return found
 
 
 def needs_no_arguments(found: object) -> TypeGuard[Callable[[], object]]:

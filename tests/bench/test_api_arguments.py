@@ -119,6 +119,98 @@ def test_arguments_that_cannot_be_used_are_refused_in_one_line(linear, interior,
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
+PIXELS = torch.rand(16, 1, 8, 8)
+CONTENT = {"tensor": PIXELS, "array": PIXELS.numpy(), "pair": (PIXELS, torch.arange(16)), "list": [PIXELS, PIXELS]}
+
+
+def is_short(call, key):
+    """Check that a call raises InputError with one short line that names a key and shows no pixels."""
+    with pytest.raises(mb.InputError) as caught:
+        call()
+    text = str(caught.value)
+    assert key in text and "\n" not in text and len(text) < 250 and f"{float(PIXELS[0, 0, 0, 0]):.4f}"[:6] not in text
+
+
+@pytest.mark.parametrize("content", CONTENT)
+@pytest.mark.parametrize("key", ["dataset", "data", "attack", "defense", "n", "norm", "eps", "seed", "out", "budget"])
+def test_images_in_place_of_an_option_of_a_run_are_not_shown(linear, content, key):
+    given = {"dataset": "digits", "dry_run": True} | {key: CONTENT[content]}
+    is_short(lambda: mb.run("smoke", defenses={"mine": linear}, **given), key)
+
+
+@pytest.mark.parametrize("content", CONTENT)
+@pytest.mark.parametrize("key", [*("attacks", "norm", "eps", "normalize", "rejects", "draws", "classes", "n", "out")])
+def test_images_in_place_of_an_option_of_an_evaluation_are_not_shown(linear, interior, content, key):
+    given = {"attacks": ["noise"], "eps": 0.1} | {key: CONTENT[content]}
+    is_short(lambda: mb.evaluate(linear, interior, **given), key)
+    is_short(
+        lambda: mb.evaluate(linear, interior, attacks=[{"name": "pgd", "steps": CONTENT[content]}], eps=1), "steps"
+    )
+    is_short(lambda: mb.attack("pgd", linear, interior, eps=0.1, steps=CONTENT[content]), "steps")
+
+
+@pytest.mark.parametrize("content", CONTENT)
+def test_images_in_place_of_a_name_are_not_shown(linear, interior, content):
+    is_short(lambda: mb.run(CONTENT[content]), "matrix")
+    is_short(lambda: mb.attack(CONTENT[content], linear, interior, eps=0.1), "name")
+    is_short(lambda: mb.evaluate(CONTENT[content], interior, eps=0.1), "model")
+    is_short(lambda: mb.run("smoke", defenses={"mine": CONTENT[content]}), "mine")
+
+
+@pytest.mark.parametrize(
+    ("call", "written"),
+    [
+        (lambda model, x, y: mb.attack("pgd", model, x, y, eps=0.1), "mb.attack("),
+        (lambda model, x, y: mb.evaluate(model, x, y, eps=0.1), "mb.evaluate("),
+        (lambda model, x, y: mb.evaluate(model, (x, y), eps=0.1, data="folder"), "MANIFOLD_BENCH_DATA"),
+        (lambda model, x, y: mb.evaluate(model), "mb.evaluate("),
+        (lambda model, x, y: mb.run("quick", {"mine": model}), "mb.run("),
+        (lambda model, x, y: mb.as_defense(model, (1, 8, 8)), "mb.as_defense("),
+    ],
+)
+def test_arguments_in_wrong_places_are_answered_with_a_call(linear, interior, call, written):
+    with pytest.raises(mb.InputError) as caught:
+        call(linear, *interior)
+    assert written in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_folder_of_data_files_is_no_option_of_an_evaluation(linear, interior, monkeypatch):
+    with pytest.raises(mb.InputError) as caught:
+        mb.evaluate(linear, interior, eps=0.1, dats=1)
+    assert "data" not in str(caught.value).rpartition("there are ")[2].split(", ")
+    monkeypatch.delenv("MANIFOLD_BENCH_DATA", raising=False)
+    with pytest.raises(mb.InputError, match="environment variable MANIFOLD_BENCH_DATA"):
+        mb.evaluate(linear, "mnist", eps=0.1)
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+
+class Sized(Net):
+    def __init__(self, classes):
+        super().__init__()
+
+
+def test_a_class_or_function_without_arguments_is_called_as_on_the_command_line(interior):
+    for model in (Net, lambda: Net()):
+        assert mb.attack("noise", model, interior, eps=0.1).success.shape == (32,)
+        assert mb.as_defense(model, (1, 8, 8), 10)(interior[0]).shape == (32, 10)
+    assert (
+        mb.run("smoke", defenses={"mine": {"model": Net}}, dataset="digits", n=2, attack="noise", dry_run=True) is None
+    )
+    for call in (
+        lambda: mb.evaluate(Sized, interior, eps=0.1),
+        lambda: mb.run("smoke", defenses={"sized": Sized}),
+        lambda: mb.as_defense(Sized, (1, 8, 8), 10),
+    ):
+        with pytest.raises(mb.InputError, match="Sized takes arguments"):
+            call()
+    with pytest.raises(mb.InputError, match=r"\(Net, \"net.safetensors\"\)"):
+        mb.evaluate(("net.safetensors", Net), interior, eps=0.1)
+
+
 @pytest.mark.parametrize("key", ["n", "label", "ladder", "datasets", "defenses"])
 def test_options_of_a_run_are_none_of_one_attack(linear, interior, key):
     with pytest.raises(mb.InputError, match=f"{key}: no such option"):

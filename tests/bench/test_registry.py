@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 
@@ -84,6 +85,11 @@ def test_a_module_without_that_class_is_named(name, hint):
     assert hint in text and repr(name) in text
 
 
+def test_what_is_no_model_is_said_once():
+    said = refused("defenses", "torch:nn")
+    assert "torch.nn is a Python module" in said and said.count("give a torch.nn.Module") == 1
+
+
 @pytest.mark.parametrize("name", [":PGD", ":", "manifold_bench.attacks.gradient:", ".:PGD", "..gradient:PGD"])
 def test_a_module_that_cannot_have_a_name_is_named(name):
     assert repr(name) in refused("attacks", name)
@@ -91,9 +97,10 @@ def test_a_module_that_cannot_have_a_name_is_named(name):
 
 @pytest.mark.parametrize("source", ["def broken(:", "raise RuntimeError('no')", "1 / 0"])
 def test_a_module_that_breaks_when_imported_is_named(tmp_path, monkeypatch, source):
-    (tmp_path / "broken_plugin.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    assert "broken_plugin" in refused("attacks", "broken_plugin:Thing")
+    (tmp_path / "broken_plugin.py").write_text(f"import math\n\n{source}\n")
+    for name in ("broken_plugin:Thing", f"{tmp_path / 'broken_plugin.py'}:Thing", str(tmp_path / "broken_plugin.py")):
+        assert re.search(r"broken_plugin\.py,? line 3", refused("attacks", name))
 
 
 @pytest.mark.parametrize("name", ["pgd:Other", "fgsm:DeepFool", "noise:"])
@@ -121,6 +128,7 @@ def test_a_file_without_a_name_in_it_is_answered_with_what_it_holds(tmp_path):
     path = tmp_path / "held_models.py"
     path.write_text(
         "import math\nfrom functools import partial\nfrom torch import Tensor, nn\n"
+        "def images(n): return n\n"
         "net = nn.Flatten()\nclass Mine(nn.Module): ...\ndef make(): return net\n_hidden, number = nn.Flatten(), 3\n"
     )
     try:
@@ -128,7 +136,7 @@ def test_a_file_without_a_name_in_it_is_answered_with_what_it_holds(tmp_path):
     finally:
         sys.modules.pop("held_models", None)
         sys.path.remove(str(tmp_path))
-    assert f"{path}:net" in said and said.endswith("it has net, Mine, make")
+    assert f"{path}:net" in said and said.endswith("it has net, Mine, images, make")
 
 
 @pytest.mark.parametrize(("kind", "word"), [("datasets", "no such folder"), ("defenses", "no such file")])
@@ -149,5 +157,7 @@ def test_an_unknown_data_set_may_have_been_meant_as_a_folder(name):
 def test_the_nearest_word():
     assert nearest("stepz", ["steps", "norm"]) == "; did you mean 'steps'?"
     assert nearest("PGD", ["pgd", "fab"]) == "; did you mean 'pgd'?"
+    for known in (["Net", "net"], ["net", "Net"]):
+        assert nearest("Nett", known) == "; did you mean 'Net'?" and nearest("nett", known) == "; did you mean 'net'?"
     assert nearest("carmon2019", ["Carmon2019Unlabeled", "fab"]) == "; did you mean 'Carmon2019Unlabeled'?"
     assert nearest("qqq", ["steps", "norm"]) == nearest("x", []) == ""
