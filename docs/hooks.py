@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout, suppress
+from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -166,10 +167,8 @@ def markdown_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def plain(text: str) -> str:
     """A text as Markdown that shows it as it is, but for code in backticks."""
     parts = text.split("`")
-    escaped = [
-        re.sub(r"([\\*_<>\[\]#])", r"\\\1", part) if number % 2 == 0 else part for number, part in enumerate(parts)
-    ]
-    return "`".join(escaped)
+    parts[::2] = (re.sub(r"([\\*_\[\]#])", r"\\\1", escape(part, quote=False)) for part in parts[::2])
+    return "`".join(parts)
 
 
 def plain_paragraphs(text: str) -> str:

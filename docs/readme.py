@@ -1,36 +1,60 @@
-"""Write the lists of attacks and defenses into README.md, between its markers: `python docs/readme.py`."""
+"""Write the tables of attacks and defenses into README.md, between its markers: `python docs/readme.py`."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from manifold_bench.attacks.threat import Norm
 from manifold_bench.bench.list import knowledge, name_in_matrix
-from manifold_bench.bench.planning.catalogue import descriptions
+from manifold_bench.bench.planning.catalogue import Description, descriptions
 from manifold_bench.bench.text import norm_text
-from manifold_bench.defenses.identity import Kind
 
 README = Path(__file__).parent.parent / "README.md"
-KINDS: tuple[Kind, ...] = ("attacks", "defenses")
+KNOWLEDGE = ("white-box", "score", "decision", "as the class needs")
+"""What attacks have to know, in the order of the table."""
 
 
 def updated(page: str) -> str:
-    """The page with the lists as the registry has them now."""
-    rows = [f"| {group} | {', '.join(names)} |" for kind in KINDS for group, names in sorted(groups(kind).items())]
-    table = "\n".join(["| | names |", "|---|---|", *rows])
-    return re.sub(r"(<!-- systems: .*? -->\n).*?(?=\n<!-- end)", lambda found: found[1] + table, page, flags=re.S)
+    """The page with the tables as the registry has them now."""
+    tables = "\n\n".join([table(["knowledge", "norms", "attacks"], attacks()), table(["kind", "defenses"], defenses())])
+    return re.sub(r"(<!-- systems: .*? -->\n).*?(?=\n<!-- end)", lambda found: found[1] + tables, page, flags=re.S)
 
 
-def groups(kind: Kind) -> dict[str, list[str]]:
-    """The names of all systems by what they have to know or what they do, with norms that are unusual and papers."""
-    found: dict[str, list[str]] = {}
-    for one in descriptions(kind):
-        group = knowledge(one) if kind == "attacks" else str(one.values.get("family", "not stated"))
-        norms = one.values.get("norms", ())
-        unusual = [] if kind != "attacks" or norms in (..., ("linf", "l2")) else map(norm_text, norms)
-        about = ", ".join(filter(None, [*unusual, one.cited]))
-        found.setdefault(f"{kind}: {group}", []).append(f"`{name_in_matrix(one)}`" + (f" ({about})" if about else ""))
+def attacks() -> dict[tuple[str, ...], list[str]]:
+    """The names and papers of all attacks by what they have to know and by their norms; those for one norm together."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    ordered = sorted(descriptions("attacks"), key=lambda one: (KNOWLEDGE.index(knowledge(one)), -len(norms(one))))
+    for one in ordered:
+        shown = [norm_text(norm) for norm in norms(one)]
+        group = (knowledge(one), "one" if len(shown) == 1 else " ".join(shown) or "any")
+        found.setdefault(group, []).append(cited(one, *(shown if len(shown) == 1 else [])))
     return found
+
+
+def defenses() -> dict[tuple[str, ...], list[str]]:
+    """The names and papers of all defenses by what they do."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for one in descriptions("defenses"):
+        found.setdefault((str(one.values.get("family", "not stated")),), []).append(cited(one))
+    return dict(sorted(found.items()))
+
+
+def norms(one: Description) -> tuple[Norm, ...]:
+    """The norms in which an attack works; none where it works in every norm."""
+    given = one.values.get("norms")
+    return given if isinstance(given, tuple) else ()
+
+
+def cited(one: Description, *norms: str) -> str:
+    about = ", ".join(filter(None, [*norms, one.cited]))
+    return f"`{name_in_matrix(one)}`" + (f" ({about})" if about else "")
+
+
+def table(heads: list[str], groups: dict[tuple[str, ...], list[str]]) -> str:
+    """A Markdown table with a row for each group."""
+    rows = [heads, ["---"] * len(heads), *([*group, ", ".join(names)] for group, names in groups.items())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 if __name__ == "__main__":

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
 import tomllib
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+import numpy as np
 import pytest
+import torch
+from plans import PASSES, rows_of_passes
+from plans import planned as planned_jobs
 from users import importable
 
 from manifold_bench.bench import COMMANDS, __main__
 from manifold_bench.bench.arguments import Parser
+from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.bench.evaluation import evaluate as evaluation
 from manifold_bench.bench.planning import matrix
-from manifold_bench.bench.planning.plan import Plan
-from manifold_bench.bench.planning.reading import parse_matrix
+from manifold_bench.bench.planning.plan import Options, Plan
+from manifold_bench.bench.planning.reading import parse_matrix, read_matrix
+from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.forecast import Forecast, Forecaster
 
 ROOT = Path(__file__).parent.parent
@@ -32,8 +41,11 @@ PAGES = {path.name: path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.m
 RESULTS = sorted((DOCS / "results").glob("*.md"))
 QUICKLY_READ = {"photographs.md", "selective.md"}
 
-MATRICES = {"full", "quick", "smoke"}
+MATRICES = {"full", "photographs", "quick", "selective", "smoke", "strong"}
 """Matrices that can be planned without files of the user's."""
+
+LONG_TO_PLAN = {"full"}
+"""Those whose plan takes most of a minute: it is tested with `-m slow`."""
 
 OTHERS = ("apt", "cd", "git", "mkdocs", "mv", "pip", "pytest", "python", "ray", "rm", "ruff", "tox")
 """Programs of others, which stand in examples and are not run."""
@@ -63,17 +75,24 @@ def blocks(page: str) -> list[Block]:
 ALL = [block for page in PAGES for block in blocks(page)]
 
 
-LONG = {"estimators.md", "new_data.md", "images.md"}
-"""Pages whose blocks run for a minute or more on a slow machine: they are tested with `-m slow`."""
+LONG = {("estimators.md", "python"), ("images.md", "sh"), ("new_data.md", "sh"), ("new_defense.md", "sh")}
+"""Pages with blocks that run for half a minute or more on a slow machine: these are tested with `-m slow`."""
 
 
 def pages_with(language: str) -> list[object]:
     pages = sorted({block.page for block in ALL if block.language == language and not block.file})
-    return [pytest.param(page, marks=pytest.mark.slow) if page in LONG else page for page in pages]
+    return [pytest.param(page, marks=pytest.mark.slow) if (page, language) in LONG else page for page in pages]
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
     assert {block.language for block in ALL} <= {"", "python", "toml", "sh", "text"}
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in ALL if block.language == "text"}))
+def test_every_output_follows_what_prints_it(page):
+    """Then the test that runs the block before it compares what is printed."""
+    for before, block in pairwise(blocks(page)):
+        assert block.language != "text" or before.language == "sh" or (page, before.language) == ("README.md", "python")
 
 
 @pytest.mark.parametrize("page", [page for page in pages_with("python") if page != "README.md"])
@@ -117,8 +136,8 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", pages_with("sh"))
 def test_shell_scripts_run_from_top_to_bottom(page, folder, capfd):
-    """A line may say its exit code; text blocks hold lines that were printed before."""
-    output = ""
+    """A line may say its exit code; the text block after it was printed, broken anywhere, with any text for …"""
+    output, before = "", ""
     for block in blocks(page):
         if block.language == "sh":
             for line in block.text.splitlines():
@@ -126,8 +145,10 @@ def test_shell_scripts_run_from_top_to_bottom(page, folder, capfd):
                 got, printed = result(command), capfd.readouterr()
                 assert got == int(code or 0), f"{line}\n{printed.out}\n{printed.err}"
                 output += printed.out
-        elif block.language == "text":
-            assert block.text in output
+        elif block.language == "text" and before == "sh":
+            shown = (re.escape(" ".join(part.split())) for part in block.text.split("…"))
+            assert re.search(".*?".join(shown), " ".join(output.split())), output
+        before = block.language
 
 
 def result(command: str) -> int:
@@ -172,9 +193,13 @@ def test_arguments_of_commands_are_accepted(command, monkeypatch):
         __main__.main([name, *arguments])
 
 
-def planned() -> list[str]:
+def planned() -> list[object]:
     runs = [line for line in OWN if line.startswith("manifold-bench run --matrix") and not ELSEWHERE.search(line)]
-    return [line for line in runs if shlex.split(line)[3] in {*MATRICES, "mine.toml"} - {"full"}]
+    return [
+        pytest.param(line, marks=pytest.mark.slow) if shlex.split(line)[3] in LONG_TO_PLAN else line
+        for line in runs
+        if shlex.split(line)[3] in {*MATRICES, "mine.toml"}
+    ]
 
 
 @pytest.mark.parametrize("command", planned())
@@ -186,6 +211,27 @@ def test_runs_are_planned(command, folder, monkeypatch):
     arguments = shlex.split(command)[1:]
     assert __main__.main([*arguments, *([] if "--dry-run" in arguments else ["--dry-run"])]) == 0
     assert plans[0].jobs
+
+
+@pytest.fixture
+def finished(folder):
+    """The folders and the file of images that commands name which read them."""
+    for name in ("quick", "mine"):
+        shutil.copytree(ROOT / "bench" / "baselines" / "quick", folder / "results" / name)
+    for name in ("results/smoke", "new"):
+        shutil.copytree(ROOT / "results" / "baselines" / "smoke", folder / name)
+    images = (Digits().test.images[Digits().chosen(8)] * 255).to(torch.uint8).numpy()
+    np.savez(folder / "images.npz", images=images, meta=json.dumps({"dataset": "digits", "norm": "linf", "eps": 0.1}))
+
+
+def reading() -> list[str]:
+    commands = re.compile(r"manifold-bench (baseline|compare|judge|report) \S")
+    return [line for line in OWN if commands.match(line) and not re.search(r"s3://|FOLDER|aa_standard", line)]
+
+
+@pytest.mark.parametrize("command", reading())
+def test_commands_that_read_a_run_or_images_are_run(command, finished):
+    assert result(command) == 0
 
 
 @pytest.mark.parametrize("block", [one for one in ALL if one.language == "toml"], ids=lambda one: one.page)
@@ -267,3 +313,23 @@ def test_links_lead_somewhere(page):
     made = {"attacks.md", "defenses.md", "commands.md", "records.md", "papers.md", "architecture.md"}
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         assert target.startswith("http") or (PAGES[page].parent / target).exists() or target in made, target
+
+
+def test_generated_pages_show_the_texts_of_docstrings_as_they_are(monkeypatch):
+    """No backslash or entity of the Markdown is left for readers, outside code."""
+    pytest.importorskip("mkdocs")
+    monkeypatch.syspath_prepend(DOCS)
+    markdown, hooks = import_module("markdown"), import_module("hooks")
+    for name, text in hooks.generated().items():
+        page = markdown.markdown(text, extensions=["tables", "pymdownx.superfences"])
+        seen = re.sub(r"<(code|pre)\b.*?</\1>", "", page, flags=re.S)
+        assert not re.search(r"\\|&amp;\w+;", seen), name
+        assert name != "defenses/gmvae.md" or "float &gt; 0, &lt; 1" in seen
+
+
+def test_passes_of_quick_on_the_page_of_benchmarks_are_those_of_its_baseline():
+    jobs, store = planned_jobs(read_matrix("quick"), Options()), Store(ROOT / "bench" / "baselines" / "quick")
+    rows = rows_of_passes(jobs, {job.title: store.read(store.path(job))[0] for job in jobs})
+    page = PAGES["benchmarks.md"].read_text(encoding="utf-8")
+    assert f"\n{len(jobs)} jobs. {PASSES}" in page
+    assert all(f"| {' | '.join(row)} |" in page for row in rows)

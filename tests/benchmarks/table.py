@@ -12,16 +12,17 @@ PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 HEAD = """# Benchmarks
 
-Made by `tox -e benchmark` from its JSON; not to be edited. {machine}, Python {python}, torch's own CPU kernels with one
+Written by `tox -e benchmark`, which replaces the whole page. {machine}, Python {python}, torch's own CPU kernels with one
 thread, {date}.
 """
 
 ATTACKS = """# Attacks, compared with other libraries'
 
-All attack the same MNIST digits and weights of the zoo with the same budget and take turns; times are medians over
-the rounds. Ours is a whole job of the harness in one of its workers: loading the defense, attacking, judging, storing
-the records. The others run as they do for whoever calls them, on the same weights in torch's own layers and layout.
-Robust accuracy is what the harness says of everybody's outputs at ε; passes are of one input, on average.
+All libraries attack the same MNIST digits and weights of the zoo with the same budget, and take turns. Times are
+medians over the rounds. "Ours" is a whole job of this harness in one of its workers: loading the defense, attacking,
+judging, storing the records. A "bare loop" is the attack in a few lines of torch, without any library. The libraries are
+called as their users call them, on the same weights in torch's own layers and layout. The robust accuracy of every
+library is what this harness's judge says of its outputs at ε. Passes are means for each input.
 """
 
 COLUMNS = (
@@ -70,8 +71,8 @@ def section(attack: dict[str, Any]) -> str:
             f"| {contestant['forwards']:.1f} | {contestant['backwards']:.1f} |"
         )
     alone = attack["passes_alone"]
-    times = f"{alone:.2f} s; ours take {ours['seconds'] / alone:.2f} times that"
-    lines += ["", f"The passes of ours alone, all inputs at once, take {times}."]
+    times = f"{alone:.2f} s alone; the whole job takes {ours['seconds'] / alone:.2f} times that"
+    lines += ["", f"The passes of ours, with all inputs in one batch, take {times}."]
     lines += [""] + [f"{reason}." for reason in attack["lacking"]] + [""] * bool(attack["lacking"])
     return "\n".join(lines)
 

@@ -316,6 +316,6 @@ def test_attack(benchmark, engine: LocalEngine, inputs: int, tmp_path: Path, nam
         ],
         "lacking": [
             *(f"{peer}: {reason}" for peer in task.peers if (reason := missing(peer, name))),
-            *(f"{library} has none" for library in task.lacks),
+            *(f"{library} does not have this attack" for library in task.lacks),
         ],
     }

@@ -72,8 +72,8 @@ def test_passes(benchmark, tmp_path: Path, tell):
     rows = rows_of_passes(jobs, {job.title: store.read(store.path(job))[0] for job in jobs})
     tell(
         title="The matrix `full`: passes",
-        text=f"{len(jobs)} jobs on {DATA}, {INPUTS} inputs, the attacks that have gradients, on the defenses that "
-        f"don't optimise inside. {PASSES}",
+        text=f"{len(jobs)} jobs on {DATA}, with {INPUTS} inputs: the gradient attacks, on the defenses that don't "
+        f"optimise at inference. {PASSES}",
         columns=["", "measured", "of the cross product"],
         rows=rows,
     )
@@ -86,8 +86,8 @@ def test_memory(benchmark, tmp_path: Path, tell):
     rows = [[f"{len(jobs)} jobs, one after the other, up to {most} inputs", f"{worker:.2f} GiB"]]
     tell(
         title="The matrix `full`: memory of a worker",
-        text=f"Every job on {DATA} with all its inputs ({', '.join(ONE_AT_A_TIME)}: one, since it asks about one "
-        "after the other), at its smallest ε, and cut short: a few steps or queries.",
-        columns=["", "resident at the most"],
+        text=f"Every job on {DATA} with all its inputs ({', '.join(ONE_AT_A_TIME)} with one, since it attacks one "
+        "after the other), at its smallest ε, and with a few steps or queries only.",
+        columns=["", "largest resident memory"],
         rows=rows,
     )

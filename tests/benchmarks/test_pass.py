@@ -113,11 +113,12 @@ def test_ways_of_a_pass(benchmark, tell):
 
     benchmark.pedantic(all_networks, rounds=1)
     tell(
-        title="Ways of a pass",
-        text=f"There and back, {BATCH} inputs, time of one; how many times as fast other ways are. As it is: the "
-        "weights channels-last in memory, the layers of `defenses.convolutions`, one thread, freed memory kept; "
-        "torch's layers: its own in place of these, and its own layout. The third column compares operations per "
-        f"second with those of a product of two 1024 × 1024 matrices, {limit / 1e9:.0f} · 10⁹.",
+        title="One pass, computed in other ways",
+        text=f"Time of one forward and backward pass of one input, in a batch of {BATCH}. As it is: channels-last "
+        "weights, the layers of `manifold_bench.defenses.convolutions`, one thread, and freed memory that is kept. "
+        "The third column is the share of the operations per second of a product of two 1024 × 1024 matrices, which "
+        f"are {limit / 1e9:.0f} · 10⁹. The other columns say how many times as fast another way is: torch's own layers "
+        "and layout, bf16, `torch.compile`, two threads.",
         columns=[
             "network",
             "as it is",
@@ -153,7 +154,7 @@ def test_verdicts_in_bf16(benchmark, inputs: int, tell):
     benchmark.pedantic(both, rounds=1)
     tell(
         title="Gradients in bf16",
-        text=f"PGD-40 by a bare loop on {inputs} inputs, judged in float32: bf16 finds others, so it isn't taken.",
+        text=f"PGD-40 by a bare loop on {inputs} inputs, judged in float32: bf16 beats other inputs, so attacks don't use it.",
         columns=["defense", "robust, float32", "robust, bf16", "beaten by float32 alone", "by bf16 alone"],
         rows=rows,
     )

@@ -134,9 +134,9 @@ def test_what_a_job_takes_in_addition_to_its_passes(benchmark, inputs: int, tmp_
         rows.append([kind, f"{whole:.2f} s", f"{1 - inside / whole:.1%}"])
     tell(
         title="What isn't a pass",
-        text=f"Jobs of `quick` on {', '.join(SHALLOW)}, with {inputs} inputs, from loading the defense to the "
-        "stored records: the share of the time outside forward and backward passes. The loss and the attack's steps "
-        "are outside.",
+        text=f"Time of jobs of `quick` on {', '.join(SHALLOW)}, with {inputs} inputs, from loading the defense to the "
+        "stored records, and the share of it that is spent outside forward and backward passes. The loss and the "
+        "attack's steps are outside.",
         columns=["jobs", "time", "outside passes"],
         rows=rows,
     )

@@ -11,9 +11,9 @@ from manifold_bench.bench.planning.matrix import Matrix
 from manifold_bench.bench.planning.plan import Options, make_plan
 
 PASSES = (
-    "The backward passes are those of all attacks that have any and whose budget is known, compared with those of a "
-    "cross product that gives every ε its whole budget. An input that is beaten at one ε needs no passes at the next. "
-    "A robust input needs the full budget at every ε; no order of the ε saves those passes."
+    "Backward passes are those of all gradient attacks together, compared with what they would take if every ε were "
+    "attacked separately with the full budget. An input that is beaten at one ε needs no passes at the next. A robust "
+    "input needs the full budget at every ε, and no order of the ε saves those passes."
 )
 
 
@@ -34,6 +34,6 @@ def rows_of_passes(jobs: Sequence[Job], found: Mapping[str, pd.DataFrame]) -> li
         holding += rows["backwards"][~rows["success"]].sum() / inputs
         plain += job.attack.passes()[1] * rows["eps"].nunique()
     return [
-        ["backward passes of an input", f"{ours:.0f}", f"{ours / plain:.2f} of {plain:.0f}"],
-        ["of these where it holds", f"{holding:.0f}", f"{holding / plain:.2f}"],
+        ["backward passes for each input", f"{ours:.0f}", f"{ours / plain:.2f} of {plain:.0f}"],
+        ["of these, on robust inputs", f"{holding:.0f}", f"{holding / plain:.2f}"],
     ]
