@@ -223,6 +223,13 @@ class _Sources:
             yield f"{hashlib.sha256(content).hexdigest()} {targets}"
 
 
+@cache
+def is_of_users(module: str) -> bool:
+    """Return whether a module is a user's: not this project's, nor an installed package's or the standard library's."""
+    file = locate(module)[0]
+    return file is not None and not (_own(file) or _installed(file) or _standard(file))
+
+
 def _own(file: Path) -> bool:
     return any(file.is_relative_to(PROJECT / name) for name in (*OWN, "manifold_bench"))
 

@@ -104,7 +104,8 @@ def evaluate(
         print_line(console, f"{counts}; {clock(time.time() - begun)} min; {where}")
         if ended.failed:
             return 1
-        if code is not None and not plan.is_cut and not plan.omissions.missing_data:
+        unknown = plan.is_cut or any(ref.reads_unknown_files for _, ref in ended.plan.running)
+        if code is not None and not unknown and not plan.omissions.missing_data:
             weights = {str(path.resolve()): hash_of(path) for path in with_cards(ended.plan.weights)}
             write_stamp(folder, request, code | weights, {"screen": screen, "counts": counts})
         return 0

@@ -27,6 +27,7 @@ COMPARABLE = (
     "dataset.n",
     "dataset.source_sha256",
     "defense.weights_sha256",
+    "defense.other_sha256",
     "defense.source_sha256",
     "attack.label",
     "seed",

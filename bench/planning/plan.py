@@ -17,6 +17,7 @@ from manifold_bench.bench.planning.measurements import MeasurementJob, measureme
 from manifold_bench.bench.planning.reading import defense_by_name
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, defense_ref
 from manifold_bench.bench.planning.sizes import check_size
+from manifold_bench.bench.planning.stale import check_not_stale
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.planning.work import work_text
 from manifold_bench.bench.records.schema import ATTACK
@@ -171,7 +172,8 @@ def make_plan(matrix: Matrix, options: Options, whole: Matrix | None = None) -> 
     whole: as in `Plan`; by default the matrix itself. A data set whose files are not found is
     skipped, unless it is named, or no other one is there. All images of a data set outside the whole matrix, or of any
     in a crossed matrix, are used if these are fewer than the matrix' n. Raises InputError for missing data, if data or
-    weights are damaged, there are fewer images than requested, or a defense does not suit its data.
+    weights are damaged, there are fewer images than requested, a defense does not suit its data, or a file of users'
+    code has changed since this program imported it.
     """
     whole, named = whole or matrix, options.named
     chosen: list[PlannedData] = []
@@ -211,7 +213,9 @@ def make_plan(matrix: Matrix, options: Options, whole: Matrix | None = None) -> 
     sizes = {one.dataset.name: len(one.indices) for one in chosen}
     matrix = replace(matrix, datasets=tuple(map(fitted, matrix.datasets)))
     data = tuple(map(defended, chosen))
-    return Plan(matrix, whole, options, data, Omissions(reasons, left_out))
+    plan = Plan(matrix, whole, options, data, Omissions(reasons, left_out))
+    check_not_stale(plan.systems)
+    return plan
 
 
 def _ref_or_reason(choice: DefenseChoice, dataset: Dataset, crossed: bool) -> DefenseRef | str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from manifold_bench.defenses.checks import check_defense
 from manifold_bench.defenses.errors import message_of
 from manifold_bench.defenses.identity import SCHEME, TRAINABLE, JsonObject, System, key_of, source_sha256, system
 from manifold_bench.defenses.models import check_suits
+from manifold_bench.defenses.other_state import other_state_sha256
 
 M_co = TypeVar("M_co", bound=Trainable, covariant=True)
 
@@ -54,18 +56,26 @@ class TrainedRef(Generic[M_co]):
     """A trainable module for a data set: its class, its spec, and the file of its weights.
 
     weights: file of the weights; None if the module learns nothing. weights_sha256: hash of the weights; None until it
-    is trained. parts: its parts, by the names of their attributes.
+    is trained. other_sha256: hash of the tensors that a user's code holds elsewhere (`defenses.other_state`); None
+    where there are none. parts: its parts, by the names of their attributes.
     """
 
     system: System
     spec: TrainableSpec
     weights: Path | None = None
     weights_sha256: str | None = None
+    other_sha256: str | None = None
     parts: Mapping[str, TrainedRef[Trainable]] = field(default_factory=dict)
 
     @property
     def cls(self) -> type[M_co]:
         return self.system.cls
+
+    @property
+    def reads_unknown_files(self) -> bool:
+        """Whether it is a user's code that brings its own tensors, which may come from files that nobody knows of."""
+        own = self.weights_sha256 not in (None, hashlib.sha256().hexdigest())
+        return self.system.source_sha256 is not None and self.weights is None and (own or self.other_sha256 is not None)
 
     def build(self) -> M_co:
         """Return the module with its initial weights, which are always the same."""
@@ -201,7 +211,9 @@ def located(ref: Ref, module: Trainable, dataset: Dataset) -> Ref:
     ref = dataclasses.replace(ref, parts=parts)
     ready = all(part.trained for part in parts.values())
     if ref.cls.fit is Trainable.fit:
-        return dataclasses.replace(ref, weights_sha256=weights.weights_hash(module) if ready else None)
+        other = other_state_sha256(module) if ref.system.source_sha256 else None
+        own = weights.weights_hash(module) if ready else None
+        return dataclasses.replace(ref, weights_sha256=own, other_sha256=other)
     cached = cache_file(ref, dataset)
     found = weights.find_weights(module, ref.system, dataset.zoo, cached) if ready else None
     if found is None:
@@ -231,7 +243,8 @@ def cache_file(ref: TrainedRef, dataset: Dataset, seed: int = TRAINING_SEED, bud
 def defense_identity(ref: DefenseRef) -> JsonObject:
     """Return the part of an identity that describes a defense."""
     own = ref.system.identity(ref.cls.version, ref.spec)
-    return {"label": ref.label, **own, "weights_sha256": ref.weights_sha256}
+    other = {"other_sha256": ref.other_sha256} if ref.other_sha256 else {}
+    return {"label": ref.label, **own, "weights_sha256": ref.weights_sha256, **other}
 
 
 def dataset_identity(data: Dataset) -> JsonObject:

@@ -1,0 +1,88 @@
+"""Tensors that a user's model computes with although its `state_dict` does not hold them.
+
+They are in attributes, lists, buffers that are not persistent, closures, and global variables of functions.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import types
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from manifold_bench.defenses.identity import is_of_users
+
+
+def other_state_sha256(module: nn.Module) -> str | None:
+    """Return a hash of the tensors and arrays outside the `state_dict` of a module; None where there are none."""
+    digest, found = hashlib.sha256(), False
+    for values in tensors_outside_the_state(module):
+        found = True
+        digest.update(f"{values.dtype}|{values.shape}|".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest() if found else None
+
+
+def tensors_outside_the_state(module: nn.Module) -> Iterator[np.ndarray]:
+    """Yield each tensor or array of numbers that a module reaches outside its `state_dict`, in an order that stays.
+
+    Followed are modules, lists, tuples and dicts, and classes, functions and objects of users' code. Tensors in modules
+    that the `state_dict` leaves out count, too.
+    """
+    seen = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
+    waiting: list[object] = [module]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, Tensor):
+            if one.layout is torch.strided and not one.is_meta:
+                yield one.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
+        elif isinstance(one, np.ndarray):
+            if not one.dtype.hasobject:
+                yield one
+        else:
+            waiting += reversed(list(_within(one)))
+
+
+def _within(one: object) -> Iterable[object]:
+    """Return the objects that another one holds, if it is a container, a module, or made by users' code."""
+    if isinstance(one, Mapping):
+        return list(one.values())
+    if isinstance(one, (tuple, list)):
+        return one
+    if isinstance(one, functools.partial):
+        return [one.func, *one.args, *one.keywords.values()]
+    if isinstance(one, types.MethodType):
+        return [one.__self__, one.__func__]
+    if isinstance(one, (staticmethod, classmethod)):
+        return [one.__func__]
+    if isinstance(one, property):
+        return [one.fget]
+    if isinstance(one, types.FunctionType):
+        return _of_function(one) if is_of_users(one.__module__) else []
+    if isinstance(one, type):
+        return list(vars(one).values()) if is_of_users(one.__module__) else []
+    users = is_of_users(type(one).__module__)
+    attributes = list(vars(one).values()) if isinstance(one, nn.Module) or (users and hasattr(one, "__dict__")) else []
+    return [*attributes, *(cls for cls in type(one).__mro__ if users)]
+
+
+def _of_function(function: types.FunctionType) -> Iterator[object]:
+    """Yield what a function reaches: its defaults, its closure, and the global variables that its code names."""
+    yield from function.__defaults__ or ()
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop(0)
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        yield from (function.__globals__[name] for name in code.co_names if name in function.__globals__)
