@@ -7,14 +7,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from io import TextIOWrapper
+from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from manifold_bench.bench import COMMANDS
 from manifold_bench.bench.planning.process_exit import ProcessExit, exit_as_error
 from manifold_bench.bench.running.environment import begin_command
 from manifold_bench.bench.text import printable
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 USAGE = "usage: manifold-bench COMMAND [ARGUMENTS]\n\n" + "\n".join(
     f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items()
@@ -47,15 +50,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(command.main(rest))
 
 
+class _Output(FileIO):
+    """A file descriptor to write to; what is written to a pipe without a reader is dropped."""
+
+    def write(self, data: ReadableBuffer) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
+def _outlasting_its_reader(stream: TextIO) -> TextIO:
+    """Return a stream to the same file that ignores a closed pipe; a stream that is closed itself stays as it is."""
+    if not isinstance(stream, TextIOWrapper):
+        return stream
+    output = _Output(stream.fileno(), "w", closefd=False)
+    output.name = stream.name
+    lines = stream.line_buffering
+    return TextIOWrapper(BufferedWriter(output), stream.encoding, "backslashreplace", line_buffering=lines)
+
+
 def end_with(command: Callable[[], int]) -> NoReturn:
     """Run a command, and end this process with its exit code.
 
     It ends at once, without waiting for threads and exit handlers of a user's module, which may never end or may change
-    the exit code. Characters that a terminal or file cannot take are written as escapes.
+    the exit code. Characters that a terminal or file cannot take are written as escapes. What nobody reads, as in
+    `compare … | head`, is dropped, so that the exit code says the same as without the pipe.
     """
+    sys.stdout, sys.stderr = (_outlasting_its_reader(stream) for stream in (sys.stdout, sys.stderr))
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper)]  # None if closed
-    for stream in streams:
-        stream.reconfigure(errors="backslashreplace")
     try:
         with exit_as_error():  # a user's object may call os._exit wherever it is shown, copied or deleted
             code = command()
@@ -65,7 +88,7 @@ def end_with(command: Callable[[], int]) -> NoReturn:
     for stream in streams:
         try:
             stream.flush()
-        except OSError as error:  # a full disk, or a reader that is gone
+        except OSError as error:  # a full disk
             code = code or 1
             with suppress(OSError):
                 print(f"error: {stream.name}: {error.strerror}", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.bench.text import eps_of, nearest, norm_of
+from manifold_bench.bench.text import closest, eps_of, norm_of
 
 DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)")
 """The form of a duration: a number and its unit."""
@@ -30,16 +30,30 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{named}is empty; give a value, or leave it out")
         given, unknown = self.parse_known_args(arguments)
         if unknown:
-            options = [option for action in self._actions for option in action.option_strings]
-            places = [str(action.metavar or action.dest) for action in self._actions if not action.option_strings]
-            known = nearest(unknown[0], options)
-            if places and not any(text.startswith("-") for text in unknown):
-                known += f"; before them it takes {' '.join(places)}, and nothing else without an option"
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{known}")
+            self.error(self._about(unknown, given))
         for name, value in vars(given).items():
             if any("\0" in str(one) for one in (value if isinstance(value, list) else [value])):
                 self.error(f"argument {name}: holds a NUL character; remove it")
         return given
+
+    def _about(self, unknown: Sequence[str], given: argparse.Namespace) -> str:
+        """Return a message on words that the command does not take. given: the arguments that it takes."""
+        names = {option.lstrip("-"): option for action in self._actions for option in action.option_strings}
+        places = [action for action in self._actions if not action.option_strings]
+        said = f"unrecognized arguments: {' '.join(unknown)}"
+        if unknown[0].startswith("-"):
+            word = unknown[0].partition("=")[0].lstrip("-")
+            near = closest(word, [name for name in names if len(name) > 1])
+            return f"{said}; did you mean {names[near]!r}?" if near else said
+        if any(word.startswith("-") for word in unknown):
+            return said
+        if not places and "matrix" in names:
+            return f"{said}; write --matrix {unknown[0]}"
+        if not places:
+            return f"{said}; it takes nothing without an option"
+        taken = [str(vars(given)[action.dest]) for action in places]
+        names_of_places = " ".join(str(action.metavar or action.dest) for action in places)
+        return f"it takes {names_of_places} and no more; got {', '.join([*taken, *unknown])}"
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.metrics.signs import SIGNS
+from manifold_bench.bench.planning.folders import BASELINES
 from manifold_bench.bench.running.url_folder import local_folder
 
 
@@ -49,12 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if path:
                 check_spares(path, option, baseline, new)
         gate = Gate(Results.load(baseline), Results.load(new), limits)
-    print_gate(gate, terminal())
+    print_gate(gate, terminal(), "" if gate.passes else promotion(given.baseline, given.new))
     if given.markdown:
         write(given.markdown, "--markdown", markdown_gate(gate))
     if given.junit:
         write(given.junit, "--junit", junit_gate(gate).tostring().decode())
     return gate.exit_code
+
+
+def promotion(baseline: str, new: str) -> str:
+    """Return a line on how a new run becomes the baseline where the change is meant. Both: as in the arguments."""
+    name = Path(baseline).name if Path(baseline).parent.resolve() == BASELINES.resolve() else "NAME"
+    run = "the folder of NEW" if "://" in new else shlex.quote(new)
+    return f"If this change is meant, promote the new run: manifold-bench baseline {run} --name {shlex.quote(name)}"
 
 
 def check_spares(path: Path, option: str, *runs: Path) -> None:

@@ -102,20 +102,26 @@ OTHER_NAMES = {
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """Return "; did you mean 'x'?" for the nearest known word, or an empty text.
+    """Return "; did you mean 'x'?" for the known word that is `closest`, or an empty text."""
+    found = closest(word, known)
+    return "" if found is None else f"; did you mean {found!r}?"
 
-    Upper and lower case do not matter. A word that begins with a known one, as epsilon with eps, is near to the longest
-    of these. A name of `OTHER_NAMES` is near to the one here, if that is known.
+
+def closest(word: str, known: list[str]) -> str | None:
+    """Return the known word that is nearest to a word; None where none is near.
+
+    Upper and lower case matter only between words that are the same without them. A word that begins with a known one,
+    as epsilon with eps, is near to the longest of these. A name of `OTHER_NAMES` is near to the one here, if that is
+    known.
     """
     if (same := OTHER_NAMES.get(word.lower())) in known:
-        return f"; did you mean {same!r}?"
+        return same
     given, word, lower = word, word.lower(), [one.lower() for one in known]
     begins = sorted((one for one in lower if len(one) > 2 and word.startswith(one)), key=len)
     very_close, close = (difflib.get_close_matches(word, lower, n=1, cutoff=share) for share in (0.75, 0.5))
     close = very_close or begins[-1:] or close
-    alike = [one for one in known if one.lower() in close]  # of names that differ in case alone, the nearest
-    found = max(alike, key=lambda one: difflib.SequenceMatcher(None, given, one).ratio(), default=None)
-    return f"; did you mean {found!r}?" if found is not None else ""
+    alike = [one for one in known if one.lower() in close]  # they differ in case alone
+    return max(alike, key=lambda one: difflib.SequenceMatcher(None, given, one).ratio(), default=None)
 
 
 def is_printable(text: str) -> bool:

@@ -22,7 +22,7 @@ from manifold_bench.bench.records.provenance import kernels_text
 from manifold_bench.bench.records.results import Cell, Results, cell_text
 from manifold_bench.bench.records.schema import WORST_CASE
 from manifold_bench.bench.report.table import markdown_grid, markdown_text
-from manifold_bench.bench.terminal import Line, print_grid, print_text
+from manifold_bench.bench.terminal import Line, print_grid, print_line, print_text
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent, printable
 from manifold_bench.defenses.identity import JsonObject
 
@@ -254,8 +254,11 @@ def _limit_row(one: Check) -> list[str]:
     return [str(one.limit), *_cell(one.cell), *one.texts, one.note]
 
 
-def print_gate(gate: Gate, console: Console) -> None:
-    """Print the table of cells, broken limits, the cells that only the new run has, warnings, and the closing line."""
+def print_gate(gate: Gate, console: Console, advice: str = "") -> None:
+    """Print the table of cells, broken limits, the cells that only the new run has, warnings, and the closing line.
+
+    advice: what to do about the result; it comes before the closing line.
+    """
     cells: list[Line] = []
     for pair, same in groupby(gate.found, key=lambda one: one.cell[:2]):
         cells += [Line()] * bool(cells) + [Line(" / ".join(pair))]
@@ -278,6 +281,8 @@ def print_gate(gate: Gate, console: Console) -> None:
         print_text(console, f"warning: {warning}", STYLES["x"])
     if gate.joint_line:
         print_text(console, gate.joint_line, STYLES["-"] if gate.joint and gate.joint.worse else "")
+    if advice:
+        print_line(console, advice)
     print_text(console, f"{gate.result}: {gate.closing_line}")
 
 

@@ -113,7 +113,9 @@ class Results:
         """Read a run's folder; raises InputError where there are no records or a file is damaged."""
         store = Store(folder)
         if not store.folder.is_dir():
-            raise InputError(f"{folder}: no records here; a run's folder holds records/*.parquet")
+            meant = Path("results") / folder.name
+            near = f"; did you mean {meant}?" if (meant / store.folder.name).is_dir() else ""
+            raise InputError(f"{folder}: no records here; a run's folder holds records/*.parquet{near}")
         jobs, tables = {}, []
         for entry in store.index():
             key, path = key_in(entry.file), store.folder / entry.file

@@ -8,7 +8,7 @@ from handmade import REJECT, StoredJob, a_run, cell, identities, run, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifold_bench.bench.compare import main
+from manifold_bench.bench.compare import main, promotion
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.metrics.paired import Comparison, compare, mcnemar
 from manifold_bench.bench.records.results import Results
@@ -255,6 +255,11 @@ def test_exit_code_and_closing_line(monkeypatch, capsys, before, after, code, cl
     got, output = command(monkeypatch, capsys, before, after)
     assert got == code
     assert closing in output.splitlines()[-1]
+    assert ("manifold-bench baseline new --name NAME" in output) == (code != 0)
+
+
+def test_a_baseline_of_a_name_keeps_it_where_a_meant_change_is_promoted():
+    assert promotion("results/baselines/smoke", "a run").endswith("manifold-bench baseline 'a run' --name smoke")
 
 
 @pytest.mark.parametrize("other", [cell("clean", defense="e"), cell("clean", dataset="mnist"), cell("other")])
@@ -341,3 +346,12 @@ def test_what_holds_for_any_two_runs(before, after, random):
     pairs = sorted((mcnemar(one.lost, one.gained), one.p) for one in tested)
     assert all(raw <= adjusted <= 1 for raw, adjusted in pairs)
     assert [adjusted for _, adjusted in pairs] == sorted(adjusted for _, adjusted in pairs)
+
+
+def test_a_run_in_results_is_meant_where_its_name_alone_is_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "results" / "quick", CLEAN)
+    assert main(["quick", "slow"]) == 2
+    assert "did you mean results/quick?" in capsys.readouterr().err
+    assert main(["results/quick", "slow"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
