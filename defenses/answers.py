@@ -21,7 +21,10 @@ ADVICE: tuple[tuple[str, Callable[[Tensor], object]], ...] = (
     ("it computes in float64; give model.float()", Tensor.double),
     ("it computes in float16; give model.float()", Tensor.half),
     ("it computes in bfloat16; give model.float()", Tensor.bfloat16),
-    ("it takes flat images; give nn.Sequential(nn.Flatten(), model)", lambda x: x.flatten(1)),
+    (
+        "it takes flat images; give nn.Sequential(nn.Flatten(), model), of a function lambda x: model(x.flatten(1))",
+        lambda x: x.flatten(1),
+    ),
     ("it takes images [N,H,W,C]; give lambda x: model(x.permute(0, 2, 3, 1))", lambda x: x.permute(0, 2, 3, 1)),
     ("it takes images [N,H,W]; give lambda x: model(x[:, 0])", lambda x: x[:, 0]),
     ("it takes one image alone; give lambda x: torch.cat([model(image[None]) for image in x])", lambda x: x[:1]),

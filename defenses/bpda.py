@@ -22,15 +22,23 @@ def bpda(forward: Step, backward: Step = identity) -> Step:
     """Return a step that computes `forward` and has the gradient of `backward`.
 
     forward: any function of a tensor, differentiable or not; it gets a copy, so that it may change its input in place.
-    backward: a differentiable function whose output has the same shape as that of `forward`. Raises ValueError, when
-    the step is called, where the shapes differ.
+    backward: a differentiable function whose output has the same shape as that of `forward`. Raises TypeError for
+    anything else, and, when the step is called, ValueError where the shapes differ.
 
     >>> rounded = bpda(lambda x: (x * 15).round() / 15)  # in a module's forward: self.net(rounded(x))
     """
 
+    for name, given in (("forward", forward), ("backward", backward)):
+        if not callable(given):
+            raise TypeError(
+                f"bpda: {name} is a {type(given).__name__}; give a function of a tensor, as in mb.bpda(round_pixels)(x)"
+            )
+
     def step(x: Tensor) -> Tensor:
         with torch.no_grad():
             value = forward(x.detach().clone())
+        if not isinstance(value, Tensor):
+            raise TypeError(f"bpda: forward returned {type(value).__name__}; return a tensor, as by torch.as_tensor")
         approximation = backward(x)
         if value.shape != approximation.shape:
             raise ValueError(

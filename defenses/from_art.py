@@ -62,11 +62,20 @@ def preprocessed(step: Preprocessor, x: Tensor) -> Tensor:
     """Return the output of an ART preprocessor for images x, in its order of axes, differentiable in x."""
     if isinstance(step, PreprocessorPyTorch):
         return step.forward(x)[0]
-    given = x.detach().cpu().numpy()
-    value = _tensor(step(given.copy())[0], x)
+    given, name = x.detach().cpu().numpy(), type(step).__qualname__
+    returned = step(given.copy())
+    if not isinstance(returned, tuple):
+        raise TypeError(f"{name}.__call__ of ART returned {type(returned).__name__}; return the pair (x, y)")
+    value = _tensor(returned[0], x)
 
     def product(gradient: Tensor) -> Tensor:
-        return _tensor(step.estimate_gradient(given.copy(), gradient.cpu().numpy()), x)
+        try:
+            return _tensor(step.estimate_gradient(given.copy(), gradient.cpu().numpy()), x)
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"{name}.estimate_gradient of ART is not implemented; let it return a gradient for x (grad itself is "
+                "BPDA), or use an attack that needs none, as square"
+            ) from error
 
     return BackwardBy.apply(x, value, product)
 
@@ -88,10 +97,15 @@ def postprocessed(classifier: BaseEstimator, outputs: Tensor) -> Tensor:
 
 
 class ArtClassifier(_Art):
-    """A classifier of ART that does not compute in torch; its gradient is that of ART's `class_gradient`."""
+    """A classifier of ART that does not compute in torch; its gradient is that of ART's `class_gradient`.
+
+    One whose inputs have one dimension, as those of scikit-learn, gets flat images.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.scaled(x)
+        if len(getattr(self.classifier, "input_shape", None) or x.shape[1:]) == 1:
+            x = x.flatten(1)
         given = x.detach().cpu().numpy()
 
         def product(gradient: Tensor) -> Tensor:

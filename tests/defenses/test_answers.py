@@ -83,6 +83,15 @@ def test_inputs_that_a_model_does_not_take(net, before, advice):
     assert advice in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_the_advice_for_flat_images_works_for_a_function(net):
+    def flat(x: Tensor) -> Tensor:
+        return net[1](x.reshape(len(x), 48) if x.ndim == 2 else x[..., 99])
+
+    with pytest.raises(ValueError, match=r"lambda x: model\(x.flatten\(1\)\)"):
+        as_defense(flat, SPEC)
+    as_defense(lambda x: flat(x.flatten(1)), SPEC)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_precisions(net, dtype):
     with pytest.raises(ValueError, match=r"model\.float\(\)"):

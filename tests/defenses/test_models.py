@@ -214,6 +214,40 @@ def test_an_art_classifier_without_torch_is_differentiated_by_its_class_gradient
         gradient(blind, x, torch.ones(6, 5))
 
 
+def test_an_art_classifier_of_flat_inputs_gets_these_and_has_its_gradient(x):
+    from art.estimators.classification import SklearnClassifier
+    from sklearn.linear_model import LogisticRegression
+
+    few, labels = np.random.default_rng(0).random((40, 48), np.float32), np.arange(40) % 5
+    classifier = SklearnClassifier(LogisticRegression().fit(few, labels), clip_values=(0.0, 1.0))
+    defense, flat, weights = defended(classifier), x.flatten(1).numpy(), torch.ones(6, 5)
+    assert torch.allclose(defense(x), torch.tensor(classifier.predict(flat), dtype=torch.float32))
+    expected = torch.tensor(classifier.class_gradient(flat), dtype=torch.float32).sum(1)
+    assert torch.allclose(gradient(defense, x, weights), expected.reshape(x.shape), atol=1e-5)
+
+
+def preprocessor(returns=lambda images: (images, None)):
+    """A preprocessor of ART whose gradient is not implemented."""
+    from art.defences.preprocessor import Preprocessor
+
+    class Mine(Preprocessor):
+        def __call__(self, images, labels=None):
+            return returns(images)
+
+        def estimate_gradient(self, images, gradient):
+            raise NotImplementedError
+
+    return Mine()
+
+
+def test_what_a_preprocessor_of_art_lacks_is_named(net, x):
+    lacking = defended(art_classifier(net, preprocessor(), clip_values=(0.0, 1.0)))
+    with pytest.raises(NotImplementedError, match=r"Mine\.estimate_gradient"):
+        gradient(lacking, x, torch.ones(6, 5))
+    with pytest.raises(ValueError, match=r"Mine\.__call__ of ART returned ndarray"):
+        defended(art_classifier(net, preprocessor(lambda images: images), clip_values=(0.0, 1.0)))
+
+
 class Divided(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x / 255
@@ -241,3 +275,12 @@ def test_a_step_without_a_gradient_gets_one(x):
     assert torch.allclose(gradient(bpda(rounding, torch.square), x, weights), 2 * x * weights)
     with pytest.raises(ValueError, match="shape"):
         bpda(lambda images: images.flatten(1))(x)
+    with pytest.raises(TypeError, match="forward returned ndarray"):
+        bpda(lambda images: images.numpy())(x)
+
+
+def test_a_step_is_a_function_and_so_is_what_replaces_it(x):
+    with pytest.raises(TypeError, match="forward is a Tensor"):
+        bpda(x.round())
+    with pytest.raises(TypeError, match="backward is a str"):
+        bpda(torch.round, "identity")
