@@ -7,6 +7,7 @@ import pandas as pd
 from manifold_bench.bench.metrics.optimality import mean_optimality
 from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.records.schema import WORST_CASE, Row
+from manifold_bench.bench.report.order import by_norm
 from manifold_bench.bench.report.table import Notes, Table
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
 
@@ -29,7 +30,7 @@ def attack_tables(attacks: pd.DataFrame) -> list[Table]:
     """
     made = []
     means = mean_optimality(attacks)
-    for (dataset, norm), there in attacks.groupby(["dataset", "norm"]):
+    for (dataset, norm), there in by_norm(attacks, "dataset"):
         ran = there[(there["status"] == "ok") & (there["attack"] != WORST_CASE)]
         if (ran.groupby("defense").size() < 2).all():
             continue
@@ -41,8 +42,8 @@ def attack_tables(attacks: pd.DataFrame) -> list[Table]:
             mean = f"mean over {one['defenses']} defenses"
             rows.append([mean, one["attack"], *[NOT_RUN] * 4, percent(one["optimality"])])
         header = ["defense", "attack", "success", "within ε", "passes per input", "median distance", "optimality"]
-        title = f"{dataset}, {norm_text(str(norm))}: comparison of attacks"
-        made.append(Table((str(dataset), str(norm), "optimality"), title, header, rows, notes, LEGEND))
+        title = f"{dataset}, {norm_text(norm)}: comparison of attacks"
+        made.append(Table((dataset, norm, "optimality"), title, header, rows, notes, LEGEND))
     return made
 
 

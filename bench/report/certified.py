@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import pandas as pd
 
@@ -57,15 +57,20 @@ def certified_tables(summary: pd.DataFrame, measured: Sequence[JsonObject]) -> l
     return made
 
 
-def certified_plots(summary: pd.DataFrame, measured: Sequence[JsonObject]) -> Iterator[style.Plot]:
-    """Yield a plot for each data set and norm that has certificates: both figures over ε, a colour for each defense."""
+def certified_plots(
+    summary: pd.DataFrame, measured: Sequence[JsonObject], own: Collection[str] = ()
+) -> Iterator[style.Plot]:
+    """Yield a plot for each data set and norm that has certificates: both figures over ε, a colour for each defense.
+
+    own: labels of the defenses that the user named.
+    """
     for panel, shares in _with_certificates(summary, measured):
-        defenses = sorted({defense for defense, _ in shares})
-        labels = [f"{defense}, {kind}" for defense in defenses for kind in ("certified", "under attack")]
+        styles = style.defense_styles({defense for defense, _ in shares}, own)
+        labels = [f"{defense}, {kind}" for defense in styles for kind in ("certified", "under attack")]
         figure, axes = style.new_figure(style.WIDTH, style.HEIGHT + style.legend_height(labels))
         clean = rows_by(panel.clean, "defense")
-        for i, defense in enumerate(defenses):
-            line = style.line_style(i) | {"clip_on": False}
+        for defense, look in styles.items():
+            line = look | {"clip_on": False}
             certified = sorted((eps, 100 * share) for (one, eps), (share, _) in shares.items() if one == defense)
             axes.plot(*zip(*certified, strict=True), label=f"{defense}, certified", **line | {"ls": "--"})
             worst = panel.worst[panel.worst["defense"] == defense]

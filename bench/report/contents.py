@@ -19,7 +19,9 @@ from manifold_bench.bench.report import attacks, claims, measurements, ranking, 
 from manifold_bench.bench.report.assessment import Assessment, assessments, budget_of, left_out_of
 from manifold_bench.bench.report.certified import certified_tables
 from manifold_bench.bench.report.diagnosis import flags
+from manifold_bench.bench.report.html.reproduce import matrix_name
 from manifold_bench.bench.report.protocols import protocol_tables
+from manifold_bench.bench.report.ranking import Comparison
 from manifold_bench.bench.report.table import Table, flagged
 from manifold_bench.bench.report.tables import Doubts
 from manifold_bench.bench.text import jobs_text
@@ -67,15 +69,24 @@ class Report:
         return claims_of(self.results.run, self.results.folder)
 
     @cached_property
-    def paragraphs(self) -> list[str]:
-        """Markdown text on systems that the command line named, and on central claims."""
-        conclusions = claims.conclusions(self.records, self.claims, self.results.measurements)
-        return ranking.ranking_paragraphs(self.rankings, self.results.run) + conclusions
+    def conclusions(self) -> list[str]:
+        """Markdown text on central claims."""
+        return claims.conclusions(self.records, self.claims, self.results.measurements)
 
     @cached_property
-    def rankings(self) -> dict[str, list[str]]:
-        """Label of each system that the command line named → sentences that compare it with the others."""
-        return ranking.named_lines(self._named, self._attacks, self.results.run)
+    def comparisons(self) -> list[Comparison]:
+        """How the systems that the command line named compare with the others."""
+        return ranking.comparisons(self._named, self._attacks, self.results.run)
+
+    @property
+    def reused(self) -> list[str]:
+        """A sentence on each baseline whose records the run took."""
+        return ranking.reused_lines(self.results.run)
+
+    @property
+    def own(self) -> list[str]:
+        """The defenses that the command line named, by label; none where the run has no other ones."""
+        return ranking.own_defenses(self.results.run, self.summary["defense"])
 
     @cached_property
     def claim_tables(self) -> list[Table]:
@@ -113,6 +124,17 @@ class Report:
         return replace(flagged(table, self.flags), legend=f"{table.legend} {self.budget}".rstrip())
 
     @property
+    def origin(self) -> str:
+        """A sentence on the date, matrix and code version of the run; empty where it has no run.json."""
+        run = self.results.run
+        if not run:
+            return ""
+        state = "" if run["finished"] else ", not finished"
+        return (
+            f"Run of {run['started'][:10]}{state}: matrix {matrix_name(run['matrix']['source'])}, code {run['code']}."
+        )
+
+    @property
     def budget(self) -> str:
         """A sentence on what was cut so that the run fits its time budget; empty where nothing was cut."""
         return budget_of(self.results.run)
@@ -140,5 +162,5 @@ class Report:
 
     @cached_property
     def flags(self) -> dict[tuple[str, str], str]:
-        """(data set, defense) → titles of the checks of the diagnosis that it fails."""
+        """(data set, defense) → what the checks of the diagnosis that it fails have found."""
         return flags(self.diagnosis)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
@@ -60,14 +60,17 @@ def curves(values: Mapping[str, float]) -> dict[str, list[tuple[float, float]]]:
     return {name: sorted(points) for name, points in found.items() if len(points) > 1}
 
 
-def measurement_plots(results: list[JsonObject]) -> Iterator[Plot]:
-    """Yield the curves of each measurement that has any, and a grid of images for each result with pictures."""
+def measurement_plots(results: list[JsonObject], own: Collection[str] = ()) -> Iterator[Plot]:
+    """Yield the curves of each measurement that has any, and a grid of images for each result with pictures.
+
+    own: labels of the defenses that the user named.
+    """
     for (dataset, label), rows in _by_measurement(results).items():
         drawn = {row["defense"]: curves(row["values"]) for row in rows if row["status"] == "ok"}
         for name in dict.fromkeys(name for own in drawn.values() for name in own):
             lines = {defense: own[name] for defense, own in drawn.items() if name in own}
             shown = "".join(c if c.isalnum() else "-" for c in name)
-            yield Plot((dataset, label, shown), measured_curves(f"{dataset}: {label}", name, lines))
+            yield Plot((dataset, label, shown), measured_curves(f"{dataset}: {label}", name, lines, own))
     for result in results:
         if pictures := result.get("pictures"):
             pixels = np.frombuffer(base64.b64decode(pictures["pixels"]), dtype=np.uint8).reshape(pictures["shape"])

@@ -19,11 +19,13 @@ from manifold_bench.bench.metrics.robustness import distance_curve, median_dista
 from manifold_bench.bench.metrics.selective import area, attacked_answers, clean_answers, operating_point, risk_coverage
 from manifold_bench.bench.metrics.summary import attacked_within
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import ATTACK, CLEAN
+from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN
 from manifold_bench.bench.records.store import file_name
 from manifold_bench.bench.report import style
 from manifold_bench.bench.report.grids import image_grid
+from manifold_bench.bench.report.order import by_norm
 from manifold_bench.bench.report.pictures import pictured
+from manifold_bench.bench.report.ranking import named_in
 from manifold_bench.bench.report.tables import Panel, matrix_columns, panels, rows_by
 from manifold_bench.bench.text import distance_text, eps_text, norm_text, scale_text
 
@@ -60,6 +62,7 @@ def write_plots(plots: Iterable[style.Plot], folder: Path) -> list[Drawn]:
 
 def run_plots(results: Results, summary: pd.DataFrame) -> Iterator[style.Plot]:
     """Yield the plots of a run's records. summary: result of metrics.summary.summary for them."""
+    own = named_in(results.run, "defenses")
     minimal = {key for key, entry in results.index.items() if entry.minimal}
     of_dataset = {str(dataset): rows for dataset, rows in results.records.groupby("dataset")}
     for panel in panels(summary):
@@ -67,44 +70,45 @@ def run_plots(results: Results, summary: pd.DataFrame) -> Iterator[style.Plot]:
             continue  # one share per attack needs no plot
         records, name = of_dataset[panel.dataset], (panel.dataset, panel.norm)
         if panel.has_curves:
-            yield style.Plot((*name, "curves"), security_curves(panel), "curves")
+            yield style.Plot((*name, "curves"), security_curves(panel, own=own), "curves")
         searched = _searched(records[records["norm"] == panel.norm], minimal)
         if len(searched):
             yield style.Plot((*name, "distances"), distance_curves(*name, searched, minimal), "curves")
         yield style.Plot((*name, "heatmap"), heat_map(panel))
         scored = _scored(records, panel.norm)
         if len(scored):
-            yield style.Plot((*name, "risk-coverage"), risk_coverage_curves(panel, scored), "curves")
+            yield style.Plot((*name, "risk-coverage"), risk_coverage_curves(panel, scored, own), "risk-coverage")
     for dataset, rows in _shown(results.records):
         for page, start in enumerate(range(0, len(rows), ROWS_PER_GRID), 1):
             grid = image_grid(dataset, rows[start : start + ROWS_PER_GRID], results.identities)
             yield style.Plot((dataset, "images", str(page)), grid)
 
 
-def security_curves(*panels: Panel) -> Figure:
+def security_curves(*panels: Panel, own: Collection[str] = ()) -> Figure:
     """Return a plot of worst-case robust accuracy over ε with 95 % Wilson bands, one line for each defense.
 
     The line begins with clean accuracy at ε = 0. A hollow marker means a partial worst case: an attack failed, or the
     attacks share only some inputs. A failed or skipped worst case leaves a gap. Several panels are drawn one below the
-    other.
+    other. own: labels of the defenses that the user named, which are bold.
     """
     figure = style.blank_figure(
         style.WIDTH, sum(style.HEIGHT + style.legend_height(panel.defenses) for panel in panels)
     )
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
-        _draw_security_curves(axes, panel)
+        _draw_security_curves(axes, panel, own)
     return figure
 
 
-def _draw_security_curves(axes: Axes, panel: Panel) -> None:
+def _draw_security_curves(axes: Axes, panel: Panel, own: Collection[str]) -> None:
     dataset, norm, clean, _ = panel
     worst = panel.worst
-    bold = style.weights(worst["defense"].nunique())
-    for i, (defense, rows) in enumerate(worst.groupby("defense")):
+    styles = style.defense_styles(worst["defense"], own)
+    for (defense, look), bold in zip(styles.items(), style.weights(len(styles)), strict=True):
+        rows = worst[worst["defense"] == defense]
         points = pd.concat([clean[clean["defense"] == defense], rows]).sort_values("eps")
         x, y = points["eps"].to_numpy(), 100 * points["robust_accuracy"].to_numpy()
-        line = style.line_style(i) | {"ms": 4.5 * bold[i], "clip_on": False}
-        axes.plot(x, y, label=str(defense), lw=1.3 * bold[i], zorder=3, **line)
+        line = look | {"ms": 4.5 * bold, "clip_on": False}
+        axes.plot(x, y, label=defense, lw=(1.9 if defense in own else 1.3) * bold, zorder=3, **line)
         partial = (points["status"] == "partial").to_numpy(dtype=bool)
         if partial.any():
             axes.plot(x[partial], y[partial], markerfacecolor="white", zorder=4, **(line | {"ls": " "}))
@@ -166,37 +170,40 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
     return figure
 
 
-def risk_coverage_curves(panel: Panel, records: pd.DataFrame) -> Figure:
+def risk_coverage_curves(panel: Panel, records: pd.DataFrame, own: Collection[str] = ()) -> Figure:
     """Return plots of risk over coverage of every defense: on clean inputs (above), and in the worst case (below).
 
     records: clean and attacked rows of that data set and norm, of defenses that give scores. The worst case is at the
     norm's largest ε. A large marker shows the defense at its own threshold, hollow where the worst case is partial. The
-    legend gives the area under each curve. Attacked curves are lower bounds of the risk (see `metrics.selective`). Each
-    of the two has a scale of its own, because the risk without an attack is far smaller than under attack.
+    legend gives the mean risk of each curve, which is the area under it. Attacked curves are lower bounds of the risk
+    (see `metrics.selective`). Each of the two has a scale of its own, because the risk without an attack is far smaller
+    than under attack. own: labels of the defenses that the user named.
     """
     largest = records["eps"].max()
-    legend = style.legend_height(f"{defense}\narea 0.00 %, attacked 00.0 %" for defense in records["defense"].unique())
+    styles = style.defense_styles(records["defense"], own)
+    legend = style.legend_height(f"{defense}\nmean risk 0.00 %, attacked 00.0 %" for defense in styles)
     figure = style.blank_figure(style.WIDTH, 2 * style.HEIGHT - 0.2 + legend)
-    grid, bold = figure.subplots(2, sharex=True), style.weights(records["defense"].nunique())
+    grid, bold = figure.subplots(2, sharex=True), style.weights(len(styles))
     rows_of = rows_by(panel.clean, "defense"), rows_by(panel.worst[panel.worst["eps"] == largest], "defense")
-    for i, (defense, rows) in enumerate(records.groupby("defense")):
+    for i, (defense, look) in enumerate(styles.items()):
+        rows = records[records["defense"] == defense]
         attacked, *_ = attacked_within(rows[rows["kind"] == ATTACK], largest)
         areas = []
         for axes, row, answers in zip(grid, rows_of, (clean_answers(rows), attacked_answers(attacked)), strict=True):
             if answers.empty:
                 continue
             curve = 100 * risk_coverage(answers["score"], answers["wrong"])
-            areas.append(f"{area(curve) / 100:.3g} %")
+            areas.append(_risk_text(area(curve) / 100))
             # each defense has its markers at other places, so that lines which coincide can still be distinguished
-            line = style.line_style(i) | {"ls": "-", "clip_on": False}
+            line = look | {"ls": "-", "clip_on": False}
             places: style.Style = {"ms": 3.5, "markevery": (0.2 * (i + 0.5) / len(bold), 0.2)}
             axes.plot(curve["coverage"], curve["risk"], lw=1.2 * bold[i], zorder=3, **line | places)
             coverage, risk = operating_point(row[defense])
             filling = "white" if row[defense]["status"] == "partial" else line["color"]
             point: style.Style = {"ls": " ", "ms": 5 * bold[i], "mfc": filling}
             axes.plot(100 * coverage, 100 * risk, zorder=4, **line | point)
-        label = f"{defense}\narea {', attacked '.join(areas)}"
-        grid[1].plot([], [], label=label, **style.line_style(i) | {"ls": "-", "ms": 6})
+        label = f"{defense}\nmean risk {', attacked '.join(areas)}"
+        grid[1].plot([], [], label=label, **look | {"ls": "-", "ms": 6})
     title = f"{panel.dataset}: risk over coverage, clean and under all {norm_text(panel.norm)} attacks"
     figure.suptitle(textwrap.fill(title, style.TITLE), fontsize=9)
     style.titled(grid[0], "clean")
@@ -208,6 +215,11 @@ def risk_coverage_curves(panel: Panel, records: pd.DataFrame) -> Figure:
         axes.grid(alpha=0.25)
     style.legend_below(grid[1], "defense (large marker: as deployed; hollow: partial worst case)")
     return figure
+
+
+def _risk_text(risk: float) -> str:
+    """Return a risk in percent as text: 0.05 % for 0.0492, 99.7 % for 99.7."""
+    return f"{risk:.2f} %" if risk < 1 else f"{risk:.1f} %"
 
 
 def heat_map(panel: Panel) -> Figure:
@@ -249,16 +261,19 @@ def heat_map(panel: Panel) -> Figure:
     return figure
 
 
-def measured_curves(title: str, name: str, lines: dict[str, list[tuple[float, float]]]) -> Figure:
+def measured_curves(
+    title: str, name: str, lines: dict[str, list[tuple[float, float]]], own: Collection[str] = ()
+) -> Figure:
     """Return a plot of a measurement's values over the numbers in their names, one line for each defense.
 
-    name: of the values without the number, the label of the x axis. lines: defense → points (number, value).
+    name: of the values without the number, the label of the x axis. lines: defense → points (number, value). own:
+    labels of the defenses that the user named.
     """
     figure, axes = style.new_figure(style.WIDTH, style.HEIGHT + style.legend_height(lines))
-    bold = style.weights(len(lines))
-    for i, (defense, points) in enumerate(lines.items()):
-        line = style.line_style(i) | {"ms": 4.5 * bold[i], "clip_on": False}
-        axes.plot(*zip(*points, strict=True), label=defense, lw=1.3, **line)
+    styles = style.defense_styles(lines, own)
+    for (defense, look), bold in zip(styles.items(), style.weights(len(styles)), strict=True):
+        line = look | {"ms": 4.5 * bold, "clip_on": False}
+        axes.plot(*zip(*lines[defense], strict=True), label=defense, lw=1.3, **line)
     axes.set(xlabel=name, ylabel="value")
     axes.set_ylim(bottom=0)
     if all(value <= 1 for points in lines.values() for _, value in points):
@@ -276,11 +291,17 @@ def _hatched(axes: Axes, x: float, y: float, text: str) -> None:
 
 
 def _scored(records: pd.DataFrame, norm: str) -> pd.DataFrame:
-    """Return the clean rows and those of a norm, of the defenses that give a score for every input."""
+    """Return the clean rows and those of a norm, of the defenses that give a score for every input and may reject some.
+
+    A defense may reject where it does so in these rows, or where it is calibrated, so that a threshold can be set on
+    its score. records: rows of one data set.
+    """
     ok, clean, defense = records["status"] == "ok", records["kind"] == CLEAN, records["defense"]
     here = clean | (records["norm"] == norm)
     silent = defense[here & ok & (records["clean_score"].isna() | records["adv_score"].isna())]
-    return records[here & defense.isin(set(defense[clean & ok].unique()) - set(silent.unique()))]
+    rejects = here & (records["clean_rejected"] | records["adv_rejected"])
+    rejecting = defense[rejects | (records["kind"] == CALIBRATION)]
+    return records[here & defense.isin(set(defense[clean & ok]) & set(rejecting) - set(silent))]
 
 
 def _searched(records: pd.DataFrame, minimal: Collection[str]) -> pd.DataFrame:
@@ -295,4 +316,5 @@ def _searched(records: pd.DataFrame, minimal: Collection[str]) -> pd.DataFrame:
 def _shown(records: pd.DataFrame) -> Iterator[tuple[str, list[pd.DataFrame]]]:
     """Yield each data set with the rows that have images, a frame for each attacked cell at its largest ε."""
     for dataset, rows in pictured(records).groupby("dataset"):
-        yield str(dataset), [cell for _, cell in rows.groupby(["defense", "norm", "attack"])]
+        of_norms = [of_norm for _, of_norm in by_norm(rows, "defense")]
+        yield str(dataset), [cell for of_norm in of_norms for _, cell in of_norm.groupby("attack")]

@@ -7,6 +7,7 @@ import pandas as pd
 
 from manifold_bench.bench.metrics.protocols import PROTOCOLS
 from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
+from manifold_bench.bench.report.order import by_norm
 from manifold_bench.bench.report.table import Table
 from manifold_bench.bench.report.tables import Doubts, Marks, rows_by
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text
@@ -32,7 +33,7 @@ def protocol_tables(summary: pd.DataFrame, figures: pd.DataFrame, doubts: Doubts
         cells = summary[(summary["dataset"] == dataset) & (summary["kind"] != WORST_CASE)]
         found, marks = rows_by(own, "defense", "attack", "norm", "eps"), Marks(cells, doubts)
         rows = []
-        for cell in cells.to_dict("records"):
+        for cell in (cell for _, same in by_norm(cells, "defense") for cell in same.to_dict("records")):
             figure = found.get((cell["defense"], cell["attack"], cell["norm"], cell["eps"]))
             if figure is None:
                 continue

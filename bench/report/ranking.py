@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,10 +16,21 @@ from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.records.provenance import Reused
 from manifold_bench.bench.records.schema import CLEAN, WORST_CASE, Row
 from manifold_bench.bench.report.attacks import figure_texts
+from manifold_bench.bench.report.html.reproduce import packaged
+from manifold_bench.bench.report.order import by_norm
 from manifold_bench.bench.report.table import Notes, Table
 from manifold_bench.bench.report.tables import rows_by
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent
-from manifold_bench.defenses.identity import JsonObject
+from manifold_bench.defenses.identity import JsonObject, registered
+
+ABOUT_DEFENSES = (
+    "Rank 1 has the largest share. Each pair of defenses is compared under the attacks that both have met; two "
+    "figures, as in 60–70 %, mean that these attacks differ from pair to pair."
+)
+"""What has to be known to read the lines that compare a defense."""
+
+ABOUT_ATTACKS = "Optimality is 100 % where no other attack found smaller distances. Ranks count success, then distance."
+"""What has to be known to read the lines that compare an attack."""
 
 SIGNS = {"+": "better than", "-": "worse than", "~": "not significantly different from", "=": "no different from"}
 
@@ -27,8 +41,8 @@ LEGEND = (
     "under the attacks that it shares with this row, where it is another one; number of inputs that are right or "
     "robust only with the first row's defense / only with the other one; and p of the exact McNemar test on the shared "
     "inputs, Holm-corrected over all comparisons on the data set (5 % level). "
-    f"Rank: 1 + the number of defenses with a larger share. ‡ partial, see the table of that norm. {NOT_RUN} not in "
-    "this run."
+    "Rank 1 has the largest share, and defenses that could not be compared are not ranked. ‡ partial, see the table of "
+    f"that norm. {NOT_RUN} not in this run."
 )
 
 
@@ -37,25 +51,32 @@ def ranking_lines(found: pd.DataFrame) -> list[str]:
 
     found: result of metrics.ranking.against_others for that defense.
     """
-    lines = []
-    found = found.assign(clean=found["kind"] == CLEAN).sort_values(["dataset", "clean"], ascending=[True, False])
-    for (dataset, clean, norm, eps), rows in found.groupby(["dataset", "clean", "norm", "eps"], sort=False):
-        compared = rows[rows["sign"] != "x"]
-        where = f"{dataset}, clean" if clean else f"{dataset}, {norm_text(str(norm))} ε = {eps_text(float(str(eps)))}"
-        if compared.empty:
-            lines.append(f"{where}: not compared ({rows['reason'].iloc[0]})")
-            continue
-        place, among = rank(rows)
-        comparisons = [
-            f"{meaning} {', '.join(compared.loc[compared['sign'] == sign, 'other'])}"
-            for sign, meaning in SIGNS.items()
-            if (compared["sign"] == sign).any()
-        ]
-        shares = compared["own_share"].unique()  # several, where the shared attacks or inputs differ
-        share = "–".join(percent(value) for value in sorted({shares.min(), shares.max()}))
-        what = "accepted and right" if clean else "robust"
-        lines.append(f"{where}: {share} % {what}, rank {place} of {among}; {'; '.join(comparisons)}")
-    return lines
+    others = {str(dataset): sorted(set(rows["other"])) for dataset, rows in found.groupby("dataset")}
+    return [
+        _ranked(dataset, norm, rows, others[dataset])
+        for (dataset, norm), of_norm in by_norm(found, "dataset")
+        for _, rows in of_norm.groupby("eps")
+    ]
+
+
+def _ranked(dataset: str, norm: str, rows: pd.DataFrame, others: list[str]) -> str:
+    """Return the line on one norm and ε. rows: those of the comparison there. others: all defenses of the data set."""
+    clean, compared = rows["kind"].iloc[0] == CLEAN, rows[rows["sign"] != "x"]
+    where = f"{dataset}, clean" if clean else f"{dataset}, {norm_text(norm)} ε = {eps_text(rows['eps'].iloc[0])}"
+    if compared.empty:
+        return f"{where}: not compared ({rows['reason'].iloc[0]})"
+    place, among = rank(rows)
+    comparisons = [
+        f"{meaning} {', '.join(compared.loc[compared['sign'] == sign, 'other'])}"
+        for sign, meaning in SIGNS.items()
+        if (compared["sign"] == sign).any()
+    ]
+    left_out = [other for other in others if other not in set(compared["other"])]
+    comparisons += [f"not compared with {', '.join(left_out)}"] if left_out else []
+    shares = compared["own_share"].unique()  # several, where the shared attacks or inputs differ
+    share = "–".join(percent(value) for value in sorted({shares.min(), shares.max()}))
+    what = "accepted and right" if clean else "robust"
+    return f"{where}: {share} % {what}, rank {place} of {among}; {'; '.join(comparisons)}"
 
 
 def ranking_tables(found: pd.DataFrame, defense: str) -> list[Table]:
@@ -66,7 +87,7 @@ def ranking_tables(found: pd.DataFrame, defense: str) -> list[Table]:
     made = []
     for dataset, there in found.groupby("dataset"):
         clean = there[there["kind"] == CLEAN]
-        for norm, rows in there[there["kind"] != CLEAN].groupby("norm"):
+        for (norm,), rows in by_norm(there[there["kind"] != CLEAN]):
             sizes = sorted(rows["eps"].unique())
             strengths = [clean, *(rows[rows["eps"] == eps] for eps in sizes)]
             by_other = [rows_by(at, "other") for at in strengths]
@@ -79,8 +100,8 @@ def ranking_tables(found: pd.DataFrame, defense: str) -> list[Table]:
                 [str(other), *(_other_text(at.get(other), own, notes) for at, own in zip(by_other, shown, strict=True))]
                 for other in others
             ]
-            title = f"{dataset}, {norm_text(str(norm))}: {defense} against every other defense"
-            name = (str(dataset), str(norm), f"ranking-{defense}")
+            title = f"{dataset}, {norm_text(norm)}: {defense} against every other defense"
+            name = (str(dataset), norm, f"ranking-{defense}")
             made.append(Table(name, title, header, lines, notes, LEGEND))
     return made
 
@@ -119,10 +140,10 @@ def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
     """
     lines = []
     means = mean_optimality(figures)
-    for (dataset, norm), there in figures[figures["attack"] != WORST_CASE].groupby(["dataset", "norm"]):
+    for (dataset, norm), there in by_norm(figures[figures["attack"] != WORST_CASE], "dataset"):
         if attack not in set(there["attack"]):
             continue
-        where = f"{dataset}, {norm_text(str(norm))}"
+        where = f"{dataset}, {norm_text(norm)}"
         for defense, rows in there.groupby("defense"):
             own = rows_by(rows, "attack").get(attack)
             if own is None or own["status"] != "ok":
@@ -132,8 +153,7 @@ def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
             place = _place(rows["rank"], own["rank"])
             lines.append(
                 f"{where}, {defense}: success {success} % within ε = {eps}, {passes} forward + backward passes "
-                f"per input, median distance {median}, optimality {score} % "
-                f"(100: no attack found smaller distances){place}"
+                f"per input, median distance {median}, optimality {score} %{place}"
             )
         of_norm = means[(means["dataset"] == dataset) & (means["norm"] == norm)]
         own = rows_by(of_norm, "attack").get(attack)
@@ -141,14 +161,14 @@ def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
             alike = of_norm[of_norm["defenses"] == own["defenses"]]
             place = _place(alike["rank"], own["rank"])
             lines.append(
-                f"{where}: mean optimality over {own['defenses']} defenses {percent(own['optimality'])}{place}"
+                f"{where}: mean optimality over {own['defenses']} defenses {percent(own['optimality'])} %{place}"
             )
     return lines
 
 
 def _place(ranks: pd.Series, own: float) -> str:
     among = ranks.notna().sum()
-    return "" if np.isnan(own) or among < 2 else f", rank {own:.0f} of {among} by success, then by distance"
+    return "" if np.isnan(own) or among < 2 else f", rank {own:.0f} of {among}"
 
 
 def named_in(run: JsonObject, kind: Literal["defenses", "attacks", "datasets"]) -> list[str]:
@@ -156,17 +176,60 @@ def named_in(run: JsonObject, kind: Literal["defenses", "attacks", "datasets"]) 
     return list(run.get("named", {}).get(kind, []))
 
 
-def named_lines(compared: dict[str, pd.DataFrame], attacks: pd.DataFrame, run: JsonObject) -> dict[str, list[str]]:
-    """Return the label of each defense and attack that the command line named → the lines that compare it.
+def own_defenses(run: JsonObject, known: Iterable[str]) -> list[str]:
+    """Return the defenses that the command line named, by label; none where a report shows no other ones.
+
+    run: content of run.json. known: labels of all defenses that are shown.
+    """
+    named = named_in(run, "defenses")
+    return named if set(known) - set(named) else []
+
+
+def new_attacks(run: JsonObject) -> list[str]:
+    """Return the attacks that the command line added to the matrix, by label, each once. run: content of run.json.
+
+    An attack that the matrix has already is left out: naming it only leaves out the others. Where the matrix is none of
+    this package's, so that its file may be gone, every registered attack counts as one that it has.
+    """
+    matrix = run.get("matrix", {})
+    names = {one["label"]: one["name"] for one in matrix.get("attacks", [])}
+    known = set(registered("attacks"))
+    if source := packaged(matrix.get("source", "")):
+        known = {one["name"] for one in tomllib.loads(source.read_text(encoding="utf-8")).get("attacks", [])}
+    return [label for label in dict.fromkeys(named_in(run, "attacks")) if names.get(label, label) not in known]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a system that the command line named compares with the others of a run.
+
+    name: its label. about: what has to be known to read the lines. lines: phrases; empty where there is no other one.
+    """
+
+    name: str
+    about: str
+    lines: list[str]
+
+    @property
+    def title(self) -> str:
+        return f"How {self.name} compares"
+
+    @property
+    def sentences(self) -> list[str]:
+        """The lines as sentences, or one that says that there are none."""
+        return [f"{line}." for line in self.lines] or ["This run has nothing to compare it with."]
+
+
+def comparisons(compared: dict[str, pd.DataFrame], attacks: pd.DataFrame, run: JsonObject) -> list[Comparison]:
+    """Return the comparisons of the defenses that the command line named, and of the attacks that it added.
 
     compared: label of each named defense → result of metrics.ranking.against_others. attacks: result of
     metrics.optimality.attack_figures. run: content of run.json.
     """
-    lines = {name: ranking_lines(found) for name, found in compared.items()}
-    return lines | {name: attack_lines(attacks, name) for name in named_in(run, "attacks")}
+    defenses = [Comparison(name, ABOUT_DEFENSES, ranking_lines(found)) for name, found in compared.items()]
+    return defenses + [Comparison(name, ABOUT_ATTACKS, attack_lines(attacks, name)) for name in new_attacks(run)]
 
 
-def ranking_paragraphs(named: dict[str, list[str]], run: JsonObject) -> list[str]:
-    """Return Markdown paragraphs: the comparisons of `named_lines`, and which records were reused from baselines."""
-    paragraphs = [f"**{name}** on {line}." for name, lines in named.items() for line in lines]
-    return paragraphs + [f"{Reused(**one)}." for one in run.get("reused", [])]
+def reused_lines(run: JsonObject) -> list[str]:
+    """Return a sentence on each baseline whose records the run took. run: content of run.json."""
+    return [f"{Reused(**one)}." for one in run.get("reused", [])]

@@ -24,8 +24,6 @@ SCREEN_LEGEND = (
     "attacks look too weak; ‖ the attack stopped trying"
 )
 
-COMPARED = "rank 1: no other is better; a range, as 60–70 %: each pair is compared under the attacks that both have"
-
 
 def print_report(report: Report, console: Console) -> None:
     """Print the tables, the diagnosis, the comparisons of systems named on the command line, and the assessments."""
@@ -39,10 +37,12 @@ def print_report(report: Report, console: Console) -> None:
     print_text(console, SCREEN_LEGEND)
     for line in diagnosis_lines(report.diagnosis):
         print_text(console, line)
-    for name, lines in report.rankings.items():
-        print_text(console, f"How {name} compares ({COMPARED}):")
-        for line in lines or ["this run has nothing to compare it with"]:
+    for comparison in report.comparisons:
+        print_text(console, f"{comparison.title}:")
+        for line in comparison.sentences:
             print_text(console, line, indent="  ")
+        if comparison.lines:
+            print_text(console, comparison.about, indent="  ")
         console.print()
     for assessment in report.assessments:
         print_assessment(assessment, console)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,9 @@ from matplotlib.transforms import ScaledTranslation
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that people with any kind of colour vision can distinguish (Okabe and Ito 2008), without the pale yellow."""
 
+COLOURED = len(OKABE_ITO) - 1
+"""Number of these colours without black."""
+
 COLOURS = colormaps["viridis"]
 """Colour map of heat maps: perceptually uniform, also in grey and for people with any kind of colour vision."""
 
@@ -26,6 +30,15 @@ Style = dict[str, Any]
 
 LINE_STYLES = ("-", "--", ":")
 
+REFERENCE = "undefended"
+"""Label of the defense that plots show as the reference, grey and dashed."""
+
+PLACES = (
+    *("pgd-training", "gmvae", "inc", "magnet", "defense-gan", "trades"),  # the first six have colours of their own
+    *("enhanced-inc", "abs", "feature-squeezing", "smoothing", "auxiliary-detector", "interval-training"),
+    *("purifier", "distillation", "pixel-defend", "inc-dip", "flow-gmm", "fgsm-training", "pretrained", "art"),
+)
+"""Labels of registered defenses, whose place decides their colour, dashes and marker; new ones come last."""
 
 WIDTH, HEIGHT = 4.0, 3.2
 """Width and height in inches of a plot without its legend: readable on a phone, which shows it at its full width."""
@@ -59,13 +72,49 @@ def shade(share: float) -> tuple[str, str]:
 
 
 def line_style(number: int) -> Style:
-    """Return colour, dashes and marker of the line with that number, counted from 0; the first 21 all differ."""
-    turn = number // len(OKABE_ITO)
+    """Return colour, dashes and marker of the line with that number, counted from 0; the first 126 all differ.
+
+    None is black, which is the colour of what the user named.
+    """
+    turn, colour = divmod(number, COLOURED)
     return {
-        "color": OKABE_ITO[number % len(OKABE_ITO)],
+        "color": OKABE_ITO[colour],
         "ls": LINE_STYLES[turn % len(LINE_STYLES)],
-        "marker": MARKERS[(number + turn) % len(MARKERS)],
+        "marker": MARKERS[(colour + turn) % len(MARKERS)],
     }
+
+
+def defense_styles(defenses: Iterable[str], own: Collection[str] = ()) -> dict[str, Style]:
+    """Return colour, dashes and marker of the line of each defense, which depend on its name and not on the others.
+
+    own: the defenses that the user named. They are black, unless they are registered, and come first, so that they are
+    bold and do not hide others. `undefended` is grey. A defense that is not registered has a place that follows from
+    its label; where its colour is taken, it has the next free one.
+    """
+    named, others = sorted({*defenses} & {*own}), sorted({*defenses} - {*own})
+    found: dict[str, Style] = {}
+    places = {name: PLACES.index(name) for name in (*named, *others) if name in PLACES}
+    black = 0
+    for name in (*named, *others):
+        if name == REFERENCE:
+            found[name] = {"color": "#767676", "ls": "--", "marker": "o"}
+        elif name in named and name not in places:
+            marker, dashes = MARKERS[black % len(MARKERS)], LINE_STYLES[black % len(LINE_STYLES)]
+            found[name] = {"color": OKABE_ITO[-1], "ls": dashes, "marker": marker}
+            black += 1
+        else:
+            place = places.setdefault(name, _free_place(name, places.values()))
+            found[name] = line_style(place)
+    return found
+
+
+def _free_place(label: str, taken: Collection[int]) -> int:
+    """Return the place of a defense that is not registered: one of a colour that is not taken, if there is any."""
+    colours = {place % COLOURED for place in taken}
+    place = len(PLACES) + zlib.crc32(label.encode(errors="replace")) % COLOURED
+    while place in taken or (place % COLOURED in colours and len(colours) < COLOURED):
+        place += 1
+    return place
 
 
 def legend_below(axes: Axes, title: str | None = None, gap: float = 0.5) -> None:

@@ -52,9 +52,9 @@ class Table:
 
 
 def flagged(table: Table, flags: Mapping[tuple[str, str], str]) -> Table:
-    """Return the table with the mark ¶ at every defense that fails the diagnosis, and a note on the failed checks.
+    """Return the table with the mark ¶ at every defense that fails the diagnosis, and a note on what was found.
 
-    flags: (data set, defense) → titles of the failed checks. The defense is found in the column `defense`, with the
+    flags: (data set, defense) → what the failed checks have found. The defense is in the column `defense`, with the
     data set in the table's name, or in the column `on` of a table of claims, which names both.
     """
     rows, notes = [], Notes(table.notes)
@@ -71,8 +71,8 @@ def flagged(table: Table, flags: Mapping[tuple[str, str], str]) -> Table:
 
 
 def flag_note(defense: str, reason: str) -> str:
-    """Return the note on a defense that fails the diagnosis. reason: titles of the failed checks."""
-    return f"¶ {defense}: do not trust its figures, because these checks fail: {reason} (docs/diagnosis.md)"
+    """Return the note on a defense that fails the diagnosis. reason: what the failed checks have found."""
+    return f"¶ {defense}: do not trust its figures, because the diagnosis found that {reason} (docs/diagnosis.md)"
 
 
 def csv(frame: pd.DataFrame) -> str:

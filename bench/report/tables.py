@@ -16,6 +16,7 @@ from manifold_bench.bench.metrics.shares import percent_interval
 from manifold_bench.bench.metrics.unconverged import FELL_LATE, unconverged
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import ATTACK, CLEAN, WORST_CASE, Row
+from manifold_bench.bench.report.order import by_norm
 from manifold_bench.bench.report.table import LEGEND, Notes, Table, flag_note
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent
 
@@ -40,6 +41,9 @@ FOOLING_LEGEND = (
     "attack. † some outputs invalid; ‡ partial."
 )
 
+
+INVALID = "farther than ε from the unperturbed image, or not within [0, 1]"
+"""What is wrong with outputs that count as no success."""
 
 RECORD = "the figure would be better than that of every known classifier"
 
@@ -67,7 +71,7 @@ class Marks:
     def __init__(self, attacked: pd.DataFrame, doubts: Doubts, flags: Mapping[str, str] | None = None) -> None:
         """attacked: summary rows of the attacks in the table. doubts: result of `doubts_of`.
 
-        flags: defense → titles of the checks of the diagnosis that it fails.
+        flags: defense → what the checks of the diagnosis that it fails have found.
         """
         self.doubts, self.flags = doubts, flags or {}
         self._valid = attacked.groupby(["defense", "attack"])["valid"].min().to_dict()
@@ -109,9 +113,8 @@ class Marks:
         who = f"{row['defense']} × {row['attack']}"
         if row["valid"] < 1:
             share = f"{100 * (1 - self._valid[row['defense'], row['attack']]):.1f} %"
-            found.append(
-                "†" + self.notes.number(f"† {who}: up to {share} of the outputs are invalid and count as no success")
-            )
+            why = f"up to {share} of the outputs are invalid ({INVALID}) and count as no success"
+            found.append("†" + self.notes.number(f"† {who}: {why}"))
         if note := effort_note(row):
             one = row["kind"] != WORST_CASE
             attacks = f"{who}: the attack" if one else f"{row['defense']}: every gradient-based attack"
@@ -219,13 +222,10 @@ class Panel(NamedTuple):
 
 
 def panels(summary: pd.DataFrame) -> list[Panel]:
-    """Return a panel for each data set and norm of a summary; within a data set, noise comes last."""
-    made = []
-    for dataset, rows in summary.groupby("dataset"):
-        clean = rows[rows["kind"] == CLEAN]
-        of_norms = rows[rows["kind"] != CLEAN].groupby("norm")
-        made += [Panel(str(dataset), str(norm), clean, attacked) for norm, attacked in of_norms]
-    return sorted(made, key=lambda panel: (panel.dataset, panel.is_noise))
+    """Return a panel for each data set and norm of a summary, in the order of `order.norm_place`."""
+    clean = dict(iter(summary[summary["kind"] == CLEAN].groupby("dataset")))
+    of_norms = by_norm(summary[summary["kind"] != CLEAN], "dataset")
+    return [Panel(dataset, norm, clean.get(dataset, summary[:0]), rows) for (dataset, norm), rows in of_norms]
 
 
 def matrix_columns(panel: Panel) -> list[tuple[str, float]]:
@@ -308,14 +308,13 @@ def fooling_table(panel: Panel, marks: Marks) -> Table:
 def selective_tables(matched: pd.DataFrame, doubts: Doubts) -> list[Table]:
     """Return a table for each data set and norm: every defense at its own threshold and at equal false-rejection rates.
 
-    matched: result of metrics.selective.matched. doubts: result of `doubts_of`. A data set on which no defense rejects
-    and none is calibrated has no table.
+    matched: result of metrics.selective.matched. doubts: result of `doubts_of`. A data set on which no defense is
+    calibrated has no table, because other tables show the figures at each defense's own threshold.
     """
     made = []
-    rejecting = set(matched.loc[matched["coverage"] < 1, "dataset"])
     for panel in panels(matched):
         calibrated = (panel.clean["rate"] != DEPLOYED) & (panel.clean["status"] != "skipped")
-        if calibrated.any() or panel.dataset in rejecting:
+        if calibrated.any():
             made.append(_selective(panel, Marks(panel.attacked, doubts)))
     return made
 

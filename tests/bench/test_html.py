@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from handmade import cell, run, write_run
-from pages import CELLS, DIAGNOSIS, EVIL, write_page
+from markupsafe import escape
+from pages import CELLS, DIAGNOSIS, EVIL, FAMILIES, IMAGES, RUN, write_page
 
+from manifold_bench.bench.planning.catalogue import describe, papers
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
 from manifold_bench.bench.report import contents
@@ -21,6 +24,7 @@ from manifold_bench.bench.report.html.cells import IMAGE_BUDGET, Cells
 from manifold_bench.bench.report.pictures import difference
 from manifold_bench.bench.report.style import shade
 from manifold_bench.bench.report.writing import write_report
+from manifold_bench.defenses.identity import registered
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def text(folder: Path) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
+
+
+PAPERS = {paper.url for paper in papers().values()}
+"""The only addresses outside of the page that it may name; it loads none of them."""
 
 
 class Elements(HTMLParser):
@@ -50,7 +58,9 @@ def test_nothing_is_outside_and_every_link_leads_somewhere(text):
     ids = Counter(attributes["id"] for _, attributes in elements if "id" in attributes)
     assert [name for name, times in ids.items() if times > 1] == []
     links = [link for _, a in elements for link in (a.get("href"), a.get("src")) if link]
-    assert {link[:5] for link in links if not link.startswith("#")} == {"data:"}
+    loaded = [a.get("src") or a.get("href") for tag, a in elements if tag != "a" and (a.get("src") or a.get("href"))]
+    assert {link[:5] for link in loaded if not link.startswith("#")} == {"data:"}
+    assert {link for link in links if link[:5] != "data:" and not link.startswith("#")} <= PAPERS
     assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
     assert set(re.findall(r"url\((?!#)[^)]*\)", text)) == set()
 
@@ -110,13 +120,16 @@ def test_the_leaderboard_is_the_worst_case_by_hand(folder, monkeypatch):
     ]
     entry = entries["digits", "gmvae", "linf", "0.2"]
     assert [value for _, value in entry.figures] == [0.8, 0.5, 0.9, 0.1, np.inf, 10, 0.5]
-    assert entry.figures[0][0] == "80.0 [49.0, 94.3] §(2)"
+    assert entry.figures[0][0] == "80.0 [49.0, 94.3] §(1)"
+    assert (entry.rank, entries["digits", "undefended", "linf", "0.2"].rank) == (1, 2)
     assert (entry.family, entry.diagnosis, entry.largest) == ("generative rejection", "not run", True)
     assert entry.strongest == "pgd (b, c): 80.0"
     entry = entries["digits", "undefended", "linf", "0.1"]
     assert (entry.figures[0][1], entry.strongest, entry.diagnosis) == (0.2, "pgd (b, c): 20.0", "fail")
     failed = entries["digits", "gmvae", "l2", "1"]
-    assert failed.figures[0] == ("failed (1)", None) and failed.strongest == "–"
+    assert failed.figures[0] == ("failed (2)", None) and failed.strongest == "–" and failed.rank is None
+    assert [entry.norm for entry in board.entries if entry.dataset == "digits"] == ["linf"] * 4 + ["l2"] * 4
+    assert not any(entry.own for entry in board.entries)
     assert entries["mnist", EVIL, "linf", "0.3"].family == "not stated"  # the index doesn't say
 
 
@@ -190,3 +203,49 @@ def test_a_matrix_of_ours_goes_by_its_name(text):
 
 def test_worst_cases_and_clean_passes_have_details_too(folder, text):
     assert f"× {WORST_CASE}, L∞</h4>" in text and f"× {CLEAN}</h4>" in text
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose command line named one of its two defenses."""
+    cells = [one for one in CELLS if set(one["dataset"]) == {"digits"}]
+    stored = write_run(tmp_path_factory.mktemp("named") / "run", run(*cells), FAMILIES)
+    reused = [{"folder": "b", "code": "c", "started": "2026-01-01", "jobs": 7}]
+    (stored / "run.json").write_text(json.dumps(RUN | {"named": {"defenses": ["gmvae"]}, "reused": reused}))
+    write_report(Results.load(stored))
+    return stored
+
+
+def test_what_the_command_line_named_is_compared_below_its_assessment_and_marked(named):
+    report, text = Report(Results.load(named)), (named / "report.html").read_text(encoding="utf-8")
+    board = page.leaderboard(report)
+    assert {entry.defense for entry in board.entries if entry.own} == {"gmvae"} == set(report.own)
+    section = text[text.index('<section id="assessment"') :].partition("</section>")[0]
+    (comparison,) = report.comparisons
+    assert section.index("Assessment of gmvae") < section.index(comparison.title)
+    assert all(str(escape(sentence)) in section for sentence in comparison.sentences)
+    marked = re.findall(r'<th scope="row">([^<]*) <span class="own"', text)
+    assert len(marked) == 7 and {name.split(" ")[0] for name in marked} == {"gmvae"}
+    markdown = (named / "report.md").read_text(encoding="utf-8")
+    assert f"## {comparison.title}\n" in markdown
+    assert markdown.splitlines()[2].startswith("Run of 2026-01-02: matrix smoke, code abc+dirty. 8 jobs: ")
+    for written in (text, markdown):
+        assert "7 jobs from the baseline b" in written
+
+
+def test_the_papers_of_registered_systems_are_linked(text):
+    links = {a["href"] for tag, a in Elements(text).all if tag == "a" and a.get("href") in PAPERS}
+    known = {name: papers()[describe(registered("defenses")[name]).paper].url for name in ("gmvae",)}
+    assert set(known.values()) <= links
+
+
+def test_of_equally_strong_attacks_the_images_of_the_one_with_most_passes_are_shown(tmp_path):
+    labels = [0] * 4
+    images = {i: IMAGES[i] for i in range(4)}
+    attacks = [
+        cell(name, (0.1,), labels, adv=[1] * 4, passes=passes, images=images)
+        for name, passes in (("a", (1, 1)), ("b", (40, 40)), ("c", (50, 0)))
+    ]
+    report = Report(Results.load(write_run(tmp_path, run(cell(CLEAN, labels=labels), *attacks))))
+    ((_, shown),) = page.galleries(report.summary, Cells(report))
+    assert [one.attack for one in shown] == ["b"]

@@ -72,14 +72,17 @@ def watched(browser, folder) -> Iterator[Watched]:
 
 def test_the_leaderboard_sorts_and_says_how(watched):
     page = watched.page
-    head = page.locator("#board thead th").nth(5)
+    column = 1 + page.locator("#board thead th").all_inner_texts().index("rank")
+    head = page.locator("#board thead th").nth(column)
     head.get_by_role("button").click()
     assert head.get_attribute("aria-sort") == "descending"
-    robust = [row[5].split()[0] for row in watched.board()]
+    robust = [row[column].split()[0] for row in watched.board()]
     assert robust == ["80.0", "40.0", "20.0", "0.0", "failed"]  # what has no figure comes last, both ways
     head.get_by_role("button").press("Enter")
     assert head.get_attribute("aria-sort") == "ascending"
-    assert [row[5].split()[0] for row in watched.board()] == ["0.0", "20.0", "40.0", "80.0", "failed"]
+    assert [row[column].split()[0] for row in watched.board()] == ["0.0", "20.0", "40.0", "80.0", "failed"]
+    page.locator("#board thead th").nth(column - 1).get_by_role("button").click()  # ranks: the best one first
+    assert [row[column - 1] for row in watched.board()] == ["1", "1", "1", "2", "–"]
     page.locator("#board thead th").first.get_by_role("button").click()
     assert page.locator("#board [aria-sort]").count() == 1
     assert [row[0] for row in watched.board()] == sorted([row[0] for row in watched.board()], key=str.lower)
@@ -87,13 +90,14 @@ def test_the_leaderboard_sorts_and_says_how(watched):
 
 def test_the_leaderboard_filters(watched):
     page = watched.page
-    assert [row[3:5] for row in watched.board()] == [["L2", "1"]] * 2 + [["L∞", "0.2"]] * 2 + [["L∞", "0.3"]]
+    assert [row[3:5] for row in watched.board()] == [["L∞", "0.2"]] * 2 + [["L2", "1"]] * 2 + [["L∞", "0.3"]]
     page.get_by_label("family", exact=True).select_option("none")
     assert {row[0] for row in watched.board()} == {"undefended"}
     assert page.locator(".filters output").inner_text() == "2 rows"
     page.get_by_label("strength", exact=True).select_option("linf 0.1")  # a strength of a norm shows that norm
     assert page.get_by_label("norm", exact=True).input_value() == "linf"
     assert [row[:5] for row in watched.board()] == [["undefended", "digits", "none", "L∞", "0.1"]]
+    assert page.locator(".filters output").inner_text() == "1 row"
     page.get_by_label("norm", exact=True).select_option("l2")
     assert page.get_by_label("strength", exact=True).input_value() == ""
     assert [row[3:5] for row in watched.board()] == [["L2", "1"]]
@@ -109,14 +113,14 @@ def test_only_the_notes_of_visible_rows_are_shown(watched):
     for family in ("", "none"):
         watched.page.get_by_label("family", exact=True).select_option(family)
         shown = [str(note.get_attribute("value")) for note in notes.all() if note.is_visible()]
-        assert shown == sorted({number for row in watched.board() for number in re.findall(r"\((\d+)\)", row[5])})
+        assert shown == sorted({number for row in watched.board() for number in re.findall(r"\((\d+)\)", row[6])})
         found.append(shown)
     assert found == [["1", "2"], []]
 
 
 def test_a_field_of_the_matrix_opens_by_keyboard_and_gives_the_focus_back(watched):
     page = watched.page
-    link = page.locator("#matrix .heat a", has_text="80.0").first
+    link = page.locator("#matrix .heat a", has_text=re.compile(r"^80\.0$")).first
     link.focus()
     page.keyboard.press("Enter")
     dialog = page.locator("dialog")
@@ -157,6 +161,11 @@ def test_it_prints_with_all_details_on_white(browser, folder):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)" != dark
     articles = page.locator(".cells > article")
     assert all(articles.nth(i).is_visible() for i in range(articles.count()))
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    folded = page.locator("details > :last-child").all()
+    assert folded and all(one.is_visible() for one in folded)
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
     assert not page.locator("nav").is_visible() and not page.locator(".filters").is_visible()
     assert page.evaluate("getComputedStyle(document.querySelector('#board tbody th')).position") == "static"
     pdf = page.pdf(prefer_css_page_size=True)
@@ -182,11 +191,31 @@ def test_on_a_phone_only_the_boxes_scroll_and_the_first_column_stays(browser, fo
 
 def test_checks_that_ran_are_within_the_width_of_a_phone_and_the_others_take_a_line(browser, folder):
     page = Watched(browser, folder, viewport={"width": 390, "height": 800}).page
+    page.locator("#diagnosis details").evaluate_all("all => all.forEach(one => { one.open = true; })")
     boxes = page.locator(".box:has(.checks)").evaluate_all("all => all.map(b => b.scrollWidth - b.clientWidth)")
     assert boxes == [0]
     assert page.locator(".checks tbody tr").count() == 1
-    assert "not run: grey." in page.locator("#diagnosis").inner_text()
+    assert "Not run: grey." in page.locator("#diagnosis").inner_text()
     page.close()
+
+
+def test_on_a_phone_the_worst_case_is_in_view(browser, folder):
+    page = Watched(browser, folder, viewport={"width": 390, "height": 800}).page
+    for place in page.locator(".heat tbody td:nth-child(2)").all():
+        assert place.bounding_box()["x"] + place.bounding_box()["width"] <= 390
+    heads = page.locator(".heat thead th:nth-child(2)").all_inner_texts()
+    assert all(head.startswith("worst-case") for head in heads) and heads
+    page.close()
+
+
+def test_a_command_is_copied(browser, folder):
+    watched = Watched(browser, folder, viewport={"width": 1280, "height": 900}, permissions=["clipboard-read", "clipboard-write"])
+    command = watched.page.locator("header .command")
+    command.get_by_role("button").click()
+    command.get_by_role("button", name="Copied").wait_for()
+    assert watched.page.evaluate("navigator.clipboard.readText()") == command.locator("code").inner_text()
+    watched.page.close()
+    assert watched.trouble == []
 
 
 def test_without_scripts_everything_is_there(browser, folder):

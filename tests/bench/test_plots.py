@@ -8,7 +8,8 @@ from handmade import REJECT, a_run, cell, run
 
 from manifold_bench.bench.metrics.summary import summary
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
-from manifold_bench.bench.report import grids, pictures, plots
+from manifold_bench.bench.report import grids, pictures, plots, style
+from manifold_bench.defenses.identity import registered
 
 LABELS = [0] * 10
 PIXELS = np.arange(64, dtype=np.uint8).tobytes()
@@ -129,7 +130,7 @@ def test_risk_over_coverage_clean_and_attacked_with_the_deployed_points():
     np.testing.assert_allclose(attacked, [(25, 100), (50, 100), (75, 100), (100, 75)])
     np.testing.assert_allclose(under_attack, [(100, 75)])
     labels = [text.get_text() for text in below.get_legend().get_texts()]
-    assert labels == ["d\narea 14.6 %, attacked 93.8 %"]
+    assert labels == ["d\nmean risk 14.6 %, attacked 93.8 %"]
     assert [axes.get_title("left") for axes in (above, below)] == ["clean", "attacked, ε = 0.2"]
     assert below.get_xlabel() == "coverage, % of inputs accepted"
     assert {axes.get_ylabel() for axes in (above, below)} == {"risk, % of accepted that are wrong"}
@@ -143,6 +144,7 @@ def test_the_scale_of_the_risk_ends_where_its_curves_do(error_rate):
     answers = [int(i >= 100 * (1 - error_rate)) for i in range(100)]
     drawn = figures_of(
         cell(CLEAN, labels=labels, clean=answers, clean_scores=scores),
+        cell(CALIBRATION, labels=labels, clean_scores=scores),
         cell("a", (0.2,), labels, answers, [1] * 100, clean_scores=scores),
     )
     above, below = drawn["digits", "linf", "risk-coverage"].axes
@@ -165,6 +167,37 @@ def test_an_attack_that_seeks_small_perturbations_has_a_curve_over_every_distanc
     assert everything == [[0, 100], [0.25, 75], [0.5, 50], [1, 50], [1.5, 25], [2, 25]]  # pgd ends at ε = 2
     labels = [text.get_text() for text in panels[0].get_legend().get_texts()]
     assert labels == ["all attacks, up to the largest ε = 2\nmedian 1.000", "deepfool\nmedian 1.250"]
+
+
+def test_a_defense_that_neither_rejects_nor_is_calibrated_has_no_risk_coverage_curve():
+    scores = [-3, -2, -1, 1]
+    drawn = figures_of(
+        *(cell(CLEAN, labels=[0] * 4, clean=[0, 0, 0, last], clean_scores=scores, defense=name) for name, last in BOTH),
+        *(cell("a", (0.2,), [0] * 4, [0, 0, 0, last], clean_scores=scores, defense=name) for name, last in BOTH),
+    )
+    labels = [text.get_text() for text in drawn["digits", "linf", "risk-coverage"].axes[1].get_legend().get_texts()]
+    assert [label.split("\n")[0] for label in labels] == ["shy"]
+
+
+BOTH = (("shy", REJECT), ("plain", 1))
+
+
+@pytest.mark.parametrize("others", [(), ("alien",), ("alien", "gmvae", "zzz", "undefended")])
+def test_the_look_of_a_defense_follows_from_its_name(others):
+    looks = style.defense_styles(["pgd-training", "mine", *others], own=["mine"])
+    alone = style.defense_styles(["pgd-training", "mine"], own=["mine"])
+    assert {name: looks[name] for name in alone} == alone
+    assert next(iter(looks)) == "mine" and looks["mine"]["color"] == "#000000"
+    assert len({(look["color"], look["ls"], look["marker"]) for look in looks.values()}) == len(looks)
+    assert looks.get("undefended", {}).get("ls", "--") == "--"
+    assert len({look["color"] for look in looks.values()}) == len(looks)  # while there are enough of them
+
+
+def test_every_registered_defense_has_a_look_of_its_own():
+    ours = {name for name, point in registered("defenses").items() if point.dist.name == "manifold-bench"}
+    assert {style.REFERENCE, *style.PLACES} == ours
+    looks = style.defense_styles([*ours, *(f"unknown {number}" for number in range(20))])
+    assert len({(look["color"], look["ls"], look["marker"]) for look in looks.values()}) == len(ours) + 20
 
 
 def test_without_scores_there_is_no_risk_coverage_curve(drawn):

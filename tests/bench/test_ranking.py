@@ -15,10 +15,12 @@ from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.ranking import (
     attack_lines,
-    named_lines,
+    comparisons,
+    new_attacks,
+    own_defenses,
     ranking_lines,
-    ranking_paragraphs,
     ranking_tables,
+    reused_lines,
 )
 from manifold_bench.bench.report.screen import print_report
 
@@ -135,11 +137,10 @@ def test_an_attack_is_compared_with_the_others():
     lines = attack_lines(attack_figures(run(RECORDS, *both)), "b")
     assert lines[0] == (
         "digits, L∞, mine: success 10.0 [2.8, 30.1] % within ε = 0.1, 2 + 0 forward + backward passes per input, "
-        "median distance ∞, optimality 50.0 % (100: no attack found smaller distances), "
-        "rank 2 of 2 by success, then by distance"
+        "median distance ∞, optimality 50.0 %, rank 2 of 2"
     )
-    assert lines[1].endswith("smaller distances), rank 1 of 2 by success, then by distance")
-    assert lines[2] == "digits, L∞: mean optimality over 2 defenses 75.0"
+    assert lines[1].endswith("%, rank 1 of 2")
+    assert lines[2] == "digits, L∞: mean optimality over 2 defenses 75.0 %"
     failed = cell("b", labels=SOME, defense="mine", status="failed", reason="why")
     assert attack_lines(attack_figures(run(RECORDS, failed)), "b") == ["digits, L∞, mine: failed: why"]
 
@@ -147,20 +148,60 @@ def test_an_attack_is_compared_with_the_others():
 def test_what_was_named_and_what_was_reused_is_shown():
     reused = [{"folder": "results/baselines/quick", "code": "abc", "started": "2026-01-01", "jobs": 7}]
     run_file = {"named": {"defenses": ["mine", "gone"], "attacks": ["a"]}, "reused": reused}
-    named = named_lines(
+    named = comparisons(
         {name: against_others(RECORDS, name) for name in ("mine", "gone")}, attack_figures(RECORDS), run_file
     )
-    paragraphs = ranking_paragraphs(named, run_file)
-    assert paragraphs[0].startswith("**mine** on digits, clean: 100.0 %")
-    assert paragraphs[1].startswith("**mine** on digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak")
-    assert any(text.startswith("**a** on digits, L∞, weak: success 70.0") for text in paragraphs)
-    assert not any("gone" in text for text in paragraphs)
-    assert paragraphs[-1] == "7 jobs from the baseline results/baselines/quick (code abc, 2026-01-01), not run again."
+    found = {one.name: one.lines for one in named}
+    assert found["mine"][0].startswith("digits, clean: 100.0 %")
+    assert found["mine"][1].startswith("digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak")
+    assert any(line.startswith("digits, L∞, weak: success 70.0") for line in found["a"])
+    assert found["gone"] == []
+    assert reused_lines(run_file) == [
+        "7 jobs from the baseline results/baselines/quick (code abc, 2026-01-01), not run again."
+    ]
     console = Console(width=110, record=True, file=io.StringIO())
     print_report(Report(a_run(RECORDS, **run_file)), console)
     shown = " ".join(console.export_text().split())
-    for name, lines in named.items():
-        assert name in shown and all(line.split(";")[0] in shown for line in lines)
+    for one in named:
+        assert one.title in shown and all(line.split(";")[0] in shown for line in one.lines)
+
+
+@pytest.mark.parametrize(
+    ("source", "compared"),
+    [
+        ("bench/matrices/quick.toml", ["square", "mine.py:A"]),  # `quick` has pgd already, and no square
+        ("mine.toml", ["mine.py:A"]),  # that file may be gone
+    ],
+)
+def test_an_attack_that_the_matrix_has_already_is_not_compared(source, compared):
+    named = ["pgd", "pgd", "pgd(steps=9)", "square", "mine.py:A"]
+    entries = [{"label": label, "name": label.partition("(")[0]} for label in named]
+    assert new_attacks({"matrix": {"source": source, "attacks": entries}, "named": {"attacks": named}}) == compared
+
+
+def test_a_defense_is_only_marked_as_named_beside_others():
+    run_file = {"named": {"defenses": ["mine"]}}
+    assert own_defenses(run_file, ["mine", "strong"]) == ["mine"]
+    assert own_defenses(run_file, ["mine"]) == []
+
+
+def test_the_line_says_with_which_defense_nothing_was_compared():
+    elsewhere = run(cell(CLEAN, labels=SOME, defense="apart"), beaten(3, attack="other", defense="apart"))
+    lines = ranking_lines(against_others(run(RECORDS, elsewhere), "mine"))
+    assert [line.endswith("; not compared with apart") for line in lines] == [False, True]
+    assert "rank 2 of 4" in lines[1]
+
+
+def test_norms_have_the_same_order_everywhere():
+    both = [
+        cell(labels=SOME, norm=norm, defense=defense, attack=f"in {norm}")
+        for norm in ("l0", "l1", "l2")
+        for defense in ("mine", "weak")
+    ]
+    found = against_others(run(RECORDS, *both), "mine")
+    order = ["L∞", "L2", "L1", "L0"]
+    assert [line.split()[1].rstrip(":") for line in ranking_lines(found)] == ["clean", *order]
+    assert [table.name[1] for table in ranking_tables(found, "mine")] == ["linf", "l2", "l1", "l0"]
 
 
 def test_clean_rejections_are_no_right_answers():

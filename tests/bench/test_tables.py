@@ -13,7 +13,14 @@ from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.screen import print_report
 from manifold_bench.bench.report.table import Table, latex, latex_escaped, markdown
-from manifold_bench.bench.report.tables import Doubt, implausible_cells, panels, selective_tables, tables
+from manifold_bench.bench.report.tables import (
+    INVALID,
+    Doubt,
+    implausible_cells,
+    panels,
+    selective_tables,
+    tables,
+)
 
 LABELS = [0] * 10
 BEATEN = [1] * 4 + [REJECT] + [0] * 5
@@ -83,7 +90,8 @@ def test_cells_without_figures_are_marked_and_explained():
 def test_invalid_outputs_are_marked_and_counted():
     row = line(ATTACKS, "plain", "noise")
     assert "†" in row["robust, ε = 0.1"]
-    assert any("plain × noise: up to 20.0 % of the outputs are invalid" in note for note in ATTACKS.notes)
+    (note,) = (note for note in ATTACKS.notes if note.startswith("† plain × noise: "))
+    assert "up to 20.0 % of the outputs are invalid" in note and INVALID in note
 
 
 def test_what_was_not_run_is_no_zero():
@@ -169,24 +177,25 @@ def test_the_selective_table_has_a_row_per_operating_point():
     assert "upper bound" in latex(table)
 
 
-def test_where_nothing_is_rejected_or_calibrated_there_is_no_selective_table():
+def test_where_nothing_is_calibrated_there_is_no_selective_table():
     plain = SELECTIVE[SELECTIVE["defense"] == "plain"]
     assert not selective_tables(matched(plain), implausible_cells(summary(plain)))
     rejecting = SELECTIVE[SELECTIVE["attack"] != CALIBRATION]
-    (table,) = selective_tables(matched(rejecting), implausible_cells(summary(rejecting)))
-    assert [row[1] for row in table.rows] == ["deployed (1)"] * 2
+    assert not selective_tables(matched(rejecting), implausible_cells(summary(rejecting)))
 
 
 def test_an_implausible_figure_is_marked_in_every_table():
     some = [0] * 50
     weak = run(
-        cell(CLEAN, labels=some, clean=[REJECT] + [0] * 49),
-        cell("pgd", (0.2,), some, clean=[REJECT] + [0] * 49),
+        cell(CLEAN, labels=some, clean=[REJECT] + [0] * 49, clean_scores=[1] + [-1] * 49),
+        cell(CALIBRATION, labels=[0] * 99, clean_scores=[-1] * 99),
+        cell("pgd", (0.2,), some, clean=[REJECT] + [0] * 49, clean_scores=[1] + [-1] * 49),
         cell(CLEAN, labels=some, defense="plain"),
         cell("pgd", (0.1, 0.2), some, defense="plain", adv={0.1: [1] * 25 + [0] * 25, 0.2: [1] * 50}),
     )
     robustness, attacks = made(summary(weak))
-    (selective,) = selective_tables(matched(weak, ()), implausible_cells(summary(weak)))
+    (selective,) = selective_tables(matched(weak, (0.01,)), implausible_cells(summary(weak)))
+    assert selective.notes.pop() == "note: no threshold at 1 %: no calibration records"  # on the other defense
     for table, start in ((robustness, ("d",)), (attacks, ("d", "worst-case")), (selective, ("d", "deployed"))):
         assert line(table, *start)["robust, ε = 0.2"] == "98.0 [89.5, 99.6] §(1)"
         (note,) = table.notes

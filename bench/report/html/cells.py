@@ -15,6 +15,8 @@ from manifold_bench.bench.records.schema import CLEAN, IMAGE_COLUMNS, WORST_CASE
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.html.images import Image, Images
 from manifold_bench.bench.report.html.reproduce import command
+from manifold_bench.bench.report.html.systems import About, known_systems
+from manifold_bench.bench.report.order import by_norm
 from manifold_bench.bench.report.pictures import (
     answer_text,
     difference,
@@ -78,6 +80,8 @@ class Cell:
     command: str | None
     facts: list[tuple[str, str]]
     """Names and values of what identifies the cell: parameters of the attack, weights, protocol, seed, key."""
+    about: list[About] = field(default_factory=list)
+    """What the defense and the attack are, where this project registers them."""
     inputs: list[Input] = field(default_factory=list)
     pictured_at: str = ""
     """The ε at which the inputs are shown, as text."""
@@ -100,14 +104,15 @@ class Field:
 class HeatMap:
     """A heat map of one data set and norm.
 
-    figure: name of what is shown. columns: name of each attack and its ε, as text. rows: name of each defense and its
-    fields, one for each column. notes: reasons of the numbered marks.
+    figure: name of what is shown. columns: name of each attack and its ε, as text; the worst case comes first, where a
+    phone shows it. rows: name of each defense, whether the user named it, and its fields, one for each column. notes:
+    reasons of the numbered marks.
     """
 
     title: str
     figure: str
     columns: list[tuple[str, str]]
-    rows: list[tuple[str, list[Field]]]
+    rows: list[tuple[str, bool, list[Field]]]
     notes: list[str]
 
 
@@ -117,7 +122,8 @@ class Cells:
     def __init__(self, report: Report, budget: int = IMAGE_BUDGET) -> None:
         """budget: number of characters that all images may take; where they take more, fewer inputs are shown."""
         results, summary = report.results, report.summary
-        self.identities, self.doubts = results.identities, report.doubts
+        self.identities, self.doubts, self.own = results.identities, report.doubts, report.own
+        self.systems = known_systems(results.identities)
         jobs = results.records[[*CELL, "key"]].drop_duplicates()
         self.keys = {key: list(rows) for key, rows in jobs.groupby(CELL, sort=False)["key"]}
         pictures: dict[object, pd.DataFrame] = dict(iter(pictured(results.records).groupby(CELL, sort=False)))
@@ -127,13 +133,13 @@ class Cells:
             if self.images.size <= budget:
                 break
         self.all: dict[tuple[str, str, str, str], Cell] = {}
-        for (dataset, defense, norm), same in summary.groupby(["dataset", "defense", "norm"], sort=False):
+        for (dataset, defense, norm), same in by_norm(summary, "dataset", "defense"):
             of_attack: dict[str, list[Row]] = {}
             for row in same.to_dict("records"):
                 of_attack.setdefault(row["attack"], []).append(row)
             attacks, whole = [name for name in of_attack if name != WORST_CASE], Marks(same, report.doubts)
             for attack, rows in of_attack.items():
-                key = (str(dataset), str(defense), attack, str(norm))
+                key = (dataset, defense, attack, norm)
                 strength = "" if key not in pictures or norm == FOOLING else eps_text(pictures[key]["eps"].iloc[0])
                 marks = whole.without_notes()
                 self.all[key] = Cell(
@@ -143,6 +149,7 @@ class Cells:
                     notes=marks.notes,
                     command=command(results.run, *key[:2], attacks if attack == WORST_CASE else [key[2]], key[3]),
                     facts=self._facts(key),
+                    about=self._about(key),
                     inputs=inputs.get(key, []),
                     pictured_at=strength,
                 )
@@ -162,6 +169,11 @@ class Cells:
         seeds = [str(self.identities[job]["seed"]) for job in self.keys[key]]
         facts += [("protocol", str(identity["protocol"])), ("seed", ", ".join(seeds))]
         return [*facts, ("key", ", ".join(self.keys[key]))]
+
+    def _about(self, key: tuple[str, str, str, str]) -> list[About]:
+        identity = self.identities[self.keys[key][0]] if key in self.keys else {}
+        names = ((kind, part["name"]) for kind, part in identity.items() if kind in ("defense", "attack"))
+        return [self.systems[name] for name in names if name in self.systems]
 
     def _input(self, record: Row) -> Input:
         shape = self.identities[record["key"]]["shape"]
@@ -216,11 +228,12 @@ def _strength(row: Row, marks: Marks) -> Strength:
 def heat_map(panel: Panel, cells: Cells, flags: Mapping[tuple[str, str], str] = {}) -> HeatMap:
     """Return the heat map of a panel: robust accuracy, or for noise images the share that is accepted.
 
-    flags: (data set, defense) → titles of the checks of the diagnosis that it fails.
+    flags: (data set, defense) → what the checks of the diagnosis that it fails have found.
     """
     own = {defense: reason for (there, defense), reason in flags.items() if there == panel.dataset}
     marks = Marks(panel.attacked, cells.doubts, own)
-    columns = matrix_columns(panel)
+    *columns, worst = matrix_columns(panel)
+    columns = [worst, *columns]
     at = rows_by(pd.concat([panel.clean, panel.attacked]), "defense", "attack", "eps")
     rows = []
     for defense in panel.defenses:
@@ -228,7 +241,7 @@ def heat_map(panel: Panel, cells: Cells, flags: Mapping[tuple[str, str], str] = 
             _field(at.get((defense, attack, eps)), panel, marks, cells.find(panel.dataset, defense, attack, panel.norm))
             for attack, eps in columns
         ]
-        rows.append((marks.defense(defense), fields))
+        rows.append((marks.defense(defense), defense in cells.own, fields))
     figure = "noise images accepted" if panel.is_noise else "robust accuracy"
     heads = [(attack, "" if attack == CLEAN or np.isinf(eps) else f"ε = {eps_text(eps)}") for attack, eps in columns]
     return HeatMap(panel.title, figure, heads, rows, marks.notes)

@@ -18,20 +18,24 @@ from manifold_bench.bench.metrics.summary import strongest
 from manifold_bench.bench.records.provenance import kernels_text
 from manifold_bench.bench.records.schema import WORST_CASE, Row
 from manifold_bench.bench.report.contents import Report
-from manifold_bench.bench.report.diagnosis import overall_text
+from manifold_bench.bench.report.diagnosis import by_dataset, found_text, not_run_lines, overall_text, ran_titles
 from manifold_bench.bench.report.html.cells import Cell, Cells, heat_map
+from manifold_bench.bench.report.html.reproduce import run_command
 from manifold_bench.bench.report.plots import Drawn
 from manifold_bench.bench.report.style import shade
 from manifold_bench.bench.report.tables import Marks, panels, robust_legend, rows_by
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
+from manifold_bench.defenses.identity import JsonObject
 
 
 @dataclass(frozen=True)
 class Entry:
     """A row of the leaderboard: one defense at one ε.
 
-    largest: whether ε is the norm's largest. figures: text of each figure, and the number by which its column is sorted
-    (None where there is no figure). strongest: names of the strongest attacks, and what they leave. diagnosis: result.
+    largest: whether ε is the norm's largest. own: whether the user named the defense. rank: 1 + the number of defenses
+    with a larger robust accuracy at that norm and ε; None where there is no figure. figures: text of each figure, and
+    the number by which its column is sorted (None where there is no figure). strongest: names of the strongest attacks,
+    and what they leave. diagnosis: result.
     """
 
     dataset: str
@@ -40,6 +44,8 @@ class Entry:
     eps: str
     largest: bool
     defense: str
+    own: bool
+    rank: int | None
     figures: list[tuple[str, float | None]]
     strongest: str
     diagnosis: str
@@ -70,12 +76,15 @@ def write_page(report: Report, plots: Sequence[Drawn]) -> Path:
     )
     environment.filters |= {"norm": norm_text, "kernels": kernels_text}
     environment.filters |= {"inlined": _inlined, "unbroken": _unbroken, "marked": _marked}
-    environment.filters |= {"options_whole": _options_whole, "overall": overall_text}
+    environment.filters |= {"options_whole": _options_whole, "overall": overall_text, "found": found_text}
+    environment.filters |= {"ran_titles": ran_titles, "not_run_lines": not_run_lines, "meanings": _meanings}
     cells = Cells(report)
     text = environment.get_template("report.html.jinja").render(
         report=report,
         run=report.results.run,
         name=report.results.folder.resolve().name,
+        command_line=run_command(report.results.run),
+        datasets=by_dataset(report.diagnosis),
         leaderboard=leaderboard(report),
         legend=robust_legend(report.summary),
         maps=[heat_map(panel, cells, report.flags) for panel in panels(report.summary)],
@@ -112,6 +121,8 @@ def leaderboard(report: Report) -> Leaderboard:
         strengths.setdefault(norm, set()).update(ladder)
         unattacked = rows_by(clean, "defense")
         worst = rows_by(panel.worst, "defense", "eps")
+        ranks = panel.worst.groupby("eps")["robust_accuracy"].rank(method="min", ascending=False)
+        rank_of = dict(zip(zip(panel.worst["defense"], panel.worst["eps"], strict=True), ranks, strict=True))
         of_defense = dict(iter(pd.concat([clean, attacked]).groupby("defense")))
         for eps in reversed(ladder):
             for defense in sorted(ranked, key=lambda name: _order(worst.get((name, eps)))):
@@ -130,7 +141,9 @@ def leaderboard(report: Report) -> Leaderboard:
                 attack = alone.names + (f": {percent(alone.share)}" if alone.attacks else "")
                 family, diagnosis = families.get(defense, "not stated"), diagnosed.get((dataset, defense), "not run")
                 where = (dataset, norm, family, eps_text(eps), eps == ladder[-1])
-                entries.append(Entry(*where, defense, figures, attack, diagnosis))
+                rank = rank_of.get((defense, eps), np.nan)
+                place = None if np.isnan(rank) else int(rank)
+                entries.append(Entry(*where, defense, defense in report.own, place, figures, attack, diagnosis))
     ladders = {norm: list(dict.fromkeys(map(eps_text, sorted(known)))) for norm, known in strengths.items()}
     header = ["robust", "strict", "clean accuracy", "clean rejection", "median distance", "n attacked"]
     return Leaderboard(header + ["noise accepted"] * bool(len(fooled)), entries, ladders, marks.notes)
@@ -155,19 +168,27 @@ def _median(row: Row | None) -> tuple[str, float | None]:
 def galleries(summary: pd.DataFrame, cells: Cells) -> list[tuple[str, list[Cell]]]:
     """Return for each data set and norm its title and the cells whose images are shown, one for each defense.
 
-    That cell is the one of the attack that leaves the lowest robust accuracy (of noise: that gets most accepted).
+    That cell is the one of the attack that leaves the lowest robust accuracy (of noise: that gets most accepted), and
+    of several such attacks the one that took most passes.
     """
     made = []
     for panel in panels(summary):
         shown = []
         for defense, rows in panel.single.groupby("defense"):
             # noise has no right answers, so its attacks are ordered by what is accepted
-            order = rows.sort_values("rejection" if panel.is_noise else "robust_accuracy", kind="stable")
+            figure = "rejection" if panel.is_noise else "robust_accuracy"
+            spared = -rows["forwards"] - rows["backwards"]
+            order = rows.assign(spared=spared).sort_values([figure, "spared"], kind="stable")
             found = [cells.find(panel.dataset, str(defense), attack, panel.norm) for attack in order["attack"].unique()]
             shown += [cell for cell in found if cell and cell.inputs][:1]
         if shown:
             made.append((panel.title, shown))
     return made
+
+
+def _meanings(entries: Sequence[JsonObject]) -> dict[str, str]:
+    """Return the title of each check of a diagnosis → what it means, each once."""
+    return {check["title"]: check["meaning"] for entry in entries for check in entry["checks"] if check["meaning"]}
 
 
 def _inlined(plot: Drawn) -> Markup:

@@ -25,7 +25,7 @@ def command(run: JsonObject, dataset: str, defense: str, attacks: Iterable[str],
     if "source" not in matrix:
         return None
     if run.get("command", [])[1:2] == ["judge"]:
-        return shlex.join(["manifold-bench", *run["command"][1:]])
+        return run_command(run)
     parts = ["manifold-bench", "run", "--matrix", matrix_name(matrix["source"])]
     parts += ["--dataset", dataset, "--defense", _argument(matrix.get("defenses", []), defense)]
     for attack in attacks:
@@ -39,6 +39,12 @@ def command(run: JsonObject, dataset: str, defense: str, attacks: Iterable[str],
     return shlex.join([*parts, "--out", OUT])
 
 
+def run_command(run: JsonObject) -> str:
+    """Return the shell command that made a run, or the words of a Python program. run: content of run.json."""
+    words = list(run.get("command", []))
+    return shlex.join(["manifold-bench", *words[1:]] if words[1:2] in (["run"], ["judge"]) else words)
+
+
 def _argument(entries: list[JsonObject], label: str) -> str:
     """Return what names a system on the command line: its label, or its name if that has the folder of its file."""
     names = {one["name"] for one in entries if one["label"] == label == without_folders(one["name"])}
@@ -48,6 +54,11 @@ def _argument(entries: list[JsonObject], label: str) -> str:
 
 def matrix_name(source: str) -> str:
     """Return the argument of --matrix for a matrix file: its name if it is one of this package's, else its path."""
+    return Path(source).stem if packaged(source) else source
+
+
+def packaged(source: str) -> Path | None:
+    """Return the file of a matrix that comes with this package; None for any other. source: its path in run.json."""
     path = Path(source)
     ours = path.parts[-3:-1] == MATRICES.parts[-2:] and (MATRICES / path.name).exists()
-    return path.stem if ours else source
+    return MATRICES / path.name if ours else None

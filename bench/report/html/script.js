@@ -22,7 +22,7 @@ function filter() {
   for (const note of document.querySelectorAll("#leaderboard .notes li")) {
     note.hidden = !shown.some((text) => text.includes(`(${note.value})`));
   }
-  filters.querySelector("output").value = `${rows.filter((row) => !row.hidden).length} rows`;
+  filters.querySelector("output").value = shown.length === 1 ? "1 row" : `${shown.length} rows`;
 }
 
 filters.addEventListener("change", ({ target }) => {
@@ -41,9 +41,9 @@ const heads = [...document.querySelectorAll("#board thead th")];
 function sort(column) {
   const head = heads[column];
   const numeric = "numeric" in head.dataset;
-  // the first click sorts figures in descending order and names in ascending order
-  const first = numeric ? "descending" : "ascending";
-  const other = numeric ? "ascending" : "descending";
+  // the first click sorts figures in descending order, names and ranks in ascending order
+  const first = head.dataset.first ?? (numeric ? "descending" : "ascending");
+  const other = first === "ascending" ? "descending" : "ascending";
   const order = head.getAttribute("aria-sort") === first ? other : first;
   heads.forEach((one) => one.removeAttribute("aria-sort"));
   head.setAttribute("aria-sort", order);
@@ -89,4 +89,26 @@ dialog.addEventListener("close", () => {
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // a click on the backdrop
 addEventListener("hashchange", show);
 addEventListener("beforeprint", () => dialog.open && dialog.close());
+
+// --- what is folded is printed too -----------------------------------------------------------------------------------
+const folded = [];
+addEventListener("beforeprint", () => {
+  folded.push(...document.querySelectorAll("details:not([open])"));
+  folded.forEach((one) => { one.open = true; });
+});
+addEventListener("afterprint", () => folded.splice(0).forEach((one) => { one.open = false; }));
+
+// --- commands: copied, or selected where the browser does not allow that ---------------------------------------------
+for (const button of document.querySelectorAll("button.copy")) {
+  button.addEventListener("click", async () => {
+    const code = button.parentElement.querySelector("code");
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+    } catch {
+      getSelection().selectAllChildren(code);
+      if (!document.execCommand("copy")) return;
+    }
+    button.textContent = "Copied";
+  });
+}
 show();
