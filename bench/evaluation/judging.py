@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+
+from manifold_bench.attacks.threat import allowed
 from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.evaluation.evaluate import chosen_engine, write_and_print_report
@@ -25,6 +28,7 @@ from manifold_bench.bench.planning.sizes import check_size
 from manifold_bench.bench.records.images import FOLDER
 from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.records.results import Results
+from manifold_bench.bench.records.schema import DISTANCES
 from manifold_bench.bench.records.store import file_name
 from manifold_bench.bench.running.board import Board, clock
 from manifold_bench.bench.running.devices import checked_device
@@ -37,6 +41,9 @@ from manifold_bench.bench.running.url_folder import page_of
 from manifold_bench.bench.terminal import print_line, terminal
 from manifold_bench.bench.text import is_printable
 from manifold_bench.defenses.errors import shortened
+
+FAR = "farther than ε from the test image"
+"""Fault of an image that is too far from the test image that it is judged with."""
 
 LONGEST = 200
 """Largest number of characters of a name that a file of images gives an attack or a defense."""
@@ -61,6 +68,8 @@ def judge(given: Namespace) -> int:
 
 def plan_of_images(given: Namespace, folder: Path) -> Plan:
     """Return a plan whose attacks return the given images, and store these in the run's folder; raises InputError."""
+    if given.images.is_dir() and (files := sorted(given.images.glob("*.npz"))):
+        raise InputError(f"{given.images}: holds .npz files; name one of them, as {files[0]}")
     sets = read(given.images)
     meta = {} if len(sets) > 1 else dict(next(iter(sets.values())).meta or {})
     name, device = _name(given, meta, "dataset"), checked_device(given.device)
@@ -138,12 +147,21 @@ def _name(given: Namespace, meta: Mapping[str, object], key: str) -> str:
 
 
 def validity(results: Results) -> list[str]:
-    """Return a line for each set of images of which some are not finite, not in [0,1] or not within ε."""
-    lines = []
+    """Return a line for each set of images of which some are not valid, with the number of each `fault_of`."""
+    lines, other = [], "; do they belong to other test images? Give `indices` in an .npz file"
     for label, rows in results.records[results.records["kind"] == "attack"].groupby("attack", sort=False):
         rows = rows.drop_duplicates("sample")
         if not rows["valid"].all() and (rows["status"] == "ok").all():
-            count = f"{int((~rows['valid']).sum())} of {len(rows)}"
-            fault = "are not finite, not in [0,1], or farther than ε from the test image, and count as no success"
-            lines.append(f"{label}: {count} images {fault}")
+            faults = rows.loc[~rows["valid"]].apply(fault_of, axis=1).value_counts()
+            counts = ", ".join(f"{count} {fault}" for fault, count in faults.items())
+            line = f"{label}: {faults.sum()} of {len(rows)} images count as no success: {counts}"
+            lines.append(line + (other if FAR in faults else ""))
     return lines
+
+
+def fault_of(row: pd.Series) -> str:
+    """Return why the image of a record is not valid; one that is too far may also be not in [0,1]."""
+    if not math.isfinite(row["linf"]):
+        return "not finite"
+    far = row["norm"] in DISTANCES and row[row["norm"]] > allowed(row["norm"], row["eps"])
+    return FAR if far else "not in [0,1]"

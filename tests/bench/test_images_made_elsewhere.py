@@ -178,7 +178,9 @@ def test_what_is_out_of_bounds_is_no_success(test, tmp_path, capsys):
     torch.save(images, tmp_path / "images.pt")
     rows = judged(tmp_path / "images.pt", tmp_path / "out", *STATED)
     assert rows["valid"].tolist() == [False, False, False, True] and not rows["success"].any()
-    assert "3 of 4 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 of 4 images" in said and "indices" in said
+    assert all(part in said for part in ("1 not finite", "1 not in [0,1]", "1 farther than ε"))
     torch.save(1 - test.images[:100], tmp_path / "far.pt")  # some are wrong when clean, and are not attacked
     judged(tmp_path / "far.pt", tmp_path / "far", *STATED)
     (assessment,) = Report(Results.load(tmp_path / "far")).assessments
@@ -240,6 +242,7 @@ BAD = {
     ),
     "TIFF among PNG": (lambda at: _with_tiff(_folder(at)), STATED, ["0001.tif", ".png"]),
     "no number": (lambda at: _text(_folder(at) / "cat.png").parent, STATED, ["cat.png", "0000.png"]),
+    "folder of files": (lambda at: npz(_folder(at) / "a.npz", images=X).parent, STATED, ["pictures/a.npz"]),
     "empty folder": (lambda at: _folder(at), STATED, ["no pictures"]),
     "no data set": (lambda at: npz(at / "a.npz", images=X), STATED[2:], ["--dataset"]),
     "no norm": (lambda at: npz(at / "a.npz", images=X), (*STATED[:2], "--eps", "0.1"), ["--norm"]),
