@@ -44,7 +44,11 @@ def or_random(gradient: Tensor, point: Tensor, seed: int) -> Tensor:
 
 
 def or_stray(step: Tensor, slope: Tensor, point: Tensor, norm: Norm, seed: int) -> Tensor:
-    """Return steps from points [N,C,H,W], with random ones of length `STRAY` where the slope [N,...] is zero."""
+    """Return the steps [N,C,H,W] of an attack, and random steps of length `STRAY` where its gradient is exactly zero.
+
+    slope: gradients by which the steps were computed, [N,...]; an input is stuck where all of them are zero. point:
+    points [N,C,H,W] from which the steps go. norm: norm of the length. seed: seed of the random steps.
+    """
     stuck = ~(slope != 0).flatten(1).any(1)
     if not stuck.any():
         return step

@@ -55,7 +55,11 @@ class Search:
 
 
 class Weights(NamedTuple):
-    """The weight c of each input and the bounds of its bisection, all [N]; `upper` is ∞ before the first success."""
+    """The weights c of the penalty, one for each input, and the bounds between which they are bisected.
+
+    now: weight of the next descent, [N]. lower: largest weight that failed, [N]; 0 before the first failure. upper:
+    smallest weight that succeeded, [N]; ∞ before the first success.
+    """
 
     now: Tensor
     lower: Tensor

@@ -35,8 +35,9 @@ class SigmaZero(ViewAttack):
     pixel change together; in grey images both are the same. The margin is in units of the `typical_temperature`, so
     that a network whose logits are multiplied by 10 is attacked in the same way.
 
-    steps: number of descent steps, each one forward and one backward pass. rate: η at the beginning; it falls to a
-    tenth along a cosine. sigma: σ, the smoothness of the approximation. threshold: τ at the beginning. change: t.
+    steps: number of descent steps, each one forward and one backward pass. rate: learning rate η at the
+    beginning; it falls to a tenth along a cosine. sigma: σ, the smoothness of the approximation of L0. threshold: τ at
+    the beginning, the size below which the change of a pixel is dropped. change: factor t by which τ is adapted.
 
     On a defense that rejects, the margin leads to a wrong answer first, and then to one that is accepted
     (`attacks.losses.selective`). The perturbation of fewest pixels is returned.

@@ -35,10 +35,11 @@ MIN_CURVATURE = 1e-2
 
 
 class Expansion(NamedTuple):
-    """A second-order expansion of a generator at latents z [M,k], for the search for the G(z) nearest to images x.
+    """The derivatives of a generator G at latents z [M,k] that Newton steps towards the G(z) nearest to images x need.
 
-    jacobian: J, transposed, [M,k,D]. inverse: A⁻¹ [M,k,k], A = JᵀJ + Σ rᵢ∇²Gᵢ with r = G(z) − x, the Hessian of
-    ½‖G(z) − x‖². Its eigenvalues are raised to a minimum, so that A⁻¹ leads downhill away from the optimum too.
+    jacobian: the transposed Jacobian Jᵀ of G, [M,k,D]. inverse: the inverse A⁻¹ [M,k,k] of the Hessian of
+    ½‖G(z) − x‖², which is A = JᵀJ + Σ rᵢ∇²Gᵢ with the residual r = G(z) − x. The eigenvalues of A are raised to a
+    minimum, so that a Newton step leads downhill away from the optimum, too.
     """
 
     jacobian: Tensor

@@ -127,7 +127,10 @@ def missing(logits: Tensor, y: Tensor, wrong: Tensor, classes: int) -> Tensor:
 
 
 class Choice:
-    """A random choice of pixel values of each image x [N,C,H,W]; every input has its own generator."""
+    """Chooses the pixel values whose partial derivatives ZOO estimates next, for images x [N,C,H,W].
+
+    The choice is random, and every input has its own generator, so that it does not depend on the batch.
+    """
 
     def __init__(self, x: Tensor, seed: int) -> None:
         self.generators = [torch.Generator().manual_seed(s) for s in input_seeds(x, seed)]
@@ -140,9 +143,9 @@ class Choice:
 
 
 def importance(delta: Tensor, uneven: bool) -> Tensor:
-    """Return the weights [n,D], D = C·H·W, with which the next values of perturbations [n,C,H,W] are drawn.
+    """Return the weights [n,D], D = C·H·W, with which the next values of perturbations [n,C,H,W] are chosen.
 
-    uneven: whether values near large perturbations are drawn more often; else all weights are 1.
+    uneven: whether values near large perturbations are chosen more often; else all weights are 1.
     """
     if not uneven:
         return torch.ones_like(delta.flatten(1))

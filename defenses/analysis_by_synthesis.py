@@ -30,7 +30,7 @@ class AnalysisBySynthesisSpec(DefenseSpec):
 
     epochs, batch_size, rate: number of epochs, batch size and learning rate of the training of each model.
     samples: number of latents drawn from the prior among which each search starts at the best (the paper has 8,000).
-    solver: search that follows, by default the paper's.
+    solver: settings of the search for the latent that starts there, by default the paper's.
     """
 
     latent: Annotated[int, Ge(1)] = 8

@@ -33,8 +33,9 @@ class AuxiliaryDetectorSpec(ClassifierSpec):
     eps, steps: L∞ sizes and numbers of PGD steps of the adversarial images that the detector learns from.
 
     rejection_rate: share of clean validation images that the detector may reject. detector_epochs: number of epochs of
-    the detector's training. width, hidden, batch_size, rate: size and training of both networks. epochs: number of
-    epochs of the classifier's training.
+    the detector's training. epochs: number of epochs of the classifier's training. width: number of channels of the
+    first convolution of both networks. hidden: number of units of their dense layer. batch_size: number of images in a
+    batch of both trainings. rate: learning rate of both trainings.
     """
 
     eps: Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], MinLen(1)] = (0.05, 0.1, 0.2, 0.3)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 
 class HeldOutScores(nn.Module):
-    """Scores of D detectors for M held-out clean images; all are kept, so that any rate can be chosen later.
+    """The calibration scores of D detectors: their scores for M clean images that no training has seen.
+
+    They are stored with the defense's weights, so that a threshold for any rejection rate can be computed later.
 
     ordered: [D,M], the scores of each detector in ascending order; M = 0 until `keep` is called.
     """

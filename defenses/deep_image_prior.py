@@ -27,9 +27,11 @@ AT_ONCE = 16
 class DeepImagePriorSpec(DefenseSpec):
     """Parameters of `DeepImagePrior`.
 
-    scales, channels, skip, noise: size of the networks, see `SkipNetworks`; 5, 128, 4 and 32 in Ulyanov et al.
+    scales: number of times that a network halves the size of the image (5 in Ulyanov et al. 2018). channels: number of
+    channels of the networks' convolutions (128 in Ulyanov et al. 2018). skip: number of channels of each skip
+    connection (4 in Ulyanov et al. 2018). noise: number of channels of the noise input z₀ (32 in Ulyanov et al. 2018).
 
-    steps, rate: number of steps and learning rate of the fit by Adam, which stops early.
+    steps: number of steps of the fit by Adam, which stops early. rate: learning rate of the fit.
     jitter: standard deviation of random numbers that are added to the noise input in every step.
     averaging: decay of the outputs' running mean, which is classified.
     seed: seed of the weights, the noise input and the jitter.

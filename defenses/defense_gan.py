@@ -30,7 +30,8 @@ class DefenseGANSpec(ProjectAndClassifySpec):
     """Parameters of `DefenseGAN`.
 
     generator: generative model and its settings; by default the paper's WGAN-GP. solver: search for the latent and
-    its settings; by default the paper's, R starts of L steps. network: classifier; those of the paper have letters.
+    its settings; by default the paper's, R starts of L steps. network: the classifier, `strided` or
+    the letter of one of the paper's.
     """
 
     generator: Annotated[AnyGenerator, with_default_tag(model="wgan-gp")] = field(

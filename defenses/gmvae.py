@@ -44,7 +44,8 @@ class GaussianMixtureVAESpec(DefenseSpec):
     one (the paper's semi-supervised form); None: all keep it.
     posterior: whether its entropy is `constant`, or `variable`, where the encoder gives variances too, as in the usual
     VAE (the paper's ablation).
-    width, hidden, epochs, batch_size, rate: size and training of the networks.
+    width: number of channels of the first convolution of the encoder. hidden: number of units of the dense layers.
+    epochs: number of epochs of the training. batch_size: number of images in a batch. rate: learning rate of Adam.
     covariance: covariance in the Mahalanobis distance: `empirical`, that of the training encodings of each class, or
     `prior`, the prior's Σ.
     confidence: confidence of both thresholds on training data; the paper's 99.73 % is three standard deviations.
@@ -183,7 +184,7 @@ class GaussianMixtureVAE(Defense):
 
     @property
     def looseness(self) -> Tensor:
-        """Factor of both thresholds: 1, or the one that gives `rejection_rate` on held-out images."""
+        """The factor of both thresholds: 1, or the one that gives `rejection_rate` on clean held-out images."""
         if self.spec.rejection_rate is None:
             return torch.ones_like(self.tau_enc)
         return self.held_out.thresholds([self.spec.rejection_rate] * 2)[int(self.spec.covariance == "prior")]

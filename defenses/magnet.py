@@ -31,14 +31,17 @@ class MagNetSpec(ClassifierSpec):
     """Parameters of `MagNet`.
 
     filters: number of channels of each hidden convolution of the autoencoders. noise: standard deviation of the
-    noise that they learn to remove.
+    noise that the autoencoders learn to remove.
 
-    autoencoder_epochs, autoencoder_rate: number of epochs and learning rate of their training. The paper has 100
-    epochs. Here there are fewer at a higher rate: on MNIST the mean squared error of validation images is 0.0025 after
-    4 epochs and 0.0015 after 8 (0.0053 at a third of the rate).
-    width, hidden, epochs, batch_size, rate: size and training of the classifier.
-    rate_l2, rate_l1, rate_jsd10, rate_jsd40: false-rejection rate of each detector, from the paper; the two jsd
-    detectors exist for colour images alone.
+    autoencoder_epochs: number of epochs of the autoencoders' training; the paper has 100, at a lower learning rate.
+    autoencoder_rate: learning rate of the autoencoders' training. On MNIST the mean squared error of validation images
+    is 0.0025 after 4 epochs and 0.0015 after 8 (0.0053 at a third of the rate).
+    width: number of channels of the classifier's first convolution. hidden: number of units of the classifier's dense
+    layer. epochs: number of epochs of the classifier's training. batch_size: number of images in a batch. rate:
+    learning rate of the classifier's training. rate_l2: false-rejection rate of the detector by the L2 reconstruction
+    error, from the paper. rate_l1: false-rejection rate of the detector by the L1 reconstruction error, from the
+    paper. rate_jsd10, rate_jsd40: false-rejection rate of the detector by the Jensen–Shannon divergence at temperature
+    10 or 40, from the paper; colour images alone have these two.
     """
 
     filters: Annotated[int, Ge(1)] = 3

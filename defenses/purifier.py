@@ -95,6 +95,6 @@ class Purifier(Defense):
         return self.classifier(straight_through(x, purified)), noise
 
     def perceived(self, x: Tensor) -> Tensor:
-        """Return x_0, [N,C,H,W], within [0,1]."""
+        """Return the purified images x_0 [N,C,H,W], clipped to [0,1]."""
         with torch.no_grad():
             return self.purified(x, self.noise(x, self.spec.steps)).clamp(0, 1)

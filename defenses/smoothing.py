@@ -27,10 +27,12 @@ SELECTION = 100
 class SmoothingSpec(UndefendedSpec):
     """Parameters of `RandomizedSmoothing`.
 
-    sigma: standard deviation of the noise, in training and in answers. mixed_precision: see `Training`.
+    sigma: standard deviation of the noise, in training and in answers. mixed_precision: whether the
+    training computes in 16 bits, see `Training`.
 
-    copies: noisy copies that vote on an answer. attacked_copies: noisy copies in the mean that an attacker
-    differentiates. certificate_copies: noisy copies that a certificate is estimated from (their n). alpha: probability
+    copies: number of noisy copies that vote on an answer. attacked_copies: number of noisy copies in the mean that an
+    attacker differentiates. certificate_copies: number of noisy copies from which a certificate is estimated (n in the
+    paper). alpha: probability
     that a certificate is wrong. Other fields as for `undefended`.
     """
 
@@ -80,7 +82,7 @@ class RandomizedSmoothing(Undefended):
         return counts
 
     def verdict(self, x: Tensor) -> Verdict:
-        """Return the class with the most votes; the score is minus its share of them."""
+        """Return the class that most noisy copies vote for; the reject score is minus its share of the votes."""
         most, labels = self.votes(x, self.spec.copies).max(1)
         return Verdict(labels, torch.zeros_like(labels, dtype=torch.bool), -most.double() / self.spec.copies)
 

@@ -179,8 +179,8 @@ def freeze(module: TrainableType) -> TrainableType:
 def find_weights(module: Trainable, own: System, data: str, cached: Path | None = None) -> tuple[Path, Card] | None:
     """Return the file in the zoo, or else the `cached` one, that has this module's weights, and its card; or None.
 
-    The module's parts are loaded already. own: the module's system. data: name of the data set in the zoo. Raises
-    WeightsError for a damaged card.
+    The parts of the module must have their weights already. own: registered name, version and source hash of the
+    module's class. data: name of the data set in the zoo. Raises WeightsError for a damaged card.
     """
     parts = {name: weights_hash(part) for name, part in module.named_parts.items()}
     for path in (*zoo_files(data, own.name), *([cached] if cached else [])):

@@ -112,7 +112,7 @@ def strongest(summary: pd.DataFrame, eps: float) -> Strongest:
 
 
 class Case(NamedTuple):
-    """What a row of a summary is computed from.
+    """One row of a summary before its figures are computed.
 
     about: columns of the row that are known without computing figures. rows: positions of the records over which
     figures are computed; none where the status is failed or skipped.

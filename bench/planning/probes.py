@@ -43,7 +43,10 @@ DEFAULT_EPS = (0.05, 0.1)
 
 
 def inputs(optimising: bool) -> int:
-    """Return the number of inputs of a probe. optimising: whether the defense optimises at inference."""
+    """Return the number of test images that a probe of the diagnosis attacks; smaller for slow defenses.
+
+    optimising: whether the defense optimises at inference.
+    """
     return N_OPTIMISING if optimising else N
 
 

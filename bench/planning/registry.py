@@ -81,7 +81,7 @@ def handing_in(
 
 
 def settings_of(label: str) -> JsonObject:
-    """Return the settings of a defense that a Python program added with them; empty for any other."""
+    """Return the settings, such as `rejects`, that a Python program gave a model of this label; empty for any other."""
     return dict(_settings.get(label, {}))
 
 

@@ -68,7 +68,10 @@ class Running:
 
 
 def main(engine: str, method: Method) -> None:
-    """Serve the engine at the other end of a socket until it has ended. method: how processes are started."""
+    """Run the template process: start the jobs that the engine sends, until the engine has ended.
+
+    engine: file descriptor of the socket to the engine, as text. method: how processes of jobs are started.
+    """
     prepare_process()
     template = Template(Connection(int(engine)), method)
     try:
