@@ -75,6 +75,8 @@ class Marks:
         """
         self.doubts, self.flags = doubts, flags or {}
         self._valid = attacked.groupby(["defense", "attack"])["valid"].min().to_dict()
+        lost = attacked[(attacked["kind"] != WORST_CASE) & attacked["status"].isin(["failed", "skipped"])]
+        self._lost = set(lost[["defense", "status", "reason"]].itertuples(index=False, name=None))
         self.notes = Notes()
 
     def without_notes(self) -> Marks:
@@ -108,7 +110,8 @@ class Marks:
         """
         status, reason = row["status"], row["reason"]
         if status in ("failed", "skipped"):
-            return [f"{status} {self.notes.number(f'{status}: {reason}')}"]
+            causes = self._causes(row) if row["kind"] == WORST_CASE else {}
+            return [" ".join([status, *(causes.values() or [self.notes.number(f"{status}: {reason}")])])]
         found: list[str] = []
         who = f"{row['defense']} × {row['attack']}"
         if row["valid"] < 1:
@@ -120,6 +123,8 @@ class Marks:
             attacks = f"{who}: the attack" if one else f"{row['defense']}: every gradient-based attack"
             found.append("‖" + self.notes.number(f"‖ {attacks} {note}; this is no evidence of robustness"))
         if status == "partial":
+            for cause, number in self._causes(row).items():  # these notes say it already
+                reason = reason.replace(f"({cause})", number)
             found.append("‡" + self.notes.number_shared(f"‡ partial: {reason}", who))
         elif reason and row["kind"] != WORST_CASE:
             found.append(self.notes.number(f"note: {who}: {reason}"))
@@ -130,6 +135,13 @@ class Marks:
                     reason = f"§ the attacks look too weak: {doubt.reason}"
                     found.append("§" + self.notes.number_shared(reason, f"{row['defense']}, {doubt.evidence}"))
         return list(dict.fromkeys(found))
+
+    def _causes(self, worst: Row) -> dict[str, str]:
+        """Return why attacks of a worst case failed or were skipped, each with the number of the note that says it."""
+        status = "failed" if worst["status"] == "partial" else worst["status"]
+        reasons = (reason for who, why, reason in self._lost if (who, why) == (worst["defense"], status))
+        named = sorted((reason for reason in reasons if f"({reason})" in worst["reason"]), key=worst["reason"].index)
+        return {reason: self.notes.number(f"{status}: {reason}") for reason in named}
 
 
 class Doubt(NamedTuple):

@@ -84,7 +84,18 @@ def test_cells_without_figures_are_marked_and_explained():
     assert skipped["robust, ε = 0.1"].startswith("skipped (")
     assert "skipped: it has no gradient" in ATTACKS.notes
     assert line(ROBUST, "[odd]")["robust, ε = 0.1"].startswith("skipped (")
-    assert any("‡ partial" in note and "over noise, pgd; failed: cw_l2" in note for note in ROBUST.notes)
+    (partial,) = (note for note in ROBUST.notes if note.startswith("‡ partial"))
+    assert "over noise, pgd; failed: cw_l2" in partial
+
+
+def test_each_failure_is_explained_in_one_note():
+    for table in (ROBUST, ATTACKS):
+        (number,) = (i for i, note in enumerate(table.notes, 1) if "memory" in note)
+        assert table.notes[number - 1] == "failed: out of\nmemory | 100 %"
+        assert any(f"failed: cw_l2 ({number})" in note for note in table.notes)
+    alone = [cell(CLEAN, labels=LABELS), cell("cw", labels=LABELS, status="failed", reason="out of memory")]
+    for table in made(summary(run(*alone))):
+        assert table.rows[-1][-1] == "failed (1)" and table.notes == ["failed: out of memory"]
 
 
 def test_invalid_outputs_are_marked_and_counted():

@@ -17,12 +17,13 @@ function filter() {
       (strength.value ? data.strength === strength.value : "largest" in data)
     );
   }
-  // a note is shown where a visible row has its number
   const shown = rows.filter((row) => !row.hidden).map((row) => row.textContent);
-  for (const note of document.querySelectorAll("#leaderboard .notes li")) {
-    note.hidden = !shown.some((text) => text.includes(`(${note.value})`));
-  }
   filters.querySelector("output").value = shown.length === 1 ? "1 row" : `${shown.length} rows`;
+  // a note is shown where a visible row or a later note has its number
+  for (const note of [...document.querySelectorAll("#leaderboard .notes li")].reverse()) {
+    note.hidden = !shown.some((text) => text.includes(`(${note.value})`));
+    if (!note.hidden) shown.push(note.textContent);
+  }
 }
 
 filters.addEventListener("change", ({ target }) => {
