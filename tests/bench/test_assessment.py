@@ -50,7 +50,7 @@ def test_only_the_named_defense_has_an_assessment_and_one_alone_needs_no_name():
 
 def test_it_says_what_is_left_at_each_size_with_interval_number_and_strongest_attack():
     (assessment,) = named("quick")
-    failed, weak, strong = assessment.left
+    weak, strong, failed = assessment.left
     assert "L2" in failed and "failed" in failed
     for part in ("ε = 0.1", "80.0 %", "49.0 to 94.3", "n = 10", "fgsm"):
         assert part in weak
