@@ -46,8 +46,8 @@ def test_the_tutorial_s_defense_is_compared_with_the_baselines(folder):
     mine = table.loc[("my_defense:Smoothing", "clean", 0.0)]
     assert mine["accuracy"] > 0.5 and mine["accuracy"] + mine["error"] + mine["rejection"] == 1
     page = (out / "report.md").read_text(encoding="utf-8")
-    assert "How my_defense:Smoothing compares" in done.stdout and "**my_defense:Smoothing** on mnist5k" in page
     for text in (done.stdout, page):
+        assert "How my_defense:Smoothing compares" in text
         assert re.search(r"mnist5k, L∞ ε = 0.3: .* % robust, rank [123] of 3; .*(pgd-training|undefended)", text)
     assert "against every other defense" in page
     assert json.loads((out / "run.json").read_text(encoding="utf-8"))["reused"][0]["jobs"] == 4
@@ -68,10 +68,10 @@ def test_the_tutorial_s_attack_is_compared_with_the_others(folder):
     page = (out / "report.md").read_text(encoding="utf-8")
     scores = {row[1]: float(row[-1]) for row in cells(page, "comparison of attacks") if row[0] == "undefended"}
     assert scores["my_attack:RaySearch"] > scores["fgsm"] and scores["worst-case"] == 100
-    assert "How my_attack:RaySearch compares" in done.stdout and "**my_attack:RaySearch** on mnist5k" in page
     passes = r"\d+ \+ 1 forward \+ backward passes per input"
     sentence = rf"undefended: success .* % within ε = 0.3, {passes}, .*, rank 1 of 2"
     for text in (done.stdout, page):
+        assert "How my_attack:RaySearch compares" in text
         assert re.search(sentence, " ".join(text.split()))  # lines of the screen are broken at 80 columns
     assert "plots/mnist5k--linf--distances.svg" in page
 
