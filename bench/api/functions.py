@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 from manifold_bench.attacks.threat import UNBOUNDED, Norm
 from manifold_bench.bench.api.callers import argument, called_by_a_program
@@ -20,6 +20,7 @@ from manifold_bench.bench.api.one_attack import Attacked, attack_once
 from manifold_bench.bench.api.options import (
     EVALUATION,
     USAGE,
+    EvaluationOptions,
     arguments,
     check_names,
     check_plain,
@@ -132,7 +133,7 @@ def evaluate(
     attacks: Sequence[str | Mapping[str, object]] = ("pgd", "autoattack"),
     norm: Norm = "linf",
     eps: float | str | Sequence[float | str] | None = None,
-    **options: Any,
+    **further: Unpack[EvaluationOptions],
 ) -> Results:
     """Attack a model and return how robust it is.
 
@@ -140,12 +141,13 @@ def evaluate(
     comes before a folder of that name; a pair (images [N,C,H,W] in [0,1], labels [N]) of tensors, arrays or lists; a
     `torch.utils.data.Dataset` of such pairs; or a folder that holds a folder of images for each class. attacks: names,
     or tables with a name and parameters ({"name": "pgd", "steps": 100}). norm, eps: the threat model: the perturbation
-    is at most ε in that norm, a number or a fraction ("8/255"). options: `normalize`, `rejects`, `randomized` with
-    `draws` (number of answers to each input that are judged) and `classes` (number of classes) of the model, and those
-    of `run`.
+    is at most ε in that norm, a number or a fraction ("8/255"). further: `normalize`, `rejects`, `randomized` with
+    `draws` (number of answers to each input that are judged) and `classes` (number of classes) of the model; `n`, the
+    number of images, `budget` ("10min"), `diagnose`, and the other options of `run`.
 
     Raises InputError for what cannot be evaluated, in one line that says what is allowed.
     """
+    options: dict[str, Any] = dict(further)
     check_names(options, EVALUATION)
     with argument("eps"):
         sizes = sizes_of(eps)

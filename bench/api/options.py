@@ -7,7 +7,8 @@ import os
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Number
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -38,6 +39,27 @@ NOT_OF_EVALUATE = ("matrix", "dry_run", "data", *NARROWING)
 
 EVALUATION = (*("attacks", "norm", "eps"), *USAGE, *(one for one in OPTIONS if one not in NOT_OF_EVALUATE))
 """Options of `evaluate`."""
+
+
+class EvaluationOptions(TypedDict, total=False):
+    """The options of `evaluate` that are no arguments of their own, with their types, for editors and type checkers."""
+
+    normalize: object
+    rejects: bool
+    randomized: bool
+    draws: int
+    classes: int
+    n: int | None
+    budget: str | None
+    diagnose: bool | None
+    seed: int | None
+    device: str
+    quiet: bool
+    out: str | Path | None
+    export: str | Path | None
+    workers: int | None
+    engine: str
+    address: str | None
 
 
 def arguments(matrix: str, options: Mapping[str, object]) -> Namespace:

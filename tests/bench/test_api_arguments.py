@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import manifold_bench as mb
+from manifold_bench.bench.api.options import EVALUATION, EvaluationOptions
 from manifold_bench.bench.text import norm_of
 
 REFUSED: dict[str, tuple[dict, str]] = {
@@ -172,6 +173,10 @@ def test_arguments_in_wrong_places_are_answered_with_a_call(linear, interior, ca
     with pytest.raises(mb.InputError) as caught:
         call(linear, *interior)
     assert written in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_editors_know_every_option_of_an_evaluation():
+    assert {*EvaluationOptions.__annotations__, "attacks", "norm", "eps"} == set(EVALUATION)
 
 
 def test_the_folder_of_data_files_is_no_option_of_an_evaluation(linear, interior, monkeypatch):
