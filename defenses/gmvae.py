@@ -42,8 +42,8 @@ class GaussianMixtureVAESpec(DefenseSpec):
     alpha: weight of ‖f(x) − μ_y‖²; the paper does not give it, and it was chosen on validation data.
     labelled_per_class: number of training images of each class that keep their label, while the others are used without
     one (the paper's semi-supervised form); None: all keep it.
-    posterior: whether its entropy is `constant`, or `variable`, where the encoder gives variances too, as in the usual
-    VAE (the paper's ablation).
+    posterior: whether the posterior's entropy is `constant`, or `variable`, where the encoder gives variances, too, as
+    in the usual VAE (the paper's ablation).
     width: number of channels of the first convolution of the encoder. hidden: number of units of the dense layers.
     epochs: number of epochs of the training. batch_size: number of images in a batch. rate: learning rate of Adam.
     covariance: covariance in the Mahalanobis distance: `empirical`, that of the training encodings of each class, or
