@@ -40,8 +40,8 @@ class DetectorLagrangian(ViewAttack):
 
     steps: number of steps towards each class. targets: number of target classes, the likeliest for the clean input
     first; None: all. rate: Adam's learning rate as a share of ε (in L2: of ε divided by the root of the number of
-    pixels). ascent: share of a detector's excess by which its multiplier grows in a step. confidence: margin that the
-    attack demands.
+    pixels). ascent: share of a detector's excess by which its multiplier grows in a step. confidence: margin of the
+    target class that the attack demands.
     """
 
     version: ClassVar[int] = 2

@@ -30,9 +30,9 @@ class EAD(PenaltyAttack):
 
     The defaults are those of the paper.
 
-    rate: length α₀ of the first step; α_k falls with the root of the share of steps that are left. beta: how far each
-    step pulls a value towards that of the input. accelerated: whether y_k runs ahead of x_k; otherwise y_k = x_k, which
-    is ISTA.
+    rate: length α₀ of the first step; α_k falls with the root of the share of steps that are left. beta: difference by
+    which each step pulls a value back towards that of the input. accelerated: whether y_k runs ahead of x_k; otherwise
+    y_k = x_k, which is ISTA.
     """
 
     paper = "chen2018"

@@ -39,7 +39,7 @@ class FAB(ViewAttack):
     far as the box allows. On a defense that rejects, the boundary is that of acceptance as soon
     as the answer is wrong.
 
-    targets: number of target classes. steps: number of steps towards each.
+    targets: number of target classes. steps: number of steps towards each target class.
 
     With a finite ε (as a part of AutoAttack) an input leaves the batch as soon as its perturbation is within ε.
     Otherwise the search for the smallest perturbation uses all steps.

@@ -33,7 +33,7 @@ class Fooling(ViewAttack):
     missing margin is added. If a defense has a reject score but no named detectors, the loss is the missing margin
     until the answer is the target class, and the reject score from then on. Without rejection it is the margin alone.
 
-    a, b: exponents of the detectors' terms; the paper does not give them. With a = b many descents end in a local
+    a, b: exponents of the two detectors' terms; the paper does not give them. With a = b many descents end in a local
     minimum: an image with the right encoding that no decoder could generate. With a > b images become ones that the
     decoder can generate first.
     steps, restarts: number of steps of a descent and number of descents. The first descent starts at the input, the

@@ -352,8 +352,9 @@ class GMVAEWhiteBox(Attack):
     class is a target class. x+η is clipped to [0,1] after every step. Nothing bounds η: the attack returns the smallest
     perturbation that was accepted as the target class, or else the last one.
 
-    power: exponents a and b of the paper, which does not give them; 2 is this project's choice. rate, steps: learning
-    rate and number of steps of Adam, also this project's choice. weight: weight of the size of η.
+    power: exponents a and b of the paper, which does not give them; 2 is this project's choice. rate: learning rate of
+    Adam, this project's choice. steps: number of steps of Adam, this project's choice. weight: factor of the size of
+    the perturbation η in the objective.
     """
 
     paper = "ghosh2019"

@@ -28,7 +28,7 @@ class SimBA(Attack):
     The paper bounds the norm by the number of changes; here each changed image is projected on the ε-ball, so that the
     search goes on along its surface.
 
-    trials: number of values that are tried, each costs one or two queries. size: how far a value is changed.
+    trials: number of values that are tried, each costs one or two queries. size: length by which a value is changed.
 
     On a defense that rejects, the search looks for a wrong answer first, and then for one that is accepted
     (`attacks.losses.wrong_first` of the margin). An input leaves the batch as soon as the attack succeeds on it.

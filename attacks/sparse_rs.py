@@ -30,7 +30,8 @@ class SparseRS(Attack):
     pixels, each in all its channels. Where a random colour is the pixel's own, the opposite corner is taken, so that no
     query is about an image with fewer changes.
 
-    queries: largest number of forward passes for each input. share: α at the beginning, before its first halving.
+    queries: largest number of forward passes for each input. share: share α of the changed pixels that one query
+    replaces, at the beginning; it is halved on the way.
 
     On a defense that rejects, the search looks for a wrong answer first, and then for one that is accepted
     (`attacks.losses.wrong_first` of the margin). An input leaves the batch as soon as the attack succeeds on it.

@@ -28,8 +28,8 @@ class SPSA(Attack):
     a projection on the ball. It needs no gradient, so that it also climbs where a defense's gradient is zero or
     shattered.
 
-    steps: number of Adam steps. pairs: number of pairs of points for each estimate (CleverHans: 128). delta: how far
-    the points differ from x in every pixel. rate: Adam's learning rate.
+    steps: number of Adam steps. pairs: number of pairs of points for each estimate (CleverHans: 128). delta: difference
+    of every pixel of these points from the pixel of x. rate: Adam's learning rate.
 
     On a defense that rejects, f leads to a wrong answer first, and then to one that is accepted
     (`attacks.losses.wrong_first` of the margin). An input leaves the batch as soon as the attack succeeds on it.

@@ -58,11 +58,12 @@ class Substitute(Attack):
     (Jacobian augmentation; λ = 0.1 in the paper), and the defense labels it. Images that the defense rejects have no
     label and are left out. The attacker never sees logits or gradients of the defense.
 
-    images: number of held-out images at the start. rounds: number of trainings. epochs: number of epochs of each.
-    reach: L∞ length of the step to a neighbour.
-    method: attack on the substitute. steps, restarts: numbers of steps and starts of PGD; it uses all of its steps,
-    because an image that fools the substitute need not fool the defense.
-    width: number of channels of the substitute's first layer (`SubstituteCNN`). rate: learning rate of Adam.
+    images: number of held-out images with which the training of the substitute begins. rounds: number of trainings;
+    after each one the images are augmented by a step from every image. epochs: number of epochs of each training.
+    reach: L∞ length of a step that augments the images. method: attack that is run on the substitute. steps: number of
+    steps of PGD on the substitute; all are taken, because an image that fools the substitute need not fool the defense.
+    restarts: number of starts of PGD on the substitute. width: number of channels of the substitute's first layer
+    (`SubstituteCNN`). rate: learning rate of Adam.
     """
 
     paper = "papernot2017"

@@ -42,9 +42,9 @@ class ZOO(Attack):
     that are chosen for a step, at two queries each; one more query asks whether the step succeeded. searches: number of
     values of c that are tried: each is ten times the last until one succeeds; then bisection follows. c: the first
     value of c. rate: Adam's learning rate; larger than the paper's 0.01, because its nine values of c take 3,000 steps
-    each on MNIST. h: how far a value is changed to estimate a slope.
-    sampling: `uniform`, or `importance`: in proportion to the largest change so far of the 3 × 3 pixels around a value,
-    plus the mean of that over the image, so that every value may still be chosen.
+    each on MNIST. h: difference by which a value is changed to estimate a partial derivative. sampling: `uniform`, or
+    `importance`: in proportion to the largest change so far of the 3 × 3 pixels around a value, plus the mean of that
+    over the image, so that every value may still be chosen.
 
     On a defense that rejects, f becomes the reject excess where the answer is wrong (`missing`).
     """

@@ -21,8 +21,9 @@ class AdversarialTrainingSpec(UndefendedSpec):
     norm, eps: norm and size of the perturbations in training, in the images' scale [0,1].
 
     warm_up: share of the training in which the radius grows from 0 to eps; without a warm-up the network collapses to a
-    constant at L∞ 0.3. mixed_precision: whether the training computes in 16 bits, see `Training`. Other fields are as
-    for `undefended`.
+    constant at L∞ 0.3. mixed_precision: whether the training computes in 16 bits, see `Training`.
+
+    Other fields are as for `undefended`.
     """
 
     norm: Literal["linf", "l2"] = "linf"

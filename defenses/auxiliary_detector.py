@@ -30,7 +30,8 @@ from manifold_bench.defenses.training import Training, epochs_for, in_batches, i
 class AuxiliaryDetectorSpec(ClassifierSpec):
     """Parameters of `AuxiliaryDetector`.
 
-    eps, steps: L∞ sizes and numbers of PGD steps of the adversarial images that the detector learns from.
+    eps: L∞ sizes of the adversarial images that the detector learns from. steps: number of PGD steps by which these are
+    made.
 
     rejection_rate: share of clean validation images that the detector may reject. detector_epochs: number of epochs of
     the detector's training. epochs: number of epochs of the classifier's training. width: number of channels of the

@@ -18,8 +18,8 @@ from manifold_bench.defenses.training import Training, accuracy, initialise, tra
 class ClassifierSpec(DefenseSpec):
     """The parameters of a convolutional classifier.
 
-    width, hidden: numbers of channels and of hidden units of the `StridedCNN`. batch_size: number of images in a batch
-    of its training.
+    width: number of channels of the first convolution of the `StridedCNN`. hidden: number of units of the dense layer
+    of the `StridedCNN`. batch_size: number of images in a batch of its training.
     """
 
     width: Annotated[int, Ge(1)] = 32

@@ -26,7 +26,9 @@ class DistillationSpec(UndefendedSpec):
 
     temperature: temperature T of both trainings (paper: 100 on MNIST). epochs: number of epochs of each training.
 
-    mixed_precision: whether the trainings compute in 16 bits, see `Training`. Other fields are as for `undefended`.
+    mixed_precision: whether the trainings compute in 16 bits, see `Training`.
+
+    Other fields are as for `undefended`.
     """
 
     temperature: Annotated[float, Gt(0)] = 100.0

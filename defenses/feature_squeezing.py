@@ -28,7 +28,7 @@ class FeatureSqueezingSpec(DefenseSpec):
     """Parameters of `FeatureSqueezing`.
 
     bits: number of bits of each value in the first squeezed copy (paper: 1 on MNIST). window: width in pixels of the
-    median filter that makes the second one (paper: 2).
+    median filter that makes the second squeezed copy (paper: 2).
 
     rejection_rate: share of clean validation images that may be rejected (paper: 0.05).
     """

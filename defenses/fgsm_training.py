@@ -21,7 +21,9 @@ from manifold_bench.defenses.adversarial_training import AdversarialTraining, Ad
 class FGSMTrainingSpec(AdversarialTrainingSpec):
     """Parameters of `FGSMTraining`.
 
-    clean_share: weight α of the loss on clean images (paper: 0.5). Other fields are as in the base class.
+    clean_share: weight α of the loss on clean images (paper: 0.5).
+
+    Other fields are as in the base class.
     """
 
     clean_share: Annotated[float, Ge(0), Le(1)] = 0.5

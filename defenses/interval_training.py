@@ -25,7 +25,9 @@ class IntervalTrainingSpec(AdversarialTrainingSpec):
     clean_share: weight κ of the loss on unperturbed images once the radius is whole; it begins at 1 (paper: 0.5).
 
     reach: radius of the training over the radius `eps` that is to be certified (paper, MNIST at 0.3: 4/3). warm_up:
-    share of the training over which radius and κ move (paper: 0.2 of 100 epochs). Other fields as for its base.
+    share of the training over which radius and κ move (paper: 0.2 of 100 epochs).
+
+    Other fields are as in the base class.
     """
 
     norm: Literal["linf"] = "linf"

@@ -19,7 +19,8 @@ from manifold_bench.defenses.adversarial_training import AdversarialTraining, Ad
 class PGDTrainingSpec(AdversarialTrainingSpec):
     """Parameters of `PGDTraining`.
 
-    steps, step_size: number and length of the inner PGD's steps, from a random start (paper: 40 of 0.01).
+    steps: number of steps of the PGD that makes the training images, from a random start (paper: 40). step_size: length
+    of a step of this PGD (paper: 0.01).
 
     In L2 the start is the image plus noise of a tenth of the radius (Ilyas et al. 2017: ε 1.5 and 40 steps of ε / 20).
     Other fields are as in the base class.

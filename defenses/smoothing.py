@@ -32,8 +32,9 @@ class SmoothingSpec(UndefendedSpec):
 
     copies: number of noisy copies that vote on an answer. attacked_copies: number of noisy copies in the mean that an
     attacker differentiates. certificate_copies: number of noisy copies from which a certificate is estimated (n in the
-    paper). alpha: probability
-    that a certificate is wrong. Other fields as for `undefended`.
+    paper). alpha: probability that a certificate is wrong.
+
+    Other fields are as for `undefended`.
     """
 
     sigma: Annotated[float, Gt(0)] = 0.25

@@ -23,8 +23,10 @@ class TRADESSpec(PGDTrainingSpec):
 
     beta: weight β of the divergence (1 on MNIST in the authors' code; 1/λ in the paper's tables).
 
-    steps, step_size: number and length of the inner steps (paper, MNIST: 40 of 0.01). Other fields are as in the base
-    class.
+    steps: number of steps by which the training images are made (paper, MNIST: 40). step_size: length of a step by
+    which the training images are made (paper, MNIST: 0.01).
+
+    Other fields are as in the base class.
     """
 
     beta: Annotated[float, Ge(0)] = 1.0

@@ -30,8 +30,11 @@ from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.bench.evaluation import evaluate as evaluation
 from manifold_bench.bench.planning import matrix
+from manifold_bench.bench.planning.catalogue import descriptions
+from manifold_bench.bench.planning.details import parameters
 from manifold_bench.bench.planning.plan import Options, Plan
 from manifold_bench.bench.planning.reading import parse_matrix, read_matrix
+from manifold_bench.bench.planning.registry import find
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.forecast import Forecast, Forecaster
 
@@ -333,3 +336,13 @@ def test_passes_of_quick_on_the_page_of_benchmarks_are_those_of_its_baseline():
     page = PAGES["benchmarks.md"].read_text(encoding="utf-8")
     assert f"\n{len(jobs)} jobs. {PASSES}" in page
     assert all(f"| {' | '.join(row)} |" in page for row in rows)
+
+
+def test_the_text_about_a_parameter_is_about_that_parameter_alone():
+    """It is shown alone, in `manifold-bench list` and on the pages of systems."""
+    for kind in ("attacks", "defenses", "measurements"):
+        for one in descriptions(kind):
+            for parameter in parameters(kind, find(kind, one.name)):
+                about = f"{one.name}: {parameter.name}: {parameter.meaning}"
+                assert len(parameter.meaning.split()) > 2, about
+                assert not re.search(r"^see |^size and|[Oo]ther fields|\bsuch a\b", parameter.meaning), about
