@@ -25,6 +25,7 @@ from manifold_bench.bench.api.options import (
     check_names,
     check_plain,
     entries_of,
+    in_python,
     pair,
     several,
     shown,
@@ -112,7 +113,7 @@ def run(
             try:
                 start(arguments(matrix, options), temporary)
             except InputError as error:
-                raise InputError(str(error).removeprefix("--")) from error.__cause__  # an option of the command line
+                raise InputError(in_python(str(error))) from error.__cause__
         if dry_run:
             return None
         result = load(folder)

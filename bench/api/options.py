@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Number
@@ -85,6 +86,20 @@ def arguments(matrix: str, options: Mapping[str, object]) -> Namespace:
     except InputError as error:
         said = str(error).removeprefix("argument --").partition("; see manifold-bench")[0]
         raise InputError(said) from error
+
+
+def in_python(message: str) -> str:
+    """Return a message of the command `run` with its options as a program writes them: norm for --norm.
+
+    Commands in backquotes stay, and so does what is said of the command line itself.
+    """
+    parts = message.split("`")
+    parts[::2] = [re.sub(r"(?<![\w-])(?<!command line with )--([a-z]+)(?=\W|$)", _option, part) for part in parts[::2]]
+    return "`".join(parts)
+
+
+def _option(found: re.Match[str]) -> str:
+    return found[1] if found[1] in DEFAULTS else found[0]
 
 
 def _values(name: str, value: object) -> list[object]:

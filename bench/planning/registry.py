@@ -310,14 +310,18 @@ def called(found: object, place: str) -> object:
 
 
 def needs_no_arguments(found: object) -> TypeGuard[Callable[[], object]]:
-    """Return whether an object is a class or a function that can be called without arguments."""
+    """Return whether an object is a class or a function that is meant to be called without arguments.
+
+    A function of any number of arguments may be one of images.
+    """
     if not (inspect.isclass(found) or inspect.isroutine(found)):
         return False
-    needed = inspect.Parameter.empty
-    return all(
-        one.default is not needed or one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
-        for one in inspect.signature(found).parameters.values()
-    )
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except ValueError:  # some functions that are not written in Python have none
+        return False
+    optional = [inspect.Parameter.VAR_KEYWORD, *([inspect.Parameter.VAR_POSITIONAL] if inspect.isclass(found) else [])]
+    return all(one.default is not one.empty or one.kind in optional for one in parameters)
 
 
 def _by_reference(cls: type[Defense]) -> type[Defense]:

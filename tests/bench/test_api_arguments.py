@@ -175,6 +175,15 @@ def test_arguments_in_wrong_places_are_answered_with_a_call(linear, interior, ca
     assert written in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("eps", 0.1), ("address", "here:1"), ("data", "no folder"), ("device", "abacus"), ("n", 4000)]
+)
+def test_messages_of_a_run_name_options_as_a_program_writes_them(linear, option, value):
+    with pytest.raises(mb.InputError) as caught:
+        mb.run("strong", defenses={"mine": linear}, **{"dataset": "digits", "n": 4, "dry_run": True, option: value})
+    assert option in str(caught.value) and "--" not in str(caught.value)
+
+
 def test_editors_know_every_option_of_an_evaluation():
     assert {*EvaluationOptions.__annotations__, "attacks", "norm", "eps"} == set(EVALUATION)
 
@@ -205,6 +214,8 @@ def test_a_class_or_function_without_arguments_is_called_as_on_the_command_line(
     assert (
         mb.run("smoke", defenses={"mine": {"model": Net}}, dataset="digits", n=2, attack="noise", dry_run=True) is None
     )
+    net = Net()
+    assert mb.as_defense(lambda *images: net(*images), (1, 8, 8), 10)(interior[0]).shape == (32, 10)
     for call in (
         lambda: mb.evaluate(Sized, interior, eps=0.1),
         lambda: mb.run("smoke", defenses={"sized": Sized}),
