@@ -20,6 +20,9 @@ from manifold_bench.attacks.threat import expand, steepest
 SHORTEST = 1e-5
 """Length of the shortest step; without it steps would become ever shorter right before a boundary."""
 
+DOUBLINGS = 12
+"""Largest number of times that the shortest step is doubled where outputs of few bits stay equal."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeepFool(ViewAttack):
@@ -48,6 +51,7 @@ class DeepFool(ViewAttack):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         view = self.view(target)
         point, rows = x.clone(), all_rows(x)
+        ties = torch.zeros(len(x), device=x.device)
         for step in range(self.steps):
             label = y[rows]
 
@@ -62,18 +66,22 @@ class DeepFool(ViewAttack):
             rows, here, values, slopes = remaining(~beaten, rows, here, values, slopes)
             if not len(rows):
                 break
-            step_taken = or_stray(self._step(values, slopes), slopes, here, self.norm, step)
+            tied = (values == 0).any(1)
+            least = SHORTEST * 2 ** torch.where(tied, ties[rows], 0.0)
+            ties[rows] = (ties[rows] + 1).clamp_max(DOUBLINGS) * tied
+            step_taken = or_stray(self._step(values, slopes, least), slopes, here, self.norm, step)
             point.index_copy_(0, rows, (here + (1 + self.overshoot) * step_taken).clamp(0, 1))
         return point  # the judge decides about the last points
 
-    def _step(self, values: Tensor, slopes: Tensor) -> Tensor:
+    def _step(self, values: Tensor, slopes: Tensor, least: Tensor) -> Tensor:
         """Return the steps [n,C,H,W] to the nearest of M boundaries with those values [n,M] and gradients [n,M,C,H,W].
 
-        The distance to a boundary is |value| over the gradient's dual norm; boundaries without a gradient are left out.
+        The distance to a boundary is |value| over the gradient's dual norm, and at least `least` [n]; boundaries
+        without a gradient are left out.
         """
         order = 1 if self.norm == "linf" else 2
         lengths = torch.linalg.vector_norm(slopes.flatten(2), ord=order, dim=2)
-        distances = (values.abs() / lengths).clamp_min(SHORTEST).masked_fill(lengths == 0, torch.inf)
+        distances = (values.abs() / lengths).maximum(least[:, None]).masked_fill(lengths == 0, torch.inf)
         nearest = distances.argmin(1, keepdim=True)
         distance = distances.gather(1, nearest)[:, 0]
         slope = slopes[torch.arange(len(slopes), device=slopes.device), nearest[:, 0]]

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from manifold_bench.attacks.batching import blockwise, padded
 from manifold_bench.attacks.scales import UNEVEN, Unit, in_units, reject_unit, spreads
 
-Form = Literal["logits", "likelihoods", "sigmoids"]
-"""What outputs are: `likelihoods` are probabilities too, normalised or not; `sigmoids` are one-versus-rest."""
+Form = Literal["logits", "likelihoods", "sigmoids", "tanh", "log-sigmoids"]
+"""What outputs are: `likelihoods` are probabilities too, normalised or not; `sigmoids`, their logarithms and `tanh`, a
+hyperbolic tangent of each output, are one-versus-rest."""
 
 SUM = 1e-2
 """Largest difference between 1 and the sum of probabilities: bfloat16 keeps eight bits of each."""
@@ -37,10 +38,10 @@ class Scored:
     precision computes them again: double precision reaches down to 1e-308.
 
     The form of the outputs is decided once, so that all losses and values of an attack have one scale. It is a property
-    of the function: logits, as soon as any output is negative; likelihoods, if all rows are probabilities; and
-    otherwise the form in which the margin between two classes changes most steadily on the straight way from an image
-    of one to an image of the other. The margin of logits does. Likelihoods, however, vanish between the two images, and
-    sigmoids jump; an attack on such values would follow the gradient of one class alone.
+    of the function: likelihoods, if all rows are probabilities, and otherwise the one of the forms that suit the range
+    of the outputs (`forms_of`), or logits, in which the margin between two classes changes most steadily on the
+    straight way from an image of one to an image of the other. The margin of logits does. Likelihoods, however, vanish
+    between the two images, and sigmoids jump; an attack on such values would follow the gradient of one class alone.
 
     The unit of the outputs is decided once, too: where their spread differs from image to image by more than the factor
     `UNEVEN`, and the margin changes much more steadily in units of the spread, these are the units (`attacks.scales`).
@@ -58,7 +59,11 @@ class Scored:
         logits = self.logits(outputs, x)
         real = outputs[:, : self.classes]
         tiny = math.sqrt(torch.finfo(real.dtype).tiny)  # so that a constant factor cannot make the gradient overflow
-        if self.form == "logits":
+        if self.form == "tanh":
+            lost = (real.abs() == 1).any(1)
+        elif self.form == "log-sigmoids":
+            lost = (real == 0).any(1)
+        elif self.form == "logits":
             lost = (self.unit != "given") & ~((spreads(real) > tiny) & real.isfinite().any(1))
         else:
             lost = ((real < tiny) | ((real == 1) & (self.form == "sigmoids"))).any(1)
@@ -75,9 +80,8 @@ class Scored:
         if outputs.isnan().any() and not x.isnan().any():
             raise ValueError("the defense returned NaN for an image")
         if self.form is None:
-            negative = bool((outputs[:, : self.classes] < 0).any())
             clean = x.detach() if self.clean is None else self.clean
-            self.form = "logits" if negative else self.chosen_form(clean)
+            self.form = self.chosen_form(clean) if forms_of(outputs[:, : self.classes]) else "logits"
             self.unit = self.measured_unit(clean)
         return logits_of(outputs, x.dtype, self.form, self.classes, self.unit)
 
@@ -106,11 +110,11 @@ class Scored:
         """Return the form of the outputs for images x [M,C,H,W], of which it takes `PROBES`."""
         x = probes(x)
         outputs = blockwise(self._outputs, x)
-        if (outputs[:, : self.classes] < 0).any():
-            return "logits"
-        if probabilities(outputs, self.classes).all():
+        forms = forms_of(outputs[:, : self.classes])
+        if forms and probabilities(outputs, self.classes).all():
             return "likelihoods"
-        ways = self._ways(x, outputs)
+        with torch.random.fork_rng([x.device] if x.is_cuda else [], enabled="likelihoods" not in forms):
+            ways = self._ways(x, outputs) if forms else None
         return "logits" if ways is None else most_linear_form(*ways)
 
     @torch.no_grad()
@@ -168,29 +172,51 @@ def probes(x: Tensor) -> Tensor:
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:PROBES].to(x.device)]
 
 
+def forms_of(outputs: Tensor) -> list[Form]:
+    """Return the forms other than logits that outputs [N,K] of the classes may have, by their range.
+
+    Logarithms of probabilities are logits of the same classes, and have no other form. One-versus-rest outputs are
+    those by which most images probably have a class.
+    """
+    values = outputs.detach().double()
+    if (values >= 0).all():
+        return ["likelihoods", "sigmoids"] if (values <= 1).all() else ["likelihoods"]
+    forms: list[Form] = []
+    if (values.abs() <= 1).all() and values.amax(1).median() > 0:
+        forms.append("tanh")
+    if (values <= 0).all() and values.amax(1).median() > math.log(0.5) and (values.logsumexp(1).abs() > SUM).any():
+        forms.append("log-sigmoids")
+    return forms
+
+
 def logits_of(outputs: Tensor, kind: torch.dtype, form: Form, classes: int, unit: Unit = "given") -> Tensor:
     """Return outputs [N,K] or [N,K+1] of any float type as logits of that type and unit; a copy, differentiable.
 
-    Likelihoods become their logarithms, and sigmoids their log-odds, because the gradients of tiny ones, and of
-    sigmoids near 1, vanish. The order of the outputs stays the same.
+    Likelihoods become their logarithms, and sigmoids and their like their log-odds, because the gradients of tiny ones,
+    and of sigmoids near 1, vanish. The order of the outputs stays the same.
     """
+    # a sigmoid that rounds to 1 is nearer to 1 than the last number before it
+    doubt = torch.finfo(outputs.dtype).eps / 4
     if form == "likelihoods":
         outputs = log(outputs)
-    if form == "sigmoids":
-        # a sigmoid that rounds to 1 is nearer to 1 than the last number before it
-        doubt = torch.finfo(outputs.dtype).eps / 4
+    elif form == "sigmoids":
         outputs = log(outputs) - (1 - outputs.double()).clamp_min(doubt).log()
+    elif form == "tanh":
+        outputs = outputs.double()
+        outputs = (1 + outputs).clamp_min(doubt).log() - (1 - outputs).clamp_min(doubt).log()
+    elif form == "log-sigmoids":
+        outputs = outputs.double()
+        outputs = outputs - (-outputs.expm1()).clamp_min(doubt).log()
     return cast_keeping_argmax(in_units(outputs, classes, unit), kind, classes).clone()
 
 
 def most_linear_form(outputs: Tensor, first: Tensor, second: Tensor) -> Form:
     """Return the form in which margins between two classes change most steadily; logits, where that is much the same.
 
-    outputs: float64 [T,P,K] ≥ 0 at T points at equal distances on P ways. first, second: classes of the two ends [P].
-    Sigmoids are a choice only where no output exceeds 1.
+    outputs: float64 [T,P,K] at T points at equal distances on P ways. first, second: classes of the two ends [P].
     """
-    forms: list[Form] = ["logits", "likelihoods", *(("sigmoids",) if outputs.amax() <= 1 else ())]
     flat, (points, ways, classes) = outputs.flatten(0, 1), outputs.shape
+    forms: list[Form] = ["logits", *forms_of(flat)]
     logits = {form: logits_of(flat, outputs.dtype, form, classes).view(points, ways, classes) for form in forms}
     nonlinear = {form: nonlinearity(z, first, second) for form, z in logits.items()}
     best = min(nonlinear, key=lambda form: nonlinear[form])

@@ -22,8 +22,15 @@ FEW = 8
 
 
 def load_defense(job: Job) -> Defense:
-    """Return a new instance of the job's defense, which checks its outputs (`with_checks`)."""
-    return with_checks(job.defense.load(job.device))
+    """Return a new instance of the job's defense, which checks its outputs (`with_checks`).
+
+    It has answered the first test images once, unless it is randomized or optimises at inference: a model may take some
+    state from the first images that it sees, and has to be the same in each process.
+    """
+    defense = with_checks(job.defense.load(job.device))
+    if not defense.randomized and defense.gradient_modes == ("default",):
+        first_answers(defense, job.dataset.load().test.images[:FEW].to(job.device))
+    return defense
 
 
 def with_checks(defense: Defense) -> Defense:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from manifold_bench.attacks.batching import blockwise
 from manifold_bench.attacks.contract import Verdict, verdict_of
-from manifold_bench.attacks.outputs import Scored, probabilities
+from manifold_bench.attacks.outputs import Scored, forms_of, probabilities
 from manifold_bench.attacks.threat import grey_levels
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
@@ -46,7 +46,7 @@ class OutputCheck:
     def __init__(self, defense: Defense) -> None:
         self.defense = defense
         self._rows = self._alike = 0
-        self._negative = False
+        self._plain = False
 
     def __enter__(self) -> Self:
         self._hook = self.defense.register_forward_hook(self._note)
@@ -58,7 +58,7 @@ class OutputCheck:
     def _note(self, defense: nn.Module, arguments: tuple[object, ...], outputs: Tensor) -> None:
         self._alike += int(probabilities(outputs, self.defense.num_classes).sum())
         self._rows += len(outputs)
-        self._negative |= bool((outputs < 0).any())
+        self._plain |= not forms_of(outputs[:, : self.defense.num_classes])
 
     @property
     def probabilities(self) -> bool:
@@ -67,7 +67,7 @@ class OutputCheck:
 
     def form(self, x: Tensor) -> str:
         """Return the form of the outputs, as attacks decide it by clean images x [N,C,H,W]; ordinary ones: logits."""
-        return "logits" if self._negative else Scored(self.defense, self.defense.num_classes).chosen_form(x)
+        return "logits" if self._plain else Scored(self.defense, self.defense.num_classes).chosen_form(x)
 
 
 def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, uneven: bool) -> Iterator[str]:
@@ -82,7 +82,7 @@ def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, unev
     if outputs.probabilities:
         yield "its outputs look like probabilities (each row sums to 1); attacks take their logarithms"
     elif (form := outputs.form(x)) != "logits":
-        taken = {"likelihoods": "logarithms", "sigmoids": "log-odds"}[form]
+        taken = "logarithms" if form == "likelihoods" else "log-odds"
         yield f"its outputs look like {form}, whose gradients vanish; attacks take their {taken}"
     if defense.rejects and clean.rejected.all():
         yield "it rejects every image"
@@ -182,12 +182,28 @@ def repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator
         yield f"{UNSTEADY}depend on the batch{perhaps if uneven else ''}"
     elif defense.gradient_modes != ("default",):
         return  # it optimises at inference: its gradients have forms of their own, and every answer takes long
+    elif not _same_in_other_batches(defense, few):
+        yield f"{UNSTEADY}depend on the other images of a batch, or on their order"
     elif not _same_under_gradient(defense, few):
         yield f"{DIVERTED}while a gradient is computed, so that attacks climb another model than is judged"
     elif not _same_as_outputs(defense, few):
         yield f"{DIVERTED}than its outputs say (verdict and forward differ), so that attacks climb another model"
     elif levels_of_jumps(defense, few):
         yield f"{DIVERTED}for images with whole grey levels than just beside them, where attacks search"
+
+
+def _same_in_other_batches(defense: Defense, few: Tensor) -> bool:
+    """Return whether outputs for images [n,C,H,W] are those in the other order and for each alone, up to rounding."""
+    with torch.no_grad():
+        plain, turned = defense(few.clone()), defense(few.flip(0)).flip(0)
+        alone = torch.cat([defense(one.clone()) for one in few.split(1)])
+    return _alike(turned, plain) and _alike(alone, plain)
+
+
+def _alike(outputs: Tensor, expected: Tensor) -> bool:
+    """Return whether outputs [n,K] are the expected ones, up to a hundredth of the largest."""
+    largest = expected.abs().nan_to_num(posinf=0.0).amax()
+    return torch.allclose(outputs, expected, rtol=0.01, atol=float(0.01 * largest), equal_nan=True)
 
 
 def _same_under_gradient(defense: Defense, few: Tensor) -> bool:
@@ -199,8 +215,7 @@ def _same_under_gradient(defense: Defense, few: Tensor) -> bool:
             climbed = defense(few.clone().requires_grad_()).detach()
     except Exception:  # a user's code may raise anything; an attack then fails by name
         return True
-    largest = plain.abs().nan_to_num(posinf=0.0).amax(1, keepdim=True)
-    return torch.allclose(climbed, plain, rtol=0.01, atol=float(0.01 * largest.max()), equal_nan=True)
+    return _alike(climbed, plain)
 
 
 def _same_as_outputs(defense: Defense, few: Tensor) -> bool:

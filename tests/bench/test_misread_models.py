@@ -93,3 +93,45 @@ def test_a_reject_score_that_nobody_named(digits):
         return any("reject score" in reason for reason in found.records["reason"])
 
     assert said() and not said(rejects=True) and not said(n=16)
+
+
+class FirstBatch(nn.Module):
+    """Subtracts the mean of the first images that it ever sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.mean = from_zoo("undefended", "digits"), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = x.detach().mean(0) if self.mean is None else self.mean
+        return self.plain(x - self.mean)
+
+
+class NoiseByPlace(nn.Module):
+    """Adds the same noise to images at the same place of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = from_zoo("undefended", "digits")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.plain(x + 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+
+
+class WithItsNeighbour(NoiseByPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.plain(0.9 * x + 0.1 * x.roll(1, 0))
+
+
+def test_a_state_from_the_first_images_is_the_same_in_every_process(digits):
+    first = FirstBatch()
+    first(find("datasets", "digits")().test.images[:8])
+    found, expected = (mb.evaluate(one, "digits", attacks=PGD, eps=0.1, n=24).table for one in (FirstBatch(), first))
+    assert found[["clean", "robust"]].equals(expected[["clean", "robust"]])
+
+
+@pytest.mark.parametrize("model", [NoiseByPlace, WithItsNeighbour])
+def test_answers_that_depend_on_the_batch_are_said(digits, model):
+    found = mb.evaluate(model(), digits, attacks=["noise"], eps=0.1)
+    assert any("depend on the other images of a batch" in reason for reason in found.records["reason"])
+    assert "¶" in found.table["marks"].iloc[0]
