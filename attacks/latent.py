@@ -69,11 +69,14 @@ class RangeProblem:
         return F.relu(confidence - margin(logits, self.y[rows], self.target.num_classes))
 
     def wrong(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Return whether logits [n,K] of those rows are a wrong answer, [n] bool."""
+        """Return whether logits [n,K] name a class other than the label of the inputs `rows` [n], as [n] bool."""
         return logits.argmax(1) != self.y[rows]
 
     def distance_limit(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Return the largest allowed distance of images [n,C,H,W] to their projections, [n]: η or that of a rival."""
+        """Return the largest allowed distance of images [n,C,H,W] to their projections, [n].
+
+        It is η, or the distance to the nearest of `rivals` where that is smaller.
+        """
         return torch.stack([l2_distance(images, rival[rows]) for rival in self.rivals]).amin(0).clamp_max(self.eta)
 
     def add_rivals(self, images: Tensor, rows: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class TrainedRef(Generic[M_co]):
 
     @property
     def reads_unknown_files(self) -> bool:
-        """Whether it is a user's code that brings its own tensors, which may come from files that nobody knows of."""
+        """Whether it is a user's code with tensors of its own, which may come from files that no identity covers."""
         own = self.weights_sha256 not in (None, hashlib.sha256().hexdigest())
         return self.system.source_sha256 is not None and self.weights is None and (own or self.other_sha256 is not None)
 
