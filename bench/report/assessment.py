@@ -14,6 +14,7 @@ from manifold_bench.bench.metrics.summary import strongest
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, STORED, Row
 from manifold_bench.bench.report.advice import misled, next_step, sizes_of_strong
+from manifold_bench.bench.report.diagnosis import found_text
 from manifold_bench.bench.report.ranking import named_in
 from manifold_bench.bench.report.steps import Steps
 from manifold_bench.bench.report.tables import Doubts, Panel, panels, rows_by
@@ -198,13 +199,13 @@ def _trust(finding: JsonObject, marks: list[str], option: str) -> list[str]:
 
 def _diagnosed(finding: JsonObject, option: str) -> str:
     result = finding["result"]
-    titles = [check["title"] for check in finding["checks"] if check["result"] == result]
+    checks = [check for check in finding["checks"] if check["result"] == result]
     if result == "fail":
-        return f"Do not trust these figures. The diagnosis finds that this does not hold: {'; '.join(titles)}."
+        return f"Do not trust these figures: the diagnosis found that {'; '.join(map(found_text, checks))}."
     if result == "warn":
-        return f"The diagnosis has doubts about these figures, because this may not hold: {'; '.join(titles)}."
+        return f"The diagnosis has doubts about these figures, because {'; '.join(map(found_text, checks))}."
     if result == "pass":
-        return f"The diagnosis found nothing against these figures ({len(titles)} checks passed)."
+        return f"The diagnosis found nothing against these figures ({len(checks)} checks passed)."
     return f"The whole diagnosis was not run ({option}), so it is not known whether the attacks worked as they should."
 
 

@@ -16,6 +16,7 @@ from manifold_bench.bench.metrics.summary import summary
 from manifold_bench.bench.records.schema import CLEAN, GUESSES, UNDECLARED, UNSTEADY
 from manifold_bench.bench.report import assessment as assessment_module
 from manifold_bench.bench.report.assessment import Assessment, assessments
+from manifold_bench.bench.report.diagnosis import FINDINGS
 from manifold_bench.bench.report.tables import doubts_of
 
 LABELS = [0] * 10
@@ -288,3 +289,10 @@ def test_a_run_at_all_sizes_of_strong_goes_on_in_all_of_its_norms(l2, one):
     records = run(cell(CLEAN, labels=[0] * 10, **names), *cells)
     given = options(from_shell(records=records).command)
     assert given.matrix == "strong" and len(given.norm) == int(one) and bool(given.eps) == one
+
+
+@pytest.mark.parametrize("result", ["fail", "warn"])
+def test_what_the_diagnosis_found_is_said_as_below_the_tables(result):
+    checks = [{"check": "gradients", "title": "a", "result": result}, {"check": "more", "title": "b", "result": "pass"}]
+    (sentence,) = assessment_module._trust({"result": result, "checks": checks}, [], "--diagnose")
+    assert FINDINGS["gradients"] in sentence and FINDINGS["more"] not in sentence
