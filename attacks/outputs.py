@@ -27,6 +27,9 @@ PROBES, POINTS = 8, 9
 MORE_LINEAR = 0.5
 """Largest share of the outputs' own deviation from a straight line that logarithms or log-odds may have."""
 
+ALMOST = 0.9
+"""Least value of a hyperbolic tangent, and of a sigmoid, of which its class is almost sure."""
+
 NEGLIGIBLE = 0.02
 """Deviation from a straight line that is none."""
 
@@ -175,16 +178,16 @@ def probes(x: Tensor) -> Tensor:
 def forms_of(outputs: Tensor) -> list[Form]:
     """Return the forms other than logits that outputs [N,K] of the classes may have, by their range.
 
-    Logarithms of probabilities are logits of the same classes, and have no other form. One-versus-rest outputs are
-    those by which most images probably have a class.
+    Logarithms of probabilities are logits of the same classes, and have no other form. Outputs below 0 are one-versus-
+    rest where most images have a class almost for sure; small logits are in the same range.
     """
     values = outputs.detach().double()
     if (values >= 0).all():
         return ["likelihoods", "sigmoids"] if (values <= 1).all() else ["likelihoods"]
     forms: list[Form] = []
-    if (values.abs() <= 1).all() and values.amax(1).median() > 0:
+    if (values.abs() <= 1).all() and values.amax(1).median() > ALMOST:
         forms.append("tanh")
-    if (values <= 0).all() and values.amax(1).median() > math.log(0.5) and (values.logsumexp(1).abs() > SUM).any():
+    if (values <= 0).all() and values.amax(1).median() > ALMOST - 1 and (values.logsumexp(1).abs() > SUM).any():
         forms.append("log-sigmoids")
     return forms
 

@@ -64,13 +64,9 @@ class Effort:
             getattr(self, name)[rows.cpu()] = getattr(found, name)
 
     def add(self, rows: Tensor, found: Found) -> None:
-        """Add the effort of one more attack on the inputs at rows [n]."""
-        rows = rows.cpu()
-        self.forwards[rows] += found.forwards
-        self.backwards[rows] += found.backwards
-        self.blind[rows] = self.blind[rows].fmin(found.blind)
-        self.moved[rows] |= found.moved
-        self.improved[rows] |= found.improved
+        """Add the passes of one more attack on the inputs at rows [n], whose first attack alone shows whether it tried."""
+        self.forwards[rows.cpu()] += found.forwards
+        self.backwards[rows.cpu()] += found.backwards
 
     def without_passes(self) -> Effort:
         """Return the same effort with 0 passes."""
