@@ -64,7 +64,7 @@ class Effort:
             getattr(self, name)[rows.cpu()] = getattr(found, name)
 
     def add(self, rows: Tensor, found: Found) -> None:
-        """Add the passes of one more attack on the inputs at rows [n], whose first attack alone shows whether it tried."""
+        """Add the passes of one more attack on the inputs at rows [n]; the first one alone shows whether it tried."""
         self.forwards[rows.cpu()] += found.forwards
         self.backwards[rows.cpu()] += found.backwards
 
