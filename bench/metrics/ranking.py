@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from manifold_bench.bench.metrics.paired import holm, mcnemar, sign_of
-from manifold_bench.bench.metrics.robustness import FOOLING, per_input
-from manifold_bench.bench.metrics.summary import attacked_within
-from manifold_bench.bench.records.schema import CALIBRATION, CLEAN
+from manifold_bench.bench.metrics.robustness import FOOLING, per_input, per_inputs
+from manifold_bench.bench.metrics.summary import FIGURED, attacked_within, worst_cases
+from manifold_bench.bench.records.schema import CALIBRATION
 
 PAIRED_COLUMNS = (
     *("dataset", "kind", "norm", "eps", "other", "n"),  # what is compared
@@ -32,46 +33,86 @@ def against_others(records: pd.DataFrame, defense: str) -> pd.DataFrame:
     partial. Norm "fooling" is left out.
     """
     rows: list[Columns] = []
-    tested = records[(records["kind"] != CALIBRATION) & (records["norm"] != FOOLING)]
+    columns = ["dataset", "defense", "reason", *FIGURED]  # to leave out the others saves time
+    tested = records.loc[(records["kind"] != CALIBRATION) & (records["norm"] != FOOLING), columns]
     for dataset, there in tested.groupby("dataset"):
-        mine = there[there["defense"] == defense]
-        if len(mine):
+        sides = {str(name): _Side(own) for name, own in there.groupby("defense")}
+        if mine := sides.pop(defense, None):
             compared = [
                 {"dataset": dataset, "other": other, **result}
-                for other, theirs in there[there["defense"] != defense].groupby("defense")
+                for other, theirs in sides.items()
                 for result in _against(mine, theirs)
             ]
             rows += _judged(compared)
     return pd.DataFrame(rows, columns=list(PAIRED_COLUMNS))
 
 
-def _against(mine: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[Columns]:
+Found = tuple[pd.Series | None, str]
+"""Whether each input is right or robust, by sample, and why some attacks are missing; None where all are missing."""
+
+
+class _Side:
+    """One defense of a comparison. rows: its records on one data set."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        self.name = rows["defense"].iloc[0]
+        self.norms = {str(norm): same for norm, same in rows.groupby("norm")}
+        self._known: dict[tuple[str, frozenset[str]], dict[float, Found]] = {}
+
+    def found(self, norm: str, attacks: frozenset[str]) -> dict[float, Found]:
+        """Return ε → the result in the worst case over these attacks within ε; norm "none" has the clean one at 0.
+
+        Results are kept, because most defenses share the same attacks with a defense.
+        """
+        if (norm, attacks) not in self._known:
+            rows = self.norms[norm]
+            rows = rows[rows["attack"].isin(attacks)]
+            self._known[norm, attacks] = self._clean(rows) if norm == "none" else self._attacked(rows)
+        return self._known[norm, attacks]
+
+    def _clean(self, rows: pd.DataFrame) -> dict[float, Found]:
+        ok, status, reason = attacked_within(rows, 0.0)
+        return {0.0: self._named(per_input(ok)["accuracy"] if len(ok) else None, status, reason)}
+
+    def _attacked(self, rows: pd.DataFrame) -> dict[float, Found]:
+        cases = worst_cases(rows)
+        sizes = [len(case.rows) for case in cases]
+        places = np.concatenate([case.rows for case in cases])
+        inputs = per_inputs(rows.iloc[places], np.repeat(np.arange(len(cases)), sizes)).set_index("sample")
+        robust = dict(iter(inputs["robust_accuracy"].groupby(inputs["group"])))
+        return {
+            float(str(about["eps"])): self._named(robust.get(i), str(about["status"]), str(about["reason"]))
+            for i, (about, _) in enumerate(cases)
+        }
+
+    def _named(self, inputs: pd.Series | None, status: str, reason: str) -> Found:
+        """Return a result with its reason, which names the defense."""
+        why = f"{self.name}: {reason}" if inputs is not None else f"{self.name}: {status}: {reason}"
+        return inputs, "" if status == "ok" else why
+
+
+def _against(mine: _Side, theirs: _Side) -> Iterator[Columns]:
     """Yield the comparison on clean inputs, and at every norm and ε that both defenses have."""
-    for norm, own in mine.groupby("norm"):
-        other = theirs[theirs["norm"] == norm]
-        shared = set(own["attack"]) & set(other["attack"])
-        own, other = (rows[rows["attack"].isin(shared)] for rows in (own, other))
-        for eps in sorted(set(own["eps"]) & set(other["eps"])):
-            place = {"kind": own["kind"].iloc[0], "norm": norm, "eps": float(eps)}
-            yield place | _paired(own, other, float(eps))
+    for norm in (norm for norm in mine.norms if norm in theirs.norms):
+        own, other = mine.norms[norm], theirs.norms[norm]
+        shared = frozenset(own["attack"]) & frozenset(other["attack"])
+        if not shared:
+            continue
+        sides = mine.found(norm, shared), theirs.found(norm, shared)
+        for eps in sorted(set(sides[0]) & set(sides[1])):
+            place = {"kind": own["kind"].iloc[0], "norm": norm, "eps": eps}
+            yield place | _paired(sides[0][eps], sides[1][eps])
 
 
-def _paired(own: pd.DataFrame, other: pd.DataFrame, eps: float) -> Columns:
-    sides, reasons = [], []
-    for rows in (own, other):
-        name = rows["defense"].iloc[0]
-        ok, status, reason = attacked_within(rows, eps)
-        if ok.empty:
-            return {"n": 0, "sign": "x", "reason": f"{name}: {status}: {reason}"}
-        if status != "ok":
-            reasons.append(f"{name}: {reason}")
-        inputs = per_input(ok)
-        sides.append(inputs["accuracy" if rows["kind"].iloc[0] == CLEAN else "robust_accuracy"])
-    both = pd.concat(sides, axis=1, join="inner", keys=["own", "other"])
+def _paired(own: Found, other: Found) -> Columns:
+    """Return the comparison of two results of `_Side.found`."""
+    if own[0] is None or other[0] is None:
+        return {"n": 0, "sign": "x", "reason": own[1] if own[0] is None else other[1]}
+    both = pd.concat([own[0], other[0]], axis=1, join="inner", keys=["own", "other"])
     gained, lost = int((both["own"] & ~both["other"]).sum()), int((~both["own"] & both["other"]).sum())
     shares = {"own_share": both["own"].mean(), "other_share": both["other"].mean()}
-    tested = {"gained": gained, "lost": lost, "p": mcnemar(lost, gained), "reason": "; ".join(reasons)}
-    return {"n": len(both), **shares, **tested}
+    reasons = "; ".join(filter(None, (own[1], other[1])))
+    return {"n": len(both), **shares, "gained": gained, "lost": lost, "p": mcnemar(lost, gained), "reason": reasons}
 
 
 def _judged(rows: list[Columns]) -> list[Columns]:

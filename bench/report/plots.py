@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 
 from manifold_bench.bench.metrics.robustness import distance_curve, median_distance
 from manifold_bench.bench.metrics.selective import area, attacked_answers, clean_answers, operating_point, risk_coverage
-from manifold_bench.bench.metrics.summary import attacked_within
+from manifold_bench.bench.metrics.summary import FIGURED, attacked_within
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import ATTACK, CALIBRATION, CLEAN
 from manifold_bench.bench.records.store import file_name
@@ -31,6 +31,9 @@ from manifold_bench.bench.text import distance_text, eps_text, norm_text, scale_
 
 CURVE_POINTS = 200
 """Largest number of distances at which a curve over distances is drawn."""
+
+DRAWN = ("dataset", "defense", "key", "reason", "clean_score", "adv_score", *FIGURED)
+"""Columns of the records that curves are drawn from; to leave out the others saves time."""
 
 ROWS_PER_GRID = 14
 """Number of rows of one image grid; further rows go to further files."""
@@ -64,7 +67,7 @@ def run_plots(results: Results, summary: pd.DataFrame) -> Iterator[style.Plot]:
     """Yield the plots of a run's records. summary: result of metrics.summary.summary for them."""
     own = named_in(results.run, "defenses")
     minimal = {key for key, entry in results.index.items() if entry.minimal}
-    of_dataset = {str(dataset): rows for dataset, rows in results.records.groupby("dataset")}
+    of_dataset = {str(dataset): rows for dataset, rows in results.records[list(DRAWN)].groupby("dataset")}
     for panel in panels(summary):
         if panel.is_noise:
             continue  # one share per attack needs no plot

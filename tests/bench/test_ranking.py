@@ -209,3 +209,12 @@ def test_clean_rejections_are_no_right_answers():
     clean = row(against_others(run(RECORDS, shy), "mine"), "shy", 0)
     assert (clean["own_share"], clean["other_share"], clean["sign"]) == (1, 0.5, "+")
     assert np.isfinite(clean["p"])
+
+
+def test_where_every_attack_of_one_failed_nothing_is_compared():
+    failed = cell(labels=SOME, defense="broken", status="failed", reason="why")
+    others = [cell(CLEAN, labels=SOME, defense="broken"), failed]
+    for records in (run(RECORDS, *others), run(*others, RECORDS[RECORDS["defense"] == "mine"])):
+        broken = row(against_others(records, "mine"), "broken")
+        assert (broken["sign"], broken["n"], broken["reason"]) == ("x", 0, "broken: failed: a (why)")
+        assert row(against_others(records, "broken"), "mine")["reason"] == "broken: failed: a (why)"
