@@ -22,6 +22,16 @@ Values = float | tuple[float, ...]
 """One number, or one for each channel."""
 
 
+TO_NUMPY = "Can't call numpy() on Tensor that requires grad"
+"""What torch says where a model computes in NumPy while a gradient is needed."""
+
+WITHOUT_GRADIENT = (
+    "has no gradient (torch.no_grad, detach, NumPy?): remove that, wrap the step with mb.bpda, or use attacks that "
+    "need none (square, evolutionary, art:HopSkipJump)"
+)
+"""What is said of such a model, and of one whose outputs need no gradient."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec(DefenseSpec):
     """The parameters of a plain model as a defense.
@@ -58,12 +68,14 @@ class Model(Defense):
         return self.spec.rejects or self._rejects
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs = self.model(x if self.normalize is None else self.normalize(x))
+        try:
+            outputs = self.model(x if self.normalize is None else self.normalize(x))
+        except RuntimeError as error:
+            if TO_NUMPY in str(error):
+                raise NotImplementedError(f"{self.name} {WITHOUT_GRADIENT}") from error
+            raise
         if x.requires_grad and torch.is_grad_enabled() and isinstance(outputs, Tensor) and not outputs.requires_grad:
-            raise NotImplementedError(
-                f"{self.name} has no gradient (torch.no_grad, detach, NumPy?): remove that, wrap the step with "
-                "mb.bpda, or use attacks that need none (square, evolutionary, art:HopSkipJump)"
-            )
+            raise NotImplementedError(f"{self.name} {WITHOUT_GRADIENT}")
         return outputs
 
 

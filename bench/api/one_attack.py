@@ -12,6 +12,7 @@ from manifold_bench.attacks.base import Attack
 from manifold_bench.attacks.queries import Queries
 from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.attacks.threat import expand
+from manifold_bench.attacks.view import WITHOUT_GRADIENT
 from manifold_bench.bench.metrics.effort import LIMIT
 from manifold_bench.bench.running.judge import FEW, Inputs, Judge, verdict
 from manifold_bench.bench.running.remarks import repeats
@@ -67,8 +68,8 @@ def attack_once(
     if not judging.randomized and judging.gradient_modes == ("default",):  # answers by optimisation take too long
         odd += repeats(judging, x[:FEW], 1, uneven=True)
     if gave_up := _gave_up(queries, outputs, ~judged.success):
-        advice = "; wrap the step without a gradient with mb.bpda, or use an attack that needs none, as square"
-        odd.append(f"{gave_up}; this is no evidence of robustness{advice if BLIND in gave_up else ''}")
+        advice = f"; {WITHOUT_GRADIENT}" if BLIND in gave_up else ""
+        odd.append(f"{gave_up}; this is no evidence of robustness{advice}")
     return Attacked(outputs, judged.success, judged.distance(attack.norm)), odd
 
 

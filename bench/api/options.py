@@ -24,6 +24,9 @@ from manifold_bench.defenses.errors import shortened
 USAGE = ("normalize", "rejects", "randomized", "draws", "classes")
 """Options of `evaluate` that say how the model is used."""
 
+LONGEST = 80
+"""Largest number of characters with which a message shows an object of a program as it is."""
+
 NARROWING = ("dataset", "defense", "attack", "norm", "eps")
 """Options of the command line in whose place `evaluate` has arguments of its own."""
 
@@ -155,7 +158,8 @@ def shown(value: object) -> str:
         return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
     if isinstance(value, dict):
         return f"dict of {len(value)}"
-    return shortened(repr(value))
+    text = shortened(repr(value))
+    return text if len(text) <= LONGEST or isinstance(value, str) else type(value).__name__
 
 
 def several(value: object) -> list[object]:

@@ -226,6 +226,14 @@ def test_an_art_classifier_of_flat_inputs_gets_these_and_has_its_gradient(x):
     assert torch.allclose(gradient(defense, x, weights), expected.reshape(x.shape), atol=1e-5)
 
 
+@pytest.mark.parametrize("step", [Tensor.numpy, lambda images: images.detach().numpy()])
+def test_a_function_that_computes_in_numpy_is_told_of_bpda(net, x, step):
+    defense = defended(lambda images: torch.tensor(step(images) @ np.ones((4, 4), np.float32)).flatten(1)[:, :5])
+    assert defense(x).shape == (6, 5)
+    with pytest.raises(NotImplementedError, match=r"mb\.bpda"):
+        gradient(defense, x, torch.ones(6, 5))
+
+
 def preprocessor(returns=lambda images: (images, None)):
     """A preprocessor of ART whose gradient is not implemented."""
     from art.defences.preprocessor import Preprocessor
