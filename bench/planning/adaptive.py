@@ -1,4 +1,4 @@
-"""Finds families of defenses for which a plan has no adaptive attack."""
+"""Finds defenses for which a plan has no attack that is made for their family."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNMARKED = ("none", "plain model", "not stated")
 
 @dataclass(frozen=True)
 class Undecided:
-    """A family of defenses on a data set, with their labels, that meets no attack that is adapted to it."""
+    """Labels of the defenses of a family on a data set that meet no attack that is adapted to the family."""
 
     dataset: str
     family: str
@@ -22,23 +22,22 @@ class Undecided:
 
     def __str__(self) -> str:
         return (
-            f"{self.dataset}: no attack of this matrix is made for {self.family} ({', '.join(self.defenses)}), so that "
-            "its robust accuracy says little"
+            f"{self.dataset}: no attack on {', '.join(self.defenses)} is made for their family ({self.family}), "
+            "so that their robust accuracy says little"
         )
 
 
 def undecided(plan: Plan) -> list[Undecided]:
-    """Return the families of the plan for which no attack is made that suits at least one of their defenses.
+    """Return the defenses of the plan that meet no attack made for their family, by family.
 
     Jobs that the command line leaves out count too, since their stored records are part of the report.
     """
-    defenses: dict[tuple[str, str], list[str]] = {}
-    decided = set()
+    decided: dict[tuple[str, str], dict[str, bool]] = {}
     for job in (*plan.jobs, *plan.other_jobs):
-        place = job.dataset.name, job.defense.cls.family
-        attack = job.attack if job.kind == ATTACK and not job.skip else None
-        if isinstance(attack, Attack) and place[1] in attack.adapted_to:
-            decided.add(place)
-        if place[1] not in UNMARKED and job.defense.label not in defenses.setdefault(place, []):
-            defenses[place].append(job.defense.label)
-    return [Undecided(*place, tuple(labels)) for place, labels in defenses.items() if labels and place not in decided]
+        family, attack = job.defense.cls.family, job.attack if job.kind == ATTACK and not job.skip else None
+        if family not in UNMARKED:
+            labels = decided.setdefault((job.dataset.name, family), {})
+            adapted = isinstance(attack, Attack) and family in attack.adapted_to
+            labels[job.defense.label] = labels.get(job.defense.label, False) or adapted
+    left = {place: tuple(label for label, met in labels.items() if not met) for place, labels in decided.items()}
+    return [Undecided(*place, labels) for place, labels in left.items() if labels]

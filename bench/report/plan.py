@@ -43,8 +43,8 @@ def print_plan(plan: Plan, folder: Path, console: Console, forecast: Forecast) -
         print_text(console, plan.matrix.budget)
     for line in (*plan.omissions.lines, *plan.small_data):
         print_text(console, line)
-    for family in undecided(plan):
-        print_text(console, str(family))
+    for defenses in undecided(plan):
+        print_text(console, str(defenses))
     for measurement in plan.measurements:
         stored = "finished" if status(measurement, folder) == "ok" else "to run"
         state = f"skipped: {measurement.skip}" if measurement.skip else stored

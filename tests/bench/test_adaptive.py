@@ -45,6 +45,12 @@ def test_an_attack_confined_to_others_decides_nothing_for_a_family():
     assert families(undecided(plan(PGD, TRACKING, confined))) == {"detection"}
 
 
+def test_each_defense_of_a_family_has_to_meet_one():
+    confined = SELECTIVE | {"defenses": ["gmvae"]}
+    found = undecided(plan(PGD, confined, defenses=["gmvae", {"name": "gmvae", "label": "other", "alpha": 0.1}]))
+    assert found == [Undecided("digits", "generative rejection", ("other",))]
+
+
 def test_what_the_command_line_leaves_out_counts():
     whole = parse_matrix(
         {"datasets": [{"name": "digits", "n": 8}], "defenses": ["inc"], "attacks": [PGD, TRACKING]}, "test"

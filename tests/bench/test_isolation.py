@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from commands import bench_run, figures, one_error_line, records
+from users import write
 
 from manifold_bench.bench.records.log import Log
 
@@ -247,3 +248,22 @@ def test_images_that_differ_from_process_to_process_fail_by_name(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stdout + done.stderr
     shown = figures(tmp_path / "out")
     assert set(shown["status"]) == {"failed"} and shown["reason"].str.contains(r"other images \(\d+ of \d+\)").all()
+
+
+def test_a_module_that_changes_torch_s_defaults_as_it_is_imported(tmp_path):
+    """Its own cells are computed as any others; the trained weights of the project are not called damaged."""
+    lines = (
+        "import torch",
+        "from manifold_bench.attacks.gradient import FGSM",
+        "torch.set_default_dtype(torch.float64)",
+    )
+    write(tmp_path, {"doubles.py": "\n".join([*lines, "class Doubles(FGSM):", "    paper = None"])})
+    path = tmp_path / "matrix.toml"
+    text = 'datasets = [{ name = "digits", n = 8 }]\ndefenses = ["undefended"]\n'
+    for name in ("fgsm", "doubles:Doubles"):
+        text += f'[[attacks]]\nname = "{name}"\neps = [0.1]\n'
+    path.write_text(text, encoding="utf-8")
+    done = bench_run(path, tmp_path / "out", workers=1, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = figures(tmp_path / "out")["robust_accuracy"]
+    assert found["undefended", "doubles:Doubles", 0.1] == found["undefended", "fgsm", 0.1]

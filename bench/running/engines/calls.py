@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.matrix import ONE_CPU, Needs
-from manifold_bench.bench.planning.usercode import contained
+from manifold_bench.bench.planning.usercode import contained, settings_kept
 
 Function = tuple[Callable[..., object], tuple[object, ...]]
 """A module-level function and its arguments."""
@@ -175,5 +175,6 @@ def run_packed(content: bytes, moved: Sequence[tuple[str, str]], *more: object) 
                     return Path(target).parents[len(Path(source).relative_to(path).parts) - 1]
             return path
 
-    function, arguments = Unpickler(io.BytesIO(content)).load()
+    with settings_kept():  # unpickling imports users' modules, which may change torch's defaults
+        function, arguments = Unpickler(io.BytesIO(content)).load()
     return function(*arguments, *more)
