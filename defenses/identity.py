@@ -225,9 +225,12 @@ class _Sources:
 
 @cache
 def is_of_users(module: str) -> bool:
-    """Return whether a module is a user's: not this project's, nor an installed package's or the standard library's."""
+    """Return whether a module is a user's: not this project's, nor an installed package's or the standard library's.
+
+    `__main__` is one, even if it has no file, as in a notebook.
+    """
     file = locate(module)[0]
-    return file is not None and not (_own(file) or _installed(file) or _standard(file))
+    return module == "__main__" or (file is not None and not (_own(file) or _installed(file) or _standard(file)))
 
 
 def _own(file: Path) -> bool:

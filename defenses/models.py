@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from manifold_bench.defenses.answers import answers
 from manifold_bench.defenses.base import Defense, DefenseSpec, Trainable
 from manifold_bench.defenses.checks import in_train_mode
+from manifold_bench.defenses.other_state import reached_from
 
 Values = float | tuple[float, ...]
 """One number, or one for each channel."""
@@ -307,10 +308,18 @@ def library_of(model: object) -> str:
 def copied(module: nn.Module) -> nn.Module:
     """Return a copy of a module; a TorchScript module is saved and loaded, because `deepcopy` loses its leaves.
 
-    Raises TypeError for a TorchScript module with hooks, since these are not saved.
+    Raises TypeError for a TorchScript module with hooks, since these are not saved, and for a module with a function
+    that still calls the original after it is copied, as one that was put in the place of `forward` does.
     """
     if not isinstance(module, torch.jit.ScriptModule):
-        return copy.deepcopy(module, _computed_tensors(module))
+        made = copy.deepcopy(module, _computed_tensors(module))
+        originals = {id(part) for part in module.modules()}
+        if any(id(one) in originals for one in reached_from(made)):
+            raise TypeError(
+                "a function in it calls the module itself, such as one in the place of its forward, so that no copy "
+                "is made of it; give a torch.nn.Module that calls it and computes what the function adds"
+            )
+        return made
     if any(hooked(part) for part in module.modules()):
         raise TypeError(
             "a TorchScript module with hooks cannot be copied; give a torch.nn.Module that calls it and computes "

@@ -1,6 +1,6 @@
-"""Tensors that a user's model computes with although its `state_dict` does not hold them.
+"""What a user's model reaches besides its `state_dict`.
 
-They are in attributes, lists, buffers that are not persistent, closures, and global variables of functions.
+Tensors and modules may be in attributes, lists, buffers that are not persistent, closures, and global variables.
 """
 
 from __future__ import annotations
@@ -28,25 +28,28 @@ def other_state_sha256(module: nn.Module) -> str | None:
 
 
 def tensors_outside_the_state(module: nn.Module) -> Iterator[np.ndarray]:
-    """Yield each tensor or array of numbers that a module reaches outside its `state_dict`, in an order that stays.
+    """Yield each tensor or array of numbers that a module reaches outside its `state_dict`, in an order that stays."""
+    known = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
+    for one in reached_from(module):
+        if isinstance(one, Tensor):
+            if id(one) not in known and one.layout is torch.strided and not one.is_meta:
+                yield one.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
+        elif isinstance(one, np.ndarray) and not one.dtype.hasobject:
+            yield one
 
-    Followed are modules, lists, tuples and dicts, and classes, functions and objects of users' code. Tensors in modules
-    that the `state_dict` leaves out count, too.
+
+def reached_from(root: object) -> Iterator[object]:
+    """Yield an object and all that it reaches, each once.
+
+    Followed are modules, lists, tuples and dicts, and classes, functions and objects of users' code.
     """
-    seen = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
-    waiting: list[object] = [module]
+    seen: set[int] = set()
+    waiting = [root]
     while waiting:
         one = waiting.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, Tensor):
-            if one.layout is torch.strided and not one.is_meta:
-                yield one.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
-        elif isinstance(one, np.ndarray):
-            if not one.dtype.hasobject:
-                yield one
-        else:
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
             waiting += reversed(list(_within(one)))
 
 

@@ -135,3 +135,13 @@ def test_answers_that_depend_on_the_batch_are_said(digits, model):
     found = mb.evaluate(model(), digits, attacks=["noise"], eps=0.1)
     assert any("depend on the other images of a batch" in reason for reason in found.records["reason"])
     assert "¶" in found.table["marks"].iloc[0]
+
+
+def test_a_module_whose_forward_was_replaced_is_refused_and_stays_as_it_was(digits):
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
+    plain = net.forward
+    net.forward = lambda images: plain(images.clamp(0, 1))  # type: ignore[method-assign]
+    before = net[1].running_mean.clone()
+    with pytest.raises(mb.InputError, match="calls the module itself"):
+        mb.evaluate(net, digits, attacks=PGD, eps=0.1)
+    assert torch.equal(before, net[1].running_mean)
