@@ -82,15 +82,16 @@ def run(
 
     Raises InputError for what the command line would refuse.
     """
-    if not isinstance(matrix, (str, os.PathLike)):
-        raise InputError(f"matrix: {shown(matrix)} is no name; give that of a matrix, as quick, or a TOML file")
-    matrix = str(matrix)
+    with argument("matrix"):
+        if not isinstance(matrix, (str, os.PathLike)):
+            raise InputError(f"matrix: {shown(matrix)} is no name; give that of a matrix, as quick, or a TOML file")
+        matrix = str(matrix)
     with argument("out"):
         temporary = options.get("out") is None
         if not (temporary or isinstance(options["out"], (str, os.PathLike))):
             raise InputError(f"out: {type(options['out']).__name__} is no path; give that of a folder")
         folder = tempfile.mkdtemp(prefix="manifold-bench-") if temporary else str(options["out"])
-    options = {"quiet": True, "dry_run": dry_run} | options | {"out": folder}
+    options = {"quiet": True, "dry_run": dry_run} | _given(options) | {"out": folder}
     with ExitStack() as until_loaded:
         if temporary:
             until_loaded.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -108,7 +109,8 @@ def run(
             if classes:
                 if objects:
                     _check_workers(options, "models")
-                options = {"workers": 0} | options | {"defense": [*classes, *several(options.get("defense", ()))]}
+                named = [*classes, *several(options.get("defense", ()))]
+                options = {"workers": 0} | options | {"defense": named}
         with handing_in("defenses", classes, tables):
             try:
                 start(arguments(matrix, options), temporary)
@@ -191,7 +193,7 @@ def evaluate(
         matrix = Path(folder) / "evaluate.toml"
         matrix.write_text(toml(content), encoding="utf-8")
         try:
-            return run(matrix, **{"workers": 0} | options)
+            return run(matrix, **{"workers": 0} | _given(options))
         except InputError as error:
             raise InputError(str(error).removeprefix(f"{matrix}: ")) from error.__cause__  # nobody knows that file
 
@@ -218,8 +220,9 @@ def attack(
         images = labelled_images(data)
     with argument("eps"):
         given = {} if eps is None else {"eps": sizes_of(eps)}
-    if not isinstance(name, str):
-        raise InputError(f"name: {shown(name)} is no name; give that of an attack, as pgd")
+    with argument("name"):
+        if not isinstance(name, str):
+            raise InputError(f"name: {shown(name)} is no name; give that of an attack, as pgd")
     for key in AttackEntry.model_fields:
         if key in parameters:
             raise InputError(f"{key}: no such option, because all of the images are attacked once; leave it out")
@@ -282,12 +285,17 @@ def as_defense(
             raise InputError(f"model: {message_of(error)}") from error
 
 
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options without those that are None, which means the default."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _check_workers(options: Mapping[str, object], given: str) -> None:
     """Check that no worker processes are requested for objects that exist in this process alone; raises InputError.
 
     given: kind of the objects, "models" or "data".
     """
-    if isinstance(workers := options.get("workers"), int) and workers > 0:  # what is no number is refused later
+    if (workers := options.get("workers")) is not None and list(map(str, several(workers))) != ["0"]:
         named = {"models": "file.py:Name or file.py:Name@weights", "data": "a registered name or module:Class"}[given]
         raise InputError(f"workers: {given} that are handed over stay in this process; leave it out, or name {named}")
 

@@ -130,8 +130,10 @@ def _values(name: str, value: object) -> list[object]:
 
 def check_plain(name: str, value: object) -> None:
     """Check that a value is no tensor or array of several dimensions, nor a list of such; raises InputError."""
-    if any(isinstance(one, (Tensor, np.ndarray)) and one.ndim > 1 for one in (value, *several(value)[:3])):
-        raise InputError(f"{name}: {shown(value)} is not allowed; give a number or a text, or a list of these")
+    with argument(name):
+        parts = [value, *(value[:3] if isinstance(value, (list, tuple)) else ())]
+        if any(isinstance(one, (Tensor, np.ndarray)) and one.ndim > 1 for one in parts):
+            raise InputError(f"{name}: {shown(value)} is not allowed; give a number or a text, or a list of these")
 
 
 def entries_of(attacks: str | Mapping[str, object] | Iterable[str | Mapping[str, object]]) -> list[dict[str, object]]:
