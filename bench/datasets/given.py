@@ -237,8 +237,15 @@ def _fault_of_labels(labels: Tensor, n: int) -> str | None:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Return the pictures in a folder, sorted by name; raises InputError for a picture of a kind that is not read."""
-    files = sorted(path for path in folder.iterdir() if not path.is_dir())
+    """Return the pictures in a folder, sorted by name.
+
+    Raises InputError for pictures that would be left out, of a kind that is not read or in a folder inside.
+    """
+    found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    for inner in (path for path in found if path.is_dir()):
+        if any(path.suffix.lower() in (*PICTURES, *OTHER_PICTURES) for path in inner.rglob("*")):
+            raise InputError(f"{inner}: its pictures would be left out; put them into {folder} itself")
+    files = [path for path in found if not path.is_dir()]
     for path in files:
         if path.suffix.lower() in OTHER_PICTURES:
             raise InputError(f"{path}: a picture that would be left out; save it as {', '.join(PICTURES)}")

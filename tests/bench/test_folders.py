@@ -172,6 +172,10 @@ FAULTS = {
     "no image": (lambda pics: (pics / "class0" / "0.png").write_text("x"), ["0.png"]),
     "truncated": (truncated, ["0.png"]),
     "classes without leading zeros": (numbers, ["pics", "leading zeros"]),
+    "pictures in a folder inside": (
+        lambda pics: picture(pics / "class2" / "more" / "9.png", 0),
+        ["more: its pictures would be left out"],
+    ),
     "a picture of another kind": (lambda pics: picture(pics / "class2" / "9.tiff", 0), ["9.tiff", ".png"]),
     "16 bits": (many_bits, ["0.png", "8 bits"]),
     "no folder": (shutil.rmtree, ["pics", "no such folder"]),

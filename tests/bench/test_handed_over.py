@@ -70,8 +70,11 @@ def test_what_is_handed_over_stays_in_this_process(data, linear, interior):
         mb.evaluate(mb.as_defense(linear, (1, 8, 8), 10), interior, attacks=["noise"], eps=0.1, randomized=True)
     with pytest.raises(mb.InputError, match=r"workers: .* leave it out"):
         mb.evaluate(model, data if data == "digits" else interior, attacks=["noise"], eps=0.1, workers=2)
-    with pytest.raises(mb.InputError, match="workers: models"):
-        mb.run("smoke", defenses={"mine": linear}, n=4, workers=2)
+    for workers in (2, "1", np.int64(1), torch.tensor(1)):
+        with pytest.raises(mb.InputError, match="workers: models"):
+            mb.run("smoke", defenses={"mine": linear}, n=4, workers=workers)
+    found = mb.evaluate(linear, interior, attacks=["noise"], eps=0.1, workers=None, quiet=None)
+    assert set(found.records["status"]) == {"ok"}
 
 
 def test_models_with_computed_or_frozen_weights_are_copied_too(linear, few):
