@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,11 @@ def read_matrix(name: str, datasets: Sequence[str] = ()) -> Matrix:
     try:
         raw = tomllib.loads(text)
         _check_numbers(raw, shown)
-    except ValueError as error:  # also of an integer with more digits than Python reads
+    except ValueError as error:
+        if found := re.search(r"([\w.-]+)\s*=\s*([-+]?\d[\d_]{4000})", text):  # Python reads no more digits
+            raise InputError(
+                f"{shown}: {found[1]}: {found[2][:20]}… is not allowed; give a whole number < 2^63"
+            ) from error
         raise InputError(f"{shown}: not valid TOML: {error}") from error
     except RecursionError as error:
         raise InputError(f"{shown}: nested too deeply; a matrix has tables in lists, and lists in these") from error

@@ -34,7 +34,7 @@ def refused(end: Ended, *parts: str) -> None:
     [
         ("a = " + "[" * 20_000 + "]" * 20_000, ["m.toml", "nested"]),
         ("a = " + "{b=" * 20_000 + "1" + "}" * 20_000, ["m.toml", "nested"]),
-        ("seed = " + "9" * 6000 + "\n" + MATRIX, ["m.toml"]),
+        ("seed = " + "9" * 6000 + "\n" + MATRIX, ["m.toml: seed: 999", "whole number"]),
         (f"seed = {2**63}\n{MATRIX}", ["m.toml: seed", "2^63"]),
         (f"seeds = [0, {2**64}]\n{MATRIX}", ["m.toml: seeds[1]", "2^63"]),
         (f"{MATRIX}steps = {10**30}\n", ["m.toml: attacks[0].steps", "2^63"]),
