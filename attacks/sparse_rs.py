@@ -28,7 +28,7 @@ class SparseRS(Attack):
 
     M is the set of ε changed pixels, of which each image has its own, and α falls along the paper's schedule. L0 counts
     pixels, each in all its channels. Where a random colour is the pixel's own, the opposite corner is taken, so that no
-    query is about an image with fewer changes.
+    query is about an image with fewer changes. If ε is the number of all pixels, A = B.
 
     queries: largest number of forward passes for each input. share: share α of the changed pixels that one query
     replaces, at the beginning; it is halved on the way.
@@ -52,28 +52,30 @@ class SparseRS(Attack):
         view, rows, label, origin = target.view(), all_rows(x), y, x
         channels, pixels = x.shape[1], x.shape[2:].numel()
         changed = min(int(eps), pixels)
-        most = min(self._moved(1, changed), pixels - changed)
+        full = changed == pixels  # then no pixel is left to move to, and pixels of M get other colours instead
+        most = self._moved(1, changed) if full else min(self._moved(1, changed), pixels - changed)
         draws = Draws(x, seed, numbers=(2 + channels) * most)
         order = draws.first(pixels).argsort(dim=1)  # the first `changed` pixels of an image are those of M
         found = painted(x, x, order[:, :changed], draws.first(channels, changed))
         value, beaten = score(view, found, y, rows)
         for query in range(1, self.queries):
             rows, label, value, order, origin = remaining(~beaten, rows, label, value, order, origin)
-            if not len(rows) or not most:
+            if not len(rows):
                 break
             count = min(self._moved(query, changed), most)
             numbers = draws.of(rows, query)[:, : (2 + channels) * count].unflatten(1, (-1, count))
             order = shuffled(order, 0, changed, numbers[:, 0])
-            order = shuffled(order, changed, pixels, numbers[:, 1])
-            leaving, entering = order[:, :count], order[:, changed : changed + count]
+            order = order if full else shuffled(order, changed, pixels, numbers[:, 1])
+            leaving, entering = order[:, :count], order[:, :count] if full else order[:, changed : changed + count]
             best = found.index_select(0, rows)
             candidate = painted(restored(best, origin, leaving), origin, entering, numbers[:, 2:])
             new, beaten = score(view, candidate, label, rows)
             better = (new > value) | beaten
             found.index_copy_(0, rows[better], candidate[better])
             value = torch.where(better, new, value)
-            moved = torch.cat([entering, order[:, count:changed], leaving, order[:, changed + count :]], dim=1)
-            order = torch.where(better[:, None], moved, order)
+            if not full:
+                moved = torch.cat([entering, order[:, count:changed], leaving, order[:, changed + count :]], dim=1)
+                order = torch.where(better[:, None], moved, order)
         return found
 
     def _moved(self, query: int, changed: int) -> int:

@@ -37,6 +37,17 @@ def test_a_planted_example_of_three_pixels_in_colour_is_found():
     assert not Planted().verdict(SparseRS(queries=300).run(Target(Planted(), 4), x, y, 2, 0)).wrong(y).any()
 
 
+def test_of_images_whose_pixels_may_all_change_the_colours_are_searched():
+    class Red(Toy):
+        def answer(self, x: Tensor) -> Tensor:
+            away = (x - Planted.red.view(3, 1, 1)).abs().flatten(1).sum(1)
+            return torch.stack([torch.full_like(away, 0.5), 1 - away], dim=1)
+
+    x, y = torch.full((4, 3, 1, 2), 0.4), torch.zeros(4, dtype=torch.long)
+    out = SparseRS(queries=500).run(Target(Red(), 4), x, y, 2, 0)
+    assert Red().verdict(out).wrong(y).all()
+
+
 @pytest.mark.parametrize("classes", [2, 4])
 def test_a_linear_model_falls_exactly_where_eps_reaches_the_known_number_of_pixels(classes):
     model, x = Linear(classes), torch.rand(30, 1, 4, 4, generator=torch.Generator().manual_seed(1))
