@@ -34,6 +34,9 @@ ABOUT_ATTACKS = "Optimality is 100 % where no other attack found smaller distanc
 
 SIGNS = {"+": "better than", "-": "worse than", "~": "not significantly different from", "=": "no different from"}
 
+NAMED = 3
+"""Number of defenses that were not compared above which a line counts them instead of naming them."""
+
 LEGEND = (
     "Percent of inputs, with 95 % Wilson intervals: accepted and right when clean, and robust in the worst case over "
     "the attacks that the run has for both defenses. The sign compares the defense of the first row with that of the "
@@ -72,7 +75,8 @@ def _ranked(dataset: str, norm: str, rows: pd.DataFrame, others: list[str]) -> s
         if (compared["sign"] == sign).any()
     ]
     left_out = [other for other in others if other not in set(compared["other"])]
-    comparisons += [f"not compared with {', '.join(left_out)}"] if left_out else []
+    named = ", ".join(left_out) if len(left_out) <= NAMED else f"{len(left_out)} others"
+    comparisons += [f"not compared with {named}"] if left_out else []
     shares = compared["own_share"].unique()  # several, where the shared attacks or inputs differ
     share = "–".join(percent(value) for value in sorted({shares.min(), shares.max()}))
     what = "accepted and right" if clean else "robust"

@@ -133,6 +133,20 @@ def test_the_leaderboard_is_the_worst_case_by_hand(folder, monkeypatch):
     assert entries["mnist", EVIL, "linf", "0.3"].family == "not stated"  # the index doesn't say
 
 
+def test_a_defense_is_only_shown_in_norms_in_which_it_was_attacked_or_if_in_none_everywhere(tmp_path):
+    labels = [0] * 4
+    rows = [cell(CLEAN, labels=labels, defense=name) for name in ("both", "one", "none")]
+    rows += [cell("a", labels=labels, defense=name) for name in ("both", "one")]
+    rows += [cell("a", labels=labels, defense="both", norm="l2")]
+    report = Report(Results.load(write_run(tmp_path, run(*rows))))
+    shown = {entry.norm: [] for entry in page.leaderboard(report).entries}
+    for entry in page.leaderboard(report).entries:
+        shown[entry.norm].append(entry.defense)
+    assert shown == {"linf": ["both", "one"], "l2": ["both"]}
+    maps = [page.heat_map(panel, Cells(report)) for panel in page.panels(report.summary)]
+    assert [[name for name, _, _ in one.rows] for one in maps] == [["both", "none", "one"], ["both", "none"]]
+
+
 def test_without_run_json_the_page_says_so(tmp_path):
     write_report(Results.load(write_run(tmp_path, run(*CELLS[:2]))))
     text = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -124,6 +124,8 @@ class Cells:
         results, summary = report.results, report.summary
         self.identities, self.doubts, self.own = results.identities, report.doubts, report.own
         self.systems = known_systems(results.identities)
+        met = summary[summary["kind"] != CLEAN]
+        self.attacked = set(zip(met["dataset"], met["defense"], strict=True))
         jobs = results.records[[*CELL, "key"]].drop_duplicates()
         self.keys = {key: list(rows) for key, rows in jobs.groupby(CELL, sort=False)["key"]}
         pictures: dict[object, pd.DataFrame] = dict(iter(pictured(results.records).groupby(CELL, sort=False)))
@@ -236,7 +238,10 @@ def heat_map(panel: Panel, cells: Cells, flags: Mapping[tuple[str, str], str] = 
     columns = [worst, *columns]
     at = rows_by(pd.concat([panel.clean, panel.attacked]), "defense", "attack", "eps")
     rows = []
+    attacked = set(panel.attacked["defense"])
     for defense in panel.defenses:
+        if defense not in attacked and (panel.dataset, defense) in cells.attacked:
+            continue  # another norm shows it
         fields = [
             _field(at.get((defense, attack, eps)), panel, marks, cells.find(panel.dataset, defense, attack, panel.norm))
             for attack, eps in columns

@@ -125,15 +125,16 @@ def leaderboard(report: Report) -> Leaderboard:
         rank_of = dict(zip(zip(panel.worst["defense"], panel.worst["eps"], strict=True), ranks, strict=True))
         of_defense = dict(iter(pd.concat([clean, attacked]).groupby("defense")))
         for eps in reversed(ladder):
-            for defense in sorted(ranked, key=lambda name: _order(worst.get((name, eps)))):
-                before, at = unattacked.get(defense), worst.get((defense, eps))
+            met = [name for name in ranked if (name, eps) in worst]  # the others would only repeat clean figures
+            for defense in sorted(met, key=lambda name: _order(worst[name, eps])):
+                before, at = unattacked.get(defense), worst[defense, eps]
                 figures = [
                     _shown(marks, at, "robust_accuracy"),
                     _shown(marks, at, "strict_robust_accuracy"),
                     _shown(marks, before, "accuracy"),
                     _shown(marks, before, "rejection"),
                     _median(at),
-                    (NOT_RUN, None) if at is None else (f"{at['n']:,}", float(at["n"])),
+                    (f"{at['n']:,}", float(at["n"])),
                 ]
                 if len(fooled):
                     figures.append(_shown(marks, accepting.get((dataset, defense)), "error"))
@@ -149,9 +150,9 @@ def leaderboard(report: Report) -> Leaderboard:
     return Leaderboard(header + ["noise accepted"] * bool(len(fooled)), entries, ladders, marks.notes)
 
 
-def _order(row: Row | None) -> float:
+def _order(row: Row) -> float:
     """Return the number by which rows of worst cases are sorted: the most robust first, those without a figure last."""
-    return 1.0 if row is None or np.isnan(row["robust_accuracy"]) else -float(row["robust_accuracy"])
+    return 1.0 if np.isnan(row["robust_accuracy"]) else -float(row["robust_accuracy"])
 
 
 def _shown(marks: Marks, row: Row | None, figure: str) -> tuple[str, float | None]:
@@ -159,8 +160,8 @@ def _shown(marks: Marks, row: Row | None, figure: str) -> tuple[str, float | Non
     return text, None if row is None or np.isnan(row[figure]) else float(row[figure])
 
 
-def _median(row: Row | None) -> tuple[str, float | None]:
-    if row is None or row["status"] in ("failed", "skipped"):
+def _median(row: Row) -> tuple[str, float | None]:
+    if row["status"] in ("failed", "skipped"):
         return NOT_RUN, None
     return distance_text(row["median_distance"]), float(row["median_distance"])
 
