@@ -7,7 +7,8 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -308,13 +309,16 @@ def library_of(model: object) -> str:
 def copied(module: nn.Module) -> nn.Module:
     """Return a copy of a module; a TorchScript module is saved and loaded, because `deepcopy` loses its leaves.
 
-    Raises TypeError for a TorchScript module with hooks, since these are not saved, and for a module with a function
-    that still calls the original after it is copied, as one that was put in the place of `forward` does.
+    Raises TypeError for a TorchScript module with hooks, since these are not saved, and for a module that has a
+    function as an attribute which still calls the original, as one that was put in the place of `forward` does. What
+    the class of a module names is not looked at: its constructor may name the global network that it wraps.
     """
     if not isinstance(module, torch.jit.ScriptModule):
         made = copy.deepcopy(module, _computed_tensors(module))
         originals = {id(part) for part in module.modules()}
-        if any(id(one) in originals for one in reached_from(made)):
+        values = (value for part in made.modules() for value in vars(part).values())
+        functions = [one for one in values if isinstance(one, (FunctionType, MethodType, partial))]
+        if any(id(one) in originals for function in functions for one in reached_from(function)):
             raise TypeError(
                 "a function in it calls the module itself, such as one in the place of its forward, so that no copy "
                 "is made of it; give a torch.nn.Module that calls it and computes what the function adds"

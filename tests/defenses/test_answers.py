@@ -145,6 +145,24 @@ def test_hooks_of_torchscript_which_no_copy_has_are_refused(net, x):
         as_defense(traced, SPEC)
 
 
+WRAPPED = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
+
+
+class Wrapping(nn.Module):
+    """A module of a notebook: its constructor names the global network that it wraps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = WRAPPED
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def test_a_class_may_name_the_network_that_it_wraps(x):
+    assert torch.equal(as_defense(Wrapping(), SPEC)(x), WRAPPED(x))
+
+
 def test_a_model_whose_copy_answers_otherwise_is_refused(net):
     class Copied(Alike):
         def __deepcopy__(self, memo: object) -> nn.Module:
