@@ -22,6 +22,7 @@ from manifold_bench.bench.planning.matrix import Matrix
 from manifold_bench.bench.planning.narrow import narrowed
 from manifold_bench.bench.planning.plan import Options, Plan, make_plan, matrix_json
 from manifold_bench.bench.planning.reading import read_matrix
+from manifold_bench.bench.planning.usercode import working_folder
 from manifold_bench.bench.records.files import parsed
 from manifold_bench.bench.records.images import check_export, export
 from manifold_bench.bench.records.log import LOG, Log
@@ -49,6 +50,9 @@ from manifold_bench.defenses.files import atomic_write, checked_file
 from manifold_bench.defenses.identity import JsonObject, key_of, source_files
 from manifold_bench.defenses.models import Handed
 from manifold_bench.defenses.weights import with_cards
+
+WEIGHTS = (".bin", ".ckpt", ".h5", ".npy", ".npz", ".onnx", ".pkl", ".pt", ".pth", ".safetensors")
+"""Endings of files from which users' code takes weights."""
 
 BUDGETS = "budget.json"
 """Name of the file in a run's folder that says how the matrix was cut for each budget."""
@@ -104,9 +108,9 @@ def evaluate(
         print_line(console, f"{counts}; {clock(time.time() - begun)} min; {where}")
         if ended.failed:
             return 1
-        unknown = plan.is_cut or any(ref.reads_unknown_files for _, ref in ended.plan.running)
-        if code is not None and not unknown and not plan.omissions.missing_data:
-            weights = {str(path.resolve()): hash_of(path) for path in with_cards(ended.plan.weights)}
+        if code is not None and not plan.is_cut and not plan.omissions.missing_data:
+            known = [*with_cards(ended.plan.weights), *files_of_weights(code)]
+            weights = {str(path.resolve()): hash_of(path) for path in known}
             write_stamp(folder, request, code | weights, {"screen": screen, "counts": counts})
         return 0
 
@@ -178,6 +182,17 @@ def write_and_print_report(results: Results, console: Console, quiet: bool) -> t
     if not quiet:
         console.file.write(screen.get())
     return report, screen.get()
+
+
+def files_of_weights(code: Iterable[str]) -> list[Path]:
+    """Return the files from which users' code may take weights: those next to it, and those in the working folder.
+
+    code: paths of its files.
+    """
+    folders = {str(Path(file).parent) for file in code}
+    if folders and (here := working_folder()):
+        folders.add(here)
+    return [path for folder in sorted(folders) for path in sorted(Path(folder).iterdir()) if path.suffix in WEIGHTS]
 
 
 def code_of_users(systems: Iterable[tuple[str, type]]) -> dict[str, str] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -70,12 +69,6 @@ class TrainedRef(Generic[M_co]):
     @property
     def cls(self) -> type[M_co]:
         return self.system.cls
-
-    @property
-    def reads_unknown_files(self) -> bool:
-        """Whether it is a user's code with tensors of its own, which may come from files that no identity covers."""
-        own = self.weights_sha256 not in (None, hashlib.sha256().hexdigest())
-        return self.system.source_sha256 is not None and self.weights is None and (own or self.other_sha256 is not None)
 
     def build(self) -> M_co:
         """Return the module with its initial weights, which are always the same."""

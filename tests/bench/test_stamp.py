@@ -205,3 +205,11 @@ main({given!r})
     done = subprocess.run([sys.executable, "-c", path + lines], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "heavy: []", done.stdout + done.stderr
     assert arguments or Log(out / "log.jsonl").read()[0][-1]["event"] == "run found finished"
+
+
+def test_weights_next_to_users_code_are_part_of_the_stamp(tmp_path):
+    code = tmp_path / "mine.py"
+    for name in ("net.pt", "more.safetensors", "notes.txt"):
+        (tmp_path / name).write_bytes(b"1")
+    found = [path.name for path in evaluation.files_of_weights([str(code)]) if path.parent == tmp_path]
+    assert found == ["more.safetensors", "net.pt"] and evaluation.files_of_weights([]) == []
