@@ -137,7 +137,7 @@ def plan_within(
             least = f"{math.ceil(taken)} s" if taken < 90 else f"{math.ceil(taken / 60)} min"
             raise InputError(
                 f"--budget: {budget} is too short; this matrix takes at least about {least} (n = {cut.n}, a "
-                f"{round(1 / cut.share)}th of the iterations); give that time, or name fewer systems"
+                f"{round(1 / cut.share)}th of the iterations); give that time or more"
             )
     found = planned(cut)
     said = summary(found, plan, budget)

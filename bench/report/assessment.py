@@ -17,7 +17,7 @@ from manifold_bench.bench.report.advice import misled, next_step, sizes_of_stron
 from manifold_bench.bench.report.diagnosis import found_text
 from manifold_bench.bench.report.ranking import named_in
 from manifold_bench.bench.report.steps import Steps
-from manifold_bench.bench.report.tables import Doubts, Panel, panels, rows_by
+from manifold_bench.bench.report.tables import INVALID, Doubts, Panel, panels, rows_by
 from manifold_bench.bench.text import eps_text, norm_text, percent
 from manifold_bench.defenses.identity import JsonObject
 
@@ -26,9 +26,6 @@ ELSEWHERE = (
     "attack that is made on it."
 )
 """What to think of figures on images that were made elsewhere."""
-
-INVALID = "farther than ε from the unperturbed image, or not within [0, 1]"
-"""What is wrong with outputs that count as no success."""
 
 
 @dataclass(frozen=True)

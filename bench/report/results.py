@@ -23,8 +23,9 @@ from manifold_bench.bench.records.images import AdversarialImages, adversarial
 from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
 from manifold_bench.bench.report.assessment import assessments, budget_of, left_out_of
 from manifold_bench.bench.report.diagnosis import flags
+from manifold_bench.bench.report.order import by_norm
 from manifold_bench.bench.report.plots import security_curves
-from manifold_bench.bench.report.ranking import named_in, ranking_lines
+from manifold_bench.bench.report.ranking import named_in, own_defenses, ranking_lines
 from manifold_bench.bench.report.style import STYLE
 from manifold_bench.bench.report.table import flag_note
 from manifold_bench.bench.report.tables import STRICTNESS, Doubts, Marks, doubts_of, panels
@@ -67,7 +68,7 @@ class Results:
         rows = []
         for (dataset, defense), of_defense in self.summary.groupby(["dataset", "defense"]):
             clean = of_defense[of_defense["kind"] == CLEAN].iloc[0]
-            for norm, attacked in of_defense[of_defense["kind"] != CLEAN].groupby("norm"):
+            for (norm,), attacked in by_norm(of_defense[of_defense["kind"] != CLEAN]):
                 for _, worst in attacked[attacked["kind"] == WORST_CASE].iterrows():
                     shares = {
                         "clean": clean["accuracy"],
@@ -177,7 +178,7 @@ class Results:
         if not shown:
             raise InputError("plot: no attack of this run has perturbation sizes")
         with mpl.rc_context(STYLE):
-            return security_curves(*shown)
+            return security_curves(*shown, own=own_defenses(self.stored.run, self.summary["defense"]))
 
     @property
     def _shown(self) -> pd.DataFrame:

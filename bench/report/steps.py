@@ -93,7 +93,9 @@ class Steps:
 
     @property
     def can_be_strong(self) -> bool:
-        """Whether a command can run the matrix `strong`; settings of a matrix file need Python."""
+        """Whether a command can run the matrix `strong`, which has L∞ and L2; settings of a matrix file need Python."""
+        if self.sizes is not None and self.sizes[0] not in ("linf", "l2"):
+            return False
         return bool(self.data) and not (self.is_of_command_line and (self.settings or not self.is_named))
 
     @property
@@ -162,7 +164,7 @@ class Steps:
         """Return what makes the run again. more: further options of the command."""
         if self.is_of_command_line:
             return shlex.join(["manifold-bench", *self.words[1:], *_options(more)])
-        return self.strong(**more) if self.data else self._evaluate(**more)
+        return self.strong(**more) if self.can_be_strong else self._evaluate(**more)
 
     def strong(self, **more: object) -> str:
         """Return the command that runs the matrix `strong`. more: further options of the command."""
@@ -199,7 +201,7 @@ class Steps:
             del options["norm"]  # the default
         if "eps" in options and len(options["eps"]) == 1:
             options["eps"] = options["eps"][0]
-        return _call("mb.evaluate", f"{_literal(model)}, data", options)
+        return _call("mb.evaluate", f"{_literal(model)}, {_literal(self.data or _Code('data'))}", options)
 
 
 class _Code(str):

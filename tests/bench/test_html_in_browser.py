@@ -209,7 +209,9 @@ def test_on_a_phone_the_worst_case_is_in_view(browser, folder):
 
 
 def test_a_command_is_copied(browser, folder):
-    watched = Watched(browser, folder, viewport={"width": 1280, "height": 900}, permissions=["clipboard-read", "clipboard-write"])
+    watched = Watched(
+        browser, folder, viewport={"width": 1280, "height": 900}, permissions=["clipboard-read", "clipboard-write"]
+    )
     command = watched.page.locator("header .command")
     command.get_by_role("button").click()
     command.get_by_role("button", name="Copied").wait_for()

@@ -137,7 +137,7 @@ def test_filters_n_and_seed_cut_and_add(good, tmp_path):
         "pgd(steps=10)",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " linf, seed 7 (and 3 more jobs): no stored records" in done.stdout
+    assert " linf, seed 7 (and 2 more jobs): no stored records" in done.stdout
     rows = records(tmp_path / "out")
     assert set(rows["defense"]) == {"tiny:NearestMean"} and set(rows["seed"]) == {7}
     assert set(rows["attack"]) == {"clean", "pgd(steps=10)", "manifold_bench.attacks.gradient:FGSM", "fgsm"}

@@ -12,16 +12,16 @@ PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 HEAD = """# Benchmarks
 
-Written by `tox -e benchmark`, which replaces the whole page. {machine}, Python {python}, torch's own CPU kernels with one
-thread, {date}.
+Written by `tox -e benchmark`, which replaces the whole page. {machine}, Python {python}, torch's own CPU kernels with
+one thread, {date}.
 """
 
 ATTACKS = """# Attacks, compared with other libraries'
 
 All libraries attack the same MNIST digits and weights of the zoo with the same budget, and take turns. Times are
 medians over the rounds. "Ours" is a whole job of this harness in one of its workers: loading the defense, attacking,
-judging, storing the records. A "bare loop" is the attack in a few lines of torch, without any library. The libraries are
-called as their users call them, on the same weights in torch's own layers and layout. The robust accuracy of every
+judging, storing the records. A "bare loop" is the attack in a few lines of torch, without any library. The libraries
+are called as their users call them, on the same weights in torch's own layers and layout. The robust accuracy of every
 library is what this harness's judge says of its outputs at ε. Passes are means for each input.
 """
 

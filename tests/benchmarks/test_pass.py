@@ -154,7 +154,7 @@ def test_verdicts_in_bf16(benchmark, inputs: int, tell):
     benchmark.pedantic(both, rounds=1)
     tell(
         title="Gradients in bf16",
-        text=f"PGD-40 by a bare loop on {inputs} inputs, judged in float32: bf16 beats other inputs, so attacks don't use it.",
+        text=f"PGD-40 by a bare loop on {inputs} inputs, judged in float32: bf16 beats others, and is not used.",
         columns=["defense", "robust, float32", "robust, bf16", "beaten by float32 alone", "by bf16 alone"],
         rows=rows,
     )
