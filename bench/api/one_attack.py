@@ -14,7 +14,7 @@ from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.attacks.threat import expand
 from manifold_bench.attacks.view import WITHOUT_GRADIENT
 from manifold_bench.bench.metrics.effort import LIMIT
-from manifold_bench.bench.running.judge import FEW, Inputs, Judge, first_answers, verdict
+from manifold_bench.bench.running.judge import FEW, Inputs, Judge, begun, verdict
 from manifold_bench.bench.running.remarks import repeats
 from manifold_bench.defenses.base import Defense, LabelledImages
 from manifold_bench.defenses.weights import weights_hash
@@ -44,9 +44,7 @@ def attack_once(
     figures may mislead. Raises RuntimeError if the attack changes weights, and TypeError for outputs of another shape.
     """
     x, y = images.images, images.labels
-    if not judging.randomized and judging.gradient_modes == ("default",):
-        for one in (attacked, judging):  # as in a run: a model may take some state from the first images that it sees
-            first_answers(one, x)
+    attacked, judging = begun(attacked, x), begun(judging, x)
     size = math.inf if attack.minimal else eps
     queries = Queries(x, y, None, attack.norm, size)
     target = Target(attacked, len(x), Attacker(clean=x, max_passes=attack.max_passes), queries=queries)

@@ -6,9 +6,9 @@ A job in the program's own process runs the imported module, while keys of resul
 from __future__ import annotations
 
 import ast
-import inspect
+import hashlib
 import sys
-from collections import Counter
+import warnings
 from collections.abc import Iterable, Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -17,54 +17,60 @@ from types import CodeType, FunctionType, ModuleType
 from manifold_bench.bench.errors import InputError
 from manifold_bench.defenses.identity import source_files
 
+_seen: dict[str, tuple[object, str]] = {}
+"""Each module of users by name: its specification, which a reload replaces, and the hash of its file at first sight."""
+
 
 def check_not_stale(systems: Iterable[tuple[str, type]]) -> None:
     """Raise InputError if a file of users' code that systems run has changed since this program imported it.
 
-    A system is its name in the matrix and its class. Left out are modules that a hook changes as it imports them, as
-    pytest does. Compared are all functions and methods that a module has made, and
-    its constants.
+    A system is its name in the matrix and its class. What changed between an import by the program itself and the first
+    call is seen in functions and methods alone; later, every change is.
     """
     names = {prefix for name, _ in systems if (prefix := name.partition(":")[0]) != name}
     named = [Path(prefix).stem if prefix.endswith(".py") else prefix for prefix in names]
     files = set(source_files(sorted({*named, *(base.__module__ for _, cls in systems for base in cls.__mro__)})))
     ends = tuple(file.name for file in files)
-    for module in list(sys.modules.values()):
-        place = getattr(module, "__file__", None)
+    for name, module in list(sys.modules.items()):
+        place = vars(module).get("__file__") if isinstance(module, ModuleType) else None
         if not isinstance(place, str) or not place.endswith(ends) or (file := Path(place).resolve()) not in files:
             continue
-        plain = type(getattr(module.__spec__, "loader", None)) is SourceFileLoader  # others change code, as pytest does
-        if plain and _is_stale(module, file):
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        spec, first = _seen.get(name, (None, ""))
+        known = spec is not None and spec is module.__spec__
+        if (digest != first) if known else _has_another_function(module, file):
             raise InputError(
                 f"{file}: it has changed since this program imported it; start the program again, or reload the module "
-                f"with importlib.reload(sys.modules[{module.__name__!r}])"
+                f"with importlib.reload(sys.modules[{name!r}])"
             )
+        _seen[name] = module.__spec__, digest
 
 
-def _is_stale(module: ModuleType, file: Path) -> bool:
-    """Return whether a function, a method or a constant of a module is not in its file as it is now."""
+def _has_another_function(module: ModuleType, file: Path) -> bool:
+    """Return whether a function of a module, or a method of its classes, computes something else than in its file.
+
+    Left out are modules that a hook changes as it imports them, as pytest does, and functions that the file lacks.
+    """
+    if type(getattr(module.__spec__, "loader", None)) is not SourceFileLoader:
+        return False
     try:
-        tree = ast.parse(file.read_bytes())
-        present = set(map(_content, _codes(compile(tree, str(file), "exec", dont_inherit=True))))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            codes = list(_inside(compile(ast.parse(file.read_bytes()), str(file), "exec", dont_inherit=True)))
     except (OSError, SyntaxError, ValueError):
         return True
-    if any(_content(code) not in present for code in _made_in(module, file)):
-        return True
-    return any(getattr(module, name, value) != value for name, value in _literals(tree).items())
+    present = set(map(_content, codes))
+    named = {code.co_qualname for code in codes}
+    made = (one for function in _functions(module) for one in _inside(function.__code__))
+    return any(code.co_qualname in named and _content(code) not in present for code in made)
 
 
-def _literals(tree: ast.Module) -> dict[str, object]:
-    """Return the names that a module gives numbers and texts, once and at its top level, with their values."""
-    assigned = Counter(
-        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    )
-    found: dict[str, object] = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.value, ast.Constant):
-            target = node.targets[0]
-            if isinstance(target, ast.Name) and assigned[target.id] == 1:
-                found[target.id] = node.value.value
-    return found
+def _inside(code: CodeType) -> Iterator[CodeType]:
+    """Yield a code and that of the functions inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _inside(constant)
 
 
 def _content(code: CodeType) -> tuple[object, ...]:
@@ -74,18 +80,12 @@ def _content(code: CodeType) -> tuple[object, ...]:
     return code.co_qualname, code.co_code, code.co_names, repr(shown)
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
-
-
-def _made_in(module: ModuleType, file: Path) -> Iterator[CodeType]:
-    """Yield the code of the functions and methods that a module has made, and of the functions inside them."""
+def _functions(module: ModuleType) -> Iterator[FunctionType]:
+    """Yield the functions and methods that a module has made in its own file."""
     for one in list(vars(module).values()):
         for member in list(vars(one).values()) if isinstance(one, type) else [one]:
-            function = inspect.unwrap(getattr(member, "fget", None) or getattr(member, "__func__", member))
-            own = isinstance(function, FunctionType) and function.__module__ == module.__name__
-            if own and Path(function.__code__.co_filename).resolve() == file:  # dataclasses make some elsewhere
-                yield from _codes(function.__code__)
+            plain: object = member.fget if isinstance(member, property) else member
+            plain = plain.__func__ if isinstance(plain, (staticmethod, classmethod)) else plain
+            # dataclasses make some functions elsewhere
+            if isinstance(plain, FunctionType) and plain.__code__.co_filename == vars(module)["__file__"]:
+                yield plain

@@ -105,7 +105,8 @@ def serve_attack(job: Job, folder: Path, judge: Channel) -> None:
     _, given = judge.receive()
     torch.manual_seed(job.seed)
     np.random.seed(job.seed % 2**32)  # noqa: NPY002 - libraries draw from the global state
-    attacking = Attacking(job, load_defense(job), Inputs(**given).to(job.device), Heartbeat(job, Log(folder / LOG)))
+    rows = Inputs(**given).to(job.device)
+    attacking = Attacking(job, load_defense(job, rows.x), rows, Heartbeat(job, Log(folder / LOG)))
     judge.send({})
     while "end" not in (request := judge.receive())[0]:
         with attacking.rounding(request[0]["levels"]):
@@ -129,9 +130,11 @@ class Attacking:
         hook = None
         if levels is not None:
             hook = self.defense.register_forward_pre_hook(lambda _, given: (to_levels(given[0], levels), *given[1:]))
-        yield
-        if hook is not None:
-            hook.remove()
+        try:
+            yield
+        finally:
+            if hook is not None:
+                hook.remove()
 
     def attack(self, rows: Tensor, eps: float) -> Found:
         """Attack those rows [n] of the inputs in batches."""

@@ -136,7 +136,8 @@ def calibrate(job: Job) -> tuple[float, float]:
     small = replace(job, indices=_few(job), split="test", attack=None)
     attack = PGD(norm="linf", steps=STEPS_OPTIMISING if job.inference_steps else STEPS)
     with one_thread(), torch.random.fork_rng():
-        rows, defense = inputs(small).to(job.device), load_defense(small)
+        rows = inputs(small).to(job.device)
+        defense = load_defense(small, rows.x)
         for _ in range(1 if job.inference_steps else 2):  # the second time counts: a process' first passes are slower
             begun = time.perf_counter()
             verdict(defense, rows.x, rows.y, 1, 0)

@@ -141,7 +141,7 @@ def noise(shape: tuple[int, int, int], numbers: tuple[int, ...], seed: int) -> T
 def clean_records(job: Job) -> tuple[pd.DataFrame, list[str]]:
     """Return the answers to clean inputs, one row each, and the defense's uneven layers (`kernels.LayerCheck`)."""
     rows = inputs(job).to(job.device)
-    defense = load_defense(job)
+    defense = load_defense(job, rows.x)
     begun = time.perf_counter()
     with LayerCheck(defense, rows.x) as layers, OutputCheck(defense) as outputs:
         answer = verdict(defense, rows.x, rows.y, job.draws, job.seed)
@@ -162,7 +162,7 @@ def attack_records(job: Job, store: Store, attacker: AttackProcess) -> pd.DataFr
     """Return the rows of every ε. The judge has its own instance of the defense, which the attack cannot touch."""
     rows = inputs(job).to(job.device)
     attacker.begin(rows)
-    defense = load_defense(job)
+    defense = load_defense(job, rows.x)
     assert job.attack is not None
     judge = Judge(defense, job.attack.norm, job.draws, job.seed)
     attempt = Attempt(job, attacker, judge, rows, _clean_verdict(job, defense, rows, store))

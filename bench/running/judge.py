@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -21,15 +22,20 @@ FEW = 8
 """Number of clean images that a defense answers again, to see whether its answers are still the same."""
 
 
-def load_defense(job: Job) -> Defense:
-    """Return a new instance of the job's defense, which checks its outputs (`with_checks`).
+def load_defense(job: Job, x: Tensor) -> Defense:
+    """Return a new instance of the job's defense, which checks its outputs (`with_checks`). x: the job's images."""
+    return begun(with_checks(job.defense.load(job.device)), x)
 
-    It has answered the first test images once, unless it is randomized or optimises at inference: a model may take some
-    state from the first images that it sees, and has to be the same in each process.
+
+def begun(defense: Defense, x: Tensor) -> Defense:
+    """Let a new instance answer the first of the images x [N,C,H,W] once, and return it.
+
+    A model may take some state from the first images that it sees, and has to be the same in each process. Randomized
+    defenses and those that optimise at inference are left out.
     """
-    defense = with_checks(job.defense.load(job.device))
     if not defense.randomized and defense.gradient_modes == ("default",):
-        first_answers(defense, job.dataset.load().test.images[:FEW].to(job.device))
+        with suppress(Exception):  # what it raises, it raises again where it is judged or attacked
+            first_answers(defense, x)
     return defense
 
 

@@ -33,8 +33,8 @@ ENOUGH_OF_EACH = 5
 """Fewest clean images for each class with which that is said: of fewer, guesses are often right when renumbered."""
 
 JUMP, SHARE = 10, 0.1
-"""Least size of a jump of the logits beside whole grey levels: as a multiple of what an equal step changes elsewhere,
-and as a share of the mean difference between images."""
+"""Least size of a jump of the logits beside whole grey levels: as a multiple of the difference between two images
+beside, and as a share of the mean difference between images."""
 
 NEAR = 0.05
 """Largest distance, in each pixel, of images near clean ones that the defense answers twice."""
@@ -194,9 +194,14 @@ def repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator
 
 def _same_in_other_batches(defense: Defense, few: Tensor) -> bool:
     """Return whether outputs for images [n,C,H,W] are those in the other order and for each alone, up to rounding."""
-    with torch.no_grad():
-        plain, turned = defense(few.clone()), defense(few.flip(0)).flip(0)
-        alone = torch.cat([defense(one.clone()) for one in few.split(1)])
+    try:
+        with torch.no_grad():
+            plain, turned = defense(few.clone()), defense(few.flip(0)).flip(0)
+            alone = torch.cat(
+                [defense(one.repeat(FEW, 1, 1, 1))[:1] for one in few.split(1)]
+            )  # some take no single one
+    except Exception:  # as in `_near`
+        return True
     return _alike(turned, plain) and _alike(alone, plain)
 
 
@@ -236,23 +241,24 @@ def _same_as_outputs(defense: Defense, few: Tensor) -> bool:
 def levels_of_jumps(defense: Defense, images: Tensor) -> int | None:
     """Return the number of grey levels of images [N,C,H,W] if class logits jump just beside them, or else None.
 
-    It takes the first `FEW`. There a first small step from whole grey levels changes the logits `JUMP` times as much
-    as an equal second step does, and by more than `SHARE` of the difference between images. Both steps change a smooth
-    function alike. Not tried are defenses that are randomized or optimise at inference.
+    It takes the first `FEW`. A jump: a small step from whole grey levels, towards white as towards black, changes the
+    logits `JUMP` times as much as the two images beside differ in theirs, and by more than `SHARE` of the difference
+    between images. A smooth function has no jump, and what rounds jumps one way alone. Not tried are defenses that are
+    randomized or optimise at inference.
     """
     few = images[:FEW]
     tried = not defense.randomized and defense.gradient_modes == ("default",)
     if not tried or len(few) < 2 or (levels := grey_levels(few)) is None:
         return None
-    step = torch.where(few < 0.5, 0.2, -0.2) * (0.5 + 0.5 * _noise(few)[: len(few)]) / levels
+    step = 0.2 / levels * (0.5 + 0.5 * _noise(few)[: len(few)])
     try:
-        on, beside, further = (defense(few + k * step)[:, : defense.num_classes].double() for k in (0, 1, 2))
+        beside = [(few + sign * step).clamp(0, 1) for sign in (1, -1)]
+        on, light, dark = (defense(one.clone())[:, : defense.num_classes].double() for one in (few, *beside))
     except Exception:  # as in `_near`
         return None
-    first, second, among = (
-        (a - b).nan_to_num(0, 0, 0).abs().mean() for a, b in ((on, beside), (beside, further), (on, on.roll(1, 0)))
-    )
-    return levels if first > SHARE * among and first > JUMP * second else None
+    pairs = (on, light), (on, dark), (light, dark), (on, on.roll(1, 0))
+    up, down, between, among = (float((one - other).nan_to_num(0, 0, 0).abs().mean()) for one, other in pairs)
+    return levels if min(up, down) > max(SHARE * among, JUMP * between) else None
 
 
 def _left_in_train_mode(ref: TrainedRef) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import nn
 from users import importable, write
 
 import manifold_bench as mb
+from manifold_bench.bench.planning.stale import check_not_stale
 from manifold_bench.defenses.other_state import other_state_sha256, tensors_outside_the_state
 
 
@@ -82,16 +84,35 @@ def test_what_a_module_reaches_besides_its_state():
     extras = (torch.ones(3), np.ones(3), [np.ones(3)], {"a": torch.ones(3)}, [inner], lambda x: inner(x))
     assert [len(list(tensors_outside_the_state(Net(extra)))) for extra in extras] == [1, 1, 1, 1, 2, 2]
     assert other_state_sha256(Net(None)) is None and other_state_sha256(Net(3)) is None
-    hashes = {other_state_sha256(Net(torch.full((3,), value))) for value in (1.0, 2.0)}
-    assert len(hashes) == 2 and None not in hashes
+    values = (torch.zeros(4), torch.ones(4), torch.zeros(2, 2), torch.zeros(4, dtype=torch.int32))
+    hashes = {other_state_sha256(Net(value)) for value in values}
+    assert len(hashes) == 4 and None not in hashes
+    odd = [torch.ones(2, dtype=torch.complex64).conj(), nn.LazyLinear(3), torch.eye(3).to_sparse(), [1] * 100_000]
+    assert all(isinstance(other_state_sha256(Net([one])), (str, type(None))) for one in odd)
+
+
+def test_a_name_of_an_attribute_is_no_global_variable():
+    class Headed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unrelated = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.unrelated(x)
+
+    assert other_state_sha256(Headed()) is None
+
+
+unrelated = nn.Linear(2, 2)
 
 
 CODE = """
 import torch
 SCALE = 1.0
-def scaled(x):
+def scaled(x, k=1):
     return SCALE * x
 class Net(torch.nn.Module):
+    K = 1
     def forward(self, x):
         return scaled(x.flatten(1)[:, :10])
     @property
@@ -101,40 +122,90 @@ class Net(torch.nn.Module):
 
 EDITS = {
     "a constant": ("SCALE = 1.0", "SCALE = 2.0"),
+    "a default": ("x, k=1", "x, k=2"),
+    "a class attribute": ("K = 1", "K = 2"),
     "a function": ("return SCALE * x", "return SCALE + x"),
     "a method": (":10]", ":10] + 1"),
     "a property": ("return 0", "return 1"),
+    "a name": ("scaled", "rescaled"),
     "a file that is no Python any more": ("class Net", "class class Net"),
 }
+
+
+def named(folder: Path, name: str, text: str) -> str:
+    write(folder, {f"{name}.py": text})
+    return f"{folder / name}.py:Net"
+
+
+def evaluated(model: str) -> mb.Results:
+    return mb.evaluate(model, "digits", n=4, attacks=["noise"], eps=0.1)
 
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_a_file_that_changed_since_it_was_imported_is_refused(folder, edit):
     name = f"edited_{list(EDITS).index(edit)}"
-    path = folder / f"{name}.py"
-    write(folder, {path.name: CODE})
-
-    def evaluated() -> mb.Results:
-        return mb.evaluate(f"{path}:Net", "digits", n=4, attacks=["noise"], eps=0.1)
-
-    evaluated()
-    write(folder, {path.name: "# a remark\n\n" + CODE})  # moves every line, and changes nothing
-    evaluated()
-    write(folder, {path.name: CODE.replace(*EDITS[edit])})
+    model = named(folder, name, CODE)
+    evaluated(model)
+    evaluated(model)
+    named(folder, name, CODE.replace(*EDITS[edit]))
     with pytest.raises(mb.InputError, match="changed since this program imported it"):
-        evaluated()
+        evaluated(model)
     if edit != "a file that is no Python any more":
         importlib.reload(sys.modules[name])
-        evaluated()
+        evaluated(model)
+
+
+@pytest.mark.parametrize("edit", ["a function", "a method", "a property"])
+def test_a_function_that_changed_before_the_first_call_is_seen(folder, edit):
+    name = f"imported_{list(EDITS).index(edit)}"
+    model = named(folder, name, CODE)
+    importlib.import_module(name)
+    named(folder, name, CODE.replace(*EDITS[edit]))
+    with pytest.raises(mb.InputError, match="changed since this program imported it"):
+        evaluated(model)
+
+
+ODD = r"""
+import warnings
+from unittest.mock import call
+json = None
+try:
+    import json
+except ImportError:
+    pass
+class Answers:
+    def __getattr__(self, name):
+        raise KeyError(name)
+answers = Answers()
+SCALE = 2.0
+PATTERN = "\d"
+if SCALE > 1:
+    def twice(x):
+        return 2 * x
+else:
+    def twice(x):
+        return x
+later = lambda x: x
+"""
+
+
+def test_odd_modules_that_did_not_change_are_taken(folder):
+    named(folder, "odd_code", CODE + ODD)
+    odd = importlib.import_module("odd_code")
+    odd.SCALE = torch.ones(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_not_stale([("odd_code:Net", odd.Net)])
+        check_not_stale([("odd_code:Net", odd.Net)])
 
 
 def test_a_helper_that_changed_is_refused_too(folder):
     main = "import torch\nfrom edited_helper import scale\nclass Net(torch.nn.Module):\n"
     main += "    def forward(self, x):\n        return scale(x.flatten(1)[:, :10])\n"
     write(folder, {"edited_main.py": main, "edited_helper.py": "def scale(x):\n    return x\n"})
-    named = f"{folder / 'edited_main.py'}:Net"
-    mb.evaluate(named, "digits", n=4, attacks=["noise"], eps=0.1)
+    model = f"{folder / 'edited_main.py'}:Net"
+    evaluated(model)
     write(folder, {"edited_helper.py": "def scale(x):\n    return 0 * x\n"})
     with pytest.raises(mb.InputError, match=r"edited_helper\.py: it has changed"):
-        mb.evaluate(named, "digits", n=4, attacks=["noise"], eps=0.1)
+        evaluated(model)
     assert Path(sys.modules["edited_helper"].__file__ or "").parent == folder

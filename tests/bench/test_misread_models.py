@@ -76,9 +76,11 @@ def test_a_smooth_model_has_no_jump_beside_whole_grey_levels(digits, name):
 
 def test_a_model_that_rounds_has_no_jump_beside_whole_grey_levels(digits):
     plain = from_zoo("undefended", "digits")
-    for levels in (1, 3, 15, 16, 255):
-        rounds = mb.as_defense(lambda x, levels=levels: plain((levels * x).round() / levels), (1, 8, 8), 10)
-        assert not levels_of_jumps(rounds, digits[0][:8])
+    for step in (torch.round, torch.floor, torch.ceil):
+        for levels in (1, 2, 4, 8, 15, 16, 255):
+            rounds = mb.as_defense(lambda x, q=levels, step=step: plain(step(q * x) / q), (1, 8, 8), 10)
+            assert not levels_of_jumps(rounds, digits[0][:8]), (step, levels)
+    assert not levels_of_jumps(mb.as_defense(lambda x: plain((x > 0).float()), (1, 8, 8), 10), digits[0][:8])
 
 
 def test_a_verdict_that_differs_from_the_outputs(digits):
@@ -125,7 +127,8 @@ class WithItsNeighbour(NoiseByPlace):
 
 def test_a_state_from_the_first_images_is_the_same_in_every_process(digits):
     first = FirstBatch()
-    first(find("datasets", "digits")().test.images[:8])
+    data = find("datasets", "digits")()
+    first(data.test.images[list(data.chosen(24))[:8]])
     found, expected = (mb.evaluate(one, "digits", attacks=PGD, eps=0.1, n=24).table for one in (FirstBatch(), first))
     assert found[["clean", "robust"]].equals(expected[["clean", "robust"]])
 
@@ -135,6 +138,12 @@ def test_answers_that_depend_on_the_batch_are_said(digits, model):
     found = mb.evaluate(model(), digits, attacks=["noise"], eps=0.1)
     assert any("depend on the other images of a batch" in reason for reason in found.records["reason"])
     assert "¶" in found.table["marks"].iloc[0]
+
+
+def test_a_model_that_takes_no_single_image_is_no_error(digits):
+    plain = from_zoo("undefended", "digits")
+    found = mb.evaluate(lambda x: plain(x).squeeze(), digits, attacks=PGD, eps=0.1)
+    assert set(found.records["status"]) == {"ok"} and set(found.records["reason"]) == {""}
 
 
 def test_a_module_whose_forward_was_replaced_is_refused_and_stays_as_it_was(digits):
