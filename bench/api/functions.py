@@ -295,7 +295,8 @@ def _check_workers(options: Mapping[str, object], given: str) -> None:
 
     given: kind of the objects, "models" or "data".
     """
-    if (workers := options.get("workers")) is not None and list(map(str, several(workers))) != ["0"]:
+    values = [str(one) for one in several(options.get("workers", 0))]
+    if len(values) == 1 and values[0] not in ("0", "None"):  # several are refused later
         named = {"models": "file.py:Name or file.py:Name@weights", "data": "a registered name or module:Class"}[given]
         raise InputError(f"workers: {given} that are handed over stay in this process; leave it out, or name {named}")
 
