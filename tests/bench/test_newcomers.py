@@ -114,8 +114,9 @@ def test_a_model_that_returns_nan_on_some_images_fails_alone_and_by_name(tiny):
     states = found.summary.groupby("defense")["status"].unique()
     assert list(states["sometimes"]) == ["failed"] and list(states["noisy"]) == ["ok"]
     assert found.records.query("defense == 'sometimes'")["reason"].str.contains("Sometimes.*NaN").all()
-    (note,) = [one for one in found.notes if "NaN" in one]
-    assert note.count("NaN") == 1  # the reason once, for both attacks
+    notes = [one for one in found.notes if "NaN" in one]
+    assert [one.count("NaN") for one in notes] == [1, 1]  # the reason once for both attacks, and once without an attack
+    assert sum("the clean pass of this defense failed" in one for one in notes) == 1
 
 
 def test_an_attack_on_it_fails_in_one_line():
