@@ -30,6 +30,9 @@ MORE_LINEAR = 0.5
 ALMOST = 0.9
 """Least value of a hyperbolic tangent, and of a sigmoid, of which its class is almost sure."""
 
+RARE = -3.0
+"""Largest logarithm of a sigmoid of which its class is almost surely none."""
+
 NEGLIGIBLE = 0.02
 """Deviation from a straight line that is none."""
 
@@ -187,7 +190,10 @@ def forms_of(outputs: Tensor) -> list[Form]:
     forms: list[Form] = []
     if (values.abs() <= 1).all() and values.amax(1).median() > ALMOST:
         forms.append("tanh")
-    if (values <= 0).all() and values.amax(1).median() > ALMOST - 1 and (values.logsumexp(1).abs() > SUM).any():
+    # a sigmoid less 1, in [-1, 0], is told from its logarithm by its range, and has nearly the same steps
+    least = -ALMOST if (values >= -1).all() else RARE
+    sure = values.amax(1).median() > ALMOST - 1 and values.amin(1).median() < least
+    if (values <= 0).all() and sure and (values.logsumexp(1).abs() > SUM).any():
         forms.append("log-sigmoids")
     return forms
 

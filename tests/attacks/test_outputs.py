@@ -38,6 +38,7 @@ FORMS = {
     "probabilities in bfloat16": lambda z: (0.3 * z).softmax(1).bfloat16(),
     "tanh": lambda z: (0.5 * z).tanh(),
     "log-sigmoids": nn.functional.logsigmoid,
+    "sigmoids less one": lambda z: z.sigmoid() - 1,
     "a masked class": lambda z: torch.cat([z, torch.full_like(z[:, :1], -torch.inf)], dim=1),
     "many masked classes": lambda z: torch.cat([z, torch.full_like(z, -torch.inf)], dim=1),
 }
