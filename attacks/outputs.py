@@ -190,7 +190,7 @@ def forms_of(outputs: Tensor) -> list[Form]:
     forms: list[Form] = []
     if (values.abs() <= 1).all() and values.amax(1).median() > ALMOST:
         forms.append("tanh")
-    # a sigmoid less 1, in [-1, 0], is told from its logarithm by its range, and has nearly the same steps
+    # outputs in [-1, 0] may be sigmoids minus 1, whose gradients are nearly those of the logarithms of sigmoids
     least = -ALMOST if (values >= -1).all() else RARE
     sure = values.amax(1).median() > ALMOST - 1 and values.amin(1).median() < least
     if (values <= 0).all() and sure and (values.logsumexp(1).abs() > SUM).any():

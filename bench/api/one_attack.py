@@ -14,7 +14,7 @@ from manifold_bench.attacks.target import Attacker, BudgetSpent, Target
 from manifold_bench.attacks.threat import expand
 from manifold_bench.attacks.view import WITHOUT_GRADIENT
 from manifold_bench.bench.metrics.effort import LIMIT
-from manifold_bench.bench.running.judge import FEW, Inputs, Judge, begun, verdict
+from manifold_bench.bench.running.judge import FEW, Inputs, Judge, answers_are_plain, begun, verdict
 from manifold_bench.bench.running.remarks import repeats
 from manifold_bench.defenses.base import Defense, LabelledImages
 from manifold_bench.defenses.weights import weights_hash
@@ -66,7 +66,7 @@ def attack_once(
     nearer = queries.distance.isfinite() & met.success & (~judged.success | smaller)
     judged, outputs = judged.where(~nearer, met), torch.where(expand(nearer, x), queries.point, outputs)
     odd: list[str] = []
-    if not judging.randomized and judging.gradient_modes == ("default",):  # answers by optimisation take too long
+    if answers_are_plain(judging):
         odd += repeats(judging, x[:FEW], 1, uneven=True)
     if gave_up := _gave_up(queries, outputs, ~judged.success):
         advice = f"; {WITHOUT_GRADIENT}" if BLIND in gave_up else ""

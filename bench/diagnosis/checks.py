@@ -261,7 +261,7 @@ def moving(e: Evidence) -> Finding:
 def repeats(e: Evidence) -> Finding:
     remarks = "; ".join(e.ok["reason"].unique()).split("; ")
     unsteady = [f"the first eight inputs: {remark}" for remark in remarks if remark.startswith(UNSTEADY)]
-    if unsteady and DIVERTED in unsteady[0]:  # which the inspection does not see, since it takes no gradient
+    if unsteady and DIVERTED in unsteady[0]:  # which the inspection may not see
         return Finding("fail", unsteady[0])
     try:
         n, again, alone, alone_n, others, others_n, uneven, optimises, randomized = e.inspection(

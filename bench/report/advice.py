@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Sequence
 
 import pandas as pd
 
 from manifold_bench.bench.metrics.effort import LIMIT, effort_note
-from manifold_bench.bench.planning.folders import MATRICES
 from manifold_bench.bench.records.schema import Row
 from manifold_bench.bench.report.steps import ENOUGH, STRONG, Steps
 from manifold_bench.bench.text import percent
@@ -152,14 +150,6 @@ def _ran(steps: Steps) -> list[JsonObject]:
     rows = _rows(steps)
     ran = set(rows.loc[rows["status"] != "skipped", "attack"])
     return [table for label, table in _attacks(steps).items() if label in ran]
-
-
-def sizes_of_strong() -> dict[str, set[float]]:
-    """Return the perturbation sizes of the matrix `strong` by norm."""
-    sizes: dict[str, set[float]] = {}
-    for one in tomllib.loads((MATRICES / f"{STRONG}.toml").read_text(encoding="utf-8"))["attacks"]:
-        sizes.setdefault(one["norm"], set()).update(one["eps"])
-    return sizes
 
 
 def misled(finding: JsonObject) -> list[str]:

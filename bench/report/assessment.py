@@ -13,10 +13,10 @@ from manifold_bench.bench.metrics.effort import effort_note
 from manifold_bench.bench.metrics.summary import strongest
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, STORED, Row
-from manifold_bench.bench.report.advice import misled, next_step, sizes_of_strong
+from manifold_bench.bench.report.advice import misled, next_step
 from manifold_bench.bench.report.diagnosis import found_text
 from manifold_bench.bench.report.ranking import named_in
-from manifold_bench.bench.report.steps import Steps
+from manifold_bench.bench.report.steps import Steps, sizes_of_strong
 from manifold_bench.bench.report.tables import INVALID, Doubts, Panel, panels, rows_by
 from manifold_bench.bench.text import eps_text, norm_text, percent
 from manifold_bench.defenses.identity import JsonObject

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from manifold_bench.bench.planning.folders import MATRICES
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import CLEAN, GIVEN, GUESSES, PROBE, UNDECLARED
 from manifold_bench.bench.report.html.reproduce import matrix_name
@@ -27,6 +29,14 @@ DRAWS = 10
 
 USUAL = ["pgd", "autoattack"]
 """Attacks of `mb.evaluate` where none are given."""
+
+
+def sizes_of_strong() -> dict[str, set[float]]:
+    """Return the perturbation sizes of the matrix `strong` by norm."""
+    sizes: dict[str, set[float]] = {}
+    for one in tomllib.loads((MATRICES / f"{STRONG}.toml").read_text(encoding="utf-8"))["attacks"]:
+        sizes.setdefault(one["norm"], set()).update(one["eps"])
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -93,8 +103,8 @@ class Steps:
 
     @property
     def can_be_strong(self) -> bool:
-        """Whether a command can run the matrix `strong`, which has L∞ and L2; settings of a matrix file need Python."""
-        if self.sizes is not None and self.sizes[0] not in ("linf", "l2"):
+        """Whether a command can run `strong`, and it has the norm; settings of a matrix file need Python."""
+        if self.sizes is not None and self.sizes[0] not in sizes_of_strong():
             return False
         return bool(self.data) and not (self.is_of_command_line and (self.settings or not self.is_named))
 

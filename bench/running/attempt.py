@@ -150,8 +150,8 @@ class Attempt:
     def _attack(self, rows: Tensor, eps: float) -> Attacked:
         """Attack those rows of the inputs, and judge all images that may be successes.
 
-        These are the outputs, the best images of queries, and rejected outputs rounded to whole grey levels. A defense
-        that answers otherwise beside these (`levels_of_jumps`) is attacked once more through rounding. Of several
+        These are the outputs, the best images of queries, and rejected outputs rounded to whole grey levels. If the
+        defense jumps between grey levels (`levels_of_jumps`), a second attack rounds all images. Of several
         the one with the most successful answers counts, and the later one where these are equal; of a minimal attack
         the later success, which is the nearer one.
         """
@@ -180,12 +180,12 @@ class Attempt:
 
         judge_instead(found.met, found.met_distance < nearest)
         left = (~judgement.success).nonzero()[:, 0]
-        if (levels := self._levels_of_jumps) is not None and len(left) and (size := self._size_on(levels, eps)):
+        if len(left) and (levels := self._levels_of_jumps) and (size := self._size_on(levels, eps)):
             found = self.attacker.attack(rows[left], size, levels)
             effort.add(rows[left], found)
             for points in (found.outputs, found.met):
                 rounded = outputs.index_copy(0, left, to_levels(points, levels))
-                judge_instead(rounded, ~judgement.success & torch.isin(torch.arange(len(rows)).to(left), left))
+                judge_instead(rounded, ~judgement.success)
         rejected = judgement.valid & judgement.rejected
         # A detector may reject an image only because its pixels are not whole grey levels
         if rejected.any() and (levels := grey_levels(tried.x)) is not None:

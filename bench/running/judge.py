@@ -27,13 +27,18 @@ def load_defense(job: Job, x: Tensor) -> Defense:
     return begun(with_checks(job.defense.load(job.device)), x)
 
 
+def answers_are_plain(defense: Defense) -> bool:
+    """Return whether a defense is neither randomized nor optimises at inference, so that more answers cost little."""
+    return not defense.randomized and defense.gradient_modes == ("default",)
+
+
 def begun(defense: Defense, x: Tensor) -> Defense:
     """Let a new instance answer the first of the images x [N,C,H,W] once, and return it.
 
     A model may take some state from the first images that it sees, and has to be the same in each process. Randomized
     defenses and those that optimise at inference are left out.
     """
-    if not defense.randomized and defense.gradient_modes == ("default",):
+    if answers_are_plain(defense):
         with suppress(Exception):  # what it raises, it raises again where it is judged or attacked
             first_answers(defense, x)
     return defense

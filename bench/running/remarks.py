@@ -16,7 +16,7 @@ from manifold_bench.attacks.threat import grey_levels
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
 from manifold_bench.bench.records.schema import DIVERTED, GUESSES, UNDECLARED, UNSTEADY
-from manifold_bench.bench.running.judge import FEW, Inputs, scored_answers
+from manifold_bench.bench.running.judge import FEW, Inputs, answers_are_plain, scored_answers
 from manifold_bench.bench.text import percent
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.checks import in_train_mode
@@ -33,8 +33,8 @@ ENOUGH_OF_EACH = 5
 """Fewest clean images for each class with which that is said: of fewer, guesses are often right when renumbered."""
 
 JUMP, SHARE = 10, 0.1
-"""Least size of a jump of the logits beside whole grey levels: as a multiple of the difference between two images
-beside, and as a share of the mean difference between images."""
+"""Smallest change of the logits that counts as a jump (`levels_of_jumps`): as a multiple of the change between the
+lighter and the darker version of an image, and as a share of the mean difference between images."""
 
 NEAR = 0.05
 """Largest distance, in each pixel, of images near clean ones that the defense answers twice."""
@@ -180,16 +180,16 @@ def repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator
         # scores are not compared, because they may differ in their last bits
         perhaps = ", perhaps by rounding alone: this machine's kernels round by the size of the batch"
         yield f"{UNSTEADY}depend on the batch{perhaps if uneven else ''}"
-    elif defense.gradient_modes != ("default",):
+    elif not answers_are_plain(defense):
         return  # it optimises at inference: its gradients have forms of their own, and every answer takes long
     elif not _same_in_other_batches(defense, few):
-        yield f"{UNSTEADY}depend on the other images of a batch, or on their order"
+        yield f"{DIVERTED}in another order of a batch or with other images in it"
     elif not _same_under_gradient(defense, few):
         yield f"{DIVERTED}while a gradient is computed, so that attacks climb another model than is judged"
     elif not _same_as_outputs(defense, few):
         yield f"{DIVERTED}than its outputs say (verdict and forward differ), so that attacks climb another model"
     elif levels_of_jumps(defense, few):
-        yield f"{DIVERTED}for images with whole grey levels than just beside them, where attacks search"
+        yield f"{DIVERTED}as soon as pixels are no whole grey levels, as they are in attacks"
 
 
 def _same_in_other_batches(defense: Defense, few: Tensor) -> bool:
@@ -197,9 +197,8 @@ def _same_in_other_batches(defense: Defense, few: Tensor) -> bool:
     try:
         with torch.no_grad():
             plain, turned = defense(few.clone()), defense(few.flip(0)).flip(0)
-            alone = torch.cat(
-                [defense(one.repeat(FEW, 1, 1, 1))[:1] for one in few.split(1)]
-            )  # some take no single one
+            # some models take no single image
+            alone = torch.cat([defense(one.repeat(FEW, 1, 1, 1))[:1] for one in few.split(1)])
     except Exception:  # as in `_near`
         return True
     return _alike(turned, plain) and _alike(alone, plain)
@@ -239,24 +238,23 @@ def _same_as_outputs(defense: Defense, few: Tensor) -> bool:
 
 @torch.no_grad()
 def levels_of_jumps(defense: Defense, images: Tensor) -> int | None:
-    """Return the number of grey levels of images [N,C,H,W] if class logits jump just beside them, or else None.
+    """Return the number of grey levels of images [N,C,H,W] if class logits jump between them, or else None.
 
-    It takes the first `FEW`. A jump: a small step from whole grey levels, towards white as towards black, changes the
-    logits `JUMP` times as much as the two images beside differ in theirs, and by more than `SHARE` of the difference
-    between images. A smooth function has no jump, and what rounds jumps one way alone. Not tried are defenses that are
-    randomized or optimise at inference.
+    The first `FEW` images are made lighter, and darker, by less than half a grey level. It is a jump if both changes
+    move the logits by `JUMP` times as much as the two versions differ from each other, and by `SHARE` of the mean
+    difference between images. A smooth function does not jump, and a model that rounds jumps in one direction alone.
+    Defenses that are randomized or optimise at inference are not tried.
     """
     few = images[:FEW]
-    tried = not defense.randomized and defense.gradient_modes == ("default",)
-    if not tried or len(few) < 2 or (levels := grey_levels(few)) is None:
+    if not answers_are_plain(defense) or len(few) < 2 or (levels := grey_levels(few)) is None:
         return None
     step = 0.2 / levels * (0.5 + 0.5 * _noise(few)[: len(few)])
     try:
-        beside = [(few + sign * step).clamp(0, 1) for sign in (1, -1)]
-        on, light, dark = (defense(one.clone())[:, : defense.num_classes].double() for one in (few, *beside))
+        versions = few.clone(), (few + step).clamp(0, 1), (few - step).clamp(0, 1)
+        whole, light, dark = (defense(one)[:, : defense.num_classes].double() for one in versions)
     except Exception:  # as in `_near`
         return None
-    pairs = (on, light), (on, dark), (light, dark), (on, on.roll(1, 0))
+    pairs = (whole, light), (whole, dark), (light, dark), (whole, whole.roll(1, 0))
     up, down, between, among = (float((one - other).nan_to_num(0, 0, 0).abs().mean()) for one, other in pairs)
     return levels if min(up, down) > max(SHARE * among, JUMP * between) else None
 
