@@ -82,8 +82,10 @@ class Attack(ABC):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         """Return adversarial images for x [N,C,H,W] with labels y [N]: in [0,1], and within eps in `norm`.
 
-        A minimal attack ignores eps. The judge decides which of the images are successes. For an input without a
-        success the attack returns any valid image: x, or its best attempt.
+        eps: size of the perturbation in `norm`; ∞ for an attack with `minimal = True`, which returns the smallest
+        perturbation that it finds. seed: seed of everything that is random.
+        The judge decides which of the images are successes. For an input without a success the attack returns any valid
+        image: x, or its best attempt.
         """
 
     @abstractmethod
@@ -130,7 +132,7 @@ class ViewAttack(Attack):
 
     @property
     def knowledge(self) -> Knowledge:
-        """An attacker who differentiates the classifier alone is oblivious of the rest of the defense."""
+        """`white-box`, or `oblivious` for an attacker who differentiates the classifier alone (`part`)."""
         return "white-box" if self.part == "defense" else "oblivious"
 
     def steps_of_a_pass(self, defense: AttackableDefense) -> int:

@@ -113,9 +113,9 @@ class Search:
 
 
 def to_plane(x: Tensor, slope: Tensor, value: Tensor, norm: Norm) -> Tensor:
-    """Return the smallest step from x [N,C,H,W] within the box [0,1] that changes a linear function by −value [N].
+    """Return the smallest step δ [N,C,H,W] in `norm` with x + δ in [0,1] and slope · δ = −value [N].
 
-    slope: gradient of the linear function, [N,C,H,W]. Where no step within the box is large enough, the largest one is
+    slope: gradient of a linear function, [N,C,H,W]. Where no step within [0,1] is large enough, the largest one is
     returned.
     """
     size = slope.abs().flatten(1)

@@ -170,9 +170,9 @@ def smoothed(evaluate: Evaluator, neighbours: int, radius: float, norm: Norm, se
 
 @dataclass
 class Best:
-    """The best point of each input: the last that beat the defense, else that with the largest loss so far.
+    """The best point of each input; `update` replaces it by a point that beat the defense or has a larger loss.
 
-    point: [N,C,H,W]; loss: [N].
+    A caller that passes `beaten` stops updating those inputs. point: images [N,C,H,W] or latents [N,k]. loss: [N].
     """
 
     point: Tensor

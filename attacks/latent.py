@@ -261,7 +261,7 @@ class RangeAttack(Attack):
 
     @abstractmethod
     def adversarial(self, problem: RangeProblem, point: Tensor, rows: Tensor) -> Tensor:
-        """Return the adversarial images [n,C,H,W] for points [n,k] of those rows, within their balls."""
+        """Return images [n,C,H,W] within ε of the inputs `rows` [n], made from points [n,k]."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,9 +79,10 @@ class Scored:
         return logits if finer is None else torch.where(lost[:, None], self.logits(finer, x), logits)
 
     def logits(self, outputs: Tensor, x: Tensor) -> Tensor:
-        """Return outputs that the function gave for images x as logits of x's type; a copy, differentiable.
+        """Return logits [N,K] or [N,K+1], of x's dtype, for the function's outputs on images x [N,C,H,W].
 
-        Raises ValueError if the outputs contain NaN and x does not.
+        They are a differentiable copy of the outputs, which have the same shape. The first call also decides `form` and
+        `unit`. Raises ValueError if the outputs contain NaN and x does not.
         """
         if outputs.isnan().any() and not x.isnan().any():
             raise ValueError("the defense returned NaN for an image")

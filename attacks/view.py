@@ -167,9 +167,10 @@ class View:
     def detected_ascent(
         self, x: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return logits, ratios, loss [N] and its gradient [N,C,H,W], as `ascent` does.
+        """Return logits [N,K] or [N,K+1], ratios [N,D], loss [N] and its gradient [N,C,H,W] at images x [N,C,H,W].
 
-        loss: function of (x, logits, ratios); the ratios are those of `detection` for the answer `labels` [N].
+        It counts a forward and a backward pass for the inputs `rows` [N]. loss: function of (x, logits, ratios) → [N];
+        the ratios are those of `detection` for the answer `labels` [N].
         """
 
         def evaluate(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

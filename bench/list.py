@@ -41,7 +41,7 @@ def everything() -> Iterator[str]:
 
 
 def name_in_matrix(one: Description) -> str:
-    """Return the name of a system in a matrix file."""
+    """Return the name by which a matrix file refers to a system; `library:ClassName` for an adapter."""
     return f"{one.name}:ClassName" if is_adapter(one) else one.name
 
 

@@ -103,7 +103,10 @@ class ProjectAndClassify(Defense):
         return self.from_encoder(x, self.spec.solver.start(len(x), self.generator.latent, self.spec.seed, x))
 
     def from_encoder(self, x: Tensor, starts: Tensor) -> Tensor:
-        """Return starts [N,R,k], the first of them replaced by the encoder's latent if the solver's origin says so."""
+        """Return starts [N,R,k] of the search for images x [N,C,H,W].
+
+        The encoder's latent of x replaces the first start of each, unless `solver.origin` is `prior`.
+        """
         if self.spec.solver.origin == "prior":
             return starts
         with torch.no_grad():

@@ -73,10 +73,10 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
 
 
 class Strongest(NamedTuple):
-    """The strongest single attacks.
+    """The attacks that alone leave the lowest robust accuracy, and that accuracy.
 
-    attacks: names of the attacks that alone leave the lowest robust accuracy, in alphabetical order; empty where no
-    attack beat an input. share: that robust accuracy in [0, 1], NaN where no attack ran.
+    attacks: names of these attacks, in alphabetical order; empty where no attack beat an input. share: that robust
+    accuracy in [0, 1], NaN where no attack ran.
     """
 
     attacks: tuple[str, ...]

@@ -106,7 +106,10 @@ class Job(PlannedJob):
 
     @property
     def for_judge(self) -> Job:
-        """The same job without the attack's code, which its judge never loads."""
+        """This job for its judge, which never imports the attack.
+
+        The attack's norm, knowledge, aims and `minimal` are in the place of the attack, and `source` is None.
+        """
         attack = self.attack
         facts = AttackFacts(attack.norm, attack.knowledge, attack.aims, attack.minimal) if attack else None
         return dataclasses.replace(self, attack=facts, source=None)

@@ -182,7 +182,8 @@ class AttackChoice(Confined):
     """An attack of the matrix, ready to run, with its label.
 
     eps: perturbation sizes, ascending. ladder: whether an input that is beaten at one ε counts as beaten at the larger
-    ones. n: number of a data set's chosen images that it attacks; None: all. parameters: those that its entry gives.
+    ones. n: number of test images that it attacks, the first of those chosen; None: all. parameters: those set in its
+    entry of the matrix file.
     """
 
     name: str

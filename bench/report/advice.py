@@ -33,9 +33,10 @@ WRAPPED = "wrap the step that causes it (rounding, a threshold, NumPy) with `mb.
 
 
 def next_step(steps: Steps, finding: JsonObject, worst: Sequence[Row]) -> tuple[str, str]:
-    """Return advice on what to run next, and the command, which is empty where every attack failed.
+    """Return advice on what to run next, and the command; the command is empty if every attack failed.
 
-    finding: what the diagnosis says of the defense. worst: the worst case at each norm and ε.
+    steps: builder of the commands for this run. finding: what the diagnosis says of the defense. worst: the worst case
+    at each norm and ε.
     """
     matrix, diagnosed = steps.matrix, finding["result"]
     happened = {row["status"] for row in worst}

@@ -27,7 +27,10 @@ Shares = dict[tuple[str, float], tuple[float, int]]
 
 
 def certified_shares(measured: Sequence[JsonObject], dataset: str, norm: str) -> Shares:
-    """Return the certified accuracies that the stored measurements hold for a data set and norm."""
+    """Return (defense, ε) → (certified accuracy in [0, 1], number of images), for a data set and norm.
+
+    measured: results of the stored measurements.
+    """
     found: Shares = {}
     for result in measured:
         if result["dataset"] != dataset or result["headline"] != CERTIFIED:

@@ -35,7 +35,7 @@ class Report:
 
     @cached_property
     def records(self) -> pd.DataFrame:
-        """The records without images, which are large, and which no figure needs."""
+        """The records without the image columns, which are large and used by no figure."""
         return self.results.records.drop(columns=list(IMAGE_COLUMNS), errors="ignore")
 
     @cached_property

@@ -142,8 +142,8 @@ class Results:
     ) -> AdversarialImages:
         """Return every image that was judged in one cell, with labels and indices; the run needs `export="folder"`.
 
-        What is left out must be the same in all attacked cells. Raises InputError where no cell, or more than one, is
-        meant, or its images were not kept.
+        An argument may be left out if all attacked cells agree on it. Raises InputError where no cell, or more than
+        one, is meant, or its images were not kept.
         """
         try:
             size = eps_of(eps) if isinstance(eps, str) else eps

@@ -225,7 +225,7 @@ class Panel(NamedTuple):
 
     @property
     def has_curves(self) -> bool:
-        """Whether a curve can be drawn over ε: no noise, and every ε finite."""
+        """Whether robust accuracy can be plotted over ε: the norm is not `fooling`, and every ε is finite."""
         return not self.is_noise and bool(np.isfinite(self.attacked["eps"]).all())
 
     @property
