@@ -19,12 +19,12 @@ from manifold_bench.bench.running.remarks import levels_of_jumps
 
 
 @dataclass(frozen=True)
-class Cell:
+class AttemptAtSize:
     """The results of a job at one ε.
 
-    outputs: judged images [N,C,H,W]; the next cell overwrites them. judgement: their judgement. distance: size of the
-    smallest perturbation so far that was a success, [N]; ∞ if there is none. effort: effort of the attack at this ε.
-    seconds: time of attacking and judging all inputs.
+    outputs: judged images [N,C,H,W], which are overwritten at the next ε. judgement: their judgement. distance: size of
+    the smallest perturbation so far that was a success, [N]; ∞ if there is none. effort: effort of the attack at this
+    ε. seconds: time of attacking and judging all inputs.
     """
 
     eps: float
@@ -96,12 +96,12 @@ class Attempt:
     inputs: Inputs
     clean: WorstVerdict
 
-    def cells(self) -> Iterator[Cell]:
-        """Attack and judge at each ε in ascending order; yield the records of each cell."""
+    def at_each_size(self) -> Iterator[AttemptAtSize]:
+        """Attack and judge at each ε in ascending order; yield the results at each."""
         assert self.job.attack is not None
         return self._one_run() if self.job.attack.minimal else self._run_at_each_eps()
 
-    def _run_at_each_eps(self) -> Iterator[Cell]:
+    def _run_at_each_eps(self) -> Iterator[AttemptAtSize]:
         """Run the attack at each ε on the inputs that are not beaten yet; without a ladder, on all inputs.
 
         An input of a randomized defense is attacked until every answer is a success. On the ladder it keeps the image
@@ -120,9 +120,9 @@ class Attempt:
             state = state.replaced(changed, found.judgement.of(takes))
             distance = distance.index_put((active,), torch.minimum(distance[active], found.nearest))
             seconds = time.perf_counter() - begun
-            yield Cell(eps, adversarial, state, distance, found.effort, seconds)
+            yield AttemptAtSize(eps, adversarial, state, distance, found.effort, seconds)
 
-    def _one_run(self) -> Iterator[Cell]:
+    def _one_run(self) -> Iterator[AttemptAtSize]:
         """Run a minimal attack once; at each ε the inputs with a perturbation within ε count as beaten.
 
         The passes of the run are recorded at the smallest ε alone.
@@ -145,7 +145,7 @@ class Attempt:
             state = found.where(reached | ~found.valid, clean)
             shown = torch.where(expand(reached, adversarial), adversarial, self.inputs.x)
             effort = run.effort if number == 0 else run.effort.without_passes()
-            yield Cell(eps, shown, state, distance, effort, seconds if number == 0 else 0.0)
+            yield AttemptAtSize(eps, shown, state, distance, effort, seconds if number == 0 else 0.0)
 
     def _attack(self, rows: Tensor, eps: float) -> Attacked:
         """Attack those rows of the inputs, and judge all images that may be successes.

@@ -24,7 +24,7 @@ from manifold_bench.bench.records.log import LOG, Log
 from manifold_bench.bench.records.schema import ANSWERS, CALIBRATION, DISTANCES, UNSTEADY, protocol
 from manifold_bench.bench.records.store import Store
 from manifold_bench.bench.running.attacking import AttackProcess, serve_attack
-from manifold_bench.bench.running.attempt import Attempt, Cell, Effort
+from manifold_bench.bench.running.attempt import Attempt, AttemptAtSize, Effort
 from manifold_bench.bench.running.engines.calls import Call, Function
 from manifold_bench.bench.running.engines.channel import Channel, PartnerFailed
 from manifold_bench.bench.running.failures import write_traceback
@@ -149,8 +149,8 @@ def clean_records(job: Job) -> tuple[pd.DataFrame, list[str]]:
     state = unperturbed(rows, answer)
     effort = Effort.none(len(rows))
     effort.forwards.add_(job.draws if defense.randomized else 1)
-    cell = Cell(0.0, rows.x, state, torch.where(state.success, 0.0, torch.inf), effort, seconds)
-    frame = _frame(job, rows, answer, cell)
+    results = AttemptAtSize(0.0, rows.x, state, torch.where(state.success, 0.0, torch.inf), effort, seconds)
+    frame = _frame(job, rows, answer, results)
     uneven = layers.uneven()
     if job.kind == CALIBRATION:
         return frame, uneven
@@ -167,12 +167,12 @@ def attack_records(job: Job, store: Store, attacker: AttackProcess) -> pd.DataFr
     judge = Judge(defense, job.attack.norm, job.draws, job.seed)
     attempt = Attempt(job, attacker, judge, rows, _clean_verdict(job, defense, rows, store))
     frames, distance = [], torch.empty(0)
-    for cell in attempt.cells():
-        frame = _frame(job, rows, attempt.clean, cell)
-        frames.append(frame.assign(**_pictures(job, defense, rows.x, cell.outputs)))
+    for results in attempt.at_each_size():
+        frame = _frame(job, rows, attempt.clean, results)
+        frames.append(frame.assign(**_pictures(job, defense, rows.x, results.outputs)))
         if job.keeps_images:
-            _keep_images(job, store.folder.parent, frame, rows, cell)
-        distance = cell.distance
+            _keep_images(job, store.folder.parent, frame, rows, results)
+        distance = results.distance
     attacked = attacker.end()
     note = "" if defense.randomized else _changed(attempt.clean, first_answers(defense, rows.x), attacked)
     smallest = distance.cpu().numpy()  # known at the last ε, and the same in the rows of every one
@@ -217,15 +217,15 @@ def _clean_verdict(job: Job, defense: Defense, rows: Inputs, store: Store) -> Wo
     return WorstVerdict(clean.labels, clean.rejected, clean.scores, answers=answers)
 
 
-def _frame(job: Job, rows: Inputs, clean: WorstVerdict, cell: Cell) -> pd.DataFrame:
+def _frame(job: Job, rows: Inputs, clean: WorstVerdict, results: AttemptAtSize) -> pd.DataFrame:
     """Return the rows of a job at one ε, without images."""
 
     def column(values: Tensor) -> np.ndarray:
         return values.detach().cpu().numpy()
 
-    state = cell.judgement
+    state = results.judgement
     answers = dict(zip(ANSWERS, column(state.answers).T, strict=True)) if job.defense.cls.randomized else {}
-    return _skeleton(job, rows, cell.eps).assign(
+    return _skeleton(job, rows, results.eps).assign(
         clean_label=column(clean.labels),
         clean_rejected=column(clean.rejected),
         clean_score=column(clean.scores),
@@ -236,12 +236,12 @@ def _frame(job: Job, rows: Inputs, clean: WorstVerdict, cell: Cell) -> pd.DataFr
         l2=column(state.l2),
         l1=column(state.l1),
         l0=column(state.l0),
-        distance=column(cell.distance),
+        distance=column(results.distance),
         valid=column(state.valid),
         success=column(state.success),
-        **{name: column(values) for name, values in vars(cell.effort).items()},
+        **{name: column(values) for name, values in vars(results.effort).items()},
         **answers,
-        seconds=cell.seconds / max(len(rows), 1),
+        seconds=results.seconds / max(len(rows), 1),
         status="ok",
         reason="",
     )
@@ -305,7 +305,7 @@ def empty_records(job: Job, status: str, reason: str) -> pd.DataFrame:
     return pd.concat([_skeleton(job, rows, eps).assign(**nothing) for eps in job.eps], ignore_index=True)
 
 
-def _keep_images(job: Job, folder: Path, frame: pd.DataFrame, rows: Inputs, cell: Cell) -> None:
+def _keep_images(job: Job, folder: Path, frame: pd.DataFrame, rows: Inputs, results: AttemptAtSize) -> None:
     """Store the judged image of each input at one ε; of several target classes the first success, or else the first.
 
     frame: the cell's rows, in the order of `rows`.
@@ -314,14 +314,14 @@ def _keep_images(job: Job, folder: Path, frame: pd.DataFrame, rows: Inputs, cell
     chosen = order.drop_duplicates("number").sort_values("number").index.to_numpy()
     kept, first = frame.loc[chosen], frame.iloc[0]
     meta = {name: first[name] for name in ("dataset", "split", "defense", "attack", "norm")}
-    path = path_of(folder, job.identity, cell.eps)
+    path = path_of(folder, job.identity, results.eps)
     path.parent.mkdir(exist_ok=True)
     AdversarialImages(
-        images=cell.outputs.cpu().numpy()[chosen],
+        images=results.outputs.cpu().numpy()[chosen],
         labels=kept["label"].to_numpy(),
         indices=kept["sample"].to_numpy(),
         inputs=kept["input_sha256"].to_numpy(dtype=str),
-        meta=meta | {"eps": cell.eps, "seed": job.seed},
+        meta=meta | {"eps": results.eps, "seed": job.seed},
     ).save(path)
 
 

@@ -64,7 +64,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellDetails:
     """The details of one defense under one attack in one norm; the attack may also be "clean" or "worst-case".
 
     command: shell command that computes the cell again; None where it is not known.
@@ -117,7 +117,7 @@ class HeatMap:
 
 
 class Cells:
-    """Every cell of a run by (data set, defense, attack, norm); a clean cell has norm "none"."""
+    """The details of every cell of a run by (data set, defense, attack, norm); a clean cell has norm "none"."""
 
     def __init__(self, report: Report, budget: int = IMAGE_BUDGET) -> None:
         """budget: number of characters that all images may take; where they take more, fewer inputs are shown."""
@@ -134,7 +134,7 @@ class Cells:
             inputs = {key: list(map(self._input, shown_inputs(rows, shown))) for key, rows in pictures.items()}
             if self.images.size <= budget:
                 break
-        self.all: dict[tuple[str, str, str, str], Cell] = {}
+        self.all: dict[tuple[str, str, str, str], CellDetails] = {}
         for (dataset, defense, norm), same in by_norm(summary, "dataset", "defense"):
             of_attack: dict[str, list[Row]] = {}
             for row in same.to_dict("records"):
@@ -144,7 +144,7 @@ class Cells:
                 key = (dataset, defense, attack, norm)
                 strength = "" if key not in pictures or norm == FOOLING else eps_text(pictures[key]["eps"].iloc[0])
                 marks = whole.without_notes()
-                self.all[key] = Cell(
+                self.all[key] = CellDetails(
                     f"c{len(self.all) + 1}",
                     *key,
                     strengths=[_strength(row, marks) for row in rows],
@@ -156,7 +156,7 @@ class Cells:
                     pictured_at=strength,
                 )
 
-    def find(self, dataset: str, defense: str, attack: str, norm: str) -> Cell | None:
+    def find(self, dataset: str, defense: str, attack: str, norm: str) -> CellDetails | None:
         """Return a cell, None where the run has no such cell; the clean cell is found under any norm."""
         return self.all.get((dataset, defense, attack, "none" if attack == CLEAN else norm))
 
@@ -252,7 +252,7 @@ def heat_map(panel: Panel, cells: Cells, flags: Mapping[tuple[str, str], str] = 
     return HeatMap(panel.title, figure, heads, rows, marks.notes)
 
 
-def _field(row: Row | None, panel: Panel, marks: Marks, cell: Cell | None) -> Field:
+def _field(row: Row | None, panel: Panel, marks: Marks, cell: CellDetails | None) -> Field:
     figure = "error" if panel.is_noise else "robust_accuracy"
     text = marks.cell(row, figure, lambda share, _: percent(share))
     if row is None or cell is None or np.isnan(row[figure]):

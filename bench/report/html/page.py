@@ -19,7 +19,7 @@ from manifold_bench.bench.records.provenance import kernels_text
 from manifold_bench.bench.records.schema import WORST_CASE, Row
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.diagnosis import by_dataset, found_text, not_run_lines, overall_text, ran_titles
-from manifold_bench.bench.report.html.cells import Cell, Cells, heat_map
+from manifold_bench.bench.report.html.cells import CellDetails, Cells, heat_map
 from manifold_bench.bench.report.html.reproduce import run_command
 from manifold_bench.bench.report.plots import Drawn
 from manifold_bench.bench.report.style import shade
@@ -166,7 +166,7 @@ def _median(row: Row) -> tuple[str, float | None]:
     return distance_text(row["median_distance"]), float(row["median_distance"])
 
 
-def galleries(summary: pd.DataFrame, cells: Cells) -> list[tuple[str, list[Cell]]]:
+def galleries(summary: pd.DataFrame, cells: Cells) -> list[tuple[str, list[CellDetails]]]:
     """Return for each data set and norm its title and the cells whose images are shown, one for each defense.
 
     That cell is the one of the attack that leaves the lowest robust accuracy (of noise: that gets most accepted), and
