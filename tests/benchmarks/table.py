@@ -36,17 +36,18 @@ def page(results: dict[str, Any]) -> str:
     cpu = machine.get("cpu", {}).get("brand_raw") or machine.get("processor") or "an unnamed CPU"
     parts = [HEAD.format(machine=cpu, python=machine["python_version"], date=results["datetime"][:10])]
     infos = [b.get("extra_info", {}) for b in benchmarks]
-    parts += [table(info["table"]) for info in infos if "table" in info]
+    tables = [info["table"] for info in infos if "table" in info]
+    texts = [one["text"] for one in tables]
+    parts += [table(one, explained=one["text"] in texts[:i]) for i, one in enumerate(tables)]
     attacks = [section(info["attack"]) for info in infos if "attack" in info]
     return "\n".join([*parts, *([ATTACKS] if attacks else []), *attacks])
 
 
-def table(measured: dict[str, Any]) -> str:
-    """A benchmark that says itself what its columns are."""
+def table(measured: dict[str, Any], explained: bool) -> str:
+    """A benchmark that says itself what its columns are. explained: whether an earlier table has the same text."""
     lines = [measured["columns"], ["---"] * len(measured["columns"]), *measured["rows"]]
-    return "\n".join(
-        [f"## {measured['title']}", measured["text"], "", *(f"| {' | '.join(line)} |" for line in lines), ""]
-    )
+    text = [] if explained else [measured["text"]]
+    return "\n".join([f"## {measured['title']}", *text, "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
 def section(attack: dict[str, Any]) -> str:

@@ -67,7 +67,7 @@ def matrix_product() -> float:
 
 
 def operations(name: str) -> float:
-    """Floating-point operations of a pass there and back; back takes what there does, since weights get no gradient."""
+    """Floating-point operations of a forward and a backward pass; each takes as many, since weights get no gradient."""
     module = from_zoo(name, "mnist")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(example(module))
@@ -154,7 +154,8 @@ def test_verdicts_in_bf16(benchmark, inputs: int, tell):
     benchmark.pedantic(both, rounds=1)
     tell(
         title="Gradients in bf16",
-        text=f"PGD-40 by a bare loop on {inputs} inputs, judged in float32: bf16 beats others, and is not used.",
+        text=f"PGD-40 by a bare loop on {inputs} inputs, judged in float32. Passes in bf16 beat other inputs than "
+        "passes in float32, so attacks do not use them.",
         columns=["defense", "robust, float32", "robust, bf16", "beaten by float32 alone", "by bf16 alone"],
         rows=rows,
     )

@@ -13,6 +13,7 @@ RESULTS = {
     "benchmarks": [
         {"extra_info": {}},
         {"extra_info": {"table": {"title": "T", "text": "Of two.", "columns": ["a", "b"], "rows": [["1", "2 s"]]}}},
+        {"extra_info": {"table": {"title": "U", "text": "Of two.", "columns": ["a", "b"], "rows": [["3", "4 s"]]}}},
         {
             "extra_info": {
                 "attack": {
@@ -60,7 +61,8 @@ def test_ratios_are_ours_over_theirs():
     assert "| ART, 2 inputs | 4.00 s | 0.06 | 0.500 |  | 41.0 | 40.0 |" in text
     assert "take 0.80 s alone; the whole job takes 1.25 times that." in text
     assert "## T\nOf two.\n\n| a | b |\n| --- | --- |\n| 1 | 2 s |" in text
-    assert text.count("## ") == 2 and "Foolbox does not have this attack." in text
+    assert "## U\n\n| a | b |\n| --- | --- |\n| 3 | 4 s |" in text  # the same text is not repeated
+    assert text.count("## ") == 3 and "Foolbox does not have this attack." in text
 
 
 def test_the_page_is_written_and_bad_input_is_one_line(tmp_path, capsys):

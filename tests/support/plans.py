@@ -13,7 +13,7 @@ from manifold_bench.bench.planning.plan import Options, make_plan
 PASSES = (
     "Backward passes are those of all gradient attacks together, compared with what they would take if every ε were "
     "attacked separately with the full budget. An input that is beaten at one ε needs no passes at the next. A robust "
-    "input needs the full budget at every ε, and no order of the ε saves those passes."
+    "input needs the full budget at every ε, and no order of the ε that gives the same results saves those passes."
 )
 
 
