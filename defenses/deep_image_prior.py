@@ -22,6 +22,12 @@ from manifold_bench.defenses.solvers import mean_squared_error
 AT_ONCE = 16
 """Number of images whose networks are fitted together on a CPU; more do not fit into its caches."""
 
+UNROLLED_AT_ONCE = 4
+"""The same number where the fit is differentiated, because that keeps the values of every differentiated step."""
+
+FLOOR = 1e-16
+"""Least v̂ in the differentiated steps of Adam; its root has no derivative at 0, and is as large as epsilon here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeepImagePriorSpec(DefenseSpec):
@@ -70,16 +76,19 @@ class DeepImagePrior(Defense):
     or `pretrained` for photographs.
 
     The random θ, z₀ and jitter of an input follow from its pixels and the spec's seed, so that its answer depends on
-    the input alone. The gradient mode is `identity` through the fit (BPDA). With a warm start all fits of an attacked
-    input share the first steps, taken on the attack's first point, and differ in the last `inner_steps`: a fit that
-    continued the last one would come closer to the attacker's image than the deployed fit, which stops early.
+    the input alone. With a warm start all fits of an attacked input share the first steps, taken on the attack's first
+    point, and differ in the last `inner_steps`: a fit that continued the last one would come closer to the attacker's
+    image than the deployed fit, which stops early.
+
+    The gradient mode `identity` passes the fit unchanged (BPDA). `unrolled` differentiates the last `inner_steps` steps
+    of Adam, which pull the weights towards x, and takes the weights before them as constant.
     """
 
     paper = "ilyas2017"
     Spec: ClassVar = DeepImagePriorSpec
     family: ClassVar[str] = "projection"
     parts: ClassVar[tuple[str, ...]] = ("classifier",)
-    gradient_modes: ClassVar[tuple[str, ...]] = ("identity",)
+    gradient_modes: ClassVar[tuple[str, ...]] = ("identity", "unrolled")
     spec: DeepImagePriorSpec
 
     def __init__(self, spec: DeepImagePriorSpec) -> None:
@@ -96,28 +105,32 @@ class DeepImagePrior(Defense):
 
     def attack_forward(self, x: Tensor, gradient: str, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
         """See `Defense.attack_forward`."""
-        fitted, shared = self.fit_networks(x, start, inner_steps)
-        return self.classifier(straight_through(x, fitted)), shared
+        unrolled = gradient == "unrolled"
+        fitted, shared = self.fit_networks(x, start, inner_steps, unrolled)
+        return self.classifier(fitted if unrolled else straight_through(x, fitted)), shared
 
     def perceived(self, x: Tensor) -> Tensor:
         """Return f_θ*(z₀) for images x [N,C,H,W]: the running mean of the networks' outputs, same shape."""
         return self.fit_networks(x, None, self.spec.steps)[0]
 
-    def fit_networks(self, x: Tensor, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
+    def fit_networks(
+        self, x: Tensor, start: Tensor | None, inner_steps: int, unrolled: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Fit networks to images x [N,C,H,W]; return their outputs [N,C,H,W], and their states before the last steps.
 
         The states [N,S] are those before the last `inner_steps` steps. start: such states, of these inputs or of ones
         near them, from which only the last steps are taken; None: all steps are taken, from random θ and z₀.
+        unrolled: whether the outputs have a gradient with respect to x, through the last `inner_steps` steps.
         """
-        at_once = AT_ONCE if x.device.type == "cpu" else max(1, len(x))
-        images = x.detach().split(at_once)
+        at_once = (UNROLLED_AT_ONCE if unrolled else AT_ONCE) if x.device.type == "cpu" else max(1, len(x))
+        images = (x if unrolled else x.detach()).split(at_once)
         starts = [None] * len(images) if start is None else start.split(at_once)
         parts = [self._fit(*part, inner_steps) for part in zip(images, starts, strict=True)]
         fitted, shared = zip(*parts, strict=True)
         return torch.cat(fitted), torch.cat(shared)
 
     def _fit(self, x: Tensor, start: Tensor | None, inner_steps: int) -> tuple[Tensor, Tensor]:
-        """Fit the networks of images that are fitted together, as `fit_networks` does."""
+        """Fit the networks of images that are fitted together, as `fit_networks` does; unrolled if x has a gradient."""
         spec, networks, n = self.spec, self.networks, len(x)
         randoms = [torch.Generator().manual_seed(seed) for seed in input_seeds(x, spec.seed)]
         before = max(0, spec.steps - inner_steps)
@@ -137,13 +150,16 @@ class DeepImagePrior(Defense):
                 learnt = [networks.by_image(values.detach(), n) for values in (theta, *moments)]
                 shared = torch.cat([*learnt, z.flatten(1), average.flatten(1)], dim=1)
             jitter = torch.stack([torch.randn(networks.entering, generator=random) for random in randoms]).to(x)
+            kept = number >= before and x.requires_grad and torch.is_grad_enabled()
             with torch.enable_grad():  # an attack may call this under no_grad
-                theta.requires_grad_(True)
+                theta = theta if theta.requires_grad else theta.requires_grad_(True)
                 output = networks(theta, z + spec.jitter * jitter)
-                (gradient,) = torch.autograd.grad(mean_squared_error(output, x).sum(), theta)
-            average = spec.averaging * average + (1 - spec.averaging) * output.detach()
+                (gradient,) = torch.autograd.grad(mean_squared_error(output, x).sum(), theta, create_graph=kept)
+            if not kept:
+                output, theta = output.detach(), theta.detach()
+            average = spec.averaging * average + (1 - spec.averaging) * output
             moments = moments.after(gradient)
-            theta = theta.detach() - moments.step(spec.rate, number + 1, epsilon=1e-8)
+            theta = theta - moments.step(spec.rate, number + 1, epsilon=1e-8, floor=FLOOR if kept else 0.0)
         return average / (1 - spec.averaging**spec.steps), shared
 
 

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -46,25 +46,41 @@ _FIELD = re.compile(r"^  (\w+) = \{(.*)\},$", re.M)
 
 
 @dataclass(frozen=True)
+class _Class:
+    """A class in the source of a module.
+
+    imported: names that the module imports, each with the module that it comes from and its name there.
+    """
+
+    module: str
+    node: ast.ClassDef
+    imported: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Description:
     """A registered system, as its class describes it.
 
     summary: first paragraph of the class' docstring, one sentence.
-    values: class attributes by name; `...` for a value that is no literal.
     paper: key of its paper in `references.bib`, or any other text; empty if it has no paper.
     package: distribution that registers the system.
     """
 
     name: str
     summary: str
-    values: Mapping[str, object]
     paper: str
     package: str
+    _class: _Class | None
 
     @property
     def cited(self) -> str:
         """Authors and year of its paper, or `paper` as it is."""
         return str(papers().get(self.paper, self.paper))
+
+    @cached_property
+    def values(self) -> dict[str, object]:
+        """Class attributes by name, those of its bases included; `...` for a value that is no literal."""
+        return _values(self._class) if self._class else {}
 
 
 def descriptions(kind: Kind) -> list[Description]:
@@ -79,22 +95,9 @@ def describe(point: EntryPoint) -> Description:
     """Return the description of one registered system, without importing it."""
     cls = _find(point.module, point.attr)
     summary = (ast.get_docstring(cls.node) or "").split("\n\n")[0] if cls else ""
-    values = _values(cls) if cls else {}
     own = _literals(cls.node.body) if cls else {}
     package = point.dist.name if point.dist else ""
-    return Description(point.name, " ".join(summary.split()), values, str(own.get("paper", "")), package)
-
-
-@dataclass(frozen=True)
-class _Class:
-    """A class in the source of a module.
-
-    imported: names that the module imports, each with the module that it comes from and its name there.
-    """
-
-    module: str
-    node: ast.ClassDef
-    imported: Mapping[str, tuple[str, str]]
+    return Description(point.name, " ".join(summary.split()), str(own.get("paper", "")), package, cls)
 
 
 @cache

@@ -160,6 +160,30 @@ def test_the_gradient_passes_the_fit_unchanged(quick, digits):
     assert torch.allclose(through, own, rtol=1e-5, atol=1e-6)
 
 
+def test_the_unrolled_gradient_is_that_of_the_last_steps():
+    """Held against differences, in double precision and without jitter, whose seeds are the pixels."""
+    defense = built(replace(SPEC, channels=4, scales=1, steps=12, jitter=0.0)).double()
+    random = torch.Generator().manual_seed(0)
+    x, weights, direction = torch.rand(3, 2, 1, 8, 8, dtype=torch.float64, generator=random)
+    _, shared = defense.fit_networks(x, None, 4)
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        return (defense.fit_networks(x, shared, 4, unrolled=True)[0] * weights).sum()
+
+    (gradient,) = torch.autograd.grad(value(point := x.clone().requires_grad_(True)), point)
+    difference = (value(x + 1e-6 * direction) - value(x - 1e-6 * direction)) / 2e-6
+    assert difference.abs() > 0.1 and (gradient * direction).sum() == pytest.approx(difference.item(), rel=1e-6)
+
+
+def test_the_unrolled_fit_answers_as_the_deployed_one(quick, digits):
+    x = digits.test.images[:6].clone().requires_grad_(True)
+    logits, _ = quick.attack_forward(x, "unrolled", None, 2)
+    assert torch.allclose(logits, quick(x.detach()), atol=1e-5)
+    (gradient,) = torch.autograd.grad(logits.square().sum(), x)
+    assert gradient.isfinite().all() and gradient.flatten(1).abs().amax(1).min() > 0
+    assert not quick.fit_networks(x, None, 2)[0].requires_grad  # no graph is built where nobody needs it
+
+
 def test_the_last_steps_alone_fit_an_image_near_by(defense, digits):
     """And as closely as the whole fit does, not more: the surrogate has to stop as early as what is deployed."""
     x = digits.test.images[:16]
@@ -187,9 +211,9 @@ def test_an_attack_takes_the_last_steps_and_the_full_fit_confirms_it(quick, digi
     calls = []
     fit = DeepImagePrior.fit_networks
 
-    def recorded(self, x, start, inner_steps):
+    def recorded(self, x, start, inner_steps, unrolled=False):
         calls.append((start is not None, inner_steps))
-        return fit(self, x, start, inner_steps)
+        return fit(self, x, start, inner_steps, unrolled)
 
     monkeypatch.setattr(DeepImagePrior, "fit_networks", recorded)
     x, y = digits.test.images[:8], digits.test.labels[:8]
@@ -202,7 +226,7 @@ def test_an_attack_takes_the_last_steps_and_the_full_fit_confirms_it(quick, digi
     # after the first answer, clean images are answered in full, to decide the unit of the outputs
     assert calls == [(False, 2), (False, 3), (True, 2), (False, 3)]
     with pytest.raises(ValueError, match="identity"):
-        target.view(gradient="unrolled")
+        target.view(gradient="implicit")
     found = PGD(steps=2, inner_steps=2, gradient="identity").run(target, x, y, 0.3, 0)
     assert (found - x).abs().max() <= 0.3 + 1e-6
 
