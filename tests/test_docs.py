@@ -120,6 +120,11 @@ def test_the_example_of_the_readme_prints_what_it_shows(capsys):
         assert abs(float(mine[robust]) - float(theirs[robust])) < 7  # two of 32 inputs, for other processors
 
 
+def test_the_attack_of_the_example_is_oblivious_on_the_classifier_alone(folder):
+    found = import_module("my_attack").RaySearch
+    assert found().knowledge == "white-box" and found(part="classifier").knowledge == "oblivious"
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where a user works, with every file that an example names."""
