@@ -26,6 +26,9 @@ from manifold_bench.defenses.identity import JsonObject
 from manifold_bench.defenses.models import RandomizedModel
 from manifold_bench.defenses.weights import WeightsError
 
+NO_TRAINING = "it has to be trained, and this data set has only test images"
+"""Reason why a defense without weights has no place on a data set."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -200,10 +203,13 @@ def make_plan(matrix: Matrix, options: Options, whole: Matrix | None = None) -> 
 
     def defended(one: PlannedData) -> PlannedData:
         refs = []
+        needed = not matrix.crossed or one.dataset.name in named.get("datasets", ())
         for choice in choices:
             if choice.defends(one.dataset.name):
                 crossed = matrix.crossed and choice.label not in named.get("defenses", ())
                 found = _ref_or_reason(choice, one.dataset.load(), crossed)
+                if isinstance(found, DefenseRef) and found.untrained and one.dataset.load().test_only:
+                    found = _no_training(choice, one.dataset.name, needed)
                 if isinstance(found, DefenseRef):
                     refs.append(found)
                 elif choice in matrix.defenses:
@@ -225,7 +231,7 @@ def _ref_or_reason(choice: DefenseChoice, dataset: Dataset, crossed: bool) -> De
     """
     cls = choice.cls
     if crossed and dataset.test_only and (cls.fit is not Trainable.fit or set(cls.parts) - {"classifier"}):
-        return "it has to be trained, and this data set has only test images"
+        return NO_TRAINING
     try:
         ref = defense_ref(choice, dataset)
     except InputError as error:
@@ -235,6 +241,16 @@ def _ref_or_reason(choice: DefenseChoice, dataset: Dataset, crossed: bool) -> De
     if crossed and not ref.trained:
         return f"no weights; `manifold-bench train --dataset {dataset.name} --defense NAME` makes them"
     return ref
+
+
+def _no_training(choice: DefenseChoice, dataset: str, needed: bool) -> str:
+    """Return why an untrained defense is left out on a data set of test images; raises InputError if it is `needed`."""
+    if needed:
+        raise InputError(
+            f"defense {choice.label!r} on data set {dataset!r}: {NO_TRAINING}; give a defense that is trained already, "
+            "as file.py:Name@weights or, in Python, manifold_bench.defenses.weights.from_zoo('undefended', 'digits')"
+        )
+    return NO_TRAINING
 
 
 def _choices(matrix: Matrix, whole: Matrix) -> dict[str, DefenseChoice]:

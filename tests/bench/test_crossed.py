@@ -93,6 +93,13 @@ def test_what_does_not_fit_is_left_out_with_a_reason(full):
     assert [ref.trained for ref in plan.data[0].defenses if ref.label == "trades"] == [False]
     with pytest.raises(InputError, match="no network for images"):
         make_plan(narrowed(full, ["digits"], ["pretrained"]), Options(named={"defenses": ["pretrained"]}), full)
+    # images to train on are missing: the pair is left out, or refused where the data set is named, too
+    samples, named = narrowed(full, ["cifar10-samples"], ["trades"]), {"defenses": ["trades"]}
+    plan = make_plan(samples, Options(named=named), full)
+    assert "trades" not in {ref.label for ref in plan.data[0].defenses}
+    assert "only test images" in plan.omissions.left_out["cifar10-samples", "trades"]
+    with pytest.raises(InputError, match="'trades' on data set 'cifar10-samples': it has to be trained"):
+        make_plan(samples, Options(named=named | {"datasets": ["cifar10-samples"]}), full)
 
 
 def test_no_job_is_longer_than_the_work_allows(full):
