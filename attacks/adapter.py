@@ -78,7 +78,7 @@ class LibraryAttack(ViewAttack):
         package = self.needs
         if package is not None and importlib.util.find_spec(package) is None:
             raise ValueError(not_installed(self.name, package))
-        settable = {name: default for name, default in self.defaults.items() if name not in self.ours}
+        settable = self.settable(self.attack)
         for key in self.parameters:
             if key not in settable:
                 allowed = ", ".join(sorted(settable)) or "none"
@@ -92,27 +92,43 @@ class LibraryAttack(ViewAttack):
         """The attack's name in a matrix file."""
         return f"{self.library}:{self.attack}"
 
+    @classmethod
+    def settable(cls, attack: str) -> dict[str, object]:
+        """Return the arguments of the library's class that a matrix file may set, with defaults; raises ValueError.
+
+        attack: name of the class. An argument without a default has `inspect.Parameter.empty`.
+        """
+        defaults = constructor_defaults(cls.named(attack))
+        return {name: default for name, default in defaults.items() if name not in cls.ours}
+
     @property
     @abstractmethod
     def needs(self) -> str | None:
         """The package that the library imports for this attack without requiring it; None if there is none."""
 
+    @staticmethod
     @abstractmethod
-    def classes(self) -> Mapping[str, type]:
+    def classes() -> Mapping[str, type]:
         """Return the library's usable classes by name."""
+
+    @classmethod
+    def named(cls, attack: str) -> type:
+        """Return the library's class of that name; raises ValueError with similar names, or why it cannot be used."""
+        place = f"{cls.library}:{attack}"
+        if attack in cls.refused:
+            raise ValueError(f"{place} cannot be used: {cls.refused[attack]}")
+        usable = cls.classes()
+        if attack not in usable:
+            lower = {name.lower(): name for name in usable}
+            near = [lower[name] for name in difflib.get_close_matches(attack.lower(), lower, n=3, cutoff=0.5)]
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(sorted(usable))}"
+            raise ValueError(f"{place}: no such attack; {hint}")
+        return usable[attack]
 
     @property
     def implementation(self) -> type:
-        """The library's class; raises ValueError with similar names, or with the reason why it cannot be used."""
-        if self.attack in self.refused:
-            raise ValueError(f"{self.name} cannot be used: {self.refused[self.attack]}")
-        usable = self.classes()
-        if self.attack not in usable:
-            lower = {name.lower(): name for name in usable}
-            near = [lower[name] for name in difflib.get_close_matches(self.attack.lower(), lower, n=3, cutoff=0.5)]
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(sorted(usable))}"
-            raise ValueError(f"{self.name}: no such attack; {hint}")
-        return usable[self.attack]
+        """The library's class; raises ValueError as `named`."""
+        return self.named(self.attack)
 
     @property
     def defaults(self) -> dict[str, object]:

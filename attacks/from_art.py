@@ -119,7 +119,8 @@ class ArtAttack(LibraryAttack):
             return NEEDS[self.attack]
         return "cma" if self.values.get("es") == 0 else None  # PixelAttack and ThresholdAttack, searching by CMA-ES
 
-    def classes(self) -> Mapping[str, type]:
+    @staticmethod
+    def classes() -> Mapping[str, type]:
         return art_attacks()
 
     @property

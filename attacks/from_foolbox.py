@@ -89,7 +89,8 @@ class FoolboxAttack(LibraryAttack):
     def needs(self) -> str | None:
         return "numba" if self.attack.endswith("BrendelBethgeAttack") else None
 
-    def classes(self) -> Mapping[str, type]:
+    @staticmethod
+    def classes() -> Mapping[str, type]:
         return foolbox_attacks()
 
     @property

@@ -5,14 +5,20 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.errors import InputError, report_errors
 from manifold_bench.bench.planning.catalogue import Description, descriptions, papers
 from manifold_bench.bench.text import nearest, norm_text, printable
+from manifold_bench.defenses.errors import message_of
 from manifold_bench.defenses.identity import Kind
+
+if TYPE_CHECKING:
+    from manifold_bench.bench.planning.details import Parameter
 
 KINDS: tuple[Kind, ...] = ("datasets", "defenses", "attacks", "measurements")
 MATRICES = Path(__file__).parent / "matrices"
@@ -81,38 +87,84 @@ def knowledge(one: Description) -> str:
 
 def purpose(matrix: Path) -> str:
     """Return what a matrix file is for: the first sentence of the comment at its beginning."""
-    lines = re.match(r"(#.*\n)*", matrix.read_text(encoding="utf-8"))
-    text = " ".join(line.strip("# ") for line in lines[0].splitlines()) if lines else ""
-    return re.split(r"(?<=\.) (?=[A-Z`])", text)[0]
+    return re.split(r"(?<=\.) (?=[A-Z`])", (comment(matrix) or [""])[0])[0]
+
+
+def comment(matrix: Path) -> list[str]:
+    """Return the comment at the beginning of a matrix file: its paragraphs, and indented lines, which are commands."""
+    found = re.match(r"(#.*\n)*", matrix.read_text(encoding="utf-8"))
+    paragraphs: list[str] = []
+    for line in found[0].splitlines() if found else []:
+        text = line.removeprefix("#").removeprefix(" ").rstrip()
+        if paragraphs and text[:1].strip() and paragraphs[-1][:1].strip():
+            paragraphs[-1] += f" {text}"
+        else:
+            paragraphs.append(text)
+    return paragraphs
+
+
+def contents(matrix: Path) -> Iterator[str]:
+    """Yield what a matrix file crosses: its data sets, and the labels of its defenses, attacks and measurements."""
+    raw = tomllib.loads(matrix.read_text(encoding="utf-8"))
+    for kind in KINDS:
+        entries = [{"name": one} if isinstance(one, str) else one for one in raw.get(kind, [])]
+        names = dict.fromkeys(one.get("label", one["name"]) for one in entries)
+        everything_known = raw.get("crossed") is True and kind != "measurements"
+        if text := "; ".join(names) or ("all that are registered" if everything_known else ""):
+            yield f"{kind.replace('datasets', 'data sets')}: {text}"
 
 
 def explained(name: str) -> Iterator[str]:
     """Yield the lines that explain one name; raises InputError for an unknown name."""
     # late: the list of all names waits for no torch
-    from manifold_bench.bench.planning.details import explanation, parameters
+    from manifold_bench.bench.planning.details import arguments, entry_text, explanation, parameters
     from manifold_bench.bench.planning.registry import find
 
     systems = [(kind, one) for kind in KINDS for one in descriptions(kind)]
     found = [(kind, one) for kind, one in systems if _is_named(one, name)]
     matrix, matrices = MATRICES / f"{name}.toml", list(MATRICES.glob("*.toml"))
     if not found and matrix not in matrices:
-        near = nearest(name, [*(name_in_matrix(one) for _, one in systems), *(path.stem for path in matrices)])
-        raise InputError(f"unknown name {name!r}{near}; `manifold-bench list` shows all names")
+        known = [*(name_in_matrix(one) for _, one in systems), *(path.stem for path in matrices)]
+        raise InputError(f"unknown name {name!r}{nearest(name, known, '`manifold-bench list` shows all names')}")
+    lacking: list[ValueError] = []
     for kind, one in found:
-        yield from _entry(name_in_matrix(one), [kind.removesuffix("s"), *facts(kind, one)], one.summary, indent="")
-        cls = find(kind, one.name)
-        for paragraph in explanation(kind, cls):
+        cls, chosen = find(kind, one.name), name.partition(":")[2].removesuffix("ClassName")
+        try:
+            own = arguments(kind, cls, chosen) if chosen else []
+        except ValueError as error:
+            lacking.append(error)
+            continue
+        shown = f"{one.name}:{chosen}" if chosen else name_in_matrix(one)
+        yield from _entry(shown, [kind.removesuffix("s"), *facts(kind, one)], one.summary, indent="")
+        written = entry_text(kind, cls, one.name, chosen) if is_adapter(one) else ""
+        for paragraph in filter(None, [*explanation(kind, cls), written]):
             yield from ["", *_wrapped(paragraph, "")]
-        for number, each in enumerate(parameters(kind, cls)):
-            yield from ["", "parameters:"] if number == 0 else []
-            default = f"default {each.default}" if each.default else "no default, must be given"
-            yield from _wrapped(f"{each.name}: {each.allowed}; {default}", "  ", "    ")
-            yield from _wrapped(each.meaning, " " * 6)
+        yield from _listed("parameters", parameters(kind, cls))
+        yield from _listed("arguments of the library's class", own)
         yield from ["", f"implementation: {one.package}, {cls.__module__}.{cls.__qualname__}"]
         if paper := papers().get(one.paper):
             yield from _wrapped(f"paper: {paper}, {paper.title}. {paper.url}", "")
+    if lacking and len(lacking) == len(found):
+        raise InputError(min(map(message_of, lacking), key=len))  # the one that knows a similar name
     if not found:
-        yield from _entry(name, ["matrix", str(matrix)], purpose(matrix), indent="")
+        yield f"{name:<20} matrix"
+        for paragraph in comment(matrix):
+            yield from _wrapped(paragraph, "  ") or [""]
+        yield ""
+        for line in contents(matrix):
+            yield from _wrapped(line, "  ", "  ")
+        yield from ["", f"file: {matrix}"]  # on one line, so that it can be copied
+
+
+def _listed(title: str, given: Sequence[Parameter]) -> Iterator[str]:
+    """Yield the lines of a list of parameters; none for an empty list."""
+    yield from ["", f"{title}:"] if given else []
+    for one in given:
+        default = f"default {one.default}" if one.default else "no default, must be given"
+        yield from _wrapped(f"{one.name}: {one.allowed}; {default}", "  ", "    ")
+        yield from _wrapped(one.meaning, " " * 6)
+        for number, keys in enumerate(one.keys):
+            yield from _wrapped(f"{'or' if number else 'keys and defaults'}: {keys}", " " * 6, "  ")
 
 
 def _entry(name: str, about: list[str], summary: str, indent: str = "  ") -> Iterator[str]:

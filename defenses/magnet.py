@@ -40,8 +40,8 @@ class MagNetSpec(ClassifierSpec):
     layer. epochs: number of epochs of the classifier's training. batch_size: number of images in a batch. rate:
     learning rate of the classifier's training. rate_l2: false-rejection rate of the detector by the L2 reconstruction
     error, from the paper. rate_l1: false-rejection rate of the detector by the L1 reconstruction error, from the
-    paper. rate_jsd10, rate_jsd40: false-rejection rate of the detector by the Jensen–Shannon divergence at temperature
-    10 or 40, from the paper; colour images alone have these two.
+    paper. rate_jsd10: false-rejection rate of the detector by the Jensen–Shannon divergence at temperature 10, from the
+    paper; for colour images alone. rate_jsd40: the same rate at temperature 40, from the paper; for colour images alone.
     """
 
     filters: Annotated[int, Ge(1)] = 3

@@ -9,9 +9,19 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from manifold_bench.bench.list import KINDS, everything, explained, facts, is_adapter, main, name_in_matrix, purpose
+from manifold_bench.bench.list import (
+    KINDS,
+    comment,
+    everything,
+    explained,
+    facts,
+    is_adapter,
+    main,
+    name_in_matrix,
+    purpose,
+)
 from manifold_bench.bench.planning.catalogue import describe, descriptions, papers
-from manifold_bench.bench.planning.details import explanation, parameters
+from manifold_bench.bench.planning.details import entry_text, parameters
 from manifold_bench.bench.planning.reading import parse_matrix
 from manifold_bench.bench.planning.registry import find
 from manifold_bench.defenses.identity import registered
@@ -69,6 +79,16 @@ def test_parameters_are_those_that_a_matrix_file_may_set():
     assert (steps.allowed, steps.default) == ("int ≥ 1", "40")
 
 
+def test_a_table_is_explained_with_the_keys_and_defaults_of_each_of_its_forms():
+    found = {one.name: one for one in parameters("defenses", find("defenses", "inc"))}
+    forms = [dict(pair.split(" = ") for pair in text.split(", ")) for text in found["solver"].keys]
+    assert [form["method"] for form in forms] == ['"momentum"', '"adam"', '"l-bfgs"']
+    assert all(form["steps"].isdecimal() for form in forms) and forms[2]["pairs"] == "10"
+    assert (found["solver"].allowed, found["solver"].default) == ("table", '{ method = "momentum" }')
+    paper = {one.name: one for one in parameters("defenses", find("defenses", "defense-gan"))}["solver"].default
+    assert "steps = 200" in paper and "starts = 10" in paper
+
+
 @pytest.mark.parametrize("name", ["pgdd", "pgd:LinfPGD", "nothing:LinfPGD"])
 def test_an_unknown_name_is_refused(name, capsys):
     assert main([name]) == 2
@@ -78,28 +98,51 @@ def test_an_unknown_name_is_refused(name, capsys):
 ADAPTERS = [(kind, one.name) for kind in KINDS for one in descriptions(kind) if is_adapter(one)]
 
 
-def test_a_class_of_a_library_is_explained_by_the_adapter_that_runs_it():
+def test_an_adapter_is_explained_for_every_kind_of_class_that_it_runs():
     assert len(ADAPTERS) >= 3
-    assert list(explained("foolbox:LinfPGD")) == list(explained("foolbox:ClassName")) == list(explained("foolbox"))
-    heads = [line.split() for line in explained("art:ProjectedGradientDescent") if line.startswith("art:ClassName ")]
+    assert list(explained("foolbox:ClassName")) == list(explained("foolbox"))
+    heads = [line.split() for line in explained("art") if line.startswith("art:ClassName ")]
     assert [head[1].strip(";") for head in heads] == ["defense", "attack"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "default"),
+    [
+        ("art:JpegCompression", "defense", "quality: int; default 50"),
+        ("art:ProjectedGradientDescentPyTorch", "attack", "max_iter: int; default 100"),
+        ("foolbox:LinfPGD", "attack", "steps: int; default 40"),
+    ],
+)
+def test_a_class_of_a_library_is_explained_with_its_arguments(name, kind, default):
+    """Only the adapter that has the class explains it, and its example names that class."""
+    shown = list(explained(name))
+    heads = [line.split() for line in shown if re.match(r"\S+:\w+ ", line)]
+    assert [(head[0], head[1].strip(";")) for head in heads] == [(name, kind)]
+    assert f"  {default}" in shown and f'`{{ name = "{name}", ' in " ".join(shown)
+    assert "eps_step" not in default and not any(line.startswith(("  estimator:", "  eps:")) for line in shown)
+
+
+@pytest.mark.parametrize("name", ["art:JpegCompresion", "foolbox:Nope"])
+def test_a_class_that_a_library_lacks_is_refused(name, capsys):
+    assert main([name]) == 2
+    assert name.partition(":")[2] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kind", "name"), ADAPTERS)
 def test_arguments_of_a_library_are_written_directly_in_the_entry(kind, name):
     cls = find(kind, name)
     assert not {"attack", "parameters"} & {one.name for one in parameters(kind, cls)}
-    text = explanation(kind, cls)[-1]
+    text = entry_text(kind, cls, name)
     (table,) = re.findall(r"`(\{[^`]*\})` in a matrix file", text)
     assert "written directly" in text
     whole = {"datasets": ["digits"], "defenses": ["undefended"], "attacks": [{"name": "pgd", "eps": 0.1}]}
     entry = tomllib.loads(f"entry = {table}")["entry"]
     if kind == "attacks":
         (choice,) = parse_matrix(whole | {kind: [entry]}, "example").attacks
-        assert choice.attack.values["steps"] == entry["steps"]
+        assert choice.attack.parameters == {key: entry[key] for key in entry if key not in ("name", "eps")} != {}
     else:
         (defense,) = parse_matrix(whole | {kind: [entry]}, "example").defenses
-        assert defense.parameters == {key: value for key, value in entry.items() if key != "name"}
+        assert defense.parameters == {key: value for key, value in entry.items() if key != "name"} != {}
 
 
 def test_papers_are_cited_as_in_a_text():
@@ -135,3 +178,15 @@ def test_a_matrix_is_listed_with_the_first_sentence_of_its_comment(tmp_path):
     assert purpose(file) == "What Doe et al. 2030 claim, and more."
     file.write_text("seed = 1\n", encoding="utf-8")
     assert purpose(file) == ""
+
+
+def test_a_matrix_is_explained_with_its_comment_and_what_it_crosses(tmp_path):
+    shown = list(explained("strong"))
+    assert max(map(len, shown[:-1])) <= 80 and shown[-1].endswith("strong.toml")
+    text = " ".join(" ".join(shown).split())
+    assert "my_file.py:net The two defenses of this file show" in text, "the whole comment"
+    assert "data sets: mnist5k defenses: undefended; pgd-training attacks: autoattack; pgd-restarts;" in text
+    assert "attacks: all that are registered" in " ".join(explained("full"))
+    file = tmp_path / "mine.toml"
+    file.write_text("# What is\n# this?\n#\n# A run:\n#     run it\n# Fast.\nseed = 1\n", encoding="utf-8")
+    assert comment(file) == ["What is this?", "", "A run:", "    run it", "Fast."]
