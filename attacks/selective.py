@@ -155,7 +155,10 @@ class HeldOut:
             own = self.labels == label
             usable = self.images[own & self.accepted if (own & self.accepted).any() else own]
             if not len(usable):
-                raise ValueError(f"no held-out image is of class {label}, and this attack needs one")
+                raise ValueError(
+                    f"the held-out images contain none of class {label}, which this attack starts from; use another "
+                    "attack, or a data set with validation images of every class"
+                )
             order = (usable - image).square().flatten(1).sum(1).argsort(stable=True)
             found.append(usable[order[rank % len(order)]])
         return torch.stack(found)

@@ -26,7 +26,7 @@ class _CommandsAlone(MetaPathFinder):
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> None:
         if name.startswith("bench.") and name not in self.allowed:
-            raise ImportError(f"import manifold_bench.{name}, not {name}")
+            raise ImportError(f"`{name}` is not importable by itself; write `import manifold_bench.{name}`")
 
 
 if __name__ == "bench":

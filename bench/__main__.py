@@ -19,8 +19,11 @@ from manifold_bench.bench.text import printable
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+HELP = "`manifold-bench COMMAND --help` explains a command."
+"""Last line of the usage."""
+
 USAGE = "usage: manifold-bench COMMAND [ARGUMENTS]\n\n" + "\n".join(
-    f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items()
+    [*(f"  {name:<10}{purpose}" for name, purpose in COMMANDS.items()), "", HELP]
 )
 
 

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
+from manifold_bench.attacks.norms import Norm
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.text import closest, eps_of, norm_of
 
@@ -56,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         return f"it takes {names_of_places} and no more; got {', '.join([*taken, *unknown])}"
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
+        raise InputError(f"{message}{'' if message.endswith('?') else ';'} see {self.prog} --help")
 
 
 def positive(text: str) -> int:
@@ -126,10 +127,10 @@ def run_parser() -> Parser:
     )
     p.add_argument("--matrix", metavar="NAME|FILE", help="matrix to run: smoke, quick, strong, full, or a TOML file")
     p.add_argument("--out", metavar="DIR|URL", help="output folder, or s3://… (default: results/<matrix>)")
-    p.add_argument("--data", type=Path, metavar="DIR", help="folder of data files (default: MANIFOLD_BENCH_DATA)")
-    images = "number of test images of each data set, in place of the matrix' numbers"
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder of data files (default: $MANIFOLD_BENCH_DATA)")
+    images = "number of test images of each data set, in place of the matrix's numbers"
     p.add_argument("--n", type=positive, metavar="N", help=images)
-    p.add_argument("--seed", type=natural, metavar="N", help="seed of the attacks, in place of the matrix' seeds")
+    p.add_argument("--seed", type=natural, metavar="N", help="seed of the attacks, in place of the matrix's seeds")
     p.add_argument(
         "--workers",
         type=natural,
@@ -140,13 +141,13 @@ def run_parser() -> Parser:
     p.add_argument("--engine", choices=("local", "ray"), default="local", help=engines)
     address = "address of the Ray cluster (default: the one on this machine)"
     p.add_argument("--address", metavar="HOST:PORT", help=address)
-    p.add_argument("--device", default="cpu", help="device that computes: cpu (default), cuda, cuda:1, …")
+    p.add_argument("--device", default="cpu", help="device to compute on: cpu (default), cuda, cuda:1, …")
     for kind, title, more in SYSTEMS:
         only = f"run only this {title} (repeatable); may be outside the matrix: a name, file.py:Name{more}"
         p.add_argument(f"--{kind}", action="append", default=[], metavar="NAME", help=only)
-    norms = "run only attacks in this norm (repeatable)"
+    norms = f"run only attacks in this norm: {', '.join(get_args(Norm))} (repeatable)"
     p.add_argument("--norm", action="append", type=norm_of, default=[], metavar="NORM", help=norms)
-    sizes = "perturbation size, as 0.1 or 8/255, in place of the matrix' sizes of one norm (repeatable)"
+    sizes = "perturbation size, as 0.1 or 8/255, in place of the matrix's sizes of one norm (repeatable)"
     p.add_argument("--eps", action="append", type=size, default=[], metavar="SIZE", help=sizes)
     p.add_argument("--quiet", action="store_true", help="show only failures and the last line; log.jsonl has the rest")
     probes = "run or leave out the probes of the masking diagnosis (docs/diagnosis.md), whatever the matrix says"

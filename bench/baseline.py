@@ -14,7 +14,8 @@ from manifold_bench.bench.planning.folders import BASELINES
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (default: sys.argv); return 0, or 2 for bad input."""
-    parser = Parser(prog="manifold-bench baseline", description=__doc__)
+    purpose = "Promote a run to a baseline, with which later runs are compared."
+    parser = Parser(prog="manifold-bench baseline", description=purpose)
     parser.add_argument("run", type=Path, metavar="RUN", help="output folder of the run")
     parser.add_argument("--name", help=f"name of the baseline in {BASELINES} (default: that of the run's folder)")
     parser.add_argument("--force", action="store_true", help="also promote an unfinished run or one with failed cells")

@@ -17,7 +17,7 @@ from manifold_bench.bench.running.url_folder import local_folder
 def parser() -> Parser:
     p = Parser(
         prog="manifold-bench compare",
-        description=__doc__,
+        description="Compare a run with a baseline, cell by cell, and pass or fail.",
         epilog=f"Signs: {', '.join(f'{sign} {meaning}' for sign, meaning in SIGNS.items())}. "
         "Exit codes: 0 pass, 1 fail (-, !, ?, a broken limit, or no cell could be compared), 2 bad input, "
         "3 fail, because all cells together are worse although no single one fails.",

@@ -35,7 +35,8 @@ def one_of(place: str, name: str, known: Iterable[str]) -> str:
     """Return the name if it is known; raises InputError otherwise. place: place of the name, for the message."""
     known = list(known)
     if name not in known:
-        raise InputError(f"{place}: {name!r} is not in this matrix{nearest(name, known)}; it has: {', '.join(known)}")
+        listed = nearest(name, known, f"it has: {', '.join(known)}")
+        raise InputError(f"{place}: {name!r} is not in this matrix{listed}")
     return name
 
 

@@ -33,10 +33,10 @@ def parser() -> Parser:
     p.add_argument("--label", metavar="TEXT", help="name of the images in tables (default: made from the file)")
     p.add_argument("--n", type=positive, metavar="N", help="judge only the first N images of the file")
     p.add_argument("--out", metavar="DIR", help="output folder (default: results/judged-IMAGES)")
-    p.add_argument("--data", type=Path, metavar="DIR", help="folder of data files (default: MANIFOLD_BENCH_DATA)")
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder of data files (default: $MANIFOLD_BENCH_DATA)")
     workers = "number of parallel jobs (default: the number of cores; 0: all in this process)"
     p.add_argument("--workers", type=natural, metavar="N", help=workers)
-    p.add_argument("--device", default="cpu", help="device that computes: cpu (default), cuda, cuda:1, …")
+    p.add_argument("--device", default="cpu", help="device to compute on: cpu (default), cuda, cuda:1, …")
     p.add_argument("--quiet", action="store_true", help="show only failures and the last lines")
     p.set_defaults(engine="local")
     return p

@@ -101,10 +101,11 @@ OTHER_NAMES = {
 """Parameters of attacks by the names that other libraries give them, with those that they have here."""
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """Return "; did you mean 'x'?" for the known word that is `closest`, or an empty text."""
+def nearest(word: str, known: list[str], further: str = "") -> str:
+    """Return "; did you mean 'x'? further" for the known word that is `closest`, or "; further" where none is near."""
     found = closest(word, known)
-    return "" if found is None else f"; did you mean {found!r}?"
+    parts = [] if found is None else [f"did you mean {found!r}?"]
+    return "; " + " ".join([*parts, further]).rstrip() if parts or further else ""
 
 
 def closest(word: str, known: list[str]) -> str | None:

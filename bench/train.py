@@ -30,16 +30,17 @@ def parser() -> Parser:
         epilog="Exit codes: 0 done, 1 the training failed, 2 bad input.",
     )
     p.add_argument("--dataset", required=True, metavar="NAME", help="data set to train on")
-    p.add_argument("--defense", required=True, metavar="NAME", help="defense to train: a name, or package.module:Class")
+    defenses = "defense to train: a name, file.py:Name, or package.module:Name"
+    p.add_argument("--defense", required=True, metavar="NAME", help=defenses)
     parameter = "set a parameter of the defense, as in a matrix file (repeatable)"
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="parameters", help=parameter)
     part = "train only this part of the defense, which other defenses may share: generator, classifier, …"
     p.add_argument("--part", default="", metavar="NAME", help=part)
-    p.add_argument("--data", type=Path, metavar="DIR", help="folder of data files (default: MANIFOLD_BENCH_DATA)")
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder of data files (default: $MANIFOLD_BENCH_DATA)")
     p.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of the training (default 0)")
     budget = "share of the full training, in (0, 1] (default 1)"
     p.add_argument("--budget", type=float, default=1.0, metavar="SHARE", help=budget)
-    p.add_argument("--device", default="cpu", help="device that computes: cpu (default), cuda, cuda:1, …")
+    p.add_argument("--device", default="cpu", help="device to compute on: cpu (default), cuda, cuda:1, …")
     p.add_argument("--out", type=Path, metavar="FILE", help="path of the .safetensors file (default: in the cache)")
     p.add_argument("--quiet", action="store_true", help="show nothing but the path of the weights")
     return p

@@ -89,7 +89,7 @@ def run(
     with argument("out"):
         temporary = options.get("out") is None
         if not (temporary or isinstance(options["out"], (str, os.PathLike))):
-            raise InputError(f"out: {type(options['out']).__name__} is no path; give that of a folder")
+            raise InputError(f"out: expected the path of a folder, not {type(options['out']).__name__}")
         folder = tempfile.mkdtemp(prefix="manifold-bench-") if temporary else str(options["out"])
     options = {"quiet": True, "dry_run": dry_run} | _given(options) | {"out": folder}
     with ExitStack() as until_loaded:

@@ -87,7 +87,7 @@ def arguments(matrix: str, options: Mapping[str, object]) -> Namespace:
     try:
         return run_parser().parse_args(words)
     except InputError as error:
-        said = str(error).removeprefix("argument --").partition("; see manifold-bench")[0]
+        said = str(error).removeprefix("argument --").partition(" see manifold-bench")[0].removesuffix(";")
         raise InputError(said) from error
 
 
@@ -204,4 +204,5 @@ def check_names(options: Mapping[str, object], known: Sequence[str]) -> None:
     """Check that these options exist; raises InputError, with the nearest one."""
     for name in options:
         if name not in known:
-            raise InputError(f"{name}: no such option{nearest(name, [*known, 'data'])}; there are {', '.join(known)}")
+            listed = nearest(name, [*known, "data"], f"there are {', '.join(known)}")
+            raise InputError(f"{name}: no such option{listed}")

@@ -259,7 +259,10 @@ def read_folder(folder: Path) -> tuple[LabelledImages, list[str]]:
     left out. Raises InputError.
     """
     if not folder.is_dir():
-        raise InputError(f"data: there is no folder {str(folder)!r}; give one that exists, or images and their labels")
+        raise InputError(
+            f"data: there is no folder {str(folder)!r}; give one that exists, or images and their labels; names of "
+            "data sets work in mb.evaluate"
+        )
     try:
         names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         files = [(path, label) for label, name in enumerate(names) for path in pictures_in(folder / name)]

@@ -94,8 +94,8 @@ class Limit:
         if not colon:
             raise InputError(f"--fail-on: {text!r} is not FIGURE:LIMIT; the limit is {LIMITS}")
         if name not in FIGURES:
-            known = list(FIGURES)
-            raise InputError(f"--fail-on: unknown figure {name!r}{nearest(name, known)}; allowed: {', '.join(known)}")
+            listed = nearest(name, list(FIGURES), f"allowed: {', '.join(FIGURES)}")
+            raise InputError(f"--fail-on: unknown figure {name!r}{listed}")
         if not size:
             raise InputError(f"--fail-on: {text!r}: {limit!r} is not a limit; give {LIMITS}")
         amount, unit = float(size[1]), size[2]

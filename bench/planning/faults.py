@@ -28,7 +28,8 @@ def explain(error: ValidationError, place: str, owner: type) -> str:
     context: JsonObject = fault.get("ctx", {})
     kind, value = fault["type"], fault["input"]
     if kind in UNKNOWN_KEY:
-        return f"{place}: unknown key{nearest(str(fault['loc'][-1]), known)}; allowed: {', '.join(known)}"
+        listed = nearest(str(fault["loc"][-1]), known, f"allowed: {', '.join(known)}")
+        return f"{place}: unknown key{listed}"
     if kind == "missing":
         return f"{place}: missing; give it"
     if kind == "value_error":

@@ -12,6 +12,9 @@ from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST
 from manifold_bench.bench.text import eps_text, is_printable, printable, without_folders
 from manifold_bench.defenses.identity import JsonObject
 
+RESERVED = f", as are {CLEAN}, {CALIBRATION}, {WORST_CASE} and what begins with {PROBE}"
+"""What a message says of the labels that systems may not have."""
+
 
 def label(name: str, parameters: JsonObject) -> str:
     """Return the default label of a system: `name`, or `name(key=value, …)` if parameters are set.
@@ -48,7 +51,7 @@ def check_labels(
         if not is_printable(name):
             raise InputError(f"{place}[{index}]: {printable(name)!r} holds control characters; give it another label")
         if name in (CLEAN, CALIBRATION, WORST_CASE) or name.startswith(PROBE):
-            raise InputError(f"{place}[{index}]: {name!r} is a reserved name; choose another label")
+            raise InputError(f"{place}[{index}]: {name!r} is a reserved name{RESERVED}; give another label")
         if any(name == labels[other] and together(other, index) for other in range(index)):
             raise InputError(f"{place}[{index}]: {name!r} is given twice; give one of them another label")
 

@@ -76,7 +76,7 @@ def _tensors(path: Path) -> dict[str, Found]:
     named = content if isinstance(content, dict) else {"": content}
     images = {str(name): one for name, one in named.items() if isinstance(one, torch.Tensor) and one.ndim == 4}
     if not images:
-        raise InputError(f"{path}: holds no tensor of images [N,C,H,W]")
+        raise InputError(f"{path}: holds no 4-dimensional tensor; save images [N,C,H,W], floats in [0, 1] or uint8")
     found = {name: Found(_checked(path, _array(path, one))) for name, one in images.items()}
     return found if len(found) > 1 else {"": next(iter(found.values()))}
 

@@ -59,9 +59,8 @@ def matrix_path(name: str) -> Path:
             what = "is no file, but a pipe, a device or a folder; give a TOML file" if path.exists() else "no such file"
             raise InputError(f"--matrix: {name}: {what}")
         return path
-    raise InputError(
-        f"--matrix: no matrix {name!r}{nearest(name, known)}; known: {', '.join(known)}; or give a TOML file"
-    )
+    listed = f"known: {', '.join(known)}; or give a TOML file"
+    raise InputError(f"--matrix: no matrix {name!r}{nearest(name, known, listed)}")
 
 
 def read_matrix(name: str, datasets: Sequence[str] = ()) -> Matrix:
@@ -155,7 +154,7 @@ def _seeds(file: MatrixFile, source: str) -> tuple[int, ...]:
     if file.seeds is None:
         return (file.seed or 0,)
     if file.seed is not None:
-        raise InputError(f"{source}: seeds: 'seed' is given too; give one of the two")
+        raise InputError(f"{source}: seeds: both `seed` and `seeds` are given; keep one")
     for index, seed in enumerate(file.seeds):
         if seed in file.seeds[:index]:
             raise InputError(f"{source}: seeds[{index}]: {seed} is given twice; give it once")
@@ -362,6 +361,6 @@ def _known(values: JsonObject, fields: Iterable[str], place: str, name: str, key
         if key == "randomized" and key not in allowed:
             raise InputError(f"{place}.{key}: {name!r} has to say it itself, by an attribute `randomized = True`")
         if key not in allowed:
-            listed = f"{nearest(key, [*keys, *allowed])}; allowed: {', '.join(allowed)}"
+            listed = nearest(key, [*keys, *allowed], f"allowed: {', '.join(allowed)}")
             raise InputError(f"{place}.{unwrapped(key)}: {name!r} has no such parameter{listed}")
     return values

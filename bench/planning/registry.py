@@ -132,7 +132,7 @@ def find(kind: Kind, name: str) -> type[object]:
         if kind == "datasets":
             names = ", ".join(known)
             listed = f"no folder has that name either; `manifold-bench list` names {names}; file.py:Name is allowed too"
-        raise InputError(f"unknown {SINGULAR[kind]} {name!r}{nearest(name, known)}; {listed}")
+        raise InputError(f"unknown {SINGULAR[kind]} {name!r}{nearest(name, known, listed)}")
     return _checked(kind, name, _object(kind, name))
 
 

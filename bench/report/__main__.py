@@ -13,7 +13,7 @@ from manifold_bench.bench.running.url_folder import local_folder
 @report_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (default: sys.argv); return 0, or 2 for bad input."""
-    parser = Parser(prog="manifold-bench report", description=__doc__)
+    parser = Parser(prog="manifold-bench report", description="Rebuild everything that a run shows from its records.")
     parser.add_argument("folder", metavar="DIR|URL", help="a run's output folder, which holds records/")
     given = parser.parse_args(arguments).folder
     # late: `--help` waits for neither pandas nor rich

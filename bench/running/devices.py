@@ -13,7 +13,7 @@ def named_device(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device: {name!r} is no device; give cpu or cuda ({one_line(error)})") from error
+        raise InputError(f"--device: {name!r} is no device; give cpu or cuda") from error
     if device.index is not None:
         raise InputError(f"--device: {name!r}: with --engine ray give {device.type!r}, because Ray chooses the number")
     return name
@@ -22,7 +22,11 @@ def named_device(name: str) -> str:
 def checked_device(name: str) -> str:
     """Return the name of a device of this machine; raises InputError if it cannot be used."""
     try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device: {name!r} is no device; give cpu, cuda or cuda:N") from error
+    try:
         torch.ones(1, device=name).item()
     except Exception as error:  # backends that are not built in raise what they like
-        raise InputError(f"--device: {name!r} cannot be used here ({one_line(error)})") from error
+        raise InputError(f"--device: {name!r} cannot be used here ({one_line(error)}); cpu always can") from error
     return name

@@ -192,7 +192,7 @@ def test_guides_are_clean_images_that_are_taken_for_what_they_are():
     wanted = torch.tensor([0, 1])
     for rank, firsts in ((0, [0.3, 0.7]), (1, [0.2, 0.9]), (2, [0.3, 0.7])):
         assert held.nearest(x, wanted, rank)[:, 0, 0, 0].tolist() == pytest.approx(firsts)
-    with pytest.raises(ValueError, match="no held-out image is of class 7"):
+    with pytest.raises(ValueError, match="none of class 7, which this attack starts from"):
         held.nearest(x, torch.tensor([0, 7]), 0)
 
 

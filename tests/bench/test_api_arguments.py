@@ -50,12 +50,13 @@ REFUSED: dict[str, tuple[dict, str]] = {
     "an empty text as a folder": ({"out": ""}, "out: is empty"),
     "two numbers of images": ({"n": [8, 16]}, "one value"),
     "two numbers of workers": ({"workers": [0, 2]}, "one value"),
-    "a table as a folder": ({"out": {"a": 1}}, "out: dict is no path"),
+    "a table as a folder": ({"out": {"a": 1}}, "out: expected the path of a folder, not dict"),
     "epsilon": ({"epsilon": 0.1}, "did you mean 'eps'"),
     "epsilons": ({"epsilons": [0.1]}, "did you mean 'eps'"),
     "eps_list": ({"eps_list": [0.1]}, "did you mean 'eps'"),
     "attack": ({"attack": "pgd"}, "did you mean 'attacks'"),
     "a data set besides": ({"dataset": "digits"}, "dataset"),
+    "a defense that has to be trained": ({"model": "undefended"}, "from_zoo('undefended', 'digits')"),
 }
 
 MISSPELT = {

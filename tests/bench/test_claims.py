@@ -52,7 +52,7 @@ def test_norm_and_size_follow_where_there_is_one():
 @pytest.mark.parametrize(
     ("entry", "expected"),
     [
-        ({"defense": "gmva"}, ".defense: 'gmva' is not in this matrix; did you mean 'gmvae'?; it has: undefended,"),
+        ({"defense": "gmva"}, ".defense: 'gmva' is not in this matrix; did you mean 'gmvae'? it has: undefended,"),
         ({"dataset": "mnist"}, ".dataset: 'mnist' is not in this matrix; did you mean 'mnist5k'?"),
         ({"attack": "fgms", "eps": 0.1}, ".attack: 'fgms' is not in this matrix; did you mean 'fgsm'?"),
         ({"attack": "pgd"}, ".norm: missing; give one of the norms of 'pgd': linf, l2"),

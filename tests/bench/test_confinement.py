@@ -73,7 +73,7 @@ PGD = {"name": "pgd", "eps": [0.1]}
     ("kind", "entry", "expected"),
     [
         ("attacks", {**PGD, "defenses": ["in"]}, "attacks[1].defenses: 'in' is not in this matrix"),
-        ("attacks", {**PGD, "datasets": ["mnist"]}, "did you mean 'mnist5k'?; it has: digits,"),
+        ("attacks", {**PGD, "datasets": ["mnist"]}, "did you mean 'mnist5k'? it has: digits,"),
         ("attacks", {**PGD, "datasets": []}, "attacks[1].datasets: [] is empty; give at least one"),
         ("attacks", {**PGD, "n": 0}, "attacks[1].n: 0 is not allowed; give a number ≥ 1"),
         ("defenses", {"name": "gmvae", "datasets": ["svhn"]}, "defenses[3].datasets: 'svhn' is not in this matrix"),

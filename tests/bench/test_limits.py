@@ -65,7 +65,7 @@ def test_a_limit_by_hand(limit, before, after, broken):
         ("robust_accuracy", "is not FIGURE:LIMIT; the limit is 2pp"),
         (
             "robust_acuracy:2pp",
-            "unknown figure 'robust_acuracy'; did you mean 'robust_accuracy'?; allowed: robust_accuracy,",
+            "unknown figure 'robust_acuracy'; did you mean 'robust_accuracy'? allowed: robust_accuracy,",
         ),
         ("accuracy:2", "'2' is not a limit; give 2pp"),
         ("accuracy:-2pp", "'-2pp' is not a limit"),

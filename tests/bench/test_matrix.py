@@ -82,7 +82,7 @@ BAD: dict[str, Any] = {
     "seeds a number": (f"seeds = 3\n{DATA}{DEFENSES}{ATTACK}", ["seeds: 3 is not a list"]),
     "seeds negative": (f"seeds = [0, -1]\n{DATA}{DEFENSES}{ATTACK}", ["seeds[1]: -1 is", "≥ 0"]),
     "a seed twice": (f"seeds = [1, 2, 1]\n{DATA}{DEFENSES}{ATTACK}", ["seeds[2]: 1 is given twice"]),
-    "seed and seeds": (f"seed = 0\nseeds = [1]\n{DATA}{DEFENSES}{ATTACK}", ["seeds: 'seed' is given too"]),
+    "seed and seeds": (f"seed = 0\nseeds = [1]\n{DATA}{DEFENSES}{ATTACK}", ["both `seed` and `seeds` are given"]),
     "seed negative": (f"seed = -1\n{DATA}{DEFENSES}{ATTACK}", ["seed: -1 is not allowed; give a number ≥ 0"]),
     "draws zero": (f"draws = 0\n{DATA}{DEFENSES}{ATTACK}", ["draws: 0 is not allowed; give a number ≥ 1"]),
     "timeout zero": (f"timeout = 0\n{DATA}{DEFENSES}{ATTACK}", ["timeout: 0", "give a number > 0"]),
