@@ -41,7 +41,7 @@ class MagNetSpec(ClassifierSpec):
     learning rate of the classifier's training. rate_l2: false-rejection rate of the detector by the L2 reconstruction
     error, from the paper. rate_l1: false-rejection rate of the detector by the L1 reconstruction error, from the
     paper. rate_jsd10: false-rejection rate of the detector by the Jensen–Shannon divergence at temperature 10, from the
-    paper; for colour images alone. rate_jsd40: the same rate at temperature 40, from the paper; for colour images alone.
+    paper; for colour images alone. rate_jsd40: the same rate at temperature 40, from the paper.
     """
 
     filters: Annotated[int, Ge(1)] = 3
