@@ -71,7 +71,8 @@ class FGSM(ViewAttack):
 
     x + ε sign ∇L; in L2 the step goes along the normalised gradient, and in L1 along the signs of its largest entries.
 
-    loss: name of the loss that is climbed, see `attacks.losses.named_loss`.
+    loss: loss that is climbed, as for `PGD`: `auto` is `selective` for a defense that rejects, and `cross-entropy` for
+    any other.
     random: length of a random step before the gradient step, in the attack's norm; the gradient step is shorter by that
     much (α of RAND+FGSM, whose paper takes 0.05 in L∞). Raises ValueError where nothing is left for the gradient step.
     """
@@ -274,7 +275,10 @@ class PGD(ProjectedAscent):
     x ← Π(x + α sign ∇L), where Π projects on the ball; in L2 the step goes along the normalised gradient, and in L1
     along the signs of its largest 5 % (sparse L1 descent, Tramèr & Boneh 2019).
 
-    loss: name of the loss that is climbed, see `attacks.losses.named_loss`.
+    loss: loss that is climbed: `cross-entropy`; `margin`, the largest wrong logit minus the true one, without the
+    reject score; `selective-margin`, the margin in which the wrong logit has to exceed the reject score, too;
+    `selective`, the margin until the answer is wrong, and from there on how clearly it is accepted; or `auto`, which is
+    `selective` for a defense that rejects, and for any other `cross-entropy` (`margin` where `targeted`).
     random_start: whether ascents start at random points of the ball; otherwise they start at the input.
     targeted: whether there are ascents towards every wrong class, with all restarts for each, in place of ascents away
     from the label; not for cross-entropy.
