@@ -7,14 +7,14 @@ import pandas as pd
 
 from manifold_bench.bench.records.schema import Row
 
-EFFORT_COLUMNS = ("given_up", "blind", "unmoved", "stalled")
+EFFORT_COLUMNS = ("attacked", "given_up", "blind", "unmoved", "stalled")
 
 LIMIT = 0.01
 """Share of such inputs above which a figure is marked with ‖."""
 
 
 def effort(records: pd.DataFrame, group: np.ndarray, inputs: pd.Series) -> pd.DataFrame:
-    """Return the columns EFFORT_COLUMNS for each group of rows: shares of its attacked inputs at its largest ε.
+    """Return the columns EFFORT_COLUMNS of each group: number of attacked inputs at its largest ε, and shares of them.
 
     group, inputs: [N], number of the group and of the input of each row. The index of the result is the group's number.
     An input that was not beaten counts as blind if more than half of the gradients were exactly zero or not finite, as
@@ -41,8 +41,8 @@ def effort(records: pd.DataFrame, group: np.ndarray, inputs: pd.Series) -> pd.Da
         {"blind": counted["blind"] > 0.5, "unmoved": ~counted["moved"], "stalled": ~counted["improved"]}
     )
     given_up = signs.assign(given_up=signs.any(axis=1)).mul(~beaten, axis=0).astype(bool)
-    shares = given_up.groupby([counted["group"], counted["input"]]).all().groupby("group").mean()
-    return shares[list(EFFORT_COLUMNS)].astype("float64")
+    of_inputs = given_up.groupby([counted["group"], counted["input"]]).all().groupby("group")
+    return of_inputs.mean().assign(attacked=of_inputs.size())[list(EFFORT_COLUMNS)].astype("float64")
 
 
 def effort_note(row: Row) -> str:
@@ -54,5 +54,7 @@ def effort_note(row: Row) -> str:
         "unmoved": "the image was never changed on {}",
         "stalled": "no query came nearer to a wrong answer on {}",
     }
-    phrases = [text.format(f"{100 * row[name]:.1f} %") for name, text in parts.items() if row[name] > 0]
-    return f"stopped trying on {100 * row['given_up']:.1f} % of the attacked inputs: {', '.join(phrases)}"
+    counts = {name: round(row[name] * row["attacked"]) for name in (*parts, "given_up")}
+    phrases = [text.format(counts[name]) for name, text in parts.items() if counts[name]]
+    share = f"{counts['given_up']} of {row['attacked']:.0f} attacked inputs ({100 * row['given_up']:.1f} %)"
+    return f"stopped trying on {share}: {', '.join(phrases)}"

@@ -54,8 +54,9 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
       over_seeds.
     - `valid` is the share of valid outputs; `forwards` and `backwards` are means per input of the passes at this ε;
       `seconds` is the sum. A figure that is undefined is NaN, never 0.
-    - `given_up` is the share of attacked inputs on which the attack stopped trying; `blind`, `unmoved` and `stalled`
-      say how. In a worst case this holds for every gradient-based attack: see effort.effort.
+    - `attacked` is the number of attacked inputs at the largest ε, and `given_up` the share of them on which the attack
+      stopped trying; `blind`, `unmoved` and `stalled` say how. In a worst case this holds for every gradient-based
+      attack: see effort.effort.
     - In norm "fooling" `error` is the share of noise images with which an attack succeeded and `rejection` the rest.
     - Calibration records have no rows.
     """

@@ -52,7 +52,9 @@ def test_the_shares_by_hand():
     rows["moved"] = [False, True, True, True, False, True, True, True, True, True]
     rows["improved"] = [False, False, True, True, True, False, True, True, True, False]
     found = shares(run(cell("clean", labels=labels, clean=[1, *labels[1:]]), rows))
-    assert found == pytest.approx({"given_up": 4 / 9, "blind": 2 / 9, "unmoved": 1 / 9, "stalled": 2 / 9})
+    assert found == pytest.approx(
+        {"attacked": 9, "given_up": 4 / 9, "blind": 2 / 9, "unmoved": 1 / 9, "stalled": 2 / 9}
+    )
 
 
 def test_a_worst_case_is_given_up_where_every_attack_by_gradients_gave_up():
@@ -87,9 +89,9 @@ def test_a_minimal_attack_counts_whose_passes_are_in_the_rows_of_the_smallest_si
 
 
 def test_one_in_a_hundred_is_no_mark():
-    assert not effort_note({"given_up": 0.01, "blind": 0.01, "unmoved": 0.0, "stalled": 0.0})
-    note = effort_note({"given_up": 0.02, "blind": 0.02, "unmoved": 0.0, "stalled": 0.0})
-    assert "2.0 %" in note and "gradient" in note
+    assert not effort_note({"attacked": 100, "given_up": 0.01, "blind": 0.01, "unmoved": 0.0, "stalled": 0.0})
+    note = effort_note({"attacked": 198, "given_up": 2 / 198, "blind": 2 / 198, "unmoved": 0.0, "stalled": 0.0})
+    assert "2 of 198 attacked inputs" in note and "gradient" in note, "shares alone would not show that it is above 1 %"
     assert not effort_note(dict.fromkeys(EFFORT_COLUMNS, math.nan)) and not effort_note({})
 
 
@@ -227,7 +229,7 @@ def test_a_run_says_where_an_attack_stopped_trying(tmp_path):
     ending = done.stdout.strip().splitlines()[-1]
     assert "1 cell where the attack stopped trying" in ending
     for text in (done.stdout, (out / "report.html").read_text(), (out / "report.md").read_text()):
-        assert "‖" in text and "stopped trying on 100.0 %" in text
+        assert "‖" in text and "attacked inputs (100.0 %)" in text
     again = bench_run(matrix, out)
     assert again.returncode == 0 and Log(out / "log.jsonl").read()[0][-1]["event"] == "run found finished"
     ending = again.stdout.strip().splitlines()[-1]
