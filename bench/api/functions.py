@@ -73,8 +73,8 @@ def run(
 ) -> Results | None:
     """Run a matrix as the command `manifold-bench run` does, and return the results.
 
-    matrix: a name (quick) or a TOML file. defenses: models under labels of their own, which run in place of the matrix'
-    defenses; see `as_defense` for what a model may be. To set options of a model, give a dict with the model,
+    matrix: a name (quick) or a TOML file. defenses: models under labels of their own, which run in place of those of
+    the file; see `as_defense` for what a model may be. To set options of a model, give a dict with the model,
     {"model": net, "rejects": True, "draws": 10}; it takes the options of `evaluate` other than `classes`. dry_run:
     whether to print the jobs with their passes and their time, run nothing, and return None. options: those of the
     command line by their long names (n=64, out="folder", attack=["pgd"], workers=2); without `out` the folder is
@@ -308,10 +308,8 @@ def _table(label: str, given: object) -> JsonObject:
     table, place = dict(given), f"defenses[{label!r}]"
     if "model" not in table:
         raise InputError(f'{place}: the table has no model; give {{"model": model, "rejects": True}}')
-    model, randomized = (
-        _resolved(table.pop("model"), place),
-        bool(usage_of("randomized", table.pop("randomized", None))),
-    )
+    model = _resolved(table.pop("model"), place)
+    randomized = bool(usage_of("randomized", table.pop("randomized", None)))
     if "classes" in table:
         raise InputError(f"{place}: classes: the data set of a matrix says it itself; leave it out")
     if isinstance(model, str) and randomized:

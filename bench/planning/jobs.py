@@ -216,7 +216,7 @@ class _Defended:
         return twin and f"{attack.gradient!r} is the default gradient of this defense, so this is the same as {twin!r}"
 
     def affordable(self, choice: AttackChoice) -> AttackChoice | str:
-        """Return the attack as it fits into the matrix' limit on work, or why it cannot run (`limited`)."""
+        """Return the attack as it fits into the matrix's limit on work, or why it cannot run (`limited`)."""
         if self.matrix.work is None:
             return choice
         attack, inputs = choice.attack, len(self.attacked(choice)[1])

@@ -85,7 +85,7 @@ class DefenseEntry(SystemEntry):
     """A defense.
 
     datasets: names of the data sets that it runs on; None: all of the matrix. draws: number of answers to each input,
-    in place of the matrix' number.
+    in place of the matrix's number.
     """
 
     datasets: Names | None = None

@@ -31,7 +31,8 @@ def narrowed(
     is added from the registry: a data set with as many images as the first one, and an attack in the first norm of the
     matrix that it supports, with the ε of that norm on each data set. An added defense meets also attacks that are
     confined to some defenses of the matrix. "clean" as the only attack means the clean passes alone. eps: perturbation
-    sizes in place of the matrix'. Raises InputError for unknown names, and for sizes if the attacks have several norms.
+    sizes in place of the matrix's. Raises InputError for unknown names, and for sizes if the attacks have several
+    norms.
     """
     for name in datasets:
         find("datasets", name)

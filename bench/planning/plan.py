@@ -118,7 +118,7 @@ class Plan:
         """A line on each data set outside the matrix file that has fewer test images than n there, so all are used."""
         n, listed = self.whole.datasets[0].n or 0, {entry.name for entry in self.whole.datasets}
         added = [(one.dataset.name, len(one.indices)) for one in self.data if one.dataset.name not in listed]
-        text = "{}: all its {} test images are used, fewer than the matrix' n = {}"
+        text = "{}: all its {} test images are used, fewer than the matrix's n = {}"
         return [text.format(name, size, n) for name, size in added if size < n and self.options.n is None]
 
     @property
@@ -174,7 +174,7 @@ def make_plan(matrix: Matrix, options: Options, whole: Matrix | None = None) -> 
 
     whole: as in `Plan`; by default the matrix itself. A data set whose files are not found is
     skipped, unless it is named, or no other one is there. All images of a data set outside the whole matrix, or of any
-    in a crossed matrix, are used if these are fewer than the matrix' n. Raises InputError for missing data, if data or
+    in a crossed matrix, are used if these are fewer than the matrix's n. Raises InputError for missing data, if data or
     weights are damaged, there are fewer images than requested, a defense does not suit its data, or a file of users'
     code has changed since this program imported it.
     """

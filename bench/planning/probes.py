@@ -58,8 +58,8 @@ def steps(optimising: bool) -> int:
 def strengths(matrix: Matrix, dataset: str) -> tuple[Norm, tuple[float, ...]]:
     """Return the norm and the ε of the probes on a data set, the same for all its defenses.
 
-    These are the smallest, middle and largest ε of the matrix' attacks in L∞ (below ½, since `LARGE` is above), or else
-    in L2; at least two, so that a difference can be seen.
+    These are the smallest, middle and largest ε of the matrix's attacks in L∞ (below ½, since `LARGE` is above), or
+    else in L2; at least two, so that a difference can be seen.
     """
     norms: tuple[Norm, ...] = ("linf", "l2")
     for norm in norms:

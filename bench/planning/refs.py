@@ -160,7 +160,7 @@ class PlannedData:
     no_undefended: str = ""
 
     def defenses_of(self, matrix: Matrix) -> list[DefenseRef]:
-        """Return the defenses of a matrix that run on this data set, in the matrix' order.
+        """Return the defenses of a matrix that run on this data set, in the matrix's order.
 
         Those that a crossed matrix leaves out are not among them.
         """

@@ -81,7 +81,7 @@ def limited(attack: Attack, n: int, cost: float, limit: float) -> tuple[Attack, 
     if least > FAR:
         return (
             f"the defense is slow: on {images} images and with the fewest passes this takes {least:,.0f} times the "
-            "matrix' `work`; a larger one lets it run"
+            "matrix's `work`; a larger one lets it run"
         )
     return shorter, images
 

@@ -162,7 +162,7 @@ class Results:
 
     @cached_property
     def measurements(self) -> list[JsonObject]:
-        """The results of the matrix' measurements."""
+        """The results of the matrix's measurements."""
         return [one for one in self.measured if not one["measurement"].startswith(PROBE)]
 
     @cached_property

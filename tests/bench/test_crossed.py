@@ -133,7 +133,7 @@ def test_operations_of_an_answer_are_counted():
 def test_images_are_cut_first_and_iterations_second(n, cost, limit, steps):
     found = limited(PGD(steps=steps), n, cost, limit)
     if isinstance(found, str):
-        assert cost * min(n, LEAST) > limit and "times the matrix' `work`" in found
+        assert cost * min(n, LEAST) > limit and "times the matrix's `work`" in found
         return
     attack, images = found
     assert min(n, LEAST) <= images <= n

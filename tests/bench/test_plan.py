@@ -147,7 +147,7 @@ def test_all_images_of_an_added_data_set_are_used_where_the_matrix_asks_for_more
     matrix = parse_matrix(MATRIX | {"datasets": [{"name": "mnist5k", "n": 999}]}, "test.toml")
     plan = make_plan(narrowed(matrix, ["digits"]), Options(), matrix)
     assert plan.jobs[0].n == 500 and plan.matrix.datasets[0].n is None
-    assert plan.small_data == ["digits: all its 500 test images are used, fewer than the matrix' n = 999"]
+    assert plan.small_data == ["digits: all its 500 test images are used, fewer than the matrix's n = 999"]
     few = make_plan(narrowed(matrix, ["digits"]), Options(n=5), matrix)
     assert few.jobs[0].n == 5 and not few.small_data
     with pytest.raises(InputError, match="500 test images"):

@@ -1,4 +1,4 @@
-"""--eps: sizes of perturbations on the command line, in place of the matrix'."""
+"""--eps: sizes of perturbations on the command line, in place of the matrix's."""
 
 from __future__ import annotations
 
