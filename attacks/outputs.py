@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from manifold_bench.attacks.batching import blockwise, padded
 from manifold_bench.attacks.scales import UNEVEN, Unit, in_units, reject_unit, spreads
@@ -36,6 +37,9 @@ RARE = -3.0
 NEGLIGIBLE = 0.02
 """Deviation from a straight line that is none."""
 
+MASKED = 10.0
+"""Least distance from a masked class' output to all others, as a multiple of the range of these."""
+
 
 class Scored:
     """A function images → outputs [N,K] or [N,K+1], turned into one that returns logits (`logits_of`).
@@ -52,6 +56,8 @@ class Scored:
     The unit of the outputs is decided once, too: where their spread differs from image to image by more than the factor
     `UNEVEN`, and the margin changes much more steadily in units of the spread, these are the units (`attacks.scales`).
 
+    So are the classes that are masked by a very low output, such as −1e9 (`masked_classes`): their logits are −∞.
+
     clean: images [M,C,H,W] that decide; without them, those of the first call do.
     """
 
@@ -59,6 +65,7 @@ class Scored:
         self.function, self.classes, self.clean = function, classes, clean
         self.form: Form | None = None
         self.unit: Unit = "given"
+        self.masked: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         outputs = padded(self._outputs)(x)
@@ -81,8 +88,8 @@ class Scored:
     def logits(self, outputs: Tensor, x: Tensor) -> Tensor:
         """Return logits [N,K] or [N,K+1], of x's dtype, for the function's outputs on images x [N,C,H,W].
 
-        They are a differentiable copy of the outputs, which have the same shape. The first call also decides `form` and
-        `unit`. Raises ValueError if the outputs contain NaN and x does not.
+        They are a differentiable copy of the outputs, which have the same shape. The first call also decides `form`,
+        `unit` and `masked`. Raises ValueError if the outputs contain NaN and x does not.
         """
         if outputs.isnan().any() and not x.isnan().any():
             raise ValueError("the defense returned NaN for an image")
@@ -90,7 +97,11 @@ class Scored:
             clean = x.detach() if self.clean is None else self.clean
             self.form = self.chosen_form(clean) if forms_of(outputs[:, : self.classes]) else "logits"
             self.unit = self.measured_unit(clean)
-        return logits_of(outputs, x.dtype, self.form, self.classes, self.unit)
+        return logits_of(self._masking(outputs), x.dtype, self.form, self.classes, self.unit)
+
+    def _masking(self, outputs: Tensor) -> Tensor:
+        """Return outputs [...,K] or [...,K+1] with −∞ for the masked classes."""
+        return outputs if self.masked is None else outputs.masked_fill(self.masked[: outputs.shape[-1]], -torch.inf)
 
     def _outputs(self, x: Tensor) -> Tensor:
         """Return the outputs for a copy of images as the function gives them, before `Defense.__call__` rounds them."""
@@ -126,7 +137,9 @@ class Scored:
 
     @torch.no_grad()
     def measured_unit(self, x: Tensor) -> Unit:
-        """Return the unit of the outputs, whose form is decided; it takes `PROBES` of the images x [M,C,H,W].
+        """Return the unit of the outputs, whose form is decided, and find out which classes are masked.
+
+        It takes `PROBES` of the images x [M,C,H,W].
 
         Random numbers that the function draws here are drawn again by the next call, so that they are the same as
         without this one.
@@ -137,7 +150,10 @@ class Scored:
             return "given"
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
             outputs = blockwise(self._outputs, x)
-            logits = logits_of(outputs, torch.float64, self.form, self.classes)
+            masked = masked_classes(outputs[:, : self.classes])
+            if masked.any():
+                self.masked = F.pad(masked, (0, 1))  # a reject score is no class
+            logits = logits_of(self._masking(outputs), torch.float64, self.form, self.classes)
             each = spreads(logits[:, : self.classes])
             if not each.amax() > UNEVEN * each.amin():
                 return "given"
@@ -145,6 +161,7 @@ class Scored:
         if ways is None:
             return "given"
         between, *ends = ways
+        between = self._masking(between)
         seen = logits_of(between.flatten(0, 1), between.dtype, self.form, self.classes)
         plain, steady = (
             nonlinearity(z.unflatten(0, between.shape[:2]), *ends)
@@ -177,6 +194,27 @@ class Scored:
 def probes(x: Tensor) -> Tensor:
     """Return `PROBES` of the images x [M,C,H,W], or all where there are fewer."""
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:PROBES].to(x.device)]
+
+
+def masked_classes(outputs: Tensor) -> Tensor:
+    """Return which classes are masked by a very low output, given outputs [M,K] for M images → [K] bool.
+
+    A masked class has outputs below those of all other classes on all images, by at least `MASKED` times the range of
+    the other classes' outputs. At least two classes are not masked. With a single image none is, because two classes
+    that are nearly tied on it have no range. An output of −∞ masks by itself.
+    """
+    values, classes = outputs.detach().double(), outputs.shape[1]
+    masked = torch.zeros(classes, dtype=torch.bool, device=values.device)
+    if len(values) < 2:
+        return masked
+    order = values.amax(0).argsort(descending=True)
+    most, least = values.amax(0)[order], values.amin(0)[order].cummin(0).values
+    for kept in range(2, classes):
+        span = most[0] - least[kept - 1]
+        if span > 0 and least[kept - 1] - most[kept] > MASKED * span:
+            masked[order[kept:]] = True
+            break
+    return masked
 
 
 def forms_of(outputs: Tensor) -> list[Form]:

@@ -13,7 +13,10 @@ from manifold_bench.attacks.losses import margin, selective_margin, spread
 from manifold_bench.attacks.threat import Norm, flat_norm, inside
 
 SHRUNK = 2.0
-"""Factor by which the spread of the logits has to shrink to be taken for the reason why a loss rose."""
+"""Factor by which the spread of the wrong classes' logits has to shrink to be taken for the reason why a loss rose."""
+
+LEAST_SPREAD = 0.25
+"""Least spread of the wrong classes' logits from which that is told, as a share of the spread of all logits."""
 
 
 class Queries:
@@ -25,9 +28,10 @@ class Queries:
     number of gradients that were exactly zero or not finite. moved: whether any query differed from x. improved:
     whether a query came nearer than the first one to a wrong class, or to an accepted wrong class, by the margin: the
     largest logit of a wrong class minus that of the right one. A margin that is larger only because all logits are
-    smaller is no improvement. The logits are smaller where their spread is less than 1/`SHRUNK` of that at the first
-    query, and the margin in units of the spread has not grown. With two classes the spread is the margin, so that this
-    cannot be seen. frozen: inputs about which nothing is recorded any more.
+    smaller is no improvement. The logits are smaller where the spread of the wrong classes' ones is less than
+    1/`SHRUNK` of that at the first query, and the margin in units of this spread has not grown. Where the wrong classes
+    differ little from each other at the first query (`LEAST_SPREAD`), as with two classes, a smaller margin and smaller
+    logits look the same, and count as an improvement. frozen: inputs about which nothing is recorded any more.
     """
 
     def __init__(self, x: Tensor, y: Tensor, aims: Tensor | None, norm: Norm, eps: float) -> None:
@@ -39,6 +43,7 @@ class Queries:
         self.moved, self._succeeded, self.frozen = (torch.zeros_like(self.rows, dtype=torch.bool) for _ in range(3))
         # Of the margin and the selective margin: at the first query, the largest, and whether logits had shrunk there
         self.first, self.unit = self.distance.new_full((len(x), 2), torch.nan), self.distance.new_ones(len(x))
+        self.differ = torch.zeros_like(self.frozen)  # whether the wrong classes did at the first query
         self.best = self.distance.new_full((len(x), 2), -torch.inf)
         self.shrunk = torch.zeros_like(self.best, dtype=torch.bool)
 
@@ -78,14 +83,17 @@ class Queries:
         at, logits = at[labelled], logits[labelled]
         # An image on its way into a wrong class may become rejected: progress of either margin counts
         leads = [margin(logits, self.y[at], classes), selective_margin(logits, self.y[at], classes)]
-        lead, unit = torch.stack(leads, dim=1).double().nan_to_num(-torch.inf), spread(logits.double(), classes)
+        lead = torch.stack(leads, dim=1).double().nan_to_num(-torch.inf)
+        others = logits.double().scatter(1, self.y[at, None], -torch.inf)
+        unit, whole = spread(others, classes), spread(logits.double(), classes)
         best = self.best.scatter_reduce(0, at[:, None].expand(-1, 2), lead, "amax")
         self.calls[at] += 1
         nearest = (lead == best[at]) & (lead > self.best[at])
         self.best.copy_(best)
         begun = self.first[at, 0].isnan()
         self.first[at[begun]], self.unit[at[begun]] = best[at[begun]], unit[begun]
-        smaller = (classes > 2) & (SHRUNK * unit < self.unit[at])
+        self.differ[at[begun]] = (unit >= LEAST_SPREAD * whole)[begun]
+        smaller = self.differ[at] & (SHRUNK * unit < self.unit[at])
         no_nearer = lead / unit[:, None] <= self.first[at] / self.unit[at][:, None]
         self.shrunk[at] = torch.where(nearest, smaller[:, None] & no_nearer, self.shrunk[at])
 

@@ -18,10 +18,15 @@ from manifold_bench.attacks.fab import FAB
 from manifold_bench.attacks.from_art import ArtAttack
 from manifold_bench.attacks.from_foolbox import FoolboxAttack
 from manifold_bench.attacks.gradient import FGSM, MIM, PGD
-from manifold_bench.attacks.outputs import Scored, logits_of
+from manifold_bench.attacks.outputs import Scored, logits_of, masked_classes
 from manifold_bench.attacks.square import Square
 from manifold_bench.attacks.target import Target
 from manifold_bench.attacks.threat import inside
+
+
+def masked_by(z: Tensor, value: float) -> Tensor:
+    return torch.cat([z, torch.full_like(z[:, :1], value)], dim=1)
+
 
 FORMS = {
     "as it is": lambda z: z,
@@ -41,6 +46,11 @@ FORMS = {
     "sigmoids less one": lambda z: z.sigmoid() - 1,
     "a masked class": lambda z: torch.cat([z, torch.full_like(z[:, :1], -torch.inf)], dim=1),
     "many masked classes": lambda z: torch.cat([z, torch.full_like(z, -torch.inf)], dim=1),
+    "a class masked by -300": lambda z: masked_by(z, -300.0),
+    "a class masked by -1e4": lambda z: masked_by(z, -1e4),
+    "a class masked by -1e9": lambda z: masked_by(z, -1e9),
+    "a class masked by the least float": lambda z: masked_by(z, torch.finfo(z.dtype).min),
+    "many classes masked by -1e9": lambda z: torch.cat([z, z - 1e9], dim=1),
 }
 
 ATTACKS: dict[str, Attack] = {
@@ -67,7 +77,7 @@ class Formed(Toy):
     def __init__(self, network: nn.Module, form: str) -> None:
         super().__init__()
         self.network, self.form = network, FORMS[form]
-        self.num_classes = {"a masked class": 11, "many masked classes": 20}.get(form, 10)
+        self.num_classes = 10 + form.startswith("a ") + 10 * form.startswith("many ")
 
     def answer(self, x: Tensor) -> Tensor:
         return self.form(self.network(x))
@@ -263,3 +273,26 @@ def test_a_gradient_that_never_reaches_the_images_is_said_in_words():
 
     with pytest.raises(ValueError, match="none in the images"):
         PGD(steps=1).run(Target(Head(2), 2), near_the_middle(2), torch.tensor([0, 1]), 0.1, 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "masked"),
+    [
+        ([[3.0, 1.0, -1e4], [0.0, 2.0, -1e4]], [False, False, True]),
+        ([[3.0, -1e9, 1.0, -math.inf], [0.0, -1e9, 2.0, -math.inf]], [False, True, False, True]),
+        ([[3.0, 1.0, -30.0], [0.0, 2.0, -30.0]], [False, False, False]),  # ten times the range of the others: 30
+        ([[3.0, 1.0, -1e4], [0.0, 2.0, 1.0]], [False, False, False]),  # it is possible for the second image
+        ([[5.01, 5.0, -1e4]], [False, False, False]),  # one image has no range
+        ([[1.0, 1.0, -1e4], [1.0, 1.0, -1e4]], [False, False, False]),  # equal outputs have none, either
+        ([[3.0, -1e4], [0.0, -1e4]], [False, False]),  # a single class is left
+    ],
+)
+def test_masked_classes_are_far_below_the_range_of_all_others(rows, masked):
+    assert masked_classes(torch.tensor(rows)).tolist() == masked
+
+
+def test_a_reject_score_is_never_masked():
+    scored = Scored(
+        lambda x: torch.cat([x.flatten(1), x.new_full((len(x), 1), -1e9)], dim=1), 4, torch.rand(8, 1, 2, 2)
+    )
+    assert (scored(torch.rand(3, 1, 2, 2))[:, 4] == -1e9).all() and scored.masked is None

@@ -249,8 +249,17 @@ def test_the_mark_is_on_the_figure():
     assert "no query came nearer to a wrong answer" in str(found) and "whole grey levels" in str(found)
 
 
-def test_two_classes_have_no_spread_to_measure_by():
+@pytest.mark.parametrize("logits", [[1.0, -1.0], [1.0, -0.5, -0.5], [3.0, -1.0, -1.0, -1.1], [1.0, 0.0, -math.inf]])
+def test_wrong_classes_that_hardly_differ_have_no_spread_to_measure_by(logits):
+    """A linear model whose wrong classes are tied has logits like these, and all shrink on the way to the boundary."""
     queries = Queries(torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.long), None, "linf", 1.0)
     for scale in (1.0, 0.1):
-        queries.record_logits(torch.rand(1, 1, 2, 2), torch.tensor([0]), torch.tensor([[scale, -scale]]), 2)
+        queries.record_logits(torch.rand(1, 1, 2, 2), torch.tensor([0]), scale * torch.tensor([logits]), len(logits))
     assert queries.improved.all()
+
+
+def test_logits_that_all_shrink_are_no_improvement():
+    queries = Queries(torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.long), None, "linf", 1.0)
+    for scale in (1.0, 0.1):
+        queries.record_logits(torch.rand(1, 1, 2, 2), torch.tensor([0]), scale * torch.tensor([[3.0, 1.0, -2.0]]), 3)
+    assert not queries.improved.any()
