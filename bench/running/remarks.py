@@ -238,11 +238,12 @@ def _same_as_outputs(defense: Defense, few: Tensor) -> bool:
 
 @torch.no_grad()
 def levels_of_jumps(defense: Defense, images: Tensor) -> int | None:
-    """Return the number of grey levels of images [N,C,H,W] if class logits jump between them, or else None.
+    """Return the number of grey levels of images [N,C,H,W] if answers jump between them, or else None.
 
     The first `FEW` images are made lighter, and darker, by less than half a grey level. It is a jump if both changes
-    move the logits by `JUMP` times as much as the two versions differ from each other, and by `SHARE` of the mean
-    difference between images. A smooth function does not jump, and a model that rounds jumps in one direction alone.
+    move the class logits by `JUMP` times as much as the two versions differ from each other, and by `SHARE` of the mean
+    difference between images. A smooth function does not jump, and a model that rounds jumps in one direction alone. It
+    is a jump, too, if most of the images are accepted, and both changes make the defense reject more than half of these.
     Defenses that are randomized or optimise at inference are not tried.
     """
     few = images[:FEW]
@@ -252,11 +253,13 @@ def levels_of_jumps(defense: Defense, images: Tensor) -> int | None:
     try:
         versions = few.clone(), (few + step).clamp(0, 1), (few - step).clamp(0, 1)
         whole, light, dark = (defense(one)[:, : defense.num_classes].double() for one in versions)
+        accepted, *kept = (int((scored_answers(defense, one)[:, 1] == 0).sum()) for one in versions)
     except Exception:  # as in `_near`
         return None
     pairs = (whole, light), (whole, dark), (light, dark), (whole, whole.roll(1, 0))
     up, down, between, among = (float((one - other).nan_to_num(0, 0, 0).abs().mean()) for one, other in pairs)
-    return levels if min(up, down) > max(SHARE * among, JUMP * between) else None
+    rejects = 2 * accepted > len(few) and 2 * max(kept) < accepted
+    return levels if rejects or min(up, down) > max(SHARE * among, JUMP * between) else None
 
 
 def _left_in_train_mode(ref: TrainedRef) -> Iterator[str]:

@@ -11,7 +11,7 @@ from manifold_bench.attacks.contract import Verdict, verdict_of
 from manifold_bench.bench.planning.registry import find
 from manifold_bench.bench.records.schema import DIVERTED
 from manifold_bench.bench.running.remarks import levels_of_jumps
-from manifold_bench.defenses.base import Defense, DefenseSpec
+from manifold_bench.defenses.base import Defense, DefenseSpec, append_reject_score
 from manifold_bench.defenses.weights import from_zoo
 
 PGD = [{"name": "pgd", "steps": 10}]
@@ -81,6 +81,32 @@ def test_a_model_that_rounds_has_no_jump_beside_whole_grey_levels(digits):
             rounds = mb.as_defense(lambda x, q=levels, step=step: plain(step(q * x) / q), (1, 8, 8), 10)
             assert not levels_of_jumps(rounds, digits[0][:8]), (step, levels)
     assert not levels_of_jumps(mb.as_defense(lambda x: plain((x > 0).float()), (1, 8, 8), 10), digits[0][:8])
+
+
+class RejectsOffTheGrid(nn.Module):
+    """The undefended network, which rejects every image that has a pixel between two grey levels; softly, or not."""
+
+    rejects = True
+
+    def __init__(self, soft: bool) -> None:
+        super().__init__()
+        self.plain, self.soft = from_zoo("undefended", "digits"), soft
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.plain(x)
+        off = (16 * x - (16 * x).round()).abs().flatten(1).amax(1) - 1e-3
+        excess = off if self.soft else (off > 0).float() - 0.5
+        return append_reject_score(logits, excess)
+
+
+@pytest.mark.parametrize("soft", [True, False])
+@pytest.mark.parametrize("name", ["pgd", "apgd", "selective-pgd"])
+def test_a_detector_of_pixels_between_grey_levels_is_attacked_through_rounding(digits, soft, name):
+    attack = [{"name": name, "steps": 10}]
+    found = mb.evaluate(RejectsOffTheGrid(soft), digits, attacks=attack, eps=[0.1, 0.2, 0.3])
+    plain = mb.evaluate(from_zoo("undefended", "digits"), digits, attacks=PGD, eps=["1/16", "3/16", "4/16"])
+    assert (found.table["robust"].to_numpy() <= plain.table["robust"].to_numpy() + 100 / 32).all()
+    assert "¶" in found.table["marks"].iloc[0]
 
 
 def test_a_verdict_that_differs_from_the_outputs(digits):
