@@ -37,8 +37,8 @@ class APGD(ViewAttack):
     (`attacks.losses.wrong_first`), so that a wrong answer is never given up for a right one. An input leaves the batch
     as soon as the attack succeeds on it.
 
-    loss: loss that is climbed: `cross-entropy`; `dlr`, the difference of logits ratio; or `margin`, which unlike `dlr`
-    is defined for two and three classes.
+    loss: loss that is climbed: `cross-entropy`; `dlr`, the difference of logits ratio, which needs four classes, so
+    that with two or three the margin takes its place; or `margin`, the largest wrong logit minus the true one.
     targets: number of wrong classes that are target classes in turn, the likeliest for the clean input first; not with
     loss = `cross-entropy`. None: the attack is untargeted.
     steps: number of steps of each ascent. restarts: number of ascents towards each class.
@@ -48,7 +48,7 @@ class APGD(ViewAttack):
     paper = "croce2020apgd"
     version: ClassVar[int] = 2
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
-    adapted_to = ("adversarial training", "gradient masking")
+    adapted_to = ("adversarial training", "gradient masking", "input transformation")
 
     loss: Literal["cross-entropy", "dlr", "margin"] = "cross-entropy"
     targets: Annotated[int, Ge(1)] | None = None
@@ -61,11 +61,7 @@ class APGD(ViewAttack):
             raise ValueError("targets: is not allowed with loss = 'cross-entropy'; set another, or leave targets out")
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        if self.loss == "dlr" and defense.num_classes < 4:
-            return f"loss = 'dlr' needs at least 4 classes, and there are {defense.num_classes}; set loss = 'margin'"
-        if self.eot > 1 and not defense.randomized:
-            return NO_RANDOMNESS
-        return super().unsuited(defense)
+        return (NO_RANDOMNESS if self.eot > 1 and not defense.randomized else None) or super().unsuited(defense)
 
     def passes(self) -> tuple[int, int]:
         climbs, balls = self.restarts * (self.targets or 1), len(self._balls(1.0))
@@ -84,7 +80,8 @@ class APGD(ViewAttack):
         if self.targets is not None:
             clean = self.view(target).answer(x, rows)
             aims = [*likeliest_wrong(clean, y, target.num_classes)[:, : self.targets].unbind(1)]
-        climbed, balls = LOSSES[self.loss], self._balls(eps)
+        climbed = LOSSES["margin" if self.loss == "dlr" and target.num_classes < 4 else self.loss]
+        balls = self._balls(eps)
         climbs = list(product(aims, range(self.restarts)))
         for number, (aim, _) in enumerate(climbs):
             point = ASCENTS[self.norm].start(x[rows], self.norm, balls[0][0], seed + number)

@@ -30,7 +30,9 @@ CONFIRM_EVERY = 10
 STRAY: Mapping[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 2.0}
 """Length of the random step that an attack on boundaries takes where the gradient is zero."""
 
-NO_RANDOMNESS = "this defense is not randomized, so eot > 1 would average equal answers; leave eot out"
+NO_RANDOMNESS = (
+    "this defense is not randomized, so eot > 1 would average equal answers; leave eot out, or say randomized = True"
+)
 
 
 def or_random(gradient: Tensor, point: Tensor, seed: int) -> Tensor:
@@ -305,7 +307,7 @@ class PGD(ProjectedAscent):
 
     @property
     def adapted_to(self) -> tuple[str, ...]:
-        if self.gradient in ("gauss-newton", "implicit"):
+        if self.gradient in ("gauss-newton", "implicit", "unrolled"):
             return ("projection",)
         averaged = self.eot > 1 and self.gradient != "identity"
         return ("adversarial training", *(("purification",) if averaged else ()))

@@ -139,7 +139,7 @@ def test_a_randomized_defense_is_differentiated_several_times_and_confirms_again
         attack.run(target, x, y, 1e-6, 0)
     assert (target.backwards <= 15).all() and (target.backwards % 3 == 0).all()
     assert attack.passes() == (18, 15)
-    assert attack.unsuited(Coin()) is None and "not randomized" in (attack.unsuited(Linear(2)) or "")
+    assert attack.unsuited(Coin()) is None and "say randomized = True" in (attack.unsuited(Linear(2)) or "")
 
 
 class Drowned(Toy):
@@ -166,11 +166,20 @@ def test_the_mean_over_draws_finds_a_slope_that_one_draw_drowns():
     assert reached(100) > 1.5 * reached(1)
 
 
-def test_fewer_than_four_classes_have_no_dlr_loss():
-    for attack in (APGD(loss="dlr"), APGD(loss="dlr", targets=9)):
-        assert "4 classes" in (attack.unsuited(Linear(3)) or "")
-        assert attack.unsuited(Linear(4)) is None
-    assert APGD().unsuited(Linear(2)) is None
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("targets", [None, 9])
+def test_below_four_classes_the_margin_takes_the_place_of_the_dlr_loss(classes, targets):
+    model, x = Linear(classes), near_the_middle(6)
+    y = model.verdict(x).labels
+    found = []
+    for loss in ("dlr", "margin"):
+        attack = APGD(loss=loss, targets=targets, steps=5)
+        assert attack.unsuited(model) is None
+        found.append(attack.run(Target(model, 6), x, y, 0.01, 0))
+    assert torch.equal(*found) and not torch.equal(found[0], x)
+
+
+def test_target_classes_need_a_loss_of_two_classes():
     with pytest.raises(ValueError, match="targets"):
         APGD(targets=3)
 
