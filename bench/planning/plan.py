@@ -208,7 +208,8 @@ def make_plan(matrix: Matrix, options: Options, whole: Matrix | None = None) -> 
             if choice.defends(one.dataset.name):
                 crossed = matrix.crossed and choice.label not in named.get("defenses", ())
                 found = _ref_or_reason(choice, one.dataset.load(), crossed)
-                if isinstance(found, DefenseRef) and found.untrained and one.dataset.load().test_only:
+                untrained = isinstance(found, DefenseRef) and bool(found.untrained)
+                if untrained and one.dataset.load().test_only and choice in matrix.defenses:
                     found = _no_training(choice, one.dataset.name, needed)
                 if isinstance(found, DefenseRef):
                     refs.append(found)
