@@ -174,20 +174,27 @@ class Measured:
     """A figure that was measured for a claim.
 
     text: the figure as tables show it. share: the same with its interval, where it is a share. remark: note on it.
-    scope: attacks and inputs that it was computed over, where these are not all.
+    scope: attacks and inputs that it was computed over, where these are not all. doubts: why the attacks look too weak
+    for it, as pairs (reason, evidence).
     """
 
     text: str
     share: Estimate | None = None
     remark: str = ""
     scope: str = ""
+    doubts: tuple[tuple[str, str], ...] = ()
 
 
 class Strongest(NamedTuple):
-    """A figure of the worst case over all attacks: its name, and the function of records that computes it."""
+    """A figure of the worst case over all attacks.
+
+    name: name of the figure. measure: function of records that computes it. worst: share that no attack can worsen;
+    None where the figure is no share.
+    """
 
     name: str
     measure: Callable[[pd.DataFrame], Measured]
+    worst: float | None
 
 
 @dataclass(frozen=True)
@@ -248,13 +255,13 @@ def _detection(records: pd.DataFrame) -> Measured:
     return Measured(f"{area:.3f} [{low:.3f}, {high:.3f}], n = {records['sample'].nunique():,}")
 
 
-ACCURACY = Strongest("accepted and right", _share(figures.accuracy))
-RIGHT_LABEL = Strongest("right", _share(figures.accuracy_without_rejection))
-ROBUST = Strongest("robust", _share(figures.robust_accuracy))
-STRICT = Strongest("robust, strict", _share(figures.strict_robust_accuracy))
-ERROR = Strongest("accepted and wrong", _share(figures.error))
-FALLEN = Strongest("made accepted and wrong", _share(fallen))
-DISTANCE = Strongest("median distance", _distance)
+ACCURACY = Strongest("accepted and right", _share(figures.accuracy), 0.0)
+RIGHT_LABEL = Strongest("right", _share(figures.accuracy_without_rejection), 0.0)
+ROBUST = Strongest("robust", _share(figures.robust_accuracy), 0.0)
+STRICT = Strongest("robust, strict", _share(figures.strict_robust_accuracy), 0.0)
+ERROR = Strongest("accepted and wrong", _share(figures.error), 1.0)
+FALLEN = Strongest("made accepted and wrong", _share(fallen), 1.0)
+DISTANCE = Strongest("median distance", _distance, None)
 
 RULES: dict[str, Rule] = {
     "accuracy": Rule("share", ACCURACY.measure, ACCURACY, "high"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,12 @@ from manifold_bench.bench.metrics import robustness as figures
 from manifold_bench.bench.metrics.claims import Measured, over_ladder, require_ok, share_text
 from manifold_bench.bench.metrics.shares import Estimate, MissingCells, wilson
 from manifold_bench.bench.metrics.summary import attacked_within
+from manifold_bench.bench.metrics.unconverged import FELL_LATE
 from manifold_bench.bench.planning.claims import Budget, Claim, where
 from manifold_bench.bench.records.schema import ATTACK, CLEAN
 from manifold_bench.bench.report.style import HEIGHT, MARKERS, OKABE_ITO, WIDTH, Plot, legend_below, new_figure, titled
 from manifold_bench.bench.report.table import Notes, Table
+from manifold_bench.bench.report.tables import Doubt, Doubts
 from manifold_bench.bench.text import NOT_RUN, distance_text, norm_text
 from manifold_bench.defenses.identity import JsonObject
 
@@ -31,11 +34,21 @@ RULE = (
 
 AS_PUBLISHED = "as the paper did it"
 
+Evidence = dict[str, Measured | MissingCells | None]
+"""What was measured for a claim as the paper did it (key AS_PUBLISHED) and within each budget (key: its text).
+
+See `measured` and `under_strongest`; where these raise MissingCells, the exception is the value.
+"""
+
 LEGEND = (
     "Percent of inputs with 95 % Wilson intervals, unless a unit is given. Under the strongest attack: the worst "
-    "outcome of each input over all attacks of this run in that norm, at every ε up to the given one. (recalled): the "
-    f"published number is quoted from memory and approximate. {NOT_RUN} nothing published, or not in this run."
+    "outcome of each input over all attacks of this run in that norm, at every ε up to the given one. § attacks look "
+    "too weak. (recalled): the published number is quoted from memory and approximate. "
+    f"{NOT_RUN} nothing published, or not in this run."
 )
+
+NO_DOUBTS: Doubts = MappingProxyType({})
+"""The doubts of a run in which no attack looks too weak."""
 
 
 def published_text(claim: Claim) -> str:
@@ -92,9 +105,10 @@ def _rows(records: pd.DataFrame, **values: str | float | None) -> pd.DataFrame:
     return records
 
 
-def under_strongest(claim: Claim, budget: Budget, records: pd.DataFrame) -> Measured | None:
+def under_strongest(claim: Claim, budget: Budget, records: pd.DataFrame, doubts: Doubts = NO_DOUBTS) -> Measured | None:
     """Return the worst case over all attacks of the run within a budget; its remark names the strongest attack.
 
+    doubts: result of tables.doubts_of; those on this worst case are stored with the figure, unless it can't be worse.
     Returns None where no attack of the run has this norm and ε; raises MissingCells where none of them is ok.
     """
     there = _within(claim, budget, records)
@@ -108,7 +122,22 @@ def under_strongest(claim: Claim, budget: Budget, records: pd.DataFrame) -> Meas
     most = (
         f"strongest single attack: {alone.idxmax()}, {100 * alone.max():.2f}" if alone.any() else "no attack succeeded"
     )
-    return dataclasses.replace(claim.rule.strongest.measure(rows), remark=most, scope="" if status == "ok" else reason)
+    found, strongest = claim.rule.strongest.measure(rows), claim.rule.strongest
+    final = found.share is not None and found.share.value == strongest.worst
+    weak = () if final else tuple(_doubts_within(claim, budget, there, doubts))
+    return dataclasses.replace(found, remark=most, scope="" if status == "ok" else reason, doubts=weak)
+
+
+def _doubts_within(claim: Claim, budget: Budget, there: pd.DataFrame, doubts: Doubts) -> Iterator[Doubt]:
+    """Yield the doubts on the worst case within a budget. there: the attacked rows within it.
+
+    Inputs that fell late at a smaller ε count, because longer attacks there may beat more inputs within the budget.
+    Other doubts count only at the budget itself: where its attacks are strong enough, those at smaller ε needn't be.
+    """
+    for eps in sorted(there["eps"].unique()):
+        doubt = doubts.get((claim.dataset, claim.defense, budget.norm, eps, "robust_accuracy"))
+        if doubt is not None and (eps == budget.eps or doubt.reason == FELL_LATE):
+            yield doubt
 
 
 def _within(claim: Claim, budget: Budget, records: pd.DataFrame) -> pd.DataFrame:
@@ -117,16 +146,11 @@ def _within(claim: Claim, budget: Budget, records: pd.DataFrame) -> pd.DataFrame
     return rows[rows["eps"] <= budget.eps]
 
 
-def _evidence(
-    claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject]
-) -> dict[str, Measured | MissingCells | None]:
-    """Return what was measured as the paper did it (key AS_PUBLISHED) and within each budget (key: its text).
-
-    See `measured` and `under_strongest`; where these raise MissingCells, the exception is the value.
-    """
+def _evidence(claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject], doubts: Doubts) -> Evidence:
+    """Return everything that was measured for a claim; arguments are those of claims_tables."""
     ways: dict[str, Callable[[], Measured | None]] = {AS_PUBLISHED: partial(measured, claim, records, results)}
-    ways |= {str(budget): partial(under_strongest, claim, budget, records) for budget in claim.strongest}
-    found: dict[str, Measured | MissingCells | None] = {}
+    ways |= {str(budget): partial(under_strongest, claim, budget, records, doubts) for budget in claim.strongest}
+    found: Evidence = {}
     for place, find in ways.items():
         try:
             found[place] = find()
@@ -135,32 +159,39 @@ def _evidence(
     return found
 
 
-def claims_tables(records: pd.DataFrame, claims: Sequence[Claim], results: Sequence[JsonObject] = ()) -> list[Table]:
+def claims_tables(
+    records: pd.DataFrame, claims: Sequence[Claim], results: Sequence[JsonObject] = (), doubts: Doubts = NO_DOUBTS
+) -> list[Table]:
     """Return a table for each paper: its claims, each with the published value, the value measured as the paper did it,
     and the value under the strongest attack.
 
-    records: per-input records of the run; results: its stored measurements.
+    records: per-input records of the run; results: its stored measurements. doubts: result of tables.doubts_of.
     """
     made = []
     for source in dict.fromkeys(claim.source for claim in claims):
         notes = Notes()
-        rows = [_row(claim, records, results, notes) for claim in claims if claim.source == source]
+        cited = [claim for claim in claims if claim.source == source]
+        rows = [_row(claim, _evidence(claim, records, results, doubts), notes) for claim in cited]
         header = ["claim", "on", "published", f"measured {AS_PUBLISHED}", "under the strongest attack"]
         title = f"{source}: published, measured, and under the strongest attack"
         made.append(Table(("paper", source, "claims"), title, header, rows, notes, LEGEND))
     return made
 
 
-def _row(claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject], notes: Notes) -> list[str]:
-    def shown(found: Measured | MissingCells | None) -> str:
-        if found is None:
+def _row(claim: Claim, found: Evidence, notes: Notes) -> list[str]:
+    def shown(one: Measured | MissingCells | None) -> str:
+        if one is None:
             return NOT_RUN
-        if isinstance(found, MissingCells):
-            return f"no figure {notes.number(str(found))}"
-        said = "; ".join(filter(None, (found.remark, found.scope)))
-        return f"{found.text} {notes.number(said)}" if said else found.text
+        if isinstance(one, MissingCells):
+            return f"no figure {notes.number(str(one))}"
+        said = "; ".join(filter(None, (one.remark, one.scope)))
+        marks = [notes.number(said)] if said else []
+        for reason, evidence in one.doubts:
+            cell = f"{claim.dataset}, {claim.defense}, {evidence}"
+            marks.append("§" + notes.number_shared(f"§ the attacks look too weak: {reason}", cell))
+        return " ".join([one.text, *dict.fromkeys(marks)])
 
-    texts = {place: shown(found) for place, found in _evidence(claim, records, results).items()}
+    texts = {place: shown(one) for place, one in found.items()}
     as_written = texts.pop(AS_PUBLISHED)
     attack = "" if claim.attack == CLEAN else f" × {claim.attack}"
     size = "" if claim.norm in (None, "none") or claim.eps is None else f", {where(str(claim.norm), claim.eps)}"
@@ -173,14 +204,20 @@ def _row(claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject], not
     ]
 
 
-def conclusions(records: pd.DataFrame, claims: Sequence[Claim], results: Sequence[JsonObject] = ()) -> list[str]:
-    """Return Markdown paragraphs: evidence and conclusion for each central claim, then the rule that decides."""
-    found = [_paragraph(claim, records, results) for claim in claims if claim.central]
+def conclusions(
+    records: pd.DataFrame, claims: Sequence[Claim], results: Sequence[JsonObject] = (), doubts: Doubts = NO_DOUBTS
+) -> list[str]:
+    """Return Markdown paragraphs: evidence and conclusion for each central claim, then the rule that decides.
+
+    Arguments are those of claims_tables.
+    """
+    found = [
+        _paragraph(claim, records, _evidence(claim, records, results, doubts)) for claim in claims if claim.central
+    ]
     return [*found, RULE] if found else []
 
 
-def _paragraph(claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject]) -> str:
-    found = _evidence(claim, records, results)
+def _paragraph(claim: Claim, records: pd.DataFrame, found: Evidence) -> str:
     shares = {place: one.share for place, one in found.items() if isinstance(one, Measured) and one.share is not None}
     falls = [place for place, share in shares.items() if contradicted(claim, share)]
     failed = {str(at) for at in claim.strongest if (_within(claim, at, records)["status"] == "failed").any()}
@@ -192,13 +229,19 @@ def _paragraph(claim: Claim, records: pd.DataFrame, results: Sequence[JsonObject
             return f"no figure ({one})"
         if one is None or one.share is None:
             return "not in this run"
-        return f"{one.text} ({one.remark})" if one.remark else one.text
+        marks = ["§"] * bool(one.doubts) + [f"({one.remark})"] * bool(one.remark)
+        return " ".join([one.text, *marks])
+
+    notes = Notes()
+    for reason, evidence in (doubt for one in found.values() if isinstance(one, Measured) for doubt in one.doubts):
+        notes.number_shared(f"§ The attacks look too weak: {reason}", evidence)
 
     attack = "without an attack" if claim.attack == CLEAN else f"under {claim.attack}"
     parts = [
         f"**{claim.source}: {claim.text}.** Published: {published_text(claim)}.",
         f"Measured {AS_PUBLISHED} ({claim.dataset}, {claim.defense}, {attack}): {said(AS_PUBLISHED)}.",
         *(f"Within {at}: {claim.rule.strongest.name} {said(str(at))}." for at in claim.strongest),
+        *(f"{note}." for note in notes),
         *_distances(claim, records),
         _price(claim, records),
     ]

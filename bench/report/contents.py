@@ -71,7 +71,7 @@ class Report:
     @cached_property
     def conclusions(self) -> list[str]:
         """Markdown text on central claims."""
-        return claims.conclusions(self.records, self.claims, self.results.measurements)
+        return claims.conclusions(self.records, self.claims, self.results.measurements, self.doubts)
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
@@ -91,7 +91,8 @@ class Report:
     @cached_property
     def claim_tables(self) -> list[Table]:
         """The tables of claims."""
-        return list(map(self._shown, claims.claims_tables(self.records, self.claims, self.results.measurements)))
+        made = claims.claims_tables(self.records, self.claims, self.results.measurements, self.doubts)
+        return list(map(self._shown, made))
 
     @cached_property
     def measurement_tables(self) -> list[Table]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from claimed import AT, CLEAN_CELL, LADDER, STRONG, WEAK, claim
-from handmade import REJECT, cell, run
+from claimed import AT, CLEAN_CELL, LADDER, LATE, STRONG, WEAK, claim
+from handmade import REJECT, RUN, a_run, cell, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifold_bench.bench.metrics.shares import MissingCells, wilson
 from manifold_bench.bench.metrics.summary import attacked_within, with_figures, worst_cases
+from manifold_bench.bench.metrics.unconverged import FELL_LATE
 from manifold_bench.bench.planning.claims import Budget
 from manifold_bench.bench.report.claims import (
     claims_plots,
@@ -18,6 +19,8 @@ from manifold_bench.bench.report.claims import (
     published_text,
     under_strongest,
 )
+from manifold_bench.bench.report.contents import Report
+from manifold_bench.bench.report.tables import Doubt, Doubts
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,46 @@ def test_a_table_per_source_with_claimed_and_measured_figures():
     assert "strongest single attack: strong" in first.notes[0]
     assert first.rows[1][3:] == ["–", "–"]
     assert second.rows[0][1:4] == ["digits, d × weak, L∞ ε = 0.1", "–", "25.00 [4.56, 69.94], n = 4"]
+
+
+LATE_AT = {("digits", "d", "linf", 0.1, "robust_accuracy"): Doubt(FELL_LATE, "L∞ ε = 0.1: 2 of 4")}
+
+
+def doubts(doubts: Doubts, figure: str = "robust_accuracy") -> dict[float, tuple[tuple[str, str], ...]]:
+    """The doubts on a claim's figure within each of four budgets."""
+    sizes = (0.05, 0.1, 0.2, 0.3)
+    found = {eps: under_strongest(claim(figure=figure), Budget(norm="linf", eps=eps), LATE, doubts) for eps in sizes}
+    return {eps: one.doubts for eps, one in found.items()}
+
+
+@pytest.mark.parametrize("figure", ["error", "accuracy", "robust_accuracy", "strict_robust_accuracy", "fooled"])
+def test_a_late_fall_is_doubtful_at_its_size_and_beyond_as_long_as_inputs_are_left(figure):
+    (late,) = LATE_AT.values()
+    assert doubts(LATE_AT, figure) == {0.05: (), 0.1: (late,), 0.2: (late,), 0.3: ()}
+
+
+def test_other_doubts_concern_their_own_size_alone():
+    other = Doubt("none of them is made for it", "L∞ ε = 0.1")
+    assert doubts(dict.fromkeys(LATE_AT, other)) == {0.05: (), 0.1: (other,), 0.2: (), 0.3: ()}
+
+
+def test_doubts_about_another_worst_case_are_left_alone():
+    for key in [("mnist", "d", "linf"), ("digits", "other", "linf"), ("digits", "d", "l2")]:
+        moved = {(*key, 0.1, "robust_accuracy"): one for one in LATE_AT.values()}
+        assert not any(doubts(moved).values())
+
+
+def test_a_run_marks_claims_whose_worst_case_fell_late():
+    budgets = tuple(Budget(norm="linf", eps=eps) for eps in (0.05, 0.1, 0.2, 0.3))
+    stored = claim(figure="error", published=0.0, strongest=budgets, central=True).model_dump(mode="json")
+    report = Report(a_run(run(CLEAN_CELL, LATE), **RUN | {"matrix": RUN["matrix"] | {"claims": [stored]}}))
+    (table,) = report.claim_tables
+    marked = [text.partition("§")[2] for text in table.rows[0][4].split("; ")]
+    assert marked[0] == marked[3] == "" and marked[1] == marked[2] != ""
+    number = int(marked[1].strip("()"))
+    assert table.notes[number - 1] == f"§ the attacks look too weak: {FELL_LATE}: digits, d, L∞ ε = 0.1: 2 of 4"
+    (text, _) = report.conclusions
+    assert text.count("n = 4 §") == 2 and text.count(f"§ The attacks look too weak: {FELL_LATE}: ") == 1
 
 
 def test_a_measurement_is_in_the_row_of_its_publication():

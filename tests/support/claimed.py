@@ -24,6 +24,17 @@ WEAK = cell(
 )
 STRONG = cell("strong", eps=(0.1,), labels=[0, 1, 2, 3], clean=[0, 1, REJECT, 0], adv=[1, 1, 3, 0])
 AT = Budget(norm="linf", eps=0.1)
+_FALLEN = {0.05: 1, 0.1: 3, 0.2: 3, 0.3: 4}
+LATE = cell(
+    "pgd",
+    eps=tuple(_FALLEN),
+    labels=[0] * 4,
+    adv={eps: [1] * count + [0] * (4 - count) for eps, count in _FALLEN.items()},
+)
+LATE.loc[LATE["success"], ["forwards", "backwards"]] = (2, 2)
+LATE.loc[~LATE["success"], ["forwards", "backwards"]] = (20, 20)
+LATE.loc[LATE["success"] & LATE["sample"].isin([1, 2]) & (LATE["eps"] == 0.1), ["forwards", "backwards"]] = (15, 15)
+"""An attack that beats two of four inputs late at ε = 0.1, none late at other ε, and all inputs at ε = 0.3."""
 CLAIM = {
     "source": "a paper, table 1",
     "text": "right",
