@@ -5,10 +5,8 @@ from __future__ import annotations
 import copyreg
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from manifold_bench.bench.datasets.base import Dataset
 from manifold_bench.bench.datasets.given import dataset_of_folder
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.measurements.base import Measurement
+from manifold_bench.bench.planning.helpers import own_helpers
 from manifold_bench.bench.planning.named_models import robustbench_model, timm_model, with_weights
 from manifold_bench.bench.planning.usercode import contained
 from manifold_bench.bench.text import MODEL_FILES, nearest
@@ -140,7 +139,7 @@ def _fault_of_path(kind: Kind, name: str) -> str | None:
     """Return what is wrong with a path that was given as a name, and what to write; None for other names."""
     path = Path(name)
     if path.suffix == ".py" and path.is_file():
-        content = _imported(kind, name, _import_file(kind, name, path))
+        content = _import_file(kind, name, path)
         found = {word: value for word, value in vars(content).items() if _is_candidate(word, value, path.stem)}
         inside = sorted(found, key=lambda word: not _is_of_kind(kind, found[word]))  # stable: else in the file's order
         there = f"; it has {', '.join(inside)}" if inside else ""
@@ -196,33 +195,28 @@ def _object(kind: Kind, name: str) -> object:
         return _attribute(kind, name, _import_file(kind, name, Path(prefix)), attribute)
     if not all(part.isidentifier() for part in [*prefix.split("."), *attribute.split(".")]):
         raise InputError(f"unknown {SINGULAR[kind]} {name!r}; give a registered name or package.module:Name")
-    return _attribute(kind, name, prefix, attribute)
+    return _attribute(kind, name, _imported(kind, name, prefix), attribute)
 
 
-def _import_file(kind: Kind, name: str, path: Path) -> str:
-    """Make a Python file importable, and return the name of its module; raises InputError."""
+def _import_file(kind: Kind, name: str, path: Path) -> ModuleType:
+    """Import a Python file, and return its module; raises InputError."""
     place = f"{SINGULAR[kind]} {name!r}"
     if not path.is_file():
         raise InputError(f"{place}: no such file: {path}")
     if not path.stem.isidentifier():
         raise InputError(f"{place}: {path.name!r} cannot be imported; use letters, digits and _ in the file's name")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # other files of that folder may be imported, too
-    loaded = sys.modules.get(path.stem)
-    spec = importlib.util.find_spec(path.stem) if loaded is None else loaded.__spec__
-    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path.resolve():
-        raise InputError(f"{place}: another module is called {path.stem!r}, too; rename {path.name}")
-    return path.stem
+    with own_helpers(path, place):
+        return _imported(kind, name, path.stem)
 
 
-def _attribute(kind: Kind, name: str, module: str, attribute: str) -> object:
-    """Import a module and return one of its objects by name; raises InputError if there is none."""
-    content = _imported(kind, name, module)
-    found = getattr(content, attribute, None)
+def _attribute(kind: Kind, name: str, module: ModuleType, attribute: str) -> object:
+    """Return one of a module's objects by name; raises InputError if there is none."""
+    found = getattr(module, attribute, None)
     if found is None:
-        public = [word for word in vars(content) if not word.startswith("_")]
-        raise InputError(f"{SINGULAR[kind]} {name!r}: {module!r} has no {attribute!r}{nearest(attribute, public)}")
+        public = [word for word in vars(module) if not word.startswith("_")]
+        raise InputError(
+            f"{SINGULAR[kind]} {name!r}: {module.__name__!r} has no {attribute!r}{nearest(attribute, public)}"
+        )
     return found
 
 
