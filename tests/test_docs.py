@@ -281,6 +281,20 @@ def test_figures_of_the_readme_are_on_the_pages_of_their_paper():
             assert re.search(rf"(?<![\d.,]){shown}(?![\d])", page), (defense, figure)
 
 
+def test_figures_of_the_readme_have_the_mark_of_their_page():
+    """It is § where the attacks look too weak."""
+    papers = {"GMVAE": "ghosh2019", "Defense-GAN": "samangouei2018", "Invert": "ilyas2017", "Enhanced": "ilyas2017"}
+    found = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What was found")[2].partition("\n## ")[0]
+    for defense, paper in papers.items():
+        (cell,) = re.findall(rf"^\| {defense}[ ,].* \| (.*) \|$", found, re.M)
+        shares, _, about = cell.partition(" %")
+        sizes = re.findall(r"0\.[123]", about) or ["0.3"]
+        for size, (figure, mark) in zip(sizes, re.findall(r"(\d[\d.]*)( §)?", shares), strict=True):
+            worst = rf"L∞ ε = {size}: [a-z ]+ {figure}(?:\.?0+)? \[[^]]*\], n = \d+([ §()\d]*)"
+            marks = {"§" in rest for rest in re.findall(worst, PAGES[f"{paper}.md"].read_text(encoding="utf-8"))}
+            assert marks == {bool(mark)}, (defense, size)
+
+
 def test_every_promise_names_tests_that_exist():
     page = PAGES["reliability.md"].read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| ") and "---" not in line]
