@@ -307,10 +307,11 @@ class PGD(ProjectedAscent):
 
     @property
     def adapted_to(self) -> tuple[str, ...]:
-        if self.gradient in ("gauss-newton", "implicit", "unrolled"):
+        if self.gradient in ("gauss-newton", "implicit"):
             return ("projection",)
         averaged = self.eot > 1 and self.gradient != "identity"
-        return ("adversarial training", *(("purification",) if averaged else ()))
+        through = ("projection",) if self.gradient == "unrolled" else ()
+        return ("adversarial training", *through, *(("purification",) if averaged else ()))
 
     def passes(self) -> tuple[int, int]:
         climbs = self.restarts * (9 if self.targeted else 1)  # a guess, since the number of classes is not known here
