@@ -138,6 +138,15 @@ class ReusedPart(_Part):
     jobs: Whole
 
 
+class UndecidedPart(_Part):
+    """The fields of `planning.adaptive.Undecided`; older files have no sizes."""
+
+    dataset: Name
+    family: Name
+    defenses: list[Name]
+    sizes: dict[Name, dict[Name, list[Annotated[float, Field(ge=0)]]]] = {}
+
+
 class KernelsPart(_Part):
     processor: str
     instructions: str
@@ -167,6 +176,7 @@ class RunFile(_Part):
     missing_data: dict[Name, str] = {}
     skipped: list[str] = []
     reused: list[ReusedPart] = []
+    undecided: list[UndecidedPart] = []
     kernels: list[KernelsPart] = []
 
 

@@ -22,8 +22,9 @@ HEADER = ("job", "n", "passes", "time")
 def print_plan(plan: Plan, folder: Path, console: Console, forecast: Forecast) -> None:
     """Print the jobs of a plan, skipped ones with their reasons, and the passes and time that the others need.
 
-    Then follow the data sets and defenses that are skipped, the defenses for which the plan has no attack that is
-    adapted to them, and the measurements. folder: the output folder, whose finished jobs need no time.
+    Then follow the data sets and defenses that are skipped, the defenses that meet no attack made for their family, and
+    the measurements. Jobs that the command line leaves out may have stored records, so that their attacks count too.
+    folder: the output folder, whose finished jobs need no time.
     """
     store = Store(folder)
     for data in plan.data:
@@ -43,7 +44,7 @@ def print_plan(plan: Plan, folder: Path, console: Console, forecast: Forecast) -
         print_text(console, plan.matrix.budget)
     for line in (*plan.omissions.lines, *plan.small_data):
         print_text(console, line)
-    for defenses in undecided(plan):
+    for defenses in undecided((*plan.jobs, *plan.other_jobs)):
         print_text(console, str(defenses))
     for measurement in plan.measurements:
         stored = "finished" if status(measurement, folder) == "ok" else "to run"

@@ -13,6 +13,7 @@ from manifold_bench.bench.metrics.effort import effort_note
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.selective import DEPLOYED, implausible
 from manifold_bench.bench.metrics.shares import percent_interval
+from manifold_bench.bench.metrics.unadapted import NOT_ADAPTED, unadapted
 from manifold_bench.bench.metrics.unconverged import FELL_LATE, unconverged
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import ATTACK, CLEAN, WORST_CASE, Row
@@ -159,14 +160,17 @@ Doubts = Mapping[Hashable, Doubt]
 
 
 def doubts_of(results: Results, summary: pd.DataFrame) -> Doubts:
-    """Return evidence that attacks were too weak: they still gained when they ended, or a figure is implausible.
+    """Return evidence that attacks were too weak for a figure.
 
-    summary: the summary of these results.
+    They still gained when they ended, none is made for the family of the defense, or the figure is implausible; where
+    several of these hold, the last one counts. summary: the summary of these results.
     """
     minimal = [key for key, entry in results.index.items() if entry.minimal]
     winning = unconverged(results.records, minimal)
     late = {(*cell, "robust_accuracy"): Doubt(FELL_LATE, text) for cell, text in winning.items()}
-    return late | dict(implausible_cells(summary))
+    oblivious = unadapted(summary, results.run, STRICTNESS)
+    unfit = {cell: Doubt(NOT_ADAPTED, text) for cell, text in oblivious.items()}
+    return late | unfit | dict(implausible_cells(summary))
 
 
 def implausible_cells(summary: pd.DataFrame) -> Doubts:

@@ -71,11 +71,11 @@ def execute(plan: Plan, session: Session) -> Ended:
         plan = train_missing(plan, session)
         others, reused = reuse_records(plan, session)
         session.store.write_index([*others, *plan.jobs])
-        _write_run_json(plan, session, begun, reused)
+        _write_run_json(plan, session, begun, (others, reused))
         run_jobs(plan, session)
         unmeasured = measure(plan, session)
     results = Results.load(folder)
-    _write_run_json(plan, session, begun, reused, results.distinct_kernels)
+    _write_run_json(plan, session, begun, (others, reused), results.distinct_kernels)
     results = dataclasses.replace(results, run=stored_provenance(folder))
     for job in plan.jobs:
         if job.key[:16] not in results.states:
@@ -165,9 +165,17 @@ def _is_missing(job: Job, plan: Plan, session: Session) -> bool:
 
 
 def _write_run_json(
-    plan: Plan, session: Session, begun: float, reused: list[Reused], kernels: list[JsonObject] | None = None
+    plan: Plan,
+    session: Session,
+    begun: float,
+    stored: tuple[list[Job], list[Reused]],
+    kernels: list[JsonObject] | None = None,
 ) -> None:
-    """Write run.json: what ran, where, from which code, how long. kernels: None while the run is not finished."""
+    """Write run.json: what ran, where, from which code, how long.
+
+    stored: result of `reuse_records`. kernels: None while the run is not finished.
+    """
+    others, reused = stored
     content = {
         **provenance(),
         "finished": kernels is not None,
@@ -184,7 +192,7 @@ def _write_run_json(
         "missing_data": plan.omissions.missing_data,
         "skipped": plan.omissions.lines,
         "reused": [dataclasses.asdict(one) for one in reused],
-        "undecided": [dataclasses.asdict(one) for one in undecided(plan)],
+        "undecided": [dataclasses.asdict(one) for one in undecided([*others, *plan.jobs])],
         "jobs": [{"title": job.title, "key": job.key, "skipped": job.skip} for job in plan.jobs],
     }
     # a path may hold bytes that are no text, which no reader of JSON takes

@@ -10,8 +10,9 @@ import pytest
 
 from manifold_bench.bench.planning.adaptive import UNMARKED, Undecided, undecided
 from manifold_bench.bench.planning.folders import MATRICES
+from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.narrow import narrowed
-from manifold_bench.bench.planning.plan import Options, Plan, make_plan
+from manifold_bench.bench.planning.plan import Options, make_plan
 from manifold_bench.bench.planning.reading import parse_matrix, read_matrix
 from manifold_bench.bench.run import main
 
@@ -21,9 +22,9 @@ TRACKING = {"name": "tracking", "norm": "linf", "eps": [0.1]}
 SELECTIVE = {"name": "selective-pgd", "norm": "linf", "eps": [0.1]}
 
 
-def plan(*attacks: dict[str, Any], defenses: list[str] = DEFENSES) -> Plan:
+def jobs(*attacks: dict[str, Any], defenses: list[str] = DEFENSES) -> list[Job]:
     raw = {"datasets": [{"name": "digits", "n": 8}], "defenses": defenses, "attacks": list(attacks)}
-    return make_plan(parse_matrix(raw, "test"), Options())
+    return make_plan(parse_matrix(raw, "test"), Options()).jobs
 
 
 def families(found: list[Undecided]) -> set[str]:
@@ -31,23 +32,23 @@ def families(found: list[Undecided]) -> set[str]:
 
 
 def test_a_family_without_an_adapted_attack_is_named():
-    assert families(undecided(plan(PGD))) == {"projection", "generative rejection", "detection"}
-    assert families(undecided(plan(PGD, TRACKING))) == {"generative rejection", "detection"}
-    assert undecided(plan(PGD, TRACKING, SELECTIVE)) == []
-    assert undecided(plan(SELECTIVE, defenses=["undefended", "pgd-training"])) == [
+    assert families(undecided(jobs(PGD))) == {"projection", "generative rejection", "detection"}
+    assert families(undecided(jobs(PGD, TRACKING))) == {"generative rejection", "detection"}
+    assert undecided(jobs(PGD, TRACKING, SELECTIVE)) == []
+    assert undecided(jobs(SELECTIVE, defenses=["undefended", "pgd-training"])) == [
         Undecided("digits", "adversarial training", ("pgd-training",))
     ]
-    assert undecided(plan(PGD | {"gradient": "gauss-newton"}, defenses=["inc"])) == []
+    assert undecided(jobs(PGD | {"gradient": "gauss-newton"}, defenses=["inc"])) == []
 
 
 def test_an_attack_confined_to_others_decides_nothing_for_a_family():
     confined = SELECTIVE | {"defenses": ["gmvae"]}
-    assert families(undecided(plan(PGD, TRACKING, confined))) == {"detection"}
+    assert families(undecided(jobs(PGD, TRACKING, confined))) == {"detection"}
 
 
 def test_each_defense_of_a_family_has_to_meet_one():
     confined = SELECTIVE | {"defenses": ["gmvae"]}
-    found = undecided(plan(PGD, confined, defenses=["gmvae", {"name": "gmvae", "label": "other", "alpha": 0.1}]))
+    found = undecided(jobs(PGD, confined, defenses=["gmvae", {"name": "gmvae", "label": "other", "alpha": 0.1}]))
     assert found == [Undecided("digits", "generative rejection", ("other",))]
 
 
@@ -56,7 +57,8 @@ def test_what_the_command_line_leaves_out_counts():
         {"datasets": [{"name": "digits", "n": 8}], "defenses": ["inc"], "attacks": [PGD, TRACKING]}, "test"
     )
     cut = make_plan(narrowed(whole, [], [], ["pgd"], []), Options(), whole)
-    assert undecided(cut) == []
+    assert undecided((*cut.jobs, *cut.other_jobs)) == []
+    assert families(undecided(cut.jobs)) == {"projection"}
 
 
 def test_the_dry_run_and_run_json_say_it(tmp_path: Path, capsys):
@@ -71,7 +73,23 @@ def test_the_dry_run_and_run_json_say_it(tmp_path: Path, capsys):
     assert str(Undecided("digits", "generative rejection", ("gmvae",))) in " ".join(capsys.readouterr().out.split())
     assert main([*arguments, "--quiet", "--workers", "1"]) == 0
     stored = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["undecided"]
-    assert stored == [{"dataset": "digits", "family": "generative rejection", "defenses": ["gmvae"]}]
+    assert stored == [{"dataset": "digits", "family": "generative rejection", "defenses": ["gmvae"], "sizes": {}}]
+
+
+def test_an_attack_in_another_norm_or_at_other_sizes_decides_nothing():
+    pgd = PGD | {"eps": [0.1, 0.2]}
+    (inc, _) = undecided(jobs(pgd, TRACKING | {"norm": "l2", "eps": [0.5]}, defenses=["inc", "gmvae"]))
+    assert inc == Undecided("digits", "projection", ("inc",), {"inc": {"linf": (0.1, 0.2)}})
+    (inc,) = undecided(jobs(pgd, TRACKING, defenses=["inc"]))
+    assert inc.sizes == {"inc": {"linf": (0.2,)}} and "inc (L∞ ε = 0.2)" in str(inc)
+    (gmvae,) = undecided(jobs(pgd, defenses=["gmvae"]))
+    assert gmvae.sizes == {}, "no size is decided, so that none is named"
+
+
+def test_noise_decides_nothing_and_has_no_figure_to_decide():
+    noise = {"name": "noise", "norm": "fooling", "draws": 1}
+    assert undecided(jobs(noise, PGD, defenses=["inc"])) == [Undecided("digits", "projection", ("inc",))]
+    assert undecided(jobs(noise, TRACKING, defenses=["inc"])) == []
 
 
 KNOWN = {"photographs": {"input transformation", "projection"}}
