@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from manifold_bench.defenses.base import Trainable, TrainableSpec
+from manifold_bench.defenses.content import content
 from manifold_bench.defenses.errors import one_line
 from manifold_bench.defenses.files import atomic_write, checked_file
 from manifold_bench.defenses.identity import TRAINABLE, JsonObject, System, parameters, registered, system
@@ -104,13 +105,29 @@ def spec_of(cls: type[Trainable], values: JsonObject) -> TrainableSpec:
     return adapter(cls.Spec).validate_json(json.dumps(values), strict=True)
 
 
+def built(cls: type[TrainableType], spec: TrainableSpec) -> TrainableType:
+    """Return a module of a class with this spec, whose weights are float32 whatever torch's default type is."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        return cls(spec)
+    finally:
+        torch.set_default_dtype(default)
+
+
 def weights_hash(module: Trainable) -> str:
-    """Return the sha256 of names, types, shapes and bytes of all parameters and buffers, those of parts included."""
+    """Return the sha256 of names, types, shapes and bytes of all that is in the `state_dict`, that of parts included.
+
+    Raises ValueError if something in it has no content.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}|{plain.dtype}|{tuple(plain.shape)}|".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name}|".encode())
+        try:
+            for part in content(value):
+                digest.update(part)
+        except ValueError as error:
+            raise ValueError(f"{name!r} of the state_dict: {error}") from error
     return digest.hexdigest()
 
 
@@ -231,7 +248,7 @@ def from_zoo(name: str, data: str, **deployment: object) -> Trainable:
     allowed = deployment_fields(cls.Spec)
     if foreign := sorted(deployment.keys() - set(allowed)):
         raise ValueError(f"{name!r} has no deployment field {foreign[0]!r}; it has {', '.join(allowed) or 'none'}")
-    found = cls(spec_of(cls, {**card.spec, **deployment}))
+    found = built(cls, spec_of(cls, {**card.spec, **deployment}))
     for part in found.named_parts.values():
         fill_from_zoo(part, data)
     load_into(found, path, card.weights_sha256)

@@ -74,7 +74,7 @@ class TrainedRef(Generic[M_co]):
         """Return the module with its initial weights, which are always the same."""
         with torch.random.fork_rng():
             torch.manual_seed(TRAINING_SEED)
-            return self.cls(self.spec)
+            return weights.built(self.cls, self.spec)
 
     def fill(self, module: Trainable) -> None:
         """Load trained weights into a built module, first those of its parts, then its own; raises WeightsError."""
