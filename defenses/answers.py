@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ NO_GRADIENT = "does not require grad and does not have a grad_fn"
 
 SIZES = (4, 8, 10, 16, 32, 50, 64, 100, 128)
 """Batch sizes that are tried for models that take a fixed batch size."""
+
+REJECTS = "where an excess > 0 means rejected, with rejects=True"
+"""How a model says that it rejects images, in messages."""
 
 ADVICE: tuple[tuple[str, Callable[[Tensor], object]], ...] = (
     ("it computes in float64; give model.float()", Tensor.double),
@@ -74,12 +78,8 @@ def _takes(model: nn.Module, given: object) -> bool:
 
 def _fault(found: object, n: int) -> str | None:
     """Return what is wrong with a model's outputs for n images, and what to write; None if nothing is wrong."""
-    if isinstance(found, dict):
-        key = next((key for key in found if "logit" in str(key)), next(iter(found), "logits"))
-        return f"a dict of {', '.join(map(str, found))}; give lambda x: model(x)[{key!r}]"
-    if isinstance(found, (tuple, list)):
-        place = next((i for i, part in enumerate(found) if not _fault(part, n)), 0)
-        return f"a {type(found).__name__} of {len(found)}; give lambda x: model(x)[{place}]"
+    if isinstance(found, (dict, tuple, list)):
+        return _fault_of_parts(found, n)
     if not isinstance(found, Tensor):
         return f"{type(found).__name__}, not a tensor of logits [N,K]; compute in torch, so that there are gradients"
     if found.is_nested or found.layout != torch.strided:
@@ -93,7 +93,8 @@ def _fault(found: object, n: int) -> str | None:
             "give lambda x: torch.stack([-model(x).flatten(), model(x).flatten()], 1) for two classes"
         )
     if not found.is_floating_point():
-        return f"{found.dtype} of shape {shape} for {n} images, not logits; return the outputs, not the classes"
+        fault = f"{found.dtype} of shape {shape} for {n} images, not logits; return the outputs, not the classes"
+        return f"{fault}, and for a model that rejects mb.append_reject_score(logits, excess), {REJECTS}"
     if len(shape) > 2 and shape[0] == n and math.prod(shape[1:]) == shape[1]:
         return f"shape {shape} for {n} images; give lambda x: model(x).flatten(1)"
     if len(shape) != 2 or shape[0] != n:
@@ -101,6 +102,34 @@ def _fault(found: object, n: int) -> str | None:
     if bool(found.isnan().any()):
         return "NaN for images in [0,1], which is no answer; look at its weights and at the pixels that it expects"
     return None
+
+
+def _fault_of_parts(found: dict[Any, Any] | Sequence[Any], n: int) -> str:
+    """Return what to write for a model that returns several parts, which may be anything, for n images."""
+    parts = found if isinstance(found, dict) else dict(enumerate(found))
+    logits = next((key for key, part in parts.items() if not _fault(part, n)), next(iter(parts), 0))
+    if isinstance(found, dict):
+        logits = next((key for key in found if "logit" in str(key)), logits)
+        kind = f"a dict of {', '.join(map(str, found))}"
+    else:
+        kind = f"a {type(found).__name__} of {len(found)}"
+    alone = f"give lambda x: model(x)[{logits!r}]"
+    score = next((key for key, part in parts.items() if key != logits and _of_each_image(part, n)), None)
+    if score is None:
+        return f"{kind}; {alone}"
+    is_bool = parts[score].dtype == torch.bool
+    given = f"found[{score!r}]"
+    excess = f"~{given} where True means accepted" if is_bool else f"{given} - threshold where large means rejected"
+    return (
+        f"{kind}, of which part {score!r} is one {'bool' if is_bool else 'number'} for each image; if that says what "
+        f"is rejected, return mb.append_reject_score(found[{logits!r}], excess) for found = model(x), {REJECTS}, as "
+        f"excess = {excess}; to leave the detector out, {alone}"
+    )
+
+
+def _of_each_image(part: object, n: int) -> bool:
+    """Return whether a part of a model's outputs for n images is one number, or one bool, for each image."""
+    return isinstance(part, Tensor) and part.dtype != torch.int64 and tuple(part.shape) in ((n,), (n, 1))
 
 
 @contextmanager

@@ -219,7 +219,13 @@ def suspicion(logits: Tensor, classes: int) -> Tensor:
 
 
 def append_reject_score(logits: Tensor, excess: Tensor) -> Tensor:
-    """Append a reject score to logits [N,K] → [N,K+1]; it is the largest exactly where the excess [N] is > 0."""
+    """Append a reject score to logits [N,K] → [N,K+1]; it is the largest exactly where the excess [N] is > 0.
+
+    excess: how far each image is beyond the limit from which on it is rejected, as score − threshold. Attacks climb its
+    gradient. Raises ValueError for another shape than [N].
+    """
+    if excess.shape != logits.shape[:1]:
+        raise ValueError(f"excess: its shape is {tuple(excess.shape)}; give one value for each of {len(logits)} images")
     top = logits.amax(1)
     score = top + excess
     # Next to a large logit rounding would lose a small excess. The value is corrected; the gradient is that of the sum.

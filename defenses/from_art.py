@@ -12,6 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from manifold_bench.defenses.bpda import BackwardBy
+from manifold_bench.defenses.models import NEED_NO_GRADIENT
 
 
 def art_module(classifier: object) -> nn.Module:
@@ -112,7 +113,7 @@ class ArtClassifier(_Art):
             if not hasattr(self.classifier, "class_gradient"):
                 raise NotImplementedError(
                     f"{type(self.classifier).__qualname__} of ART has no gradients; attack it by queries alone "
-                    "(square, evolutionary, art:HopSkipJump)"
+                    f"({NEED_NO_GRADIENT})"
                 )
             jacobian = _tensor(self.classifier.class_gradient(given.copy()), x)
             return torch.einsum("nk,nk...->n...", gradient, jacobian)

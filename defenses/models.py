@@ -24,12 +24,15 @@ Values = float | tuple[float, ...]
 """One number, or one for each channel."""
 
 
+NEED_NO_GRADIENT = "square, spsa, art:HopSkipJump"
+"""Attacks that need no gradient, for messages; each of them works in L∞ and L2."""
+
 TO_NUMPY = "Can't call numpy() on Tensor that requires grad"
 """What torch says where a model computes in NumPy while a gradient is needed."""
 
 WITHOUT_GRADIENT = (
     "has no gradient (torch.no_grad, detach, NumPy?): remove that, wrap the step with mb.bpda, or use attacks that "
-    "need none (square, evolutionary, art:HopSkipJump)"
+    f"need none ({NEED_NO_GRADIENT})"
 )
 """What is said of such a model, and of one whose outputs need no gradient."""
 
@@ -257,7 +260,7 @@ def _check_outputs(model: object, found: int, spec: ModelSpec) -> None:
             f"images of a class, say classes={found}, or add an empty folder for it"
         )
     if found != spec.num_classes + int(rejects):
-        score = " and a reject score" if rejects else ""
+        score = " and a reject score, which mb.append_reject_score(logits, excess) appends" if rejects else ""
         raise ValueError(f"{name_of(model)} returns {found} outputs for {spec.num_classes} classes{score}")
 
 

@@ -14,14 +14,27 @@ if TYPE_CHECKING:
     from manifold_bench.bench.api.one_attack import Attacked
     from manifold_bench.bench.errors import InputError
     from manifold_bench.bench.report.results import Results, load
+    from manifold_bench.defenses.base import append_reject_score
     from manifold_bench.defenses.bpda import bpda
 
-__all__ = ["Attacked", "InputError", "Results", "as_defense", "attack", "bpda", "evaluate", "load", "run"]
+__all__ = [
+    "Attacked",
+    "InputError",
+    "Results",
+    "append_reject_score",
+    "as_defense",
+    "attack",
+    "bpda",
+    "evaluate",
+    "load",
+    "run",
+]
 
 _HOMES = {
     "Attacked": "manifold_bench.bench.api.one_attack",
     "InputError": "manifold_bench.bench.errors",
     "Results": "manifold_bench.bench.report.results",
+    "append_reject_score": "manifold_bench.defenses.base",
     "bpda": "manifold_bench.defenses.bpda",
     "load": "manifold_bench.bench.report.results",
 }

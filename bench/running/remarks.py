@@ -242,8 +242,8 @@ def levels_of_jumps(defense: Defense, images: Tensor) -> int | None:
 
     The first `FEW` images are made lighter, and darker, by less than half a grey level. It is a jump if both changes
     move the class logits by `JUMP` times as much as the two versions differ from each other, and by `SHARE` of the mean
-    difference between images. A smooth function does not jump, and a model that rounds jumps in one direction alone. It
-    is a jump, too, if most of the images are accepted, and both changes make the defense reject more than half of these.
+    difference between images. A smooth function does not jump, and a model that rounds jumps in one direction alone. If
+    most of the images are accepted, and both changes make the defense reject more than half of these, it jumps as well.
     Defenses that are randomized or optimise at inference are not tried.
     """
     few = images[:FEW]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import manifold_bench as mb
 from manifold_bench.defenses.models import ModelSpec, as_defense, class_of, outputs_of
 from manifold_bench.defenses.weights import freeze
 
@@ -44,6 +47,7 @@ def only(size: int):
 ANSWERS = {
     "tuple": (lambda o: (o, o), "model(x)[0]"),
     "list with the logits last": (lambda o: [o.sum(), o], "model(x)[1]"),
+    "pair of logits and features": (lambda o: (o, o[:, :, None]), "2; give lambda x: model(x)[0]"),
     "dict": (lambda o: {"features": o, "logits": o}, "model(x)['logits']"),
     "labels": (lambda o: o.argmax(1), "not the classes"),
     "one number": (lambda o: o[:, 0], "torch.stack([-model(x).flatten(), model(x).flatten()], 1)"),
@@ -65,6 +69,45 @@ def test_outputs_that_are_no_logits(net, case):
     with pytest.raises(ValueError) as caught:
         as_defense(Changed(net, after=after), SPEC)
     assert advice in str(caught.value) and "\n" not in str(caught.value)
+
+
+REJECTING = {
+    "bool": (lambda o: (o, o[:, 0] > o[:, 0].median()), "found[0]", "~found[1]"),
+    "number": (lambda o: (o, o.amax(1)), "found[0]", "found[1] - threshold"),
+    "column first": (lambda o: (o.amax(1, keepdim=True), o), "found[1]", "found[0] - threshold"),
+    "dict": (lambda o: {"logits": o, "accepted": o[:, 0] > o[:, 0].median()}, "found['logits']", "~found['accepted']"),
+}
+
+
+@pytest.mark.parametrize("case", REJECTING)
+def test_a_model_that_says_apart_what_it_rejects_is_told_how_to_keep_that(net, x, case):
+    after, logits, excess = REJECTING[case]
+    model = Changed(net, after=after)
+    with pytest.raises(ValueError) as caught:
+        as_defense(model, replace(SPEC, rejects=True))
+    message = str(caught.value)
+    assert f"mb.append_reject_score({logits}, excess)" in message and f"excess = {excess}" in message
+
+    def joined(x: Tensor) -> Tensor:
+        names = {"found": model(x), "threshold": 0.1}
+        return mb.append_reject_score(eval(logits, names), eval(excess, names).flatten())
+
+    rejected = as_defense(joined, replace(SPEC, rejects=True)).verdict(x).rejected
+    first = net(x)[:, 0]
+    score = first <= first.median() if "~" in excess else net(x).amax(1) > 0.1
+    assert torch.equal(rejected, ~large if "~" in excess else large) and 0 < rejected.sum() < 6
+
+
+def test_classes_in_place_of_outputs_name_the_way_to_reject(net):
+    with pytest.raises(ValueError, match=r"mb\.append_reject_score\(logits, excess\).*rejects=True"):
+        as_defense(Changed(net, after=lambda o: torch.full_like(o.argmax(1), -1)), SPEC)
+    with pytest.raises(ValueError, match=r"mb\.append_reject_score\(logits, excess\)"):
+        as_defense(net, replace(SPEC, rejects=True))
+
+
+def test_an_excess_has_one_value_for_each_image(net, x):
+    with pytest.raises(ValueError, match="excess"):
+        mb.append_reject_score(net(x), torch.zeros(6, 1))
 
 
 @pytest.mark.parametrize(
