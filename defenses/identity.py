@@ -275,7 +275,11 @@ def locate(module: str) -> tuple[Path | None, Sequence[str] | None]:
     if package and places is None:
         return None, None
     for finder in sys.meta_path:
-        spec = finder.find_spec(module, places)
+        try:
+            spec = finder.find_spec(module, places)
+        except KeyError:  # a folder without `__init__.py`, in a package that is not imported
+            folders = [Path(place, module.rpartition(".")[2]) for place in places or ()]
+            return None, [str(folder) for folder in folders if folder.is_dir()]
         if spec is not None:
             file = spec.origin if spec.has_location else None
             return Path(file).resolve() if file else None, spec.submodule_search_locations

@@ -12,6 +12,7 @@ from users import write
 import manifold_bench as mb
 from manifold_bench.bench.__main__ import main
 from manifold_bench.bench.planning.registry import find
+from manifold_bench.defenses.identity import locate
 
 NET = """
 import torch
@@ -98,6 +99,14 @@ def test_packages_with_and_without_an_init_file_are_compared_too(folder, helper,
     refused(
         "defenses", f"{other}:Net", *(file.parent / place.format(helper.replace(".", "/")) for file in (one, other))
     )
+
+
+def test_a_module_in_folders_without_init_files_may_be_imported_late(folder):
+    """No folder around it is imported when the file is."""
+    text = ATTACK.replace("from {helper} import SCALE", "import bare.inner.part")
+    write(folder, {"late.py": text, "bare/inner/part.py": "SCALE = 1.0\n"})
+    find("attacks", f"{folder / 'late.py'}:Mine")
+    assert locate("bare.inner.part")[0] == (folder / "bare/inner/part.py").resolve()
 
 
 def test_the_helper_of_a_helper_is_compared_too(folder):
