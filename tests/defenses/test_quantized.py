@@ -46,6 +46,11 @@ def loaded(module: nn.Module) -> nn.Module:
     return torch.jit.load(file)
 
 
+def traced_function(seed: int) -> object:
+    made = network(seed)
+    return torch.jit.trace(lambda x: made(x), torch.zeros(1, 1, 8, 8))
+
+
 class Attribute(nn.Module):
     def __init__(self, value: object) -> None:
         super().__init__()
