@@ -200,12 +200,12 @@ def masked_classes(outputs: Tensor) -> Tensor:
     """Return which classes are masked by a very low output, given outputs [M,K] for M images → [K] bool.
 
     A masked class has outputs below those of all other classes on all images, by at least `MASKED` times the range of
-    the other classes' outputs. At least two classes are not masked. With a single image none is, because two classes
-    that are nearly tied on it have no range. An output of −∞ masks by itself.
+    the other classes' outputs. None is masked by images that all have the same answer: two classes that are nearly tied
+    on all of them have no range. An output of −∞ masks by itself.
     """
     values, classes = outputs.detach().double(), outputs.shape[1]
     masked = torch.zeros(classes, dtype=torch.bool, device=values.device)
-    if len(values) < 2:
+    if len(values.argmax(1).unique()) < 2:
         return masked
     order = values.amax(0).argsort(descending=True)
     most, least = values.amax(0)[order], values.amin(0)[order].cummin(0).values

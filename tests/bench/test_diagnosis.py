@@ -98,10 +98,10 @@ def test_a_planted_fault_is_flagged_by_the_check_that_is_meant_for_it(diagnosis,
     assert diagnosis[defense]["result"] == "fail"
 
 
-def test_a_detector_of_what_is_off_the_grid_is_caught_in_three_ways(diagnosis):
-    """It rejects every attacked image, harmless noise too, and is beaten by the same images rounded to the grid."""
+def test_a_detector_of_what_is_off_the_grid_is_caught_and_reached(diagnosis):
+    """It rejects harmless noise, and falls to images rounded to the grid; attacks that round all images get past it."""
     found = results(diagnosis["planted:OffGrid"])
-    assert {found[name] for name in ("noise", "grid", "reached")} == {"fail"}
+    assert found["noise"] == found["grid"] == "fail" and found["reached"] == "pass"
 
 
 @pytest.mark.parametrize("defense", HONEST)
