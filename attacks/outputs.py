@@ -96,7 +96,7 @@ class Scored:
         if self.form is None:
             clean = x.detach() if self.clean is None else self.clean
             self.form = self.chosen_form(clean) if forms_of(outputs[:, : self.classes]) else "logits"
-            self.unit = self.measured_unit(clean)
+            self._measure(clean)
         return logits_of(self._masking(outputs), x.dtype, self.form, self.classes, self.unit)
 
     def _masking(self, outputs: Tensor) -> Tensor:
@@ -136,10 +136,8 @@ class Scored:
         return "logits" if ways is None else most_linear_form(*ways)
 
     @torch.no_grad()
-    def measured_unit(self, x: Tensor) -> Unit:
-        """Return the unit of the outputs, whose form is decided, and find out which classes are masked.
-
-        It takes `PROBES` of the images x [M,C,H,W].
+    def _measure(self, x: Tensor) -> None:
+        """Decide `masked` and `unit` of outputs whose form is decided, by `PROBES` of the images x [M,C,H,W].
 
         Random numbers that the function draws here are drawn again by the next call, so that they are the same as
         without this one.
@@ -147,7 +145,7 @@ class Scored:
         assert self.form is not None
         x = probes(x)
         if len(x) < 2:  # spreads of one image tell nothing
-            return "given"
+            return
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
             outputs = blockwise(self._outputs, x)
             masked = masked_classes(outputs[:, : self.classes])
@@ -156,10 +154,10 @@ class Scored:
             logits = logits_of(self._masking(outputs), torch.float64, self.form, self.classes)
             each = spreads(logits[:, : self.classes])
             if not each.amax() > UNEVEN * each.amin():
-                return "given"
+                return
             ways = self._ways(x, outputs)
         if ways is None:
-            return "given"
+            return
         between, *ends = ways
         between = self._masking(between)
         seen = logits_of(between.flatten(0, 1), between.dtype, self.form, self.classes)
@@ -167,7 +165,8 @@ class Scored:
             nonlinearity(z.unflatten(0, between.shape[:2]), *ends)
             for z in (seen, in_units(seen, self.classes, "classes"))
         )
-        return reject_unit(logits, self.classes) if is_more_linear(steady, plain) else "given"
+        if is_more_linear(steady, plain):
+            self.unit = reject_unit(logits, self.classes)
 
     def _ways(self, x: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Return the outputs of the classes at `POINTS` on the ways between images x, and the classes at their ends.

@@ -16,7 +16,7 @@ SHRUNK = 2.0
 """Factor by which the spread of the wrong classes' logits has to shrink to be taken for the reason why a loss rose."""
 
 LEAST_SPREAD = 0.25
-"""Least spread of the wrong classes' logits from which that is told, as a share of the spread of all logits."""
+"""Smallest spread of the wrong classes' logits, as a share of the spread of all, with which shrinking is noticed."""
 
 
 class Queries:

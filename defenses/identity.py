@@ -166,9 +166,22 @@ def source_lines(modules: Iterable[str]) -> list[str]:
 
 def source_files(modules: Iterable[str]) -> list[Path]:
     """Return the files of these modules and of all users' modules that they import. Nothing is imported for this."""
+    return [file for _, file in _followed(modules).files]
+
+
+def reached_modules(modules: Iterable[str]) -> list[str]:
+    """Return the names of these modules, of all that they import, directly or through users' modules, and of packages.
+
+    Nothing is imported for this.
+    """
+    return list(_followed(modules).numbers)
+
+
+def _followed(modules: Iterable[str]) -> _Sources:
+    """Return these modules and all to which their imports lead."""
     sources = _Sources(modules)
     deque(sources.lines(), maxlen=0)  # follows the imports
-    return [file for _, file in sources.files]
+    return sources
 
 
 def _release(module: str, home: Path | None) -> str:

@@ -40,7 +40,7 @@ def other_state_sha256(module: nn.Module) -> str | None:
 
 def tensors_outside_the_state(module: nn.Module) -> Iterator[Held]:
     """Yield each tensor or array of numbers that a module reaches outside its `state_dict`, in an order that stays."""
-    state = list(module.state_dict(keep_vars=True).values())
+    state = list(module.state_dict(keep_vars=True).values())  # kept: an `id` lasts as long as its object
     known = {id(tensor) for tensor in state}
     for one in reached_from(module):
         if isinstance(one, torch._C.ScriptModule) or (isinstance(one, np.ndarray) and one.dtype.hasobject):

@@ -1,12 +1,11 @@
-"""Imports users' files with the modules that lie beside them, as Python does that runs such a file as a program.
+"""Checks that users' files import the modules in their own folders.
 
-A process holds one module of each name, so that the helper.py of one folder may be taken for that of another folder.
+A process holds one module of each name, so that Python may take the helper.py of one folder for that of another folder.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder, all_suffixes
@@ -14,12 +13,12 @@ from pathlib import Path
 from types import ModuleType
 
 from manifold_bench.bench.errors import InputError
-from manifold_bench.defenses.identity import _Sources, is_of_users, locate
+from manifold_bench.defenses.identity import is_of_users, locate, reached_modules
 
 
 @contextmanager
 def own_helpers(file: Path, place: str) -> Iterator[None]:
-    """Make a user's file importable, and check after its import inside that it gets the modules that lie beside it.
+    """Make a user's file importable, and check after its import inside that Python took the modules of its own folder.
 
     Raises InputError for a module that is taken from elsewhere, here or in the processes that run jobs. After any
     InputError, the modules of the file's folder are forgotten, so that a mended file can be imported in this process.
@@ -71,9 +70,7 @@ def _reached(module: str) -> Iterator[str]:
 
     Left out are this project's modules and those built into Python, which take precedence over all files.
     """
-    sources = _Sources([module])
-    deque(sources.lines(), maxlen=0)  # follows the imports
-    for name in filter(None, sources.numbers):
+    for name in filter(None, reached_modules([module])):
         top = name.partition(".")[0]
         if top != "manifold_bench" and not BuiltinImporter.find_spec(top) and not FrozenImporter.find_spec(top):
             yield name

@@ -12,8 +12,8 @@ from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, PROBE, WORST
 from manifold_bench.bench.text import eps_text, is_printable, printable, without_folders
 from manifold_bench.defenses.identity import JsonObject
 
-RESERVED = f", as are {CLEAN}, {CALIBRATION}, {WORST_CASE} and what begins with {PROBE}"
-"""What a message says of the labels that systems may not have."""
+RESERVED = f"{CLEAN}, {CALIBRATION}, {WORST_CASE} and what begins with {PROBE}"
+"""The labels that systems may not have, for a message."""
 
 
 def label(name: str, parameters: JsonObject) -> str:
@@ -51,7 +51,9 @@ def check_labels(
         if not is_printable(name):
             raise InputError(f"{place}[{index}]: {printable(name)!r} holds control characters; give it another label")
         if name in (CLEAN, CALIBRATION, WORST_CASE) or name.startswith(PROBE):
-            raise InputError(f"{place}[{index}]: {name!r} is a reserved name{RESERVED}; give another label")
+            raise InputError(
+                f"{place}[{index}]: {name!r} is a reserved name (reserved: {RESERVED}); give another label"
+            )
         if any(name == labels[other] and together(other, index) for other in range(index)):
             raise InputError(f"{place}[{index}]: {name!r} is given twice; give one of them another label")
 

@@ -168,8 +168,8 @@ def doubts_of(results: Results, summary: pd.DataFrame) -> Doubts:
     minimal = [key for key, entry in results.index.items() if entry.minimal]
     winning = unconverged(results.records, minimal)
     late = {(*cell, "robust_accuracy"): Doubt(FELL_LATE, text) for cell, text in winning.items()}
-    oblivious = unadapted(summary, results.run, STRICTNESS)
-    unfit = {cell: Doubt(NOT_ADAPTED, text) for cell, text in oblivious.items()}
+    not_adapted = unadapted(summary, results.run, STRICTNESS)
+    unfit = {cell: Doubt(NOT_ADAPTED, text) for cell, text in not_adapted.items()}
     return late | unfit | dict(implausible_cells(summary))
 
 

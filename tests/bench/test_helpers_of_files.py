@@ -1,4 +1,4 @@
-"""Users' files get the modules that lie beside them, or are refused: a helper serves no file of another folder."""
+"""Users' files import the helpers in their own folders, or are refused; they never get those of another folder."""
 
 from __future__ import annotations
 
