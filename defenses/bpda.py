@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,25 @@ from torch.autograd.function import FunctionCtx
 from manifold_bench.defenses.projection_gradients import straight_through
 
 Step = Callable[[Tensor], Tensor]
+
+_declared: ContextVar[list[str] | None] = ContextVar("_declared", default=None)
+
+
+@contextmanager
+def approximations() -> Iterator[list[str]]:
+    """Yield a list to which each step adds its name that runs within this context and has an approximate gradient."""
+    names: list[str] = []
+    token = _declared.set(names)
+    try:
+        yield names
+    finally:
+        _declared.reset(token)
+
+
+def declare_approximate(name: str) -> None:
+    """Declare that the gradient of the step that runs is not its derivative."""
+    if (names := _declared.get()) is not None:
+        names.append(name)
 
 
 def identity(x: Tensor) -> Tensor:
@@ -35,6 +56,7 @@ def bpda(forward: Step, backward: Step = identity) -> Step:
             )
 
     def step(x: Tensor) -> Tensor:
+        declare_approximate("bpda")
         with torch.no_grad():
             value = forward(x.detach().clone())
         if not isinstance(value, Tensor):

@@ -16,6 +16,7 @@ from manifold_bench.attacks.threat import grey_levels
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
 from manifold_bench.bench.records.schema import DIVERTED, GUESSES, UNDECLARED, UNSTEADY
+from manifold_bench.bench.running.derivatives import gradients_fit
 from manifold_bench.bench.running.judge import FEW, Inputs, answers_are_plain, scored_answers
 from manifold_bench.bench.text import percent
 from manifold_bench.defenses.base import Defense
@@ -38,6 +39,10 @@ lighter and the darker version of an image, and as a share of the mean differenc
 
 NEAR = 0.05
 """Largest distance, in each pixel, of images near clean ones that the defense answers twice."""
+
+OWN_GRADIENT = (
+    "is a part detached, or has a step a wrong backward? mb.bpda declares one that is meant to be approximate"
+)
 
 
 class OutputCheck:
@@ -190,6 +195,8 @@ def repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator
         yield f"{DIVERTED}than its outputs say (verdict and forward differ), so that attacks climb another model"
     elif levels_of_jumps(defense, few):
         yield f"{DIVERTED}as soon as pixels are no whole grey levels, as they are in attacks"
+    elif not gradients_fit(defense, few):
+        yield f"{DIVERTED}than its gradients tell, so that attacks follow these in vain ({OWN_GRADIENT})"
 
 
 def _same_in_other_batches(defense: Defense, few: Tensor) -> bool:

@@ -1,0 +1,111 @@
+"""Whether the gradients that attacks get are the derivatives of a defense's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from manifold_bench.attacks.outputs import Scored
+from manifold_bench.defenses.base import Defense
+from manifold_bench.defenses.bpda import approximations
+
+STEPS = 1 / 1024, 1 / 256, 1 / 64
+"""Largest change of a pixel by each size of step."""
+
+DIRECTIONS = 8
+"""Number of random directions of the steps."""
+
+AWAY = 0.05
+"""Largest distance of a pixel from clean images, whose many equal pixels make derivatives other to each side."""
+
+STEADY = 0.9
+"""Least concordance of the changes by steps of two sizes from which on a value is taken to have a derivative."""
+
+FITS = 0.8
+"""Least correlation of the changes with those that the gradient tells, if it is the derivative."""
+
+UNSEEN = 0.1
+"""Largest change by pixels whose gradient is zero, for each of them, as a share of the change by all pixels."""
+
+
+def gradients_fit(defense: Defense, few: Tensor) -> bool:
+    """Return whether gradients near images [n,C,H,W] are the derivatives of the outputs, as far as these have any.
+
+    The outputs are the margin between the two likeliest classes, and the reject score. Nothing is said of a defense
+    that declares a step with an approximate gradient (`mb.bpda`), nor of one whose margin has no gradient at all: what
+    remains are attacks that need none.
+    """
+    classes = defense.num_classes
+    scored = Scored(defense, classes, few)
+
+    def values(x: Tensor) -> Tensor:  # [1 or 2,n]
+        outputs = scored(x)
+        first, second = outputs.gather(1, likeliest).unbind(1)
+        return torch.stack([first - second, *outputs[:, classes:].unbind(1)])
+
+    random = torch.Generator().manual_seed(0)
+    near = few + AWAY * torch.rand(few.shape, generator=random).to(few) * torch.where(few < 0.5, 1.0, -1.0)
+    x = near.clone().requires_grad_()
+    try:
+        with torch.no_grad():
+            likeliest = scored(near)[:, :classes].topk(2).indices
+        with torch.enable_grad(), approximations() as declared:
+            gradients = [torch.autograd.grad(value.sum(), x, retain_graph=True)[0] for value in values(x)]
+        if declared or not gradients[0].any():
+            return True
+        return all(_fits(lambda x, i=i: values(x)[i], near, gradient) for i, gradient in enumerate(gradients))
+    except Exception:  # a user's code may raise anything, and an attack then fails by name
+        return True
+
+
+@torch.no_grad()
+def _fits(value: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> bool:
+    """Return whether a gradient [n,C,H,W] is the derivative of a value: images x [n,C,H,W] → [n].
+
+    Changes of the value by small steps in random directions are compared with those that the gradient tells. The pixels
+    whose gradient is zero are tried alone as well: they should change next to nothing. Where changes by steps of
+    different sizes disagree, as behind a step that rounds, the value has no derivative, and nothing is said.
+    """
+    random = torch.Generator().manual_seed(1)
+    directions = (2 * torch.rand((DIRECTIONS, *x.shape), generator=random) - 1).to(x)
+
+    def changes(pixels: Tensor) -> list[Tensor]:  # for each size of step [DIRECTIONS,n]
+        base = value(x)
+        moved = [(size, (x + size * direction).clamp(0, 1)) for size in STEPS for direction in directions * pixels]
+        return [*torch.stack([(value(image) - base) / size for size, image in moved]).split(DIRECTIONS)]
+
+    everywhere = torch.ones_like(x)
+    seen = changes(everywhere)
+    told = (gradient * directions).flatten(2).sum(2)
+    if gradient.any() and _steady(seen) and max(_correlation(one, told) for one in seen) < FITS:
+        return False
+    zero = (gradient == 0).to(x)
+    hidden = changes(zero) if zero.any() else []
+    return not _steady(hidden) or _for_each(hidden, zero) <= UNSEEN * _for_each(seen, everywhere)
+
+
+def _steady(changes: list[Tensor]) -> bool:
+    """Return whether the changes [D,n] by steps of two neighbouring sizes agree, by the median over images.
+
+    The measure is Lin's concordance with means of zero: unlike a correlation it falls where sizes differ.
+    """
+    wide = [part.double() for part in changes]
+    pairs = [2 * (a * b).sum(0) / (a.square() + b.square()).sum(0) for a, b in pairwise(wide)]
+    return any(float(each.nanmedian()) > STEADY for each in pairs)
+
+
+def _correlation(one: Tensor, other: Tensor) -> float:
+    """Return the median over images of the correlation of [D,n] with [D,n], means of zero; NaN if nothing changes."""
+    a, b = one.double(), other.double()
+    return float(((a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0))).nanmedian())
+
+
+def _for_each(changes: list[Tensor], pixels: Tensor) -> float:
+    """Return the smallest over the sizes of steps of the mean change for each of the changed pixels [n,C,H,W].
+
+    Changes by many pixels add up like random numbers, so that they grow with the root of their number.
+    """
+    return min(float(one.abs().mean()) for one in changes) / float(pixels.flatten(1).sum(1).mean().sqrt())
