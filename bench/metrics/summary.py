@@ -55,8 +55,9 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
     - `valid` is the share of valid outputs; `forwards` and `backwards` are means per input of the passes at this ε;
       `seconds` is the sum. A figure that is undefined is NaN, never 0.
     - `attacked` is the number of attacked inputs at the largest ε, and `given_up` the share of them on which the attack
-      stopped trying; `blind`, `unmoved` and `stalled` say how. In a worst case this holds for every gradient-based
-      attack: see effort.effort.
+      stopped trying; `blind`, `unmoved`, `stalled` and `unasked` say how. In a worst case this holds for every
+      gradient-based attack. `masked` is the share on which an attack had no gradient and nothing succeeded: see
+      effort.effort.
     - In norm "fooling" `error` is the share of noise images with which an attack succeeded and `rejection` the rest.
     - Calibration records have no rows.
     """
@@ -213,16 +214,17 @@ def with_figures(records: pd.DataFrame, cases: Sequence[Case]) -> pd.DataFrame:
     sizes = [len(case.rows) for case in cases]
     if sum(sizes):
         rows = records[list(FIGURED)].iloc[np.concatenate([case.rows for case in cases])]
-        figures = _figures(rows, np.repeat(np.arange(len(cases)), sizes)).to_dict("index")
+        worst = {number for number, case in enumerate(cases) if case.about.get("kind") == WORST_CASE}
+        figures = _figures(rows, np.repeat(np.arange(len(cases)), sizes), worst).to_dict("index")
     return pd.DataFrame(
         [{**case.about, **figures.get(number, {})} for number, case in enumerate(cases)], columns=list(SUMMARY_COLUMNS)
     )
 
 
-def _figures(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
+def _figures(records: pd.DataFrame, group: np.ndarray, worst: set[int]) -> pd.DataFrame:
     """Return the figures of several groups of rows, indexed by the group's number.
 
-    group: [N], number of each row's group.
+    group: [N], number of each row's group. worst: numbers of the groups that are worst cases.
     """
     inputs = per_inputs(records, group)
     found = pd.DataFrame({"n": inputs.groupby("group").size(), "seeds": records["seed"].groupby(group).nunique()})
@@ -240,7 +242,8 @@ def _figures(records: pd.DataFrame, group: np.ndarray) -> pd.DataFrame:
     found["median_distance"] = median_distances(records, group)
     found["valid"] = records["valid"].groupby(group).mean()
     passes = records[["forwards", "backwards"]].groupby(group).sum().div(found["n"], axis=0)
-    return found.join([passes, records["seconds"].groupby(group).sum(), effort(records, group, inputs_of(records))])
+    tried = effort(records, group, inputs_of(records), worst - set(noise.index[noise]))
+    return found.join([passes, records["seconds"].groupby(group).sum(), tried])
 
 
 def _named_reasons(records: pd.DataFrame) -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from closed_form import distances
 from commands import bench_run, figures, records
-from handmade import cell, run
+from handmade import REJECT, cell, run
 from one_job import ran
 
 from manifold_bench.attacks.contract import verdict_of
@@ -52,9 +52,8 @@ def test_the_shares_by_hand():
     rows["moved"] = [False, True, True, True, False, True, True, True, True, True]
     rows["improved"] = [False, False, True, True, True, False, True, True, True, False]
     found = shares(run(cell("clean", labels=labels, clean=[1, *labels[1:]]), rows))
-    assert found == pytest.approx(
-        {"attacked": 9, "given_up": 4 / 9, "blind": 2 / 9, "unmoved": 1 / 9, "stalled": 2 / 9}
-    )
+    expected = {"attacked": 9, "given_up": 4 / 9, "blind": 2 / 9, "unmoved": 1 / 9, "stalled": 2 / 9}
+    assert found == pytest.approx(expected | {"unasked": 0, "masked": 0})
 
 
 def test_a_worst_case_is_given_up_where_every_attack_by_gradients_gave_up():
@@ -86,6 +85,65 @@ def test_a_minimal_attack_counts_whose_passes_are_in_the_rows_of_the_smallest_si
     figured = summary(run(cell("clean", labels=labels), stopped, minimal))
     worst = figured[(figured["attack"] == "worst-case") & (figured["eps"] > 0)]
     assert (worst["given_up"] == 0).all() and len(worst) == 2
+
+
+def worst_case(*attacks: pd.DataFrame) -> pd.Series:
+    figured = summary(run(cell("clean", labels=attacks[0]["label"].tolist()), *attacks))
+    return figured[figured["attack"] == "worst-case"].iloc[-1]
+
+
+def test_attacks_that_asked_nothing_and_beat_nothing_leave_a_mark():
+    labels = list(range(4))
+    silent, one = cell("a", labels=labels, passes=(0.0, 0.0)), cell("b", labels=labels, passes=(0.0, 0.0))
+    for attacks in ([silent], [silent, one]):
+        row = worst_case(*attacks)
+        assert (row["unasked"], row["given_up"], row["attacked"]) == (1, 1, 4) and "asked" in effort_note(row)
+    lucky = cell("b", labels=labels, adv=[1, 1, 2, 3], passes=(0.0, 0.0))
+    asking = cell("b", labels=labels, passes=(1.0, 0.0))
+    for other in (lucky, asking):
+        row = worst_case(silent, other)
+        assert not row["unasked"] > 0 and not effort_note(row)
+    single = summary(run(cell("clean", labels=labels), silent)).set_index("attack").loc["a"]
+    assert single["unasked"] == 0, "one draw of noise asks nothing, and is a fair control"
+
+
+def test_an_attack_that_asked_in_one_batch_or_at_one_size_has_asked():
+    """A substitute is trained once, and its passes are those of the first batch at the first size."""
+    rows = cell("a", (0.1, 0.2), labels=list(range(4)), passes=(0.0, 0.0))
+    rows.loc[(rows["eps"] == 0.1) & (rows["sample"] == 0), "forwards"] = 0.25
+    assert worst_case(rows)["unasked"] == 0
+
+
+def test_what_another_attack_beat_at_a_smaller_size_is_not_given_up():
+    labels = list(range(4))
+    one, other = (
+        cell("a", (0.1,), labels=labels, adv=[1, 1, 2, 3]),
+        cell("b", (0.1, 0.2), labels=labels).assign(blind=1),
+    )
+    row = worst_case(one, other)
+    assert (row["robust_accuracy"], row["given_up"], row["masked"]) == (0.75, 0.75, 0)
+
+
+def test_noise_images_of_which_none_is_accepted_have_no_mark():
+    noise = cell("a", labels=[-1] * 4, clean=[0] * 4, adv=[REJECT] * 4, norm="fooling", passes=(0.0, 0.0))
+    figured = summary(run(cell("clean"), noise))
+    assert not (figured["unasked"] > 0).any()
+
+
+def test_an_attack_without_any_gradient_is_not_outdone_by_one_that_came_nearer_and_beat_nothing():
+    labels = [0] * 200
+
+    def attacks(share: float, fallen: int) -> pd.Series:
+        """The worst case of an attack that is blind on that share, and of one that beats so many inputs."""
+        blind, other = cell("a", labels=labels), cell("b", labels=labels, adv=[1] * fallen + [0] * (200 - fallen))
+        blind["blind"], other["blind"] = [1.0] * round(200 * share) + [0.0] * round(200 * (1 - share)), 0.0
+        return worst_case(blind, other)
+
+    row = attacks(0.95, 2)
+    assert row["given_up"] == 0 and row["masked"] == pytest.approx(188 / 200)
+    assert "188 of 200" in effort_note(row) and "gradient" in effort_note(row)
+    for weaker in (attacks(0.9, 2), attacks(0.95, 3)):
+        assert weaker["masked"] == 0 and not effort_note(weaker)
 
 
 def test_one_in_a_hundred_is_no_mark():
@@ -234,6 +292,18 @@ def test_a_run_says_where_an_attack_stopped_trying(tmp_path):
     assert again.returncode == 0 and Log(out / "log.jsonl").read()[0][-1]["event"] == "run found finished"
     ending = again.stdout.strip().splitlines()[-1]
     assert "1 cell where the attack stopped trying" in ending, "a finished run says it again"
+
+
+SUBSTITUTE = {"name": "substitute", "images": 16, "rounds": 1, "epochs": 1}
+
+
+@pytest.mark.parametrize(("attack", "marked"), [({"name": "tiny:Slow"}, True), (SUBSTITUTE, False)])
+def test_an_attack_of_a_user_that_asks_nothing_leaves_a_mark(tmp_path, attack, marked):
+    rows = ran(tmp_path, attack | {"eps": [0.01]}, dataset="digits", defense="tiny:NearestMean", n=12)
+    assert not rows[-1][rows[-1]["distance"] > 0]["success"].any() and rows[-1]["moved"].all()
+    figured = summary(pd.concat(rows).assign(key="k"))
+    note = effort_note(figured[figured["attack"] == "worst-case"].iloc[0])
+    assert bool(note) == marked, note
 
 
 def test_a_rejected_output_is_tried_once_more_in_whole_grey_levels(tmp_path):
