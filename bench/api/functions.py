@@ -31,6 +31,7 @@ from manifold_bench.bench.api.options import (
     shown,
     usage_of,
 )
+from manifold_bench.bench.api.usual import UNNAMED, usual_attacks
 from manifold_bench.bench.datasets.checks import fault_of_labels
 from manifold_bench.bench.datasets.given import dataset_of, images_and_classes, labelled_images
 from manifold_bench.bench.errors import InputError
@@ -133,7 +134,7 @@ def evaluate(
     model: object,
     data: object,
     *,
-    attacks: Sequence[str | Mapping[str, object]] = ("pgd", "autoattack"),
+    attacks: Sequence[str | Mapping[str, object]] = UNNAMED,
     norm: Norm = "linf",
     eps: float | str | Sequence[float | str] | None = None,
     **further: Unpack[EvaluationOptions],
@@ -143,10 +144,11 @@ def evaluate(
     model: whatever `as_defense` takes, or a name as on the command line. data: the name of a registered data set, which
     comes before a folder of that name; a pair (images [N,C,H,W] in [0,1], labels [N]) of tensors, arrays or lists; a
     `torch.utils.data.Dataset` of such pairs; or a folder that holds a folder of images for each class. attacks: names,
-    or tables with a name and parameters ({"name": "pgd", "steps": 100}). norm, eps: the threat model: the perturbation
-    is at most ε in that norm, a number or a fraction ("8/255"). further: `normalize`, `rejects`, `randomized` with
-    `draws` (number of answers to each input that are judged) and `classes` (number of classes) of the model; `n`, the
-    number of images, `budget` ("10min"), `diagnose`, and the other options of `run`.
+    or tables with a name and parameters ({"name": "pgd", "steps": 100}); by default PGD and AutoAttack, or attacks by
+    queries on a model without gradients. norm, eps: the threat model: the perturbation is at most ε in that norm, a
+    number or a fraction ("8/255"). further: `normalize`, `rejects`, `randomized` with `draws` (number of answers to
+    each input that are judged) and `classes` (number of classes) of the model; `n`, the number of images, `budget`
+    ("10min"), `diagnose`, and the other options of `run`.
 
     Raises InputError for what cannot be evaluated, in one line that says what is allowed.
     """
@@ -175,14 +177,14 @@ def evaluate(
             raise InputError(f"classes: the data set {name!r} says it itself; leave it out")
         if images is not None:
             with argument("model"):
-                rejects = bool(usage.get("rejects"))
-                classes = usage.get("classes") or known or _number_of_classes(cls, images, rejects)
+                classes = usage.get("classes") or known or _number_of_classes(cls, images, "rejects" in usage)
             stack.enter_context(handing_in("datasets", {name: dataset_of(name, images, classes)}))
             _check_workers(options, "data")
         defense: dict[str, object] = {"name": model} if isinstance(model, str) else {"name": MODEL, "label": MODEL}
         defense |= {key: usage[key] for key in ("rejects", "draws", "normalize") if key in usage}
         if not isinstance(model, str):
             stack.enter_context(handing_in("defenses", {MODEL: cls}))
+        entries = usual_attacks(cls, name, str(spelled)) if attacks is UNNAMED else entries
         strength = {"norm": spelled, "eps": sizes}
         content: dict[str, list[dict[str, object]]] = {
             "datasets": [{"name": name}],
