@@ -46,6 +46,9 @@ class SigmaZero(ViewAttack):
     paper = "cina2025"
     norms: ClassVar[tuple[Norm, ...]] = ("l0",)
     minimal = True
+    adapted_to = ("adversarial training", "gradient masking", "input transformation")
+    """As for APGD: the paper attacks adversarially trained models, the margin of the logits in their own unit does not
+    vanish behind distillation, and the gradient passes a transformation by the defense's own estimate (BPDA)."""
 
     norm: Norm = "l0"
     steps: Annotated[int, Ge(1)] = 1000

@@ -86,6 +86,19 @@ def test_an_attack_in_another_norm_or_at_other_sizes_decides_nothing():
     assert gmvae.sizes == {}, "no size is decided, so that none is named"
 
 
+def test_in_l0_plain_classifiers_are_decided_by_the_attack_that_differentiates_their_logits():
+    others = [{"name": name, "norm": "l0", "eps": [2.0]} for name in ("noise", "sparse-rs", "jsma", "vfga")]
+    plain = ["pgd-training", "distillation", "art:FeatureSqueezing"]
+    assert families(undecided(jobs(*others, defenses=plain))) == {
+        "adversarial training",
+        "gradient masking",
+        "input transformation",
+    }
+    sigma = {"name": "sigma-zero", "norm": "l0", "eps": [2.0]}
+    left = undecided(jobs(*others, sigma, defenses=[*plain, "inc", "gmvae", "auxiliary-detector", "smoothing"]))
+    assert families(left) == {"projection", "generative rejection", "detection", "certified"}
+
+
 def test_noise_decides_nothing_and_has_no_figure_to_decide():
     noise = {"name": "noise", "norm": "fooling", "draws": 1}
     assert undecided(jobs(noise, PGD, defenses=["inc"])) == [Undecided("digits", "projection", ("inc",))]
