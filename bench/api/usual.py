@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from manifold_bench.bench.planning.registry import find
-from manifold_bench.bench.report.advice import FROM_SCORES, WRAPPED
+from manifold_bench.bench.report.cures import FROM_SCORES, WRAPPED
 from manifold_bench.bench.report.steps import USUAL
 from manifold_bench.defenses.answers import NO_GRADIENT, evaluating
 from manifold_bench.defenses.base import Defense

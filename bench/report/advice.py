@@ -9,6 +9,7 @@ import pandas as pd
 
 from manifold_bench.bench.metrics.effort import LIMIT, effort_note
 from manifold_bench.bench.records.schema import Row
+from manifold_bench.bench.report.cures import FROM_SCORES, WRAPPED, cure_of_zero_gradients
 from manifold_bench.bench.report.steps import ENOUGH, STRONG, Steps
 from manifold_bench.bench.text import percent
 from manifold_bench.defenses.identity import JsonObject
@@ -24,12 +25,6 @@ WIDE = 0.2
 
 FAILED = "Every attack failed, so nothing is known: mend what the reasons name, and run the same again."
 """Advice where no attack ended."""
-
-FROM_SCORES = {"linf": "square", "l2": "square", "l1": "square", "l0": "sparse-rs"}
-"""Norm → attack that uses scores alone, so that it works where gradients do not."""
-
-WRAPPED = "wrap the step that causes it (rounding, a threshold, NumPy) with `mb.bpda`"
-"""What to do about a step of a model through which no useful gradient passes."""
 
 
 def next_step(steps: Steps, finding: JsonObject, worst: Sequence[Row]) -> tuple[str, str]:
@@ -135,7 +130,8 @@ def _unmasked(steps: Steps, cause: str) -> tuple[str, str]:
 
     cause: result of `_masked`.
     """
-    added = FROM_SCORES.get(steps.sizes[0]) if steps.sizes else None
+    norm = steps.sizes[0] if steps.sizes else ""
+    added = FROM_SCORES.get(norm)
     if steps.matrix != STRONG and steps.can_be_strong:
         return f"{cause}: {WRAPPED}, and run `{STRONG}`, some of whose attacks need no gradient:", steps.strong()
     if added is None or _asks_alone(steps):
@@ -143,7 +139,7 @@ def _unmasked(steps: Steps, cause: str) -> tuple[str, str]:
     again = (
         steps.same(attack=[added]) if steps.is_of_command_line else _repeated(steps, [*_ran(steps), {"name": added}])
     )
-    return f"{cause}: {WRAPPED}, and run an attack that needs no gradient ({added}):", again
+    return f"{cause}: {cure_of_zero_gradients(norm)}:", again
 
 
 def _ran(steps: Steps) -> list[JsonObject]:

@@ -17,6 +17,7 @@ from manifold_bench.bench.metrics.unadapted import NOT_ADAPTED, unadapted
 from manifold_bench.bench.metrics.unconverged import FELL_LATE, unconverged
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import ATTACK, CLEAN, WORST_CASE, Row
+from manifold_bench.bench.report.cures import cure_of_zero_gradients
 from manifold_bench.bench.report.order import by_norm
 from manifold_bench.bench.report.table import LEGEND, Notes, Table, flag_note
 from manifold_bench.bench.text import NOT_RUN, eps_text, norm_text, percent
@@ -122,7 +123,9 @@ class Marks:
         if note := effort_note(row):
             one = row["kind"] != WORST_CASE
             attacks = f"{who}: the attack" if one else f"{row['defense']}: every gradient-based attack"
-            found.append("‖" + self.notes.number(f"‖ {attacks} {note}; this is no evidence of robustness"))
+            blind = any(row.get(share, 0.0) > 0 for share in ("blind", "masked"))  # NaN counts as none
+            cure = f": {cure_of_zero_gradients(row['norm'])}" if blind else ""
+            found.append("‖" + self.notes.number(f"‖ {attacks} {note}; this is no evidence of robustness{cure}"))
         if status == "partial":
             for cause, number in self._causes(row).items():  # these notes say it already
                 reason = reason.replace(f"({cause})", number)

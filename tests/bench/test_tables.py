@@ -88,6 +88,16 @@ def test_cells_without_figures_are_marked_and_explained():
     assert "over noise, pgd; failed: cw_l2" in partial
 
 
+@pytest.mark.parametrize(("norm", "added"), [("linf", "square"), ("l0", "sparse-rs"), ("unrestricted", "")])
+def test_the_note_on_a_zero_gradient_names_its_cure(norm, added):
+    blind = cell("pgd", (2.0,), LABELS, norm=norm).assign(blind=1.0)
+    stuck = cell("apgd", (2.0,), LABELS, norm=norm, defense="stuck").assign(blind=0.0, improved=False)
+    notes = [note for table in made(summary(run(cell(CLEAN, labels=LABELS), blind, stuck))) for note in table.notes]
+    assert {"mb.bpda" in note for note in notes if "gradient was" in note} == {True}
+    assert all(added in note for note in notes if "gradient was" in note)
+    assert {"mb.bpda" in note for note in notes if note.startswith("‖ stuck")} == {False}
+
+
 def test_each_failure_is_explained_in_one_note():
     for table in (ROBUST, ATTACKS):
         (number,) = (i for i, note in enumerate(table.notes, 1) if "memory" in note)
