@@ -16,6 +16,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import overrides
 
 from manifold_bench.bench.errors import InputError, interruption
 from manifold_bench.bench.planning.process_exit import exit_as_error
@@ -51,6 +52,26 @@ def _autocast_nesting() -> int:
     """Return how many autocast contexts are open in this thread."""
     torch.autocast_increment_nesting()
     return int(torch.autocast_decrement_nesting())
+
+
+class _Modes:
+    """The contexts of torch functions that are open in this thread, with torch's default device, which is one of them.
+
+    A context that was opened and not closed, such as `torch.device("meta").__enter__()`, lets
+    `torch.set_default_device` fail, so that torch's own list is restored.
+    """
+
+    def __init__(self) -> None:
+        self.modes = overrides._get_current_function_mode_stack()
+        self.device = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+
+    def restore(self) -> None:
+        """Close the contexts that were opened since then, and open those that were closed."""
+        for _ in overrides._get_current_function_mode_stack():
+            overrides._pop_mode()
+        for mode in self.modes:
+            overrides._push_mode(mode)
+        torch._GLOBAL_DEVICE_CONTEXT.device_context = self.device
 
 
 @contextmanager
@@ -133,6 +154,7 @@ def settings_kept() -> Iterator[None]:
         partial(torch.set_rng_state, torch.get_rng_state()),
         partial(torch.set_default_dtype, torch.get_default_dtype()),
         partial(torch.set_num_threads, torch.get_num_threads()),
+        _Modes().restore,
         partial(torch.set_grad_enabled, torch.is_grad_enabled()),
         partial(torch.set_autocast_enabled, "cpu", torch.is_autocast_enabled("cpu")),
         partial(vars(builtins).update, dict(vars(builtins))),
@@ -142,7 +164,7 @@ def settings_kept() -> Iterator[None]:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         changes.append(partial(signal.pthread_sigmask, signal.SIG_SETMASK, blocked))
         changes += [partial(signal.signal, one, signal.getsignal(one)) for one in SIGNALS]
-    environment, device, streams = dict(os.environ), torch.get_default_device(), (sys.stdout, sys.stderr)
+    environment, streams = dict(os.environ), (sys.stdout, sys.stderr)
     deterministic, nesting = torch.are_deterministic_algorithms_enabled(), _autocast_nesting()
     try:
         with (
@@ -158,8 +180,6 @@ def settings_kept() -> Iterator[None]:
         while _autocast_nesting() > nesting:
             torch.autocast_decrement_nesting()
             torch.clear_autocast_cache()  # else casts of weights stay, whatever the weights learn
-        if torch.get_default_device() != device:
-            torch.set_default_device(device)
         if torch.are_deterministic_algorithms_enabled() != deterministic:
             torch.use_deterministic_algorithms(deterministic)  # which imports a compiler
         if dict(os.environ) != environment:

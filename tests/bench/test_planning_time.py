@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 import torch
 from commands import bench_run, figures, last_events, one_error_line
 from handed import GOOD, Data, Honest, Idle
+from torch.overrides import BaseTorchFunctionMode, _get_current_function_mode_stack
 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning import reading
@@ -63,6 +65,22 @@ CASES: dict[str, tuple[str, Callable[[Any], type[Any]]]] = {
         lambda end: dataclass(frozen=True)(type("It", (Data,), {"name": "theirs", "chosen": end})),
     ),
 }
+
+
+def test_a_context_of_torch_that_a_module_leaves_open_is_closed():
+    for before in (nullcontext(), torch.device("cpu")):
+        with before:
+            with contained("it"):
+                torch.device("meta").__enter__()
+                BaseTorchFunctionMode().__enter__()
+            with contained("it"):
+                torch.set_default_device("meta")
+                torch.device("meta").__enter__()
+            assert torch.ones(1).device == torch.get_default_device() == torch.device("cpu")
+            assert len(_get_current_function_mode_stack()) == isinstance(before, torch.device)
+    torch.set_default_device("cpu")
+    torch.set_default_device(None)
+    assert not _get_current_function_mode_stack()
 
 
 @pytest.mark.parametrize("end", [hangs, leaves, os_leaves])
