@@ -16,6 +16,8 @@ from typing import Any, Literal, Unpack, overload
 
 from manifold_bench.attacks.threat import UNBOUNDED, Norm
 from manifold_bench.bench.api.callers import argument, called_by_a_program
+from manifold_bench.bench.api.model import resolved
+from manifold_bench.bench.api.named import by_name
 from manifold_bench.bench.api.one_attack import Attacked, attack_once
 from manifold_bench.bench.api.options import (
     EVALUATION,
@@ -37,9 +39,8 @@ from manifold_bench.bench.datasets.given import dataset_of, images_and_classes, 
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.evaluation.start import start
 from manifold_bench.bench.planning.matrix import AttackEntry
-from manifold_bench.bench.planning.named_models import with_weights
 from manifold_bench.bench.planning.reading import attack_choice, validated
-from manifold_bench.bench.planning.registry import called, find, handing_in
+from manifold_bench.bench.planning.registry import find, handing_in
 from manifold_bench.bench.planning.sizes import check_size, sizes_of
 from manifold_bench.bench.planning.toml import toml, written
 from manifold_bench.bench.planning.usercode import contained
@@ -104,7 +105,7 @@ def run(
             for label, model in models_given.items():
                 with argument(f"defenses[{label!r}]"):
                     tables[label] = _table(label, model)
-                    given = _resolved(tables[label].pop("model"), f"defenses[{label!r}]")
+                    given = resolved(tables[label].pop("model"), f"defenses[{label!r}]")
                     objects |= not isinstance(given, str)
                     classes[label] = _class_of(label, given, tables[label].pop("randomized", False))
             if classes:
@@ -160,7 +161,7 @@ def evaluate(
         entries = entries_of(attacks)
     usage = {name: value for name in USAGE if (value := usage_of(name, options.pop(name, None))) is not None}
     with argument("model"):
-        model, randomized = _resolved(model), bool(usage.get("randomized"))
+        model, randomized = resolved(model), bool(usage.get("randomized"))
         if isinstance(model, str) and randomized:
             raise InputError(f"randomized: {model!r} has to say it itself, by an attribute `randomized = True`")
         cls = _class_of(MODEL, model, randomized)
@@ -224,7 +225,8 @@ def attack(
         given = {} if eps is None else {"eps": sizes_of(eps)}
     with argument("name"):
         if not isinstance(name, str):
-            raise InputError(f"name: {shown(name)} is no name; give that of an attack, as pgd")
+            how = by_name("attacks", name) or f"{shown(name)} is no name; give that of an attack, as pgd"
+            raise InputError(f"name: {how}")
     for key in AttackEntry.model_fields:
         if key in parameters:
             raise InputError(f"{key}: no such option, because all of the images are attacked once; leave it out")
@@ -310,7 +312,7 @@ def _table(label: str, given: object) -> JsonObject:
     table, place = dict(given), f"defenses[{label!r}]"
     if "model" not in table:
         raise InputError(f'{place}: the table has no model; give {{"model": model, "rejects": True}}')
-    model = _resolved(table.pop("model"), place)
+    model = resolved(table.pop("model"), place)
     randomized = bool(usage_of("randomized", table.pop("randomized", None)))
     if "classes" in table:
         raise InputError(f"{place}: classes: the data set of a matrix says it itself; leave it out")
@@ -324,22 +326,9 @@ def _table(label: str, given: object) -> JsonObject:
     return {**settings, "model": model, "randomized": randomized}
 
 
-def _resolved(model: object, place: str = "model") -> object:
-    """Return a model or its name; a class or a function without arguments is called.
-
-    A pair (model, file of weights) is the model with these, or the name of both. place: beginning of messages.
-    """
-    if not isinstance(model, tuple):
-        return called(model, place)
-    if len(model) != 2 or not isinstance(model[1], (str, Path)):
-        raise InputError(f'{place}: {shown(model)} is no model; a pair is (network, file), as (Net, "net.safetensors")')
-    network, file = model
-    return f"{network}@{file}" if isinstance(network, str) else with_weights(called(network, place), Path(file))
-
-
 def _object(model: object) -> object:
     """Return a model as an object, loaded if a name is given; raises InputError for a defense that has to be built."""
-    model = _resolved(model)
+    model = resolved(model)
     if not isinstance(model, str):
         return model
     made = models.handed(find("defenses", model))
@@ -366,7 +355,7 @@ def _class_of(label: str, model: object, randomized: bool = False) -> type[Defen
 
     No stored result is ever used again for an object, because its code is not known.
     """
-    model = _resolved(model)
+    model = resolved(model)
     if isinstance(model, str):
         return find("defenses", model)
     if randomized and isinstance(model, Defense):

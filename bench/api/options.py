@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from manifold_bench.bench.api.callers import argument
+from manifold_bench.bench.api.named import by_name
 from manifold_bench.bench.arguments import run_parser
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.text import nearest
@@ -111,18 +112,21 @@ def _values(name: str, value: object) -> list[object]:
     Values are texts, paths and numbers.
     """
     values = several(value)
-    of_a_kind = all(isinstance(one, (str, os.PathLike, Number, np.generic)) for one in values)
+    of_a_kind = not isinstance(value, Mapping)
+    of_a_kind &= all(isinstance(one, (str, os.PathLike, Number, np.generic)) for one in values)
     if name == "dataset" and not of_a_kind:
         raise InputError(
             f"dataset: {shown(value)} is no name; give names of data sets or a folder, or use "
             "mb.evaluate(model, (images, labels), …)"
         )
+    if name == "defense" and not of_a_kind:
+        raise InputError(f'defense: {shown(value)} is no name; hand models in as defenses={{"mine": model}}')
+    if name == "attack" and not of_a_kind:
+        hows = filter(None, (by_name("attacks", one) for one in values))
+        how = f"{shown(value)} is no name; attacks with parameters are for mb.evaluate, or a matrix file"
+        raise InputError(f"attack: {next(hows, how)}")
     single = len(values) == 1 or isinstance(DEFAULTS[name], list)
-    if (
-        isinstance(value, Mapping)
-        or not (single and of_a_kind)
-        or any(isinstance(one, (bool, np.bool_)) for one in values)
-    ):
+    if not (single and of_a_kind) or any(isinstance(one, (bool, np.bool_)) for one in values):
         hint = "; images and labels are for mb.evaluate" if name == "data" and not of_a_kind else ""
         raise InputError(f"{name}: {shown(value)} is not allowed; give one value{hint}")
     return values
@@ -139,7 +143,10 @@ def check_plain(name: str, value: object) -> None:
 def entries_of(attacks: str | Mapping[str, object] | Iterable[str | Mapping[str, object]]) -> list[dict[str, object]]:
     """Return attacks as the tables of a matrix file, from one or several names or tables; raises InputError."""
     try:
-        many = [attacks] if isinstance(attacks, (str, Mapping)) else list(attacks)
+        many = list(attacks) if isinstance(attacks, Iterable) and not isinstance(attacks, (str, Mapping)) else [attacks]
+        for one in many:
+            if how := by_name("attacks", one.get("name", "") if isinstance(one, Mapping) else one):
+                raise InputError(f'attacks: {how}, or a table with parameters, as {{"name": "pgd", "steps": 100}}')
         tables: list[dict[str, object]] = [{"name": one} if isinstance(one, str) else dict(one) for one in many]
         if not all(isinstance(name, str) for table in tables for name in table):
             raise TypeError
