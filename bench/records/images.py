@@ -46,6 +46,12 @@ class AdversarialImages:
     inputs: np.ndarray
     meta: JsonObject
 
+    def __repr__(self) -> str:
+        cell = [str(self.meta[name]) for name in ("dataset", "defense", "attack", "norm") if name in self.meta]
+        size = self.meta.get("eps")
+        cell += [f"ε = {eps_text(size)}"] if isinstance(size, (int, float)) else []
+        return f"AdversarialImages({', '.join([f'images of shape {self.images.shape}', *cell])})"
+
     def save(self, path: str | Path) -> None:
         """Write the arrays into one .npz file; `meta` becomes an array with its JSON text."""
         arrays = {name: getattr(self, name) for name in ("images", "labels", "indices", "inputs")}

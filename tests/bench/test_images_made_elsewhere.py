@@ -15,6 +15,7 @@ from manifold_bench.bench import judge
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.planning.toml import toml
+from manifold_bench.bench.records.images import AdversarialImages
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.report.contents import Report
 
@@ -117,6 +118,14 @@ def test_noise_images_and_sizes_of_many_digits_are_kept_too(tmp_path):
         assert found.images.shape == (3, 1, 8, 8) and found.labels.tolist() == [-1] * 3
         assert found.indices.tolist() == [0, 1, 2] and found.meta["split"] == "noise"
     assert len(result.adversarial(attack="fgsm", eps=0.1234567891).images) == 3
+
+
+def test_images_show_themselves_by_their_shape_and_cell():
+    arrays = {"images": np.random.rand(3, 1, 8, 8), "labels": np.arange(3), "indices": np.arange(3)}
+    meta = {"dataset": "digits", "attack": "fgsm", "eps": 8 / 255, "seed": 0}
+    shown = repr(AdversarialImages(**arrays, inputs=np.array(["a", "b", "c"]), meta=meta))
+    assert "(3, 1, 8, 8)" in shown and "8/255" in shown and "fgsm" in shown and len(shown) < 100
+    assert "(3, 1, 8, 8)" in repr(AdversarialImages(**arrays, inputs=np.array(["a", "b", "c"]), meta={}))
 
 
 def test_exported_images_are_judged_as_they_were(made, folder, tmp_path):
