@@ -81,8 +81,12 @@ def allow_files() -> None:
 
 
 def system_error(error: OSError | MemoryError) -> str:
-    """Return an error of the operating system on one line: `results/records: No space left on device`."""
-    place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    """Return an error of the operating system on one line: `results/records: No space left on device`.
+
+    A file that cannot be given another name, as a draft that is complete, is named by that other name.
+    """
+    named = (error.filename2 or error.filename) if isinstance(error, OSError) else None
+    place = f"{named}: " if named else ""
     what = (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__} {error}"
     return " ".join(f"{place}{what}".split())
 
