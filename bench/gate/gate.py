@@ -271,6 +271,7 @@ def print_gate(gate: Gate, console: Console, advice: str = "") -> None:
             cells.append(Line(f"{one.sign} {_strength(one.cell)}", figures, note, STYLES.get(one.sign, "")))
     if cells:
         print_grid(console, "", ["cell", *HEADER[6:-1]], cells)
+        print_text(console, LEGEND)
     style = STYLES["-"]
     broken = [Line(f"{one.limit}: {cell_text(one.cell)}", one.texts, one.note, style) for one in gate.broken]
     if broken:

@@ -276,6 +276,13 @@ def test_a_reason_is_printed_as_it_is(monkeypatch, capsys):
     assert "[out] of memory" in command(monkeypatch, capsys, attacked(0), failed)[1]
 
 
+def test_the_screen_explains_every_column_of_its_figures(monkeypatch, capsys):
+    _, output = command(monkeypatch, capsys, attacked(0), attacked(0))
+    shown, _, legend = " ".join(output.split()).partition("Baseline, new: ")
+    assert shown.partition(" ─")[0].split()[-5:] == ["n", "baseline", "new", "lost/gained", "p"]
+    assert all(f"{column} " in legend for column in ("n", "lost/gained:", "p:"))
+
+
 def test_cells_only_in_the_new_run_are_named_and_pass(monkeypatch, capsys):
     code, output = command(monkeypatch, capsys, CLEAN, run(CLEAN, attacked(20)))
     assert code == 0
