@@ -47,7 +47,8 @@ def next_step(steps: Steps, finding: JsonObject, worst: Sequence[Row]) -> tuple[
         return f"{cause}: mend that, and run again:", steps.same()
     if steps.is_guessing:
         cause = "Without an attack it is no better than guessing, so that these figures say nothing about robustness"
-        return f"{cause}: check its weights, normalization and order of classes, and run again:", steps.same()
+        where = f" (weights in a file are given as {steps.with_weights})" if steps.with_weights else ""
+        return f"{cause}: check its weights{where}, normalization and order of classes, and run again:", steps.same()
     if happened == {"skipped"}:
         return _suited(steps)
     if cause := _masked(steps, finding, worst):

@@ -27,6 +27,9 @@ ENOUGH = 100
 DRAWS = 10
 """Number of answers that a defense should be judged on when it turns out to be randomized."""
 
+LIBRARIES = ("timm", "robustbench")
+"""Libraries of trained models, whose names are given after a colon."""
+
 USUAL = ["pgd", "autoattack"]
 """Attacks of `mb.evaluate` where none are given."""
 
@@ -90,6 +93,13 @@ class Steps:
         """Whether a shell can name the defense."""
         name = self.entry["name"]
         return name in registered("defenses") or ":" in name or name.endswith(MODEL_FILES)
+
+    @property
+    def with_weights(self) -> str:
+        """How a network in Python code is named with a file of weights; empty for a name with one, and for others."""
+        name = str(self.entry["name"])
+        is_code = ":" in name and name.partition(":")[0] not in (*LIBRARIES, *registered("defenses"))
+        return f"{name}@weights.pt" if is_code and "@" not in name else ""
 
     @property
     def data(self) -> str:

@@ -78,6 +78,17 @@ def test_a_defense_that_guesses_is_told_to_mend_that_first():
     assert "no better than guessing" in assessment.advice and "strong" not in assessment.command
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("net.py:Net", "net.py:Net@weights.pt"), ("my.nets:net", "my.nets:net@weights.pt"), ("net.py:Net@net.pt", "")]
+    + [(name, "") for name in ("model", "timm:resnet18", "art:JpegCompression", "pgd-training", "net.pt")],
+)
+def test_a_network_in_a_file_that_guesses_is_named_with_a_file_of_weights(name, hint):
+    remark = f"it is right on 10.0 % of 20 clean images, {GUESSES}"
+    found = from_python(attacked(20, remark=remark, dataset="data"), name=name)
+    assert hint in found.advice and ("@weights.pt" in found.advice) == bool(hint)
+
+
 def test_a_model_of_a_program_has_advice_for_a_program():
     records = RECORDS.assign(defense=RECORDS["defense"].replace("pgd-training", "model"))
     (assessment,) = made(records, named={"defenses": ["model"]})
