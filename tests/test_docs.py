@@ -44,10 +44,10 @@ PAGES = {path.name: path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.m
 RESULTS = sorted((DOCS / "results").glob("*.md"))
 QUICKLY_READ = {"photographs.md", "selective.md"}
 
-MATRICES = {"full", "photographs", "quick", "selective", "smoke", "strong"}
+MATRICES = {"attackbench", "full", "photographs", "quick", "selective", "smoke", "strong"}
 """Matrices that can be planned without files of the user's."""
 
-LONG_TO_PLAN = {"full"}
+LONG_TO_PLAN = {"attackbench", "full"}
 """Those whose plan takes most of a minute: it is tested with `-m slow`."""
 
 OTHERS = ("apt", "cd", "git", "mkdocs", "mv", "pip", "pytest", "python", "ray", "rm", "ruff", "tox")

@@ -127,6 +127,7 @@ class MatrixFile(Entry):
     diagnose: bool = False
     crossed: bool = False
     work: Positive | None = None
+    max_passes: Count | None = None
     timeout: Annotated[Positive, Field(le=1e6)] = 4 * 3600.0  # the timers of a system end before 25 days
     resources: Resources = NO_RESOURCES_GIVEN
 

@@ -122,7 +122,10 @@ def parse_matrix(raw: JsonObject, source: str) -> Matrix:
     )
     for i, defense in enumerate(defenses):
         _check_draws(defense, f"{source}: defenses[{i}]")
-    attacks = tuple(attack_choice(entry, f"{source}: attacks[{i}]") for i, entry in enumerate(file.attacks))
+    attacks = tuple(
+        _with_at_most(file.max_passes, attack_choice(entry, f"{source}: attacks[{i}]"))
+        for i, entry in enumerate(file.attacks)
+    )
     measurements = tuple(
         _measurement(entry, f"{source}: measurements[{i}]") for i, entry in enumerate(file.measurements)
     )
@@ -313,6 +316,12 @@ def attack_choice(entry: AttackEntry, place: str) -> AttackChoice:
         defenses=entry.defenses,
         parameters=entry.parameters,
     )
+
+
+def _with_at_most(passes: int | None, choice: AttackChoice) -> AttackChoice:
+    """Return an attack of the matrix that has at most that many passes, unless its entry says how many."""
+    own = choice.attack.max_passes
+    return dataclasses.replace(choice, attack=dataclasses.replace(choice.attack, max_passes=own or passes))
 
 
 def _measurement(entry: ConfinedEntry, place: str) -> MeasurementChoice:

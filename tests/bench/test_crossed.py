@@ -49,6 +49,22 @@ def test_everything_that_is_registered_is_in_full(full):
         assert choice.attack.norm in UNBOUNDED or len(choice.eps) > 1
 
 
+def test_every_attack_of_attackbench_has_the_same_passes():
+    matrix = read_matrix("attackbench")
+    assert {choice.attack.max_passes for choice in matrix.attacks} == {2000}
+    assert {choice.name for choice in matrix.attacks} == {choice.name for choice in read_matrix("full").attacks}
+
+
+def test_the_passes_of_a_matrix_are_those_of_each_attack_that_has_none_of_its_own():
+    attacks = [{"name": "fgsm", "eps": 0.1}, {"name": "pgd", "eps": 0.1, "max_passes": 7}]
+    raw = {"datasets": ["digits"], "defenses": ["undefended"], "attacks": attacks, "max_passes": 50}
+    matrix = parse_matrix(raw, "m.toml")
+    assert [choice.attack.max_passes for choice in matrix.attacks] == [50, 7]
+    assert [choice.label for choice in matrix.attacks] == ["fgsm", "pgd(max_passes=7)"]
+    with pytest.raises(InputError, match="max_passes"):
+        parse_matrix(raw | {"max_passes": 0}, "m.toml")
+
+
 def test_a_new_system_is_in_full_because_it_is_registered(monkeypatch):
     point = EntryPoint("another-fgsm", "manifold_bench.attacks.gradient:FGSM", "manifold_bench.attacks")
     real = registered
