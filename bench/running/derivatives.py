@@ -56,7 +56,11 @@ def gradients_fit(defense: Defense, few: Tensor) -> bool:
             gradients = [torch.autograd.grad(value.sum(), x, retain_graph=True)[0] for value in values(x)]
         if declared or not gradients[0].any():
             return True
-        return all(_fits(lambda x, i=i: values(x)[i], near, gradient) for i, gradient in enumerate(gradients))
+
+        def one(index: int) -> Callable[[Tensor], Tensor]:
+            return lambda images: values(images)[index]
+
+        return all(_fits(one(index), near, gradient) for index, gradient in enumerate(gradients))
     except Exception:  # a user's code may raise anything, and an attack then fails by name
         return True
 
