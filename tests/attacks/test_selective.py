@@ -13,6 +13,7 @@ from rejecting import MEANS, Band, TwoDetectors, Walled, images_below
 from torch import Tensor, nn
 
 from manifold_bench.attacks.contract import Verdict
+from manifold_bench.attacks.detector_lagrangian import DetectorLagrangian
 from manifold_bench.attacks.gradient import PGD
 from manifold_bench.attacks.selective import (
     AimedAscent,
@@ -111,6 +112,20 @@ def test_an_orthogonal_step_leaves_the_detector_where_it_was():
     assert not falls(plain, Lure(), x, y, 0.3).any()
     assert not falls(replace(attack, projected="detector"), Lure(), x, y, 0.3).any()
     assert falls(replace(attack, projected="classifier"), Lure(), x, y, 0.3).all()
+
+
+def test_steps_along_signs_stop_behind_the_detector_of_an_auxiliary_network_and_weighed_ones_do_not(digits):
+    """What sign steps leave is wrong and rejected; steps that keep the gradient's proportions get past the detector."""
+    defense, chosen = from_zoo("auxiliary-detector", "digits"), torch.from_numpy(digits.chosen(12))
+    x, y = digits.test.images[chosen], digits.test.labels[chosen]
+    signs = OrthogonalPGD(steps=25, targets=3)
+    attacks = {"signs": signs, "l2": replace(signs, step_norm="l2"), "weighed": DetectorLagrangian(steps=25, targets=3)}
+    left = {}
+    for name, attack in attacks.items():
+        answer = defense.verdict(attack.run(of(defense, 12), x.clone(), y, 0.2, 0))
+        left[name] = int((~answer.wrong(y)).sum())
+        assert (answer.rejected | answer.wrong(y)).all(), "the answer itself falls in each case"
+    assert left["signs"] > left["l2"] == left["weighed"] == 0
 
 
 vectors = arrays("float32", (3, 1, 2, 2), elements=st.floats(-1, 1, width=32))
