@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -207,7 +207,8 @@ def new_attacks(run: JsonObject) -> list[str]:
 class Comparison:
     """How a system that the command line named compares with the others of a run.
 
-    name: its label. about: what has to be known to read the lines. lines: phrases; empty where there is no other one.
+    name: its label. about: what has to be known to read the lines; empty where a later comparison says it. lines:
+    phrases; empty where there is no other one.
     """
 
     name: str
@@ -231,7 +232,9 @@ def comparisons(compared: dict[str, pd.DataFrame], attacks: pd.DataFrame, run: J
     metrics.optimality.attack_figures. run: content of run.json.
     """
     defenses = [Comparison(name, ABOUT_DEFENSES, ranking_lines(found)) for name, found in compared.items()]
-    return defenses + [Comparison(name, ABOUT_ATTACKS, attack_lines(attacks, name)) for name in new_attacks(run)]
+    made = defenses + [Comparison(name, ABOUT_ATTACKS, attack_lines(attacks, name)) for name in new_attacks(run)]
+    last = {one.about: one.name for one in made if one.lines}
+    return [one if last.get(one.about) == one.name else replace(one, about="") for one in made]
 
 
 def reused_lines(run: JsonObject) -> list[str]:

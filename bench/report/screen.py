@@ -41,7 +41,7 @@ def print_report(report: Report, console: Console) -> None:
         print_text(console, f"{comparison.title}:")
         for line in comparison.sentences:
             print_text(console, line, indent="  ")
-        if comparison.lines:
+        if comparison.about:
             print_text(console, comparison.about, indent="  ")
         console.print()
     for assessment in report.assessments:

@@ -76,7 +76,7 @@ def _assessment(assessment: Assessment) -> str:
 def _comparison(comparison: Comparison) -> str:
     """Return a comparison as Markdown: a heading, a list of its sentences, and what has to be known to read them."""
     sentences = "\n".join(f"- {markdown_text(sentence)}" for sentence in comparison.sentences)
-    about = f"\n{comparison.about}\n" if comparison.lines else ""
+    about = f"\n{comparison.about}\n" if comparison.about else ""
     return f"## {markdown_text(comparison.title)}\n\n{sentences}\n{about}"
 
 

@@ -156,6 +156,7 @@ def test_what_was_named_and_what_was_reused_is_shown():
     assert found["mine"][1].startswith("digits, L∞ ε = 0.1: 80.0 % robust, rank 2 of 4; better than weak")
     assert any(line.startswith("digits, L∞, weak: success 70.0") for line in found["a"])
     assert found["gone"] == []
+    assert [one.name for one in named if one.about] == ["mine", "a"]  # "gone" has no lines
     assert reused_lines(run_file) == [
         "7 jobs from the baseline results/baselines/quick (code abc, 2026-01-01), not run again."
     ]
@@ -164,6 +165,11 @@ def test_what_was_named_and_what_was_reused_is_shown():
     shown = " ".join(console.export_text().split())
     for one in named:
         assert one.title in shown and all(line.split(";")[0] in shown for line in one.lines)
+
+
+def test_what_several_comparisons_have_in_common_is_said_once():
+    named = comparisons({name: against_others(RECORDS, name) for name in ("mine", "weak")}, attack_figures(RECORDS), {})
+    assert [bool(one.lines) for one in named] == [True, True] and [bool(one.about) for one in named] == [False, True]
 
 
 @pytest.mark.parametrize(

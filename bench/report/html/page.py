@@ -27,6 +27,9 @@ from manifold_bench.bench.report.tables import Marks, panels, robust_legend, row
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
 from manifold_bench.defenses.identity import JsonObject
 
+LONG = 14
+"""Number of characters from which on the lines of a name may break between its parts."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -75,7 +78,7 @@ def write_page(report: Report, plots: Sequence[Drawn]) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"norm": norm_text, "kernels": kernels_text}
-    environment.filters |= {"inlined": _inlined, "unbroken": _unbroken, "marked": _marked}
+    environment.filters |= {"inlined": _inlined, "unbroken": _unbroken, "marked": _marked, "parted": _parted}
     environment.filters |= {"options_whole": _options_whole, "overall": overall_text, "found": found_text}
     environment.filters |= {"ran_titles": ran_titles, "not_run_lines": not_run_lines, "meanings": _meanings}
     cells = Cells(report)
@@ -218,7 +221,16 @@ def _inlined(plot: Drawn) -> Markup:
 
 def _unbroken(text: str) -> Markup:
     """Return a table's text as HTML that keeps each interval in brackets on one line."""
-    return Markup(re.sub(r"\[[^][]*\]", r'<span class="interval">\g<0></span>', str(escape(text))))
+    return Markup(re.sub(r"\[[^][]*\]", r'<span class="interval">\g<0></span>', str(_parted(text))))
+
+
+def _parted(text: str) -> Markup:
+    """Return a text as HTML in which the lines of a long name break between its parts, as after my_file.py: in one."""
+    places = r"(?<=[a-z0-9])(?=[A-Z])|(?<=[:(,_/@.])(?=[\w@])"
+    words = re.split(rf"(\S{{{LONG},}})", text)  # every second part is long
+    return Markup("").join(
+        Markup("<wbr>").join(re.split(places, word)) if i % 2 else escape(word) for i, word in enumerate(words)
+    )
 
 
 def _options_whole(command: str) -> Markup:
@@ -228,7 +240,8 @@ def _options_whole(command: str) -> Markup:
 
 def _marked(text: str) -> Markup:
     """Return a text as HTML in which **…** is strong and `…` is code; all else is shown as it is written."""
-    parts = re.split(r"`([^`]+)`", str(escape(text)))  # every second part is code
+    parts = re.split(r"`([^`]+)`", str(_parted(text)))  # every second part is code
     parts[::2] = [re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"--[a-z][-a-z]*", r'<span class="nowrap">\g<0></span>', part) for part in parts[::2]]
     parts[1::2] = [f"<code>{part}</code>" for part in parts[1::2]]
     return Markup("".join(parts))
