@@ -105,10 +105,6 @@ def test_noise_decides_nothing_and_has_no_figure_to_decide():
     assert undecided(jobs(noise, TRACKING, defenses=["inc"])) == []
 
 
-KNOWN = {"photographs": {"input transformation", "projection"}}
-"""Families that meet no attack made for them: photographs are expensive, so that BPDA is all, and the run says so."""
-
-
 @pytest.mark.parametrize("name", sorted(path.stem for path in MATRICES.glob("*.toml")))
 def test_every_matrix_that_ships_decides_each_family(name):
     """By what the attacks declare; some of the data sets are not in the package."""
@@ -121,5 +117,5 @@ def test_every_matrix_that_ships_decides_each_family(name):
             for defense in matrix.defenses
             if choice.applies_to(entry.name, defense.label) and defense.cls.family in choice.attack.adapted_to
         }
-        left = there - met - KNOWN.get(name, set())
+        left = there - met
         assert not left, f"{name}: nothing decides {', '.join(left)}"
