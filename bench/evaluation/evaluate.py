@@ -20,7 +20,7 @@ from manifold_bench.bench.planning.budget import Cut, plan_within
 from manifold_bench.bench.planning.folders import data_folder
 from manifold_bench.bench.planning.matrix import Matrix
 from manifold_bench.bench.planning.narrow import narrowed
-from manifold_bench.bench.planning.plan import Options, Plan, make_plan, matrix_json
+from manifold_bench.bench.planning.plan import Options, Plan, check_attacked, make_plan, matrix_json
 from manifold_bench.bench.planning.reading import read_matrix
 from manifold_bench.bench.planning.usercode import working_folder
 from manifold_bench.bench.records.files import parsed
@@ -80,7 +80,9 @@ def evaluate(
         print_text(console, "planning: defenses whose number of operations is not known answer one image …")
     forecaster = Forecaster(device, given.workers or usable_cpus())
     if given.dry_run:
-        plan = plan_within_budget(make_plan(matrix, options, whole), folder, given, forecaster)
+        plan = make_plan(matrix, options, whole)
+        check_attacked(plan)
+        plan = plan_within_budget(plan, folder, given, forecaster)
         print_plan(plan, folder, console, forecaster.forecast(plan, Store(folder)))
         return 0
     if given.export:
@@ -88,6 +90,7 @@ def evaluate(
     with ExitStack() as held:  # nobody else writes to the folder before the report is there
         with chosen_engine(given) as engine:  # its processes start while the data are read here
             plan = make_plan(matrix, options, whole)
+            check_attacked(plan)
             code = code_of_users(plan.systems)
             held.enter_context(run_folder(folder))
             plan = plan_within_budget(plan, folder, given, forecaster)

@@ -225,6 +225,19 @@ def make_plan(matrix: Matrix, options: Options, whole: Matrix | None = None) -> 
     return plan
 
 
+def check_attacked(plan: Plan) -> None:
+    """Raise InputError, with the reasons, if a matrix has attacks and only clean passes of its plan would run."""
+    attacks = [job for job in plan.jobs if job.attack is not None]
+    if not plan.matrix.attacks or plan.measurements or not all(job.skip for job in attacks):
+        return
+    skipped: dict[str, dict[str, None]] = {}
+    for job in attacks:
+        skipped.setdefault(str(job.skip), {})[f"{job.label} on {job.defense.label}"] = None
+    reasons = [f"{', '.join(pairs)}: {reason}" for reason, pairs in skipped.items()] or plan.omissions.lines
+    why = "; ".join(reasons) or "its attacks are for other data sets or defenses"
+    raise InputError(f"{plan.matrix.source}: nothing would be attacked ({why}); name other attacks or defenses")
+
+
 def _ref_or_reason(choice: DefenseChoice, dataset: Dataset, crossed: bool) -> DefenseRef | str:
     """Return the reference of a defense on a data set, or the reason why a crossed matrix leaves the pair out.
 

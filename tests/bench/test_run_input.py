@@ -80,6 +80,12 @@ def test_an_unknown_command_is_refused_in_one_line_that_names_all(capsys):
         (["--out", "{broken}"], "--out"),
         (["--out", "{broken}/below"], "--out"),
         (["--matrix", "{unrestricted}", "--attack", "fgsm"], "fgsm"),
+        (
+            ["--attack", "unsuited"],
+            "nothing would be attacked (unsuited on tiny:NearestMean, unsuited on coin: it makes",
+        ),
+        (["--attack", "unsuited", "--dry-run"], "it makes no sense here"),
+        (["--attack", "for-coin", "--defense", "tiny:NearestMean"], "its attacks are for other data sets or defenses"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, hint, tmp_path, capsys):
@@ -95,7 +101,8 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, hint, tmp_path, capsys
     )
     given = [argument.format(**places) for argument in arguments]
     if given and "--matrix" not in given:
-        given += ["--matrix", str(matrix_file(tmp_path, GOOD))]
+        confined = '[[attacks]]\nlabel = "for-coin"\nname = "noise"\neps = [0.1]\ndefenses = ["coin"]\n'
+        given += ["--matrix", str(matrix_file(tmp_path, GOOD + confined))]
     if given and "--out" not in given:
         given += ["--out", str(tmp_path / "out")]
     assert main(given) == 2
