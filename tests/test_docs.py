@@ -29,6 +29,7 @@ from manifold_bench.bench import COMMANDS, __main__
 from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.datasets.digits import Digits
 from manifold_bench.bench.evaluation import evaluate as evaluation
+from manifold_bench.bench.metrics.summary import SUMMARY_COLUMNS
 from manifold_bench.bench.planning import matrix
 from manifold_bench.bench.planning.catalogue import descriptions
 from manifold_bench.bench.planning.details import parameters
@@ -366,3 +367,8 @@ def test_the_text_about_a_parameter_is_about_that_parameter_alone():
                 about = f"{one.name}: {parameter.name}: {parameter.meaning}"
                 assert len(parameter.meaning.split()) > 2, about
                 assert not re.search(r"^see |^size and|[Oo]ther fields|\bsuch a\b", parameter.meaning), about
+
+
+def test_every_column_of_a_summary_is_explained():
+    rows = re.findall(r"^\| (`.*?) \|", (DOCS / "python.md").read_text(encoding="utf-8"), re.M)
+    assert set(SUMMARY_COLUMNS) <= {name for row in rows for name in re.findall(r"`(\w+)`", row)}
