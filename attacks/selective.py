@@ -220,7 +220,8 @@ class OrthogonalPGD(SelectivePGD):
     projected: which gradients lose that component; the authors' code has the same options. Where margin and detectors
     depend on one encoding, as in a GMVAE, both gradients are parallel once the answer is the target class, and the
     equation removes what the attack needs: after 25 steps 15 of 16 images of the GMVAE are robust at L∞ 0.2, but only 9
-    with `classifier`, where gradients of the detectors are kept whole.
+    with `classifier`, where gradients of the detectors are kept whole. Behind an auxiliary detector the gradients are
+    not parallel, but steps along signs keep the images rejected; with `step_norm = "l2"` they do not.
     """
 
     paper = "bryniarski2022"

@@ -89,3 +89,10 @@ def effort_note(row: Row) -> str:
         zero = f"gradient was exactly zero or not finite on {share('masked')}"
         return f"beat at most {100 * LIMIT:g} % of the inputs, and one of them stopped trying: its {zero}"
     return ""
+
+
+def who_gave_up(row: Row) -> str:
+    """Return which attacks of a worst case's row the phrase of `effort_note` is about."""
+    if not row.get("given_up", 0.0) > LIMIT:
+        return "the attacks"
+    return "every attack" if row.get("unasked", 0.0) > 0 else "every gradient-based attack"

@@ -339,7 +339,9 @@ def _checked(kind: Kind, name: str, found: object) -> type[object]:
     if kind == "defenses" and not (isinstance(found, type) and issubclass(found, base)):
         return _defense_of(name, found)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise InputError(f"{SINGULAR[kind]} {name!r}: {found!r} is not a subclass of {base.__module__}.{base.__name__}")
+        what = found.__name__ if isinstance(found, type) or inspect.isroutine(found) else repr(found)
+        needed = f"a class that derives from {base.__module__}.{base.__name__}"
+        raise InputError(f"{SINGULAR[kind]} {name!r}: {what} is not {needed}")
     if inspect.isabstract(found):
         lacking = ", ".join(sorted(vars(found)["__abstractmethods__"]))
         raise InputError(f"{SINGULAR[kind]} {name!r}: {found.__name__} is abstract; it lacks {lacking}")

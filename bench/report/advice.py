@@ -113,7 +113,8 @@ def _suited(steps: Steps) -> tuple[str, str]:
 
 def _masked(steps: Steps, finding: JsonObject, worst: Sequence[Row]) -> str:
     """Return a sentence where attacks by gradients could not work, without its full stop; "" where they could."""
-    if (blind := max((row["blind"] for row in worst if effort_note(row)), default=0.0)) > LIMIT:
+    shares = (row.get(name, 0.0) for row in worst if effort_note(row) for name in ("blind", "masked"))
+    if (blind := max(shares, default=0.0)) > LIMIT:
         return f"The gradient is zero or not finite on {percent(blind)} % of the attacked inputs"
     if misled(finding) and not _asks_alone(steps):
         return "Gradients mislead the attacks of this run"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from manifold_bench.bench.metrics.effort import effort_note
+from manifold_bench.bench.metrics.effort import effort_note, who_gave_up
 from manifold_bench.bench.metrics.robustness import FOOLING
 from manifold_bench.bench.metrics.selective import DEPLOYED, implausible
 from manifold_bench.bench.metrics.shares import percent_interval
@@ -121,8 +121,7 @@ class Marks:
             why = f"up to {share} of the outputs are invalid ({INVALID}) and count as no success"
             found.append("†" + self.notes.number(f"† {who}: {why}"))
         if note := effort_note(row):
-            one = row["kind"] != WORST_CASE
-            attacks = f"{who}: the attack" if one else f"{row['defense']}: every gradient-based attack"
+            attacks = f"{row['defense']}: {who_gave_up(row)}" if row["kind"] == WORST_CASE else f"{who}: the attack"
             blind = any(row.get(share, 0.0) > 0 for share in ("blind", "masked"))  # NaN counts as none
             cure = f": {cure_of_zero_gradients(row['norm'])}" if blind else ""
             found.append("‖" + self.notes.number(f"‖ {attacks} {note}; this is no evidence of robustness{cure}"))

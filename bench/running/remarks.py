@@ -276,8 +276,9 @@ def _left_in_train_mode(ref: TrainedRef) -> Iterator[str]:
     """
     if ref.weights is None:
         built = ref.build()
-        who, layers = "owner" if isinstance(built, Model) else "constructor", in_train_mode(built)
+        given, layers = isinstance(built, Model), in_train_mode(built)
+        where = "was handed in with" if given else "has a constructor that leaves"
     else:
-        who, layers = "fit", read_card(ref.weights).notes.get("in train mode", [])
+        where, layers = "has a fit that leaves", read_card(ref.weights).notes.get("in train mode", [])
     if layers:
-        yield f"its {who} left {', '.join(layers)} in train mode, but like all defenses it is evaluated in eval mode"
+        yield f"it {where} {', '.join(layers)} in train mode, but like all defenses it is evaluated in eval mode"
