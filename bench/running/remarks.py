@@ -109,7 +109,8 @@ def _guesses(defense: Defense, clean: Verdict, labels: Tensor) -> Iterator[str]:
     if bdtrc(right - 1, n, 1 / defense.num_classes) > 0.05:  # the chance that guesses are right that often
         advice = ""
         if isinstance(defense, Model) and defense.spec.normalize is None:
-            advice = "; if it was trained on normalized images, say normalize = [mean, standard deviation]"
+            advice = "; if its weights are in a file, hand that in as well (net.py:Net@FILE, in Python (Net, FILE)); "
+            advice += "if it was trained on normalized images, say normalize = [mean, standard deviation]"
         enough = n >= ENOUGH_OF_EACH * defense.num_classes
         if enough and (renumbered := _most_right(clean.labels, labels) / n) >= RENUMBERED:
             advice += f"; {percent(renumbered)} % would be right if it numbered the classes otherwise, so its outputs "
@@ -180,7 +181,7 @@ def repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator
         if draws == 1:
             yield "it is randomized and judged on one draw; set draws to count the worst of several"
     elif not alike(first, again) or not alike(*_near(defense, few)):
-        yield f"{UNDECLARED} although randomized is False"
+        yield f"{UNDECLARED} although randomized is False; if that is meant, say randomized = True, and draws"
     elif not torch.equal(again[:, :2], scored_answers(defense, few, batch_size=1)[:, :2]):
         # scores are not compared, because they may differ in their last bits
         perhaps = ", perhaps by rounding alone: this machine's kernels round by the size of the batch"
