@@ -160,8 +160,16 @@ def _left(panel: Panel) -> list[str]:
         strict = row["strict_robust_accuracy"]
         rejecting = f", {percent(strict)} % if rejections count as errors" if strict < row["robust_accuracy"] else ""
         share = percent(row["robust_accuracy"])
-        lines.append(f"{where}: {share} % stay right ({interval}){rejecting}; {_strongest(panel, row)}.")
+        found = f"{_strongest(panel, row)}{_failed(panel, row['eps'])}"
+        lines.append(f"{where}: {share} % stay right ({interval}){rejecting}; {found}.")
     return lines
+
+
+def _failed(panel: Panel, eps: float) -> str:
+    """Return a phrase that names the attacks which failed at that ε; "" if none did."""
+    failed = panel.attacked[(panel.attacked["eps"] == eps) & (panel.attacked["status"] == "failed")]
+    names = ", ".join(dict.fromkeys(failed["attack"]))
+    return f"; not counted, because they failed: {names}" if names else ""
 
 
 def _strongest(panel: Panel, worst: Row) -> str:

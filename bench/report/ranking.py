@@ -163,16 +163,16 @@ def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
         own = rows_by(of_norm, "attack").get(attack)
         if own is not None and own["defenses"] > 1:
             alike = of_norm[of_norm["defenses"] == own["defenses"]]
-            place = _place(alike["rank"], own["rank"])
             lines.append(
-                f"{where}: mean optimality over {own['defenses']} defenses {percent(own['optimality'])} %{place}"
+                f"{where}: mean optimality over {own['defenses']} defenses {percent(own['optimality'])} %"
+                f"{_place(alike['rank'], own['rank'], ' attacks on as many defenses')}"
             )
     return lines
 
 
-def _place(ranks: pd.Series, own: float) -> str:
+def _place(ranks: pd.Series, own: float, what: str = "") -> str:
     among = ranks.notna().sum()
-    return "" if np.isnan(own) or among < 2 else f", rank {own:.0f} of {among}"
+    return "" if np.isnan(own) or among < 2 else f", rank {own:.0f} of {among}{what}"
 
 
 def named_in(run: JsonObject, kind: Literal["defenses", "attacks", "datasets"]) -> list[str]:

@@ -60,6 +60,14 @@ def test_it_says_what_is_left_at_each_size_with_interval_number_and_strongest_at
     assert "100.0 %" in assessment.clean
 
 
+def test_it_names_attacks_that_failed_next_to_what_the_others_left():
+    failed = cell("apgd", (0.1,), LABELS, status="failed", reason="no gradient", defense="pgd-training")
+    (assessment,) = made(run(RECORDS, failed), named={"defenses": ["pgd-training"]})
+    weak, strong, _ = assessment.left
+    assert "apgd" in weak and "80.0 %" in weak
+    assert "apgd" not in strong
+
+
 @pytest.mark.parametrize("matrix", ["smoke", "quick", "strong"])
 def test_the_command_that_tells_more_can_be_run_and_attacks_the_same_defense(matrix):
     (assessment,) = named(matrix)
