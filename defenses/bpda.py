@@ -14,23 +14,26 @@ from manifold_bench.defenses.projection_gradients import straight_through
 
 Step = Callable[[Tensor], Tensor]
 
-_declared: ContextVar[list[str] | None] = ContextVar("_declared", default=None)
+_estimated: ContextVar[list[str] | None] = ContextVar("_estimated", default=None)
 
 
 @contextmanager
-def approximations() -> Iterator[list[str]]:
-    """Yield a list to which each step adds its name that runs within this context and has an approximate gradient."""
+def approximated() -> Iterator[list[str]]:
+    """Within this context, a step of `bpda` computes the function whose gradient it has, and so has a true gradient.
+
+    It yields a list to which each step adds its name whose gradient a library estimates, by no function that is known.
+    """
     names: list[str] = []
-    token = _declared.set(names)
+    token = _estimated.set(names)
     try:
         yield names
     finally:
-        _declared.reset(token)
+        _estimated.reset(token)
 
 
-def declare_approximate(name: str) -> None:
-    """Declare that the gradient of the step that runs is not its derivative."""
-    if (names := _declared.get()) is not None:
+def declare_estimated(name: str) -> None:
+    """Declare that the gradient of the step of that name is an estimate, for `approximated`."""
+    if (names := _estimated.get()) is not None:
         names.append(name)
 
 
@@ -56,7 +59,8 @@ def bpda(forward: Step, backward: Step = identity) -> Step:
             )
 
     def step(x: Tensor) -> Tensor:
-        declare_approximate("bpda")
+        if _estimated.get() is not None:
+            return backward(x)
         with torch.no_grad():
             value = forward(x.detach().clone())
         if not isinstance(value, Tensor):

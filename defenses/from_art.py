@@ -11,7 +11,7 @@ from art.estimators import BaseEstimator
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from manifold_bench.defenses.bpda import BackwardBy, declare_approximate
+from manifold_bench.defenses.bpda import BackwardBy, declare_estimated
 from manifold_bench.defenses.models import NEED_NO_GRADIENT
 
 
@@ -78,7 +78,7 @@ def preprocessed(step: Preprocessor, x: Tensor) -> Tensor:
                 "BPDA), or use an attack that needs none, as square"
             ) from error
 
-    declare_approximate(name)
+    declare_estimated(name)
     return BackwardBy.apply(x, value, product)
 
 
@@ -96,7 +96,7 @@ def postprocessed(classifier: BaseEstimator, outputs: Tensor) -> Tensor:
     deployed = _tensor(values, outputs)
     kept = (deployed.argmax(1) == outputs.argmax(1))[:, None]
     if not kept.all():
-        declare_approximate("postprocessor")
+        declare_estimated("postprocessor")
     return torch.where(kept, outputs, outputs + (deployed - outputs).detach())
 
 

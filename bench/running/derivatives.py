@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from manifold_bench.attacks.outputs import Scored
 from manifold_bench.defenses.base import Defense
-from manifold_bench.defenses.bpda import approximations
+from manifold_bench.defenses.bpda import approximated
 
-STEPS = 1 / 1024, 1 / 256, 1 / 64
+STEPS = 1 / 1024, 1 / 256, 1 / 64, 1 / 32, 1 / 16
 """Largest change of a pixel by each size of step."""
 
 DIRECTIONS = 8
@@ -34,9 +34,10 @@ UNSEEN = 0.1
 def gradients_fit(defense: Defense, few: Tensor) -> bool:
     """Return whether gradients near images [n,C,H,W] are the derivatives of the outputs, as far as these have any.
 
-    The outputs are the margin between the two likeliest classes, and the reject score. Nothing is said of a defense
-    that declares a step with an approximate gradient (`mb.bpda`), nor of one whose margin has no gradient at all: what
-    remains are attacks that need none.
+    The outputs are the margin between the two likeliest classes, and the reject score. A step that declares its
+    gradient as that of another function (`mb.bpda`) computes that function here. Nothing is said of a defense with a
+    step whose gradient a library estimates, nor of one whose margin has no gradient at all: what remains are attacks
+    that need none.
     """
     classes = defense.num_classes
     scored = Scored(defense, classes, few)
@@ -46,21 +47,21 @@ def gradients_fit(defense: Defense, few: Tensor) -> bool:
         first, second = outputs.gather(1, likeliest).unbind(1)
         return torch.stack([first - second, *outputs[:, classes:].unbind(1)])
 
-    random = torch.Generator().manual_seed(0)
-    near = few + AWAY * torch.rand(few.shape, generator=random).to(few) * torch.where(few < 0.5, 1.0, -1.0)
+    near = few + AWAY * _draws(few.shape, 0).to(few) * torch.where(few < 0.5, 1.0, -1.0).to(few)
     x = near.clone().requires_grad_()
     try:
-        with torch.no_grad():
-            likeliest = scored(near)[:, :classes].topk(2).indices
-        with torch.enable_grad(), approximations() as declared:
-            gradients = [torch.autograd.grad(value.sum(), x, retain_graph=True)[0] for value in values(x)]
-        if declared or not gradients[0].any():
-            return True
+        with approximated() as estimated:
+            with torch.no_grad():
+                likeliest = scored(near)[:, :classes].topk(2).indices
+            with torch.enable_grad():
+                gradients = [torch.autograd.grad(value.sum(), x, retain_graph=True)[0] for value in values(x)]
+            if estimated or not gradients[0].any():
+                return True
 
-        def one(index: int) -> Callable[[Tensor], Tensor]:
-            return lambda images: values(images)[index]
+            def one(index: int) -> Callable[[Tensor], Tensor]:
+                return lambda images: values(images)[index]
 
-        return all(_fits(one(index), near, gradient) for index, gradient in enumerate(gradients))
+            return all(_fits(one(index), near, gradient) for index, gradient in enumerate(gradients))
     except Exception:  # a user's code may raise anything, and an attack then fails by name
         return True
 
@@ -73,8 +74,7 @@ def _fits(value: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> boo
     whose gradient is zero are tried alone as well: they should change next to nothing. Where changes by steps of
     different sizes disagree, as behind a step that rounds, the value has no derivative, and nothing is said.
     """
-    random = torch.Generator().manual_seed(1)
-    directions = (2 * torch.rand((DIRECTIONS, *x.shape), generator=random) - 1).to(x)
+    directions = 2 * _draws((DIRECTIONS, *x.shape), 1).to(x) - 1
 
     def changes(pixels: Tensor) -> list[Tensor]:  # for each size of step [DIRECTIONS,n]
         base = value(x)
@@ -89,6 +89,12 @@ def _fits(value: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> boo
     zero = (gradient == 0).to(x)
     hidden = changes(zero) if zero.any() else []
     return not _steady(hidden) or _for_each(hidden, zero) <= UNSEEN * _for_each(seen, everywhere)
+
+
+def _draws(shape: Sequence[int], seed: int) -> Tensor:
+    """Return random numbers in [0,1), the same whatever the default device and type are."""
+    random = torch.Generator().manual_seed(seed)
+    return torch.rand(*shape, generator=random, device="cpu", dtype=torch.float32)
 
 
 def _steady(changes: list[Tensor]) -> bool:

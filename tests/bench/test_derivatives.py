@@ -42,6 +42,13 @@ def straight_through(step: Function) -> Function:
     return lambda x: x + (step(x) - x).detach()
 
 
+def grey(levels: int, x: Tensor) -> Tensor:
+    return straight_through(lambda y: (levels * y).round() / levels)(x)
+
+
+DECLARED = mb.bpda(lambda x: (255 * x).round() / 255)
+
+
 def median(x: Tensor) -> Tensor:
     windows = F.unfold(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3)
     return windows.median(1, keepdim=True).values.reshape(x.shape)
@@ -67,6 +74,12 @@ FALSE: dict[str, Function] = {
     "a random gradient": lambda x: NETWORK(Random.apply(x)),
     "straight through a transposition": lambda x: NETWORK(straight_through(lambda y: y.transpose(2, 3))(x)),
     "straight through a median": lambda x: NETWORK(straight_through(median)(x)),
+    "a detached network behind all grey levels": lambda x: NETWORK(grey(255, x)).detach() + 0.1 * ROBUST(grey(255, x)),
+    "rows detached behind all grey levels": lambda x: NETWORK(rows_detached(grey(255, x), 4)),
+    "a reversed gradient behind all grey levels": lambda x: NETWORK(Reversed.apply(grey(255, x))),
+    "a detached network in half precision": lambda x: (NETWORK(x).detach() + 0.5 * ROBUST(x)).bfloat16(),
+    "a detached network behind a declared step": lambda x: NETWORK(DECLARED(x)).detach() + 0.1 * ROBUST(x),
+    "rows detached before a declared step": lambda x: NETWORK(DECLARED(rows_detached(x, 4))),
     "a detached reject score": lambda x: with_reject(x, spread(x).detach()),
 }
 
@@ -82,10 +95,11 @@ TRUE: dict[str, Function] = {
     "pixels cut off": lambda x: NETWORK(10 * (x - 0.5).clamp(0, 0.1)),
     "a median": lambda x: NETWORK(median(x)),
     "a declared median": lambda x: NETWORK(mb.bpda(median)(x)),
-    "two grey levels": lambda x: NETWORK(straight_through(torch.round)(x)),
-    "four grey levels": lambda x: NETWORK(straight_through(lambda y: (3 * y).round() / 3)(x)),
-    "sixteen grey levels": lambda x: NETWORK(straight_through(lambda y: (15 * y).round() / 15)(x)),
-    "all grey levels": lambda x: NETWORK(straight_through(lambda y: (255 * y).round() / 255)(x)),
+    "declared grey levels": lambda x: NETWORK(DECLARED(x)),
+    "two grey levels": lambda x: NETWORK(grey(1, x)),
+    "four grey levels": lambda x: NETWORK(grey(3, x)),
+    "sixteen grey levels": lambda x: NETWORK(grey(15, x)),
+    "all grey levels": lambda x: NETWORK(grey(255, x)),
     "no gradient": lambda x: NETWORK(x).detach(),
     "a shattered gradient": lambda x: NETWORK(x + 0.03 * torch.sin(800 * x)),
     "a reject score": lambda x: with_reject(x, spread(x)),
@@ -120,6 +134,15 @@ def test_nothing_is_said_of_a_true_or_a_declared_one(name: str) -> None:
 @pytest.mark.parametrize("name", ["undefended", "pgd-training", "gmvae", "magnet", "auxiliary-detector"])
 def test_nothing_is_said_of_the_trained_defenses(name: str) -> None:
     assert gradients_fit(from_zoo(name, "digits").eval(), FEW)
+
+
+def test_the_default_type_and_device_do_not_matter() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert not gradients_fit(defense_of(FALSE["a reversed gradient"]), FEW)
+        assert gradients_fit(defense_of(TRUE["a network"]), FEW)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_false_gradient_marks_the_figures() -> None:
