@@ -163,11 +163,10 @@ def distance_curves(dataset: str, norm: str, records: pd.DataFrame, minimal: Col
                 axes.step(curve["eps"], 100 * curve["value"], where="post", label=label, **line)
         axes.set_ylim(0, 100)
         axes.set_xlim(0, farthest if farthest > 0 else 1)
-        axes.set_xlabel(f"distance ({scale_text(norm)})")
+        axes.set(xlabel=f"distance ({scale_text(norm)})", ylabel="robust accuracy, %")
         axes.set_title(str(defense), loc="left", fontsize=9)
         axes.grid(alpha=0.25)
         style.legend_below(axes)
-    figure.supylabel("robust accuracy, % of inputs", fontsize=9)
     title = f"{dataset}, {norm_text(norm)}: robust accuracy over the distances found"
     figure.suptitle(textwrap.fill(title, style.TITLE), fontsize=9)
     return figure
