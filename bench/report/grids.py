@@ -36,7 +36,7 @@ def image_grid(dataset: str, rows: list[pd.DataFrame], identities: dict[str, Jso
     These are the original image, the adversarial image, their difference, and what the defense sees. rows: records of
     one cell at one ε each, only inputs with images. identities: job's key → identity, for the images' shapes. The
     captions give the true label, the defense's answer (with a cross and in orange where the attack succeeded), and the
-    largest difference of a pixel, which is drawn black or white, with the factor by which it is magnified. A light grey
+    largest difference of a pixel, which is drawn black or white, with the factor by which it is scaled. A light grey
     square means that the defense makes no image.
     """
     sizes = [identities[cell.iloc[0]["key"]]["shape"] for cell in rows]
