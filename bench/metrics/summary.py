@@ -52,8 +52,9 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
     - `seeds` is the number of seeds. With several, figures are those of the worst seed of each input, passes and
       seconds are sums over all seeds, and `robust_mean` and `robust_sd` are mean and deviation over seeds: see
       over_seeds.
-    - `valid` is the share of valid outputs; `forwards` and `backwards` are means per input of the passes at this ε;
-      `seconds` is the sum. A figure that is undefined is NaN, never 0.
+    - `valid` is the share of valid outputs; `forwards` and `backwards` are means per input of the passes at this ε, in
+      a worst case of those of all its attacks at every ε up to this one; `seconds` is the sum. A figure that is
+      undefined is NaN, never 0.
     - `attacked` is the number of attacked inputs at the largest ε, and `given_up` the share of them on which the attack
       stopped trying; `blind`, `unmoved`, `stalled` and `unasked` say how. In a worst case this holds for every
       gradient-based attack. `masked` is the share on which an attack had no gradient and nothing succeeded: see
