@@ -58,6 +58,10 @@ def rows_detached(x: Tensor, rows: int) -> Tensor:
     return torch.cat([x[:, :, :rows].detach(), x[:, :, rows:]], 2)
 
 
+def likeliest_detached(logits: Tensor) -> Tensor:
+    return torch.where(logits >= logits.amax(1, keepdim=True), logits.detach(), logits)
+
+
 def with_reject(x: Tensor, score: Tensor) -> Tensor:
     return torch.cat([NETWORK(x), score[:, None]], 1)
 
@@ -68,6 +72,7 @@ def spread(x: Tensor) -> Tensor:
 
 FALSE: dict[str, Function] = {
     "a detached network": lambda x: NETWORK(x).detach() + 0.1 * ROBUST(x),
+    "half of the margin detached": lambda x: likeliest_detached(NETWORK(x)),
     "half of the rows detached": lambda x: NETWORK(rows_detached(x, 4)),
     "two of eight rows detached": lambda x: NETWORK(rows_detached(x, 2)),
     "a reversed gradient": lambda x: NETWORK(Reversed.apply(x)),
