@@ -212,16 +212,14 @@ class SelectivePGD(AimedAscent):
 class OrthogonalPGD(SelectivePGD):
     """Selective PGD in which a step for the class does not change the detectors' scores, nor the reverse.
 
-    It is eq. 6 of the paper.
-
     The margin's gradient ∇f loses its component along the detectors' gradient ∇g, ∇f − (∇f·∇g / ∇g·∇g) ∇g, and the
-    reverse. Each step costs two passes.
+    reverse (eq. 6 of the paper). Each step costs two passes.
 
     projected: which gradients lose that component; the authors' code has the same options. Where margin and detectors
     depend on one encoding, as in a GMVAE, both gradients are parallel once the answer is the target class, and the
     equation removes what the attack needs: after 25 steps 15 of 16 images of the GMVAE are robust at L∞ 0.2, but only 9
-    with `classifier`, where gradients of the detectors are kept whole. Behind an auxiliary detector the gradients are
-    not parallel, but steps along signs keep the images rejected; with `step_norm = "l2"` they do not.
+    with `classifier`, where the detectors' gradients stay whole. Behind an auxiliary detector they are not parallel,
+    but steps along signs keep the images rejected; with `step_norm = "l2"` they do not.
     """
 
     paper = "bryniarski2022"

@@ -24,7 +24,7 @@ AWAY = 0.05
 STEADY = 0.9
 """Least concordance of the changes by steps of two sizes from which on a value is taken to have a derivative."""
 
-FITS = 0.9
+FITS = 0.85
 """Least correlation of the changes with those that the gradient tells, by the best size of step, if it is the
 derivative. Trained models have 0.98 and more, and one with half of its margin detached has 0.8."""
 
