@@ -25,7 +25,7 @@ STEADY = 0.9
 """Least concordance of the changes by steps of two sizes from which on a value is taken to have a derivative."""
 
 FITS = 0.85
-"""Least correlation of the changes with those that the gradient tells, by the best size of step, if it is the
+"""Least correlation of the changes with those that the gradient predicts, by the best size of step, if it is the
 derivative. Trained models have 0.98 and more, and one with half of its margin detached has 0.8."""
 
 UNSEEN = 0.1
@@ -43,12 +43,12 @@ def gradients_fit(defense: Defense, few: Tensor) -> bool:
     classes = defense.num_classes
     scored = Scored(defense, classes, few)
 
-    def values(x: Tensor) -> Tensor:  # [1 or 2,n]
+    def values(x: Tensor) -> Tensor:  # [V,n], V = 1 or 2
         outputs = scored(x)
         first, second = outputs.gather(1, likeliest).unbind(1)
         return torch.stack([first - second, *outputs[:, classes:].unbind(1)])
 
-    near = few + AWAY * _draws(few.shape, 0).to(few) * torch.where(few < 0.5, 1.0, -1.0).to(few)
+    near = few + AWAY * draws(few.shape, 0).to(few) * torch.where(few < 0.5, 1.0, -1.0).to(few)
     x = near.clone().requires_grad_()
     try:
         with approximated() as estimated:
@@ -56,43 +56,39 @@ def gradients_fit(defense: Defense, few: Tensor) -> bool:
                 likeliest = scored(near)[:, :classes].topk(2).indices
             with torch.enable_grad():
                 gradients = [torch.autograd.grad(value.sum(), x, retain_graph=True)[0] for value in values(x)]
-            if estimated or not gradients[0].any():
-                return True
-
-            def one(index: int) -> Callable[[Tensor], Tensor]:
-                return lambda images: values(images)[index]
-
-            return all(_fits(one(index), near, gradient) for index, gradient in enumerate(gradients))
+            return bool(estimated) or not gradients[0].any() or _fit(values, near, gradients)
     except Exception:  # a user's code may raise anything, and an attack then fails by name
         return True
 
 
 @torch.no_grad()
-def _fits(value: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> bool:
-    """Return whether a gradient [n,C,H,W] is the derivative of a value: images x [n,C,H,W] → [n].
+def _fit(values: Callable[[Tensor], Tensor], x: Tensor, gradients: Sequence[Tensor]) -> bool:
+    """Return whether V gradients [n,C,H,W] are the derivatives of values: images x [n,C,H,W] → [V,n].
 
-    Changes of the value by small steps in random directions are compared with those that the gradient tells. The pixels
-    whose gradient is zero are tried alone as well: they should change next to nothing. Where changes by steps of
+    The changes of a value by small steps in random directions are compared with those that its gradient predicts. The
+    pixels whose gradient is zero are tried alone as well: they should change next to nothing. Where changes by steps of
     different sizes disagree, as behind a step that rounds, the value has no derivative, and nothing is said.
     """
-    directions = 2 * _draws((DIRECTIONS, *x.shape), 1).to(x) - 1
+    directions, base = 2 * draws((DIRECTIONS, *x.shape), 1).to(x) - 1, values(x)
 
-    def changes(pixels: Tensor) -> list[Tensor]:  # for each size of step [DIRECTIONS,n]
-        base = value(x)
+    def changes(pixels: Tensor) -> list[Tensor]:  # for each size of step [DIRECTIONS,V,n]
         moved = [(size, (x + size * direction).clamp(0, 1)) for size in STEPS for direction in directions * pixels]
-        return [*torch.stack([(value(image) - base) / size for size, image in moved]).split(DIRECTIONS)]
+        return [*torch.stack([(values(image) - base) / size for size, image in moved]).split(DIRECTIONS)]
 
     everywhere = torch.ones_like(x)
-    seen = changes(everywhere)
-    told = (gradient * directions).flatten(2).sum(2)
-    if gradient.any() and _steady(seen) and max(_correlation(one, told) for one in seen) < FITS:
-        return False
-    zero = (gradient == 0).to(x)
-    hidden = changes(zero) if zero.any() else []
-    return not _steady(hidden) or _for_each(hidden, zero) <= UNSEEN * _for_each(seen, everywhere)
+    of_all = changes(everywhere)
+    for i, gradient in enumerate(gradients):
+        seen, zero = [each[:, i] for each in of_all], (gradient == 0).to(x)
+        predicted = (gradient * directions).flatten(2).sum(2)
+        if gradient.any() and _steady(seen) and max(_correlation(each, predicted) for each in seen) < FITS:
+            return False
+        hidden = [each[:, i] for each in changes(zero)] if zero.any() else []
+        if _steady(hidden) and _for_each(hidden, zero) > UNSEEN * _for_each(seen, everywhere):
+            return False
+    return True
 
 
-def _draws(shape: Sequence[int], seed: int) -> Tensor:
+def draws(shape: Sequence[int], seed: int) -> Tensor:
     """Return random numbers in [0,1), the same whatever the default device and type are."""
     random = torch.Generator().manual_seed(seed)
     return torch.rand(*shape, generator=random, device="cpu", dtype=torch.float32)

@@ -16,7 +16,7 @@ from manifold_bench.attacks.threat import grey_levels
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
 from manifold_bench.bench.records.schema import DIVERTED, GUESSES, UNDECLARED, UNSTEADY
-from manifold_bench.bench.running.derivatives import gradients_fit
+from manifold_bench.bench.running.derivatives import draws, gradients_fit
 from manifold_bench.bench.running.judge import FEW, Inputs, answers_are_plain, scored_answers
 from manifold_bench.bench.text import percent
 from manifold_bench.defenses.base import Defense
@@ -142,8 +142,7 @@ def _most_right(answers: Tensor, labels: Tensor) -> int:
 
 
 def _noise(like: Tensor) -> Tensor:
-    random = torch.Generator().manual_seed(0)
-    return torch.rand((FEW, *like.shape[1:]), generator=random).to(like)
+    return draws((FEW, *like.shape[1:]), 0).to(like)
 
 
 def _moved(few: Tensor) -> Tensor:

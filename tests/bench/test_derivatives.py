@@ -1,4 +1,4 @@
-"""Gradients that are not the derivatives of a defense's outputs are told from those that are."""
+"""Gradients that are not the derivatives of a defense's outputs are marked, and those that are have no mark."""
 
 from __future__ import annotations
 
