@@ -18,8 +18,9 @@ from manifold_bench.bench.text import norm_text
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.checks import check_outputs, check_verdict
 
-FEW = 8
-"""Number of clean images that a defense answers again, to see whether its answers are still the same."""
+FEW, FEW_OPTIMISING = 8, 2
+"""Numbers of clean images that a defense answers again, to see whether its answers are still the same; the second for
+defenses that optimise at inference, whose answers take long. Of randomized ones more are needed to see differences."""
 
 
 def load_defense(job: Job, x: Tensor) -> Defense:
@@ -30,6 +31,11 @@ def load_defense(job: Job, x: Tensor) -> Defense:
 def answers_are_plain(defense: Defense) -> bool:
     """Return whether a defense is neither randomized nor optimises at inference, so that more answers cost little."""
     return not defense.randomized and defense.gradient_modes == ("default",)
+
+
+def first_of(x: Tensor, defense: Defense) -> Tensor:
+    """Return those of the images x [N,C,H,W] that a defense answers again (`FEW`)."""
+    return x[: FEW if defense.randomized or answers_are_plain(defense) else FEW_OPTIMISING]
 
 
 def begun(defense: Defense, x: Tensor) -> Defense:
@@ -164,9 +170,9 @@ def scored_answers(defense: Defense, x: Tensor, batch_size: int | None = None) -
 
 
 def first_answers(defense: Defense, x: Tensor) -> Tensor:
-    """Return label and rejection of the first `FEW` images of x [N,C,H,W] as a defense answers now, float64 [n,2]."""
+    """Return label and rejection of the first images of x [N,C,H,W] (`first_of`) as a defense answers now, [n,2]."""
     defense.eval()
-    return scored_answers(defense, x[:FEW])[:, :2].cpu()
+    return scored_answers(defense, first_of(x, defense))[:, :2].cpu()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
 from manifold_bench.bench.records.schema import DIVERTED, GUESSES, UNDECLARED, UNSTEADY
 from manifold_bench.bench.running.derivatives import draws, gradients_fit
-from manifold_bench.bench.running.judge import FEW, Inputs, answers_are_plain, scored_answers
+from manifold_bench.bench.running.judge import FEW, Inputs, answers_are_plain, first_of, scored_answers
 from manifold_bench.bench.text import percent
 from manifold_bench.defenses.base import Defense
 from manifold_bench.defenses.checks import in_train_mode
@@ -95,7 +95,7 @@ def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, unev
         yield "its reject score never wins, neither for these images nor for uniform noise"
     elif not defense.rejects and clean.rejected.any():
         yield "its verdict rejects images although rejects is False, so that attacks do not see it"
-    yield from repeats(defense, x[:FEW], job.draws, uneven)
+    yield from repeats(defense, first_of(x, defense), job.draws, uneven)
     if any(getattr(layer, "training", False) for layer in defense.modules()):  # frozen TorchScript has no mode
         yield "its forward puts layers into train mode, so that later answers may differ"
     yield from _left_in_train_mode(job.defense)
