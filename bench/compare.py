@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if path:
                 check_spares(path, option, baseline, new)
         gate = Gate(Results.load(baseline), Results.load(new), limits)
-    print_gate(gate, terminal(), "" if gate.passes else promotion(given.baseline, given.new))
+    advice = "" if gate.passes or not gate.promotable else promotion(given.baseline, given.new)
+    print_gate(gate, terminal(), advice)
     if given.markdown:
         write(given.markdown, "--markdown", markdown_gate(gate))
     if given.junit:

@@ -129,6 +129,11 @@ class Gate:
         return self.exit_code == 0
 
     @property
+    def promotable(self) -> bool:
+        """Whether the new run could be the next baseline if its change is meant: no cell failed or vanished."""
+        return not any(one.sign in ("!", "?") for one in self.found)
+
+    @property
     def result(self) -> str:
         return "PASS" if self.passes else "FAIL"
 
@@ -260,15 +265,18 @@ def print_gate(gate: Gate, console: Console, advice: str = "") -> None:
     advice: what to do about the result; it comes before the closing line.
     """
     cells: list[Line] = []
-    for pair, same in groupby(gate.found, key=lambda one: one.cell[:2]):
-        cells += [Line()] * bool(cells) + [Line(" / ".join(pair))]
-        if pair in gate.vanished:
-            gone = list(same)
-            cells.append(Line(f"? all {len(gone)} cells", [NOT_RUN] * 5, VANISHED, STYLES["?"]))
+    for (alike, pair), same in groupby(gate.found, key=lambda one: (one.sign == "=", one.cell[:2])):
+        found, name = list(same), " / ".join(pair)
+        if alike:  # in most runs nearly all cells, which would hide the others
+            cells.append(Line(f"= {name}", note=_alike(found)))
             continue
-        for one in same:
-            figures, note = _row(one)[6:-1], one.note
-            cells.append(Line(f"{one.sign} {_strength(one.cell)}", figures, note, STYLES.get(one.sign, "")))
+        cells += [Line()] * bool(cells) + [Line(name)]
+        if pair in gate.vanished:
+            cells.append(Line(f"? all {len(found)} cells", [NOT_RUN] * 5, VANISHED, STYLES["?"]))
+            continue
+        for one in found:
+            figures = _row(one)[6:-1]
+            cells.append(Line(f"{one.sign} {_strength(one.cell)}", figures, one.note, STYLES.get(one.sign, "")))
     if cells:
         print_grid(console, "", ["cell", *HEADER[6:-1]], cells)
         print_text(console, LEGEND)
@@ -285,6 +293,15 @@ def print_gate(gate: Gate, console: Console, advice: str = "") -> None:
     if advice:
         print_line(console, advice)
     print_text(console, f"{gate.result}: {gate.closing_line}")
+
+
+def _alike(found: list[Comparison]) -> str:
+    """Return a phrase on cells without any difference: `3 cells without any difference`."""
+    compared = sum(one.p is not None for one in found)
+    without = Counter(one.note.split()[0] for one in found if one.p is None)
+    parts = [f"{compared} cell{'s' * (compared != 1)} without any difference"] if compared else []
+    parts += [f"{count} cell{'s' * (count != 1)} {status} in both runs" for status, count in without.items()]
+    return ", ".join(parts)
 
 
 def _strength(cell: Cell) -> str:

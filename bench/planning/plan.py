@@ -209,8 +209,8 @@ def make_plan(matrix: Matrix, options: Options, whole: Matrix | None = None) -> 
                 crossed = matrix.crossed and choice.label not in named.get("defenses", ())
                 found = _ref_or_reason(choice, one.dataset.load(), crossed)
                 untrained = isinstance(found, DefenseRef) and bool(found.untrained)
-                if untrained and one.dataset.load().test_only and choice in matrix.defenses:
-                    found = _no_training(choice, one.dataset.name, needed)
+                if untrained and one.dataset.load().test_only:
+                    found = _no_training(choice, one.dataset.name, needed and choice in matrix.defenses)
                 if isinstance(found, DefenseRef):
                     refs.append(found)
                 elif choice in matrix.defenses:
@@ -261,8 +261,8 @@ def _no_training(choice: DefenseChoice, dataset: str, needed: bool) -> str:
     """Return why an untrained defense is left out on a data set of test images; raises InputError if it is `needed`."""
     if needed:
         raise InputError(
-            f"defense {choice.label!r} on data set {dataset!r}: {NO_TRAINING}; give a defense that is trained already, "
-            "as file.py:Name@weights or, in Python, manifold_bench.defenses.weights.from_zoo('undefended', 'digits')"
+            f"defense {choice.label!r} on data set {dataset!r}: {NO_TRAINING}; give a model that is trained already, "
+            "as --defense file.py:Name@weights or, in Python, mb.evaluate(model, data)"
         )
     return NO_TRAINING
 

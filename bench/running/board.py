@@ -238,7 +238,7 @@ class Board:
             running.note += f", left ~{clock(left)}"
         if self._terminal:
             return
-        text = f"{self._count()} {running.title}  {running.note}  {figures} · {size(self._memory)}"
+        text = f"{self._count()} {running.title}  {running.note}  {figures} · {size(self._memory)} memory"
         if first or done == epochs or now - self._printed > EPOCH_SECONDS:
             self.line(text)
         else:
@@ -259,7 +259,7 @@ class Board:
     def _status(self, *first: str) -> str:
         """Return the end of a line: `first`, the time left, and the memory."""
         left = self.left()
-        return " · ".join([*first, *([] if left is None else [f"left ~{clock(left)}"]), size(self._memory)])
+        return " · ".join([*first, *([] if left is None else [f"left ~{clock(left)}"]), f"{size(self._memory)} memory"])
 
     def _current(self) -> list[str]:
         """Return texts of the work in progress and its time, the longest first."""
@@ -282,7 +282,7 @@ class Board:
             rows = Table.grid(padding=(0, 2))
             now = sorted(self.running.values(), key=lambda running: running.begun)
             for running in now[:SHOWN]:
-                state = " · ".join([*self._state(running), size(running.memory)])
+                state = " · ".join([*self._state(running), f"{size(running.memory)} memory"])
                 rows.add_row(Text(f"  {running.title}", overflow="ellipsis", no_wrap=True), Text(state, style="cyan"))
             if len(now) > SHOWN:
                 rows.add_row(f"  {len(now) - SHOWN} more")

@@ -121,10 +121,14 @@ def missing_record_reasons(jobs: Iterable[Job], folders: Iterable[Path]) -> list
         nearest = next((identity for folder in folders for identity in _namesakes(job, Store(folder))), None)
         reasons.setdefault("no stored records" if nearest is None else _difference(nearest, job), []).append(job)
     return [
-        f"not in the report: {missing[0].title}{f' (and {len(missing) - 1} more jobs)' if missing[1:] else ''}: "
+        f"not in the report: {missing[0].title}{_and_more(len(missing) - 1)}: "
         f"{reason}; run without --defense and --attack to compute them"
         for reason, missing in reasons.items()
     ]
+
+
+def _and_more(jobs: int) -> str:
+    return f" (and {jobs} more job{'s' * (jobs > 1)})" if jobs else ""
 
 
 def _namesakes(job: Job, baseline: Store) -> Iterator[JsonObject]:
@@ -141,12 +145,13 @@ def _namesakes(job: Job, baseline: Store) -> Iterator[JsonObject]:
 
 
 def _difference(stored: JsonObject, job: Job) -> str:
-    """Return why two keys differ, hashes last: `stored with dataset.n 64, not 16`."""
+    """Return why two keys differ, hashes last: `the stored records have another n of the data set (64, not 16)`."""
     old, new = dict(leaves(stored)), dict(leaves(json.loads(json.dumps(job.identity))))
     paths = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
     if not paths:
         return "its stored records are damaged or not ok"
     first = min(paths, key=lambda path: (path != "identity", path.endswith("sha256")))
-    if first.endswith("sha256"):
-        return f"stored with another {first.removesuffix('_sha256')}"
-    return f"stored with {first} {value_text(old, first)}, not {value_text(new, first)}"
+    *parts, name = first.removesuffix("_sha256").split(".")  # attack.parameters.steps, dataset.n, device
+    whose = f" of the {'data set' if parts[0] == 'dataset' else parts[0]}" if parts else ""
+    values = "" if first.endswith("sha256") else f" ({value_text(old, first)}, not {value_text(new, first)})"
+    return f"the stored records have another {name}{whose}{values}"

@@ -56,7 +56,7 @@ REFUSED: dict[str, tuple[dict, str]] = {
     "eps_list": ({"eps_list": [0.1]}, "did you mean 'eps'"),
     "attack": ({"attack": "pgd"}, "did you mean 'attacks'"),
     "a data set besides": ({"dataset": "digits"}, "dataset"),
-    "a defense that has to be trained": ({"model": "undefended"}, "from_zoo('undefended', 'digits')"),
+    "a defense that has to be trained": ({"model": "undefended"}, "give a model that is trained already"),
 }
 
 MISSPELT = {

@@ -63,15 +63,15 @@ def test_what_the_run_has_itself_stays(baseline, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (Options(n=7), "stored with dataset.n 10, not 7"),
-        (Options(device="meta"), 'stored with device "cpu", not "meta"'),
+        (Options(n=7), "the stored records have another n of the data set (10, not 7)"),
+        (Options(device="meta"), 'the stored records have another device ("cpu", not "meta")'),
     ],
 )
 def test_another_key_is_not_taken_and_named(baseline, tmp_path, options, says):
     jobs = planned(options)
     assert reuse(jobs, Store(tmp_path / "out"), [baseline]) == []
     assert not (tmp_path / "out").exists()
-    assert reasons(jobs, baseline) == [f"digits / tiny:NearestMean / clean (and 1 more jobs): {says}"]
+    assert reasons(jobs, baseline) == [f"digits / tiny:NearestMean / clean (and 1 more job): {says}"]
     assert reasons(jobs[1:]) == ["digits / tiny:NearestMean / pgd(steps=10) linf: no stored records"]
 
 

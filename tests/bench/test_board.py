@@ -21,7 +21,7 @@ from manifold_bench.bench.running import board as progress
 from manifold_bench.bench.running.board import Board, Work, clock, size
 from manifold_bench.bench.running.heartbeat import Heartbeat
 
-LINE = re.compile(r"\[\d+/\d+\] .+  \d+\.\d s( · left ~[\d:]+)? · \d+(\.\d)? [GM]iB")
+LINE = re.compile(r"\[\d+/\d+\] .+  \d+\.\d s( · left ~[\d:]+)? · \d+(\.\d)? [GM]iB memory")
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_terminal_shows_what_runs_where_it_is_and_its_memory(log):
     board.console.print(board._shown())
     shown = out.getvalue()
     assert "1/12" in shown and "left ~" in shown and "peak" in shown and "1 more" in shown
-    assert re.search(r"job 1 .*40% · 0:00 · [\d.]+ [MG]iB", shown) and "job 9" not in shown
+    assert re.search(r"job 1 .*40% · 0:00 · [\d.]+ [MG]iB memory", shown) and "job 9" not in shown
     assert "job 0" not in shown
 
 

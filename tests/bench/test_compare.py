@@ -255,7 +255,19 @@ def test_exit_code_and_closing_line(monkeypatch, capsys, before, after, code, cl
     got, output = command(monkeypatch, capsys, before, after)
     assert got == code
     assert closing in output.splitlines()[-1]
-    assert ("manifold-bench baseline new --name NAME" in output) == (code != 0)
+    meant = code != 0 and "failed in the new run" not in closing and "vanished" not in closing
+    assert ("manifold-bench baseline new --name NAME" in output) == meant
+
+
+def test_cells_without_a_difference_are_counted_and_not_listed(monkeypatch, capsys):
+    others = [cell("clean", defense="e"), attacked(0, status="skipped", reason="too slow")]
+    cells = run(CLEAN, *others, cell("fgsm"))
+    code, output = command(monkeypatch, capsys, cells, cells)
+    lines = [line.strip() for line in output.splitlines()]
+    assert code == 0 and [line for line in lines if "fgsm" in line] == []
+    first, second = lines.index("= digits / d"), lines.index("= digits / e")
+    assert lines[first + 1] == "2 cells without any difference, 1 cell skipped in both runs"
+    assert lines[second + 1] == "1 cell without any difference"
 
 
 def test_a_baseline_of_a_name_keeps_it_where_a_meant_change_is_promoted():
