@@ -124,6 +124,8 @@ def explained(name: str) -> Iterator[str]:
     found = [(kind, one) for kind, one in systems if _is_named(one, name)]
     matrix, matrices = MATRICES / f"{name}.toml", list(MATRICES.glob("*.toml"))
     if not found and matrix not in matrices:
+        if ":" in name:
+            raise InputError(f"{name!r} is not registered; list explains registered names alone, and run takes others")
         known = [*(name_in_matrix(one) for _, one in systems), *(path.stem for path in matrices)]
         raise InputError(f"unknown name {name!r}{nearest(name, known, '`manifold-bench list` shows all names')}")
     lacking: list[ValueError] = []

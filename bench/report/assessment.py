@@ -21,6 +21,11 @@ from manifold_bench.bench.report.tables import INVALID, Doubts, Panel, panels, r
 from manifold_bench.bench.text import eps_text, norm_text, percent
 from manifold_bench.defenses.identity import JsonObject
 
+ONE_ANSWER = (
+    "Its answers are random, and one answer to each image was judged. With `draws` = 10 the worst of ten answers counts."
+)
+"""What to think of figures on a randomized defense that was judged by one answer."""
+
 ELSEWHERE = (
     "The images were made elsewhere. The figures say how many of these the defense withstands, and nothing about an "
     "attack that is made on it."
@@ -75,7 +80,8 @@ def assessments(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, d
         attacked = [panel for panel in panels(rows) if not panel.is_noise]
         worst = [row for panel in attacked for row in panel.worst.to_dict("records")]
         finding = checked.get((name, label), {"result": "not run", "checks": []})
-        marks = _marks(worst, doubts)
+        answers = _answers(results, name, label)
+        marks = [*_marks(worst, doubts), *([ONE_ANSWER] if answers == 1 else [])]
         # the norm under which most is left is the one that is still open
         sized = [panel for panel in attacked if np.isfinite(panel.worst["eps"]).all()]
         left = max(sized, key=lambda panel: panel.worst["robust_accuracy"].fillna(0).max(), default=None)
@@ -89,7 +95,7 @@ def assessments(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, d
             Assessment(
                 dataset=name,
                 defense=label,
-                clean=_clean(rows, _answers(results, name, label)),
+                clean=_clean(rows, answers),
                 left=[line for panel in attacked for line in _left(panel)] or ["No attack ran."],
                 trust=[ELSEWHERE, *marks] if _made_elsewhere(results, name, label) else _trust(finding, marks, option),
                 advice=advice,
@@ -123,7 +129,7 @@ def left_out_of(results: Results) -> list[str]:
 
 
 def _clean(rows: pd.DataFrame, answers: int) -> str:
-    """Return a sentence on the clean images. answers: number of answers to each that were judged."""
+    """Return a sentence on the clean images. answers: as in `_answers`."""
     before = rows_by(rows, "kind").get(CLEAN)
     if before is None or before["status"] != "ok":
         return "The accuracy without an attack is not known."
@@ -134,10 +140,10 @@ def _clean(rows: pd.DataFrame, answers: int) -> str:
 
 
 def _answers(results: Results, dataset: str, defense: str) -> int:
-    """Return the number of answers to each clean image that were judged; 1 where old records do not say it."""
+    """Return the number of answers to each clean image that were judged; 0 for a defense that is not randomized."""
     rows = results.records
     clean = rows[(rows["dataset"] == dataset) & (rows["defense"] == defense) & (rows["kind"] == CLEAN)]
-    return int(clean["answers"].max()) if "answers" in clean and clean["answers"].notna().all() and len(clean) else 1
+    return int(clean["answers"].max()) if "answers" in clean and clean["answers"].notna().all() and len(clean) else 0
 
 
 def _left(panel: Panel) -> list[str]:

@@ -298,7 +298,10 @@ def test_attacks_that_a_parameter_makes_senseless_run_next_without_it():
 def test_accuracy_over_several_answers_says_in_how_many():
     records = attacked(dataset="data").assign(answers=10)
     assert "in all of 10 answers" in from_python(records).clean
-    assert "answers" not in from_python(attacked(dataset="data").assign(answers=1)).clean
+    once = from_python(attacked(dataset="data").assign(answers=1))
+    assert "answers" not in once.clean and any("one answer to each image" in line for line in once.trust)
+    assert not any("one answer" in line for line in from_python(records).trust)
+    assert not any("one answer" in line for line in from_python(attacked(dataset="data")).trust)
 
 
 @pytest.mark.parametrize(("l2", "one"), [((1.5, 3.0), False), ((1.5,), True)])

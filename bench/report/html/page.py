@@ -22,6 +22,7 @@ from manifold_bench.bench.report.diagnosis import by_dataset, found_text, not_ru
 from manifold_bench.bench.report.html.cells import CellDetails, Cells, heat_map
 from manifold_bench.bench.report.html.reproduce import run_command
 from manifold_bench.bench.report.plots import Drawn
+from manifold_bench.bench.report.ranking import new_attacks
 from manifold_bench.bench.report.style import shade
 from manifold_bench.bench.report.tables import Marks, panels, robust_legend, rows_by
 from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, norm_text, percent
@@ -88,6 +89,7 @@ def write_page(report: Report, plots: Sequence[Drawn]) -> Path:
         name=report.results.folder.resolve().name,
         command_line=run_command(report.results.run),
         datasets=by_dataset(report.diagnosis),
+        own_attacks=new_attacks(report.results.run),
         leaderboard=leaderboard(report),
         legend=robust_legend(report.summary),
         maps=[heat_map(panel, cells, report.flags) for panel in panels(report.summary)],
