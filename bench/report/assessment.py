@@ -22,7 +22,7 @@ from manifold_bench.bench.text import eps_text, norm_text, percent
 from manifold_bench.defenses.identity import JsonObject
 
 ONE_ANSWER = (
-    "Its answers are random, and one answer to each image was judged. With `draws` = 10 the worst of ten answers counts."
+    "Its answers are random, and one answer to each image was judged; with `draws` = 10 the worst of ten counts."
 )
 """What to think of figures on a randomized defense that was judged by one answer."""
 

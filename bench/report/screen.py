@@ -20,7 +20,7 @@ from manifold_bench.bench.text import NOT_RUN, distance_text, eps_text, percent
 SCREEN_LEGEND = (
     "clean: clean inputs accepted and right; rej.: clean inputs rejected; robust: accepted and right when clean, and "
     "never accepted and wrong under attack; strict: robust, and never rejected under attack; median: distance at which "
-    "half of the inputs are beaten (of attacks within a fixed ε, one of these ε); a number in parentheses: see the note "
+    "half of the inputs are beaten (of attacks within a fixed ε, one of these); a number in parentheses: see the note "
     "with that number; § attacks look too weak; ‖ the attack stopped trying"
 )
 
