@@ -20,6 +20,7 @@ from manifold_bench.bench.records.schema import ATTACK, WORST_CASE, Row
 ATTACK_COLUMNS = (
     *("dataset", "norm", "defense", "attack", "n", "status", "eps"),  # which attack, and what of it there is
     *("right", "success", "forwards", "backwards", "median_distance", "optimality", "rank", "reason"),
+    *("alone", "missed"),
 )
 
 READ = (
@@ -82,7 +83,9 @@ def attack_figures(records: pd.DataFrame) -> pd.DataFrame:
 
     records: per-input records of a run. `eps`: the attack's largest ε. `right`: number of inputs accepted and right
     when clean. `success`: share of these that the attack beat. `forwards`, `backwards`: passes per input, over all ε
-    and seeds. `rank`: see `ranks`. An attack that failed or was skipped has its reason, and NaN in place of figures.
+    and seeds. `rank`: see `ranks`. `alone`: number of inputs that this attack beat and no other one. `missed`: number
+    of inputs that it ran on and did not beat, though another one did. An attack that failed or was skipped has its
+    reason, and NaN in place of figures.
     Norm "fooling" is left out, because noise has no distance.
     """
     attacked = records.loc[(records["kind"] == ATTACK) & (records["norm"] != FOOLING), list(READ)]
@@ -138,6 +141,8 @@ def _worth(records: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     own = records.groupby("attack").agg({"forwards": "sum", "backwards": "sum", "eps": "max"})
     own.loc[WORST_CASE] = [own["forwards"].sum(), own["backwards"].sum(), own["eps"].max()]
     n = of_attack.size()
+    beaten = ~found["held"] & found["right"]
+    by_any = beaten.groupby(level="input").transform("sum")
     return own.assign(
         n=n,
         status="ok",
@@ -146,6 +151,8 @@ def _worth(records: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
         right=of_attack["right"].sum(),
         success=(~every.loc[every["right"], "held"]).groupby(level="attack").mean(),  # NaN where no input is right
         median_distance=of_attack["distance"].median(),
+        alone=(beaten & (by_any == 1)).groupby(level="attack").sum(),  # NaN for the worst case
+        missed=(~beaten & found["right"] & (by_any > 0)).groupby(level="attack").sum(),
         reason="",
     )
 

@@ -157,7 +157,7 @@ def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
             place = _place(rows["rank"], own["rank"])
             lines.append(
                 f"{where}, {defense}: success {success} % within ε = {eps}, {passes} forward + backward passes "
-                f"per input, median distance {median}, optimality {score} %{place}"
+                f"per input, median distance {median}, optimality {score} %{place}{_against_others(own)}"
             )
         of_norm = means[(means["dataset"] == dataset) & (means["norm"] == norm)]
         own = rows_by(of_norm, "attack").get(attack)
@@ -168,6 +168,12 @@ def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
                 f"{_place(alike['rank'], own['rank'], ' attacks on as many defenses')}"
             )
     return lines
+
+
+def _against_others(own: Row) -> str:
+    """Return on which inputs an attack and the others differ. own: a row of metrics.optimality.attack_figures."""
+    alone, missed = (f"{own[name]:.0f}" for name in ("alone", "missed"))
+    return f"; it beats {alone} that no other attack beats, and misses {missed} that others beat"
 
 
 def _place(ranks: pd.Series, own: float, what: str = "") -> str:

@@ -97,6 +97,7 @@ def test_attacks_compared_with_each_other():
     assert b["optimality"] == pytest.approx(1 - (10 - 8) / (12 - 8))  # 3, 2, 2, 3
     assert (everything["success"], everything["optimality"], everything["forwards"]) == (0.75, 1, 26)
     assert (a["median_distance"], everything["median_distance"]) == (INF, 1.5)
+    assert (a["alone"], a["missed"], b["alone"], b["missed"]) == (1, 1, 1, 1)  # each beats two, one of them both
     assert table.loc["c", "status"] == "failed" and np.isnan(table.loc["c", "optimality"])
 
 

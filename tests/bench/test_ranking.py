@@ -137,9 +137,10 @@ def test_an_attack_is_compared_with_the_others():
     lines = attack_lines(attack_figures(run(RECORDS, *both)), "b")
     assert lines[0] == (
         "digits, L∞, mine: success 10.0 [2.8, 30.1] % within ε = 0.1, 2 + 0 forward + backward passes per input, "
-        "median distance ∞, optimality 50.0 %, rank 2 of 2"
+        "median distance ∞, optimality 50.0 %, rank 2 of 2; it beats 0 that no other attack beats, and misses 2 that "
+        "others beat"
     )
-    assert lines[1].endswith("%, rank 1 of 2")
+    assert "%, rank 1 of 2; it beats " in lines[1]
     assert lines[2] == "digits, L∞: mean optimality over 2 defenses 75.0 %"
     failed = cell("b", labels=SOME, defense="mine", status="failed", reason="why")
     assert attack_lines(attack_figures(run(RECORDS, failed)), "b") == ["digits, L∞, mine: failed: why"]
