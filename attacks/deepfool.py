@@ -28,7 +28,8 @@ DOUBLINGS = 12
 class DeepFool(ViewAttack):
     """DeepFool: steps to the nearest linearised class boundary until one is crossed.
 
-    It works in L2 (algorithm 2 of the paper) and in L∞, and finds a small perturbation, rarely the smallest.
+    A step goes to the boundary with the least |g_k| / ‖∇g_k‖_*, g_k = f_k − f_y, and is |g_k| ∇g_k / ‖∇g_k‖₂² in L2
+    (algorithm 2 of the paper), |g_k| sign(∇g_k) / ‖∇g_k‖₁ in L∞. The perturbation is small, but rarely the smallest.
 
     steps: largest number of steps. overshoot: how much farther than the linearised boundary each step goes, as a share
     of the step. candidates: number of wrong classes whose boundaries count, the likeliest at the current point.

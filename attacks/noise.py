@@ -19,8 +19,8 @@ from manifold_bench.attacks.threat import NORMS, UNBOUNDED, Norm, draw_per_input
 class RandomNoise(Attack):
     """Tries random points of the ε-ball: a control, which every real attack has to beat.
 
-    The first point that is accepted and wrong is returned, or else the last one, without a query of its own, since the
-    judge decides about it.
+    The points are x + δ with ‖δ‖ ≤ ε, clipped to [0,1]. The first one that is accepted and wrong is returned, or else
+    the last one, without a query of its own, since the judge decides about it.
 
     draws: number of points for each input.
     distribution: `uniform` in the ε-ball, or `gaussian`: pixels N(½, ¼²) clipped to [0,1], for norms without ε.

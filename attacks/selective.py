@@ -329,8 +329,8 @@ class LatentMatching(Matching):
 class LogitMatching(Matching):
     """Moves the logits of the classes and the detectors' ratios onto those of a clean image of another class.
 
-    Deep Bayes, a relative of this project's generative classifiers, was
-    broken in this way (99.7 % success, 0.4 % detected).
+    It minimises ‖s(x′) − s(x_t)‖², s the logits and ratios. Deep Bayes, a generative classifier, was broken in this way
+    (99.7 % success, 0.4 % detected).
     """
 
     version: ClassVar[int] = 2

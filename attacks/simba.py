@@ -22,7 +22,7 @@ class SimBA(Attack):
     """SimBA: adds a step to one random pixel at a time, or subtracts it, from scores alone.
 
     Algorithm 1 of the paper in the basis of pixels: the values of all pixels and channels come in random order; a
-    change of ± `size` is kept where it brings the answer nearer to a wrong class. After the last one the next order
+    change of ± `size` is kept where it lowers the margin f_y(x) − max_{k≠y} f_k(x). After the last one the next order
     begins.
 
     The paper bounds the norm by the number of changes; here each changed image is projected on the ε-ball, so that the

@@ -35,7 +35,7 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 class Square(Attack):
     """Square Attack: random search that changes one square at a time, from scores alone.
 
-    A change is kept where it brings the answer nearer to a wrong class.
+    A change is kept where it lowers the margin f_y(x) − max_{k≠y} f_k(x).
 
     queries: largest number of forward passes for each input.
     share: share of the pixels in the first squares (p in the paper); it is halved along the paper's schedule.

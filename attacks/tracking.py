@@ -166,7 +166,8 @@ class AscentState:
 class Tracking(Attack):
     """Climbs through a projection, whose optimum it follows by Newton steps.
 
-    It runs targeted ascents on C(G(z*(x))), and keeps z*(x) at the optimum by one Newton step after each step of x.
+    It runs targeted ascents on C(G(z*(x))), and keeps z*(x) = argmin over z of ‖G(z) − x‖² at the optimum by one Newton
+    step after each step of x.
 
     The Jacobian J of the generator and the Hessian A of the search are computed explicitly, and J A⁻¹ Jᵀ gives both the
     Newton step and the gradient at x. So a step costs a few passes in place of the deployed search. Where the distance

@@ -11,8 +11,8 @@ COMMANDS = {
     "run": "run a matrix of data sets, defenses and attacks, and write a report",
     "judge": "judge adversarial images that were made elsewhere",
     "report": "rebuild a run's report from its records",
-    "compare": "compare a run with a baseline; the exit code says whether robustness fell",
-    "baseline": "promote a run to a baseline",
+    "compare": "compare a run with a baseline, and fail where robustness fell",
+    "baseline": "store a run as the baseline that later runs are compared with",
     "train": "train a defense",
     "list": "list every known data set, defense, attack, measurement and matrix",
 }

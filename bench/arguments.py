@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
             return f"{said}; it takes nothing without an option"
         taken = [str(vars(given)[action.dest]) for action in places]
         names_of_places = " ".join(str(action.metavar or action.dest) for action in places)
-        return f"it takes {names_of_places} and no more; got {', '.join([*taken, *unknown])}"
+        return f"it takes {names_of_places} alone; got {', '.join([*taken, *unknown])}"
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}{'' if message.endswith('?') else ';'} see {self.prog} --help")

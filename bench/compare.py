@@ -40,8 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = parser().parse_args(arguments)
     # late: `--help` waits for neither pandas nor rich
-    from manifold_bench.bench.gate.gate import Gate, junit_gate, markdown_gate, print_gate
+    from manifold_bench.bench.gate.gate import Gate
     from manifold_bench.bench.gate.limits import Limit
+    from manifold_bench.bench.gate.shown import junit_gate, markdown_gate, print_gate
     from manifold_bench.bench.records.results import Results
     from manifold_bench.bench.terminal import terminal
 

@@ -60,6 +60,8 @@ def answers(model: nn.Module, images: Tensor, name: str) -> Tensor:
                 advice += "`with torch.enable_grad():`"
             else:
                 advice = next((f"; {words}" for words, changed in ADVICE if _takes(model, changed(images.clone()))), "")
+                if not advice and isinstance(error, TypeError | AttributeError):
+                    advice = "; a model gets a tensor, no array or picture"
             shape = ", ".join(map(str, images.shape[1:]))
             raise ValueError(f"{name} fails on images of shape [N, {shape}]: {one_line(error)}{advice}") from error
     if fault := _fault(found, len(images)):

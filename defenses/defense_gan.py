@@ -44,7 +44,8 @@ class DefenseGANSpec(ProjectAndClassifySpec):
 class DefenseGAN(ProjectAndClassify):
     """Classifies the best of several projections on a GAN's range, from random starts.
 
-    It answers C(G(z*)), where z* is the best of R descents from random starts, which are new for every answer.
+    It answers C(G(z*)), where z* = argmin over z of ‖G(z) − x‖₂²/d is searched by R descents of L steps from random
+    starts z ~ N(0, I), which are new for every answer; the best of the R ends counts (d: number of values of an image).
 
     The random numbers of an input are seeded by one draw and by its pixels, so that they do not depend on its batch.
     """

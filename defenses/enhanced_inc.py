@@ -176,7 +176,9 @@ class EnhancedInvertAndClassifySpec(InvertAndClassifySpec):
 class EnhancedInvertAndClassify(InvertAndClassify):
     """INC with a classifier that was trained to be robust on the generator's range.
 
-    Pairs of images of the range within η that get different answers are the weakness of INC that this training removes.
+    Pairs of images of the range within η that get different answers are the weakness of INC that this training removes:
+    C minimises E CE(C(x), y) + w · sup over ‖G(z) − G(z′)‖₂ ≤ η of [CE(C(G z), C(G z′)) + CE(C(G z′), C(G z))], see
+    `RobustManifoldTraining`.
     """
 
     paper = "ilyas2017"

@@ -34,8 +34,9 @@ class PixelDefend(Defense):
     """Classifies the most probable image near the input, which a PixelCNN decodes greedily.
 
     x is rounded to 8 bits. In raster order, each sub-pixel is set to the value within ± ε_defend of its own that the
-    PixelCNN finds most probable after those that were set before; the model is evaluated again after each of them. The
-    classifier was trained without the defense, as in the paper.
+    PixelCNN finds most probable after those that were set before; the model is evaluated again after each of them:
+    x*_i = argmax over v, |v − x_i| ≤ ε_defend, of log p(v | x*_1 … x*_{i−1}). The classifier, trained without the
+    defense as in the paper, answers x*.
 
     Gradient mode `identity` takes the decoding for the identity (BPDA), by which Athalye et al. 2018 broke it.
     """

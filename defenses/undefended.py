@@ -45,7 +45,8 @@ class UndefendedSpec(ClassifierSpec):
 class Undefended(Defense):
     """A plainly trained classifier, which every defense is compared with.
 
-    It is trained on images shifted by up to one pixel in sixteen.
+    The training minimises the mean of −log softmax(f(x + shift))_y over images x with label y, which are shifted by up
+    to one pixel in sixteen. The answer is argmax_k f(x)_k.
     """
 
     Spec: ClassVar[type[UndefendedSpec]] = UndefendedSpec

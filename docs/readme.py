@@ -1,16 +1,28 @@
-"""Write the tables of attacks and defenses into README.md, between its markers: `python docs/readme.py`."""
+"""Write the tables of attacks and defenses into README.md, between its markers, and draw its picture.
+
+The command is `python docs/readme.py`.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import matplotlib as mpl
+
 from manifold_bench.attacks.threat import Norm
 from manifold_bench.bench.list import knowledge, name_in_matrix
+from manifold_bench.bench.metrics.summary import summary_of
 from manifold_bench.bench.planning.catalogue import Description, descriptions
+from manifold_bench.bench.records.results import Results
+from manifold_bench.bench.report.plots import security_curves
+from manifold_bench.bench.report.style import STYLE
+from manifold_bench.bench.report.tables import Panel, panels
 from manifold_bench.bench.text import norm_text
 
 README = Path(__file__).parent.parent / "README.md"
+BASELINE = README.parent / "bench" / "baselines" / "quick"
+PICTURE = Path(__file__).parent / "images" / "quick.png"
 KNOWLEDGE = ("white-box", "score", "decision", "as the class needs")
 """What attacks have to know, in the order of the table."""
 
@@ -57,5 +69,25 @@ def table(heads: list[str], groups: dict[tuple[str, ...], list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def pictured() -> Panel:
+    """What the picture shows: the worst cases in L∞ of the committed baseline of `quick`."""
+    (panel,) = (one for one in panels(summary_of(Results.load(BASELINE))) if one.norm == "linf")
+    return panel
+
+
+def figures(panel: Panel) -> str:
+    """The figures of the picture as a text, which is stored in its file."""
+    worst = panel.worst
+    shown = zip(worst["defense"], worst["eps"], worst["robust_accuracy"], strict=True)
+    return "; ".join(f"{defense} {eps:g}: {100 * share:.1f}" for defense, eps, share in shown)
+
+
+def draw(panel: Panel) -> None:
+    """Draw the picture."""
+    with mpl.rc_context(STYLE):
+        security_curves(panel).savefig(PICTURE, dpi=170, metadata={"Description": figures(panel), "Software": None})
+
+
 if __name__ == "__main__":
+    draw(pictured())
     README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")

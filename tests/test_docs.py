@@ -21,6 +21,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from plans import PASSES, rows_of_passes
 from plans import planned as planned_jobs
 from users import importable
@@ -311,6 +312,22 @@ def test_every_promise_names_tests_that_exist():
 def test_every_page_is_in_the_navigation_of_the_site():
     listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
     assert {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} <= set(listed)
+
+
+def test_the_picture_of_the_readme_shows_the_committed_baseline(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    readme = import_module("readme")
+    stored = Image.open(readme.PICTURE).text["Description"]
+    assert stored == readme.figures(readme.pictured()), "run `python docs/readme.py`"
+    assert stored.count(";") == 11, "four defenses at three sizes"
+
+
+@pytest.mark.parametrize("kind", ["defenses", "attacks"])
+def test_the_page_of_each_system_has_its_equation(kind):
+    described = [one for one in descriptions(kind) if one.name not in ("art", "foolbox")]  # they run many systems
+    pages = {one.name: find(kind, one.name).__doc__ for one in described}
+    assert len(pages) > 20
+    assert not [name for name, page in pages.items() if not re.search(r"[=←∇‖≤]|max[ (]|min |ratio|f\(", page)]
 
 
 def test_the_lists_of_the_readme_are_those_of_the_registry(monkeypatch):

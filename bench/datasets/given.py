@@ -244,7 +244,7 @@ def pictures_in(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     for inner in (path for path in found if path.is_dir()):
         if any(path.suffix.lower() in (*PICTURES, *OTHER_PICTURES) for path in inner.rglob("*")):
-            raise InputError(f"{inner}: its pictures would be left out; put them into {folder} itself")
+            raise InputError(f"{inner}: its pictures would be left out; move them into {folder} itself")
     files = [path for path in found if not path.is_dir()]
     for path in files:
         if path.suffix.lower() in OTHER_PICTURES:

@@ -253,7 +253,7 @@ def moving(e: Evidence) -> Finding:
 
 
 @check(
-    "the same question gets the same answer",
+    "answers to the same image are the same",
     "Answers that change between calls or with the other images of the batch make success a matter of luck. For a "
     "randomized defense, declare `randomized`, judge with draws > 1 and attack the expectation. Otherwise make the "
     "answers independent of the batch.",

@@ -39,11 +39,20 @@ from manifold_bench.bench.running.session import Session
 from manifold_bench.bench.running.stored_images import StoredImages
 from manifold_bench.bench.running.url_folder import page_of
 from manifold_bench.bench.terminal import print_line, terminal
-from manifold_bench.bench.text import is_printable
+from manifold_bench.bench.text import LEVELS, is_printable
 from manifold_bench.defenses.errors import shortened
 
 FAR = "farther than ε from the test image"
 """Fault of an image that is too far from the test image that it is judged with."""
+
+ROUNDED = "farther than ε by no more than half a grey level"
+"""Fault of an image that was within ε before its pixels were rounded to 8 bits."""
+
+ADVICE = {
+    FAR: "they may belong to other test images: store the right indices as `indices` in an .npz file",
+    ROUNDED: "pictures of 8 bits are rounded: give unrounded images in an .npz file, or an ε that is 1/510 larger",
+}
+"""What to do about a fault."""
 
 LONGEST = 200
 """Largest number of characters of a name that a file of images gives an attack or a defense."""
@@ -148,14 +157,14 @@ def _name(given: Namespace, meta: Mapping[str, object], key: str) -> str:
 
 def validity(results: Results) -> list[str]:
     """Return a line for each set of images of which some are not valid, with the number of each `fault_of`."""
-    lines, other = [], "; do they belong to other test images? Give `indices` in an .npz file"
+    lines = []
     for label, rows in results.records[results.records["kind"] == "attack"].groupby("attack", sort=False):
         rows = rows.drop_duplicates("sample")
         if not rows["valid"].all() and (rows["status"] == "ok").all():
             faults = rows.loc[~rows["valid"]].apply(fault_of, axis=1).value_counts()
             counts = ", ".join(f"{count} {fault}" for fault, count in faults.items())
             line = f"{label}: {faults.sum()} of {len(rows)} images count as no success: {counts}"
-            lines.append(line + (other if FAR in faults else ""))
+            lines.append("; ".join([line, *(ADVICE[fault] for fault in faults.index if fault in ADVICE)]))
     return lines
 
 
@@ -163,5 +172,7 @@ def fault_of(row: pd.Series) -> str:
     """Return why the image of a record is not valid; one that is too far may also be not in [0,1]."""
     if not math.isfinite(row["linf"]):
         return "not finite"
-    far = row["norm"] in DISTANCES and row[row["norm"]] > allowed(row["norm"], row["eps"])
-    return FAR if far else "not in [0,1]"
+    norm, eps = row["norm"], row["eps"]
+    if norm not in DISTANCES or row[norm] <= allowed(norm, eps):
+        return "not in [0,1]"
+    return ROUNDED if norm == "linf" and row[norm] <= allowed(norm, eps + 0.5 / LEVELS) else FAR

@@ -9,7 +9,7 @@ import pandas as pd
 
 from manifold_bench.bench.records.schema import Row
 
-EFFORT_COLUMNS = ("attacked", "given_up", "blind", "unmoved", "stalled", "unasked", "masked")
+EFFORT_COLUMNS = ("attacked", "given_up", "blind", "unmoved", "stalled", "unqueried", "masked")
 
 LIMIT = 0.01
 """Share of such inputs above which a figure is marked with ‖."""
@@ -32,7 +32,7 @@ def effort(
     one, and as given_up if any of these holds. In a group of several attacks it must hold for each that computes
     gradients and asks at least twice; of a single query nobody knows whether it came nearer.
 
-    Two more hold in worst cases alone. All inputs are unasked, and given_up, if no attack made a query and none
+    Two more hold in worst cases alone. All inputs are unqueried, and given_up, if no attack made a query and none
     succeeded; a single attack is left out, since a control such as one draw of noise asks nothing. An input is masked
     if an attack that is blind on more than MOST of the inputs is blind on it, and all attacks together beat at most
     LIMIT of the inputs: that another attack came nearer then says little.
@@ -50,9 +50,11 @@ def effort(
     several = rows.groupby("group")["attack"].transform("nunique") > 1
     differentiates = _any(rows, rows["blind"].notna(), "attack")
     informed = differentiates & rows["twice"]
-    unasked = is_worst & ~_any(rows, rows["once"] | rows["success"])
-    counts = ~several | informed | (differentiates & ~_any(rows, informed)) | unasked
-    signs = pd.DataFrame({"blind": blind, "unmoved": ~rows["moved"], "stalled": ~rows["improved"], "unasked": unasked})
+    unqueried = is_worst & ~_any(rows, rows["once"] | rows["success"])
+    counts = ~several | informed | (differentiates & ~_any(rows, informed)) | unqueried
+    signs = pd.DataFrame(
+        {"blind": blind, "unmoved": ~rows["moved"], "stalled": ~rows["improved"], "unqueried": unqueried}
+    )
     given_up = signs.assign(given_up=signs.any(axis=1)).mul(~beaten, axis=0).astype(bool)
     counted = rows[counts]
     of_inputs = given_up[counts].groupby([counted["group"], counted["input"]]).all().groupby("group")
@@ -74,7 +76,7 @@ def effort_note(row: Row) -> str:
         "blind": "the gradient was exactly zero or not finite on {}",
         "unmoved": "the image was never changed on {}",
         "stalled": "no query came nearer to a wrong answer on {}",
-        "unasked": "no attack asked the model on {}",
+        "unqueried": "no attack queried the model on {}",
     }
 
     def share(name: str) -> str:
@@ -95,4 +97,4 @@ def who_gave_up(row: Row) -> str:
     """Return which attacks of a worst case's row the phrase of `effort_note` is about."""
     if not row.get("given_up", 0.0) > LIMIT:
         return "the attacks"
-    return "every attack" if row.get("unasked", 0.0) > 0 else "every gradient-based attack"
+    return "every attack" if row.get("unqueried", 0.0) > 0 else "every gradient-based attack"

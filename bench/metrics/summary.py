@@ -21,6 +21,7 @@ from manifold_bench.bench.metrics.robustness import (
     without_calibration,
 )
 from manifold_bench.bench.metrics.shares import wilson
+from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import ATTACK, CLEAN, WORST_CASE
 from manifold_bench.bench.text import NOT_RUN
 
@@ -40,6 +41,18 @@ FIGURED = (
 """Columns of the records from which figures are computed; to leave out the others saves time."""
 
 
+def summary_of(results: Results) -> pd.DataFrame:
+    """Return the summary of a run's records: see `summary`.
+
+    Where all attacked images of a defense were made elsewhere, nothing is said of effort, because nobody saw it.
+    """
+    found = summary(results.records)
+    for (dataset, defense), rows in found.groupby(["dataset", "defense"]).groups.items():
+        if results.made_elsewhere(str(dataset), str(defense)):
+            found.loc[rows, list(EFFORT_COLUMNS)] = np.nan
+    return found
+
+
 def summary(records: pd.DataFrame) -> pd.DataFrame:
     """Return the summary of per-input records: the columns SUMMARY_COLUMNS, a row for each cell and worst case.
 
@@ -56,7 +69,7 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
       a worst case of those of all its attacks at every ε up to this one; `seconds` is the sum. A figure that is
       undefined is NaN, never 0.
     - `attacked` is the number of attacked inputs at the largest ε, and `given_up` the share of them on which the attack
-      stopped trying; `blind`, `unmoved`, `stalled` and `unasked` say how. In a worst case this holds for every
+      stopped trying; `blind`, `unmoved`, `stalled` and `unqueried` say how. In a worst case this holds for every
       gradient-based attack. `masked` is the share on which an attack had no gradient and nothing succeeded: see
       effort.effort.
     - In norm "fooling" `error` is the share of noise images with which an attack succeeded and `rejection` the rest.

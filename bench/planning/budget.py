@@ -58,7 +58,8 @@ def summary(plan: Plan, uncut: Plan, budget: str) -> str:
     if plan is uncut:
         return f"Nothing had to be cut for a budget of {budget}."
     sizes, before = sizes_of(plan), sizes_of(uncut)
-    images = ", ".join(f"n = {n} of {before[name]} ({name})" for name, n in sizes.items())
+    fewer = [f"n = {n} of {before[name]} ({name})" for name, n in sizes.items() if n < before[name]]
+    images = ", ".join(fewer) or "all images"
     old, running = {choice.label for choice in uncut.matrix.attacks}, {job.label for job in plan.jobs if not job.skip}
     shorter = [one.label for one in plan.matrix.attacks if one.label in running - old]
     if plan.matrix.work is not None:

@@ -100,5 +100,5 @@ def _tags(cls: type) -> Iterator[str]:
 
 
 def unwrapped(text: object) -> str:
-    """Return the text on one line."""
+    """Return the text with line breaks and runs of spaces replaced by single spaces."""
     return " ".join(str(text).split())

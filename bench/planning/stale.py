@@ -74,7 +74,7 @@ def _inside(code: CodeType) -> Iterator[CodeType]:
 
 
 def _content(code: CodeType) -> tuple[object, ...]:
-    """Return what a function computes, whatever line it begins on."""
+    """Return the bytecode and constants of a function, without its line numbers."""
     constants = [one for one in code.co_consts if not isinstance(one, CodeType)]
     shown = [sorted(map(repr, one)) if isinstance(one, frozenset) else repr(one) for one in constants]
     return code.co_qualname, code.co_code, code.co_names, repr(shown)

@@ -17,7 +17,16 @@ from manifold_bench.bench.errors import InputError
 from manifold_bench.bench.records import measurements
 from manifold_bench.bench.records.files import STRICT, Name, Positive, Whole, parsed
 from manifold_bench.bench.records.provenance import KernelsPart, stored_provenance
-from manifold_bench.bench.records.schema import IMAGE_COLUMNS, PROBE, PROBED, as_frame, contradiction
+from manifold_bench.bench.records.schema import (
+    CALIBRATION,
+    CLEAN,
+    IMAGE_COLUMNS,
+    PROBE,
+    PROBED,
+    STORED,
+    as_frame,
+    contradiction,
+)
 from manifold_bench.bench.records.store import DamagedRecords, Entry, Store, Stored, distinct_kernels, key_in
 from manifold_bench.bench.text import eps_text, norm_text
 from manifold_bench.defenses.identity import JsonObject
@@ -149,6 +158,12 @@ class Results:
     def identities(self) -> dict[str, JsonObject]:
         """Key → identity of each job that has a record file."""
         return {key: job.identity for key, job in self.jobs.items() if job.identity is not None}
+
+    def made_elsewhere(self, dataset: str, defense: str) -> bool:
+        """Return whether all attacked images came from files, so that no attack was made on the defense."""
+        here = [one for one in self.identities.values() if one["dataset"]["name"] == dataset]
+        names = {one["attack"]["name"] for one in here if one["defense"]["label"] == defense}
+        return names - {CLEAN, CALIBRATION} == {STORED}
 
     @cached_property
     def index(self) -> dict[str, Entry]:

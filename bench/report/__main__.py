@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from manifold_bench.bench.arguments import Parser
 from manifold_bench.bench.errors import report_errors
+from manifold_bench.bench.report.garbage import uncollected
 from manifold_bench.bench.running.url_folder import local_folder
 
 
 @report_errors
+@uncollected()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (default: sys.argv); return 0, or 2 for bad input."""
     parser = Parser(prog="manifold-bench report", description="Rebuild everything that a run shows from its records.")

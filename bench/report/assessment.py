@@ -12,7 +12,7 @@ from manifold_bench.bench.diagnosis.diagnose import Diagnosis
 from manifold_bench.bench.metrics.effort import effort_note
 from manifold_bench.bench.metrics.summary import strongest
 from manifold_bench.bench.records.results import Results
-from manifold_bench.bench.records.schema import CALIBRATION, CLEAN, STORED, Row
+from manifold_bench.bench.records.schema import CLEAN, Row
 from manifold_bench.bench.report.advice import misled, next_step
 from manifold_bench.bench.report.diagnosis import found_text
 from manifold_bench.bench.report.ranking import named_in
@@ -97,7 +97,7 @@ def assessments(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, d
                 defense=label,
                 clean=_clean(rows, answers),
                 left=[line for panel in attacked for line in _left(panel)] or ["No attack ran."],
-                trust=[ELSEWHERE, *marks] if _made_elsewhere(results, name, label) else _trust(finding, marks, option),
+                trust=[ELSEWHERE, *marks] if results.made_elsewhere(name, label) else _trust(finding, marks, option),
                 advice=advice,
                 command=command,
             )
@@ -187,13 +187,6 @@ def _strongest(panel: Panel, worst: Row) -> str:
     names = "strongest attack" + "s" * (len(found.attacks) > 1) + f": {found.names}"
     alone = "each of which alone leaves" if len(found.attacks) > 1 else "which alone leaves"
     return names + (f", {alone} {percent(found.share)} %" if together else "")
-
-
-def _made_elsewhere(results: Results, dataset: str, defense: str) -> bool:
-    """Return whether all attacked images came from files, so that no attack was made on the defense."""
-    here = [one for one in results.identities.values() if one["dataset"]["name"] == dataset]
-    names = {one["attack"]["name"] for one in here if one["defense"]["label"] == defense}
-    return names - {CLEAN, CALIBRATION} == {STORED}
 
 
 def _trust(finding: JsonObject, marks: list[str], option: str) -> list[str]:

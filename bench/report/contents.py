@@ -11,7 +11,7 @@ from manifold_bench.bench.diagnosis.diagnose import Diagnosis, diagnose
 from manifold_bench.bench.metrics import effort, optimality, selective
 from manifold_bench.bench.metrics.protocols import protocols
 from manifold_bench.bench.metrics.ranking import against_others
-from manifold_bench.bench.metrics.summary import summary as summary_of
+from manifold_bench.bench.metrics.summary import summary_of
 from manifold_bench.bench.planning.claims import Claim, claims_of
 from manifold_bench.bench.records.results import Results
 from manifold_bench.bench.records.schema import IMAGE_COLUMNS, WORST_CASE
@@ -40,8 +40,8 @@ class Report:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """The result of metrics.summary.summary."""
-        return summary_of(self.records)
+        """The result of metrics.summary.summary_of."""
+        return summary_of(self.results)
 
     @cached_property
     def protocols(self) -> pd.DataFrame:

@@ -27,7 +27,7 @@ FINDINGS = {
     "gradients": "gradients are zero or not finite on more than 1 % of inputs",
     "more": "more steps or restarts gain at least 1 pp",
     "moving": "the loss still changes in the last tenth of the steps",
-    "repeats": "the same question gets different answers",
+    "repeats": "answers to the same image differ from call to call",
     "planted": "attacks miss more than 5 % of planted adversarial examples",
     "undefended": "it is less robust than the undefended model under transfer",
     "accepts": "many clean inputs are rejected",

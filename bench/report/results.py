@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import textwrap
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -17,7 +18,7 @@ from manifold_bench.bench.diagnosis.diagnose import Diagnosis, diagnose
 from manifold_bench.bench.errors import InputError, system_error
 from manifold_bench.bench.metrics.ranking import against_others
 from manifold_bench.bench.metrics.robustness import FOOLING
-from manifold_bench.bench.metrics.summary import strongest, summary
+from manifold_bench.bench.metrics.summary import strongest, summary_of
 from manifold_bench.bench.records import results as records
 from manifold_bench.bench.records.images import AdversarialImages, adversarial
 from manifold_bench.bench.records.schema import CLEAN, WORST_CASE
@@ -55,7 +56,7 @@ class Results:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One row for each cell, and one for the worst case over the attacks of each defense: every figure."""
-        return summary(self.records)
+        return summary_of(self.stored)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -191,7 +192,9 @@ class Results:
         return [f"({number}) {printable(note)}" for number, note in enumerate(self.notes, 1)]
 
     def __repr__(self) -> str:
-        return "\n".join([self._shown.to_string(index=False), *self._numbered])
+        table = self._shown.to_string(index=False)
+        wide = max(map(len, table.splitlines()))
+        return "\n".join([table, *(textwrap.fill(note, wide, break_on_hyphens=False) for note in self._numbered)])
 
     def _repr_html_(self) -> str:
         return self._shown.to_html(index=False) + "".join(f"<p>{escape(note)}</p>" for note in self._numbered)

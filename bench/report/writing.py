@@ -14,6 +14,7 @@ from manifold_bench.bench.report.certified import certified_plots
 from manifold_bench.bench.report.claims import claims_plots
 from manifold_bench.bench.report.contents import Report
 from manifold_bench.bench.report.diagnosis import diagnosis_tables
+from manifold_bench.bench.report.garbage import uncollected
 from manifold_bench.bench.report.html.page import write_page
 from manifold_bench.bench.report.measurements import measurement_plots
 from manifold_bench.bench.report.plots import Drawn, run_plots, write_plots
@@ -23,6 +24,7 @@ from manifold_bench.bench.text import printable
 from manifold_bench.defenses.files import atomic_write, with_path_in_errors
 
 
+@uncollected()
 def write_report(results: Results) -> Report:
     """Write summary.csv, diagnosis.json, tables/, plots/, report.md and report.html into the run's folder.
 

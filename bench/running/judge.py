@@ -233,7 +233,7 @@ def unperturbed(inputs: Inputs, clean: WorstVerdict) -> Judgement:
 
 
 class CertificateContradictedError(RuntimeError):
-    """An attack succeeded where the defense had proved that none can: the proof or the judge is wrong."""
+    """An attack succeeded on an input that the defense certified as robust: the proof or the judge is wrong."""
 
 
 def check_certificate(defense: Defense, inputs: Inputs, judged: Judgement) -> None:

@@ -53,7 +53,7 @@ def test_the_shares_by_hand():
     rows["improved"] = [False, False, True, True, True, False, True, True, True, False]
     found = shares(run(cell("clean", labels=labels, clean=[1, *labels[1:]]), rows))
     expected = {"attacked": 9, "given_up": 4 / 9, "blind": 2 / 9, "unmoved": 1 / 9, "stalled": 2 / 9}
-    assert found == pytest.approx(expected | {"unasked": 0, "masked": 0})
+    assert found == pytest.approx(expected | {"unqueried": 0, "masked": 0})
 
 
 def test_a_worst_case_is_given_up_where_every_attack_by_gradients_gave_up():
@@ -97,21 +97,21 @@ def test_attacks_that_asked_nothing_and_beat_nothing_leave_a_mark():
     silent, one = cell("a", labels=labels, passes=(0.0, 0.0)), cell("b", labels=labels, passes=(0.0, 0.0))
     for attacks in ([silent], [silent, one]):
         row = worst_case(*attacks)
-        assert (row["unasked"], row["given_up"], row["attacked"]) == (1, 1, 4) and "asked" in effort_note(row)
+        assert (row["unqueried"], row["given_up"], row["attacked"]) == (1, 1, 4) and "queried" in effort_note(row)
     lucky = cell("b", labels=labels, adv=[1, 1, 2, 3], passes=(0.0, 0.0))
     asking = cell("b", labels=labels, passes=(1.0, 0.0))
     for other in (lucky, asking):
         row = worst_case(silent, other)
-        assert not row["unasked"] > 0 and not effort_note(row)
+        assert not row["unqueried"] > 0 and not effort_note(row)
     single = summary(run(cell("clean", labels=labels), silent)).set_index("attack").loc["a"]
-    assert single["unasked"] == 0, "one draw of noise asks nothing, and is a fair control"
+    assert single["unqueried"] == 0, "one draw of noise asks nothing, and is a fair control"
 
 
 def test_an_attack_that_asked_in_one_batch_or_at_one_size_has_asked():
     """A substitute is trained once, and its passes are those of the first batch at the first size."""
     rows = cell("a", (0.1, 0.2), labels=list(range(4)), passes=(0.0, 0.0))
     rows.loc[(rows["eps"] == 0.1) & (rows["sample"] == 0), "forwards"] = 0.25
-    assert worst_case(rows)["unasked"] == 0
+    assert worst_case(rows)["unqueried"] == 0
 
 
 def test_what_another_attack_beat_at_a_smaller_size_is_not_given_up():
@@ -127,7 +127,7 @@ def test_what_another_attack_beat_at_a_smaller_size_is_not_given_up():
 def test_noise_images_of_which_none_is_accepted_have_no_mark():
     noise = cell("a", labels=[-1] * 4, clean=[0] * 4, adv=[REJECT] * 4, norm="fooling", passes=(0.0, 0.0))
     figured = summary(run(cell("clean"), noise))
-    assert not (figured["unasked"] > 0).any()
+    assert not (figured["unqueried"] > 0).any()
 
 
 def test_an_attack_without_any_gradient_is_not_outdone_by_one_that_came_nearer_and_beat_nothing():

@@ -8,8 +8,9 @@ import pytest
 from handmade import a_run, cell, identities, run, write_run
 
 from manifold_bench.bench.compare import main
-from manifold_bench.bench.gate.gate import Gate, junit_gate, markdown_gate
+from manifold_bench.bench.gate.gate import Gate
 from manifold_bench.bench.gate.limits import Limit
+from manifold_bench.bench.gate.shown import junit_gate, markdown_gate
 from manifold_bench.bench.records.results import Results
 
 N = 20

@@ -196,6 +196,25 @@ def test_what_is_out_of_bounds_is_no_success(test, tmp_path, capsys):
     assert "not known" in assessment.left[0] and "`indices`" in assessment.left[0]
 
 
+def test_pictures_that_were_rounded_beyond_the_size_are_told_from_those_of_other_images(test, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        levels = ((test.images[number, 0] + 0.2).clamp(0, 1) * 255).round()
+        Image.fromarray(levels.to(torch.uint8).numpy()).save(folder / f"{number:04d}.png")
+    judged(folder, tmp_path / "out", *STATED)
+    said = capsys.readouterr().out
+    assert "no more than half a grey level" in said and "1/510" in said and "other test images" not in said
+
+
+def test_nothing_is_said_of_the_effort_of_attacks_that_nobody_saw(test, tmp_path):
+    torch.save(test.images[:10].clone(), tmp_path / "same.pt")
+    judged(tmp_path / "same.pt", tmp_path / "out", *STATED)
+    report = Report(Results.load(tmp_path / "out"))
+    (assessment,) = report.assessments
+    assert "‖" not in str(assessment) and report.summary["given_up"].isna().all() and not report.given_up
+
+
 class Code:
     """A file that runs code when it is unpickled."""
 

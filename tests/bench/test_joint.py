@@ -9,7 +9,8 @@ from handmade import a_run, cell, run, write_run
 from scipy.stats import binom
 
 from manifold_bench.bench.compare import main
-from manifold_bench.bench.gate.gate import Gate, junit_gate, markdown_gate
+from manifold_bench.bench.gate.gate import Gate
+from manifold_bench.bench.gate.shown import junit_gate, markdown_gate
 from manifold_bench.bench.metrics.paired import SIGNIFICANCE, sign_flip
 
 N, CELLS = 64, 76

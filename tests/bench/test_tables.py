@@ -102,7 +102,7 @@ def test_the_note_on_a_worst_case_says_which_attacks_it_is_about():
     clean, silent = cell(CLEAN, labels=LABELS), cell("mine", (2.0,), LABELS).assign(forwards=0.0)
     silent, noise = silent.assign(success=False), cell("yours", (2.0,), LABELS).assign(forwards=0.0, success=False)
     notes = [note for table in made(summary(run(clean, silent, noise))) for note in table.notes]
-    assert any("every attack stopped trying" in note and "no attack asked the model" in note for note in notes)
+    assert any("every attack stopped trying" in note and "no attack queried the model" in note for note in notes)
 
 
 def test_each_failure_is_explained_in_one_note():
