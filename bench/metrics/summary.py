@@ -47,9 +47,9 @@ def summary_of(results: Results) -> pd.DataFrame:
     Where all attacked images of a defense were made elsewhere, nothing is said of effort, because nobody saw it.
     """
     found = summary(results.records)
-    for (dataset, defense), rows in found.groupby(["dataset", "defense"]).groups.items():
+    for (dataset, defense), rows in found.groupby(["dataset", "defense"]):
         if results.made_elsewhere(str(dataset), str(defense)):
-            found.loc[rows, list(EFFORT_COLUMNS)] = np.nan
+            found.loc[rows.index, list(EFFORT_COLUMNS)] = np.nan
     return found
 
 
