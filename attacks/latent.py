@@ -270,10 +270,9 @@ class Latent(RangeAttack):
 
     It attacks z in C(G z), with the distance to x as a Lagrangian term (reparametrization).
 
-    From the inversion of x it solves min over z, max over λ ≥ 0 of the label's margin + λ · excess, where the excess is
-    the L2 distance of G z from the ball. It returns the image of the ball that is nearest to G z. In L2 that is often
-    G z itself, for which the defense finds z again. An L∞ ball hardly contains images of the range: `combined` is
-    stronger there.
+    From the inversion of x it solves min_z max_{λ ≥ 0} margin_y(C(G z)) + λ · dist₂(G z, ball). It returns the image of
+    the ball that is nearest to G z. In L2 that is often G z itself, for which the defense finds z again. An L∞ ball
+    hardly contains images of the range: `combined` is stronger there.
     """
 
     paper = "athalye2018"
