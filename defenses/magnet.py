@@ -86,8 +86,8 @@ class Autoencoder(nn.Module):
 class MagNet(Detector):
     """Classifies an autoencoder's reconstruction, and rejects what it reconstructs badly.
 
-    The answer is f(AE-I(x)), where AE-I is the reformer. An input that AE-I or AE-II reconstructs too badly is rejected:
-    one with a score such as ‖x − AE(x)‖₂²/d above the detector's threshold.
+    The answer is f(AE-I(x)); AE-I is the reformer. An input that AE-I or AE-II reconstructs too badly is rejected, that
+    is one with a score such as ‖x − AE(x)‖₂²/d above the detector's threshold.
 
     forward: images [N,C,H,W] in [0,1] → logits [N,K+1]. The reject score exceeds the largest logit by the largest
     ratio of a detector's score to its threshold, minus 1. The detectors are `l2` and `l1`, the mean squared error of

@@ -20,7 +20,7 @@ from manifold_bench.bench.planning.matrix import ONE_CPU, AttackChoice, Matrix, 
 from manifold_bench.bench.planning.probes import probes
 from manifold_bench.bench.planning.refs import DatasetRef, DefenseRef, PlannedData, dataset_identity, defense_identity
 from manifold_bench.bench.planning.usercode import contained
-from manifold_bench.bench.planning.work import ADAPTED, SMALLEST, known_operations, limited, operations
+from manifold_bench.bench.planning.work import ADAPTED, LEAST, SMALLEST, known_operations, limited, operations
 from manifold_bench.bench.records.schema import (
     ATTACK,
     CALIBRATION,
@@ -183,23 +183,30 @@ class _Defended:
     def jobs(self) -> list[Job]:
         """Return a job for the clean pass, one for the calibration images, and one for each attack, norm and seed.
 
-        A deterministic defense needs one clean pass, because its answers do not depend on the seed.
+        A deterministic defense needs one clean pass, because its answers do not depend on the seed. If the limit on
+        work leaves no attack on a slow defense, its clean pass has `LEAST` images, too.
         """
-        matrix = self.matrix
+        matrix, here = self.matrix, (self.data.dataset.name, self.ref.label)
         answers = matrix.seeds if self.module.randomized else [matrix.seed] * len(matrix.seeds)
-        clean = {seed: self.job(CLEAN, ("test", self.data.indices), seed) for seed in answers}
+        chosen = [self.fitted(entry) for entry in matrix.attacks if entry.applies_to(*here)]
+        spared = matrix.work is not None and chosen and all(skip for _, skip in chosen)
+        indices = self.data.indices[: LEAST if spared else None]
+        clean = {seed: self.job(CLEAN, ("test", indices), seed) for seed in answers}
         jobs = list(clean.values())
         if self.data.calibration:
             jobs.append(self.job(CALIBRATION, ("validation", self.data.calibration), matrix.seed))
-        for entry in matrix.attacks:
-            if entry.applies_to(self.data.dataset.name, self.ref.label):
-                skip = unsuited(entry.attack, self.module) or self.repeated(entry)
-                affordable = entry if skip else self.affordable(entry)
-                choice, skip = (entry, affordable) if isinstance(affordable, str) else (affordable, skip)
-                for seed, answer in zip(matrix.seeds, answers, strict=True):
-                    job = self.job(ATTACK, self.attacked(choice), seed, choice)
-                    jobs.append(dataclasses.replace(job, clean_key=clean[answer].key, skip=skip))
+        for choice, skip in chosen:
+            for seed, answer in zip(matrix.seeds, answers, strict=True):
+                job = self.job(ATTACK, self.attacked(choice), seed, choice)
+                jobs.append(dataclasses.replace(job, clean_key=clean[answer].key, skip=skip))
         return jobs + (self.probes(clean[matrix.seed].key) if matrix.diagnose else [])
+
+    def fitted(self, choice: AttackChoice) -> tuple[AttackChoice, str | None]:
+        """Return an attack as it fits into the limit on work, and why it is skipped, or None."""
+        if skip := unsuited(choice.attack, self.module) or self.repeated(choice):
+            return choice, skip
+        found = self.affordable(choice)
+        return (choice, found) if isinstance(found, str) else (found, None)
 
     def repeated(self, choice: AttackChoice) -> str | None:
         """Return why a crossed matrix leaves out an attack with a named gradient, or None.

@@ -18,6 +18,7 @@ from manifold_bench.attacks.autoattack import AutoAttack
 from manifold_bench.attacks.gradient import FGSM, PGD
 from manifold_bench.attacks.threat import UNBOUNDED
 from manifold_bench.bench.errors import InputError
+from manifold_bench.bench.planning import jobs
 from manifold_bench.bench.planning.crossed import crossed
 from manifold_bench.bench.planning.narrow import narrowed
 from manifold_bench.bench.planning.plan import Options, make_plan
@@ -135,6 +136,17 @@ def test_no_job_is_longer_than_the_work_allows(full):
     assert shorter == {"undefended", "inc"}
     slow = [job for job in plan.jobs if "the defense is slow" in str(job.skip)]
     assert {job.defense.label for job in slow} <= {"inc"}
+
+
+def test_the_clean_pass_of_a_defense_that_no_attack_can_afford_is_short(full, monkeypatch):
+    monkeypatch.setattr(jobs, "known_operations", dict)
+    monkeypatch.setattr(jobs, "operations", lambda defense, image: 1e9 if defense.inference_steps else SMALLEST)
+    planned = make_plan(narrowed(full, ["digits"], ["undefended", "inc"]), Options(), full).jobs
+    clean = {job.defense.label: job for job in planned if job.attack is None}
+    met = {job.defense.label for job in planned if job.attack is not None and not job.skip}
+    assert met == {"undefended"}
+    assert (clean["undefended"].n, clean["inc"].n) == (100, LEAST)
+    assert clean["inc"].indices == clean["undefended"].indices[:LEAST]
 
 
 def test_operations_of_an_answer_are_counted():
