@@ -23,8 +23,8 @@ class AutoAttack(ViewAttack):
     """AutoAttack: APGD, FAB and Square in a row, with fixed budgets and nothing to tune.
 
     An input is robust if argmax_k f(x′)_k = y for the outputs x′ of all of them. The budgets are those of the reference
-    implementation. In L1 they are those of "Mind the box" (Croce & Hein 2021): untargeted APGD starts five times, and
-    targeted APGD has five target classes.
+    implementation. In L1 they are those of "Mind the box" (Croce & Hein 2021): untargeted APGD of `standard`
+    starts five times, and targeted APGD has five target classes.
 
     variant: `version` of the reference implementation. `standard` is APGD on the cross-entropy, APGD on the DLR loss
     and FAB towards 9 classes each, all with 100 steps, and Square with 5,000 queries. `rand`, for randomized defenses,

@@ -40,7 +40,7 @@ class IterateValues(NamedTuple):
     gradient: Tensor
 
     def record_gradients(self, target: Target, rows: Tensor) -> None:
-        """Record the gradients of those of the inputs `rows` [n] whose answers are not yet the wanted ones."""
+        """Record the gradients of the inputs `rows` [n] whose margin is still below the demanded one (loss > 0)."""
         trying = self.loss > 0
         target.record_gradients(rows[trying], self.gradient[trying])
 

@@ -210,7 +210,7 @@ class SelectivePGD(AimedAscent):
 
 @dataclass(frozen=True, kw_only=True)
 class OrthogonalPGD(SelectivePGD):
-    """Selective PGD in which a step for the class does not change the detectors' scores, nor the reverse.
+    """Selective PGD whose steps for the class leave the detectors' scores unchanged, and the reverse.
 
     The margin's gradient ∇f loses its component along the detectors' gradient ∇g, ∇f − (∇f·∇g / ∇g·∇g) ∇g, and the
     reverse (eq. 6 of the paper). Each step costs two passes.

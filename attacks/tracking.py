@@ -164,7 +164,7 @@ class AscentState:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking(Attack):
-    """Climbs through a projection, whose optimum it follows by Newton steps.
+    """Ascends a gradient through a projection, whose optimum it follows by Newton steps.
 
     It runs targeted ascents on C(G(z*(x))), and keeps z*(x) = argmin over z of ‖G(z) − x‖² at the optimum by one Newton
     step after each step of x.
@@ -205,7 +205,7 @@ class Tracking(Attack):
         return math.ceil(defense.inference_steps * self.targets * CONFIRMATIONS / sum(self.passes()))
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        return None if projects(defense) else "the defense projects on no generator, which this attack follows"
+        return None if projects(defense) else "this attack is for defenses that project images on a generator's range"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         problem = RangeProblem(target, x, y, self.norm, eps)

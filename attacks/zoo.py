@@ -39,8 +39,8 @@ class ZOO(Attack):
     `typical_temperature` of the clean input's logits. Its hierarchy of smaller images, for ImageNet, is left out.
 
     queries: largest number of forward passes for each input, for all values of c together. values: number of values
-    that are chosen for a step, at two queries each; one more query asks whether the step succeeded. searches: number of
-    values of c that are tried: each is ten times the last until one succeeds; then bisection follows. c: the first
+    that are chosen for a step, at two queries each; one more query tests whether the step succeeded. searches: number
+    of values of c that are tried: each is ten times the last until one succeeds; then bisection follows. c: the first
     value of c. rate: Adam's learning rate; larger than the paper's 0.01, because its nine values of c take 3,000 steps
     each on MNIST. h: difference by which a value is changed to estimate a partial derivative. sampling: `uniform`, or
     `importance`: in proportion to the largest change so far of the 3 × 3 pixels around a value, plus the mean of that

@@ -88,7 +88,7 @@ UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 def duration(text: str) -> str:
     """Return a duration such as 90s, 30min or 2h unchanged; raises ArgumentTypeError for any other text."""
     if not (found := DURATION.fullmatch(text.strip())) or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed; give a time > 0 as 90s, 30min or 2h")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not allowed; give a time > 0 such as 90s, 30min or 2h")
     return text.strip()
 
 
@@ -125,7 +125,7 @@ def run_parser() -> Parser:
         description="Attack defenses and measure how robust they are. The same command again runs what is missing.",
         epilog="Exit codes: 0 done, 1 finished with failed jobs, 2 bad input.",
     )
-    p.add_argument("--matrix", metavar="NAME|FILE", help="matrix to run: smoke, quick, strong, full, or a TOML file")
+    p.add_argument("--matrix", metavar="NAME|FILE", help="matrix to run (required): a name from `list`, or a TOML file")
     p.add_argument("--out", metavar="DIR|URL", help="output folder, or s3://… (default: results/<matrix>)")
     p.add_argument("--data", type=Path, metavar="DIR", help="folder of data files (default: $MANIFOLD_BENCH_DATA)")
     images = "number of test images of each data set, in place of the matrix's numbers"
@@ -147,15 +147,13 @@ def run_parser() -> Parser:
         p.add_argument(f"--{kind}", action="append", default=[], metavar="NAME", help=only)
     norms = f"run only attacks in this norm: {', '.join(get_args(Norm))} (repeatable)"
     p.add_argument("--norm", action="append", type=norm_of, default=[], metavar="NORM", help=norms)
-    sizes = "perturbation size, as 0.1 or 8/255, in place of the matrix's sizes of one norm (repeatable)"
+    sizes = "perturbation size, such as 0.1 or 8/255, in place of the matrix's sizes of one norm (repeatable)"
     p.add_argument("--eps", action="append", type=size, default=[], metavar="SIZE", help=sizes)
     p.add_argument("--quiet", action="store_true", help="show only failures and the last line; log.jsonl has the rest")
     probes = "run or leave out the probes of the masking diagnosis (docs/diagnosis.md), whatever the matrix says"
     p.add_argument("--diagnose", action=argparse.BooleanOptionalAction, help=probes)
-    p.add_argument(
-        "--export", type=Path, metavar="DIR", help="write every adversarial image to .npz files in this folder"
-    )
+    p.add_argument("--export", type=Path, metavar="DIR", help="write every judged image to .npz files in this folder")
     p.add_argument("--dry-run", action="store_true", help="show the plan and how long it would take, and run nothing")
-    fitting = "time for the run, as 90s, 30min or 2h: use fewer images, and then fewer iterations, until it fits"
+    fitting = "time for the run, such as 90s, 30min or 2h: use fewer images, and then fewer iterations, until it fits"
     p.add_argument("--budget", type=duration, metavar="TIME", help=fitting)
     return p

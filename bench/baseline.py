@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     name = given.name or given.run.resolve().name
     if name != Path(name).name or name.startswith("."):
-        raise InputError(f"--name: {name!r} is not a folder name; give one without / that does not begin with a dot")
+        what = f"--name: {name!r}" if given.name else f"{given.run}: the name of its folder, {name!r},"
+        raise InputError(f"{what} is no name of a baseline; give a --name without / that does not begin with a dot")
     # late: `--help` waits for neither pandas nor rich
     from manifold_bench.bench.gate.promotion import promote
     from manifold_bench.bench.planning.folders import check_files

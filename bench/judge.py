@@ -23,7 +23,7 @@ def parser() -> Parser:
     files = "an .npz file of `run --export`; a .pt or .pth file with tensors (RobustBench, AutoAttack); or a folder of "
     files += "pictures, each named by the index of its test image (AutoAdvExBench: 0000.png)"
     p.add_argument("images", type=Path, metavar="IMAGES", help=files)
-    defenses = "defense that answers the images (repeatable)"
+    defenses = "defense that classifies the images (repeatable)"
     p.add_argument("--defense", action="append", required=True, metavar="NAME", help=defenses)
     p.add_argument("--dataset", metavar="NAME", help="data set whose test images were perturbed")
     p.add_argument(

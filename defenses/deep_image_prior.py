@@ -68,7 +68,7 @@ class DeepImagePriorSpec(DefenseSpec):
 
 
 class DeepImagePrior(Defense):
-    """Classifies what an untrained network makes of the input when its fit is stopped early.
+    """Fits an untrained network to the input, stops early, and classifies the network's output.
 
     It answers C(f_θ*(z₀)), where θ* fits the network to x from random weights, argmin_θ ‖f_θ(z₀) − x‖².
 

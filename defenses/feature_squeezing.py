@@ -39,7 +39,7 @@ class FeatureSqueezingSpec(DefenseSpec):
 
 
 class FeatureSqueezing(Detector):
-    """Rejects images that the classifier answers otherwise once they are squeezed to fewer values.
+    """Rejects images whose predicted probabilities change much when they are squeezed to fewer values.
 
     The score is max over s of ‖softmax f(x) − softmax f(s(x))‖₁, in [0, 2], for the classifier f of `undefended` and
     two squeezers s: fewer bits, and a median filter. An image is rejected where its score exceeds a threshold, which a

@@ -70,6 +70,6 @@ class PixelDefend(Defense):
         return self(x), x.detach()
 
     def perceived(self, x: Tensor) -> Tensor:
-        """Return the decoded images, [N,C,H,W] in [0,1]."""
+        """Return the most probable image near each of the images x, [N,C,H,W] in [0,1]."""
         with torch.no_grad():
             return self.pixelcnn.greedy(x, self.spec.eps_defend)

@@ -65,7 +65,7 @@ class PretrainedSpec(DefenseSpec):
 
 
 class Pretrained(Defense):
-    """A classifier of photographs without a defense, which others have trained.
+    """A pretrained classifier of photographs, without a defense.
 
     The answer is argmax_k f(x)_k. For CIFAR-10 f is the ResNet-18 (11.2 M weights; He et al. 2016) of the package
     `pyautoattack`; for ImageNet EfficientNet-Lite0 (4.7 M weights), of the family of Tan and Le 2019, of

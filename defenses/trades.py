@@ -38,7 +38,7 @@ class TRADESSpec(PGDTrainingSpec):
 
 
 class TRADES(PGDTraining):
-    """TRADES: the classifier learns to be right, and to answer alike within the ball.
+    """TRADES: the classifier learns to be right, and to give the same answer everywhere within the ball.
 
     It minimises E [CE(C_θ(x), y) + β max_{‖δ‖ ≤ ε} KL(p_θ(x) ‖ p_θ(x + δ))] over θ, where p_θ is the softmax of C_θ.
 

@@ -232,8 +232,11 @@ def from_zoo(name: str, data: str, **deployment: object) -> Trainable:
     """
     path = zoo_file(data, name)
     if not path.exists():
-        known = ", ".join(sorted(path.stem for path in ZOO.glob("*.safetensors")))
-        raise WeightsError(f"the zoo has no {name!r} for {data!r}; it has {known}")
+        pairs = sorted(path.stem.split("--", 1) for path in ZOO.glob("*.safetensors"))
+        if known := [weights for of, weights in pairs if of == data]:
+            raise WeightsError(f"the zoo has no {name!r} for {data!r}; it has {', '.join(known)}")
+        data_sets = ", ".join(dict.fromkeys(of for of, _ in pairs))
+        raise WeightsError(f"the zoo has no weights for the data set {data!r}; it has some for {data_sets}")
     card = read_card(path)
     points = registered("parts") | registered("defenses")
     if card.name not in points:

@@ -86,7 +86,7 @@ def run(
     """
     with argument("matrix"):
         if not isinstance(matrix, (str, os.PathLike)):
-            raise InputError(f"matrix: {shown(matrix)} is no name; give that of a matrix, as quick, or a TOML file")
+            raise InputError(f"matrix: {shown(matrix)} is no matrix; give a name such as quick, or a TOML file")
         matrix = str(matrix)
     with argument("out"):
         temporary = options.get("out") is None
@@ -163,7 +163,7 @@ def evaluate(
     with argument("model"):
         model, randomized = resolved(model), bool(usage.get("randomized"))
         if isinstance(model, str) and randomized:
-            raise InputError(f"randomized: {model!r} has to say it itself, by an attribute `randomized = True`")
+            raise InputError(f"randomized: {model!r} is a name; leave it out, or set `randomized = True` in its class")
         cls = _class_of(MODEL, model, randomized)
     if not isinstance(model, str):
         _check_workers(options, "models")
@@ -225,7 +225,7 @@ def attack(
         given = {} if eps is None else {"eps": sizes_of(eps)}
     with argument("name"):
         if not isinstance(name, str):
-            how = by_name("attacks", name) or f"{shown(name)} is no name; give that of an attack, as pgd"
+            how = by_name("attacks", name) or f"{shown(name)} is no name; give the name of an attack, such as pgd"
             raise InputError(f"name: {how}")
     for key in AttackEntry.model_fields:
         if key in parameters:
@@ -302,7 +302,9 @@ def _check_workers(options: Mapping[str, object], given: str) -> None:
     values = [str(one) for one in several(options.get("workers", 0))]
     if len(values) == 1 and values[0] not in ("0", "None"):  # several are refused later
         named = {"models": "file.py:Name or file.py:Name@weights", "data": "a registered name or module:Class"}[given]
-        raise InputError(f"workers: {given} that are handed over stay in this process; leave it out, or name {named}")
+        raise InputError(
+            f"workers: {given} cannot be sent to other processes as objects; leave it out, or name {named}"
+        )
 
 
 def _table(label: str, given: object) -> JsonObject:

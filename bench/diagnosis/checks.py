@@ -15,6 +15,7 @@ import pandas as pd
 from manifold_bench.bench.diagnosis.evidence import (
     ALPHA,
     BALLS,
+    FIRST,
     ITERATIVE,
     MORE,
     NOISE,
@@ -254,13 +255,13 @@ def moving(e: Evidence) -> Finding:
 
 @check(
     "answers to the same image are the same",
-    "Answers that change between calls or with the other images of the batch make success a matter of luck. For a "
-    "randomized defense, declare `randomized`, judge with draws > 1 and attack the expectation. Otherwise make the "
-    "answers independent of the batch.",
+    "Answers that change between calls or with the batch make success a matter of luck; gradients of another function "
+    "mislead attacks. For a randomized defense, declare `randomized`, judge with draws > 1 and attack the expectation. "
+    "Declare an approximate gradient by `mb.bpda`. Otherwise mend the model.",
 )
 def repeats(e: Evidence) -> Finding:
     remarks = "; ".join(e.ok["reason"].unique()).split("; ")
-    unsteady = [f"the first eight inputs: {remark}" for remark in remarks if remark.startswith(UNSTEADY)]
+    unsteady = [f"{FIRST}{remark}" for remark in remarks if remark.startswith(UNSTEADY)]
     if unsteady and DIVERTED in unsteady[0]:  # which the inspection may not see
         return Finding("fail", unsteady[0])
     try:

@@ -36,6 +36,9 @@ ITERATIVE, SINGLE_STEP, TRANSFER, NOISE, QUERY = "iterative", "single-step", "tr
 
 MORE = f"{PROBE}more"
 
+FIRST = "the first inputs: "
+"""Beginning of the evidence that is a remark of the clean pass."""
+
 
 class Finding(NamedTuple):
     """The result of a check. evidence: the numbers on which it is based, in words."""

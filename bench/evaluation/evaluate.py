@@ -102,7 +102,11 @@ def evaluate(
         counts = f"{ended.counts}; {report.given_up}" if report.given_up else ended.counts
         if given.export:
             count = export(ended.results, (job.key[:16] for job in ended.plan.jobs), given.export)
-            console.print(f"{count} files of adversarial images in {given.export}", highlight=False, soft_wrap=True)
+            console.print(
+                f"{count} file{'s' * (count != 1)} of adversarial images in {given.export}",
+                highlight=False,
+                soft_wrap=True,
+            )
         if ended.unmeasured:
             console.print(f"{ended.unmeasured} measurements failed", highlight=False)
         if uneven := uneven_text(ended.results.distinct_kernels):

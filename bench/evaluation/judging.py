@@ -78,14 +78,16 @@ def judge(given: Namespace) -> int:
 def plan_of_images(given: Namespace, folder: Path) -> Plan:
     """Return a plan whose attacks return the given images, and store these in the run's folder; raises InputError."""
     if given.images.is_dir() and (files := sorted(given.images.glob("*.npz"))):
-        raise InputError(f"{given.images}: holds .npz files; name one of them, as {files[0]}")
+        raise InputError(f"{given.images}: holds .npz files; name one of them, such as {files[0]}")
     sets = read(given.images)
     meta = {} if len(sets) > 1 else dict(next(iter(sets.values())).meta or {})
     name, device = _name(given, meta, "dataset"), checked_device(given.device)
     dataset = DatasetRef(name, data_folder(given.data)).load()
     made = [_choice(one, label, dataset, given, folder) for label, one in sets.items()]
     if len({indices for _, indices in made}) > 1:
-        raise InputError(f"{given.images}: its sets of images belong to different test images; give one file for each")
+        raise InputError(
+            f"{given.images}: its tensors belong to different test images; judge each in a file of its own"
+        )
     check_labels("--label", [choice.label for choice, _ in made])
     matrix = Matrix(
         source=str(given.images),

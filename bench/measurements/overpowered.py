@@ -26,8 +26,8 @@ SHOWN = 8
 class OverpoweredPairs(Measurement):
     """Searches the generator's range for near pairs of images with different answers.
 
-    It starts a descent from each of `pairs` pairs z, z′ ~ N(0, I), and counts the pairs that end within each η of `eta`
-    (L2) with different answers.
+    It starts descents from `pairs` pairs z, z′ ~ N(0, I), two for each η, and counts the pairs that end within each η
+    of `eta` (L2) with different answers.
 
     A pair counts if the deployed defense accepts both images and gives them different answers, and their distance is
     within η. The generator's range is connected, so that a classifier that is not constant on it has such pairs at

@@ -20,7 +20,7 @@ BATCH = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Samples(Measurement):
-    """Draws images from every class of the generator and asks the defense what they are.
+    """Draws images from every class of the generator, and has the defense classify them.
 
     n: number of images that the defense answers. shown: number of images of each class in the picture.
     """

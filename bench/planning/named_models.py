@@ -51,7 +51,9 @@ def with_weights(model: object, path: Path) -> nn.Module:
     """
     place = f"weights {str(path)!r}"
     if not isinstance(model, nn.Module):
-        raise InputError(f"{place}: {type(model).__name__} takes no weights; name a torch.nn.Module before the @")
+        raise InputError(
+            f"{place}: {type(model).__name__} takes no weights; give a module, (Net, FILE) or file.py:Net@FILE"
+        )
     try:
         safe = checked_file(path).suffix == ".safetensors"
         state = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)

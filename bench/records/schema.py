@@ -32,7 +32,7 @@ UNSTEADY = "its answers "
 UNDECLARED = f"{UNSTEADY}to the same images differ from call to call"
 """Beginning of the remark that a defense is randomized and does not say so."""
 
-DIVERTED = f"{UNSTEADY}are others "
+DIVERTED = f"{UNSTEADY}differ "
 """Beginning of the remark that attacks climb another model than the one that is judged."""
 
 GUESSES = "as guesses are"

@@ -10,6 +10,7 @@ import pandas as pd
 from manifold_bench.bench.metrics.effort import LIMIT, effort_note
 from manifold_bench.bench.records.schema import Row
 from manifold_bench.bench.report.cures import FROM_SCORES, WRAPPED, cure_of_zero_gradients
+from manifold_bench.bench.report.diagnosis import found_text
 from manifold_bench.bench.report.steps import ENOUGH, STRONG, Steps
 from manifold_bench.bench.text import percent
 from manifold_bench.defenses.identity import JsonObject
@@ -43,8 +44,8 @@ def next_step(steps: Steps, finding: JsonObject, worst: Sequence[Row]) -> tuple[
             how = "say `randomized=True, draws=10` (a Defense or a name has the attribute `randomized = True`)"
         return f"Its answers differ from call to call: {how}, and run again:", steps.declared()
     if any(check["check"] == "repeats" and check["result"] == "fail" for check in finding["checks"]):
-        cause = "Its answers depend on more than the image (the batch, earlier calls, or whether a gradient is taken)"
-        return f"{cause}: mend that, and run again:", steps.same()
+        (cause,) = (found_text(check) for check in finding["checks"] if check["check"] == "repeats")
+        return f"Mend the model first, because {cause}. Then run again:", steps.same()
     if steps.is_guessing:
         cause = "Without an attack it is no better than guessing, so that these figures say nothing about robustness"
         where = f" (weights in a file are given as {steps.with_weights})" if steps.with_weights else ""

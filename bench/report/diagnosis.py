@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from manifold_bench.bench.diagnosis.evidence import FIRST
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis
 from manifold_bench.bench.report.table import Table
 from manifold_bench.bench.text import NOT_RUN
@@ -27,7 +28,7 @@ FINDINGS = {
     "gradients": "gradients are zero or not finite on more than 1 % of inputs",
     "more": "more steps or restarts gain at least 1 pp",
     "moving": "the loss still changes in the last tenth of the steps",
-    "repeats": "answers to the same image differ from call to call",
+    "repeats": "answers depend on more than the image (the batch, or earlier calls)",
     "planted": "attacks miss more than 5 % of planted adversarial examples",
     "undefended": "it is less robust than the undefended model under transfer",
     "accepts": "many clean inputs are rejected",
@@ -40,6 +41,8 @@ FINDINGS = {
 
 def found_text(check: JsonObject) -> str:
     """Return what a check has found where it fails or warns. check: its part of a diagnosis."""
+    if check["check"] == "repeats" and FIRST in check["evidence"]:  # a remark of the clean pass, which names the cause
+        return str(check["evidence"].removeprefix(FIRST))
     return FINDINGS.get(check["check"], f"this does not hold: {check['title']}")
 
 

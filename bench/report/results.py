@@ -204,7 +204,7 @@ def load(folder: str | Path) -> Results:
     """Return the results in a run's folder. Raises InputError where there are none, or a file is damaged."""
     if not (isinstance(folder, (str, os.PathLike)) and str(folder)):
         given = "''" if isinstance(folder, str) else type(folder).__name__
-        raise InputError(f"folder: {given} is no path; give that of a run's folder")
+        raise InputError(f"folder: {given} is no path; give the path of a run's folder")
     path = Path(folder)
     try:
         return Results(records.Results.load(path))

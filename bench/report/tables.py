@@ -307,7 +307,7 @@ def attacks_table(panel: Panel, marks: Marks, text: Callable[[float, int], str] 
 
 
 def robust_legend(attacked: pd.DataFrame) -> str:
-    """Return the legend of a table that shows these summary rows."""
+    """Return the legend of a table; with a sentence on seeds if any of its summary rows has several."""
     return LEGEND + SEEDS_LEGEND if (attacked["seeds"] > 1).any() else LEGEND
 
 

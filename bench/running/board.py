@@ -135,7 +135,7 @@ class Board:
             self._costs = None
 
     def cost(self, key: str) -> float:
-        """Return the estimated seconds of a job, by its key, as in its records."""
+        """Return the estimated seconds of the job with that key, without the start of its process."""
         return self._expected()[key]
 
     def _expected(self) -> dict[str, float]:

@@ -60,9 +60,10 @@ class Kind(NamedTuple):
 class Estimator:
     """Predicts the seconds of jobs: largest number of passes × seconds of a pass × share of the passes that is used.
 
-    Seconds of a training are added. Each factor is a median over the last finished jobs that are most similar to the
-    job. Seconds of a pass come from clean passes of the defense, or else of its kind, its data set, or all. The share
-    comes from the same attack on any defense. If the attack has run on that kind of defense, its time is used directly.
+    Seconds in which an attack trains a substitute are added. Each factor is a median over the last finished jobs that
+    are most similar to the job. Seconds of a pass come from clean passes of the defense, or else of its kind, its data
+    set, or all. The share comes from the same attack on any defense. If the attack has run on that kind of defense, its
+    time is used directly.
     """
 
     def __init__(self) -> None:
@@ -102,7 +103,7 @@ class Estimator:
         self._elsewhere = elsewhere
 
     def share(self, kind: Kind) -> float | None:
-        """Return the share of its largest number of passes that an attack uses, on that defense or else on any."""
+        """Return the share of its most passes that an attack will use, as measured on that defense or else on any."""
         own, speed = self._median(kind.pairs), self._median(kind.places)
         return own / speed if own is not None and speed else self._median([(kind.attack, kind.norm)])
 

@@ -191,7 +191,7 @@ def _changed(clean: WorstVerdict, judges: Tensor, attacked: Tensor) -> str:
         return now.shape != before[: len(now)].shape or int((now != before[: len(now)]).any(1).sum()) > (len(now) > 1)
 
     if others(judges):
-        return f"{UNSTEADY}to clean images are others after the attack than before"
+        return f"{UNSTEADY}to clean images changed during the attack"
     if others(attacked):
         return "the copy that it attacked answers clean images otherwise than before, so that it may have looked astray"
     return ""

@@ -40,9 +40,7 @@ lighter and the darker version of an image, and as a share of the mean differenc
 NEAR = 0.05
 """Largest distance, in each pixel, of images near clean ones that the defense answers twice."""
 
-OWN_GRADIENT = (
-    "is a part detached, or has a step a wrong backward? mb.bpda declares one that is meant to be approximate"
-)
+OWN_GRADIENT = "look for a detached part or a wrong backward; mb.bpda declares one that is meant to be approximate"
 
 
 class OutputCheck:
@@ -192,11 +190,11 @@ def repeats(defense: Defense, few: Tensor, draws: int, uneven: bool) -> Iterator
     elif not _same_under_gradient(defense, few):
         yield f"{DIVERTED}while a gradient is computed, so that attacks climb another model than is judged"
     elif not _same_as_outputs(defense, few):
-        yield f"{DIVERTED}than its outputs say (verdict and forward differ), so that attacks climb another model"
+        yield f"{DIVERTED}from what its outputs say (verdict and forward disagree), so that attacks climb another model"
     elif levels_of_jumps(defense, few):
         yield f"{DIVERTED}as soon as pixels are no whole grey levels, as they are in attacks"
     elif not gradients_fit(defense, few):
-        yield f"{DIVERTED}than its gradients tell, so that attacks follow these in vain ({OWN_GRADIENT})"
+        yield f"{DIVERTED}from what its gradients predict, so that these mislead attacks ({OWN_GRADIENT})"
 
 
 def _same_in_other_batches(defense: Defense, few: Tensor) -> bool:

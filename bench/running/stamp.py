@@ -59,10 +59,10 @@ def stored_output(folder: Path, request: JsonObject) -> dict[str, str] | None:
 
 
 def write_stamp(folder: Path, request: JsonObject, read: Mapping[str, str], shown: dict[str, str]) -> None:
-    """Note that the run in that folder is finished.
+    """Write a file by which the same command recognises that nothing is left to run.
 
-    request: request from before the run. read: hashes of other files outside the folder that it read. shown: texts that
-    the run showed at its end, for `stored_output`.
+    request: result of `request_of` before the run. read: hashes of other files outside the folder that it read. shown:
+    texts that the run showed at its end, for `stored_output`.
     """
     stamp = {"request": request, "read": dict(read), "left": _left(folder), "shown": shown}
     atomic_write(folder / STAMP, json.dumps(stamp, indent=1) + "\n")

@@ -23,7 +23,7 @@ def local_folder(given: str, place: str) -> Iterator[tuple[Path, Callable[[], No
     """
     if "://" not in given or given.startswith("file://"):
         if not (path := given.removeprefix("file://")):
-            raise InputError(f"{place}: '' is no path; give that of a run's folder")
+            raise InputError(f"{place}: {given!r} names no folder; give the path of a run's folder")
         folder = Path(path)
         check_files(folder)
         yield folder, lambda: None

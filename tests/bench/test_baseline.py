@@ -124,7 +124,7 @@ def test_what_cannot_be_a_baseline_is_refused_and_leaves_the_old_one(here, capsy
         ([str(damaged), "--name", "gate"], "damaged"),
         ([str(empty), "--name", "gate", "--force"], "no cell has results"),
         ([str(baseline)], "is the baseline itself"),
-        ([str(here / "gate"), "--name", "../up"], "--name: '../up' is not a folder name"),
+        ([str(here / "gate"), "--name", "../up"], "--name: '../up' is no name of a baseline"),
         ([str(here / "gate"), "--name", "notes"], "exists and is not a baseline"),
         ([str(here / "nowhere")], "no records here"),
     ]:

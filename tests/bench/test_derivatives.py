@@ -155,4 +155,4 @@ def test_a_false_gradient_marks_the_figures() -> None:
         Given(FALSE["a reversed gradient"]), (TEST.images[:16], TEST.labels[:16]), attacks=["fgsm"], eps=0.1
     )
     assert "¶" in result.table["marks"].iloc[0]
-    assert any("than its gradients tell" in note for note in result.notes)
+    assert any("from what its gradients predict" in note for note in result.notes)

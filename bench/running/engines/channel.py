@@ -21,7 +21,7 @@ Message = tuple[JsonObject, dict[str, Tensor]]
 
 
 class Channel:
-    """One end of a two-way connection."""
+    """One end of a connection between two processes, which carries JSON data and tensors both ways."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
