@@ -174,7 +174,7 @@ class RangeAttack(Attack):
         return math.ceil(defense.inference_steps * self.starts * CONFIRMATIONS / sum(self.passes()))
 
     def unsuited(self, defense: AttackableDefense) -> str | None:
-        return None if projects(defense) else "the defense projects on no generator, whose latents this attack changes"
+        return None if projects(defense) else "this attack is for defenses that project images on a generator's range"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
         problem = RangeProblem(target, x, y, self.norm, eps)

@@ -17,7 +17,7 @@ from typing import Any, Literal, Unpack, overload
 from manifold_bench.attacks.threat import UNBOUNDED, Norm
 from manifold_bench.bench.api.callers import argument, called_by_a_program
 from manifold_bench.bench.api.model import resolved
-from manifold_bench.bench.api.named import by_name
+from manifold_bench.bench.api.named import argument_of, by_name
 from manifold_bench.bench.api.one_attack import Attacked, attack_once
 from manifold_bench.bench.api.options import (
     EVALUATION,
@@ -198,7 +198,8 @@ def evaluate(
         try:
             return run(matrix, **{"workers": 0} | _given(options))
         except InputError as error:
-            raise InputError(str(error).removeprefix(f"{matrix}: ")) from error.__cause__  # nobody knows that file
+            said = str(error).removeprefix(f"{matrix}: ")  # nobody knows that file
+            raise InputError(argument_of(said, entries)) from error.__cause__
 
 
 @called_by_a_program('mb.attack("pgd", model, (images, labels), norm="linf", eps=0.1)')

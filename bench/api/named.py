@@ -1,8 +1,10 @@
-"""What to write for classes, functions and objects of a program where the name of an attack or a defense is needed."""
+"""What to write in place of an object where a name is needed, and which argument a message about a matrix is about."""
 
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Mapping, Sequence
 from numbers import Number
 
 import numpy as np
@@ -34,3 +36,17 @@ def by_name(kind: Kind, given: object) -> str:
     if made.__module__ == "__main__" or "<locals>" in made.__qualname__:
         return f'{what}; save the class in a file of its own, and give its name, "my_file.py:{name}"'
     return f'{what}; give its name, "{made.__module__}:{name}"'
+
+
+def argument_of(message: str, attacks: Sequence[Mapping[str, object]]) -> str:
+    """Return a message about the matrix that `evaluate` makes, with its own argument in place of the matrix's key.
+
+    attacks: the attacks as they were given; norm and eps of one that has none of its own are arguments of `evaluate`.
+    """
+    place, found, said = message.partition(": ")
+    of_attack = re.fullmatch(r"attacks\[(\d+)\]\.(norm|eps)(\[\d+\])?", place)
+    if of_attack and of_attack[2] not in attacks[int(of_attack[1])]:
+        place = of_attack[2]
+    if place.removesuffix(".name") == "datasets[0]":
+        place = "data"
+    return f"{place}{found}{said}"

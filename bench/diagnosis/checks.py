@@ -255,9 +255,8 @@ def moving(e: Evidence) -> Finding:
 
 @check(
     "answers to the same image are the same",
-    "Answers that change between calls or with the batch make success a matter of luck; gradients of another function "
-    "mislead attacks. For a randomized defense, declare `randomized`, judge with draws > 1 and attack the expectation. "
-    "Declare an approximate gradient by `mb.bpda`. Otherwise mend the model.",
+    "Answers that change between calls or with the batch make success a matter of luck, and false gradients mislead. "
+    "Declare `randomized`, with draws > 1, or an approximate gradient by `mb.bpda`; otherwise mend the model.",
 )
 def repeats(e: Evidence) -> Finding:
     remarks = "; ".join(e.ok["reason"].unique()).split("; ")

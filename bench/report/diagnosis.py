@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from manifold_bench.bench.diagnosis.evidence import FIRST
 from manifold_bench.bench.diagnosis.diagnose import Diagnosis
+from manifold_bench.bench.diagnosis.evidence import FIRST
 from manifold_bench.bench.report.table import Table
 from manifold_bench.bench.text import NOT_RUN
 from manifold_bench.defenses.identity import JsonObject

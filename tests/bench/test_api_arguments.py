@@ -314,3 +314,19 @@ def test_one_defense_of_a_matrix_may_be_named_next_to_models_that_are_handed_ove
     with pytest.raises(mb.InputError, match="noted"):
         mb.run("smoke", defenses={"mine": linear}, defense="undefended")
     assert given == ["mine", "undefended"]
+
+
+@pytest.mark.parametrize(
+    ("given", "begins"),
+    [
+        ({"eps": -0.1}, "eps: "),
+        ({"eps": [0.1, -2]}, "eps: "),
+        ({"norm": "l3", "eps": 0.1}, "norm: "),
+        ({"eps": 0.1, "attacks": [{"name": "pgd", "eps": -1}]}, "attacks[0].eps"),
+        ({"eps": 0.1, "data": "digit"}, "unknown data set 'digit'"),
+    ],
+)
+def test_a_message_names_the_argument_that_was_given(given, begins):
+    with pytest.raises(mb.InputError) as found:
+        mb.evaluate(**{"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "data": "digits"} | given)
+    assert str(found.value).startswith(begins)
