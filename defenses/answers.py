@@ -121,7 +121,10 @@ def _fault_of_parts(found: dict[Any, Any] | Sequence[Any], n: int) -> str:
         return f"{kind}; {alone}"
     is_bool = parts[score].dtype == torch.bool
     given = f"found[{score!r}]"
-    excess = f"~{given} where True means accepted" if is_bool else f"{given} - threshold where large means rejected"
+    excess = f"{given} - threshold where large means rejected"
+    if is_bool:
+        excess = "score - threshold of what decides it, since attacks need its gradient, or else "
+        excess += f"0.5 - {given}.float() where True means accepted"
     return (
         f"{kind}, of which part {score!r} is one {'bool' if is_bool else 'number'} for each image; if that says what "
         f"is rejected, return mb.append_reject_score(found[{logits!r}], excess) for found = model(x), {REJECTS}, as "

@@ -222,8 +222,13 @@ def append_reject_score(logits: Tensor, excess: Tensor) -> Tensor:
     """Append a reject score to logits [N,K] → [N,K+1]; it is the largest exactly where the excess [N] is > 0.
 
     excess: how far each image is beyond the limit from which on it is rejected, as score − threshold. Attacks climb its
-    gradient. Raises ValueError for another shape than [N].
+    gradient. Raises ValueError for another shape than [N], and for bools, which have none.
     """
+    if excess.dtype == torch.bool:
+        raise ValueError(
+            "excess: bools have no gradient, so that attacks would not see the detector; give its score minus the "
+            "threshold, or 0.5 - accepted.float() where there is no score (then attack by queries, too)"
+        )
     if excess.shape != logits.shape[:1]:
         raise ValueError(f"excess: its shape is {tuple(excess.shape)}; give one value for each of {len(logits)} images")
     top = logits.amax(1)

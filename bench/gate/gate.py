@@ -34,7 +34,8 @@ class Gate:
         if self.baseline.cells.keys().isdisjoint(self.new.cells):
             raise InputError(
                 f"compare: BASELINE ({_defenses(self.baseline)}) and NEW ({_defenses(self.new)}) have no cell in "
-                "common; give runs that share a defense, by its label, on the same data set"
+                "common; give runs that share a defense, by its label, on the same data set, or compare two defenses "
+                "in one run: --defense A --defense B"
             )
 
     @cached_property
@@ -126,7 +127,11 @@ class Gate:
     @property
     def closing_line(self) -> str:
         """The closing line: `2 - (worse), 3 = (no difference); 1 broken limit`."""
-        parts = [", ".join(f"{count} {sign} ({SIGNS[sign]})" for sign, count in self.counts.items())]
+        counts = self.counts
+        without = sum(one.sign == "=" and one.p is None for one in self.found)
+        counts["="] = counts.get("=", 0) - without
+        named = [f"{count} {sign} ({SIGNS[sign]})" for sign, count in counts.items() if count]
+        parts = [", ".join([*named, *([f"{without} without figures in both runs"] if without else [])])]
         if self.broken:
             parts.append(f"{len(self.broken)} broken limit{'s' * (len(self.broken) > 1)}")
         if not self.compared:

@@ -20,7 +20,7 @@ from manifold_bench.bench.records.schema import ATTACK, WORST_CASE, Row
 ATTACK_COLUMNS = (
     *("dataset", "norm", "defense", "attack", "n", "status", "eps"),  # which attack, and what of it there is
     *("right", "success", "forwards", "backwards", "median_distance", "optimality", "rank", "reason"),
-    *("alone", "missed"),
+    *("alone", "missed", "others"),
 )
 
 READ = (
@@ -84,8 +84,8 @@ def attack_figures(records: pd.DataFrame) -> pd.DataFrame:
     records: per-input records of a run. `eps`: the attack's largest ε. `right`: number of inputs accepted and right
     when clean. `success`: share of these that the attack beat. `forwards`, `backwards`: passes per input, over all ε
     and seeds. `rank`: see `ranks`. `alone`: number of inputs that this attack beat and no other one. `missed`: number
-    of inputs that it ran on and did not beat, though another one did. An attack that failed or was skipped has its
-    reason, and NaN in place of figures.
+    of inputs that it ran on and did not beat, though another one did. `others`: number of other attacks. An attack that
+    failed or was skipped has its reason, and NaN in place of figures.
     Norm "fooling" is left out, because noise has no distance.
     """
     attacked = records.loc[(records["kind"] == ATTACK) & (records["norm"] != FOOLING), list(READ)]
@@ -153,6 +153,7 @@ def _worth(records: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
         median_distance=of_attack["distance"].median(),
         alone=(beaten & (by_any == 1)).groupby(level="attack").sum(),  # NaN for the worst case
         missed=(~beaten & found["right"] & (by_any > 0)).groupby(level="attack").sum(),
+        others=of_attack.ngroups - 2,  # neither the attack itself nor all of them together
         reason="",
     )
 

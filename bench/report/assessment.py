@@ -22,7 +22,8 @@ from manifold_bench.bench.text import eps_text, norm_text, percent
 from manifold_bench.defenses.identity import JsonObject
 
 ONE_ANSWER = (
-    "Its answers are random, and one answer to each image was judged; with `draws` = 10 the worst of ten counts."
+    "Its answers are random, and one answer to each image was judged. With `draws` = 10 the worst of ten counts, and "
+    "with `eot` = 10 attacks follow the mean of ten gradients."
 )
 """What to think of figures on a randomized defense that was judged by one answer."""
 
@@ -82,6 +83,7 @@ def assessments(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, d
         finding = checked.get((name, label), {"result": "not run", "checks": []})
         answers = _answers(results, name, label)
         marks = [*_marks(worst, doubts), *([ONE_ANSWER] if answers == 1 else [])]
+        cut = [sentence] if (sentence := budget_of(results.run)) else []
         # the norm under which most is left is the one that is still open
         sized = [panel for panel in attacked if np.isfinite(panel.worst["eps"]).all()]
         left = max(sized, key=lambda panel: panel.worst["robust_accuracy"].fillna(0).max(), default=None)
@@ -91,13 +93,14 @@ def assessments(results: Results, summary: pd.DataFrame, diagnosis: Diagnosis, d
         steps = Steps(results, name, label, sizes)
         option = "--diagnose" if steps.is_of_command_line else "diagnose=True"
         advice, command = next_step(steps, finding, worst)
+        elsewhere = results.made_elsewhere(name, label)
         made.append(
             Assessment(
                 dataset=name,
                 defense=label,
                 clean=_clean(rows, answers),
                 left=[line for panel in attacked for line in _left(panel)] or ["No attack ran."],
-                trust=[ELSEWHERE, *marks] if results.made_elsewhere(name, label) else _trust(finding, marks, option),
+                trust=cut + ([ELSEWHERE, *marks] if elsewhere else _trust(finding, marks, option)),
                 advice=advice,
                 command=command,
             )

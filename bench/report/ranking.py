@@ -172,6 +172,8 @@ def attack_lines(figures: pd.DataFrame, attack: str) -> list[str]:
 
 def _against_others(own: Row) -> str:
     """Return on which inputs an attack and the others differ. own: a row of metrics.optimality.attack_figures."""
+    if np.isnan(own["alone"]) or not (own["others"] > 0):
+        return "; this run has no other attack to compare it with"
     alone, missed = (f"{own[name]:.0f}" for name in ("alone", "missed"))
     return f"; it beats {alone} that no other attack beats, and misses {missed} that others beat"
 

@@ -61,6 +61,18 @@ def gradients_fit(defense: Defense, few: Tensor) -> bool:
         return True
 
 
+def rejection_has_gradient(defense: Defense, few: Tensor) -> bool:
+    """Return whether a rejecting defense's reject score, beyond its largest logit, changes with images [n,C,H,W]."""
+    x = (few + AWAY * draws(few.shape, 0).to(few) * torch.where(few < 0.5, 1.0, -1.0).to(few)).requires_grad_()
+    try:
+        with torch.enable_grad():
+            outputs = defense(x)
+            excess = outputs[:, defense.num_classes] - outputs[:, : defense.num_classes].amax(1)
+            return bool(torch.autograd.grad(excess.sum(), x)[0].any())
+    except Exception:  # as in `gradients_fit`
+        return True
+
+
 @torch.no_grad()
 def _fit(values: Callable[[Tensor], Tensor], x: Tensor, gradients: Sequence[Tensor]) -> bool:
     """Return whether V gradients [n,C,H,W] are the derivatives of values: images x [n,C,H,W] → [V,n].

@@ -16,7 +16,7 @@ from manifold_bench.attacks.threat import grey_levels
 from manifold_bench.bench.planning.jobs import Job
 from manifold_bench.bench.planning.refs import TrainedRef
 from manifold_bench.bench.records.schema import DIVERTED, GUESSES, UNDECLARED, UNSTEADY
-from manifold_bench.bench.running.derivatives import draws, gradients_fit
+from manifold_bench.bench.running.derivatives import draws, gradients_fit, rejection_has_gradient
 from manifold_bench.bench.running.judge import FEW, Inputs, answers_are_plain, first_of, scored_answers
 from manifold_bench.bench.text import percent
 from manifold_bench.defenses.base import Defense
@@ -79,6 +79,8 @@ def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, unev
     outputs: record of its outputs. uneven: whether its layers round differently for other batch sizes.
     """
     defense, x = outputs.defense, inputs.x
+    if isinstance(defense, Model) and (seen := job.dataset.load().seen):
+        yield seen
     guesses = list(_guesses(defense, clean, inputs.y))
     yield from guesses
     yield from _unused_output(defense, inputs.y, bool(guesses))
@@ -91,6 +93,9 @@ def remarks(job: Job, inputs: Inputs, clean: Verdict, outputs: OutputCheck, unev
         yield "it rejects every image"
     elif defense.rejects and not clean.rejected.any() and not scored_answers(defense, _noise(x))[:, 1].any():
         yield "its reject score never wins, neither for these images nor for uniform noise"
+    elif defense.rejects and answers_are_plain(defense) and not rejection_has_gradient(defense, x[:FEW]):
+        cure = "a score minus its threshold has one (mb.append_reject_score)"
+        yield f"its reject score has no gradient, so that only attacks by queries see the detector; {cure}"
     elif not defense.rejects and clean.rejected.any():
         yield "its verdict rejects images although rejects is False, so that attacks do not see it"
     yield from repeats(defense, first_of(x, defense), job.draws, uneven)
@@ -117,16 +122,21 @@ def _guesses(defense: Defense, clean: Verdict, labels: Tensor) -> Iterator[str]:
 
 
 def _unused_output(defense: Defense, labels: Tensor, guesses: bool) -> Iterator[str]:
-    """Yield a remark if a model's last output may be a reject score: no image has the last class.
+    """Yield a remark if a model's last outputs are no classes, or a reject score: no image has these classes.
 
     guesses: whether its answers are no better than guesses, which makes that likely. Otherwise it is said only of so
-    many images that a class is missing among them by a chance of at most 5 %.
+    many images that the classes are missing among them by a chance of at most 5 %.
     """
-    classes = defense.num_classes
-    unused = isinstance(defense, Model) and not defense.rejects and int(labels.max()) + 2 == classes
-    if unused and (guesses or (1 - 1 / classes) ** len(labels) <= 0.05):
-        last = f"it has {classes} outputs, but no label is {classes - 1}"
+    classes, known = defense.num_classes, int(labels.max()) + 1
+    if not isinstance(defense, Model) or defense.rejects or known == classes:
+        return
+    if not ((guesses and known + 1 == classes) or (known / classes) ** len(labels) <= 0.05):
+        return
+    if known + 1 == classes:
+        last = f"it has {classes} outputs, but no label is {known}"
         yield f"{last}; if the last output is a reject score, say rejects = true"
+    else:
+        yield f"it has {classes} outputs, but no label is above {known - 1}; its last layer should have one per class"
 
 
 def _most_right(answers: Tensor, labels: Tensor) -> int:
