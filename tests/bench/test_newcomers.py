@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import manifold_bench as mb
 from manifold_bench.bench.errors import InputError
@@ -124,3 +125,31 @@ def test_an_attack_on_it_fails_in_one_line():
         with pytest.raises(InputError, match=f"attack '{attack}' on Sometimes .*NaN") as caught:
             mb.attack(attack, Sometimes(), DARK, eps=0.1)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("n", "said"), [(1, False), (4, False), (8, True), (24, True)])
+def test_few_images_tell_nothing_of_guesses(n, said):
+    """A model that names the same class for each of n images of two classes."""
+    images, labels = torch.rand(n, 1, 2, 2), torch.arange(n) % 2
+    found = mb.evaluate(
+        lambda x: x.flatten(1)[:, :2] * 0 + torch.tensor([1.0, 0.0]), (images, labels), attacks=["noise"], eps=0.1
+    )
+    clean = found.records[found.records["kind"] == "clean"]
+    assert clean["reason"].str.contains("guesses").eq(said).all()
+    assert not clean["reason"].str.contains("numbered").any()
+
+
+@pytest.mark.parametrize(("outputs", "said"), [(2, False), (3, True), (9, True)])
+def test_outputs_that_are_no_class_are_noted(outputs, said):
+    images, labels = torch.rand(24, 1, 2, 2), torch.arange(24) % 2
+    found = mb.evaluate(
+        lambda x: F.pad(x.flatten(1)[:, :2], (0, outputs - 2)), (images, labels), attacks=["noise"], eps=0.1
+    )
+    reasons = found.records.loc[found.records["kind"] == "clean", "reason"]
+    assert reasons.str.contains(f"it has {outputs} outputs, but no label").eq(said).all()
+
+
+def test_a_model_of_others_hears_that_it_may_have_seen_the_images():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    found = mb.evaluate(model, "mnist5k", n=8, attacks=["noise"], eps=0.1)
+    assert found.records["reason"].str.contains("a model trained on MNIST has seen them").any()
