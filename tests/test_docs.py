@@ -223,6 +223,13 @@ def test_runs_are_planned(command, folder, monkeypatch):
     assert plans[0].jobs
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [line for line in planned() if re.search("quick|strong", str(line))])
+def test_runs_are_run_on_few_images(command, folder):
+    few = [] if "--n " in command else ["--n", "5"]
+    assert subprocess.run([*shlex.split(command), *few, "--quiet"], check=False).returncode == 0
+
+
 @pytest.fixture
 def finished(folder):
     """The folders and the file of images that commands name which read them."""
