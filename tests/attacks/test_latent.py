@@ -162,7 +162,7 @@ def test_an_output_is_the_same_alone_and_in_a_batch(attack):
 
 @every
 def test_what_has_no_generator_is_skipped_with_the_reason(attack):
-    assert "no generator" in str(attack.unsuited(Linear(2)))
+    assert "a generator's range" in str(attack.unsuited(Linear(2)))
     assert attack.unsuited(Projects()) is None
 
 

@@ -223,7 +223,7 @@ def test_of_a_randomized_defense_several_optima_are_followed():
 
 
 def test_what_follows_no_optimum_is_skipped_with_the_reason():
-    assert "no generator" in str(ATTACK.unsuited(Linear(2))) and ATTACK.unsuited(Projects()) is None
+    assert "a generator's range" in str(ATTACK.unsuited(Linear(2))) and ATTACK.unsuited(Projects()) is None
     matrix = parse_matrix(
         {
             "datasets": [{"name": "digits", "n": 4}],

@@ -11,9 +11,9 @@ CASES = {
     "a matrix without its option": (run, ["quick"], "write --matrix quick"),
     "a misspelt option": (run, ["--matix", "quick"], "did you mean '--matrix'?"),
     "an option spelt otherwise": (run, ["--defence=inc"], "did you mean '--defense'?"),
-    "two names": (list, ["pgd", "apgd"], "takes NAME and no more; got pgd, apgd"),
-    "three runs": (compare, ["a", "b", "c"], "takes BASELINE NEW and no more; got a, b, c"),
-    "two files": (judge, ["a.npz", "b.npz", "--defense", "d"], "takes IMAGES and no more; got a.npz, b.npz"),
+    "two names": (list, ["pgd", "apgd"], "takes NAME alone; got pgd, apgd"),
+    "three runs": (compare, ["a", "b", "c"], "takes BASELINE NEW alone; got a, b, c"),
+    "two files": (judge, ["a.npz", "b.npz", "--defense", "d"], "takes IMAGES alone; got a.npz, b.npz"),
 }
 
 UNLIKE = {"an output": (baseline, ["run", "--out", "bl"]), "to open": (report, ["run", "--open"])}
