@@ -184,7 +184,7 @@ def _as_tensor(what: str, value: object) -> Tensor:
     if array.dtype.kind not in "buif":
         advice = "; numpy.unique(labels, return_inverse=True)[1] are numbers" if what == "labels" else ""
         raise InputError(f"data: {what} of type {array.dtype}; give numbers{advice}")
-    return torch.from_numpy(array)
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))  # IDX files have the other order
 
 
 def _fault_of_images(images: Tensor) -> str | None:

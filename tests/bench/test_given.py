@@ -96,6 +96,11 @@ def test_what_rounds_to_1_is_1():
     assert (labelled_images((images, Y)).images == 1).all()
 
 
+def test_arrays_of_the_other_byte_order_are_data_too():
+    given = labelled_images((X.numpy().astype(">f4"), Y.numpy().astype(">i8")))
+    assert torch.equal(given.images, X) and torch.equal(given.labels, Y)
+
+
 def test_a_read_only_array_is_not_changed():
     images = X.numpy().copy()
     images.flags.writeable = False
