@@ -48,7 +48,7 @@ def gradients_fit(defense: Defense, few: Tensor) -> bool:
         first, second = outputs.gather(1, likeliest).unbind(1)
         return torch.stack([first - second, *outputs[:, classes:].unbind(1)])
 
-    near = few + AWAY * draws(few.shape, 0).to(few) * torch.where(few < 0.5, 1.0, -1.0).to(few)
+    near = _away(few)
     x = near.clone().requires_grad_()
     try:
         with approximated() as estimated:
@@ -63,7 +63,7 @@ def gradients_fit(defense: Defense, few: Tensor) -> bool:
 
 def rejection_has_gradient(defense: Defense, few: Tensor) -> bool:
     """Return whether a rejecting defense's reject score, beyond its largest logit, changes with images [n,C,H,W]."""
-    x = (few + AWAY * draws(few.shape, 0).to(few) * torch.where(few < 0.5, 1.0, -1.0).to(few)).requires_grad_()
+    x = _away(few).requires_grad_()
     try:
         with torch.enable_grad():
             outputs = defense(x)
@@ -71,6 +71,11 @@ def rejection_has_gradient(defense: Defense, few: Tensor) -> bool:
             return bool(torch.autograd.grad(excess.sum(), x)[0].any())
     except Exception:  # as in `gradients_fit`
         return True
+
+
+def _away(few: Tensor) -> Tensor:
+    """Return images at most `AWAY` from images [n,C,H,W] in each pixel, and in [0,1] where these are."""
+    return few + AWAY * draws(few.shape, 0).to(few) * torch.where(few < 0.5, 1.0, -1.0).to(few)
 
 
 @torch.no_grad()
